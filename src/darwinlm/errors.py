@@ -1,0 +1,67 @@
+"""Every error that a user can cause, as one tree.
+
+::
+
+    DarwinLMError
+    ├── ModelError            the model can't be found, read or understood
+    │   ├── FamilyError       its architecture isn't one that we know
+    │   └── CheckpointError   its files are missing, damaged or inconsistent
+    ├── RecipeError           a field of the recipe or an option of the command is wrong
+    │   └── BudgetError       the budget can't be met
+    ├── DataError             text is missing, empty, too short or unreadable
+    ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
+    ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
+    ├── MissingExtraError     an optional dependency is needed and not installed
+    └── StorageError          the disk is full or can't be written
+
+The command line prints the message and exits with status 2. A message says what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class DarwinLMError(Exception):
+    """Root of the tree: catch this to catch every error that input can cause."""
+
+
+class ModelError(DarwinLMError):
+    """The model can't be found, read or understood."""
+
+
+class FamilyError(ModelError):
+    """The model's architecture isn't one that we know."""
+
+
+class CheckpointError(ModelError):
+    """The model's files are missing, damaged or inconsistent."""
+
+
+class RecipeError(DarwinLMError):
+    """A field of the recipe or an option of the command is wrong."""
+
+
+class BudgetError(RecipeError):
+    """The budget can't be met."""
+
+
+class DataError(DarwinLMError):
+    """Text is missing, empty, too short or unreadable."""
+
+
+class NumericsError(DarwinLMError):
+    """A tensor isn't finite, or a matrix can't be factorised."""
+
+
+class ArtifactError(DarwinLMError):
+    """A folder of an earlier stage is damaged, foreign or not ours."""
+
+
+class MissingExtraError(DarwinLMError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+
+
+class StorageError(DarwinLMError):
+    """The disk is full or can't be written."""
