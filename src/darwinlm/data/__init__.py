@@ -1,0 +1,19 @@
+"""Text: where it comes from, whose it is, and proof that search never sees evaluation text."""
+
+from darwinlm.data.leakage import assert_disjoint, check_not_evaluation_text
+from darwinlm.data.sources import DEFAULT_SOURCE, EXTENSIONS, TEXT_FIELDS, read_documents
+from darwinlm.data.splits import PURPOSES, TextPlan, TokenBlocks, document_hash, split_documents
+
+__all__ = [
+    "DEFAULT_SOURCE",
+    "EXTENSIONS",
+    "PURPOSES",
+    "TEXT_FIELDS",
+    "TextPlan",
+    "TokenBlocks",
+    "assert_disjoint",
+    "check_not_evaluation_text",
+    "document_hash",
+    "read_documents",
+    "split_documents",
+]

@@ -1,0 +1,145 @@
+"""Guards against judging a model by text that it was made with."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darwinlm.data.sources import HubSource, LocalSource, parse_source
+from darwinlm.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from darwinlm.data.splits import TokenBlocks
+
+_BENCHMARKS = {
+    "SciQ": r"sciq",
+    "PIQA": r"piqa",
+    "WinoGrande": r"winogrande",
+    "ARC": r"ai2[-_ ]?arc|arc[-_ ]?(?:easy|challenge|e|c)",
+    "HellaSwag": r"hellaswag",
+    "LogiQA": r"logiqa",
+    "BoolQ": r"boolq",
+    "MMLU": r"mmlu|hendrycks[-_ ]?test",
+}
+"""Benchmarks that results are reported on, and what their paths look like in lower case."""
+
+_TEXT_BENCHMARKS = {"WikiText": r"wikitext|wiki(?=\.test)"}
+"""Ordinary text of which only the test split is reserved."""
+
+_TRAINING_WORDS = frozenset({"train", "training"})
+_EVALUATION_WORDS = frozenset({"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "all"})
+_TEST_WORDS = frozenset({"test", "testing", "all"})
+
+
+def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
+    """Refuse two purposes that share a document.
+
+    Args:
+        named: The blocks of each purpose.
+
+    Raises:
+        DataError: Two purposes share documents; the message names them and says how many.
+    """
+    for (first, one), (second, other) in combinations(named.items(), 2):
+        shared = len(set(one.document_hashes) & set(other.document_hashes))
+        if shared:
+            documents = "1 document" if shared == 1 else f"{shared} documents"
+            raise DataError(
+                f"{first} and {second} share {documents}, so results on one would flatter the other. "
+                "Split both from one source, or take them from sources that have nothing in common."
+            )
+
+
+def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") -> None:
+    """Refuse a source that looks like the evaluation split of a known benchmark.
+
+    The names decide, not the content: ids, configurations and splits of hub data sets, and the components of absolute
+    local paths (of a folder, those of every file in it; of a link that says nothing, those of what it points to). A
+    question benchmark has to say that it is its training split; of WikiText only the test split is refused.
+
+    Args:
+        source: A source as `read_documents` takes it.
+        allow_benchmark_text: Why such text is fine here, in the user's words. Blank, there is no reason.
+
+    Raises:
+        DataError: The source looks like evaluation text and no reason is given, or there is no such source.
+    """
+    if allow_benchmark_text.strip():
+        return
+    parsed = parse_source(source)
+    found = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
+    if found is not None:
+        benchmark, where = found
+        raise DataError(
+            f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would flatter a model "
+            "made with it. Give other text or the training split, or write the reason why it's fine in "
+            "text.allow_benchmark_text."
+        )
+
+
+def _in_hub_name(source: HubSource) -> tuple[str, str] | None:
+    split = set(_words(source.split))
+    name = f"{source.name}/{source.config or ''}".lower()
+    for benchmark, pattern in _BENCHMARKS.items():
+        trains = split & _TRAINING_WORDS and not split & _EVALUATION_WORDS
+        if _mention(name, pattern) is not None and not trains:
+            return benchmark, str(source)
+    for benchmark, pattern in _TEXT_BENCHMARKS.items():
+        if _mention(name, pattern) is not None and split & _TEST_WORDS:
+            return benchmark, str(source)
+    return None
+
+
+def _in_local_files(source: LocalSource) -> tuple[str, str] | None:
+    for path in source.files():
+        named, target = path.absolute(), path.resolve()
+        benchmark = _in_path(named if _names_benchmark(named) else target)
+        if benchmark is not None:
+            return benchmark, str(path)
+    return None
+
+
+def _names_benchmark(path: Path) -> bool:
+    patterns = [*_BENCHMARKS.values(), *_TEXT_BENCHMARKS.values()]
+    return any(_mention(part.lower(), pattern) is not None for part in path.parts for pattern in patterns)
+
+
+def _in_path(path: Path) -> str | None:
+    """Name the benchmark whose evaluation split a file looks like, if any."""
+    parts = [part.lower() for part in path.parts]
+    for benchmark, pattern in _BENCHMARKS.items():
+        words = _split_words(parts, pattern)
+        if words is not None and (not words or words[-1] not in _TRAINING_WORDS):
+            return benchmark
+    for benchmark, pattern in _TEXT_BENCHMARKS.items():
+        words = _split_words(parts, pattern)
+        if words and words[-1] in _TEST_WORDS:
+            return benchmark
+    return None
+
+
+def _split_words(parts: list[str], pattern: str) -> list[str] | None:
+    """List the names of splits that go with a benchmark's name in a path, in order; None if the name isn't there.
+
+    They stand in the component that has the benchmark's name or below it, or are the whole name of the folder above:
+    ``boolq/validation/0.arrow``, ``boolq_train.jsonl``, ``test/boolq.jsonl``.
+    """
+    first = next((index for index, part in enumerate(parts) if _mention(part, pattern) is not None), None)
+    if first is None:
+        return None
+    splits = _TRAINING_WORDS | _EVALUATION_WORDS
+    above = [part for part in parts[max(first - 1, 0) : first] if part in splits]
+    below = [word for part in parts[first:] for word in _words(part) if word in splits]
+    return above + below
+
+
+def _mention(name: str, pattern: str) -> re.Match[str] | None:
+    return re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z])", name)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", name.lower())

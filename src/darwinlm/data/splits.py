@@ -1,0 +1,417 @@
+"""Text for each purpose, disjoint by document, as blocks of tokens.
+
+Search data is never evaluation data: every document serves one purpose only. Which one is read off the document
+itself, by a seeded hash, whatever the order of the documents and however many are read. Only when a source ends before
+every purpose has its text may a document that its own purpose had no room for serve another.
+
+Letters: B blocks, T tokens in a block (`seq_len`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from darwinlm.artifact import damaged, read_json, read_tensors, write_json, write_tensors
+from darwinlm.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
+"""What text is needed for, in the order of the stages; training is the only one whose share may be 0."""
+
+_SMALLEST_WEIGHT = 0.02
+"""Part of the documents that even the smallest purpose gets: with less, a long stream would be read to fill it."""
+
+_FIRST_BATCH_CHARACTERS = 1 << 12
+"""Text that is tokenised to learn how many characters make a token."""
+
+_BATCH_CHARACTERS = 1 << 18
+"""The most text that is tokenised in one go, but for the last document of it."""
+
+_SPARE_CHARACTERS_PER_TOKEN = 16
+"""How much text of full purposes is kept for the end, for each token that is wanted."""
+
+_TOKENS_FILE = "tokens.safetensors"
+_DESCRIPTION_FILE = "blocks.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Tokens of one purpose, cut into blocks of equal length.
+
+    Two are equal when their tokens, documents and source are.
+
+    Attributes:
+        tokens: Token ids, int64 [B, T].
+        document_hashes: `document_hash` of every document that gave at least one token, in the order of the tokens.
+        source: Where the text came from, for reports.
+        digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
+    """
+
+    tokens: torch.Tensor = field(compare=False, repr=False)
+    document_hashes: tuple[str, ...] = field(repr=False)
+    source: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.tokens.dim() == 2, "tokens are [blocks, tokens in a block]"
+        assert self.tokens.dtype == torch.int64, "tokens are int64"
+        object.__setattr__(self, "digest", _digest(self.tokens))
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens in all blocks together."""
+        return self.tokens.numel()
+
+    def save(self, folder: Path | str) -> None:
+        """Write the blocks as ``tokens.safetensors`` and ``blocks.json``, the latter last.
+
+        Args:
+            folder: Where to write; it is made if need be, and earlier blocks in it are replaced.
+
+        Raises:
+            StorageError: The disk is full or can't be written.
+        """
+        home = Path(folder)
+        write_tensors(home / _TOKENS_FILE, {"tokens": self.tokens})
+        description = {
+            "format": _FORMAT,
+            "source": self.source,
+            "digest": self.digest,
+            "shape": list(self.tokens.shape),
+            "document_hashes": list(self.document_hashes),
+        }
+        write_json(home / _DESCRIPTION_FILE, description)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> TokenBlocks:
+        """Read what `save` wrote.
+
+        Args:
+            folder: Where the blocks lie.
+
+        Returns:
+            The same blocks.
+
+        Raises:
+            ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.
+        """
+        home = Path(folder)
+        path = home / _DESCRIPTION_FILE
+        description = read_json(path)
+        if not isinstance(description, dict) or description.get("format") != _FORMAT:
+            raise damaged(path, f"it isn't format {_FORMAT} of token blocks")
+        tokens = read_tensors(home / _TOKENS_FILE).get("tokens")
+        if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise damaged(home / _TOKENS_FILE, "there are no blocks of tokens in it")
+        try:
+            blocks = cls(tokens, tuple(description["document_hashes"]), description["source"])
+            recorded = description["digest"]
+        except (KeyError, TypeError) as error:
+            raise damaged(path, f"it lacks {error}") from error
+        if blocks.digest != recorded:
+            raise damaged(home / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
+        return blocks
+
+
+def _setting(purpose: str) -> str:
+    """Name the field of the recipe that says how many tokens a purpose gets."""
+    return f"text.{purpose}_tokens"
+
+
+def document_hash(document: str) -> str:
+    """Name a document by its words: white space and case make no difference.
+
+    Args:
+        document: Any text.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    normalised = " ".join(document.split()).casefold()
+    return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """How much text each purpose gets, and how documents are dealt out.
+
+    Attributes:
+        shares: Tokens wanted for each purpose, some of `PURPOSES`; rounded up to whole blocks.
+        seq_len: Tokens in a block, T.
+        seed: Another seed deals the documents out differently.
+
+    Raises:
+        RecipeError: A purpose is unknown, or a number is out of range.
+    """
+
+    shares: Mapping[str, int]
+    seq_len: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 1:
+            raise RecipeError(f"text.sequence_length is {self.seq_len}: a block needs at least one token.")
+        unknown = sorted(set(self.shares) - set(PURPOSES))
+        if unknown:
+            raise RecipeError(f"Text has no purpose '{unknown[0]}': the purposes are {', '.join(PURPOSES)}.")
+        if not self.shares:
+            raise RecipeError(f"No purpose is given: name at least one of {', '.join(PURPOSES)}.")
+        for purpose, tokens in self.shares.items():
+            least = 0 if purpose == "training" else 1
+            if tokens < least:
+                raise RecipeError(f"{_setting(purpose)} is {tokens}: it has to be at least {least}.")
+
+    def blocks_wanted(self, purpose: str) -> int:
+        """Count the blocks of a purpose, B: its share, rounded up to whole blocks."""
+        return -(-self.shares[purpose] // self.seq_len)
+
+    def purpose_of(self, hashed: str) -> str:
+        """Assign a document to a purpose, by the seed and its hash alone.
+
+        Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins: the purposes get documents
+        in proportion to their weights, and changing one share moves no document between two others. A weight is the
+        share of the tokens, but at least 2 %.
+
+        Args:
+            hashed: The `document_hash`.
+
+        Returns:
+            One of the purposes whose share isn't 0.
+        """
+        total = sum(self.shares.values())
+        draws: list[tuple[float, str]] = []
+        for purpose, tokens in self.shares.items():
+            if tokens > 0:
+                digest = blake2b(f"{self.seed}:{purpose}:{hashed}".encode(), digest_size=8).digest()
+                uniform = (int.from_bytes(digest, "big") + 1) / 2**64
+                draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
+        if not draws:
+            raise RecipeError(f"No text is wanted: raise {' or '.join(map(_setting, self.shares))}.")
+        return min(draws)[1]
+
+
+def split_documents(
+    documents: Iterable[str],
+    shares: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    seed: int,
+    *,
+    source: str = "",
+) -> dict[str, TokenBlocks]:
+    """Deal documents out to the purposes, disjointly, and pack each purpose's text into blocks.
+
+    Documents are read until every purpose has its tokens, and no further (but for the batch at hand). A repeated
+    document (see `document_hash`) is dropped. One whose purpose is full is set aside; when the documents end while
+    purposes still lack text, what was set aside is handed to them in the order of the hashes. Each document is
+    tokenised at most once.
+
+    Packing: a document becomes the tokenizer's bos token (if the tokenizer adds one by default), its own tokens without
+    special ones, and the eos token (if there is one); these are joined end to end and cut into blocks of exactly T
+    tokens. What is left at the end is dropped.
+
+    Args:
+        documents: Texts, read lazily.
+        shares: Tokens wanted for each purpose; see `TextPlan`.
+        tokenizer: The model's tokenizer.
+        seq_len: Tokens in a block, T.
+        seed: Decides, together with a document's hash, whose it is.
+        source: Where the documents come from; goes into messages and into the result.
+
+    Returns:
+        For each purpose of `shares`, blocks [B, T]; B is 0 where the share is.
+
+    Raises:
+        DataError: There is too little text; the message says what lacks how much and which settings to lower.
+        RecipeError: A purpose is unknown, or a number is out of range.
+    """
+    plan = TextPlan(shares, seq_len, seed)
+    shelves = {purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len) for purpose in PURPOSES if purpose in shares}
+    dealer = _Dealer(plan, shelves, _Packer(tokenizer))
+    if any(shelf.lacks for shelf in shelves.values()):
+        dealer.deal(documents)
+    short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
+    if short:
+        lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
+        read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
+        named = f"Text source {source!r}" if source else "The text"
+        raise DataError(
+            f"{named} is too short: {lacking} ({read}; no document serves two purposes). "
+            f"Give more text, or lower {' and '.join(map(_setting, short))}."
+        )
+    return {
+        purpose: TokenBlocks(shelf.blocks(seq_len), tuple(shelf.hashes), source) for purpose, shelf in shelves.items()
+    }
+
+
+@dataclass
+class _Document:
+    """A document on its way; its tokens are int64 [number of them] once it has been tokenised."""
+
+    hashed: str
+    text: str
+    tokens: NDArray[np.int64] | None = None
+
+
+class _Shelf:
+    """The text that one purpose has so far."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.n_tokens = 0
+        self.hashes: list[str] = []
+        self._pieces: list[NDArray[np.int64]] = []
+
+    @property
+    def lacks(self) -> int:
+        """Tokens still needed."""
+        return self.wanted - self.n_tokens
+
+    @property
+    def progress(self) -> str:
+        """Tokens there are, and tokens wanted."""
+        return f"{self.n_tokens} of {self.wanted}"
+
+    def put(self, hashed: str, tokens: NDArray[np.int64]) -> None:
+        """Add a document's tokens, as many as are needed."""
+        kept = tokens[: self.lacks]
+        self._pieces.append(kept)
+        self.n_tokens += len(kept)
+        self.hashes.append(hashed)
+
+    def blocks(self, seq_len: int) -> torch.Tensor:
+        """Join the tokens and cut them: [B, T]."""
+        joined = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int64)
+        return torch.from_numpy(joined.reshape(-1, seq_len))
+
+
+class _Packer:
+    """Tokenises documents as `split_documents` describes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: Any = tokenizer
+        bare = self._ids(["a"])[0]
+        by_default = list(tokenizer("a")["input_ids"])
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        adds_bos = bos is not None and by_default[:1] == [bos] and bare[:1] != [bos]
+        self._before = [bos] if adds_bos else []
+        self._after = [] if eos is None else [eos]
+
+    def tokenise(self, documents: list[_Document]) -> None:
+        """Fill in the tokens of the documents that have none yet."""
+        waiting = [document for document in documents if document.tokens is None]
+        if not waiting:
+            return
+        for document, ids in zip(waiting, self._ids([document.text for document in waiting]), strict=True):
+            whole = self._before + ids + self._after if ids else []
+            document.tokens = np.asarray(whole, dtype=np.int64)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+class _Dealer:
+    """Hands documents to the shelves, a batch at a time."""
+
+    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: _Packer) -> None:
+        self.n_documents = 0
+        self.n_repeated = 0
+        self._plan = plan
+        self._shelves = shelves
+        self._packer = packer
+        self._tokenised_characters = 0
+        self._tokenised_tokens = 0
+        self._spare: list[_Document] = []
+        self._spare_room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
+
+    def deal(self, documents: Iterable[str]) -> None:
+        """Fill the shelves from the documents; then, if they ended too early, from what was set aside."""
+        batch: list[tuple[str, _Document]] = []
+        waiting_characters = 0
+        for document in self._new(documents):
+            purpose = self._plan.purpose_of(document.hashed)
+            if not self._shelves[purpose].lacks:
+                self._set_aside(document)
+                continue
+            batch.append((purpose, document))
+            waiting_characters += len(document.text)
+            if waiting_characters >= self._batch_size():
+                self._place(batch)
+                batch, waiting_characters = [], 0
+                if self._lacking() == 0:
+                    return
+        self._place(batch)
+        self._hand_out_spare()
+
+    def _new(self, documents: Iterable[str]) -> Iterator[_Document]:
+        """Yield each document once, by its hash."""
+        seen: set[str] = set()
+        for text in documents:
+            self.n_documents += 1
+            hashed = document_hash(text)
+            if hashed in seen:
+                self.n_repeated += 1
+                continue
+            seen.add(hashed)
+            yield _Document(hashed, text)
+
+    def _lacking(self) -> int:
+        return sum(shelf.lacks for shelf in self._shelves.values())
+
+    def _batch_size(self) -> int:
+        """Characters to tokenise at once: many for speed, but hardly more than the tokens still needed."""
+        if self._tokenised_tokens == 0:
+            return min(_FIRST_BATCH_CHARACTERS, self._lacking())
+        characters_per_token = self._tokenised_characters / self._tokenised_tokens
+        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._lacking()))
+
+    def _place(self, batch: list[tuple[str, _Document]]) -> None:
+        self._packer.tokenise([document for _, document in batch])
+        for purpose, document in batch:
+            self._tokenised_characters += len(document.text)
+            self._tokenised_tokens += 0 if document.tokens is None else len(document.tokens)
+            shelf = self._shelves[purpose]
+            if shelf.lacks:
+                self._put(shelf, document)
+            else:
+                self._set_aside(document)
+
+    def _put(self, shelf: _Shelf, document: _Document) -> None:
+        assert document.tokens is not None, "documents are tokenised before they are placed"
+        if len(document.tokens):
+            shelf.put(document.hashed, document.tokens)
+
+    def _set_aside(self, document: _Document) -> None:
+        """Keep a document of a full purpose for the end, unless so much is kept already that it can't be needed."""
+        if self._spare_room > 0:
+            self._spare_room -= len(document.text)
+            self._spare.append(document)
+
+    def _hand_out_spare(self) -> None:
+        spare = iter(sorted(self._spare, key=lambda document: document.hashed))
+        for shelf in self._shelves.values():
+            while shelf.lacks:
+                document = next(spare, None)
+                if document is None:
+                    return
+                self._packer.tokenise([document])
+                self._put(shelf, document)
+
+
+def _digest(tokens: torch.Tensor) -> str:
+    shape = "x".join(map(str, tokens.shape))
+    little_endian = tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
+    return blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()

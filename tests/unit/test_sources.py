@@ -1,0 +1,509 @@
+"""Every format is read, and everything that can be wrong with a source gets one clear message."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from darwinlm.data import DEFAULT_SOURCE, check_not_evaluation_text, read_documents
+from darwinlm.errors import DataError, MissingExtraError
+
+ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
+TEXTS = [row["text"] for row in ROWS]
+
+
+def json_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_arrow(path, rows, *, stream):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.Table.from_pylist(rows)
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
+def write_parquet(path, rows):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write(path, content):
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        path.write_bytes(content)
+    return path
+
+
+def read(source, **options):
+    return list(read_documents(str(source), **options))
+
+
+def message(source, **options):
+    with pytest.raises(DataError) as caught:
+        read(source, **options)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ formats
+
+
+def test_text_is_split_at_two_or_more_blank_lines(tmp_path):
+    path = write(tmp_path / "a.txt", "\n\n\none\n\nstill one\n \n\t\ntwo\n\n\n\n\nthree")
+    assert read(path) == ["one\n\nstill one", "two", "three"]
+
+
+def test_text_of_the_shape_of_wikitext_gives_its_articles(tmp_path):
+    article = " \n = Title = \n \n A paragraph . \n \n = = Section = = \n \n Another . \n \n"
+    documents = read(write(tmp_path / "wiki.txt", article * 3))
+    assert len(documents) == 3
+    assert documents[0] == " = Title = \n\n A paragraph . \n\n = = Section = = \n\n Another . "
+
+
+def test_windows_line_ends_and_byte_order_mark_are_removed(tmp_path):
+    assert read(write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\nline\r\n\r\n\r\ntwo\r\n")) == ["one\nline", "two"]
+
+
+def test_gzipped_text(tmp_path):
+    assert read(write(tmp_path / "a.txt.gz", gzip.compress(b"one\n\n\ntwo\n"))) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "A.JSONL"])
+def test_json_lines(tmp_path, name):
+    assert read(write(tmp_path / name, json_lines(ROWS) + "\n")) == TEXTS
+
+
+def test_gzipped_json_lines(tmp_path):
+    assert read(write(tmp_path / "a.jsonl.gz", gzip.compress(json_lines(ROWS).encode()))) == TEXTS
+
+
+def test_parquet(tmp_path):
+    assert read(write_parquet(tmp_path / "a.parquet", ROWS)) == TEXTS
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_stream_and_file(tmp_path, stream):
+    assert read(write_arrow(tmp_path / "a.arrow", ROWS, stream=stream)) == TEXTS
+
+
+@pytest.mark.parametrize("field", ["text", "passage", "page", "content"])
+def test_usual_fields_are_found(tmp_path, field):
+    assert read(write(tmp_path / "a.jsonl", json_lines([{"id": 1, field: "hello"}]))) == ["hello"]
+
+
+def test_text_comes_before_other_usual_fields(tmp_path):
+    assert read(write(tmp_path / "a.jsonl", json_lines([{"content": "no", "text": "yes"}]))) == ["yes"]
+
+
+def test_rows_like_those_of_boolq(tmp_path):
+    rows = [{"question": "is it so", "answer": False, "passage": "It is not so."}]
+    assert read(write_arrow(tmp_path / "a.arrow", rows, stream=True)) == ["It is not so."]
+
+
+def test_explicit_field(tmp_path):
+    rows = [{"text": "no", "body": "yes"}]
+    write(tmp_path / "a.jsonl", json_lines(rows))
+    write_parquet(tmp_path / "a.parquet", rows)
+    assert read(f"{tmp_path}/a.jsonl#body") == read(f"{tmp_path}/a.parquet#body") == ["yes"]
+
+
+def test_a_path_may_have_a_hash_sign(tmp_path):
+    assert read(write(tmp_path / "c#.txt", "hello")) == ["hello"]
+
+
+def test_folder_is_read_in_sorted_order_without_what_is_no_text(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    write(tmp_path / "b.txt", "b")
+    write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
+    write(tmp_path / "sub" / "c.txt.gz", gzip.compress(b"c"))
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / "README.md", "not read")
+    write(tmp_path / "state.json", "{}")
+    write(tmp_path / ".cache" / "hidden.txt", "not read")
+    assert read(tmp_path) == read(f"{tmp_path}/") == ["a", "b", "c"]
+
+
+def test_null_and_blank_texts_are_left_out(tmp_path):
+    rows = [{"text": None}, {"text": " \n"}, {"text": ""}, {"text": "hello"}]
+    assert read(write(tmp_path / "a.jsonl", json_lines(rows))) == ["hello"]
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    assert read(write(tmp_path / "a.jsonl", '{"text": "a\\ud800b \\ud83d\\ude00"}')) == ["a\ufffdb \U0001f600"]
+
+
+def test_limit_stops_before_what_lies_behind(tmp_path):
+    path = write(tmp_path / "a.jsonl", json_lines(ROWS[:2]) + "not JSON\n")
+    assert read(path, limit=2) == TEXTS[:2]
+    assert read(path, limit=1) == TEXTS[:1]
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    documents = read_documents(str(write(tmp_path / "a.jsonl", json_lines(ROWS[:1]) + "not JSON\n")))
+    assert next(documents) == "document 0"
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def test_missing_file_is_refused_by_the_call(tmp_path):
+    with pytest.raises(DataError, match=r"no such file or folder\. Check the path, or name a data set"):
+        read_documents(str(tmp_path / "nowhere.txt"))
+
+
+def test_missing_file_with_a_field(tmp_path):
+    assert "no such file or folder" in message(f"{tmp_path}/nowhere.jsonl#text")
+
+
+def test_empty_name():
+    assert "the name is empty" in message(" ")
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "README"])
+def test_unknown_extension(tmp_path, name):
+    text = message(write(tmp_path / name, "hello"))
+    assert name in text
+    assert "the extension isn't one that can be read. Give a file that ends in .txt" in text
+    assert ".parquet or .arrow" in text
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\n"])
+def test_empty_file(tmp_path, content):
+    assert "there is no text in it" in message(write(tmp_path / "a.txt", content))
+
+
+def test_empty_records(tmp_path):
+    assert "there is no text in it" in message(write(tmp_path / "a.jsonl", json_lines([{"text": ""}])))
+    rows = [{"text": None, "id": 1}, {"text": "", "id": 2}]
+    assert "there is no text in it" in message(write_parquet(tmp_path / "a.parquet", rows))
+
+
+def test_folder_without_text(tmp_path):
+    write(tmp_path / "README.md", "hello")
+    assert "the folder has no file that can be read" in message(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_below_one(tmp_path, limit):
+    assert f"limit is {limit}" in message(write(tmp_path / "a.txt", "hello"), limit=limit)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_field_not_found_names_the_fields_there_are(tmp_path, kind):
+    rows = [{"title": "a", "body": "b"}]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        write(path, json_lines(rows))
+    elif kind == "parquet":
+        write_parquet(path, rows)
+    else:
+        write_arrow(path, rows, stream=True)
+    text = message(path)
+    assert "no field text, passage, page or content; the fields there are: body, title" in text
+    assert "after a '#'" in text
+    assert "no field summary; the fields there are: body, title" in message(f"{path}#summary")
+
+
+def test_field_that_a_later_record_lacks(tmp_path):
+    text = message(write(tmp_path / "a.jsonl", json_lines([{"text": "a"}, {"content": "b"}])))
+    assert "line 2: there is no field text; the fields there are: content" in text
+
+
+def test_field_of_a_text_file(tmp_path):
+    assert "Leave '#text' out" in message(f"{write(tmp_path / 'a.txt', 'hello')}#text")
+
+
+def test_field_that_is_no_text(tmp_path):
+    assert "line 1: the field 'text' holds a int" in message(write(tmp_path / "a.jsonl", '{"text": 3}'))
+    assert "row 1: the field 'id' holds a int" in message(f"{write_parquet(tmp_path / 'a.parquet', ROWS)}#id")
+
+
+def test_bad_json_names_the_line(tmp_path):
+    text = message(write(tmp_path / "a.jsonl", json_lines(ROWS[:2]) + '{"text": "cut off'))
+    assert f"{tmp_path}/a.jsonl, line 3: this isn't JSON (Unterminated string" in text
+    assert "one whole record" in text
+
+
+def test_json_that_is_no_record(tmp_path):
+    assert "line 1: the line holds a list, not a record" in message(write(tmp_path / "a.json", '[{"text": "a"}]'))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_undecodable_bytes_name_the_line_and_the_byte(tmp_path, name):
+    text = message(write(tmp_path / name, b'{"text": "fine"}\n{"text": "caf\xe9"}\n'))
+    assert "line 2: byte 0xe9 at column 14 isn't UTF-8. Convert the file" in text
+
+
+def test_zero_bytes(tmp_path):
+    assert "line 1: there is a zero byte" in message(write(tmp_path / "a.txt", "hello".encode("utf-16-le")))
+
+
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"hello" * 99)[:-9]])
+def test_damaged_gzip(tmp_path, content):
+    assert "the file is damaged or isn't gzip" in message(write(tmp_path / "a.txt.gz", content))
+
+
+def test_file_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "a.txt", "hello")
+    monkeypatch.setattr("darwinlm.data.sources._opened", refuse)
+    assert "a.txt: the file can't be read (Permission denied). Check its permissions" in message(path)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "Parquet"), ("a.arrow", "Arrow")])
+@pytest.mark.parametrize("content", [b"", b"not a table at all, whatever its name says"])
+def test_damaged_tables(tmp_path, name, kind, content):
+    pytest.importorskip("pyarrow")
+    assert f"the file is damaged or isn't {kind}" in message(write(tmp_path / name, content))
+
+
+def test_table_cut_off(tmp_path):
+    path = write_arrow(tmp_path / "a.arrow", ROWS, stream=True)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "the file is damaged or isn't Arrow" in message(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_tables_without_pyarrow(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow': pip install 'darwinlm\[parquet\]'"):
+        read(write(tmp_path / name, b""))
+
+
+# ---------------------------------------------------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stand in for `datasets`; its `load_dataset` gives `hub.rows` or raises `hub.error`, and notes its arguments."""
+    module = ModuleType("datasets")
+    module.calls, module.rows, module.error, module.taken = [], ROWS, None, 0
+
+    def stream():
+        for row in module.rows:
+            module.taken += 1
+            yield row
+
+    def load_dataset(*arguments, **options):
+        module.calls.append((arguments, options))
+        if module.error is not None:
+            raise module.error
+        return stream()
+
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "config", "split"),
+    [
+        ("hf:someone/things", "someone/things", None, "train"),
+        ("hf:someone/things:small-1.0", "someone/things", "small-1.0", "train"),
+        ("hf:someone/things@test", "someone/things", None, "test"),
+        ("hf:things:small@train[:10%]", "things", "small", "train[:10%]"),
+        (DEFAULT_SOURCE, "HuggingFaceFW/fineweb-edu", None, "train"),
+    ],
+)
+def test_hub_is_streamed(hub, source, name, config, split):
+    assert read(source) == TEXTS
+    assert hub.calls == [((name, config), {"split": split, "streaming": True})]
+
+
+def test_hub_is_read_lazily(hub):
+    assert next(read_documents("hf:someone/things")) == "document 0"
+    assert hub.taken == 1
+
+
+def test_hub_with_a_field(hub):
+    hub.rows = [{"text": "no", "body": "yes"}]
+    assert read("hf:someone/things:small@train#body") == ["yes"]
+    assert "row 1: there is no field other; the fields there are: body, text" in message("hf:someone/things#other")
+
+
+def test_real_library_has_the_function_that_is_called(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_arguments, **_options: iter(ROWS))
+    assert read("hf:someone/things", limit=2) == TEXTS[:2]
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:a/b/c", "hf:a b", "hf:a/b@", "hf://a/b"])
+def test_malformed_hub_name(hub, source):
+    assert "this isn't a data set's name. Write hf:owner/name" in message(source)
+    assert not hub.calls
+
+
+def test_hub_that_cannot_be_reached(hub):
+    hub.error = ConnectionError("Name or service not known")
+    text = message("hf:someone/things")
+    assert "hf:someone/things@train: the hub can't be reached (Name or service not known)" in text
+    assert "pass local text instead: a .txt, .jsonl or .parquet file" in text
+
+
+def test_hub_that_breaks_off(hub):
+    def rows():
+        yield ROWS[0]
+        raise RuntimeError
+
+    hub.rows = rows()
+    documents = read_documents("hf:someone/things")
+    assert next(documents) == "document 0"
+    with pytest.raises(DataError, match=r"can't be reached \(RuntimeError\)"):
+        next(documents)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_hub_offline(hub, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    hub.error = ConnectionError("Couldn't reach the hub")
+    text = message("hf:someone/things")
+    assert f"{variable} is set, so the hub can't be asked" in text
+    assert "pass local text instead" in text
+
+
+def test_unknown_data_set(hub):
+    hub.error = FileNotFoundError("doesn't exist")
+    assert "no such data set, or it asks for a log-in (doesn't exist)" in message("hf:someone/things")
+
+
+def test_unknown_split(hub):
+    hub.error = ValueError('Unknown split "tset"')
+    text = message("hf:someone/things@tset")
+    assert 'can\'t be opened like this (Unknown split "tset"). Check :config and @split' in text
+
+
+def test_empty_data_set(hub):
+    hub.rows = []
+    assert "there is no text in it" in message("hf:someone/things")
+
+
+def test_hub_without_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'datasets': pip install 'darwinlm\[hub\]'"):
+        read_documents("hf:someone/things")
+
+
+# ---------------------------------------------------------------------------------------------- benchmarks' text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hf_datasets/boolq/none/validation/data.jsonl",
+        "sciq/test.jsonl",
+        "piqa-valid.jsonl",
+        "winogrande_xl/dev/0.jsonl",
+        "arc_easy/test-00000.jsonl",
+        "ARC-Challenge/ARC-Challenge-Test.jsonl",
+        "ai2_arc/data.jsonl",
+        "hellaswag_val.jsonl",
+        "test/logiqa.jsonl",
+        "train/boolq/validation.jsonl",
+        "mmlu/all/test.jsonl",
+        "hendrycks_test/0.jsonl",
+        "datasets--allenai--sciq/snapshots/0a/data/test-00000.jsonl",
+        "wikitext-2-raw/wiki.test.txt",
+        "wiki.test.txt",
+        "wikitext/test/0.parquet",
+    ],
+)
+def test_local_evaluation_text_is_refused(tmp_path, path):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with pytest.raises(DataError, match=r"looks like evaluation text of .* reason"):
+        check_not_evaluation_text(str(file))
+    check_not_evaluation_text(str(file), allow_benchmark_text="the demo measures on other text")
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_a_blank_reason_is_none(tmp_path, reason):
+    with pytest.raises(DataError, match="looks like evaluation text of SciQ"):
+        check_not_evaluation_text(str(write(tmp_path / "sciq.jsonl", "")), allow_benchmark_text=reason)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "boolq/train/0.jsonl",
+        "boolq_train.jsonl",
+        "evaluation/boolq/train.jsonl",
+        "wikitext-103/wiki.train.txt",
+        "wikitext.txt",
+        "architecture/test.jsonl",
+        "novels/test.txt",
+        "march_easy.txt",
+    ],
+)
+def test_other_local_text_is_fine(tmp_path, path):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    check_not_evaluation_text(str(file))
+
+
+def test_folders_and_links_are_looked_through(tmp_path):
+    folder = tmp_path / "boolq"
+    (folder / "train").mkdir(parents=True)
+    (folder / "validation").mkdir()
+    write(folder / "train" / "0.txt", "a")
+    check_not_evaluation_text(str(folder))
+    hidden = write(folder / "validation" / "0.txt", "b")
+    with pytest.raises(DataError, match=r"validation/0\.txt looks like evaluation text of BoolQ"):
+        check_not_evaluation_text(str(folder))
+    link = tmp_path / "harmless.txt"
+    link.symlink_to(hidden)
+    with pytest.raises(DataError, match="evaluation text of BoolQ"):
+        check_not_evaluation_text(str(link))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf:allenai/sciq@test",
+        "hf:google/boolq@validation",
+        "hf:google/boolq@test+train",
+        "hf:google/boolq@all",
+        "hf:allenai/ai2_arc:ARC-Easy@validation",
+        "hf:someone/suite:hellaswag@validation[:50%]",
+        "hf:cais/mmlu:all@dev",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1@test",
+    ],
+)
+def test_evaluation_splits_of_the_hub_are_refused(source):
+    with pytest.raises(DataError, match="looks like evaluation text"):
+        check_not_evaluation_text(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DEFAULT_SOURCE,
+        "hf:allenai/sciq",
+        "hf:cais/mmlu:all@auxiliary_train",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1@validation",
+        "hf:someone/novels@test",
+    ],
+)
+def test_other_text_of_the_hub_is_fine(source):
+    check_not_evaluation_text(source)
+
+
+def test_a_missing_source_is_missing_here_too(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        check_not_evaluation_text(str(tmp_path / "boolq.jsonl"))

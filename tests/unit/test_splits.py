@@ -1,0 +1,301 @@
+"""Text is dealt out by document, packed as promised, stored, and refused when it is too little."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
+
+from darwinlm.data import (
+    PURPOSES,
+    TextPlan,
+    TokenBlocks,
+    assert_disjoint,
+    document_hash,
+    split_documents,
+)
+from darwinlm.errors import ArtifactError, DataError, RecipeError, StorageError
+
+SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def documents(count, *, words=8):
+    for index in range(count):
+        yield " ".join(f"{index}w{word}" for word in range(words))
+
+
+def counting(tokenizer):
+    """Wrap a tokenizer so that it notes every text of a batch."""
+    seen = []
+
+    class Counting:
+        bos_token_id, eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+        def __call__(self, texts, **options):
+            if isinstance(texts, list):
+                seen.extend(texts)
+            return tokenizer(texts, **options)
+
+    return Counting(), seen
+
+
+def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source=""):
+    return split_documents(texts, shares, tokenizer, seq_len, seed, source=source)
+
+
+# ------------------------------------------------------------------------------------------------------- dealing
+
+
+def test_every_purpose_gets_whole_blocks_of_its_own_documents(tokenizer):
+    result = split(documents(200), tokenizer=tokenizer, source="novels")
+    assert list(result) == list(SHARES)
+    for purpose, blocks in result.items():
+        assert blocks.tokens.shape == (SHARES[purpose] // 32, 32)
+        assert blocks.tokens.dtype == torch.int64
+        assert blocks.n_tokens == SHARES[purpose]
+        assert blocks.source == "novels"
+        assert blocks.document_hashes
+    assert_disjoint(result)
+
+
+def test_shares_are_rounded_up_to_whole_blocks(tokenizer):
+    assert split(documents(50), {"fitness": 33}, tokenizer=tokenizer)["fitness"].tokens.shape == (2, 32)
+
+
+def test_training_may_be_nothing(tokenizer):
+    result = split(documents(50), {"fitness": 32, "training": 0}, tokenizer=tokenizer)
+    assert result["training"].tokens.shape == (0, 32)
+    assert result["training"].document_hashes == ()
+
+
+def test_nothing_is_read_for_nothing(tokenizer):
+    assert split(iter(()), {"training": 0}, tokenizer=tokenizer)["training"].n_tokens == 0
+
+
+def test_stream_is_read_no_further_than_needed(tokenizer):
+    read = []
+
+    def endless():
+        for index in range(10**9):
+            read.append(index)
+            yield f"document number {index} " * 4
+
+    wrapped, tokenised = counting(tokenizer)
+    result = split(endless(), {"calibration": 3200, "evaluation": 640}, tokenizer=wrapped)
+    total = sum(blocks.n_tokens for blocks in result.values())
+    assert len(read) * 80 < 3 * total
+    assert len(tokenised) <= len(read)
+    assert sum(map(len, tokenised)) < 2 * total
+
+
+def test_a_small_purpose_does_not_drain_a_long_stream(tokenizer):
+    read = []
+
+    def endless():
+        for index in range(10**9):
+            read.append(index)
+            yield f"document number {index} " * 4
+
+    split(endless(), {"calibration": 32_000, "fitness": 32}, tokenizer=tokenizer)
+    assert len(read) < 1000
+
+
+def test_repeated_documents_are_dropped_whatever_their_case_and_white_space(tokenizer):
+    result = split(["One  two\nthree", "one two THREE ", "other"] * 3, {"fitness": 12}, tokenizer=tokenizer, seq_len=4)
+    hashes = result["fitness"].document_hashes
+    assert hashes == (document_hash("one two three"),)
+
+
+def test_documents_follow_the_shares():
+    plan = TextPlan({"calibration": 600, "fitness": 100, "evaluation": 300}, seq_len=4)
+    assigned = [plan.purpose_of(document_hash(text)) for text in documents(4000)]
+    for purpose, tokens in plan.shares.items():
+        assert assigned.count(purpose) / 4000 == pytest.approx(tokens / 1000, abs=0.03)
+
+
+def test_changing_one_share_moves_no_document_between_two_others():
+    before = TextPlan({"calibration": 600, "fitness": 100, "evaluation": 300}, seq_len=4)
+    after = TextPlan({"calibration": 600, "fitness": 900, "evaluation": 300}, seq_len=4)
+    for hashed in map(document_hash, documents(500)):
+        assert after.purpose_of(hashed) in {before.purpose_of(hashed), "fitness"}
+
+
+def test_seed_deals_documents_out_differently(tokenizer):
+    one, same, other = (split(documents(200), tokenizer=tokenizer, seed=seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer):
+    texts = [f"{index:03d}" + "x" * 60 for index in range(8)]
+    shares = {"calibration": 64, "evaluation": 7 * 64}
+
+    def hashed_to_calibration(seed):
+        return [TextPlan(shares, 64, seed).purpose_of(document_hash(text)) for text in texts].count("calibration")
+
+    seed = next(seed for seed in range(100) if hashed_to_calibration(seed) == 3)
+    wrapped, tokenised = counting(tokenizer)
+    result = split(texts, shares, tokenizer=wrapped, seq_len=64, seed=seed)
+    assert_disjoint(result)
+    assert len(result["evaluation"].document_hashes) == 7
+    assert len(tokenised) - 1 == len(set(tokenised) - {"a"}) == 8
+    assert split(texts, shares, tokenizer=tokenizer, seq_len=64, seed=seed) == result
+
+
+# ------------------------------------------------------------------------------------------------------- packing
+
+
+def test_documents_end_in_eos_and_the_tail_is_dropped(tokenizer):
+    tokens = split(["abc", "de"], {"fitness": 4}, tokenizer=tokenizer, seq_len=4)["fitness"].tokens
+    a, b, c = tokenizer("abc")["input_ids"]
+    assert tokens.tolist() == [[a, b, c, EOS_ID]]
+
+
+def test_blocks_join_documents(tokenizer):
+    tokens = split(["ab", "cdefgh"], {"fitness": 8}, tokenizer=tokenizer, seq_len=4)["fitness"].tokens
+    assert tokenizer.decode(tokens.flatten()).startswith("ab</s>cdefg")
+
+
+def test_bos_is_kept_where_the_tokenizer_adds_it():
+    tokens = split(["ab", "cd"], {"fitness": 8}, tokenizer=tiny_tokenizer(add_bos=True), seq_len=4)["fitness"].tokens
+    assert tokens[:, 0].tolist() == [BOS_ID, BOS_ID]
+    assert tokens[:, 3].tolist() == [EOS_ID, EOS_ID]
+
+
+def test_without_eos_nothing_stands_between_documents():
+    bare = tiny_tokenizer(with_eos=False)
+    tokens = split(["ab", "cd"], {"fitness": 4}, tokenizer=bare, seq_len=4)["fitness"].tokens
+    assert bare.decode(tokens[0]) == "abcd"
+
+
+def test_documents_without_tokens_leave_no_trace(tokenizer):
+    result = split(["", "abcd"], {"fitness": 4}, tokenizer=tokenizer, seq_len=4)
+    assert result["fitness"].document_hashes == (document_hash("abcd"),)
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+def test_too_little_text_says_what_lacks_and_what_to_lower(tokenizer):
+    with pytest.raises(DataError) as caught:
+        split(["a" * 31], {"calibration": 32, "evaluation": 64}, tokenizer=tokenizer, source="tiny.txt")
+    text = str(caught.value)
+    assert "Text source 'tiny.txt' is too short" in text
+    assert "1 documents were read, 0 of them repeated" in text
+    assert "evaluation has 32 of 64 tokens" in text or "evaluation has 0 of 64 tokens" in text
+    assert "text.evaluation_tokens" in text
+
+
+def test_too_little_text_names_every_purpose_that_lacks(tokenizer):
+    with pytest.raises(DataError, match=r"The text is too short: calibration has 0 of 640 .* and text\.evaluation_tok"):
+        split([], tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("shares", "seq_len", "message"),
+    [
+        ({"fitness": 0}, 8, r"text\.fitness_tokens is 0: it has to be at least 1"),
+        ({"training": -1}, 8, r"text\.training_tokens is -1: it has to be at least 0"),
+        ({"fittness": 8}, 8, "no purpose 'fittness': the purposes are calibration, fitness"),
+        ({"fitness": 8}, 0, r"text\.sequence_length is 0"),
+        ({}, 8, "No purpose is given"),
+    ],
+)
+def test_plans_out_of_range(shares, seq_len, message):
+    with pytest.raises(RecipeError, match=message):
+        TextPlan(shares, seq_len)
+
+
+def test_no_document_has_a_purpose_when_nothing_is_wanted():
+    with pytest.raises(RecipeError, match=r"No text is wanted: raise text\.training_tokens"):
+        TextPlan({"training": 0}, 8).purpose_of(document_hash("a"))
+
+
+def test_shared_documents_are_named_and_counted():
+    def blocks(*hashes):
+        return TokenBlocks(torch.zeros(1, 4, dtype=torch.int64), hashes, "")
+
+    assert_disjoint({"fitness": blocks("a"), "evaluation": blocks("b")})
+    with pytest.raises(DataError, match="fitness and evaluation share 2 documents"):
+        assert_disjoint({"calibration": blocks("z"), "fitness": blocks("a", "b", "c"), "evaluation": blocks("b", "a")})
+    with pytest.raises(DataError, match="share 1 document,"):
+        assert_disjoint({"fitness": blocks("a"), "evaluation": blocks("a")})
+
+
+# -------------------------------------------------------------------------------------------------------- storage
+
+
+@pytest.fixture
+def blocks():
+    return TokenBlocks(torch.arange(12).reshape(3, 4), ("ab", "cd"), "novels")
+
+
+@pytest.mark.parametrize("n_blocks", [0, 3])
+def test_blocks_come_back_as_they_were_saved(tmp_path, n_blocks):
+    before = TokenBlocks(torch.arange(n_blocks * 4).reshape(n_blocks, 4), ("ab",), "novels – été")
+    before.save(tmp_path / "new" / "folder")
+    before.save(tmp_path / "new" / "folder")
+    after = TokenBlocks.load(tmp_path / "new" / "folder")
+    assert after == before
+    assert torch.equal(after.tokens, before.tokens)
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"tokens.safetensors", "blocks.json"}
+
+
+def test_digest_depends_on_tokens_and_their_shape(blocks):
+    assert blocks.digest == TokenBlocks(torch.arange(12).reshape(3, 4), (), "elsewhere").digest
+    assert blocks.digest != TokenBlocks(torch.arange(12).reshape(4, 3), (), "").digest
+    assert blocks.digest != TokenBlocks(torch.arange(1, 13).reshape(3, 4), (), "").digest
+
+
+def test_missing_blocks(tmp_path):
+    with pytest.raises(ArtifactError, match=r"blocks\.json is damaged"):
+        TokenBlocks.load(tmp_path)
+
+
+def test_missing_tokens(tmp_path, blocks):
+    blocks.save(tmp_path)
+    (tmp_path / "tokens.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"tokens\.safetensors is damaged"):
+        TokenBlocks.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "isn't format 1"),
+        ({"digest": "0"}, "its tokens aren't those that"),
+        ({"document_hashes": None}, "it lacks"),
+    ],
+)
+def test_foreign_descriptions(tmp_path, blocks, change, message):
+    blocks.save(tmp_path)
+    path = tmp_path / "blocks.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match=message):
+        TokenBlocks.load(tmp_path)
+
+
+def test_foreign_tokens(tmp_path, blocks):
+    from safetensors.torch import save_file
+
+    blocks.save(tmp_path)
+    save_file({"tokens": torch.zeros(3)}, tmp_path / "tokens.safetensors")
+    with pytest.raises(ArtifactError, match="there are no blocks of tokens in it"):
+        TokenBlocks.load(tmp_path)
+
+
+def test_unwritable_folder(tmp_path, blocks):
+    (tmp_path / "tokens.safetensors").mkdir()
+    with pytest.raises(StorageError, match="can't write"):
+        blocks.save(tmp_path)
+
+
+def test_purposes_are_those_of_the_stages():
+    assert set(SHARES) < set(PURPOSES)
