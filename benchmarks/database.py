@@ -1,0 +1,148 @@
+"""Pruning database of one module: blocked order and nested factors against removing one column after another.
+
+Prints one JSON line per size. The baseline removes channels as Optimal Brain Surgeon does, in float32, on full d x d
+and r x d matrices, one column per Python step; unless ``--full`` is given it stops after ``--steps`` columns at sizes
+where all of them would take minutes, and the whole time is extrapolated (every step costs the same). Every size runs in
+a process of its own, so that peaks of memory don't mix. Second moments are synthetic: a decaying low-rank part with a
+log-normal spread of scales and a floor; weights are Gaussian. Other load on the machine makes the ratio meaningless:
+steps are short, and threads that wait for each other lose their turn; the load average is part of the result.
+
+    python benchmarks/database.py --size 576x1536 --size 1024x4096
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch import Tensor
+
+from darwinlm.database.factors import kept_weights, nested_factors, pack_lower
+from darwinlm.database.order import damp, removal_order
+
+SIZES = ("576x1536", "1024x4096", "2048x8192")
+
+
+def synthetic(r: int, d: int, device: str) -> tuple[Tensor, Tensor]:
+    """Second moment [d, d] and weight [r, d], float32, the same for every run."""
+    generator = torch.Generator().manual_seed(d)
+    rank = d // 4
+    F = torch.randn(rank, d, generator=generator) * torch.logspace(0, -2, rank)[:, None]
+    H = F.T @ F * (9 / rank)
+    H.diagonal().add_(0.01 + 0.05 * torch.rand(d, generator=generator))
+    scale = torch.exp(0.5 * torch.randn(d, generator=generator))
+    H *= scale
+    H *= scale[:, None]
+    return H.to(device), torch.randn(r, d, generator=generator).to(device)
+
+
+def column_by_column(H: Tensor, W: Tensor, steps: int) -> tuple[list[int], list[float], float]:
+    """The first ``steps`` columns removed, their costs, and seconds per step without the inversion."""
+    C = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    W = W.clone()
+    gone = torch.zeros(len(C), dtype=torch.bool, device=C.device)
+    removed, costs = [], []
+    start = time.perf_counter()
+    for _ in range(steps):
+        prices = W.square().sum(0) / C.diagonal()
+        prices[gone] = torch.inf
+        j = int(prices.argmin())
+        removed.append(j)
+        costs.append(float(prices[j]))
+        row = C[j] / C[j, j]
+        W -= W[:, j : j + 1] * row
+        C -= C[:, j : j + 1] * row
+        W[:, j] = 0
+        C[j, :] = C[:, j] = 0
+        C[j, j] = 1
+        gone[j] = True
+    return removed, costs, (time.perf_counter() - start) / steps
+
+
+def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002, ANN003, ANN201
+    """Result of a call and its seconds, waiting for the device."""
+    start = time.perf_counter()
+    result = function(*arguments, **options)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def peak_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: int) -> dict[str, object]:
+    torch.linalg.cholesky(torch.eye(8, device=device))  # loads the libraries
+    H, W = synthetic(r, d, device)
+    units = torch.arange(d, device=device)[:, None]
+    before = peak_bytes(device)
+    order_seconds, factor_seconds = [], []
+    for _ in range(repeats):
+        order, seconds = timed(device, removal_order, H, W, units)
+        order_seconds.append(seconds)
+        factors, seconds = timed(device, nested_factors, damp(H), W, order.columns(units))
+        factor_seconds.append(seconds)
+    peak = peak_bytes(device)
+    _, weights_seconds = timed(device, kept_weights, factors, d // 2)
+
+    steps = d if d <= full_below else min(steps, d)
+    (removed, costs, per_step), baseline_seconds = timed(device, column_by_column, damp(H), W, steps)
+    inversion = baseline_seconds - per_step * steps
+    baseline = inversion + per_step * d
+    ours = min(order_seconds) + min(factor_seconds)
+    ours_at_steps = factors.errors.flip(0)[1 : steps + 1].cpu()
+    theirs_at_steps = torch.tensor(costs, dtype=torch.float64).cumsum(0)
+    stored = pack_lower(factors.factor).nbytes + factors.columns.nbytes + factors.errors.nbytes
+    return {
+        "benchmark": "database",
+        "r": r,
+        "d": d,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "load": round(os.getloadavg()[0], 1),
+        "order_s": round(min(order_seconds), 3),
+        "factors_s": round(min(factor_seconds), 3),
+        "weights_of_one_level_s": round(weights_seconds, 4),
+        "column_by_column_s": round(baseline, 2),
+        "column_by_column_steps": steps,
+        "ratio": round(baseline / ours, 1),
+        "max_relative_error_difference": float((theirs_at_steps / ours_at_steps - 1).abs().max()),
+        "same_columns": len(set(removed) & set(order.units[-steps:].tolist())) / steps,
+        "same_places": sum(a == b for a, b in zip(removed, order.units.flip(0).tolist(), strict=False)) / steps,
+        "peak_mb": round(peak / 2**20),
+        "inputs_and_libraries_mb": round(before / 2**20),
+        "stored_mb": round(stored / 2**20, 1),
+        "bytes_per_level": round(stored / (d + 1)),
+        "bytes_of_one_dense_float32_level": r * d * 4,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", action="append", metavar="RxD", help=f"outputs x inputs; default: {' '.join(SIZES)}")
+    parser.add_argument("--steps", type=int, default=100, help="columns the baseline removes where it is extrapolated")
+    parser.add_argument("--full", action="store_true", help="run the baseline to its end up to 4096 inputs, not 2048")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of ours, of which the fastest counts")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    for size in options.size or SIZES:
+        r, d = (int(part) for part in size.split("x"))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            job = pool.submit(
+                measure, r, d, options.device, options.steps, 4096 if options.full else 2048, options.repeats
+            )
+            print(json.dumps(job.result()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

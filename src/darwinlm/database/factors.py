@@ -1,0 +1,189 @@
+"""One factorisation that holds the optimal weights and the error at every width.
+
+Letters used below::
+
+    r    outputs: rows of W                        d    inputs: columns of W, rows and columns of H
+    π    [p] the columns that may be kept, the last one to be removed first; p = d unless some are already dropped
+    ρ    the columns not in π                      k    how many of π are kept, 0..p
+    H    E[x xᵀ], damped                           L    [p, p] lower triangular, H_ππ = L Lᵀ
+
+Keeping the first k of π, the weights with the least squared output error ``tr((W - W_k) H (W - W_k)ᵀ)`` are
+``(W H)_k H_kk⁻¹``. Because the leading block of L is the factor of the leading block of H_ππ, one matrix serves all k::
+
+    T = (W H)_π L⁻ᵀ = W_π L + W_ρ H_ρπ L⁻ᵀ
+    weights of width k:   T[:, :k] L[:k, :k]⁻¹
+    error of width k:     Σ_{j ≥ k} ‖T[:, j]‖² + tr(W_ρ (H_ρρ - H_ρπ H_ππ⁻¹ H_πρ) W_ρᵀ)
+
+The last term is what even the widest choice can't recover; it is zero when π has every column, and T is then ``W_π L``,
+which needs no storing. These are the weights and losses that removing columns one by one arrives at (Optimal Brain
+Surgeon, Hassibi & Stork 1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from darwinlm.errors import NumericsError
+
+
+@dataclass(frozen=True)
+class NestedFactors:
+    """Every width of one linear map at once.
+
+    Attributes:
+        columns: [p] int64, the columns that may be kept, the last one to be removed first.
+        factor: [p, p] float32, lower triangular L with H_ππ = L Lᵀ.
+        target: [r, p] float32, T = (W H)_π L⁻ᵀ.
+        errors: [p + 1] float64, squared output error of keeping the first k columns, k = 0..p, in units of E‖y‖² under
+            the damped second moment. Never increases with k.
+    """
+
+    columns: Tensor
+    factor: Tensor
+    target: Tensor
+    errors: Tensor
+
+    @property
+    def total(self) -> float:
+        """Energy of the output, tr(W H Wᵀ): the error of keeping nothing."""
+        return float(self.errors[0])
+
+
+@torch.no_grad()
+def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> NestedFactors:
+    """Factorise once for every width.
+
+    Args:
+        H_damped: [d, d] floating, symmetric positive definite on the columns.
+        W: [r, d] floating, output projection of the dense module.
+        columns: [p] integer, distinct, the last one to be removed first; all of 0..d-1 or, for a module that has
+            already lost some columns, those that it still has.
+        name: what H and W belong to, for messages.
+
+    Returns:
+        The factors, computed in float64, on the device of H.
+
+    Raises:
+        NumericsError: an input isn't finite, or H isn't positive definite on the columns.
+        ValueError: shapes don't agree, or columns repeat or lie outside.
+    """
+    kept, dropped = _split_columns(H_damped, W, columns)
+    if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
+        raise NumericsError(f"{name}: the second moment or the weight holds NaN or infinity")
+
+    def part(rows: Tensor, cols: Tensor) -> Tensor:
+        return H_damped.index_select(0, rows).index_select(1, cols).to(torch.float64)
+
+    L, info = torch.linalg.cholesky_ex(part(kept, kept))
+    if bool(info != 0):
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+    W = W.to(H_damped.device, torch.float64)
+    T = W.index_select(1, kept) @ L
+    floor = T.new_zeros(())
+    if len(dropped):
+        W_dropped = W.index_select(1, dropped)
+        explained = torch.linalg.solve_triangular(L.T, W_dropped @ part(dropped, kept), upper=True, left=False)
+        T += explained
+        energy = (W_dropped @ part(dropped, dropped)).mul_(W_dropped).sum()
+        floor = (energy - explained.square().sum()).clamp(min=0)
+    losses = T.square().sum(0)
+    errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)]) + floor
+    return NestedFactors(columns=kept, factor=L.float(), target=T.float(), errors=errors)
+
+
+@torch.no_grad()
+def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    """Target of a module that still has every column, recomputed from its weights.
+
+    Args:
+        factor: [d, d] floating, L.
+        W: [r, d] floating, output projection of the dense module.
+        columns: [d] integer, π: every column once.
+
+    Returns:
+        [r, d] float32, T = W_π L.
+
+    Raises:
+        ValueError: columns are missing; their part of the target can't be recomputed without H.
+    """
+    if len(columns) != W.shape[1]:
+        raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
+    ordered = W.index_select(1, columns.to(W.device, torch.int64))
+    return (ordered.to(factor.device, torch.float64) @ factor.to(torch.float64)).float()
+
+
+@torch.no_grad()
+def kept_weights(factors: NestedFactors, k: int) -> Tensor:
+    """Optimal weights on the first k columns: T[:, :k] L[:k, :k]⁻¹.
+
+    Args:
+        factors: factors of the module.
+        k: columns to keep, 0..p.
+
+    Returns:
+        [r, k] float32, in the order of ``factors.columns[:k]``.
+
+    Raises:
+        ValueError: k is out of range.
+    """
+    widest = len(factors.columns)
+    if not 0 <= k <= widest:
+        raise ValueError(f"between 0 and {widest} columns can be kept, not {k}")
+    target, factor = factors.target[:, :k], factors.factor[:k, :k]
+    weights: Tensor = torch.linalg.solve_triangular(factor.double(), target.double(), upper=False, left=False)
+    return weights.float()
+
+
+def pack_lower(L: Tensor) -> Tensor:
+    """Lower triangle row after row, so that the first k(k+1)/2 entries are the leading k x k block.
+
+    Args:
+        L: [p, p] floating; what lies above the diagonal is ignored.
+
+    Returns:
+        [p (p + 1) / 2] float32.
+    """
+    rows = [row[: i + 1] for i, row in enumerate(L)]
+    return torch.cat(rows).float() if rows else L.new_zeros(0, dtype=torch.float32)
+
+
+def unpack_lower(packed: Tensor, d: int) -> Tensor:
+    """Lower triangular matrix from its packed rows.
+
+    Args:
+        packed: [d (d + 1) / 2], as `pack_lower` writes it.
+        d: rows of the matrix.
+
+    Returns:
+        [d, d] in the type of the packed rows, zero above the diagonal.
+
+    Raises:
+        ValueError: the length doesn't fit d.
+    """
+    if packed.shape != (d * (d + 1) // 2,):
+        raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")
+    L = packed.new_zeros(d, d)
+    for i in range(d):
+        start = i * (i + 1) // 2
+        L[i, : i + 1] = packed[start : start + i + 1]
+    return L
+
+
+def _split_columns(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns that may be kept, [p] int64, and the others, ascending; a ValueError if the arguments don't fit."""
+    d = H.shape[0]
+    if H.ndim != 2 or H.shape != (d, d) or W.ndim != 2 or W.shape[1] != d:
+        raise ValueError(f"H must be d x d and W r x d, not {tuple(H.shape)} and {tuple(W.shape)}")
+    if columns.ndim != 1 or columns.is_floating_point() or columns.dtype == torch.bool:
+        raise ValueError(f"columns must be a list of integers, not {tuple(columns.shape)} {columns.dtype}")
+    kept = columns.to(H.device, torch.int64)
+    if bool(((kept < 0) | (kept >= d)).any()):
+        raise ValueError(f"columns must lie in 0..{d - 1}")
+    absent = torch.ones(d, dtype=torch.bool, device=H.device)
+    absent[kept] = False
+    if d - int(absent.sum()) != len(kept):
+        raise ValueError("columns must be distinct")
+    return kept, absent.nonzero().view(-1)

@@ -1,0 +1,214 @@
+"""Nested factors against direct least squares and against removing one column after another."""
+
+import numpy as np
+import pytest
+import torch
+
+from darwinlm.database.factors import full_target, kept_weights, nested_factors, pack_lower, unpack_lower
+from darwinlm.database.order import damp, removal_order
+from darwinlm.errors import NumericsError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def second_moment(d, kind="plain", seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((max(1, d // 4) if kind == "low rank" else 3 * d, d))
+    if kind == "steep":
+        X = rng.standard_normal((d, d)) * np.logspace(0, -5, d)[:, None]
+    if kind == "outliers":
+        X[:, ::7] *= 200
+    X = X @ (np.eye(d) + 0.3 * rng.standard_normal((d, d)))
+    return torch.from_numpy(X.T @ X / len(X))
+
+
+def weight(r, d, seed=1):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((r, d)))
+
+
+def permutation(d, seed=2):
+    return torch.from_numpy(np.random.default_rng(seed).permutation(d))
+
+
+def least_squares(H, W, kept):
+    """Weights on some columns that minimise tr((W - V) H (W - V)ᵀ), and that minimum."""
+    H, W = H.double().numpy(), W.double().numpy()
+    root = np.linalg.cholesky(H).T  # H = rootᵀ root: the error is ‖root (W - V)ᵀ‖²
+    V = np.zeros_like(W)
+    if len(kept):
+        V[:, kept] = np.linalg.lstsq(root[:, kept], root @ W.T, rcond=None)[0].T
+    return V[:, kept], np.sum((root @ (W - V).T) ** 2)
+
+
+def obs_levels(H, W, columns):
+    """Dense weights after Optimal Brain Surgeon removed the last, the last two, ... of the columns: a list by k."""
+    C, V = np.linalg.inv(H.double().numpy()), W.double().numpy().copy()
+    levels = [V.copy()]
+    for j in reversed(columns.tolist()):
+        V = V - np.outer(V[:, j] / C[j, j], C[j])
+        C = C - np.outer(C[:, j] / C[j, j], C[j])
+        V[:, j] = 0
+        levels.append(V.copy())
+    return levels[::-1]
+
+
+def assert_weights(got, expected, rtol=1e-4):
+    assert got.shape == expected.shape
+    assert np.linalg.norm(got.double().numpy() - expected) <= rtol * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+@pytest.mark.parametrize(("r", "d"), [(12, 40), (60, 40), (1, 17), (5, 1)])
+def test_every_width_is_least_squares(kind, r, d):
+    H, W, columns = damp(second_moment(d, kind)), weight(r, d), permutation(d)
+    factors = nested_factors(H, W, columns)
+    assert factors.errors[d] == 0
+    for k in range(d + 1):
+        V, error = least_squares(H, W, columns[:k].numpy())
+        assert_weights(kept_weights(factors, k), V)
+        assert factors.errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * factors.total)
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+@pytest.mark.parametrize("u", [1, 5])
+def test_every_width_is_what_step_by_step_removal_gives(kind, u):
+    r, d = 16, 40
+    H, W, units = second_moment(d, kind), weight(r, d), torch.arange(d).view(-1, u)
+    order = removal_order(H, W, units)
+    columns = order.columns(units)
+    factors = nested_factors(damp(H), W, columns)
+    levels = obs_levels(damp(H), W, columns)
+    metric = damp(H).numpy()
+    for k in range(d + 1):
+        assert_weights(kept_weights(factors, k), levels[k][:, columns[:k].numpy()])
+        gap = W.numpy() - levels[k]
+        assert factors.errors[k].item() == pytest.approx(np.trace(gap @ metric @ gap.T), rel=1e-4, abs=1e-12)
+    paid = torch.cat([order.costs.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(factors.errors[::u], paid, rtol=1e-4, atol=1e-9 * factors.total)
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+@pytest.mark.parametrize("p", [1, 13, 29, 30])
+def test_subset_still_approximates_the_dense_output(kind, p):
+    r, d = 11, 30
+    H, W, columns = damp(second_moment(d, kind)), weight(r, d), permutation(d)[:p]
+    factors = nested_factors(H, W, columns)
+    assert factors.factor.shape == (p, p)
+    assert factors.target.shape == (r, p)
+    assert factors.errors.shape == (p + 1,)
+    for k in range(p + 1):
+        V, error = least_squares(H, W, columns[:k].numpy())
+        assert_weights(kept_weights(factors, k), V)
+        assert factors.errors[k].item() == pytest.approx(error, rel=1e-4, abs=1e-12 * factors.total)
+
+
+def test_subset_is_the_leading_part_of_the_whole():
+    H, W, columns = damp(second_moment(20)), weight(6, 20), permutation(20)
+    whole, part = nested_factors(H, W, columns), nested_factors(H, W, columns[:8])
+    torch.testing.assert_close(part.errors, whole.errors[:9])
+    torch.testing.assert_close(part.target, whole.target[:, :8])
+    torch.testing.assert_close(kept_weights(part, 5), kept_weights(whole, 5))
+
+
+def test_empty_subset():
+    H, W = damp(second_moment(6)), weight(3, 6)
+    factors = nested_factors(H, W, torch.arange(0))
+    assert kept_weights(factors, 0).shape == (3, 0)
+    assert factors.total == pytest.approx(float((W @ H @ W.T).trace()))
+
+
+def test_form_of_the_factors():
+    H, W, columns = damp(second_moment(20)).float(), weight(6, 20).bfloat16(), permutation(20).int()
+    factors = nested_factors(H, W, columns)
+    dtypes = [t.dtype for t in (factors.columns, factors.factor, factors.target, factors.errors)]
+    assert dtypes == [torch.int64, torch.float32, torch.float32, torch.float64]
+    assert torch.equal(factors.factor, factors.factor.tril())
+    ordered = H[factors.columns][:, factors.columns]
+    torch.testing.assert_close(factors.factor @ factors.factor.T, ordered, rtol=1e-5, atol=1e-5)
+    assert factors.total == pytest.approx(float((W.double() @ H.double() @ W.double().T).trace()))
+    assert (factors.errors.diff() <= 0).all()
+    assert kept_weights(factors, 0).shape == (6, 0)
+    assert kept_weights(factors, 7).dtype == torch.float32
+    torch.testing.assert_close(kept_weights(factors, 20), W.float()[:, columns.long()], rtol=1e-4, atol=1e-5)
+
+
+def test_full_target_needs_only_factor_and_weights():
+    H, W, columns = damp(second_moment(20, "outliers")), weight(6, 20), permutation(20)
+    factors = nested_factors(H, W, columns)
+    again = full_target(factors.factor, W, columns)
+    torch.testing.assert_close(again, factors.target, rtol=1e-5, atol=1e-5 * float(factors.target.abs().max()))
+    with pytest.raises(ValueError, match="8 of 20 columns"):
+        full_target(factors.factor[:8, :8], W, columns[:8])
+
+
+def test_dead_inputs_cost_nothing_and_keep_their_weights():
+    H, W = second_moment(12), weight(4, 12)
+    H[[2, 5]] = 0
+    H[:, [2, 5]] = 0
+    columns = torch.tensor([0, 1, 3, 4, 6, 7, 8, 9, 10, 11, 2, 5])
+    factors = nested_factors(damp(H), W, columns)
+    assert factors.errors[10] <= 1e-10 * factors.total
+    torch.testing.assert_close(kept_weights(factors, 12)[:, 10:], W.float()[:, [2, 5]])
+    torch.testing.assert_close(kept_weights(factors, 10), W.float()[:, columns[:10]])
+
+
+def test_all_inputs_dead():
+    factors = nested_factors(damp(torch.zeros(5, 5)), weight(3, 5), torch.arange(5))
+    assert factors.total < 1e-20
+    torch.testing.assert_close(kept_weights(factors, 3), weight(3, 5)[:, :3].float())
+
+
+@pytest.mark.parametrize("d", [0, 1, 2, 9])
+def test_packed_rows_come_back(d):
+    L = torch.randn(d, d, generator=torch.Generator().manual_seed(d)).tril()
+    packed = pack_lower(L + torch.ones(d, d).triu(1))
+    assert packed.shape == (d * (d + 1) // 2,)
+    assert packed.dtype == torch.float32
+    assert torch.equal(unpack_lower(packed, d), L)
+    for k in range(d):
+        assert torch.equal(unpack_lower(packed[: k * (k + 1) // 2], k), L[:k, :k])
+
+
+def test_packed_length_is_checked():
+    with pytest.raises(ValueError, match="6 entries"):
+        unpack_lower(torch.zeros(5), 3)
+
+
+def test_not_finite():
+    H, W = damp(second_moment(6)), weight(3, 6)
+    for bad_H, bad_W in [(H.clone(), W), (H, W.clone())]:
+        (bad_H if bad_W is W else bad_W)[2, 2] = float("nan")
+        with pytest.raises(NumericsError, match="block 3 mlp"):
+            nested_factors(bad_H, bad_W, torch.arange(6), name="block 3 mlp")
+
+
+def test_not_positive_definite():
+    with pytest.raises(NumericsError, match=r"block 3 mlp: .* positive definite"):
+        nested_factors(torch.zeros(4, 4), torch.ones(2, 4), torch.arange(4), name="block 3 mlp")
+
+
+@pytest.mark.parametrize("columns", [torch.tensor([0, 1, 1]), torch.tensor([0, 4]), torch.tensor([-1, 0])])
+def test_columns_out_of_range_or_repeated(columns):
+    with pytest.raises(ValueError, match="columns must"):
+        nested_factors(torch.eye(4), torch.ones(2, 4), columns)
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="d x d"):
+        nested_factors(torch.eye(4), torch.ones(2, 5), torch.arange(4))
+    with pytest.raises(ValueError, match="list of integers"):
+        nested_factors(torch.eye(4), torch.ones(2, 4), torch.arange(4.0))
+
+
+@pytest.mark.parametrize("k", [-1, 5])
+def test_width_out_of_range(k):
+    factors = nested_factors(torch.eye(4), torch.ones(2, 4), torch.arange(4))
+    with pytest.raises(ValueError, match="between 0 and 4"):
+        kept_weights(factors, k)

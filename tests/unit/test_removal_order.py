@@ -1,0 +1,326 @@
+"""Removal order against Optimal Brain Surgeon done column by column, with an explicit inverse and explicit weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from darwinlm.database.order import RemovalOrder, damp, dead_inputs, removal_order
+from darwinlm.errors import NumericsError
+
+DAMPING = 0.01
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def second_moment(d, kind, seed=0):
+    rng = np.random.default_rng(seed)
+    if kind == "plain":
+        X = rng.standard_normal((3 * d, d)) @ (np.eye(d) + 0.2 * rng.standard_normal((d, d)))
+    elif kind == "low rank":
+        X = rng.standard_normal((max(1, d // 4), d))
+    elif kind == "steep":
+        X = np.logspace(0, -6, d)[:, None] * rng.standard_normal((d, d))
+    elif kind == "outliers":
+        X = rng.standard_normal((max(1, d // 3), d))
+        X[:, ::7] *= 200
+    else:
+        raise ValueError(kind)
+    X = X * np.exp(0.5 * rng.standard_normal(d))
+    return torch.from_numpy(X.T @ X / len(X))
+
+
+def weight(r, d, seed=1):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((r, d)))
+
+
+def channels(d):
+    return torch.arange(d)[:, None]
+
+
+def naive(H, W, units, S=None, order=None):
+    """Remove unit after unit; H is damped. Follow an order (first removed first) or take the cheapest.
+
+    Returns the order, its costs, the least cost that was available at every step, and the loss after every step.
+    """
+    H, W, units = H.double().numpy(), W.double().numpy(), units.numpy()
+    S = np.eye(len(W)) if S is None else S.double().numpy()
+    C, V, left = np.linalg.inv(H), W.copy(), list(range(len(units)))
+    removed, costs, least, losses = [], [], [], []
+    for step in range(len(units)):
+        price = {}
+        for g in left:
+            c = units[g]
+            price[g] = np.trace(np.linalg.inv(C[np.ix_(c, c)]) @ V[:, c].T @ S @ V[:, c])
+        g = min(left, key=lambda unit: price[unit]) if order is None else int(order[step])
+        least.append(min(price.values()))
+        costs.append(price[g])
+        c = units[g]
+        rows = np.linalg.inv(C[np.ix_(c, c)]) @ C[c]
+        V = V - V[:, c] @ rows
+        C = C - C[:, c] @ rows
+        V[:, c] = 0
+        left.remove(g)
+        removed.append(g)
+        losses.append(np.trace(S @ (W - V) @ H @ (W - V).T))
+    return removed, np.array(costs), np.array(least), np.array(losses)
+
+
+def assert_matches(order, H, W, units, S=None, *, rtol=1e-4, exact=True):
+    """Same order up to ties and same losses as the naive form, at every step."""
+    removed = order.units.flip(0).tolist()
+    assert sorted(removed) == list(range(len(units)))
+    _, costs, least, losses = naive(H, W, units, S, removed)
+    np.testing.assert_array_less(costs, least * (1 + rtol) + 1e-12 * losses[-1])
+    got = order.costs.flip(0).numpy()
+    np.testing.assert_allclose(got, costs, rtol=rtol, atol=1e-9 * losses[-1])
+    np.testing.assert_allclose(np.cumsum(got), losses, rtol=rtol, atol=1e-9 * losses[-1])
+    if exact:
+        assert removed == naive(H, W, units, S)[0]
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+@pytest.mark.parametrize(("r", "d"), [(12, 40), (60, 40), (1, 40), (5, 1)])
+def test_channels(kind, r, d):
+    H, W = second_moment(d, kind), weight(r, d)
+    assert_matches(removal_order(H, W, channels(d)), damp(H, DAMPING), W, channels(d))
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+@pytest.mark.parametrize(("r", "n", "u"), [(10, 8, 6), (70, 8, 6), (20, 2, 24), (20, 1, 16), (20, 24, 2)])
+def test_groups(kind, r, n, u):
+    H, W = second_moment(n * u, kind), weight(r, n * u)
+    units = torch.arange(n * u).view(n, u)
+    assert_matches(removal_order(H, W, units), damp(H, DAMPING), W, units)
+
+
+@pytest.mark.parametrize("u", [1, 4])
+def test_units_may_hold_any_columns(u):
+    d = 36
+    H, W = second_moment(d, "plain"), weight(9, d)
+    units = torch.from_numpy(np.random.default_rng(5).permutation(d)).view(-1, u).int()
+    order = removal_order(H, W, units)
+    assert_matches(order, damp(H, DAMPING), W, units)
+    assert order.columns(units)[:u].tolist() == units[order.units[0]].tolist()
+    assert sorted(order.columns(units).tolist()) == list(range(d))
+
+
+@pytest.mark.parametrize("u", [1, 5])
+@pytest.mark.parametrize("block", [1, 3, 16, 1000])
+def test_block_size_changes_nothing(u, block):
+    d = 60
+    H, W = second_moment(d, "plain"), weight(20, d)
+    units = torch.arange(d).view(-1, u)
+    expected = removal_order(H, W, units, dtype=torch.float64)
+    order = removal_order(H, W, units, block=block, dtype=torch.float64)
+    assert torch.equal(order.units, expected.units)
+    torch.testing.assert_close(order.costs, expected.costs, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("u", [1, 8])
+@pytest.mark.parametrize("kind", ["low rank", "steep", "outliers"])
+def test_ill_conditioned_runs_in_float64(kind, u):
+    d, damping = 48, 1e-6
+    H, W = second_moment(d, kind), weight(16, d)
+    units = torch.arange(d).view(-1, u)
+    order = removal_order(H, W, units, damping=damping)
+    assert_matches(order, damp(H, damping), W, units, exact=False)
+    assert torch.equal(order.costs, removal_order(H, W, units, damping=damping, dtype=torch.float64).costs)
+
+
+def test_well_conditioned_runs_in_float32():
+    H, W = second_moment(48, "plain"), weight(16, 48)
+    order = removal_order(H, W, channels(48), damping=0.1)
+    assert torch.equal(order.costs, removal_order(H, W, channels(48), damping=0.1, dtype=torch.float32).costs)
+    assert not torch.equal(order.costs, removal_order(H, W, channels(48), damping=0.1, dtype=torch.float64).costs)
+
+
+def test_reduced_matmul_precision_runs_in_float64(monkeypatch):
+    H, W = second_moment(48, "plain"), weight(16, 48)
+    expected = removal_order(H, W, channels(48), damping=0.1, dtype=torch.float64)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert torch.equal(removal_order(H, W, channels(48), damping=0.1).costs, expected.costs)
+
+
+@pytest.mark.parametrize("u", [1, 4])
+def test_float32_second_moment_and_half_weight(u):
+    d = 40
+    H, W = second_moment(d, "plain").float(), weight(12, d).bfloat16()
+    units = torch.arange(d).view(-1, u)
+    order = removal_order(H, W, units)
+    assert order.units.dtype == torch.int64
+    assert order.costs.dtype == torch.float64
+    assert_matches(order, damp(H, DAMPING), W, units, exact=False)
+
+
+def test_wide_case_crosses_several_compactions():
+    d = 160
+    H, W = second_moment(d, "plain"), weight(32, d)
+    assert_matches(removal_order(H, W, channels(d), block=8), damp(H, DAMPING), W, channels(d), exact=False)
+
+
+@pytest.mark.parametrize("u", [1, 4])
+def test_saliency(u):
+    r, d = 14, 32
+    rng = np.random.default_rng(3)
+    B = rng.standard_normal((40, r)) * np.logspace(0, -2, r)
+    S = torch.from_numpy(B.T @ B / 40)
+    H, W = second_moment(d, "plain"), weight(r, d)
+    units = torch.arange(d).view(-1, u)
+    order = removal_order(H, W, units, saliency=S)
+    assert_matches(order, damp(H, DAMPING), W, units, S)
+    assert not torch.equal(order.units, removal_order(H, W, units).units)
+
+
+def test_saliency_of_identity_and_of_zero():
+    H, W = second_moment(20, "plain"), weight(6, 20)
+    plain = removal_order(H, W, channels(20), dtype=torch.float64)
+    weighted = removal_order(H, W, channels(20), saliency=torch.eye(6), dtype=torch.float64)
+    assert torch.equal(plain.units, weighted.units)
+    torch.testing.assert_close(plain.costs, weighted.costs)
+    assert removal_order(H, W, channels(20), saliency=torch.zeros(6, 6)).units.tolist() == list(range(19, -1, -1))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_units_of_measure_change_nothing_but_the_cost(scale):
+    H, W = second_moment(40, "plain"), weight(12, 40)
+    expected = removal_order(H, W, channels(40))
+    order = removal_order(H * scale, W * scale, channels(40), saliency=torch.eye(12, dtype=torch.float64) * scale)
+    assert torch.equal(order.units, expected.units)
+    torch.testing.assert_close(order.costs / scale**4, expected.costs, rtol=1e-4, atol=0)
+
+
+def test_dead_inputs_go_first_by_index_at_no_cost():
+    d, dead = 24, [3, 10, 17]
+    H, W = second_moment(d, "plain"), weight(8, d)
+    H[dead] = 0
+    H[:, dead] = 0
+    order = removal_order(H, W, channels(d))
+    assert order.units.flip(0)[:3].tolist() == dead
+    assert order.costs.flip(0)[:3].tolist() == [0, 0, 0]
+    assert order.costs.flip(0)[3] > 0
+    W[:, dead] = 0  # what the naive form needs to see them at no cost
+    assert_matches(order, damp(H, DAMPING), W, channels(d), exact=False)
+
+
+def test_dead_group():
+    H, W = second_moment(24, "plain"), weight(8, 24)
+    H[8:12] = 0
+    H[:, 8:12] = 0
+    H[0] = 0
+    H[:, 0] = 0
+    units = torch.arange(24).view(6, 4)
+    order = removal_order(H, W, units)
+    assert order.units[-1] == 2
+    assert order.costs[-1] == 0
+    W[:, [0, 8, 9, 10, 11]] = 0
+    assert_matches(order, damp(H, DAMPING), W, units, exact=False)
+
+
+@pytest.mark.parametrize("u", [1, 3])
+def test_nothing_to_lose_is_settled_by_index(u):
+    units = torch.arange(12).view(-1, u)
+    first_removed_last = list(range(len(units)))[::-1]
+    for H, W in [
+        (torch.zeros(12, 12), weight(4, 12)),
+        (second_moment(12, "plain"), torch.zeros(4, 12)),
+    ]:
+        order = removal_order(H, W, units)
+        assert order.units.tolist() == first_removed_last
+        assert order.costs.tolist() == [0.0] * len(units)
+
+
+def test_equal_columns_go_by_index():
+    order = removal_order(torch.eye(8), torch.ones(2, 8), channels(8), block=2)
+    assert order.units.tolist() == list(range(7, -1, -1))
+
+
+def test_inputs_are_left_alone():
+    H, W = second_moment(16, "plain"), weight(4, 16)
+    H[2] = 0
+    H[:, 2] = 0
+    before = H.clone(), W.clone()
+    removal_order(H, W, channels(16), dtype=torch.float64)
+    damp(H)
+    assert torch.equal(H, before[0])
+    assert torch.equal(W, before[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["second moment", "weight", "saliency"])
+def test_not_finite(which, value):
+    matrices = {"second moment": second_moment(8, "plain"), "weight": weight(4, 8), "saliency": torch.eye(4)}
+    matrices[which][1, 1] = value
+    with pytest.raises(NumericsError, match=f"block 3 mlp: the {which} holds NaN"):
+        removal_order(
+            matrices["second moment"],
+            matrices["weight"],
+            channels(8),
+            saliency=matrices["saliency"],
+            name="block 3 mlp",
+        )
+
+
+def test_not_a_second_moment():
+    H = torch.eye(4)
+    H[0, 1] = H[1, 0] = 2
+    with pytest.raises(NumericsError, match=r"block 0 attention: .* positive definite"):
+        removal_order(H, torch.ones(2, 4), channels(4), name="block 0 attention")
+    with pytest.raises(NumericsError, match="negative diagonal"):
+        removal_order(-torch.eye(4), torch.ones(2, 4), channels(4))
+    with pytest.raises(NumericsError, match="positive definite"):
+        removal_order(torch.ones(4, 4), torch.ones(2, 4), channels(4), damping=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"H": torch.ones(3, 4)}, "H must be square"),
+        ({"H": torch.eye(4).half()}, "H must be square"),
+        ({"W": torch.ones(2, 5)}, "4 columns"),
+        ({"W": torch.ones(2, 4).long()}, "4 columns"),
+        ({"units": torch.arange(4)}, "integer matrix"),
+        ({"units": torch.arange(4.0)[:, None]}, "integer matrix"),
+        ({"units": torch.tensor([[0], [1], [2]])}, "exactly once"),
+        ({"units": torch.tensor([[0, 1], [2, 2]])}, "exactly once"),
+        ({"units": torch.tensor([[0, 1], [2, 4]])}, "exactly once"),
+        ({"saliency": torch.eye(3)}, "saliency"),
+        ({"block": 0}, "block"),
+        ({"dtype": torch.float16}, "dtype"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    arguments = {"H": torch.eye(4), "W": torch.ones(2, 4), "units": channels(4)} | changes
+    with pytest.raises(ValueError, match=message):
+        removal_order(**arguments)
+
+
+def test_damp():
+    H = torch.diag(torch.tensor([1.0, 0.0, 3.0]))
+    H[0, 1] = H[1, 0] = 0.5  # can't come from data: a dead input has no moments
+    H[0, 2] = H[2, 0] = 0.25
+    damped = damp(H, 0.03)
+    assert dead_inputs(H).tolist() == [False, True, False]
+    torch.testing.assert_close(damped[0], torch.tensor([1.04, 0.0, 0.25]))
+    torch.testing.assert_close(damped[2], torch.tensor([0.25, 0.0, 3.04]))
+    assert damped[1, [0, 2]].tolist() == [0, 0]
+    assert 0 < damped[1, 1] < 1e-9
+    assert damped.dtype == torch.float32
+
+
+def test_damp_of_nothing_is_invertible():
+    damped = damp(torch.zeros(3, 3))
+    assert torch.isfinite(torch.linalg.inv(damped)).all()
+    assert (damped.diagonal() > 0).all()
+
+
+def test_order_is_frozen():
+    order = RemovalOrder(units=torch.arange(2), costs=torch.zeros(2))
+    with pytest.raises(AttributeError):
+        order.units = torch.arange(3)
