@@ -1,0 +1,1 @@
+"""Second moments of the inputs of output projections, streamed block by block."""

@@ -1,0 +1,1 @@
+"""Every module at every level from one factorisation."""

@@ -1,0 +1,1 @@
+"""What model families look like, and their checkpoints as blocks."""

@@ -1,0 +1,1 @@
+"""Which level each module gets: budget, start, mutation, fitness, evolution."""

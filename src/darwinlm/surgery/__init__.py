@@ -1,0 +1,1 @@
+"""Modules and models made physically smaller."""

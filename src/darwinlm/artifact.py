@@ -1,0 +1,181 @@
+"""Folders that stages hand to each other: complete when their manifest is there, reusable when their inputs match.
+
+A stage writes its files into its own folder, then the manifest, by rename, last. The manifest holds the key (what the
+stage was asked to do: its part of the recipe and the digests of what it read) and a hash of every file. A stage whose
+key hasn't changed is skipped; one whose key has changed starts afresh; one that was killed goes on from the files that
+it had finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from darwinlm.errors import ArtifactError, StorageError
+
+MANIFEST = "manifest.json"
+KEY = "key.json"
+
+
+def digest_of(value: Any) -> str:
+    """Hash of a JSON-like value (32 hex digits, independent of the order of its keys)."""
+    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's bytes (32 hex digits)."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or it isn't there.
+
+    Raises:
+        StorageError: the disk is full or the folder can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """Turn a failed write into one message that says where and what to do."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = "the disk is full: free some space" if full else f"{error}: check the path and its permissions"
+    return StorageError(f"can't write {path}: {reason}, then run the same command again; finished work is kept")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all. Raises StorageError."""
+    text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda to: _write(to, text + "\n"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises StorageError."""
+    write_atomically(path, lambda to: _write(to, text))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all. Raises StorageError."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda to: save_file(contiguous, to, metadata=dict(metadata or {})))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that a stage wrote.
+
+    Raises:
+        ArtifactError: the file is missing or isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read safetensors that a stage wrote.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, reason: str) -> ArtifactError:
+    """The one message for an artifact that can't be trusted."""
+    return ArtifactError(
+        f"{path} is damaged ({reason}): delete the folder {path.parent} and run the same command again; "
+        "that stage is then done afresh"
+    )
+
+
+class StageFolder:
+    """One stage's folder and the key that its content must match.
+
+    Args:
+        folder: where the stage keeps its files.
+        key: JSON-like description of everything the result depends on.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.key = json.loads(json.dumps(key, default=str))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the key: what the next stage puts into its own key."""
+        return digest_of(self.key)
+
+    def is_complete(self) -> bool:
+        """True when the stage has finished for this very key; its files are then checked against their hashes.
+
+        Raises:
+            ArtifactError: a file is missing or differs from what the manifest recorded.
+        """
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return False
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or "key" not in manifest or "files" not in manifest:
+            raise damaged(path, "it lacks its key or its list of files")
+        if manifest["key"] != self.key:
+            return False
+        for name, expected in manifest["files"].items():
+            file = self.folder / name
+            if not file.is_file():
+                raise damaged(file, "it is missing")
+            if file_digest(file) != expected:
+                raise damaged(file, "its bytes aren't those that were written")
+        return True
+
+    def begin(self) -> None:
+        """Make the folder ready: keep what an interrupted run with the same key left, drop anything else."""
+        path = self.folder / KEY
+        if self.folder.exists():
+            same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
+            if not same:
+                shutil.rmtree(self.folder)
+        if not path.exists():
+            write_json(path, self.key)
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest: from now on the stage counts as done."""
+        files = {
+            str(path.relative_to(self.folder)): file_digest(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name not in (MANIFEST, KEY) and not path.name.endswith(".tmp")
+        }
+        write_json(self.folder / MANIFEST, {"key": self.key, "facts": facts, "files": files})
+
+    def facts(self) -> dict[str, Any]:
+        """What `finish` was told. Raises ArtifactError."""
+        return dict(read_json(self.folder / MANIFEST)["facts"])

@@ -1,0 +1,110 @@
+"""Fill the database: walk the model once, order and factorise each module, write one file per block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from darwinlm.artifact import StageFolder, read_tensors, write_tensors
+from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
+from darwinlm.database.factors import NestedFactors, kept_weights, nested_factors
+from darwinlm.database.order import damp, removal_order
+from darwinlm.database.store import block_file, factors_to_tensors
+from darwinlm.errors import ArtifactError
+from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.recipe import Units
+
+
+def build_database(
+    stage: StageFolder,
+    stream: BlockStream,
+    units: Units,
+    damping: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the factors of every module; blocks that an interrupted run has finished are kept.
+
+    Args:
+        stage: begun; its key describes model, text, units and damping.
+        stream: the calibration text before the first block.
+        units: what is removed at once.
+        damping: relative to the mean of the diagonal of the second moment.
+        progress: called with finished and total blocks.
+
+    Raises:
+        NumericsError: values aren't finite.
+        StorageError: the disk is full.
+    """
+    shapes = module_shapes(stream.checkpoint)
+    done = 0
+    while done < stream.checkpoint.n_blocks and _readable(stage, done):
+        done += 1
+    for moments in stream_moments(stream, skip=done):
+        tensors: dict[str, Tensor] = {}
+        for shape in shapes:
+            if shape.block == moments.block:
+                for heads, factors in factorise(shape, moments, stream, units, damping).items():
+                    tensors.update(factors_to_tensors(shape, heads, factors))
+        write_tensors(stage.folder / block_file(moments.block), tensors)
+        progress(moments.block + 1, stream.checkpoint.n_blocks)
+
+
+def factorise(
+    shape: ModuleShape, moments: BlockMoments, stream: BlockStream, units: Units, damping: float
+) -> dict[int, NestedFactors]:
+    """Nested factors of one module, one for each number of query heads per group (1 for an MLP)."""
+    part = stream.checkpoint.family.module(shape.kind)
+    W = moments.weights[f"{part.name}.{part.output}.weight"].to(stream.device, torch.float32)
+    H = moments.moments[shape.kind]
+    if shape.kind == "mlp":
+        units_of_one = torch.arange(shape.width, device=H.device)[:, None]
+        order = removal_order(H, W, units_of_one, damping=damping, name=shape.name)
+        return {1: nested_factors(damp(H, damping), W, order.units, name=shape.name)}
+    ranked = _heads_by_rank(shape, H, W, damping) if units.attention == "lattice" else None
+    counts = range(1, shape.heads + 1) if ranked is not None else (shape.heads,)
+    return {heads: _group_factors(shape, H, W, damping, heads, ranked) for heads in counts}
+
+
+def _heads_by_rank(shape: ModuleShape, H: Tensor, W: Tensor, damping: float) -> Tensor:
+    """[groups, heads]: query heads of each group, the last to be removed first."""
+    n_heads = shape.groups * shape.heads
+    columns = torch.arange(shape.width, device=H.device).view(n_heads, shape.head_dim)
+    order = removal_order(H, W, columns, damping=damping, name=shape.name).units.tolist()
+    ranked = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
+    return torch.tensor(ranked, device=H.device)
+
+
+def _group_factors(
+    shape: ModuleShape, H: Tensor, W: Tensor, damping: float, heads: int, ranked: Tensor | None
+) -> NestedFactors:
+    """Factors over whole groups, of which only the best `heads` query heads are still there."""
+    everything = torch.arange(shape.width, device=H.device).view(shape.groups, shape.heads, shape.head_dim)
+    if ranked is None or heads == shape.heads:
+        columns = everything.reshape(shape.groups, -1)
+    else:
+        chosen = ranked[:, :heads].sort(dim=1).values
+        columns = everything.view(-1, shape.head_dim)[chosen].reshape(shape.groups, -1)
+    damped = damp(H, damping)
+    flat = columns.reshape(-1)
+    if len(flat) == shape.width:
+        W_kept, H_kept = W, H
+    else:
+        W_kept = kept_weights(nested_factors(damped, W, flat, name=shape.name), len(flat))
+        H_kept = H[flat][:, flat]
+    places = torch.arange(len(flat), device=H.device).view(shape.groups, -1)
+    order = removal_order(H_kept, W_kept, places, damping=damping, name=shape.name)
+    return nested_factors(damped, W, columns[order.units].reshape(-1), name=shape.name)
+
+
+def _readable(stage: StageFolder, block: int) -> bool:
+    path = stage.folder / block_file(block)
+    if not path.exists():
+        return False
+    try:
+        read_tensors(path)
+    except ArtifactError:
+        path.unlink()
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""A dense (or already pruned) model on disk: configuration, tokenizer, and tensors read one at a time.
+
+Hub ids are downloaded to the hub's own cache, GGUF files are dequantised once into a folder; from then on everything
+reads a local folder of safetensors shards, so no stage needs more of the weights in memory than it uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.artifact import digest_of, file_digest
+from darwinlm.errors import CheckpointError, ModelError
+from darwinlm.families.family import PREFIX, Family, family_of
+from darwinlm.families.pruned import pruned_classes
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local folder with config.json, safetensors shards and a tokenizer.
+
+    Attributes:
+        folder: where the files lie.
+        config: its transformers configuration.
+        family: how its architecture is described.
+        source: what the user called it.
+    """
+
+    folder: Path
+    config: Any
+    family: Family
+    source: str
+
+    @classmethod
+    def open(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
+        """Open a folder.
+
+        Raises:
+            ModelError: the folder holds no readable model or wants to run its own code.
+            FamilyError: its architecture isn't known.
+            CheckpointError: shards are missing or reach outside the folder.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ModelError(f"{folder} holds no model: there is no config.json in it")
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} isn't JSON ({error}): fetch the model again") from error
+        model_type = str(plain.get("model_type", "")) if isinstance(plain, dict) else ""
+        if not model_type:
+            raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
+        config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
+        checkpoint = cls(folder, config, family_of(config), source or str(folder))
+        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
+        return checkpoint
+
+    @cached_property
+    def shards(self) -> dict[str, str]:
+        """Name of the shard that holds each tensor."""
+        index = self.folder / INDEX
+        if index.is_file():
+            try:
+                shards = {
+                    str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+                }
+            except (ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{index} is damaged ({error}): fetch the model again") from error
+            for shard in set(shards.values()):
+                if Path(shard).name != shard:
+                    raise CheckpointError(f"{index} points outside its folder ({shard}): don't trust this model")
+            return shards
+        single = self.folder / SINGLE
+        if not single.is_file():
+            raise CheckpointError(
+                f"{self.folder} holds no safetensors weights ({SINGLE} or {INDEX}): save the model as safetensors"
+            )
+        return dict.fromkeys(_names_in(single), SINGLE)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the configuration and of all weights."""
+        files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        return digest_of({"config": self.config.to_dict(), "files": files})
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return int(self.config.num_hidden_layers)
+
+    def block_prefix(self, block: int) -> str:
+        """Start of the tensor names of one block, with the dot."""
+        return f"{self.family.layers}.{block}."
+
+    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """Read all tensors whose name starts with `prefix`, which is cut off; `dtype` None keeps their own.
+
+        Raises:
+            CheckpointError: a shard is damaged.
+        """
+        wanted = [name for name in self.shards if name.startswith(prefix)]
+        by_shard: dict[str, list[str]] = {}
+        for name in wanted:
+            by_shard.setdefault(self.shards[name], []).append(name)
+        found: dict[str, torch.Tensor] = {}
+        for shard, names in by_shard.items():
+            try:
+                with safe_open(self.folder / shard, framework="pt") as stream:
+                    for name in names:
+                        tensor = stream.get_tensor(name)
+                        found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.folder / shard} is damaged ({error}): fetch the model again") from error
+        return found
+
+    def names_outside_blocks(self) -> Iterator[str]:
+        """Names of the tensors that belong to no block: embedding, final norm, head."""
+        return (name for name in self.shards if not name.startswith(self.family.layers + "."))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type that the configuration states, float32 where it states none."""
+        return getattr(self.config, "dtype", None) or torch.float32
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            ModelError: the folder holds none that can be read.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{self.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
+
+    def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+        """The whole model, ready for inference.
+
+        Raises:
+            CheckpointError: the weights don't fit the configuration.
+        """
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, local_files_only=True)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"can't load the weights in {self.folder}: {_first_line(error)}") from error
+        return model.eval().requires_grad_(requires_grad=False).to(device)
+
+    def skeleton(self) -> Any:
+        """The model without weights: every parameter on the meta device, buffers that aren't saved in place."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        for module in model.modules():
+            own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
+            if own & module._non_persistent_buffers_set:
+                for name in own:
+                    module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+                model._init_weights(module)
+        model.tie_weights()
+        return model.eval().requires_grad_(requires_grad=False)
+
+
+def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
+    if model_type.startswith(PREFIX):
+        from darwinlm.families.family import families
+
+        family = families().get(model_type.removeprefix(PREFIX))
+        if family is not None:
+            pruned_classes(family.class_prefix, family.model_type)
+            own_code = False
+    if own_code and not allow_remote_code:
+        raise ModelError(
+            f"{folder} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if "does not recognize this architecture" in str(error):
+            family_of(type("Unknown", (), {"model_type": model_type}))
+        raise CheckpointError(f"can't read {folder / 'config.json'}: {_first_line(error)}") from error
+
+
+def _names_in(shard: Path) -> list[str]:
+    try:
+        with safe_open(shard, framework="pt") as stream:
+            return list(stream.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

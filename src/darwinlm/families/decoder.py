@@ -1,0 +1,139 @@
+"""A causal LM seen as a row of blocks that can be run, swapped and resumed one by one.
+
+What a block is called with (masks, rotary embeddings, cache positions) differs between families, so it isn't rebuilt
+here: the model's own forward is run with recorders in place of its blocks. Likewise the way from the last block to the
+logits (norm, head, soft caps) is the model's own, entered with a stored residual stream.
+
+Letters: b sequences, t tokens, m residual width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.families.family import Family, ModuleKind
+
+
+class _AllRecorded(Exception):  # noqa: N818
+    """Ends a forward pass whose block arguments have been seen."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block and keeps what it is called with."""
+
+    def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], *, last: bool) -> None:
+        super().__init__()
+        self.calls = calls
+        self.last = last
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+        self.calls.append((hidden, arguments))
+        if self.last:
+            raise _AllRecorded
+        return hidden
+
+
+class _Pass(nn.Module):
+    """Stands in for a block that is skipped over, or puts a stored residual stream in place of its own."""
+
+    def __init__(self, stored: Tensor | None = None) -> None:
+        super().__init__()
+        self.stored = stored
+
+    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        return hidden if self.stored is None else self.stored
+
+
+class Absent(nn.Module):
+    """Stands in for a removed sub-layer whose block still adds its output: adds nothing."""
+
+    def __init__(self, kind: ModuleKind) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, None) if self.kind == "attention" else nothing
+
+
+class Decoder:
+    """Blocks of a model that is held once and never copied.
+
+    Args:
+        model: a causal LM of transformers in evaluation mode.
+        family: its description.
+    """
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self.model = model
+        self.family = family
+        self.blocks: nn.ModuleList = model.get_submodule(family.layers)
+        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lies, and so where tokens go."""
+        return next(self.model.get_submodule(self.family.embedding).parameters()).device
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Residual stream before the first block, [b, t] -> [b, t, m]."""
+        return self._record(tokens)[0][0]
+
+    def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
+        """What the model would call each of its blocks with, for unpadded tokens of this shape [b, t]."""
+        shape = (tokens.shape[0], tokens.shape[1])
+        if shape not in self._arguments:
+            self._arguments[shape] = [arguments for _, arguments in self._record(tokens)]
+        return self._arguments[shape]
+
+    @torch.no_grad()
+    def _record(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        calls: list[tuple[Tensor, dict[str, Any]]] = []
+        count = len(self.blocks)
+        with self._stand_ins({i: _Recorder(calls, last=i == count - 1) for i in range(count)}):
+            try:
+                self.model(input_ids=tokens.to(self.device), use_cache=False)
+            except _AllRecorded:
+                return calls
+        raise AssertionError("the model's forward never reached its last block")
+
+    def run_block(self, block: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """One block, [b, t, m] -> [b, t, m]."""
+        output = self.blocks[block](hidden, **arguments)
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, tokens: Tensor, hidden: Tensor | None = None, first: int = 0) -> Tensor:
+        """Logits [b, t, v]; with `hidden`, the residual stream before block `first`, only what follows is run."""
+        stand_ins: dict[int, nn.Module] = {}
+        if hidden is not None and first > 0:
+            stand_ins = {i: _Pass() for i in range(first - 1)}
+            stand_ins[first - 1] = _Pass(hidden)
+        with self._stand_ins(stand_ins):
+            result: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        return result
+
+    @contextmanager
+    def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
+        originals = {i: self.blocks[i] for i in stand_ins}
+        try:
+            for i, stand_in in stand_ins.items():
+                self.blocks[i] = stand_in
+            yield
+        finally:
+            for i, original in originals.items():
+                self.blocks[i] = original
+
+    def module(self, block: int, kind: ModuleKind) -> nn.Module:
+        """One attention or MLP sub-layer as it stands."""
+        found: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
+        return found
+
+    def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
+        """Put another sub-layer in its place."""
+        setattr(self.blocks[block], self.family.module(kind).name, module)

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoder-only models whose layers differ in size: other head counts, other MLP widths, sub-layers left out.
+
+This one file travels beside every such checkpoint and needs transformers >= 5.16 and nothing else. A family is made by
+one line, such as `define_classes("Llama", "llama")`, which stands at the end of a checkpoint's copy.
+
+The sizes are in `config.per_layer_config`, the per-layer overrides of transformers. Everything that is not size (rotary
+embedding, masks, caches, generation, attention kernels) is the family's own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig
+
+SUBLAYERS = ("attention", "mlp")
+
+
+class PrunedConfig:
+    """Makes a family's configuration fit for layers that differ. Mixed in before the family's class."""
+
+    _definition: tuple[str, str, str]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fix the head size first: a layer's head count must not decide it."""
+        per_layer = kwargs.pop("per_layer_config", None)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        if getattr(self, "head_dim", None) is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads  # type: ignore[attr-defined]
+        self.per_layer_config = per_layer
+
+    @property
+    def per_layer_config(self) -> Sequence[Any]:
+        """Every layer's own configuration. Set it from a mapping of layer index to overrides, `skip` among them."""
+        return PreTrainedConfig.per_layer_config.fget(self)  # type: ignore[no-any-return]
+
+    @per_layer_config.setter
+    def per_layer_config(self, layers: Mapping[int | str, dict[str, Any]] | None) -> None:
+        # A layer without attention counts one head, so that no cache reserves more than that for it.
+        one = {"num_attention_heads": 1, "num_key_value_heads": 1}
+        if layers is not None:
+            layers = {i: {**own, **(one if "attention" in own.get("skip", ()) else {})} for i, own in layers.items()}
+        PreTrainedConfig.per_layer_config.fset(self, layers)
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        """A layer's copy of the configuration follows the whole one, however and whenever that is changed."""
+        whole = self.__dict__.get("_whole", self)
+        return whole._attn_implementation_internal  # type: ignore[no-any-return]
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
+        PreTrainedConfig._attn_implementation.fset(self, value)
+
+    def validate_architecture(self) -> None:
+        """Check each layer; run when a configuration is made or saved and when a model is built.
+
+        Raises:
+            ValueError: A layer has heads that don't divide into groups, no channel, or skips an unknown sub-layer.
+        """
+        for i, layer in enumerate(self.per_layer_config):
+            if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
+                raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
+            heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+            if groups < 1 or heads < 1 or heads % groups:
+                raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
+            if layer.intermediate_size < 1:
+                raise ValueError(f"layer {i}: an MLP of width {layer.intermediate_size}; skip 'mlp' to leave it out")
+
+    def layer(self, index: int) -> Any:
+        """The configuration that layer `index` is built from, tied to this one in the attention implementation."""
+        config = copy.copy(self.per_layer_config[index])
+        config.__dict__["_whole"] = self
+        return config
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
+        self.auto_map = auto_map(self._definition[0])
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        text = modeling_source(*self._definition)
+        Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
+
+
+class Absent(nn.Module):
+    """Stands where an attention or an MLP was, and adds nothing to the residual stream.
+
+    Caches and masks take the number of tokens seen from the first layer of each kind (full, sliding). Where that
+    layer's attention is gone, the stand-in keeps count by storing one zero head.
+    """
+
+    def __init__(self, counter: tuple[int, int] | None = None, attention: bool = False) -> None:
+        super().__init__()
+        self.attention = attention
+        self.counter = counter  # (layer index, head size)
+
+    def forward(self, hidden_states: torch.Tensor | float, **kwargs: Any) -> Any:
+        """Return the number 0.0, in the form of an attention's or of an MLP's result."""
+        past = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
+        if self.counter is not None and past is not None and isinstance(hidden_states, torch.Tensor):
+            index, head_dim = self.counter
+            zero = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], head_dim)
+            past.update(zero, zero, index)
+        return (0.0, None) if self.attention else 0.0
+
+
+class PrunedBlock:
+    """A family's decoder layer with sub-layers left out. Mixed in before the family's class."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)  # type: ignore[call-arg]
+        sandwich = hasattr(self, "pre_feedforward_layernorm")  # Gemma 2 and 3: a norm before and after each sub-layer
+        gone: list[str] = []
+        counts = False
+        if "attention" in config.skip:
+            kinds = getattr(config, "layer_types", None) or ["all"] * config.num_hidden_layers
+            counts = kinds[layer_idx] not in kinds[:layer_idx]
+            self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, attention=True)
+            gone += ["input_layernorm", "resid_attn_dropout", *(["post_attention_layernorm"] if sandwich else [])]
+        if "mlp" in config.skip:
+            self.mlp = Absent()
+            gone += ["pre_feedforward_layernorm", "post_feedforward_layernorm", "resid_mlp_dropout"]
+            gone += [] if sandwich else ["post_attention_layernorm"]
+        for name in gone:
+            if hasattr(self, name):
+                setattr(self, name, nn.Identity())
+        self.empty = set(config.skip) == set(SUBLAYERS) and not counts
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the family's layer; a layer with neither sub-layer hands its input on."""
+        return hidden_states if self.empty else super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+
+
+@contextmanager
+def _without_layers(config: Any) -> Iterator[None]:
+    """Let the family's constructor see this very object as a uniform model of no layers.
+
+    The object must stay the same: a copy would take the choice of the attention implementation with it.
+    """
+    fields = config.__dict__
+    sizes, depth = fields.pop("_heterogeneity_spec", None), fields["num_hidden_layers"]
+    fields["num_hidden_layers"] = 0
+    try:
+        yield
+    finally:
+        fields["num_hidden_layers"] = depth
+        if sizes is not None:
+            fields["_heterogeneity_spec"] = sizes
+
+
+class PrunedModel:
+    """A family's decoder with each layer built from its own configuration. Mixed in before the family's class."""
+
+    _blocks: tuple[type, type]
+
+    def __init__(self, config: Any) -> None:
+        config.validate_architecture()
+        with _without_layers(config):
+            super().__init__(config)  # type: ignore[call-arg]
+        plain, pruned = self._blocks
+        layers = [config.layer(i) for i in range(config.num_hidden_layers)]
+        blocks = [(pruned if getattr(own, "skip", ()) else plain)(own, i) for i, own in enumerate(layers)]
+        self.layers = nn.ModuleList(blocks)
+        if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
+            rotary.config = copy.copy(config)
+            rotary.config.__dict__.pop("_heterogeneity_spec", None)
+        self.post_init()  # type: ignore[attr-defined]
+
+
+class PrunedForCausalLM:
+    """A family's language model around a `PrunedModel`. Mixed in before the family's class."""
+
+    _decoder: type
+
+    def __init__(self, config: Any) -> None:
+        with _without_layers(config):
+            super().__init__(config)  # type: ignore[call-arg]
+        self.model = None  # let go of the empty decoder before the real one takes its memory
+        self.model = self._decoder(config)
+        self.post_init()  # type: ignore[attr-defined]
+
+
+def define_classes(prefix: str, module: str, infix: str = "") -> tuple[type, type, type]:
+    """Define a family's classes in this module, once; the same ones come back the next time.
+
+    Args:
+        prefix: How the family's class names begin, "Llama"; the new ones begin with "DarwinLlama".
+        module: The family's package in `transformers.models`, "llama".
+        infix: What stands between in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
+
+    Returns:
+        The configuration, the decoder and the causal language model.
+    """
+    config, model, causal = names = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
+    if causal not in globals():
+        family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+        parent = getattr(family, f"{prefix}{infix}Config")
+        plain = getattr(family, f"{prefix}DecoderLayer")
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix)}
+        # The decorator again, or the family's checks would run in place of the ones above.
+        config_class = strict(_derive(config, PrunedConfig, parent, **made))
+        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain)
+        shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
+        decoder = getattr(family, f"{prefix}{infix}Model")
+        decoder = _derive(model, PrunedModel, decoder, _blocks=(plain, pruned), **shared)
+        _derive(causal, PrunedForCausalLM, getattr(family, causal.removeprefix("Darwin")), _decoder=decoder, **shared)
+    return tuple(globals()[name] for name in names)
+
+
+def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
+    """Make a class and keep it in this module, where saving, loading and pickling look for it."""
+    about = {"__module__": __name__, "__qualname__": name, "__doc__": f"{parent.__name__} of unequal layers."}
+    globals()[name] = made = type(name, (mixin, parent), {**about, **members})
+    return made
+
+
+def auto_map(prefix: str) -> dict[str, str]:
+    """The `auto_map` of config.json: which class of the file beside it answers to which Auto class."""
+    autos = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
+
+
+def modeling_source(prefix: str, module: str, infix: str = "") -> str:
+    """The text of a checkpoint's copy of this file: all of it, and the line that defines the family."""
+    arguments = ", ".join(f'"{argument}"' for argument in (prefix, module, infix) if argument)
+    line = f"define_classes({arguments})"
+    text = Path(__file__).read_text(encoding="utf-8")
+    return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

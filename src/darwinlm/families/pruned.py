@@ -1,0 +1,50 @@
+"""Classes of models whose layers differ, ready for transformers' Auto classes and for a checkpoint of their own.
+
+The classes themselves are in `modeling_darwinlm`, which is also the file that a checkpoint carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from darwinlm.families.modeling_darwinlm import auto_map, define_classes, modeling_source
+
+__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config"]
+
+
+def pruned_classes(prefix: str, module: str, infix: str = "") -> tuple[type, type, type]:
+    """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
+
+    Args:
+        prefix: How the family's class names begin, "Llama".
+        module: The family's package in `transformers.models`, "llama".
+        infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
+
+    Returns:
+        The configuration, the decoder and the causal language model.
+    """
+    config, model, causal = define_classes(prefix, module, infix)
+    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal, exist_ok=True)
+    return config, model, causal
+
+
+def pruned_config(config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]]) -> Any:
+    """The configuration of a model cut from `dense`.
+
+    Args:
+        config_class: The first of `pruned_classes`.
+        dense: Configuration of the model that is cut.
+        per_layer: For each layer that differs num_attention_heads, num_key_value_heads, intermediate_size or `skip`.
+
+    Returns:
+        A configuration of class `config_class`, with the attention implementation of `dense`.
+    """
+    of_the_class = ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config")
+    values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
+    layers = {index: dict(overrides) for index, overrides in per_layer.items()}
+    return config_class(**values, per_layer_config=layers, attn_implementation=dense._attn_implementation)

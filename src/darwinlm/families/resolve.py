@@ -1,0 +1,95 @@
+"""From what the user typed (hub id, folder, GGUF file) to a local checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import StageFolder, file_digest, storage_error
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import family_of
+
+
+def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+    """Find a model and make it a local checkpoint.
+
+    Args:
+        model: hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
+        work: folder for what must be converted first.
+        allow_remote_code: let the checkpoint run its own code.
+
+    Raises:
+        ModelError: nothing of that name exists or can be reached.
+        FamilyError: its architecture isn't known.
+        CheckpointError: its files are damaged.
+        MissingExtraError: a GGUF file without the extra `gguf`.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
+        return Checkpoint.open(_dequantise(path, work), model)
+    if path.is_dir():
+        return Checkpoint.open(path, allow_remote_code=allow_remote_code)
+    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
+    return Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"can't find the model '{model}' on this machine or on the hub ({reason}): check the name, the network "
+            "and, for gated models, your login"
+        ) from error
+
+
+def _dequantise(path: Path, work: Path) -> Path:
+    """Turn a GGUF file into a folder of float32 safetensors, once."""
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": 1})
+    if stage.is_complete():
+        return work
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("gguf", "gguf", f"reading {path.name}") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
+    family_of(quantised.config)
+    stage.begin()
+    try:
+        # A model loaded from GGUF refuses to be saved, so its weights move to a fresh one.
+        fresh = type(quantised)(_plain_config(quantised.config))
+        fresh.load_state_dict(quantised.state_dict())
+        fresh.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise storage_error(work, error) from error
+    stage.finish()
+    return work
+
+
+def _plain_config(config: Any) -> Any:
+    tree = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    # The element type that the product saves by default: what a GGUF file was quantised from is not recorded in it.
+    tree["dtype"] = "bfloat16"
+    return type(config).from_dict(tree)

@@ -1,0 +1,319 @@
+"""The whole configuration, in stage order. One schema serves Python, YAML files and the command line.
+
+Every field has a default that suits a first run; `darwinlm schema` prints them. Unknown fields are errors, with a
+suggestion when one is near.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from darwinlm.errors import RecipeError
+
+AttentionUnit = Literal["kv_group", "lattice"]
+Start = Literal["knapsack", "uniform", "random"]
+
+
+def parse_share(value: Any) -> Any:
+    """Read '50%' or 0.5 as the share 0.5; anything else is left to the type check."""
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            return value
+    return value
+
+
+Share = Annotated[float, BeforeValidator(parse_share)]
+
+
+class Section(BaseModel):
+    """A closed, frozen part of the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Compute(Section):
+    """Where and how exactly the arithmetic is done."""
+
+    device: str = "auto"
+    """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of forward passes. `auto` is bfloat16; second moments, factors and KL are float32 or better in any case."""
+    batch_tokens: int = Field(4096, gt=0)
+    """Tokens in one forward pass."""
+
+
+class Text(Section):
+    """The text that is calibrated, searched and measured on; the parts are disjoint by document."""
+
+    source: str | None = "hf:HuggingFaceFW/fineweb-edu"
+    """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
+    sequence_length: int = Field(512, ge=8)
+    """Tokens in one block of packed text."""
+    calibration_tokens: int = Field(65536, gt=0)
+    """For the second moments of the database, and for the refit."""
+    fitness_tokens: int = Field(8192, gt=0)
+    """For scoring modules and candidates."""
+    validation_tokens: int = Field(8192, gt=0)
+    """For choices that must not be made on the text that was fitted: refit or not, and how strongly."""
+    evaluation_tokens: int = Field(16384, gt=0)
+    """For the figures in the report; nothing is chosen by them."""
+    allow_benchmark_text: str = ""
+    """The reason, in words, for using a benchmark's own evaluation text. Without one it is refused."""
+
+
+class Units(Section):
+    """The smallest things that are removed."""
+
+    attention: AttentionUnit = "kv_group"
+    """`kv_group`: whole KV groups. `lattice`: KV groups times query heads per group."""
+    mlp_multiple: int = Field(32, gt=0)
+    """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
+
+
+class Database(Section):
+    """Second-order pruning of every module at every level."""
+
+    damping: float = Field(0.01, gt=0)
+    """Added to the diagonal of the second moment, relative to its mean."""
+
+
+class Budget(Section):
+    """The bound that the smaller model must keep."""
+
+    keep: Share = Field(0.5, gt=0, le=1)
+    """Share of the block parameters that may stay: 0.5 or 50%."""
+    tolerance: float = Field(0.005, gt=0, le=0.1)
+    """Largest share of the budget that may stay unused."""
+
+
+class SearchStage(Section):
+    """One round of selection inside a generation: all of its candidates are judged on the same tokens."""
+
+    tokens: int = Field(gt=0)
+    """Fitness tokens that each candidate is judged on."""
+    survivors: int = Field(gt=0)
+    """How many candidates go on."""
+
+
+class Search(Section):
+    """Evolution over allocations: one level for every module."""
+
+    start: Start = "knapsack"
+    """The first parent. `knapsack`: single-module losses, solved exactly; `uniform`; `random`."""
+    score_tokens: int = Field(1024, gt=0)
+    """Fitness tokens for single-module losses."""
+    score_levels: int = Field(3, ge=1)
+    """Levels of each module whose loss is measured; the others follow the module's local error."""
+    generations: int = Field(40, ge=1)
+    """Rounds of mutation and selection."""
+    offspring: int = Field(12, ge=1)
+    """Candidates made from the parent in each generation."""
+    stages: tuple[SearchStage, ...] = (SearchStage(tokens=1024, survivors=3), SearchStage(tokens=4096, survivors=1))
+    """Rounds of selection; the parent takes part in the last."""
+    step: float = Field(0.25, gt=0, le=1)
+    """Largest level switch of the first generation, as a share of a module's levels; it shrinks to one level."""
+    seed: int = 0
+    """Of every random choice of the search and of the split of the text."""
+    minutes: float | None = Field(None, gt=0)
+    """Wall-clock bound: the search then ends with the best allocation found so far."""
+
+    @model_validator(mode="after")
+    def _survivors_shrink(self) -> Search:
+        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        if not self.stages:
+            raise ValueError("stages: at least one is needed")
+        if any(later >= earlier for earlier, later in pairwise(counts)):
+            raise ValueError(f"stages: survivors must shrink from the offspring on, but they are {counts}")
+        if counts[-1] != 1:
+            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
+        return self
+
+
+class Refit(Section):
+    """Least-squares correction of the stitched model's output projections toward the dense residual stream."""
+
+    enabled: bool = True
+    """False leaves the stitched model as it is."""
+    tokens: int = Field(65536, gt=0)
+    """Calibration tokens used; at most `text.calibration_tokens`."""
+    ridges: tuple[float, ...] = Field((0.03, 0.3), min_length=1)
+    """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+
+
+class Evaluation(Section):
+    """What the report measures."""
+
+    prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
+    """Continued greedily by every model."""
+    new_tokens: int = Field(32, gt=0)
+    """Tokens of each continuation."""
+    speed_runs: int = Field(3, ge=1)
+    """Timed passes per model; the median is reported."""
+
+
+class Export(Section):
+    """The form of the saved model."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto` is the checkpoint's own type; bfloat16 where the model came from a GGUF file."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: str | None = None
+    """Hub id, local folder, or GGUF file."""
+    allow_remote_code: bool = False
+    """Let a checkpoint run Python code that it brings along."""
+    compute: Compute = Compute()
+    """Device and arithmetic."""
+    text: Text = Text()
+    """Calibration, fitness, validation and evaluation text."""
+    units: Units = Units()
+    """What is removed at once."""
+    database: Database = Database()
+    """Pruning of single modules."""
+    budget: Budget = Budget()
+    """How small."""
+    search: Search = Search()
+    """Which levels."""
+    refit: Refit = Refit()
+    """Correction of the stitched model."""
+    evaluation: Evaluation = Evaluation()
+    """Measurements for the report."""
+    export: Export = Export()
+    """What is saved."""
+
+    @model_validator(mode="after")
+    def _tokens_suffice(self) -> Recipe:
+        wanted = max([self.search.score_tokens, *(stage.tokens for stage in self.search.stages)])
+        if wanted > self.text.fitness_tokens:
+            raise ValueError(
+                f"search: a stage asks for {wanted} tokens, but text.fitness_tokens is {self.text.fitness_tokens}"
+            )
+        if self.refit.enabled and self.refit.tokens > self.text.calibration_tokens:
+            raise ValueError(
+                f"refit.tokens is {self.refit.tokens}, but text.calibration_tokens is {self.text.calibration_tokens}"
+            )
+        return self
+
+
+def load_recipe(
+    path: Path | None = None,
+    assignments: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        assignments: as `--set` takes them; values are read as YAML.
+        overrides: dotted field names and values; None values are left out.
+
+    Raises:
+        RecipeError: the file can't be read, a field is unknown (the message suggests a near one) or a value is wrong.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _read_yaml(path)
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.strip():
+            raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {error}") from error
+        _assign(tree, name.strip(), value)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _assign(tree, name, value)
+    return parse_recipe(tree, str(path) if path else "the options")
+
+
+def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
+    """Validate a tree of plain values. Raises RecipeError, naming each wrong field and `where` it stands."""
+    try:
+        return Recipe.model_validate(dict(tree))
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} isn't YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"the recipe {path} must be a mapping of sections, but it is a {type(tree).__name__}")
+    return tree
+
+
+def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"'{name}': '{section}' isn't a section of the recipe")
+        tree = below
+    tree[field] = value
+
+
+def _explain(detail: Any) -> str:
+    location = [part for part in detail["loc"] if isinstance(part, str)]
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known fields are {', '.join(known)}"
+        return f"unknown field '{name}': {hint}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    return (
+        f"{name}: {message} (it is {detail['input']!r})"
+        if not isinstance(detail["input"], dict)
+        else (f"{name}: {message}")
+    )
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SearchStage
+    return list(section.model_fields)
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """Every field of the recipe in stage order as (dotted name, default, meaning): what `darwinlm schema` prints."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(section: type[BaseModel], prefix: str) -> None:
+        for name, field in section.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                walk(annotation, f"{prefix}{name}.")
+            else:
+                default = field.get_default()
+                if isinstance(default, tuple):
+                    default = [item.model_dump() if isinstance(item, BaseModel) else item for item in default]
+                rows.append((prefix + name, str(default), field.description or ""))
+
+    walk(Recipe, "")
+    return rows

@@ -1,0 +1,58 @@
+"""KL divergence between next-token distributions, from logits, in float32.
+
+Letters: n tokens, v vocabulary. KL(dense ‖ candidate) = Σ_v p (log p - log q), in nats; DarwinLM §3 uses it as fitness.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROWS = 64
+
+
+class DenseDistribution:
+    """The dense model's distributions over some tokens, ready to be compared with many candidates.
+
+    KL(p ‖ q) = Σ p log p - Σ p z + logsumexp(z) for a candidate's logits z, so p and its entropy are made once.
+
+    Args:
+        logits: [n, v] of the dense model.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        self.negative_entropy = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        for start in range(0, len(logits), ROWS):
+            rows = slice(start, start + ROWS)
+            log_p = torch.log_softmax(logits[rows].float(), dim=-1)
+            p = torch.exp(log_p, out=self.probabilities[rows])
+            self.negative_entropy[rows] = (p * log_p).sum(-1)
+
+    def __len__(self) -> int:
+        return len(self.negative_entropy)
+
+    def kl(self, logits: Tensor, start: int = 0) -> Tensor:
+        """KL of each token, [n'] float32.
+
+        Args:
+            logits: [n', v] of the candidate for the tokens from `start` on.
+            start: index of the first token.
+        """
+        divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        for row in range(0, len(logits), ROWS):
+            z = logits[row : row + ROWS].float()
+            at = slice(start + row, start + row + len(z))
+            cross = torch.linalg.vecdot(self.probabilities[at], z)
+            divergence[row : row + len(z)] = self.negative_entropy[at] - cross + torch.logsumexp(z, dim=-1)
+        return divergence
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token, [n] float32, from logits [n, v] and the tokens that follow, [n]."""
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    for start in range(0, len(logits), ROWS):
+        rows = slice(start, start + ROWS)
+        z = logits[rows].float()
+        losses[rows] = torch.logsumexp(z, dim=-1) - z.gather(-1, targets[rows, None])[:, 0]
+    return losses

@@ -1,0 +1,92 @@
+"""Cut one module down to what a level keeps: rows of the projections that feed it, columns of its output."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.database.levels import Level
+from darwinlm.database.store import Kept
+from darwinlm.families.family import Attention, Family, ModuleKind
+from darwinlm.families.shapes import ModuleShape
+
+ATTENTION_HEADS = "num_attention_heads"
+KV_HEADS = "num_key_value_heads"
+MLP_WIDTH = "intermediate_size"
+
+
+def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Cut the tensors of one sub-layer (names inside it, without the block's norms).
+
+    Args:
+        family: names of the projections.
+        shape: sizes before the cut.
+        tensors: the dense sub-layer's tensors by name inside it.
+        kept: what remains.
+
+    Returns:
+        The smaller sub-layer's tensors, in the types of the dense ones.
+    """
+    part = family.module(shape.kind)
+    if kept.weight is None:
+        return dict(tensors)
+    rows = {}
+    if isinstance(part, Attention):
+        group_columns = shape.heads * shape.head_dim
+        groups = torch.unique(kept.columns // group_columns)
+        kv_rows = (groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+        rows = dict.fromkeys(part.query, kept.columns) | dict.fromkeys(part.key_value, kv_rows)
+    else:
+        rows = dict.fromkeys(part.inputs, kept.columns)
+    cut: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in rows:
+            cut[name] = tensor.index_select(0, rows[owner].to(tensor.device))
+        elif owner == part.output and leaf == "weight":
+            cut[name] = kept.weight.to(tensor.device, tensor.dtype)
+        else:
+            cut[name] = tensor
+    return cut
+
+
+def layer_overrides(shape: ModuleShape, level: Level) -> dict[str, int]:
+    """What a level changes in the configuration of its layer."""
+    if shape.kind == "mlp":
+        return {MLP_WIDTH: level.width}
+    return {ATTENTION_HEADS: level.groups * level.heads, KV_HEADS: level.groups}
+
+
+def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
+    """A copy of the configuration for one layer that shares the attention implementation."""
+    one = copy.copy(config.per_layer_config[block])
+    one.__dict__.pop("_heterogeneity_spec", None)
+    for name, value in overrides.items():
+        setattr(one, name, value)
+    return one
+
+
+def small_module(
+    block: nn.Module, config: Any, family: Family, shape: ModuleShape, level: Level, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """Build the sub-layer at a level, of the family's own class, around the given tensors.
+
+    Args:
+        block: a block of the dense model, for its class.
+        config: configuration of the dense model.
+        family: names of the sub-layers.
+        shape: sizes before the cut.
+        level: what remains; must keep something.
+        tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
+    """
+    kind: ModuleKind = shape.kind
+    one = layer_config(config, shape.block, layer_overrides(shape, level))
+    with torch.device("meta"):
+        layer = type(block)(one, shape.block)
+    module: nn.Module = getattr(layer, family.module(kind).name)
+    module.load_state_dict(dict(tensors), assign=True)
+    return module.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,68 @@
+"""Tiny random models of every family: four layers, a few thousand weights, logits that depend on the whole context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+"""What the models share. head_dim x heads is the hidden size here; families below and tests deviate from it."""
+
+SLIDING: dict[str, Any] = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "gemma": {"head_dim": 16, "tie_word_embeddings": True},
+    "gemma2": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
+    "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.3},
+    "phi3": {"resid_pdrop": 0.1},
+}
+"""Where a family's tiny model differs from the sizes above: its own features are all switched on."""
+
+
+def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
+    """Configuration of a tiny model of a family, such as "llama" or "gemma3_text"."""
+    return AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type], **overrides})
+
+
+def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny model in evaluation mode; the same seed gives the same weights.
+
+    Matrices are scaled so that every sub-layer matters to the logits, and norm weights and biases are not their
+    initial ones and zeros, so that a norm or a bias that goes missing shows.
+    """
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "embed_tokens" in name or "lm_head" in name:
+                weight.copy_(noise * 0.3)
+            elif weight.ndim == 2:
+                weight.copy_(noise * 1.2 / weight.shape[1] ** 0.5)
+            else:
+                weight.add_(noise * 0.1)
+    return model.eval()
