@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from darwinlm.errors import RecipeError
 
@@ -90,10 +90,18 @@ class Database(Section):
 class Budget(Section):
     """The bound that the smaller model must keep."""
 
-    keep: Share = Field(0.5, gt=0, le=1)
+    keep: Share = 0.5
     """Share of the block parameters that may stay: 0.5 or 50%."""
     tolerance: float = Field(0.005, gt=0, le=0.1)
     """Largest share of the budget that may stay unused."""
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_a_share(cls, keep: float) -> float:
+        if not 0 < keep <= 1:
+            hint = f"; did you mean {keep:g}%?" if 1 < keep <= 100 else ""
+            raise ValueError(f"must be above 0 and at most 100 %{hint}")
+        return keep
 
 
 class SearchStage(Section):
@@ -226,6 +234,10 @@ def load_recipe(
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read_yaml(path)
+    return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
+
+
+def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator or not name.strip():
@@ -235,10 +247,10 @@ def load_recipe(
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {error}") from error
         _assign(tree, name.strip(), value)
-    for name, value in (overrides or {}).items():
+    for name, value in overrides.items():
         if value is not None:
             _assign(tree, name, value)
-    return parse_recipe(tree, str(path) if path else "the options")
+    return parse_recipe(tree, where)
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
@@ -248,6 +260,11 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
+
+
+def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe with `section.field=value` assignments, then overrides by dotted name, applied. Raises RecipeError."""
+    return _complete(recipe.model_dump(), "the recipe", assignments, overrides)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

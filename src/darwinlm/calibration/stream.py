@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from darwinlm.calibration.moments import SecondMoment
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.family import KINDS, Family, ModuleKind
 
 
 @dataclass
@@ -59,63 +58,58 @@ class BlockStream:
             if not name.startswith(checkpoint.family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
-        batches = tokens.split(self.rows)
+        batches = torch.split(tokens, self.rows)
         self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
         self.hidden = [self.decoder.embed(batch) for batch in batches]
 
+    def load(self, block: int) -> dict[str, Tensor]:
+        """Read a block's weights, give them to the block, and return them in the checkpoint's own type."""
+        weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
+        cast = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        self.decoder.blocks[block].load_state_dict(cast, assign=True)
+        return weights
+
+    def unload(self, block: int) -> None:
+        """Let go of a block's weights."""
+        self.decoder.blocks[block].to("meta")
+
     @torch.no_grad()
-    def advance(self, block: int, watch: Callable[[nn.Module], list[Any]] | None = None) -> dict[str, Tensor]:
-        """Load a block, run all text through it, unload it.
-
-        Args:
-            block: must be the next one.
-            watch: called with the loaded block; registers hooks and returns their handles.
-
-        Returns:
-            The block's tensors in the checkpoint's own type, by name inside the block.
+    def run(self, block: int) -> None:
+        """Move the residual stream through a loaded block.
 
         Raises:
-            NumericsError: the residual stream isn't finite any more.
+            NumericsError: it isn't finite any more.
         """
-        weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
-        module = self.decoder.blocks[block]
-        module.load_state_dict(
-            {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}, assign=True
-        )
-        with ExitStack() as stack:
-            for handle in watch(module) if watch else []:
-                stack.callback(handle.remove)
-            for index, hidden in enumerate(self.hidden):
-                self.hidden[index] = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
-        module.to("meta")
+        for index, hidden in enumerate(self.hidden):
+            self.hidden[index] = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
         if not all(bool(torch.isfinite(hidden).all()) for hidden in self.hidden):
             raise NumericsError(
                 f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
                 "the checkpoint is broken, or try compute.dtype=float32"
             )
-        return weights
+
+
+def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
+    """The projection out of a module, None where the module is gone."""
+    part = family.module(kind)
+    owner = getattr(block, part.name, None)
+    return getattr(owner, part.output, None)
 
 
 def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run through."""
     family = stream.checkpoint.family
     for block in range(stream.checkpoint.n_blocks):
-        if block < skip:
-            stream.advance(block)
-            continue
+        weights = stream.load(block)
         moments: dict[ModuleKind, SecondMoment] = {}
-
-        def watch(module: nn.Module, moments: dict[ModuleKind, SecondMoment] = moments) -> list[Any]:
-            handles = []
-            for part in (family.attention, family.mlp):
-                try:
-                    output = module.get_submodule(f"{part.name}.{part.output}")
-                except AttributeError:
-                    continue
-                kind: ModuleKind = "attention" if part is family.attention else "mlp"
-                moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
-                handles.append(output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0])))
-            return handles
-
-        weights = stream.advance(block, watch)
-        yield BlockMoments(block, {kind: moment.mean() for kind, moment in moments.items()}, weights)
+        with ExitStack() as hooks:
+            for kind in KINDS if block >= skip else ():
+                output = output_projection(stream.decoder.blocks[block], family, kind)
+                if output is not None:
+                    moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
+                    handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
+                    hooks.callback(handle.remove)
+            stream.run(block)
+        stream.unload(block)
+        if block >= skip:
+            yield BlockMoments(block, {kind: moment.mean() for kind, moment in moments.items()}, weights)

@@ -57,6 +57,7 @@ class Absent(nn.Module):
         self.kind = kind
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Zeros of the residual stream's shape, in the form of an attention's or an MLP's result."""
         nothing = torch.zeros_like(hidden_states)
         return (nothing, None) if self.kind == "attention" else nothing
 
@@ -78,7 +79,8 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the embedding lies, and so where tokens go."""
-        return next(self.model.get_submodule(self.family.embedding).parameters()).device
+        device: torch.device = next(self.model.get_submodule(self.family.embedding).parameters()).device
+        return device
 
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
@@ -106,7 +108,8 @@ class Decoder:
     def run_block(self, block: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
         """One block, [b, t, m] -> [b, t, m]."""
         output = self.blocks[block](hidden, **arguments)
-        return output[0] if isinstance(output, tuple) else output
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
 
     def logits(self, tokens: Tensor, hidden: Tensor | None = None, first: int = 0) -> Tensor:
         """Logits [b, t, v]; with `hidden`, the residual stream before block `first`, only what follows is run."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from darwinlm.errors import FamilyError
 
 ModuleKind = Literal["attention", "mlp"]
+KINDS: tuple[ModuleKind, ...] = ("attention", "mlp")
 PREFIX = "darwinlm_"
 
 

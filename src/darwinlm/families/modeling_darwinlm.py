@@ -26,6 +26,22 @@ from transformers import PreTrainedConfig
 SUBLAYERS = ("attention", "mlp")
 
 
+@contextmanager
+def _uniform(config: Any, **values: int) -> Iterator[None]:
+    """Let the family's code see this very object as the configuration of a uniform model, with `values` if given.
+
+    The object must stay the same: on a copy the model's choice of an attention implementation would be lost.
+    """
+    fields = config.__dict__
+    hidden = {name: fields[name] for name in ("_heterogeneity_spec", *values) if name in fields}
+    fields.pop("_heterogeneity_spec", None)
+    fields.update(values)
+    try:
+        yield
+    finally:
+        fields.update(hidden)
+
+
 class PrunedConfig:
     """Makes a family's configuration fit for layers that differ. Mixed in before the family's class."""
 
@@ -76,6 +92,11 @@ class PrunedConfig:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
             if layer.intermediate_size < 1:
                 raise ValueError(f"layer {i}: an MLP of width {layer.intermediate_size}; skip 'mlp' to leave it out")
+
+    def validate_rope(self) -> None:
+        """The family's check of the rotary embedding, which all layers share."""
+        with _uniform(self):
+            super().validate_rope()  # type: ignore[misc]
 
     def layer(self, index: int) -> Any:
         """The configuration that layer `index` is built from, tied to this one in the attention implementation."""
@@ -140,23 +161,6 @@ class PrunedBlock:
         return hidden_states if self.empty else super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
 
-@contextmanager
-def _without_layers(config: Any) -> Iterator[None]:
-    """Let the family's constructor see this very object as a uniform model of no layers.
-
-    The object must stay the same: a copy would take the choice of the attention implementation with it.
-    """
-    fields = config.__dict__
-    sizes, depth = fields.pop("_heterogeneity_spec", None), fields["num_hidden_layers"]
-    fields["num_hidden_layers"] = 0
-    try:
-        yield
-    finally:
-        fields["num_hidden_layers"] = depth
-        if sizes is not None:
-            fields["_heterogeneity_spec"] = sizes
-
-
 class PrunedModel:
     """A family's decoder with each layer built from its own configuration. Mixed in before the family's class."""
 
@@ -164,7 +168,7 @@ class PrunedModel:
 
     def __init__(self, config: Any) -> None:
         config.validate_architecture()
-        with _without_layers(config):
+        with _uniform(config, num_hidden_layers=0):
             super().__init__(config)  # type: ignore[call-arg]
         plain, pruned = self._blocks
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
@@ -182,7 +186,7 @@ class PrunedForCausalLM:
     _decoder: type
 
     def __init__(self, config: Any) -> None:
-        with _without_layers(config):
+        with _uniform(config, num_hidden_layers=0):
             super().__init__(config)  # type: ignore[call-arg]
         self.model = None  # let go of the empty decoder before the real one takes its memory
         self.model = self._decoder(config)

@@ -59,9 +59,8 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-        for part in (family.attention, family.mlp):
-            if f"{part.name}.{part.output}.weight" in inside:
-                found.append(_module_shape(block, family, part, inside, head_dim(checkpoint.config)))
+        parts = [p for p in (family.attention, family.mlp) if f"{p.name}.{p.output}.weight" in inside]
+        found += [_module_shape(block, family, part, inside, head_dim(checkpoint.config)) for part in parts]
     return found
 
 

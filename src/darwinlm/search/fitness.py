@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import NumericsError
+from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.kl import DenseDistribution
 from darwinlm.search.space import Allocation
 
 
@@ -29,7 +29,7 @@ class Fitness:
         self.decoder = bank.decoder
         rows = max(1, batch_tokens // tokens.shape[1])
         self.sequence_length = tokens.shape[1]
-        self.batches = list(tokens.split(rows))
+        self.batches = list(torch.split(tokens, rows))
         self.memory: dict[tuple[Allocation, int], float] = {}
         self.evaluations = 0
         self._dense: list[DenseDistribution] = []

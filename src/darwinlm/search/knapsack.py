@@ -45,7 +45,7 @@ def solve_knapsack(
     result = milp(
         c=loss,
         constraints=LinearConstraint(rows, low, high),
-        integrality=np.ones(len(loss)),
+        integrality=np.ones(len(loss), dtype=np.int64),
         bounds=Bounds(0, 1),
         options={"time_limit": seconds, "mip_rel_gap": 1e-4},
     )

@@ -84,7 +84,10 @@ def small_module(
         tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
     """
     kind: ModuleKind = shape.kind
-    one = layer_config(config, shape.block, layer_overrides(shape, level))
+    overrides = layer_overrides(shape, level)
+    if kind == "attention":
+        overrides["head_dim"] = shape.head_dim
+    one = layer_config(config, shape.block, overrides)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
     module: nn.Module = getattr(layer, family.module(kind).name)

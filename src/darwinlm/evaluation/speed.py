@@ -1,0 +1,100 @@
+"""Tokens per second of several models, timed in turn so that a machine's drift falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians over the runs.
+
+    Attributes:
+        prompt: tokens per second of one forward pass over a prompt.
+        decode: tokens per second of greedy decoding after it, one sequence.
+        prompt_runs: every run's figure.
+        decode_runs: every run's figure.
+    """
+
+    prompt: float
+    decode: float
+    prompt_runs: tuple[float, ...]
+    decode_runs: tuple[float, ...]
+
+
+@torch.no_grad()
+def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int, runs: int) -> dict[str, Speed]:
+    """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
+
+    Args:
+        models: by name.
+        prompt: [1, t] tokens.
+        new_tokens: tokens decoded after the prompt.
+        runs: rounds.
+    """
+    prompts: dict[str, list[float]] = {name: [] for name in models}
+    decodes: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(runs + 1):
+        for name, model in models.items():
+            tokens = prompt.to(model.device)
+            seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
+            whole = _seconds(partial(_decode, model, tokens[:, :16], new_tokens), model.device)
+            if number:
+                prompts[name].append(prompt.shape[1] / seconds)
+                decodes[name].append(new_tokens / whole)
+    return {
+        name: Speed(
+            statistics.median(prompts[name]),
+            statistics.median(decodes[name]),
+            tuple(prompts[name]),
+            tuple(decodes[name]),
+        )
+        for name in models
+    }
+
+
+def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
+    # min_new_tokens: a model that ends its text early must not look fast.
+    model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+    )
+
+
+def _seconds(action: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+@torch.no_grad()
+def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_tokens: int) -> list[str]:
+    """What a model makes of each prompt, without the prompt."""
+    continuations = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+        ids = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,
+        )
+        continuations.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return continuations

@@ -1,0 +1,86 @@
+"""Save a smaller model as a folder that transformers loads, and check that what was saved is what was meant."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from darwinlm.artifact import storage_error, write_text
+from darwinlm.errors import CheckpointError
+from darwinlm.families.family import PREFIX
+
+
+def is_custom(config: Any) -> bool:
+    """True when the model needs the modelling file that is saved beside it."""
+    return str(config.model_type).startswith(PREFIX)
+
+
+def save_model(model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None) -> None:
+    """Write configuration, weights, modelling file (where layers differ), tokenizer and model card.
+
+    The folder appears whole, by rename, or not at all.
+
+    Args:
+        model: the smaller model, in the element type to be saved.
+        folder: where it goes; an older one of the same name is replaced.
+        tokenizer: saved along.
+        card: text of README.md.
+
+    Raises:
+        StorageError: the disk is full or the folder can't be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        model.config.dtype = next(model.parameters()).dtype
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if card is not None:
+            write_text(temporary / "README.md", card)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def saved_bytes(folder: Path) -> int:
+    """Bytes of the weights in a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@torch.no_grad()
+def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
+    """Load the folder again and compare its logits with the model's, exactly.
+
+    Args:
+        model: what was saved, in float32 on the CPU or as it stands.
+        folder: what `save_model` wrote.
+        tokens: [n, t] text to compare on.
+
+    Raises:
+        CheckpointError: the logits differ; the message names the first layer that does.
+    """
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
+    again = again.eval().to(model.device)
+    tokens = tokens.to(model.device)
+    ours = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    theirs = again(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    pairs = [*zip(ours.hidden_states, theirs.hidden_states, strict=True), (ours.logits, theirs.logits)]
+    for place, (left, right) in enumerate(pairs):
+        difference = float((left.float() - right.float()).abs().max())
+        if difference != 0.0:
+            where = "the logits" if place == len(pairs) - 1 else f"the residual stream after {place} blocks"
+            raise CheckpointError(
+                f"the model saved in {folder} differs from the one in memory by {difference:.3g} in {where}: don't use "
+                "it, and please report this"
+            )

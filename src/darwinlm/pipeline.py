@@ -1,0 +1,104 @@
+"""The main path, top to bottom: text → plan → database → search → stitch → refit → export → evaluate → report.
+
+Each function is one stage. It is skipped when its folder is complete for the same inputs, and resumed when it isn't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darwinlm.console import Reporter
+from darwinlm.errors import RecipeError
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.run import Run
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.evaluate import evaluate_stage
+from darwinlm.stages.export import export_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.refit import refit_stage
+from darwinlm.stages.report import report_stage
+from darwinlm.stages.search import search_stage
+from darwinlm.stages.stitch import stitch_stage
+from darwinlm.stages.text import text_stage
+
+STAGES = ("text", "plan", "database", "search", "stitch", "refit", "export", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: the output folder.
+        model: folder of the smaller model.
+        report: the page.
+        summary: everything the page shows, as summary.json holds it.
+    """
+
+    folder: Path
+    model: Path
+    report: Path
+    summary: dict[str, Any]
+
+
+def prune(
+    model: str | None = None,
+    out: str | Path = "runs/pruned",
+    *,
+    keep: float | str | None = None,
+    text: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    assignments: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Result:
+    """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
+
+    Args:
+        model: hub id, folder or GGUF file; overrides the recipe's.
+        out: output folder, new or of an earlier run of the same kind, which is then resumed.
+        keep: share of the block parameters that may stay, 0.5 or "50%"; overrides the recipe's.
+        text: source of the text; overrides the recipe's.
+        recipe: a recipe or the path of one; None starts from the defaults.
+        assignments: "section.field=value" strings, applied to the recipe.
+        reporter: tells the user; None prints to the terminal.
+
+    Raises:
+        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+    """
+    resolved = _resolve(recipe, assignments, {"model": model, "budget.keep": keep, "text.source": text})
+    run = Run(resolved, Path(out), reporter or Reporter())
+    summary = run_stages(run, "report")
+    return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
+
+
+def run_stages(run: Run, until: str) -> dict[str, Any]:
+    """Run the stages in order up to `until`, and return what the last one found."""
+    found: dict[str, Any] = {}
+    steps: dict[str, Callable[[], Any]] = {
+        "text": lambda: text_stage(run),
+        "plan": lambda: plan_stage(run),
+        "database": lambda: database_stage(run, found["text"]),
+        "search": lambda: search_stage(run, found["text"], found["database"], found["plan"]),
+        "stitch": lambda: stitch_stage(run, found["database"], found["search"]),
+        "refit": lambda: refit_stage(run, found["text"], found["stitch"]),
+        "export": lambda: export_stage(run, found["text"], found["stitch"], found["refit"]),
+        "evaluate": lambda: evaluate_stage(run, found),
+        "report": lambda: report_stage(run, found),
+    }
+    for name in STAGES[: STAGES.index(until) + 1]:
+        found[name] = steps[name]()
+    result: dict[str, Any] = found[until] if isinstance(found[until], dict) else {until: found[until]}
+    return result
+
+
+def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        from darwinlm.recipe import merge
+
+        return merge(recipe, assignments, overrides)
+    if recipe is not None and not Path(recipe).is_file():
+        raise RecipeError(f"there is no recipe at {recipe}")
+    return load_recipe(Path(recipe) if recipe is not None else None, assignments, overrides)

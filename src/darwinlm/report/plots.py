@@ -1,0 +1,269 @@
+"""Plots as inline SVG: the same input gives the same bytes, and colours follow the page's light or dark scheme.
+
+Figures are made directly, never through pyplot, so nothing is left behind in the process. Every colour has a name:
+in the SVG it is `var(--plot-name, colour)`, so that a page may set it, and elsewhere the colour itself holds.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import matplotlib as mpl
+from matplotlib import style
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from darwinlm.report import wording
+
+COLOURS = {
+    "ink": "#1d2129",
+    "muted": "#6a7079",
+    "grid": "#dcdfe4",
+    "attention": "#2a6fb8",
+    "mlp": "#c0640f",
+    "gain": "#23845a",
+}
+"""Named colours and what they are where no page sets them."""
+
+INK, MUTED, GRID, ATTENTION, MLP, GAIN = COLOURS.values()
+_LABEL_GAP = 15.0
+_LARGEST_LOSS = 1e6
+_SALT = "darwinlm"
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """A model in the plot of size against loss.
+
+    Attributes:
+        name: beside the point.
+        size: parameters or bytes, in millions.
+        loss: perplexity.
+        final: whether this is the model that is saved.
+    """
+
+    name: str
+    size: float
+    loss: float
+    final: bool = False
+
+
+def allocation_plot(allocation: Sequence[Mapping[str, Any]]) -> str:
+    """Draw how much of each block's attention and MLP is kept.
+
+    Args:
+        allocation: one entry per block, with `heads`, `width` and their dense values.
+    """
+    with _style():
+        figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+        axes = figure.subplots(2, 1, sharex=True)
+        blocks = [entry["block"] for entry in allocation]
+        panels = (("heads", "attention: query heads kept", ATTENTION), ("width", "MLP: width kept", MLP))
+        for axis, (field, label, colour) in zip(axes, panels, strict=True):
+            there = [entry for entry in allocation if entry[f"dense_{field}"] > 0]
+            shares = [100 * entry[field] / entry[f"dense_{field}"] for entry in there]
+            places = [entry["block"] for entry in there]
+            axis.bar(places, [100.0] * len(there), width=0.78, color=GRID, zorder=1)
+            axis.bar(places, shares, width=0.78, color=colour, zorder=2)
+            gone = [place for place, share in zip(places, shares, strict=True) if share == 0]
+            axis.scatter(gone, [9.0] * len(gone), marker="x", s=18, linewidths=1.3, color=MUTED, zorder=3)
+            axis.set_ylim(0, 104)
+            axis.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
+            axis.set_title(label, loc="left", color=colour)
+            axis.tick_params(axis="both", length=0)
+        axes[1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
+        axes[1].set_xlabel("block (× where the whole sub-layer is gone)")
+        if blocks:
+            axes[1].set_xlim(min(blocks) - 0.7, max(blocks) + 0.7)
+        return _svg(figure, "allocation", "Share of attention and of MLP kept in each block")
+
+
+def search_plot(history: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the best KL so far against seconds and against evaluations.
+
+    Args:
+        history: one entry per generation, the start first; at least one.
+    """
+    with _style():
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        losses = [entry["kl"] for entry in history]
+        for axis, field in zip(axes, ("seconds", "evaluations"), strict=True):
+            places = [entry[field] for entry in history]
+            axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
+            better = [
+                (place, loss) for place, loss, entry in zip(places, losses, history, strict=True) if entry["improved"]
+            ]
+            axis.scatter(
+                [place for place, _ in better],
+                [loss for _, loss in better],
+                s=18,
+                color=GAIN,
+                zorder=3,
+                label="improvement",
+            )
+            axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
+            axis.set_xlabel(field)
+            axis.grid(visible=True, axis="both")
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axis.margins(x=0.03, y=0.12)
+        axes[0].set_ylabel("KL (nats/token)")
+        axes[1].legend(loc="upper right")
+        return _svg(figure, "search", "Best KL of the search against seconds and against evaluations")
+
+
+def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)") -> str:
+    """Draw models as points: size to the right, perplexity upward.
+
+    Args:
+        points: models; those that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
+        unit: of the size.
+    """
+    lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
+    points = [point for point in points if point.loss <= _LARGEST_LOSS]
+    with _style():
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        axis = figure.subplots()
+        if points:
+            _draw_points(axis, points)
+        beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
+        axis.set_xlabel(unit + beyond, parse_math=False)
+        axis.set_ylabel("perplexity (lower is better)")
+        axis.grid(visible=True, axis="both")
+        figure.draw_without_rendering()
+        if points:
+            _label_points(axis, points)
+        return _svg(figure, "size", "Perplexity of each model against its size")
+
+
+def refit_plot(choices: Sequence[Mapping[str, Any]]) -> str:
+    """Draw each module's validation error before and after the refit.
+
+    Args:
+        choices: one entry per module that is still there, with `block`, `kind`, `before` and `after`.
+    """
+    with _style():
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        axes = figure.subplots(2, 1, sharex=True)
+        for axis, kind, colour in zip(axes, ("attention", "mlp"), (ATTENTION, MLP), strict=True):
+            made = [choice for choice in choices if choice["kind"] == kind]
+            places = [choice["block"] for choice in made]
+            before, after = [choice["before"] for choice in made], [choice["after"] for choice in made]
+            axis.vlines(places, after, before, color=MUTED, linewidth=1.2, zorder=2)
+            axis.scatter(places, before, s=26, facecolor="none", edgecolor=MUTED, zorder=3, label="before")
+            axis.scatter(places, after, s=22, color=colour, zorder=4, label="after")
+            positive = [error for error in (*before, *after) if error > 0]
+            if positive and len(positive) == 2 * len(made) and max(positive) > 30 * min(positive):
+                _logarithmic(axis)
+            else:
+                axis.set_ylim(bottom=0)
+            axis.set_title("attention" if kind == "attention" else "MLP", loc="left", color=colour)
+            axis.grid(visible=True, axis="y")
+            if made:
+                axis.legend(loc="best", ncols=2)
+        axes[1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
+        axes[1].set_xlabel("block")
+        figure.supylabel("relative squared error on validation text", fontsize=9, color=INK)
+        return _svg(figure, "refit", "Validation error of each module before and after the refit")
+
+
+def _draw_points(axis: Any, points: Sequence[SizePoint]) -> None:
+    largest = max(point.size for point in points)
+    losses = [point.loss for point in points]
+    for point in points:
+        colour = GAIN if point.final else ATTENTION
+        axis.scatter([point.size], [point.loss], s=58 if point.final else 40, color=colour, zorder=3)
+    axis.set_xlim(0, largest * 1.06)
+    if min(losses) > 0 and max(losses) > 8 * min(losses):
+        _logarithmic(axis)
+        axis.set_ylim(min(losses) / 1.5, max(losses) * 1.6)
+    else:
+        spread = max(losses) - min(losses) or max(losses) or 1.0
+        axis.set_ylim(max(0.0, min(losses) - 0.25 * spread), max(losses) + 0.2 * spread)
+
+
+def _label_points(axis: Any, points: Sequence[SizePoint]) -> None:
+    """Put names beside points, to the side that has room, pushed apart where they would overlap."""
+    left, right = axis.get_xlim()
+    below: dict[bool, float] = {}
+    for point in sorted(points, key=lambda point: point.loss):
+        leftward = point.size > left + 0.6 * (right - left)
+        _, height = axis.transData.transform((point.size, point.loss))
+        height = height * 72 / axis.figure.dpi
+        wanted = max(height, below.get(leftward, float("-inf")) + _LABEL_GAP)
+        below[leftward] = wanted
+        axis.annotate(
+            f"{point.name}: {wording.perplexity(point.loss)}",
+            (point.size, point.loss),
+            xytext=(-10 if leftward else 10, wanted - height),
+            textcoords="offset points",
+            ha="right" if leftward else "left",
+            va="center",
+            color=GAIN if point.final else INK,
+            parse_math=False,
+        )
+
+
+def _logarithmic(axis: Any) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _style() -> Any:
+    """Matplotlib's own defaults, whatever the user has set, with our colours and sizes; undone at the end."""
+    ours = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": INK,
+        "axes.labelsize": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "grid.color": GRID,
+        "grid.linewidth": 0.7,
+        "xtick.color": GRID,
+        "ytick.color": GRID,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+    }
+    return style.context(["default", ours])
+
+
+def _svg(figure: Any, name: str, title: str) -> str:
+    """Write a figure as an `<svg>` element that can stand in a page beside others.
+
+    Args:
+        figure: to be written.
+        name: put before every id, since ids are unique in a page.
+        title: read out where the picture can't be seen.
+    """
+    file = io.StringIO()
+    unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": _SALT}):
+        FigureCanvasSVG(figure).print_svg(file, metadata=unnamed)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
+    for colour, value in COLOURS.items():
+        text = re.sub(rf"(?<=: ){value}\b", f"var(--plot-{colour}, {value})", text)
+    opening, rest = text.split(">", 1)
+    opening = re.sub(r'\s(width|height)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label={quoteattr(title)}>\n <title>{escape(title)}</title>{rest}'

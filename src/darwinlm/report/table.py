@@ -1,0 +1,91 @@
+"""The comparison of the models: the same rows for the page, the terminal and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from darwinlm.report import wording
+
+COLUMNS = (
+    "model",
+    "parameters",
+    "block parameters",
+    "MB",
+    "perplexity",
+    "KL (nats/token)",
+    "prompt tokens/s",
+    "decode tokens/s",
+)
+"""Headings of the cells of a row."""
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One model's figures, as they are shown.
+
+    Attributes:
+        key: of the model in the summary.
+        cells: one for each of `COLUMNS`.
+        final: whether this is the model that is saved.
+    """
+
+    key: str
+    cells: tuple[str, ...]
+    final: bool
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> list[ComparisonRow]:
+    """Lay out the models that were measured, the dense one first.
+
+    Args:
+        summary: of a run.
+
+    Returns:
+        A row for each model; a figure that wasn't measured is a dash, and shares and factors are of the dense model.
+    """
+    dense = summary["models"]["dense"]
+    final = wording.final_key(summary)
+    return [
+        ComparisonRow(
+            key=key,
+            cells=_cells(wording.model_name(key, summary), summary["models"][key], None if key == "dense" else dense),
+            final=key == final,
+        )
+        for key in wording.measured_models(summary)
+    ]
+
+
+def comparison_table(summary: Mapping[str, Any]) -> Table:
+    """Make the comparison for the terminal, with the model that is saved in bold."""
+    table = Table()
+    for column in COLUMNS:
+        table.add_column(Text(column), justify="left" if column == "model" else "right")
+    for row in comparison_rows(summary):
+        table.add_row(*(Text(cell) for cell in row.cells), style="bold" if row.final else None)
+    return table
+
+
+def _cells(name: str, model: Mapping[str, Any], dense: Mapping[str, Any] | None) -> tuple[str, ...]:
+    blocks = wording.count(model["block_params"])
+    if dense is not None:
+        blocks += f" ({wording.percent(model['block_params'], dense['block_params'])})"
+    return (
+        name,
+        wording.count(model["params"]),
+        blocks,
+        wording.megabytes(model.get("bytes")),
+        wording.perplexity(model.get("perplexity")),
+        wording.divergence(model.get("kl")),
+        _speed("tokens_per_second", model, dense),
+        _speed("decode_tokens_per_second", model, dense),
+    )
+
+
+def _speed(key: str, model: Mapping[str, Any], dense: Mapping[str, Any] | None) -> str:
+    times = wording.factor(model.get(key), dense.get(key)) if dense is not None else ""
+    return wording.rate(model.get(key)) + (f" (×{times})" if times else "")

@@ -1,0 +1,123 @@
+"""One run: its recipe, its output folder, its device, and the stage folders in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm import __version__
+from darwinlm.artifact import StageFolder, read_json, write_json
+from darwinlm.console import Reporter
+from darwinlm.errors import ArtifactError, RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.resolve import resolve_model
+from darwinlm.recipe import Recipe
+
+MARKER = "darwinlm.json"
+
+
+class Run:
+    """The state that stages share. Opening it creates or checks the output folder.
+
+    Args:
+        recipe: the whole configuration.
+        folder: output folder; must be new, empty, or of an earlier run.
+        reporter: tells the user.
+
+    Raises:
+        ArtifactError: the folder holds something else.
+        RecipeError: no model is named, or the device doesn't exist.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if recipe.model is None:
+            raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
+        self.recipe = recipe
+        self.folder = folder
+        self.reporter = reporter
+        self.timings: list[dict[str, Any]] = []
+        self.device = resolve_device(recipe.compute.device)
+        _claim(folder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of forward passes."""
+        return torch.float32 if self.recipe.compute.dtype == "float32" else torch.bfloat16
+
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """What of the machine goes into the keys of stages."""
+        return {"dtype": str(self.dtype), "device": self.device.type}
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The dense model, found and opened on first use."""
+        assert self.recipe.model is not None
+        return resolve_model(
+            self.recipe.model, self.folder / "stages" / "source", allow_remote_code=self.recipe.allow_remote_code
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one forward pass."""
+        return self.recipe.compute.batch_tokens
+
+    def path(self, stage: str) -> Path:
+        """Folder of a stage."""
+        return self.folder / "stages" / stage
+
+    @contextmanager
+    def stage(self, name: str, key: Mapping[str, Any], title: str) -> Iterator[tuple[StageFolder, bool]]:
+        """Open a stage: yields its folder and whether there is work to do; the body calls `finish`.
+
+        Raises:
+            ArtifactError: an earlier result for the same key is damaged.
+        """
+        folder = StageFolder(self.path(name), {"stage": name, "version": 1, **key})
+        if folder.is_complete():
+            seconds = float(folder.facts().get("seconds", 0.0))
+            self.reporter.say(f"{title}: done before, reused")
+            self.timings.append({"name": name, "seconds": seconds, "reused": True})
+            yield folder, False
+            return
+        folder.begin()
+        begun = time.monotonic()
+        with self.reporter.stage(title):
+            yield folder, True
+        seconds = time.monotonic() - begun
+        self.timings.append({"name": name, "seconds": round(seconds, 2), "reused": False})
+        folder.finish(seconds=round(seconds, 2))
+        self.reporter.say(f"{title}: {seconds:.0f} s")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a recipe names. Raises RecipeError when this machine has none of it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"compute.device: '{name}' is no device; use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"compute.device: this machine's PyTorch finds no GPU for '{name}'; use auto or cpu")
+    return device
+
+
+def _claim(folder: Path) -> None:
+    marker = folder / MARKER
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file: choose another output folder")
+    if marker.exists():
+        found = read_json(marker)
+        if not isinstance(found, dict) or found.get("made_by") != "darwinlm":
+            raise ArtifactError(f"{marker} isn't ours: choose another output folder")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")
+    write_json(marker, {"made_by": "darwinlm", "version": __version__})

@@ -1,0 +1,51 @@
+"""Calibrate and factorise: every module at every level, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darwinlm.artifact import StageFolder
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.data import TokenBlocks
+from darwinlm.database.build import build_database
+from darwinlm.database.store import DatabaseReader
+from darwinlm.run import Run
+from darwinlm.stages.text import Texts
+
+
+@dataclass(frozen=True)
+class Database:
+    """A finished database and the stage that holds it."""
+
+    stage: StageFolder
+    reader: DatabaseReader
+
+
+def stream_of(run: Run, text: TokenBlocks, n_tokens: int | None = None) -> BlockStream:
+    """The dense model's residual stream over some text, before the first block."""
+    rows = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
+    return BlockStream(
+        run.checkpoint, text.tokens[:rows], dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens
+    )
+
+
+def database_stage(run: Run, texts: Texts) -> Database:
+    """Build the database, or reuse it.
+
+    Raises:
+        NumericsError: values aren't finite.
+        StorageError: the disk is full.
+    """
+    recipe = run.recipe
+    key = {
+        "model": run.checkpoint.digest,
+        "calibration": texts["calibration"].digest,
+        "units": recipe.units.model_dump(),
+        "database": recipe.database.model_dump(),
+        "arithmetic": run.arithmetic,
+    }
+    with run.stage("database", key, "calibration and database") as (stage, work):
+        if work:
+            stream = stream_of(run, texts["calibration"])
+            build_database(stage, stream, recipe.units, recipe.database.damping, run.reporter.advance)
+    return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))

@@ -1,0 +1,82 @@
+"""Evaluate: dense, uniform, stitched and final model on held-out text, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import read_json, write_json
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.evaluation.speed import continue_greedily, measure_speed
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.run import Run
+from darwinlm.stages.export import Exported
+from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
+
+Measured = dict[str, dict[str, Any]]
+
+
+def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
+    """Figures of each model by its name.
+
+    Args:
+        run: the run.
+        found: what the stages before returned, by name.
+    """
+    exported: Exported = found["export"]
+    texts, search = found["text"], found["search"]
+    key = {
+        "model": run.checkpoint.digest,
+        "exported": exported.digest,
+        "uniform": search.uniform,
+        "stitched": found["stitch"].stage.digest,
+        "refit": found["refit"] is not None,
+        "evaluation_text": texts["evaluation"].digest,
+        "evaluation": run.recipe.evaluation.model_dump(),
+        "dtype": str(exported.dtype),
+        "arithmetic": run.arithmetic,
+    }
+    with run.stage("evaluate", key, "evaluate") as (stage, work):
+        if work:
+            models = {
+                "dense": run.checkpoint.load(run.dtype, run.device),
+                "uniform": _ready(stitch(found["database"].reader, search.uniform), run),
+                "stitched": found["stitch"].checkpoint.load(run.dtype, run.device),
+            }
+            if found["refit"] is not None:
+                models["refit"] = Checkpoint.open(exported.folder).load(run.dtype, run.device)
+            write_json(stage.folder / "models.json", _measure(run, models, texts, exported.dtype))
+        measured: Measured = read_json(stage.folder / "models.json")
+    return measured
+
+
+def _ready(model: Any, run: Run) -> Any:
+    return as_dtype(model, run.dtype).to(run.device)
+
+
+def _measure(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -> Measured:
+    settings = run.recipe.evaluation
+    tokens = texts["evaluation"].tokens
+    quality = measure_quality(
+        models["dense"], models, tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
+    )
+    speed = measure_speed(models, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
+    tokenizer = run.checkpoint.tokenizer()
+    measured: Measured = {}
+    for name, model in models.items():
+        params = sum(parameter.numel() for parameter in model.parameters())
+        measured[name] = {
+            "params": params,
+            "block_params": block_parameters(model, run.checkpoint.family.layers),
+            "bytes": params * dtype.itemsize,
+            "perplexity": quality[name].perplexity,
+            "kl": quality[name].kl,
+            "tokens": quality[name].tokens,
+            "tokens_per_second": speed[name].prompt,
+            "tokens_per_second_runs": list(speed[name].prompt_runs),
+            "decode_tokens_per_second": speed[name].decode,
+            "decode_tokens_per_second_runs": list(speed[name].decode_runs),
+            "continuations": continue_greedily(model, tokenizer, settings.prompts, settings.new_tokens),
+        }
+    return measured

@@ -1,0 +1,94 @@
+"""Export: the final model as a folder that transformers loads, checked after it was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import file_digest, write_json
+from darwinlm.export.hf import check_saved, is_custom, save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.run import Run
+from darwinlm.stages.refit import Refitted
+from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.text import Texts
+from darwinlm.surgery.stitch import as_dtype
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The final model.
+
+    Attributes:
+        folder: where it lies.
+        dtype: element type of its weights.
+        custom_code: whether it needs the modelling file beside it.
+        digest: of its weights and configuration.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    custom_code: bool
+    digest: str
+
+
+def export_dtype(run: Run) -> torch.dtype:
+    """Element type of the saved model: the recipe's, else the dense checkpoint's."""
+    chosen = run.recipe.export.dtype
+    found = run.checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
+    return found if isinstance(found, torch.dtype) else DTYPES[str(found).removeprefix("torch.")]
+
+
+def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Exported:
+    """Save the final model into `model/` of the output folder.
+
+    Raises:
+        CheckpointError: what was saved isn't what is in memory.
+        StorageError: the disk is full.
+    """
+    dtype = export_dtype(run)
+    folder = run.folder / "model"
+    key = {
+        "stitched": stitched.stage.digest,
+        "refit": refitted.stage.digest if refitted else None,
+        "dtype": str(dtype),
+    }
+    record = run.path("export") / "export.json"
+    with run.stage("export", key, "export") as (stage, work):
+        if work or not _intact(folder, record):
+            model = as_dtype(_final_model(stitched.checkpoint, refitted), dtype)
+            save_model(model, folder, tokenizer=run.checkpoint.tokenizer())
+            check_saved(model, folder, texts["validation"].tokens[:2, :128])
+            write_json(
+                stage.folder / "export.json", {"files": _digests(folder), "custom_code": is_custom(model.config)}
+            )
+            if not work:
+                stage.finish(seconds=0.0)
+        opened = Checkpoint.open(folder)
+    return Exported(folder, dtype, is_custom(opened.config), opened.digest)
+
+
+def _final_model(checkpoint: Checkpoint, refitted: Refitted | None) -> Any:
+    model = checkpoint.load(torch.float32)
+    if refitted is not None:
+        parameters = dict(model.named_parameters())
+        for name, weight in refitted.weights(checkpoint).items():
+            parameters[name].data = weight
+    return model
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    weights = [*folder.glob("*.safetensors"), folder / "config.json"]
+    return {path.name: file_digest(path) for path in sorted(weights)}
+
+
+def _intact(folder: Path, record: Path) -> bool:
+    """Whether the model folder still holds what was exported: users move and delete it."""
+    from darwinlm.artifact import read_json
+
+    return (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]

@@ -1,0 +1,107 @@
+"""Report: summary.json, report.html and the model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from darwinlm import __version__
+from darwinlm.artifact import write_json, write_text
+from darwinlm.errors import BudgetError
+from darwinlm.report.card import model_card
+from darwinlm.report.page import render_page
+from darwinlm.run import Run
+from darwinlm.stages.export import Exported
+from darwinlm.stages.plan import Plan
+from darwinlm.stages.search import Found
+from darwinlm.stages.text import Texts
+
+
+def report_stage(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    """Write everything that was found, for machines and for people; always done afresh.
+
+    Raises:
+        BudgetError: the saved model doesn't keep the budget.
+        StorageError: the disk is full.
+    """
+    summary = summarise(run, found)
+    write_json(run.folder / "summary.json", summary)
+    write_text(run.folder / "report.html", render_page(summary))
+    write_text(found["export"].folder / "README.md", model_card(summary))
+    return summary
+
+
+def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    """All facts of a run as JSON-like values. Raises BudgetError when the saved model is too large."""
+    plan: Plan = found["plan"]
+    search: Found = found["search"]
+    exported: Exported = found["export"]
+    models: dict[str, Any] = found["evaluate"]
+    final = models.get("refit", models["stitched"])
+    if final["block_params"] > plan.budget.upper:
+        raise BudgetError(
+            f"the saved model has {final['block_params']:,} block parameters, more than the budget of "
+            f"{plan.budget.upper:,}: please report this"
+        )
+    return {
+        "version": __version__,
+        "model": run.checkpoint.source,
+        "budget": {
+            "keep": run.recipe.budget.keep,
+            "dense_block_params": models["dense"]["block_params"],
+            "upper": plan.budget.upper,
+            "block_params": final["block_params"],
+            "unused": 1 - final["block_params"] / plan.budget.upper,
+        },
+        "models": models,
+        "prompts": list(run.recipe.evaluation.prompts),
+        "allocation": _allocation(run, found, search),
+        "search": search.record,
+        "refit": {"choices": found["refit"].choices} if found["refit"] else None,
+        "text": _text(found["text"], run),
+        "stages": run.timings,
+        "export": {
+            "folder": exported.folder.name,
+            "custom_code": exported.custom_code,
+            "dtype": str(exported.dtype).removeprefix("torch."),
+        },
+        "machine": {
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "compute_dtype": str(run.dtype).removeprefix("torch."),
+        },
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
+
+
+def _allocation(run: Run, found: dict[str, Any], search: Found) -> list[dict[str, int]]:
+    rows = [
+        dict.fromkeys(("block", "groups", "heads", "width", "dense_groups", "dense_heads", "dense_width"), 0)
+        for _ in range(run.checkpoint.n_blocks)
+    ]
+    plan: Plan = found["plan"]
+    for module, level in zip(plan.space.modules, plan.space.levels(search.allocation), strict=True):
+        row, dense = rows[module.block], module.levels[-1]
+        if module.kind == "attention":
+            row |= {"groups": level.groups, "heads": level.groups * level.heads}
+            row |= {"dense_groups": dense.groups, "dense_heads": dense.groups * dense.heads}
+        else:
+            row |= {"width": level.width, "dense_width": dense.width}
+    for block, row in enumerate(rows):
+        row["block"] = block
+    return rows
+
+
+def _text(texts: Texts, run: Run) -> dict[str, Any]:
+    purposes = {
+        purpose: {"tokens": part.n_tokens, "documents": len(part.document_hashes)} for purpose, part in texts.items()
+    }
+    return {
+        "source": run.recipe.text.source,
+        "sequence_length": run.recipe.text.sequence_length,
+        "purposes": purposes,
+    }

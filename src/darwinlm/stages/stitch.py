@@ -1,0 +1,30 @@
+"""Stitch: the physically smaller model of the allocation, as a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darwinlm.artifact import StageFolder
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.run import Run
+from darwinlm.stages.database import Database
+from darwinlm.stages.search import Found
+from darwinlm.surgery.stitch import stitch
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """The smaller model before any correction."""
+
+    stage: StageFolder
+    checkpoint: Checkpoint
+
+
+def stitch_stage(run: Run, database: Database, found: Found) -> Stitched:
+    """Make and save the smaller model in the dense checkpoint's own element types. Raises StorageError."""
+    key = {"database": database.stage.digest, "allocation": found.allocation}
+    with run.stage("stitch", key, "stitch") as (stage, work):
+        if work:
+            save_model(stitch(database.reader, found.allocation), stage.folder / "model")
+    return Stitched(stage, Checkpoint.open(stage.folder / "model"))

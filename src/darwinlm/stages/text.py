@@ -1,0 +1,80 @@
+"""Text: read, split by document into disjoint purposes, cut into blocks of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from darwinlm.artifact import digest_of, file_digest
+from darwinlm.data import TokenBlocks, assert_disjoint, check_not_evaluation_text, read_documents, split_documents
+from darwinlm.data.sources import LocalSource, parse_source
+from darwinlm.errors import DataError, RecipeError
+from darwinlm.run import Run
+
+Texts = dict[str, TokenBlocks]
+
+
+def text_stage(run: Run) -> Texts:
+    """Blocks of tokens for calibration, fitness, validation and evaluation.
+
+    Raises:
+        DataError: the text is missing, empty, unreadable, too short, or a benchmark's own.
+        RecipeError: no text is named, or its blocks are longer than the model allows.
+    """
+    settings = run.recipe.text
+    if not settings.source:
+        raise RecipeError("text.source: no text is named; give a file, a folder, or hf:owner/name")
+    longest = getattr(run.checkpoint.config, "max_position_embeddings", None)
+    if longest and settings.sequence_length > longest:
+        raise RecipeError(
+            f"text.sequence_length is {settings.sequence_length}, but {run.checkpoint.source} allows {longest} tokens"
+        )
+    check_not_evaluation_text(settings.source, allow_benchmark_text=settings.allow_benchmark_text)
+    shares = {
+        "calibration": settings.calibration_tokens,
+        "fitness": settings.fitness_tokens,
+        "validation": settings.validation_tokens,
+        "evaluation": settings.evaluation_tokens,
+    }
+    tokenizer = run.checkpoint.tokenizer()
+    key = {
+        "source": _fingerprint(settings.source),
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "shares": shares,
+        "sequence_length": settings.sequence_length,
+        "seed": run.recipe.search.seed,
+    }
+    with run.stage("text", key, "text") as (stage, work):
+        if work:
+            documents = read_documents(settings.source)
+            blocks = split_documents(
+                documents, shares, tokenizer, settings.sequence_length, run.recipe.search.seed, source=settings.source
+            )
+            assert_disjoint(blocks)
+            for purpose, part in blocks.items():
+                part.save(stage.folder / purpose)
+        texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
+    vocabulary = int(run.checkpoint.config.vocab_size)
+    largest = max(int(part.tokens.max()) for part in texts.values())
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer of {run.checkpoint.source} makes the token {largest}, but the model's vocabulary ends at "
+            f"{vocabulary - 1}: it belongs to another model"
+        )
+    return texts
+
+
+def _fingerprint(source: str) -> dict[str, object]:
+    found = parse_source(source)
+    if not isinstance(found, LocalSource):
+        return {"hub": source}
+    root = found.path if found.path.is_dir() else found.path.parent
+    files = {str(Path(file).relative_to(root)): file_digest(file) for file in found.files()}
+    return {"files": files, "field": found.field}
+
+
+def _tokenizer_digest(tokenizer: object) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return hashlib.blake2b(backend.to_str().encode(), digest_size=16).hexdigest()
+    return digest_of(sorted(tokenizer.get_vocab().items()))  # type: ignore[attr-defined]

@@ -1,0 +1,56 @@
+"""Ridge regression toward given weights, from second moments.
+
+Letters: r outputs, d inputs. X are inputs and Y the wanted outputs; ‖W X - Y‖² + λ ‖W - W₀‖² is least at
+W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹, and everything needed of X and Y is in H = E[x xᵀ], C = E[y xᵀ] and E‖y‖².
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from darwinlm.errors import NumericsError
+
+
+@torch.no_grad()
+def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str = "module") -> Tensor:
+    """Weights that fit the outputs while staying near the given ones.
+
+    Args:
+        H: [d, d] floating, E[x xᵀ].
+        C: [r, d] floating, E[y xᵀ].
+        W0: [r, d] floating, where the weights are pulled to.
+        ridge: λ relative to the mean of the diagonal of H.
+        name: what is fitted, for messages.
+
+    Returns:
+        [r, d] float32.
+
+    Raises:
+        NumericsError: an input isn't finite, or H + λI can't be factorised.
+    """
+    if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
+        raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")
+    strength = ridge * float(H.diagonal().mean())
+    if strength == 0:
+        return W0.float()
+    damped = H.double() + strength * torch.eye(len(H), dtype=torch.float64, device=H.device)
+    L, info = torch.linalg.cholesky_ex(damped)
+    if bool(info != 0):
+        raise NumericsError(f"{name}: the moments of the refit can't be factorised; use a larger ridge or more text")
+    wanted = C.double() + strength * W0.double()
+    return torch.cholesky_solve(wanted.T, L).T.float()
+
+
+@torch.no_grad()
+def squared_error(H: Tensor, C: Tensor, energy: float, W: Tensor) -> float:
+    """E‖W x - y‖² from moments: tr(W H Wᵀ) - 2 tr(W Cᵀ) + E‖y‖².
+
+    Args:
+        H: [d, d], E[x xᵀ].
+        C: [r, d], E[y xᵀ].
+        energy: E‖y‖².
+        W: [r, d].
+    """
+    W64, H64 = W.double(), H.double()
+    return float(((W64 @ H64) * W64).sum() - 2 * (W64 * C.double()).sum() + energy)

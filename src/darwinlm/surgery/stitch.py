@@ -1,0 +1,134 @@
+"""Make the physically smaller model of an allocation (DarwinLM §3.2): plain classes when all layers are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.database.levels import Level, ModuleLevels
+from darwinlm.database.store import DatabaseReader
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, PREFIX, ModuleKind
+from darwinlm.families.pruned import pruned_classes, pruned_config
+from darwinlm.families.shapes import head_dim
+from darwinlm.surgery.shrink import layer_overrides, shrink_tensors
+
+SKIP = "skip"
+Chosen = dict[tuple[int, ModuleKind], Level]
+
+
+def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]) -> Chosen:
+    """The level of each module by block and kind."""
+    pairs = zip(modules, allocation, strict=True)
+    return {(module.block, module.kind): module.levels[index] for module, index in pairs}
+
+
+def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict[int, dict[str, Any]]:
+    """`per_layer_config` of the smaller model: the sizes of every layer, and what it skips."""
+    table: dict[int, dict[str, Any]] = {}
+    for block in range(n_blocks):
+        row: dict[str, Any] = {}
+        gone = []
+        for kind in KINDS:
+            level = chosen.get((block, kind))
+            if level is None or level.width == 0:
+                gone.append(kind)
+            else:
+                row |= layer_overrides(database.shape(block, kind), level)
+        if gone:
+            row[SKIP] = gone
+        table[block] = row
+    return table
+
+
+def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> Any:
+    """Configuration of the smaller model.
+
+    Equal layers give the family's own configuration class, unequal ones ours with `per_layer_config`.
+    """
+    family = checkpoint.family
+    rows = list(table.values())
+    equal = all(row == rows[0] for row in rows) and SKIP not in rows[0]
+    tree = checkpoint.config.to_dict()
+    if equal:
+        for key in ("per_layer_config", "auto_map", "architectures"):
+            tree.pop(key, None)
+        tree |= rows[0] | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        from transformers import AutoConfig
+
+        config = AutoConfig.for_model(**tree)
+        config.architectures = [f"{family.class_prefix}ForCausalLM"]
+        return config
+    config_class, _, causal = pruned_classes(family.class_prefix, family.model_type)
+    config = pruned_config(config_class, checkpoint.config, table)
+    config.architectures = [causal.__name__]
+    return config
+
+
+def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
+    """The smaller model on the meta device, but for buffers that aren't saved."""
+    if str(config.model_type).startswith(PREFIX):
+        pruned_classes(checkpoint.family.class_prefix, checkpoint.family.model_type)
+    return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
+
+
+def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the smaller model, a block at a time, in the checkpoint's own types."""
+    checkpoint = database.checkpoint
+    family = checkpoint.family
+    for name in checkpoint.names_outside_blocks():
+        yield name, checkpoint.read(name)[""]
+    for block in range(checkpoint.n_blocks):
+        prefix = checkpoint.block_prefix(block)
+        inside = checkpoint.read(prefix)
+        for kind in KINDS:
+            part = family.module(kind)
+            level = chosen.get((block, kind))
+            if level is None or level.width == 0:
+                continue
+            own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+            kept = database.kept(block, kind, level)
+            for name, tensor in shrink_tensors(family, database.shape(block, kind), own, kept).items():
+                yield f"{prefix}{part.name}.{name}", tensor
+            for name, tensor in inside.items():
+                if name.partition(".")[0] in part.norms:
+                    yield prefix + name, tensor
+
+
+def stitch(database: DatabaseReader, allocation: tuple[int, ...], progress: Callable[[], None] = lambda: None) -> Any:
+    """The smaller model of an allocation, in memory, in the checkpoint's own types.
+
+    Args:
+        database: pruned modules and the dense checkpoint.
+        allocation: level index of each of `database.modules`.
+        progress: called after each tensor.
+    """
+    checkpoint = database.checkpoint
+    chosen = chosen_levels(database.modules, allocation)
+    config = smaller_config(checkpoint, layer_table(checkpoint.n_blocks, chosen, database))
+    model = empty_model(config, checkpoint)
+    tensors = {}
+    for name, tensor in stitched_tensors(database, chosen):
+        tensors[name] = tensor.clone()
+        progress()
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left:
+        raise AssertionError(f"stitching left {left} without weights")
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def block_parameters(model: nn.Module, layers: str) -> int:
+    """Parameters inside a model's blocks."""
+    return sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
+
+
+def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with its parameters in another type; buffers stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -1,0 +1,52 @@
+"""Tiny checkpoints and texts on disk, as a user would have them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.tiny.models import tiny_model
+from tests.tiny.tokenizer import tiny_tokenizer
+
+WORDS = (
+    "river stone light winter garden engine paper bridge music silver forest window harbour letter copper morning "
+    "runs holds turns keeps under over beside without because slowly quickly and the a of to"
+).split()
+
+SETTINGS = (
+    "text.sequence_length=32",
+    "text.calibration_tokens=1024",
+    "text.fitness_tokens=256",
+    "text.validation_tokens=256",
+    "text.evaluation_tokens=256",
+    "refit.tokens=1024",
+    "compute.dtype=float32",
+    "compute.batch_tokens=256",
+    "units.mlp_multiple=8",
+    "budget.tolerance=0.05",
+    "search.score_tokens=64",
+    "search.score_levels=2",
+    "search.generations=3",
+    "search.offspring=4",
+    "search.stages=[{tokens: 64, survivors: 2}, {tokens: 128, survivors: 1}]",
+    "evaluation.new_tokens=4",
+    "evaluation.speed_runs=1",
+    "evaluation.prompts=['the river']",
+)
+"""A recipe that runs in seconds."""
+
+
+def tiny_checkpoint(folder: Path, model_type: str = "llama", **overrides: Any) -> Path:
+    """Save a tiny random model and a byte-level tokenizer; returns the folder."""
+    tiny_model(model_type, **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_text(path: Path, documents: int = 120, seed: int = 0) -> Path:
+    """Write a text file of random sentences; returns its path."""
+    rng = random.Random(seed)
+    made = [" ".join(rng.choices(WORDS, k=rng.randint(20, 60))) + "." for _ in range(documents)]
+    path.write_text("\n\n\n".join(made), encoding="utf-8")
+    return path
