@@ -69,10 +69,7 @@ def _front_matter(summary: Mapping[str, Any]) -> str:
 
 def _what_it_is(summary: Mapping[str, Any], name: str) -> str:
     allocation = summary.get("allocation") or []
-    gone = {
-        "attention": sum(entry["heads"] == 0 and entry["dense_heads"] > 0 for entry in allocation),
-        "MLP": sum(entry["width"] == 0 and entry["dense_width"] > 0 for entry in allocation),
-    }
+    gone = dict(zip(("attention", "MLP"), wording.gone(allocation), strict=True))
     shape = "Its blocks differ in size" if summary["export"]["custom_code"] else "All of its blocks have the same size"
     removed = [f"{number} {kind}" for kind, number in gone.items() if number]
     if removed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -76,11 +76,11 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     budget = summary["budget"]
     kept, whole = budget["block_params"], budget["dense_block_params"]
     tiles = [
-        ("block parameters kept", wording.percent(kept, whole), f"{wording.count(kept)} of {wording.count(whole)}"),
+        ("block parameters", wording.percent(kept, whole), f"{wording.count(kept)} of {wording.count(whole)} kept"),
         (
-            "perplexity, lower is better",
+            "perplexity",
             wording.perplexity(final.get("perplexity")),
-            f"dense {wording.perplexity(dense.get('perplexity'))}",
+            f"dense {wording.perplexity(dense.get('perplexity'))}; lower is better",
         ),
     ]
     if final.get("bytes") and dense.get("bytes"):
@@ -106,11 +106,13 @@ def _search(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     if search is None:
         return None
     history = search.get("history") or []
+    uniform = search.get("uniform_kl")
+    beside = "" if uniform is None else f" On the same text a uniform model has KL {wording.divergence(uniform)}."
     return {
         "words": (
             f"It began with the {search['start']} start at KL {wording.divergence(search['start_kl'])} and ended at "
             f"{wording.divergence(search['kl'])} nats per token after {search['evaluations']:,} evaluations in "
-            f"{wording.duration(search['seconds'])}: {search['ended']}."
+            f"{wording.duration(search['seconds'])}: {search['ended']}.{beside}"
         ),
         "svg": Markup(plots.search_plot(history)) if history else None,  # noqa: S704
     }
@@ -146,19 +148,16 @@ def _size_svg(summary: Mapping[str, Any]) -> str:
 
 
 def _allocation_row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    cells = [
-        {
-            "text": f"{entry[field]:,} of {entry[f'dense_{field}']:,}" if entry[field] else "gone",
-            "gone": entry[field] == 0,
-        }
-        for field in ("groups", "heads", "width")
-    ]
+    cells = []
+    for field in ("groups", "heads", "width"):
+        kept, whole = entry[field], entry[f"dense_{field}"]
+        text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
+        cells.append({"text": text, "gone": not kept})
     return {"block": entry["block"], "cells": cells}
 
 
-def _allocation_words(allocation: list[Mapping[str, Any]]) -> str:
-    attention = sum(entry["heads"] == 0 for entry in allocation)
-    mlp = sum(entry["width"] == 0 for entry in allocation)
+def _allocation_words(allocation: Sequence[Mapping[str, Any]]) -> str:
+    attention, mlp = wording.gone(allocation)
     if not attention and not mlp:
         return "No sub-layer is gone as a whole."
     return (

@@ -128,7 +128,7 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
     with _style():
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         axis = figure.subplots()
         if points:
             _draw_points(axis, points)
@@ -157,7 +157,7 @@ def refit_plot(choices: Sequence[Mapping[str, Any]]) -> str:
             before, after = [choice["before"] for choice in made], [choice["after"] for choice in made]
             axis.vlines(places, after, before, color=MUTED, linewidth=1.2, zorder=2)
             axis.scatter(places, before, s=26, facecolor="none", edgecolor=MUTED, zorder=3, label="before")
-            axis.scatter(places, after, s=22, color=colour, zorder=4, label="after")
+            axis.scatter(places, after, s=22, color=colour, zorder=4, label="after", clip_on=False)
             positive = [error for error in (*before, *after) if error > 0]
             if positive and len(positive) == 2 * len(made) and max(positive) > 30 * min(positive):
                 _logarithmic(axis)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,18 @@ COLUMNS = (
     "decode tokens/s",
 )
 """Headings of the cells of a row."""
+
+TERMINAL_COLUMNS = (
+    "model",
+    "params",
+    "block params",
+    "MB",
+    "perplexity",
+    "KL, nats per token",
+    "prompt tokens/s",
+    "decode tokens/s",
+)
+"""The same, in words short enough for 80 characters."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,25 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[ComparisonRow]:
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
-    """Make the comparison for the terminal, with the model that is saved in bold."""
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(Text(column), justify="left" if column == "model" else "right")
-    for row in comparison_rows(summary):
+    """Make the comparison for the terminal, with the model that is saved in bold.
+
+    Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
+    """
+    rows = comparison_rows(summary)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, column in enumerate(TERMINAL_COLUMNS):
+        pieces = [*column.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
+        table.add_column(
+            Text(column), justify="right" if place else "left", min_width=max(len(piece) for piece in pieces)
+        )
+    for row in rows:
         table.add_row(*(Text(cell) for cell in row.cells), style="bold" if row.final else None)
     return table
+
+
+def _pieces(cell: str, *, words: bool) -> list[str]:
+    """What must stay on one line: words of a name; a figure, and its share or factor."""
+    return cell.split() if words else cell.replace(" (", "\n(").split("\n")
 
 
 def _cells(name: str, model: Mapping[str, Any], dense: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMES = {
@@ -77,7 +77,7 @@ def factor(value: float | None, reference: float | None) -> str:
     if value is None or not reference or not math.isfinite(value / reference):
         return ""
     ratio = value / reference
-    return f"{ratio:.1f}" if 0.95 <= ratio < 9.95 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.0f}"
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" if ratio >= 0.095 else f"{ratio:.2g}"
 
 
 def duration(seconds: float) -> str:
@@ -122,6 +122,13 @@ def hub_id(source: str | None) -> str | None:
     if source and _HUB_ID.fullmatch(source) and not source.lower().endswith(".gguf"):
         return source
     return None
+
+
+def gone(allocation: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Count the attention and the MLP sub-layers that were there and aren't any more."""
+    attention = sum(entry["heads"] == 0 < entry["dense_heads"] for entry in allocation)
+    mlp = sum(entry["width"] == 0 < entry["dense_width"] for entry in allocation)
+    return attention, mlp
 
 
 def headline(summary: Mapping[str, Any]) -> str:
