@@ -92,7 +92,9 @@ def duration(seconds: float) -> str:
 
 
 def model_name(key: str, summary: Mapping[str, Any]) -> str:
-    """What a model is called; nothing is called searched that wasn't."""
+    """What a model is called; nothing is called searched that wasn't, or of the same size that isn't."""
+    if key == "uniform" and not _same_size(summary):
+        return "uniform, same budget"
     if summary.get("search") is None and key in _UNSEARCHED:
         return _UNSEARCHED[key]
     return NAMES.get(key, key)
@@ -139,7 +141,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     uniform = models.get("uniform")
     loss = f"perplexity {perplexity(dense.get('perplexity'))} → {perplexity(final.get('perplexity'))}"
     if uniform is not None and final is not uniform:
-        loss += f" ({perplexity(uniform.get('perplexity'))} for a uniform model of the same size)"
+        of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform['block_params'], whole)}"
+        loss += f" ({perplexity(uniform.get('perplexity'))} for a uniform model {of})"
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
     prompt = factor(final.get("tokens_per_second"), dense.get("tokens_per_second"))
     decode = factor(final.get("decode_tokens_per_second"), dense.get("decode_tokens_per_second"))
@@ -191,6 +194,12 @@ def loading_code(summary: Mapping[str, Any]) -> str:
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
         ]
     )
+
+
+def _same_size(summary: Mapping[str, Any]) -> bool:
+    """Whether the uniform model is within 1 % of the saved one: equal layers come in coarser steps."""
+    uniform, final = summary["models"].get("uniform"), summary["models"][final_key(summary)]
+    return uniform is None or abs(uniform["block_params"] - final["block_params"]) <= 0.01 * final["block_params"]
 
 
 def _three_digits(value: float) -> str:
