@@ -1,0 +1,81 @@
+"""What all tests share: no network, one thread, and tiny models, texts and runs made once per process."""
+
+from __future__ import annotations
+
+import os
+
+# Read by the Hugging Face libraries when they are imported, so they stand before everything else.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from darwinlm.console import Reporter
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import load_recipe
+from darwinlm.run import Run
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+
+torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make the checkpoint of a family, or hand out the one that was made before. It is shared: don't write into it."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = tiny_checkpoint(tmp_path_factory.mktemp("models") / model_type, model_type)
+        return made[model_type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_folder: Callable[[str], Path]) -> Path:
+    """Folder of a tiny random Llama. It is shared: don't write into it."""
+    return tiny_folder("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file that is long enough for the tiny settings."""
+    return tiny_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def tiny_run_settings() -> tuple[str, ...]:
+    """Assignments that make a run take seconds."""
+    return SETTINGS
+
+
+@pytest.fixture(scope="session")
+def make_run(tiny_text_file: Path, tiny_run_settings: tuple[str, ...]) -> MakeRun:
+    """Open a run with tiny settings: make_run(model, folder, *assignments, keep="60%", reporter=None)."""
+
+    def make(model: Path, folder: Path, *assignments: str, keep: str = "60%", reporter: Reporter | None = None) -> Run:
+        overrides = {"model": str(model), "text.source": str(tiny_text_file), "budget.keep": keep}
+        recipe = load_recipe(None, (*tiny_run_settings, *assignments), overrides)
+        return Run(recipe, folder, reporter or Reporter(Console(quiet=True)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_llama(tiny_llama: Path, make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a whole run on the tiny Llama. It is shared: copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    run_stages(make_run(tiny_llama, folder), "report")
+    return folder

@@ -1,0 +1,373 @@
+"""The recipe: defaults that are valid, and errors that name the field, what is wrong and what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from darwinlm.errors import DarwinLMError, RecipeError
+from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, merge, parse_recipe, parse_share
+
+
+def message(tree: dict[str, Any]) -> str:
+    """What the error says about a tree."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(tree, "here")
+    return str(caught.value)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_defaults_are_valid():
+    assert load_recipe() == Recipe()
+    assert Recipe.model_validate(Recipe().model_dump()) == Recipe()
+    assert Recipe.model_validate(Recipe().model_dump(mode="json")) == Recipe(), "as summary.json holds it"
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().budget.keep = 0.3
+
+
+# ------------------------------------------------------------------------------------------------ unknown fields
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"budgett": {}}, "unknown field 'budgett': did you mean 'budget'?"),
+        ({"budget": {"kep": 0.5}}, "unknown field 'budget.kep': did you mean 'keep'?"),
+        ({"search": {"generation": 3}}, "unknown field 'search.generation': did you mean 'generations'?"),
+        (
+            {"search": {"stages": [{"token": 64, "survivors": 1}]}},
+            "unknown field 'search.stages.0.token': did you mean 'tokens'?",
+        ),
+        ({"unit": {"mlp_multiple": 8}}, "did you mean 'units'?"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_near_one(tree, said):
+    assert said in message(tree)
+
+
+def test_a_field_that_is_near_to_nothing_is_refused_with_all_known_ones():
+    said = message({"qqqqqqq": 1})
+    assert "unknown field 'qqqqqqq'" in said
+    assert all(name in said for name in Recipe.model_fields)
+    nested = message({"database": {"qqqqqqq": 1}})
+    assert "unknown field 'database.qqqqqqq'" in nested
+    assert "damping" in nested
+
+
+def test_every_wrong_field_is_named_at_once():
+    said = message({"budgett": {}, "search": {"generations": 0}})
+    assert "budgett" in said
+    assert "search.generations" in said
+    assert said.startswith("wrong recipe in here: ")
+
+
+# ---------------------------------------------------------------------------------------------------- wrong values
+
+
+@pytest.mark.parametrize(
+    ("tree", "field", "said"),
+    [
+        ({"search": {"generations": "many"}}, "search.generations", "'many'"),
+        ({"search": {"generations": 2.5}}, "search.generations", "2.5"),
+        ({"search": {"generations": 0}}, "search.generations", "greater than or equal to 1 (it is 0)"),
+        ({"search": {"offspring": 0}}, "search.offspring", "it is 0"),
+        ({"search": {"stages": 3}}, "search.stages", "it is 3"),
+        ({"search": {"step": 1.5}}, "search.step", "it is 1.5"),
+        ({"search": {"minutes": 0}}, "search.minutes", "greater than 0"),
+        ({"search": {"start": "best"}}, "search.start", "'knapsack', 'uniform' or 'random' (it is 'best')"),
+        ({"units": {"attention": "head"}}, "units.attention", "'kv_group' or 'lattice' (it is 'head')"),
+        ({"units": {"mlp_multiple": 0}}, "units.mlp_multiple", "greater than 0"),
+        ({"database": {"damping": 0}}, "database.damping", "greater than 0"),
+        ({"database": {"damping": float("nan")}}, "database.damping", "finite"),
+        ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
+        ({"compute": {"batch_tokens": -4}}, "compute.batch_tokens", "it is -4"),
+        ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
+        ({"text": {"fitness_tokens": 0}}, "text.fitness_tokens", "greater than 0"),
+        ({"text": None}, "text", "valid dictionary"),
+        ({"budget": 0.5}, "budget", "valid dictionary or instance of Budget (it is 0.5)"),
+        ({"budget": {"tolerance": 0.2}}, "budget.tolerance", "less than or equal to 0.1"),
+        ({"refit": {"ridges": []}}, "refit.ridges", "at least 1 item"),
+        ({"refit": {"enabled": "perhaps"}}, "refit.enabled", "boolean"),
+        ({"model": 7}, "model", "valid string (it is 7)"),
+        ({"model": {"name": "x"}}, "model", "valid string"),
+        ({"export": {"dtype": "int4"}}, "export.dtype", "it is 'int4'"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_field_and_value(tree, field, said):
+    found = message(tree)
+    assert f"{field}: " in found
+    assert said in found
+
+
+@pytest.mark.parametrize("ridge", [-1.0, float("inf"), "strong"])
+def test_a_ridge_that_no_fit_can_use_is_refused_before_the_run(ridge):
+    assert "refit.ridges" in message({"refit": {"ridges": [0.1, ridge]}})
+
+
+# ----------------------------------------------------------------------------------------------------- the budget
+
+
+@pytest.mark.parametrize(
+    ("keep", "share"), [("50%", 0.5), ("50 %", 0.5), (" 12.5% ", 0.125), ("0.5", 0.5), (1, 1.0), ("100%", 1.0)]
+)
+def test_a_share_can_be_written_in_several_ways(keep, share):
+    assert Recipe.model_validate({"budget": {"keep": keep}}).budget.keep == share
+
+
+@pytest.mark.parametrize("keep", [0, -1, "0%", "-5%", 1.5, 50, "101%", 1000])
+def test_a_share_outside_its_range_is_refused(keep):
+    assert "budget.keep: must be above 0 and at most 100 %" in message({"budget": {"keep": keep}})
+
+
+def test_a_percentage_without_its_sign_gets_a_hint():
+    assert "did you mean 50%?" in message({"budget": {"keep": 50}})
+    assert "did you mean" not in message({"budget": {"keep": -1}})
+    assert "did you mean" not in message({"budget": {"keep": 101}})
+
+
+@pytest.mark.parametrize("keep", ["half", "%", "5O%", "", [0.5], None, True])
+def test_a_share_that_is_no_number_is_refused(keep):
+    assert "budget.keep: " in message({"budget": {"keep": keep}})
+
+
+@pytest.mark.parametrize("keep", ["nan", "nan%", "inf%", float("nan")])
+def test_a_share_that_is_not_finite_is_refused(keep):
+    assert "budget.keep: " in message({"budget": {"keep": keep}})
+
+
+def test_parse_share_leaves_alone_what_it_cannot_read():
+    assert parse_share("half") == "half"
+    assert parse_share(0.25) == 0.25
+    assert parse_share(None) is None
+
+
+# ------------------------------------------------------------------------------------- fields that must fit together
+
+
+def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
+    return [{"tokens": tokens, "survivors": survivors} for tokens, survivors in pairs]
+
+
+@pytest.mark.parametrize(
+    ("offspring", "rounds", "counts"),
+    [
+        (3, stages((64, 3), (128, 1)), "[3, 3, 1]"),
+        (8, stages((64, 2), (128, 4), (256, 1)), "[8, 2, 4, 1]"),
+        (1, stages((64, 1)), "[1, 1]"),
+    ],
+)
+def test_survivors_must_shrink(offspring, rounds, counts):
+    said = message({"search": {"offspring": offspring, "stages": rounds}})
+    assert "search: stages: survivors must shrink" in said
+    assert counts in said
+
+
+def test_the_last_stage_must_leave_one():
+    assert "the last one must leave one survivor, but it leaves 2" in message({"search": {"stages": stages((64, 2))}})
+
+
+def test_no_stage_is_refused():
+    assert "stages: at least one is needed" in message({"search": {"stages": []}})
+
+
+@pytest.mark.parametrize("search", [{"score_tokens": 9000}, {"stages": stages((64, 2), (9000, 1))}])
+def test_more_fitness_tokens_than_there_are(search):
+    assert "a stage asks for 9000 tokens, but text.fitness_tokens is 8192" in message({"search": search})
+
+
+def test_more_refit_tokens_than_there_are_unless_there_is_no_refit():
+    tree: dict[str, Any] = {"text": {"calibration_tokens": 1024}, "refit": {"tokens": 2048}}
+    assert "refit.tokens is 2048, but text.calibration_tokens is 1024" in message(tree)
+    tree["refit"]["enabled"] = False
+    assert not parse_recipe(tree, "here").refit.enabled
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_then_assignments_then_overrides(tmp_path):
+    path = written(tmp_path / "r.yaml", "budget: {keep: 70%}\nsearch: {seed: 3, generations: 7}\n")
+    recipe = load_recipe(path, ["search.seed=4", "budget.keep=60%"], {"budget.keep": "50%", "model": "m", "text": None})
+    assert recipe.budget.keep == 0.5
+    assert recipe.search.seed == 4
+    assert recipe.search.generations == 7
+    assert recipe.model == "m"
+
+
+def test_a_whole_recipe_survives_yaml(tmp_path):
+    recipe = load_recipe(None, ["search.seed=4", "refit.ridges=[0.1]", "text.source=a.txt"])
+    path = written(tmp_path / "r.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
+def test_an_empty_file_is_the_default(tmp_path, text):
+    assert load_recipe(written(tmp_path / "r.yaml", text)) == Recipe()
+
+
+def test_an_error_names_the_file(tmp_path):
+    path = written(tmp_path / "r.yaml", "budgett: {}\n")
+    with pytest.raises(RecipeError, match="did you mean 'budget'") as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tx: 1", "!!python/object/apply:os.getcwd []"])
+def test_a_file_that_is_not_yaml(tmp_path, text):
+    path = written(tmp_path / "r.yaml", text)
+    with pytest.raises(RecipeError, match="isn't YAML") as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(RecipeError, match="isn't YAML"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- budget\n", "list"), ("budget\n", "str"), ("5\n", "int")])
+def test_a_file_that_is_no_mapping(tmp_path, text, kind):
+    with pytest.raises(RecipeError, match=f"must be a mapping of sections, but it is a {kind}"):
+        load_recipe(written(tmp_path / "r.yaml", text))
+
+
+@pytest.mark.parametrize("text", ["1: 2\n", "on: 3\n", "budget: {1: 2}\n"])
+def test_keys_that_are_no_names(tmp_path, text):
+    with pytest.raises(RecipeError, match="strings"):
+        load_recipe(written(tmp_path / "r.yaml", text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(RecipeError, match=r"can't read the recipe .*missing\.yaml: No such file"):
+        load_recipe(tmp_path / "missing.yaml")
+    with pytest.raises(RecipeError, match=r"can't read the recipe .*: Is a directory"):
+        load_recipe(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- assignments
+
+
+@pytest.mark.parametrize("assignment", ["budget.keep", "", "=3", " =3"])
+def test_an_assignment_without_its_parts(assignment):
+    with pytest.raises(RecipeError, match=r"--set takes section\.field=value"):
+        load_recipe(None, [assignment])
+
+
+def test_values_of_assignments_are_yaml():
+    recipe = load_recipe(
+        None,
+        [
+            "evaluation.prompts=['a = b', c]",
+            "search.minutes=1.5",
+            "refit.enabled=false",
+            "text.source=null",
+            " search.seed =9",
+            "search.stages=[{tokens: 64, survivors: 1}]",
+        ],
+    )
+    assert recipe.evaluation.prompts == ("a = b", "c")
+    assert recipe.search.minutes == 1.5
+    assert recipe.refit.enabled is False
+    assert recipe.text.source is None
+    assert recipe.search.seed == 9
+    assert recipe.search.stages == (SearchStage(tokens=64, survivors=1),)
+
+
+def test_an_assignment_whose_value_is_not_yaml():
+    with pytest.raises(RecipeError, match=r"--set evaluation\.prompts: '\[a' isn't a YAML value"):
+        load_recipe(None, ["evaluation.prompts=[a"])
+
+
+def test_the_message_about_an_assignment_is_one_line():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, ["evaluation.prompts=[a"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("budget.kep=0.5", "did you mean 'keep'"),
+        ("bugdet.keep=0.5", "did you mean 'budget'"),
+        ("a..b=1", "unknown field 'a'"),
+        ("budget.keep.more=1", r"budget\.keep: "),
+        ("model.name=x", "model: "),
+    ],
+)
+def test_an_assignment_to_what_is_no_field(assignment, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(None, [assignment])
+
+
+def test_a_later_assignment_into_what_is_no_section():
+    with pytest.raises(RecipeError, match=r"'text\.source': 'text' isn't a section"):
+        load_recipe(None, ["text=5", "text.source=a.txt"])
+
+
+# --------------------------------------------------------------------------------------------------------- merging
+
+
+def test_merge_changes_what_it_is_told_and_nothing_else():
+    recipe = load_recipe(None, ["search.seed=4"])
+    merged = merge(recipe, ["search.generations=9"], {"budget.keep": "25%", "model": None})
+    assert (merged.search.seed, merged.search.generations, merged.budget.keep) == (4, 9, 0.25)
+    assert merged.text == recipe.text
+    assert recipe.search.generations == Recipe().search.generations
+    assert merge(recipe, (), {}) == recipe
+
+
+def test_merge_checks_what_it_made():
+    with pytest.raises(RecipeError, match=r"budget\.keep"):
+        merge(Recipe(), (), {"budget.keep": 2000})
+    with pytest.raises(RecipeError, match="did you mean 'generations'"):
+        merge(Recipe(), ["search.generation=3"], {})
+
+
+def test_recipe_errors_are_in_the_tree():
+    assert issubclass(RecipeError, DarwinLMError)
+
+
+# ------------------------------------------------------------------------------------------------------- the schema
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in section().__dict__.items():
+        if isinstance(value, BaseModel):
+            found += leaves(type(value), f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, value))
+    return found
+
+
+def test_describe_fields_covers_every_field_with_its_default_and_meaning():
+    rows = describe_fields()
+    defaults = dict(leaves(Recipe))
+    assert [name for name, _, _ in rows] == list(defaults)
+    for name, default, meaning in rows:
+        assert meaning, f"{name} has no description"
+        value = defaults[name]
+        if isinstance(value, str | int | float | bool | None):
+            assert default == str(value), name
+        else:
+            plain = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
+            assert yaml.safe_load(default) == plain, name
+
+
+def test_sections_come_in_the_order_of_the_stages():
+    sections = [name for name, value in Recipe() if isinstance(value, BaseModel)]
+    assert sections == ["compute", "text", "units", "database", "budget", "search", "refit", "evaluation", "export"]
