@@ -115,8 +115,9 @@ class PrunedConfig:
 class Absent(nn.Module):
     """Stands where an attention or an MLP was, and adds nothing to the residual stream.
 
-    Caches and masks take the number of tokens seen from the first layer of each kind (full, sliding). Where that
-    layer's attention is gone, the stand-in keeps count by storing one zero head.
+    Caches and masks take the number of tokens seen from the first layer of each kind (full, sliding), and a sliding
+    layer's cache can't be cropped before it was used. There the stand-in of an attention keeps count by storing one
+    zero head.
     """
 
     def __init__(self, counter: tuple[int, int] | None = None, attention: bool = False) -> None:
@@ -143,8 +144,9 @@ class PrunedBlock:
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
-            kinds = getattr(config, "layer_types", None) or ["all"] * config.num_hidden_layers
-            counts = kinds[layer_idx] not in kinds[:layer_idx]
+            kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+            kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
+            counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
             self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, attention=True)
             gone += ["input_layernorm", "resid_attn_dropout", *(["post_attention_layernorm"] if sandwich else [])]
         if "mlp" in config.skip:
