@@ -125,6 +125,7 @@ def _run(recipe: Any, out: Path, until: str) -> None:
 def main() -> None:
     """Entry point: run a command and turn errors into messages and exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would tear ours
     warnings.filterwarnings("ignore")
     errors = Console(stderr=True)
     try:

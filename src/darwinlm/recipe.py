@@ -74,7 +74,7 @@ class Text(Section):
 class Units(Section):
     """The smallest things that are removed."""
 
-    attention: AttentionUnit = "kv_group"
+    attention: AttentionUnit = "lattice"
     """`kv_group`: whole KV groups. `lattice`: KV groups times query heads per group."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
