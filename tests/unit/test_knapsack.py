@@ -1,0 +1,110 @@
+"""The multiple-choice knapsack against trying every combination."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from darwinlm.errors import BudgetError
+from darwinlm.search.knapsack import solve_knapsack
+
+
+def total(table, choice):
+    return sum(row[index] for row, index in zip(table, choice, strict=True))
+
+
+def brute_force(losses, costs, lower, upper):
+    """Least loss of all choices within the bounds, None when there is none."""
+    choices = itertools.product(*(range(len(row)) for row in losses))
+    allowed = [total(losses, choice) for choice in choices if lower <= total(costs, choice) <= upper]
+    return min(allowed, default=None)
+
+
+def problem(seed, *, scale=1):
+    """Losses that fall and costs that grow with the level, as a module's do; and bounds that bite."""
+    rng = random.Random(seed)
+    losses, costs = [], []
+    for _ in range(rng.randint(1, 5)):
+        n_levels = rng.randint(1, 5)
+        losses.append(sorted((rng.uniform(0, 3) for _ in range(n_levels)), reverse=True))
+        costs.append([scale * cost for cost in sorted(rng.sample(range(60), n_levels))])
+    most = sum(row[-1] for row in costs)
+    upper = rng.randint(0, most + 1)
+    return losses, costs, int(upper * rng.choice((0.0, 0.5, 0.9))), upper
+
+
+@pytest.mark.parametrize("scale", [1, 1_000_003])
+@pytest.mark.parametrize("seed", range(60))
+def test_it_finds_the_best_choice(seed, scale):
+    losses, costs, lower, upper = problem(seed, scale=scale)
+    best = brute_force(losses, costs, lower, upper)
+    if best is None:
+        with pytest.raises(BudgetError):
+            solve_knapsack(losses, costs, lower, upper)
+        return
+    chosen = solve_knapsack(losses, costs, lower, upper)
+    assert lower <= total(costs, chosen) <= upper
+    assert total(losses, chosen) <= best * (1 + 1e-4) + 1e-6, "the solver's own gap"
+
+
+def test_losses_need_not_fall():
+    rng = random.Random(0)
+    for _ in range(20):
+        losses = [[rng.uniform(-1, 1) for _ in range(4)] for _ in range(4)]
+        costs = [[rng.randrange(30) for _ in range(4)] for _ in range(4)]
+        best = brute_force(losses, costs, 30, 50)
+        if best is not None:
+            assert total(losses, solve_knapsack(losses, costs, 30, 50)) <= best + 1e-3
+
+
+def test_modules_may_have_different_numbers_of_levels():
+    losses = [[1.0, 0.0], [5.0, 2.0, 1.0, 0.0], [3.0]]
+    costs = [[0, 10], [0, 4, 8, 12], [1]]
+    assert solve_knapsack(losses, costs, 0, 23) == (1, 3, 0)
+    assert solve_knapsack(losses, costs, 0, 13) == (0, 3, 0)
+    assert solve_knapsack(losses, costs, 0, 1) == (0, 0, 0)
+
+
+def test_the_lower_bound_forces_what_the_losses_would_not():
+    assert solve_knapsack([[0.0, 1.0]], [[0, 10]], 5, 10) == (1,)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0, 4), (100, 200), (11, 14)])
+def test_bounds_that_no_choice_keeps(lower, upper):
+    costs = [[5, 10], [0, 5]]
+    with pytest.raises(BudgetError, match=rf"between {lower} and {upper} block parameters"):
+        solve_knapsack([[1.0, 0.0], [1.0, 0.0]], costs, lower, upper)
+
+
+@pytest.mark.parametrize("excess", [1, 10, 40])
+def test_a_budget_of_millions_is_kept_to_the_last_parameter(excess):
+    """The solver's own tolerance is a millionth of the bound; one parameter too many is still too many."""
+    upper = 100_000_000
+    chosen = solve_knapsack([[1.0, 0.5, 0.0]], [[10, upper, upper + excess]], 0, upper)
+    assert chosen == (1,)
+
+
+@pytest.mark.parametrize("excess", [1, 10, 40])
+def test_a_budget_of_millions_that_only_rounding_would_meet(excess):
+    upper = 100_000_000
+    with pytest.raises(BudgetError):
+        solve_knapsack([[1.0, 0.0]], [[10, upper + excess]], upper // 2, upper)
+
+
+def test_a_real_models_size_is_solved_within_its_budget():
+    """64 modules of 49 and 4 levels, as a model of 32 blocks has."""
+    rng = np.random.default_rng(0)
+    losses, costs = [], []
+    for _ in range(32):
+        for n_levels, size in ((4, 442_368), (49, 55_296)):
+            losses.append([float(x) for x in np.sort(rng.exponential(0.1, n_levels))[::-1] - 0.0])
+            losses[-1][-1] = 0.0
+            costs.append([576 * (level > 0) + level * size for level in range(n_levels)])
+    upper = sum(row[-1] for row in costs) // 2
+    chosen = solve_knapsack(losses, costs, int(upper * 0.995), upper, seconds=10)
+    assert upper * 0.995 - 1 <= total(costs, chosen) <= upper
+    uniform = [len(row) // 2 for row in losses]
+    assert total(losses, chosen) < total(losses, uniform)

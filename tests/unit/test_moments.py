@@ -1,0 +1,89 @@
+"""Second moments from batches against the same from all rows at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from darwinlm.calibration.moments import CrossMoment, SecondMoment
+
+
+def rows(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("splits", [[60], [1, 59], [20, 20, 20], [7, 13, 40]])
+def test_batches_add_up(splits):
+    x = rows(60, 9)
+    moment = SecondMoment(9)
+    for part in torch.split(x, splits):
+        moment.add(part)
+    assert moment.count == 60
+    assert moment.mean().dtype == torch.float32
+    torch.testing.assert_close(moment.mean().double(), x.double().T @ x.double() / 60, rtol=1e-5, atol=1e-6)
+
+
+def test_leading_dimensions_are_all_rows():
+    x = rows(4, 5, 9)
+    deep, flat = SecondMoment(9), SecondMoment(9)
+    deep.add(x)
+    flat.add(x.reshape(20, 9))
+    assert deep.count == flat.count == 20
+    assert torch.equal(deep.mean(), flat.mean())
+
+
+def test_it_is_symmetric_and_positive():
+    moment = SecondMoment(6)
+    moment.add(rows(50, 6))
+    H = moment.mean()
+    torch.testing.assert_close(H, H.T)
+    assert torch.linalg.eigvalsh(H).min() > 0
+
+
+def test_bfloat16_inputs_are_accumulated_in_float32():
+    """256 + 1 is 256 in bfloat16: a sum kept in it would stand still."""
+    x = torch.ones(1000, 2, dtype=torch.bfloat16)
+    moment = SecondMoment(2)
+    for part in torch.split(x, 1):
+        moment.add(part)
+    assert torch.equal(moment.mean(), torch.ones(2, 2))
+
+
+def test_inputs_that_are_not_contiguous():
+    x = rows(9, 30).T
+    moment = SecondMoment(9)
+    moment.add(x)
+    torch.testing.assert_close(moment.mean(), x.T @ x / 30)
+
+
+def test_the_mean_of_nothing_is_zero():
+    assert torch.equal(SecondMoment(3).mean(), torch.zeros(3, 3))
+    assert torch.equal(CrossMoment(2, 3).mean(), torch.zeros(2, 3))
+
+
+def test_the_mean_can_be_taken_in_between():
+    moment = SecondMoment(3)
+    moment.add(rows(10, 3))
+    before = moment.mean().clone()
+    assert torch.equal(moment.mean(), before)
+    moment.add(rows(10, 3))
+    torch.testing.assert_close(moment.mean(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_moments(dtype):
+    x, y = rows(40, 7, dtype=dtype), rows(40, 3, seed=1, dtype=dtype)
+    moment = CrossMoment(3, 7)
+    for left, right in zip(torch.split(y, [10, 30]), torch.split(x, [10, 30]), strict=True):
+        moment.add(left.view(-1, 2, 3), right.view(-1, 2, 7))
+    assert moment.count == 40
+    assert moment.mean().shape == (3, 7)
+    torch.testing.assert_close(moment.mean().double(), y.double().T @ x.double() / 40, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cross_moment_of_a_thing_with_itself_is_its_second_moment():
+    x = rows(40, 7)
+    second, cross = SecondMoment(7), CrossMoment(7, 7)
+    second.add(x)
+    cross.add(x, x)
+    torch.testing.assert_close(second.mean(), cross.mean())

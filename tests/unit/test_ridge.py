@@ -1,0 +1,140 @@
+"""Ridge regression toward given weights, against least squares on augmented rows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from darwinlm.errors import NumericsError
+from darwinlm.surgery.ridge import ridge_solution, squared_error
+
+
+def sample(n=200, d=12, r=5, seed=0, noise=0.3):
+    """Inputs [n, d], outputs [n, r] that depend on them, and weights [r, d] to be pulled to."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.4 * rng.standard_normal((d, d)))
+    Y = X @ rng.standard_normal((d, r)) + noise * rng.standard_normal((n, r))
+    return X, Y, rng.standard_normal((r, d))
+
+
+def moments(X, Y):
+    n = len(X)
+    return torch.from_numpy(X.T @ X / n), torch.from_numpy(Y.T @ X / n), float((Y**2).sum() / n)
+
+
+def by_lstsq(X, Y, W0, ridge):
+    """The same weights from rows √λ I with targets √λ W0ᵀ below the sample."""
+    n, d = X.shape
+    strength = np.sqrt(ridge * np.mean(np.sum(X**2, 0) / n))
+    A = np.vstack([X / np.sqrt(n), strength * np.eye(d)])
+    B = np.vstack([Y / np.sqrt(n), strength * W0.T])
+    return np.linalg.lstsq(A, B, rcond=None)[0].T
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 0.03, 0.3, 10.0])
+@pytest.mark.parametrize("n", [6, 200])
+def test_it_is_least_squares_on_augmented_rows(ridge, n):
+    X, Y, W0 = sample(n=n)
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H, C, torch.from_numpy(W0), ridge)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.double().numpy(), by_lstsq(X, Y, W0, ridge), rtol=1e-5, atol=1e-5)
+
+
+def test_it_takes_float32_moments():
+    X, Y, W0 = sample()
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H.float(), C.float(), torch.from_numpy(W0).float(), 0.1)
+    np.testing.assert_allclose(found.double().numpy(), by_lstsq(X, Y, W0, 0.1), rtol=1e-4, atol=1e-4)
+
+
+def test_no_other_weights_have_a_smaller_objective():
+    X, Y, W0 = sample()
+    H, C, energy = moments(X, Y)
+    start = torch.from_numpy(W0)
+    W = ridge_solution(H, C, start, 0.2).double()
+    strength = 0.2 * float(H.diagonal().mean())
+
+    def objective(V):
+        return squared_error(H, C, energy, V) + strength * float((V - start).square().sum())
+
+    least = objective(W)
+    generator = torch.Generator().manual_seed(3)
+    for size in (1e-2, 1e-1, 1.0):
+        step = torch.randn(W.shape, generator=generator, dtype=torch.float64)
+        assert objective(W + size * step) > least
+
+
+def test_a_strong_pull_gives_the_given_weights():
+    X, Y, W0 = sample()
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H, C, torch.from_numpy(W0), 1e9)
+    np.testing.assert_allclose(found.numpy(), W0, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weak_pull_gives_plain_least_squares():
+    X, Y, W0 = sample()
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H, C, torch.from_numpy(W0), 1e-10)
+    np.testing.assert_allclose(found.numpy(), np.linalg.lstsq(X, Y, rcond=None)[0].T, rtol=1e-4, atol=1e-4)
+
+
+def test_no_pull_gives_plain_least_squares():
+    X, Y, W0 = sample()
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H, C, torch.from_numpy(W0), 0.0)
+    np.testing.assert_allclose(found.numpy(), np.linalg.lstsq(X, Y, rcond=None)[0].T, rtol=1e-4, atol=1e-4)
+
+
+def test_no_pull_on_inputs_that_depend_on_each_other_is_refused_or_finite():
+    X, Y, W0 = sample(n=6)
+    H, C, _ = moments(X, Y)
+    with suppress(NumericsError):
+        assert torch.isfinite(ridge_solution(H, C, torch.from_numpy(W0), 0.0)).all()
+
+
+def test_inputs_that_are_all_zero_leave_the_given_weights():
+    W0 = torch.randn(3, 4)
+    found = ridge_solution(torch.zeros(4, 4), torch.zeros(3, 4), W0, 0.3)
+    assert torch.equal(found, W0)
+
+
+def test_an_input_that_is_always_zero_keeps_its_weights():
+    X, Y, W0 = sample()
+    X[:, 4] = 0
+    H, C, _ = moments(X, Y)
+    found = ridge_solution(H, C, torch.from_numpy(W0), 0.1)
+    np.testing.assert_allclose(found[:, 4].numpy(), W0[:, 4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_moments_that_are_not_finite_are_refused_by_name(place, value):
+    matrices = [torch.eye(4), torch.zeros(3, 4), torch.zeros(3, 4)]
+    matrices[place][0, 1] = value
+    with pytest.raises(NumericsError, match="block 7 mlp"):
+        ridge_solution(*matrices, 0.1, name="block 7 mlp")
+
+
+def test_moments_that_are_not_positive_definite_are_refused():
+    H = torch.diag(torch.tensor([5.0, -3.0]))
+    with pytest.raises(NumericsError, match=r"block 7 mlp.*larger ridge"):
+        ridge_solution(H, torch.zeros(1, 2), torch.zeros(1, 2), 0.1, name="block 7 mlp")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_squared_error_is_the_mean_over_the_sample(seed):
+    X, Y, W0 = sample(seed=seed)
+    H, C, energy = moments(X, Y)
+    direct = float(((X @ W0.T - Y) ** 2).sum() / len(X))
+    assert squared_error(H, C, energy, torch.from_numpy(W0)) == pytest.approx(direct, rel=1e-9)
+    assert squared_error(H, C, energy, torch.zeros(5, 12)) == pytest.approx(energy)
+
+
+def test_squared_error_of_a_perfect_fit_is_zero():
+    X, _, W0 = sample()
+    H, C, energy = moments(X, X @ W0.T)
+    assert squared_error(H, C, energy, torch.from_numpy(W0)) == pytest.approx(0, abs=1e-9 * energy)
