@@ -1,0 +1,166 @@
+"""Level switches: every child is new, keeps the budget exactly and is a neighbour that exists."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from darwinlm.errors import BudgetError
+from darwinlm.search.mutation import level_switch
+from darwinlm.search.space import ParamBudget
+
+
+def total(costs, allocation):
+    return sum(row[level] for row, level in zip(costs, allocation, strict=True))
+
+
+@st.composite
+def problems(draw):
+    """Costs that grow with the level, a parent, and a budget that the parent keeps."""
+    costs = []
+    for _ in range(draw(st.integers(1, 8))):
+        if draw(st.booleans()):
+            size, n_levels = draw(st.integers(1, 50)), draw(st.integers(2, 12))
+            costs.append([size * level + (level > 0) * draw(st.integers(0, 3)) for level in range(n_levels)])
+            costs[-1] = sorted(costs[-1])
+        else:
+            costs.append([0, *sorted(draw(st.lists(st.integers(1, 300), min_size=1, max_size=6)))])
+    parent = tuple(draw(st.integers(0, len(row) - 1)) for row in costs)
+    used = total(costs, parent)
+    above, below = draw(st.integers(0, 60)), draw(st.integers(0, 60))
+    return costs, parent, ParamBudget(max(0, used - below), used + above)
+
+
+@settings(deadline=None, max_examples=300)
+@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1))
+def test_every_child_is_new_within_range_and_within_the_budget(problem, seed, step):
+    costs, parent, budget = problem
+    rng = random.Random(seed)
+    seen = {parent}
+    for _ in range(12):
+        try:
+            child = level_switch(parent, costs, budget, rng, step=step, seen=seen)
+        except BudgetError:
+            break
+        assert child != parent
+        assert child not in seen
+        assert len(child) == len(parent)
+        assert all(0 <= level < len(row) for level, row in zip(child, costs, strict=True))
+        assert budget.lower <= total(costs, child) <= budget.upper
+        seen.add(child)
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**32))
+def test_the_parent_is_refused_even_when_it_is_not_among_the_seen(problem, seed):
+    costs, parent, budget = problem
+    try:
+        child = level_switch(parent, costs, budget, random.Random(seed), step=0.5)
+    except BudgetError:
+        assume(False)
+    assert child != parent
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**32), st.floats(0.01, 1))
+def test_the_same_seed_gives_the_same_children(problem, seed, step):
+    costs, parent, budget = problem
+
+    def children():
+        rng, seen = random.Random(seed), set()
+        for _ in range(5):
+            try:
+                child = level_switch(parent, costs, budget, rng, step=step, seen=seen)
+            except BudgetError:
+                return [*seen, "exhausted"]
+            seen.add(child)
+        return list(seen)
+
+    assert children() == children()
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**32))
+def test_nothing_given_is_changed(problem, seed):
+    costs, parent, budget = problem
+    copies, seen = [list(row) for row in costs], {parent}
+    try:
+        level_switch(parent, costs, budget, random.Random(seed), step=0.5, seen=seen)
+    except BudgetError:
+        assume(False)
+    assert costs == copies
+    assert seen == {parent}
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 6))
+def test_a_parent_outside_the_budget_is_brought_into_it(seed, n_modules):
+    costs = [[10 * level for level in range(9)]] * n_modules
+    budget = ParamBudget(40 * n_modules - 10, 40 * n_modules)
+    rng = random.Random(seed)
+    start = tuple(rng.randrange(9) for _ in range(n_modules))
+    assert budget.allows(total(costs, level_switch(start, costs, budget, rng, step=0.1)))
+
+
+# ------------------------------------------------------------------------------------------------- small neighbourhoods
+
+
+def test_an_exhausted_neighbourhood_is_an_error_that_says_what_to_do():
+    costs = [[0, 10], [0, 10]]
+    budget = ParamBudget(10, 10)
+    rng = random.Random(0)
+    assert level_switch((0, 1), costs, budget, rng, step=1.0) == (1, 0)
+    with pytest.raises(BudgetError, match=r"10 to 10 block parameters.*raise budget\.tolerance"):
+        level_switch((0, 1), costs, budget, rng, step=1.0, seen={(1, 0)})
+
+
+@pytest.mark.parametrize(
+    ("costs", "parent", "budget"),
+    [
+        ([[0, 7]], (1,), ParamBudget(7, 7)),
+        ([[0, 10], [0, 3]], (1, 0), ParamBudget(10, 10)),
+        ([[5], [6]], (0, 0), ParamBudget(0, 100)),
+    ],
+)
+def test_a_parent_without_any_neighbour(costs, parent, budget):
+    with pytest.raises(BudgetError):
+        level_switch(parent, costs, budget, random.Random(0), step=1.0)
+
+
+def test_a_small_neighbourhood_is_found_whole():
+    """Three equal modules that share one unit: three allocations, and after them none."""
+    costs = [[0, 10]] * 3
+    budget = ParamBudget(10, 10)
+    rng, seen = random.Random(0), {(1, 0, 0)}
+    for _ in range(2):
+        seen.add(level_switch((1, 0, 0), costs, budget, rng, step=1.0, seen=seen))
+    assert seen == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
+    with pytest.raises(BudgetError):
+        level_switch((1, 0, 0), costs, budget, rng, step=1.0, seen=seen)
+
+
+def test_a_budget_without_slack_is_kept_by_trading():
+    """Modules of two kinds whose units don't divide each other, as attention and MLP: what one gives, others take."""
+    costs = [[0, 300, 600, 900] if i % 2 else [70 * level for level in range(40)] for i in range(12)]
+    parent = tuple(len(row) // 2 for row in costs)
+    used = total(costs, parent)
+    budget = ParamBudget(used - 35, used)
+    seen = {parent}
+    for number in range(60):
+        child = level_switch(parent, costs, budget, random.Random(number), step=0.25, seen=seen)
+        assert budget.allows(total(costs, child))
+        seen.add(child)
+    kinds = {tuple(sorted({i % 2 for i in range(12) if child[i] != parent[i]})) for child in seen - {parent}}
+    assert {(0,), (0, 1)} <= kinds, "MLPs trade among themselves, and with attention"
+
+
+def test_a_step_of_nothing_is_one_level():
+    costs = [[10 * level for level in range(50)]] * 2
+    parent = (25, 25)
+    budget = ParamBudget(500, 500)
+    for seed in range(30):
+        child = level_switch(parent, costs, budget, random.Random(seed), step=0.0)
+        assert max(abs(a - b) for a, b in zip(child, parent, strict=True)) == 1
