@@ -1,0 +1,714 @@
+"""The whole pipeline on tiny random models: against masked dense models, least squares, and itself when killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from darwinlm import artifact
+from darwinlm.calibration.moments import SecondMoment
+from darwinlm.calibration.stream import output_projection, stream_moments
+from darwinlm.console import Reporter
+from darwinlm.database.order import damp
+from darwinlm.database.store import DatabaseReader
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS
+from darwinlm.pipeline import prune, run_stages
+from darwinlm.run import Run
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.space import Allocation
+from darwinlm.search.start import uniform_allocations
+from darwinlm.stages.database import Database, database_stage, stream_of
+from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.stages.refit import Refitted, refit_stage
+from darwinlm.stages.search import Found, search_stage
+from darwinlm.stages.stitch import Stitched, stitch_stage
+from darwinlm.stages.text import Texts, text_stage
+from darwinlm.surgery.stitch import block_parameters, stitch
+
+CASES = [("llama", "kv_group"), ("llama", "lattice"), ("qwen2", "lattice"), ("qwen3", "lattice")]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A finished run, opened again: what each of its stages handed on."""
+
+    run: Run
+    summary: dict[str, Any]
+    texts: Texts
+    plan: Plan
+    database: Database
+    search: Found
+    stitched: Stitched
+    refitted: Refitted
+
+    @property
+    def reader(self) -> DatabaseReader:
+        return self.database.reader
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.run.checkpoint
+
+    def random_allocations(self, count: int, seed: int = 0) -> list[Allocation]:
+        """Levels drawn freely, and one allocation in which a block, an attention and an MLP are gone."""
+        rng = random.Random(seed)
+        made = [tuple(rng.randrange(len(m.levels)) for m in self.plan.space.modules) for _ in range(count - 1)]
+        gone = {(0, "attention"), (1, "attention"), (1, "mlp"), (3, "mlp")}
+        levels = zip(self.plan.space.modules, self.plan.space.dense, strict=True)
+        return [*made, tuple(0 if (m.block, m.kind) in gone else top for m, top in levels)]
+
+
+def opened(run: Run, summary: dict[str, Any]) -> Whole:
+    texts, plan = text_stage(run), plan_stage(run)
+    database = database_stage(run, texts)
+    search = search_stage(run, texts, database, plan)
+    stitched = stitch_stage(run, database, search)
+    refitted = refit_stage(run, texts, stitched)
+    assert refitted is not None
+    return Whole(run, summary, texts, plan, database, search, stitched, refitted)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def whole(
+    request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run: Callable[..., Run], tmp_path_factory
+) -> Whole:
+    model_type, units = request.param
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    run = make_run(tiny_folder(model_type), folder, f"units.attention={units}")
+    return opened(run, run_stages(run, "report"))
+
+
+# ----------------------------------------------------------------------------------------- the masked dense model
+
+
+@torch.no_grad()
+def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
+    """The dense model with zeros for all that is removed and the database's weights scattered into place."""
+    checkpoint = reader.checkpoint
+    family = checkpoint.family
+    model = checkpoint.load(torch.float32)
+    blocks = model.get_submodule(family.layers)
+    for module, index in zip(reader.modules, allocation, strict=True):
+        level, shape = module.levels[index], reader.shape(module.block, module.kind)
+        kept, part = reader.kept(module.block, module.kind, level), family.module(module.kind)
+        owner = getattr(blocks[module.block], part.name)
+        if kept.weight is None:
+            continue
+        output = getattr(owner, part.output)
+        assert kept.weight.shape == (output.out_features, level.width)
+        output.weight.zero_()[:, kept.columns] = kept.weight
+        if level.width == 0 and output.bias is not None:
+            output.bias.zero_()
+        inputs = dict.fromkeys(part.inputs if module.kind == "mlp" else part.query, kept.columns)
+        if module.kind == "attention":
+            groups = {int(column) // (shape.heads * shape.head_dim) for column in kept.columns}
+            rows = [group * shape.head_dim + i for group in sorted(groups) for i in range(shape.head_dim)]
+            inputs |= dict.fromkeys(part.key_value, torch.tensor(rows, dtype=torch.int64))
+        for name, stay in inputs.items():
+            projection = getattr(owner, name)
+            gone = torch.ones(projection.out_features, dtype=torch.bool)
+            gone[stay] = False
+            projection.weight[gone] = 0
+            if projection.bias is not None:
+                projection.bias[gone] = 0
+    return model
+
+
+def assert_equal_logits(model: Any, reference: Any, tokens: Tensor) -> None:
+    """Equal but for the rounding of float32, in units of the largest logit."""
+    expected = logits(reference, tokens)
+    assert (logits(model, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: Tensor) -> Tensor:
+    return model(input_ids=tokens, use_cache=False).logits
+
+
+def test_the_stitched_model_is_the_masked_dense_one(whole):
+    tokens = whole.texts["evaluation"].tokens
+    small = whole.stitched.checkpoint.load(torch.float32)
+    reference = masked(whole.reader, whole.search.allocation)
+    assert (logits(small, tokens) - logits(reference, tokens)).abs().max() <= 1e-5
+    dense = logits(whole.checkpoint.load(torch.float32), tokens)
+    assert (logits(reference, tokens) - dense).abs().max() > 0.1, "something was removed"
+
+
+def test_any_allocation_stitches_to_the_masked_dense_model(whole):
+    tokens = whole.texts["evaluation"].tokens[:2]
+    for allocation in whole.random_allocations(6):
+        assert_equal_logits(stitch(whole.reader, allocation), masked(whole.reader, allocation), tokens)
+
+
+def test_the_dense_allocation_stitches_to_the_dense_model(whole):
+    tokens = whole.texts["evaluation"].tokens
+    small = stitch(whole.reader, whole.plan.space.dense)
+    assert torch.equal(logits(small, tokens), logits(whole.checkpoint.load(torch.float32), tokens))
+    assert small.config.model_type == whole.checkpoint.config.model_type
+
+
+def test_the_refit_changes_output_projections_only(whole):
+    stitched = load_file(whole.stitched.checkpoint.folder / "model.safetensors")
+    final = load_file(whole.run.folder / "model" / "model.safetensors")
+    changed = whole.refitted.weights(whole.stitched.checkpoint)
+    assert stitched.keys() == final.keys()
+    assert changed, "at least one module gained from the refit"
+    for name, tensor in final.items():
+        assert torch.equal(tensor, changed.get(name, stitched[name])), name
+    assert all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in changed)
+    for choice in whole.refitted.choices:
+        assert choice["after"] <= choice["before"]
+        assert (choice["after"] < choice["before"]) == (choice["ridge"] is not None)
+
+
+# --------------------------------------------------------------------------------------------- database and oracles
+
+
+def test_the_database_is_direct_least_squares(whole):
+    """Weights and errors of a few levels of every module, solved anew on the same second moments."""
+    damping = whole.run.recipe.database.damping
+    modules = {(module.block, module.kind): module for module in whole.reader.modules}
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+        for kind in KINDS:
+            H = damp(seen.moments[kind].double(), damping)
+            W = whole.reader.dense_weight(seen.block, kind).double()
+            energy = float(((W @ H) * W).sum())
+            levels = modules[seen.block, kind].levels
+            for level in levels[1 : -1 : max(1, len(levels) // 4)]:
+                kept = whole.reader.kept(seen.block, kind, level)
+                k = kept.columns
+                assert len(k) == len(k.unique()) == level.width
+                best = torch.linalg.lstsq(H[k][:, k], (W @ H)[:, k].T).solution.T
+                torch.testing.assert_close(kept.weight.double(), best, rtol=1e-3, atol=1e-4)
+                V = torch.zeros_like(W)
+                V[:, k] = best
+                error = float((((W - V) @ H) * (W - V)).sum()) / energy
+                assert whole.reader.error(seen.block, kind, level) == pytest.approx(error, rel=1e-3, abs=1e-6)
+
+
+def test_errors_never_grow_with_the_width(whole):
+    for module in whole.reader.modules:
+        by_heads: dict[int, list[float]] = {}
+        for level in module.levels[1:]:
+            by_heads.setdefault(level.heads, []).append(whole.reader.error(module.block, module.kind, level))
+        for errors in by_heads.values():
+            assert errors == sorted(errors, reverse=True), module.name
+            assert all(0 <= error <= 1 for error in errors)
+        assert whole.reader.error(module.block, module.kind, module.levels[0]) == pytest.approx(1)
+        assert whole.reader.error(module.block, module.kind, module.levels[-1]) == 0
+
+
+def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
+    tokens = whole.texts["calibration"].tokens
+    model = whole.checkpoint.load(torch.float32)
+    family = whole.checkpoint.family
+    moments: dict[tuple[int, str], SecondMoment] = {}
+    for block, layer in enumerate(model.get_submodule(family.layers)):
+        for kind in KINDS:
+            output = output_projection(layer, family, kind)
+            assert output is not None
+            moment = moments[block, kind] = SecondMoment(output.in_features)
+            output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
+    for rows in torch.split(tokens, 5):  # another batch size than the stream's
+        logits(model, rows)
+    for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
+        for kind, found in seen.moments.items():
+            expected = moments[seen.block, kind]
+            assert expected.count == tokens.numel()
+            torch.testing.assert_close(found, expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def bank(whole) -> ModuleBank:
+    from darwinlm.families.decoder import Decoder
+
+    model = whole.checkpoint.load(torch.float32)
+    return ModuleBank(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
+
+
+def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, bank):
+    tokens = whole.texts["fitness"].tokens
+    n_tokens = tokens.numel()
+    fresh, reusing = (Fitness(bank, tokens, batch_tokens=96) for _ in range(2))
+    rng = random.Random(1)
+    for base in whole.random_allocations(3, seed=5):
+        reusing.set_base(base)
+        for first in range(len(base)):
+            changed = list(base)
+            for index in range(first, len(base)):
+                changed[index] = rng.randrange(len(whole.plan.space.modules[index].levels))
+            candidate = tuple(changed)
+            for n in (n_tokens, 64, 33):
+                assert reusing.kl(candidate, n) == pytest.approx(fresh.kl(candidate, n), rel=1e-5, abs=1e-6)
+        assert reusing.kl(base, n_tokens) == pytest.approx(fresh.kl(base, n_tokens), rel=1e-5, abs=1e-6)
+
+
+def test_fitness_is_the_divergence_of_the_stitched_model(whole, bank):
+    tokens = whole.texts["fitness"].tokens
+    fitness = Fitness(bank, tokens, batch_tokens=96)
+    distribution = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
+    assert fitness.kl(whole.plan.space.dense, tokens.numel()) == pytest.approx(0, abs=1e-6)
+    for allocation in (*whole.random_allocations(3, seed=2), whole.search.allocation):
+        expected = distribution.kl(logits(stitch(whole.reader, allocation), tokens).flatten(0, 1)).double().mean()
+        assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+
+
+def test_fitness_looks_at_whole_sequences_and_remembers(whole, bank):
+    fitness = Fitness(bank, whole.texts["fitness"].tokens, batch_tokens=96)
+    allocation = whole.random_allocations(2)[0]
+    assert fitness.kl(allocation, 33) == fitness.kl(allocation, 64)
+    assert fitness.evaluations == 1
+    fitness.kl(allocation, 65)
+    assert fitness.evaluations == 2
+
+
+def test_the_dense_model_comes_back_after_candidates(whole, bank):
+    tokens = whole.texts["fitness"].tokens
+    before = logits(bank.decoder.model, tokens)
+    for allocation in whole.random_allocations(3):
+        bank.apply(allocation)
+    bank.apply(whole.plan.space.dense)
+    assert torch.equal(logits(bank.decoder.model, tokens), before)
+
+
+# ------------------------------------------------------------------------------------------------------- the outcome
+
+
+def test_the_budget_is_met(whole):
+    budget = whole.plan.budget
+    tolerance = whole.run.recipe.budget.tolerance
+    final = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
+    counted = block_parameters(final, whole.checkpoint.family.layers)
+    assert counted == whole.plan.space.params(whole.search.allocation)
+    assert counted <= budget.upper <= 0.6 * whole.plan.space.params(whole.plan.space.dense)
+    reported = whole.summary["budget"]
+    assert reported["block_params"] == counted
+    assert 0 <= reported["unused"] <= tolerance + 1e-9
+    for name in ("stitched", "refit"):
+        assert whole.summary["models"][name]["block_params"] == counted
+    assert whole.summary["models"]["uniform"]["block_params"] <= budget.upper
+
+
+def test_the_search_never_gets_worse_and_counts_what_it_did(whole):
+    record = whole.search.record
+    losses = [generation["kl"] for generation in record["history"]]
+    assert losses == sorted(losses, reverse=True)
+    assert record["kl"] == losses[-1]
+    assert [generation["number"] for generation in record["history"]] == list(range(len(losses)))
+    evaluations = [generation["evaluations"] for generation in record["history"]]
+    assert evaluations == sorted(evaluations)
+    assert record["evaluations"] == evaluations[-1]
+
+
+def test_the_summary_describes_the_saved_layers(whole):
+    model = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
+    for row, block in zip(whole.summary["allocation"], model.model.layers, strict=True):
+        config = model.config.per_layer_config[row["block"]]
+        skipped = getattr(config, "skip", [])
+        assert ("attention" in skipped) == (row["heads"] == 0)
+        assert ("mlp" in skipped) == (row["width"] == 0)
+        if row["heads"]:
+            assert (config.num_attention_heads, config.num_key_value_heads) == (row["heads"], row["groups"])
+            assert block.self_attn.k_proj.out_features == row["groups"] * block.self_attn.head_dim
+            assert block.self_attn.o_proj.in_features == row["heads"] * block.self_attn.head_dim
+        if row["width"]:
+            assert config.intermediate_size == block.mlp.down_proj.in_features == row["width"]
+
+
+def test_texts_are_disjoint_and_of_the_sizes_asked_for(whole):
+    text = whole.run.recipe.text
+    assert {purpose: part.n_tokens for purpose, part in whole.texts.items()} == {
+        "calibration": text.calibration_tokens,
+        "fitness": text.fitness_tokens,
+        "validation": text.validation_tokens,
+        "evaluation": text.evaluation_tokens,
+    }
+    documents = [hashed for part in whole.texts.values() for hashed in set(part.document_hashes)]
+    assert len(documents) == len(set(documents))
+
+
+def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
+    families = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    model_type = whole.checkpoint.config.model_type
+    tokens = whole.texts["evaluation"].tokens[:2]
+    tried = 0
+    for number, allocation in enumerate(uniform_allocations(whole.plan.space, whole.plan.budget)):
+        levels = whole.plan.space.levels(allocation)
+        if not all(level.width for level in levels):
+            continue
+        tried += 1
+        model = stitch(whole.reader, allocation)
+        folder = tmp_path / str(number)
+        save_model(model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == model_type
+        assert config["architectures"] == [families[model_type]]
+        assert "auto_map" not in config
+        assert "per_layer_config" not in config
+        assert not (folder / "modeling_darwinlm.py").exists()
+        assert config["num_key_value_heads"] == levels[0].groups
+        assert config["intermediate_size"] == levels[1].width
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        assert type(loaded).__name__ == families[model_type]
+        assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+        assert_equal_logits(model, masked(whole.reader, allocation), tokens)
+    assert tried
+
+
+# ------------------------------------------------------------------------------------------ resumed and reused runs
+
+
+class Stopping(Reporter):
+    """Raises KeyboardInterrupt at one call of `advance`, and counts the calls."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__(Console(quiet=True))
+        self.at = at
+        self.calls = 0
+        self.titles: list[str] = []
+        self.title = ""
+
+    def stage(self, title: str) -> Any:
+        self.title = title
+        return super().stage(title)
+
+    def advance(self, done: int, total: int) -> None:
+        self.calls += 1
+        self.titles.append(self.title)
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+
+
+TIMES = {"seconds", "stages", "machine", "evaluations"}
+
+
+def figures(tree: Any) -> Any:
+    """A summary without what a clock says, and without the count of evaluations, which has a test of its own."""
+    if isinstance(tree, dict):
+        return {k: figures(v) for k, v in tree.items() if k not in TIMES and "per_second" not in k and k != "reused"}
+    return [figures(value) for value in tree] if isinstance(tree, list) else tree
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def uninterrupted(
+    request: pytest.FixtureRequest, tiny_folder, make_run, tmp_path_factory
+) -> tuple[Path, Path, dict[str, Any], Stopping]:
+    """Model, output folder, summary and what its reporter saw."""
+    model, folder = tiny_folder(request.param), tmp_path_factory.mktemp("uninterrupted") / "out"
+    reporter = Stopping()
+    summary = run_stages(make_run(model, folder, reporter=reporter), "report")
+    return model, folder, summary, reporter
+
+
+def assert_same_outcome(folder: Path, summary: dict[str, Any], other: Path, expected: dict[str, Any]) -> None:
+    assert summary["allocation"] == expected["allocation"]
+    names = [path.relative_to(other) for path in other.rglob("*.safetensors")]
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) == sorted(names)
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    assert figures(summary["models"]) == figures(expected["models"])
+    assert figures(summary["search"]) == figures(expected["search"])
+    assert figures(summary["refit"]) == figures(expected["refit"])
+    assert figures(summary) == figures(expected)
+    leftovers = [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0])
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(uninterrupted, make_run, tmp_path, share):
+    model, other, expected, counted = uninterrupted
+    at = max(1, round(share * counted.calls))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_run(model, tmp_path / "out", reporter=Stopping(at)), "report")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    summary = run_stages(make_run(model, tmp_path / "out"), "report")
+    assert_same_outcome(tmp_path / "out", summary, other, expected)
+
+
+def test_the_interrupts_above_fall_into_every_long_stage(uninterrupted):
+    *_, counted = uninterrupted
+    titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in (0.02, 0.15, 0.45, 0.8, 1.0)}
+    assert titles >= {"calibration and database", "search"}
+    assert set(counted.titles) == {"calibration and database", "search", "refit", "evaluate"}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_an_interrupted_search_counts_every_evaluation_once(uninterrupted, make_run, tmp_path, share):
+    """The report says how many candidates were evaluated: an interrupt mustn't make the search look cheaper."""
+    model, _, expected, counted = uninterrupted
+    at = round(share * counted.calls)
+    assert counted.titles[at - 1] == "search"
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_run(model, tmp_path / "out", reporter=Stopping(at)), "search")
+    summary = run_stages(make_run(model, tmp_path / "out"), "report")
+    counts, expected_counts = (
+        [generation["evaluations"] for generation in found["search"]["history"]] for found in (summary, expected)
+    )
+    assert counts == expected_counts
+
+
+def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(uninterrupted, make_run, tmp_path):
+    model, other, expected, _ = uninterrupted
+    rng = random.Random(0)
+    for _ in range(30):
+        try:
+            summary = run_stages(make_run(model, tmp_path / "out", reporter=Stopping(rng.randint(4, 12))), "report")
+        except KeyboardInterrupt:
+            continue
+        assert_same_outcome(tmp_path / "out", summary, other, expected)
+        return
+    pytest.fail("no progress is made between interrupts")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_a_run_that_was_killed_at_a_write(uninterrupted, make_run, tmp_path, monkeypatch, share, after):
+    model, other, expected, _ = uninterrupted
+    original, counts = artifact.write_atomically, {"all": 0}
+    n_writes = sum(1 for path in other.rglob("*") if path.is_file()) - 12  # but for what transformers writes
+    at = max(1, round(share * n_writes))
+
+    def write(path: Path, how: Any) -> None:
+        counts["all"] += 1
+        if counts["all"] == at and not after:
+            raise KeyboardInterrupt
+        original(path, how)
+        if counts["all"] == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "write_atomically", write)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(make_run(model, tmp_path / "out"), "report")
+    summary = run_stages(make_run(model, tmp_path / "out"), "report")
+    assert_same_outcome(tmp_path / "out", summary, other, expected)
+
+
+def refused(self: nn.Linear, inputs: Tensor) -> Tensor:
+    raise AssertionError("a model was run")
+
+
+@pytest.fixture
+def copied(finished_llama, tmp_path) -> Path:
+    """A finished run that may be changed."""
+    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
+
+
+def stages_done(summary: dict[str, Any]) -> dict[str, bool]:
+    """For each stage whether it was reused."""
+    return {stage["name"]: stage["reused"] for stage in summary["stages"]}
+
+
+ALL_REUSED = dict.fromkeys(("text", "plan", "database", "search", "stitch", "refit", "export", "evaluate"), True)
+
+
+def test_a_second_run_does_nothing_but_the_report(tiny_llama, make_run, tmp_path, monkeypatch):
+    before = run_stages(make_run(tiny_llama, tmp_path / "out"), "report")
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "report.html").unlink()
+    monkeypatch.setattr(nn.Linear, "forward", refused)
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report")
+    assert stages_done(summary) == ALL_REUSED
+    assert figures(summary) == figures(before)
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_run_folder_that_was_moved_is_reused(copied, tiny_llama, make_run, monkeypatch):
+    monkeypatch.setattr(nn.Linear, "forward", refused)
+    assert stages_done(run_stages(make_run(tiny_llama, copied), "report")) == ALL_REUSED
+
+
+def test_a_model_that_was_moved_is_the_same_model(copied, tiny_llama, make_run, tmp_path, monkeypatch):
+    """Its weights and configuration are hashed, so its path needn't be: relative and absolute ones mean the same."""
+    moved = shutil.copytree(tiny_llama, tmp_path / "moved")
+    assert Checkpoint.open(moved).digest == Checkpoint.open(tiny_llama).digest
+    monkeypatch.setattr(nn.Linear, "forward", refused)
+    found = run_stages(make_run(moved, copied), "refit")
+    assert found
+
+
+def test_a_change_to_the_search_keeps_text_and_database(copied, tiny_llama, make_run):
+    summary = run_stages(make_run(tiny_llama, copied, "search.generations=2"), "report")
+    done = stages_done(summary)
+    assert [name for name, reused in done.items() if reused][:3] == ["text", "plan", "database"]
+    assert not done["search"]
+
+
+def test_a_change_to_the_budget_keeps_the_database(copied, tiny_llama, make_run):
+    summary = run_stages(make_run(tiny_llama, copied, keep="40%"), "report")
+    done = stages_done(summary)
+    assert done["text"]
+    assert done["database"]
+    assert not any(done[name] for name in ("plan", "search", "stitch", "refit", "export", "evaluate"))
+    assert summary["budget"]["block_params"] <= 0.4 * summary["budget"]["dense_block_params"]
+
+
+def test_a_change_to_the_prompts_keeps_the_model(copied, tiny_llama, make_run):
+    summary = run_stages(make_run(tiny_llama, copied, "evaluation.prompts=['a letter']"), "report")
+    done = stages_done(summary)
+    assert [name for name, reused in done.items() if not reused] == ["evaluate"]
+    assert summary["prompts"] == ["a letter"]
+
+
+def test_another_model_starts_afresh(copied, tiny_folder, make_run):
+    summary = run_stages(make_run(tiny_folder("qwen2"), copied), "report")
+    assert not any(reused for name, reused in stages_done(summary).items() if name != "text")
+
+
+def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
+    found = run_stages(make_run(tiny_llama, tmp_path / "out"), "search")
+    assert set(found) == {"search"}
+    assert not (tmp_path / "out" / "model").exists()
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report")
+    assert [name for name, reused in stages_done(summary).items() if reused] == ["text", "plan", "database", "search"]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "emptied"])
+def test_a_model_folder_that_was_changed_is_exported_again(copied, tiny_llama, make_run, damage):
+    """People move and delete what they were given."""
+    folder, weights = copied / "model", copied / "model" / "model.safetensors"
+    original = weights.read_bytes()
+    if damage == "deleted":
+        shutil.rmtree(folder)
+    elif damage == "emptied":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif damage == "without weights":
+        weights.unlink()
+    else:
+        data = bytearray(original)
+        data[-1] ^= 0x40
+        weights.write_bytes(data)
+    run_stages(make_run(tiny_llama, copied), "report")
+    assert weights.read_bytes() == original
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+# --------------------------------------------------------------------------------------------------- other recipes
+
+
+def test_a_pruned_model_is_a_valid_input(whole, make_run, tmp_path):
+    """Round two on the model of round one: layers that differ, sub-layers that are gone, and the same answers."""
+    first = whole.run.folder / "model"
+    units = f"units.attention={whole.run.recipe.units.attention}"
+    run = make_run(first, tmp_path / "out", units, keep="70%")
+    summary = run_stages(run, "report")
+    assert summary["budget"]["dense_block_params"] == whole.summary["budget"]["block_params"]
+    assert summary["budget"]["block_params"] <= 0.7 * whole.summary["budget"]["block_params"]
+    assert summary["models"]["dense"]["perplexity"] == pytest.approx(
+        whole.summary["models"]["refit"]["perplexity"], rel=1e-6
+    )
+    second = opened(run, summary)
+    tokens = second.texts["evaluation"].tokens
+    small = second.stitched.checkpoint.load(torch.float32)
+    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)
+
+
+def test_a_model_with_sub_layers_gone_is_a_valid_input(whole, make_run, tmp_path):
+    allocation = whole.random_allocations(1)[0]
+    save_model(stitch(whole.reader, allocation), tmp_path / "first", tokenizer=whole.checkpoint.tokenizer())
+    run = make_run(tmp_path / "first", tmp_path / "out", keep="70%")
+    summary = run_stages(run, "report")
+    assert summary["budget"]["dense_block_params"] == whole.plan.space.params(allocation)
+    gone = [row for row in summary["allocation"] if row["heads"] == 0]
+    assert {row["block"] for row in gone} >= {0, 1}, "what is gone stays gone"
+    second = opened(run, summary)
+    tokens = second.texts["evaluation"].tokens
+    small = second.stitched.checkpoint.load(torch.float32)
+    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)
+
+
+def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
+    run = make_run(tiny_llama, tmp_path / "out", keep="100%")
+    summary = run_stages(run, "report")
+    assert summary["budget"]["unused"] == 0
+    assert summary["models"]["stitched"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert summary["models"]["refit"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert summary["export"]["custom_code"] is False
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "search.start=uniform",
+        "search.start=random",
+        "refit.enabled=false",
+        "compute.dtype=bfloat16",
+        "export.dtype=bfloat16",
+        "search.minutes=0.000001",
+        "search.stages=[{tokens: 33, survivors: 1}]",
+        "text.sequence_length=17",
+        "compute.batch_tokens=1",
+        "units.mlp_multiple=40",
+        "search.generations=60",
+    ],
+)
+def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report")
+    budget = summary["budget"]
+    assert 0 <= budget["unused"] <= 0.05 + 1e-9
+    final = summary["models"].get("refit", summary["models"]["stitched"])
+    assert final["perplexity"] > 0
+    assert ("refit" in summary["models"]) == (assignment != "refit.enabled=false")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
+
+
+@pytest.mark.parametrize("keep", ["2%", "10%", "35%", "90%"])
+def test_other_budgets_run_through(tiny_llama, make_run, tmp_path, keep):
+    run = make_run(tiny_llama, tmp_path / "out", "budget.tolerance=0.1", keep=keep)
+    summary = run_stages(run, "report")
+    assert 0 <= summary["budget"]["unused"] <= 0.1 + 1e-9
+
+
+def test_a_sharded_model_gives_the_same_as_a_single_file(tiny_llama, make_run, tmp_path, finished_llama):
+    tokenizer_files = [path for path in tiny_llama.iterdir() if path.name.startswith("tokenizer")]
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(sharded, max_shard_size="100KB")
+    for path in tokenizer_files:
+        shutil.copy(path, sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    run_stages(make_run(sharded, tmp_path / "out"), "report")
+    weights = "model/model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
+
+
+def test_the_python_function_does_what_the_command_does(tiny_llama, tiny_text_file, tiny_run_settings, tmp_path):
+    result = prune(
+        str(tiny_llama),
+        tmp_path / "out",
+        keep=0.6,
+        text=str(tiny_text_file),
+        assignments=tiny_run_settings,
+        reporter=Reporter(quiet=True),
+    )
+    assert result.folder == tmp_path / "out"
+    assert result.report.is_file()
+    assert (result.model / "config.json").is_file()
+    assert json.loads((result.folder / "summary.json").read_text()) == json.loads(json.dumps(result.summary))
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def test_nothing_in_the_output_is_a_pickle(finished_llama):
+    allowed = {".json", ".safetensors", ".html", ".md", ".py", ".jinja"}
+    assert {path.suffix for path in files(finished_llama)} <= allowed
