@@ -46,11 +46,12 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "model": str(demo_model()),
         "text.source": demo_text(),
         "text.allow_benchmark_text": REASON,
-        "text.calibration_tokens": 32768,
+        "text.calibration_tokens": 65536,
         "text.fitness_tokens": 4096,
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
         "refit.tokens": 32768,
+        "search.generations": 8,
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

@@ -130,6 +130,8 @@ class Search(Section):
     """Rounds of selection; the parent takes part in the last."""
     step: float = Field(0.25, gt=0, le=1)
     """Largest level switch of the first generation, as a share of a module's levels; it shrinks to one level."""
+    screen: bool = True
+    """Propose many children and evaluate those that earlier evaluations speak for; a quarter stays random."""
     seed: int = 0
     """Of every random choice of the search and of the split of the text."""
     minutes: float | None = Field(None, gt=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from darwinlm.search.fitness import Fitness
 from darwinlm.search.mutation import level_switch
 from darwinlm.search.space import Allocation, ParamBudget
 from darwinlm.search.start import costs_of
+from darwinlm.search.surrogate import Observation, Surrogate
+
+PROPOSALS = 16
+"""Children proposed for each one that is evaluated, when proposals are screened."""
 
 
 @dataclass
@@ -52,6 +56,7 @@ class EvolutionState:
         done: generations finished.
         seconds: wall-clock used.
         seen: every allocation that was a candidate.
+        observations: (parent, child, change of the loss) on the tokens of the first stage.
         history: one entry per generation.
         ended: why the search is over, empty while it isn't.
     """
@@ -61,6 +66,7 @@ class EvolutionState:
     done: int = 0
     seconds: float = 0.0
     seen: list[Allocation] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
     history: list[Generation] = field(default_factory=list)
     ended: str = ""
 
@@ -75,9 +81,10 @@ class EvolutionState:
         try:
             tree["parent"] = tuple(tree["parent"])
             tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
+            tree["observations"] = [(tuple(a), tuple(b), float(change)) for a, b, change in tree["observations"]]
             tree["history"] = [Generation(**entry) for entry in tree["history"]]
             return cls(**tree)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, f"it doesn't hold the state of a search: {error}") from error
 
 
@@ -87,6 +94,8 @@ def evolve(
     settings: Search,
     start: Callable[[], Allocation],
     state_file: Path,
+    *,
+    curves: Sequence[Sequence[float]] | None = None,
     report: Callable[[Generation], None] = lambda generation: None,
 ) -> EvolutionState:
     """Run or resume the search.
@@ -97,20 +106,23 @@ def evolve(
         settings: the recipe's section.
         start: makes the first parent; not called when a state is resumed.
         state_file: written after every generation.
+        curves: of each module over its levels, for screening proposals; None evaluates every proposal.
         report: called after every generation.
 
     Returns:
         The final state; `parent` is the answer.
     """
     final_tokens = settings.stages[-1].tokens
+    begun = time.monotonic()
     if state_file.exists():
         state = EvolutionState.load(state_file)
     else:
         parent = start()
         state = EvolutionState(parent, fitness.kl(parent, final_tokens), seen=[parent])
-        state.history.append(Generation(0, state.kl, improved=False, evaluations=fitness.evaluations, seconds=0.0))
+        spent = time.monotonic() - begun
+        state.history.append(Generation(0, state.kl, improved=False, evaluations=fitness.evaluations, seconds=spent))
         state.save(state_file)
-    used_before, begun = state.seconds, time.monotonic()
+    used_before = state.seconds
     costs = costs_of(fitness.bank.space)
     while not state.ended:
         state.seconds = used_before + time.monotonic() - begun
@@ -119,7 +131,7 @@ def evolve(
         elif settings.minutes is not None and state.seconds >= 60 * settings.minutes:
             state.ended = f"time is up ({settings.minutes:g} minutes)"
         else:
-            _one_generation(state, fitness, budget, settings, costs)
+            _one_generation(state, fitness, budget, settings, costs, curves)
             state.seconds = used_before + time.monotonic() - begun
             state.history[-1].seconds = state.seconds
             report(state.history[-1])
@@ -128,33 +140,64 @@ def evolve(
 
 
 def _one_generation(
-    state: EvolutionState, fitness: Fitness, budget: ParamBudget, settings: Search, costs: list[list[int]]
+    state: EvolutionState,
+    fitness: Fitness,
+    budget: ParamBudget,
+    settings: Search,
+    costs: list[list[int]],
+    curves: Sequence[Sequence[float]] | None,
 ) -> None:
-    rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
     progress = state.done / settings.generations
     if settings.minutes is not None:
         progress = max(progress, state.seconds / (60 * settings.minutes))
-    seen = set(state.seen)
-    candidates: list[Allocation] = []
-    try:
-        for _ in range(settings.offspring):
-            child = level_switch(state.parent, costs, budget, rng, step=settings.step * (1 - progress), seen=seen)
-            seen.add(child)
-            candidates.append(child)
-    except BudgetError:
-        if not candidates:
-            state.ended = "every neighbour of the best allocation has been tried"
-            return
+    candidates = _offspring(state, budget, settings, costs, curves, step=settings.step * (1 - progress))
+    if not candidates:
+        state.ended = "every neighbour of the best allocation has been tried"
+        return
+    parent = state.parent
     state.seen.extend(candidates)
-    fitness.set_base(state.parent)
+    fitness.set_base(parent)
     last = len(settings.stages) - 1
     ranked: list[tuple[float, Allocation]] = []
     for number, stage in enumerate(settings.stages):
-        pool = [*candidates, state.parent] if number == last else candidates
-        ranked = sorted((fitness.kl(candidate, stage.tokens), candidate) for candidate in pool)
+        pool = [*candidates, parent] if number in (0, last) else candidates
+        losses = {candidate: fitness.kl(candidate, stage.tokens) for candidate in pool}
+        if number == 0:
+            state.observations += [(parent, child, losses[child] - losses[parent]) for child in candidates]
+        if number != last:
+            losses.pop(parent, None)
+        ranked = sorted((loss, candidate) for candidate, loss in losses.items())
         candidates = [candidate for _, candidate in ranked[: stage.survivors]]
     best_kl, best = ranked[0]
     state.done += 1
-    improved = best != state.parent
     state.parent, state.kl = best, best_kl
-    state.history.append(Generation(state.done, best_kl, improved, fitness.evaluations, state.seconds))
+    state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
+
+
+def _offspring(
+    state: EvolutionState,
+    budget: ParamBudget,
+    settings: Search,
+    costs: list[list[int]],
+    curves: Sequence[Sequence[float]] | None,
+    *,
+    step: float,
+) -> list[Allocation]:
+    """New children of the parent: three in four are the most promising of many proposals, the others are random."""
+    rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
+    seen = set(state.seen)
+    proposals: list[Allocation] = []
+    wanted = settings.offspring if curves is None else settings.offspring * PROPOSALS
+    try:
+        for _ in range(wanted):
+            child = level_switch(state.parent, costs, budget, rng, step=step, seen=seen)
+            seen.add(child)
+            proposals.append(child)
+    except BudgetError:
+        pass  # The neighbourhood is exhausted: what was found is what there is.
+    if curves is None or len(proposals) <= settings.offspring:
+        return proposals[: settings.offspring]
+    surrogate = Surrogate(curves, state.observations)
+    n_random = settings.offspring // 4
+    promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
+    return proposals[:n_random] + promising[: settings.offspring - n_random]

@@ -12,7 +12,7 @@ from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.evolution import EvolutionState, evolve
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import single_module_scores
+from darwinlm.search.scores import Scores, single_module_scores
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, random_start, uniform_allocations
 from darwinlm.stages.database import Database
@@ -76,12 +76,20 @@ def _search(run: Run, texts: Texts, database: Database, plan: Plan, stage: Stage
     )
     final_tokens = settings.stages[-1].tokens
 
+    if settings.start == "knapsack":
+        curves = _scores(run, fitness, database, plan, stage)
+    else:
+        curves = [
+            [database.reader.error(module.block, module.kind, level) for level in module.levels]
+            for module in plan.space.modules
+        ]
+
     def start() -> Allocation:
         if settings.start == "uniform":
             return uniform
         if settings.start == "random":
             return random_start(plan.space, plan.budget, random.Random(settings.seed))  # noqa: S311
-        return _knapsack(run, fitness, database, plan, stage)
+        return knapsack_start(plan.space, plan.budget, curves)
 
     state = evolve(
         fitness,
@@ -89,15 +97,16 @@ def _search(run: Run, texts: Texts, database: Database, plan: Plan, stage: Stage
         settings,
         start,
         stage.folder / STATE,
-        lambda generation: run.reporter.advance(generation.number, settings.generations),
+        curves=curves if settings.screen else None,
+        report=lambda generation: run.reporter.advance(generation.number, settings.generations),
     )
     write_json(stage.folder / RESULT, _result(state, uniform, fitness.kl(uniform, final_tokens), run))
 
 
-def _knapsack(run: Run, fitness: Fitness, database: Database, plan: Plan, stage: StageFolder) -> Allocation:
+def _scores(run: Run, fitness: Fitness, database: Database, plan: Plan, stage: StageFolder) -> Scores:
     path = stage.folder / SCORES
     known: dict[str, float] = read_json(path) if path.exists() else {}
-    scores = single_module_scores(
+    return single_module_scores(
         plan.space,
         database.reader,
         fitness,
@@ -107,7 +116,6 @@ def _knapsack(run: Run, fitness: Fitness, database: Database, plan: Plan, stage:
         progress=run.reporter.advance,
         save=lambda: write_json(path, known),
     )
-    return knapsack_start(plan.space, plan.budget, scores)
 
 
 def _result(state: EvolutionState, uniform: Allocation, uniform_kl: float, run: Run) -> dict[str, Any]:
