@@ -1,3 +1,35 @@
-"""darwinlm: make a language model smaller and faster without making it stupid."""
+"""darwinlm: make a language model smaller and faster without making it stupid.
+
+`prune` runs the whole pipeline; `Recipe` and `load_recipe` describe a run; every error that input can cause is a
+`DarwinLMError`. The names are loaded on first use, so that `import darwinlm` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from darwinlm.errors import DarwinLMError as DarwinLMError
+    from darwinlm.pipeline import Result as Result
+    from darwinlm.pipeline import prune as prune
+    from darwinlm.recipe import Recipe as Recipe
+    from darwinlm.recipe import load_recipe as load_recipe
+
+_HOMES = {
+    "DarwinLMError": "darwinlm.errors",
+    "Recipe": "darwinlm.recipe",
+    "Result": "darwinlm.pipeline",
+    "load_recipe": "darwinlm.recipe",
+    "prune": "darwinlm.pipeline",
+}
+
+__all__ = ["DarwinLMError", "Recipe", "Result", "__version__", "load_recipe", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'darwinlm' has no attribute '{name}'")

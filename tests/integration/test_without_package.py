@@ -1,0 +1,112 @@
+"""A saved model needs transformers and nothing of ours: it loads and generates where darwinlm can't be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from darwinlm.pipeline import run_stages
+
+ELSEWHERE = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "darwinlm":
+            raise ImportError(f"{name} isn't installed here")
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import darwinlm
+except ImportError:
+    pass
+else:
+    raise SystemExit("darwinlm can be imported: this test proves nothing")
+
+import torch
+torch.set_num_threads(1)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+folder, custom = sys.argv[1], sys.argv[2] == "custom"
+config = AutoConfig.from_pretrained(folder, trust_remote_code=custom)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=custom, dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(["the river stone"], return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs, use_cache=False).logits
+    made = [
+        model.generate(**inputs, do_sample=False, min_new_tokens=12, max_new_tokens=12, use_cache=cache)[0].tolist()
+        for cache in (True, False)
+    ]
+print(json.dumps({
+    "class": type(model).__name__,
+    "module": type(model).__module__,
+    "config": type(config).__name__,
+    "params": sum(parameter.numel() for parameter in model.parameters()),
+    "logits": logits[0, -1].tolist(),
+    "generated": made,
+    "ours": [name for name in sys.modules if name.partition(".")[0] == "darwinlm"],
+}))
+"""
+
+
+def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
+    """What a process without darwinlm makes of a folder."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HF_MODULES_CACHE": str(work / "modules"), "HF_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(folder), "custom" if custom else "plain"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        cwd=work,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print("DBG", [x[:300] for x in done.stdout.splitlines()])
+    return json.loads(done.stdout.splitlines()[-1])  # DEBUG
+
+
+def assert_same_as_here(found: dict, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(["the river stone"], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits[0, -1]
+        made = model.generate(**inputs, do_sample=False, min_new_tokens=12, max_new_tokens=12)[0].tolist()
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits)
+    assert found["generated"] == [made, made]
+    assert len(made) == inputs["input_ids"].shape[1] + 12
+    assert found["params"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["ours"] == []
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_path, model_type):
+    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report")
+    assert summary["export"]["custom_code"] is True
+    folder = tmp_path / "out" / "model"
+    assert (folder / "modeling_darwinlm.py").is_file()
+    found = loaded_elsewhere(folder, tmp_path, custom=True)
+    assert found["class"].startswith("Darwin")
+    assert found["module"].startswith("transformers_modules.")
+    assert_same_as_here(found, folder)
+
+
+def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report")
+    assert summary["export"]["custom_code"] is False
+    folder = tmp_path / "out" / "model"
+    assert not list(folder.glob("*.py"))
+    found = loaded_elsewhere(folder, tmp_path, custom=False)
+    assert found["class"] == "LlamaForCausalLM"
+    assert_same_as_here(found, folder)
