@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 folder, custom = sys.argv[1], sys.argv[2] == "custom"
 config = AutoConfig.from_pretrained(folder, trust_remote_code=custom)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=custom, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=custom)
 inputs = tokenizer(["the river stone"], return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs, use_cache=False).logits
@@ -63,6 +63,7 @@ def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
     environment |= {"HF_MODULES_CACHE": str(work / "modules"), "HF_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(folder), "custom" if custom else "plain"],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=240,
@@ -71,8 +72,7 @@ def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    print("DBG", [x[:300] for x in done.stdout.splitlines()])
-    return json.loads(done.stdout.splitlines()[-1])  # DEBUG
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def assert_same_as_here(found: dict, folder: Path) -> None:
