@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 
 from darwinlm import __version__
-from darwinlm.artifact import StageFolder, read_json, write_json
+from darwinlm.artifact import KEY, StageFolder, read_json, write_json
 from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError, RecipeError
+from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
@@ -23,7 +24,7 @@ MARKER = "darwinlm.json"
 
 
 class Run:
-    """The state that stages share. Opening it creates or checks the output folder.
+    """The state that stages share. Opening it checks the output folder; the first stage that has work creates it.
 
     Args:
         recipe: the whole configuration.
@@ -43,7 +44,7 @@ class Run:
         self.reporter = reporter
         self.timings: list[dict[str, Any]] = []
         self.device = resolve_device(recipe.compute.device)
-        _claim(folder)
+        _check_output(folder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,9 +60,12 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """The dense model, found and opened on first use."""
         assert self.recipe.model is not None
-        return resolve_model(
-            self.recipe.model, self.folder / "stages" / "source", allow_remote_code=self.recipe.allow_remote_code
-        )
+        work = self.path("source")
+        if Path(self.recipe.model).suffix != ".gguf":
+            return resolve_model(self.recipe.model, work, allow_remote_code=self.recipe.allow_remote_code)
+        # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
+        with self._guarded(work), self.reporter.stage("model"):
+            return resolve_model(self.recipe.model, work)
 
     @property
     def batch_tokens(self) -> int:
@@ -86,14 +90,29 @@ class Run:
             self.timings.append({"name": name, "seconds": seconds, "reused": True})
             yield folder, False
             return
-        folder.begin()
         begun = time.monotonic()
-        with self.reporter.stage(title):
+        with self._guarded(folder.folder), self.reporter.stage(title):
+            folder.begin()
             yield folder, True
         seconds = time.monotonic() - begun
         self.timings.append({"name": name, "seconds": round(seconds, 2), "reused": False})
         folder.finish(seconds=round(seconds, 2))
         self.reporter.say(f"{title}: {seconds:.0f} s")
+
+    @contextmanager
+    def _guarded(self, stage: Path) -> Iterator[None]:
+        """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
+        write_json(self.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+        try:
+            yield
+        except DarwinLMError:
+            if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
+                shutil.rmtree(stage)
+            if stage.parent.is_dir() and not any(stage.parent.iterdir()):
+                stage.parent.rmdir()
+            if [path.name for path in self.folder.iterdir()] == [MARKER]:
+                shutil.rmtree(self.folder)
+            raise
 
 
 def resolve_device(name: str) -> torch.device:
@@ -109,7 +128,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _claim(folder: Path) -> None:
+def _check_output(folder: Path) -> None:
     marker = folder / MARKER
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: choose another output folder")
@@ -117,7 +136,5 @@ def _claim(folder: Path) -> None:
         found = read_json(marker)
         if not isinstance(found, dict) or found.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")
-    write_json(marker, {"made_by": "darwinlm", "version": __version__})
