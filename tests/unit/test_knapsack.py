@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
@@ -92,6 +93,18 @@ def test_a_budget_of_millions_that_only_rounding_would_meet(excess):
     upper = 100_000_000
     with pytest.raises(BudgetError):
         solve_knapsack([[1.0, 0.0]], [[10, upper + excess]], upper // 2, upper)
+
+
+def test_a_budget_that_falls_between_two_sizes_is_refused_at_once():
+    """Every cost is a multiple of 48 and no multiple lies within the bounds: that needs no search."""
+    attention = [0, 1584, 2352, 3120, 4656, 4656, 6960]
+    mlp = [0, *(48 + 1152 * level for level in range(1, 13))]
+    costs = [attention, mlp] * 4
+    losses = [[1 - cost / row[-1] for cost in row] for row in costs]
+    begun = time.monotonic()
+    with pytest.raises(BudgetError):
+        solve_knapsack(losses, costs, 46_242, 46_247, seconds=5)
+    assert time.monotonic() - begun < 2
 
 
 def test_a_real_models_size_is_solved_within_its_budget():
