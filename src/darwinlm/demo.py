@@ -50,7 +50,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.fitness_tokens": 4096,
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
-        "refit.tokens": 32768,
+        "refit.tokens": 65536,
         "search.generations": 8,
         "budget.keep": 0.5,
     }

@@ -26,6 +26,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS
 from darwinlm.pipeline import prune, run_stages
 from darwinlm.run import Run
@@ -236,8 +237,6 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
 
 @pytest.fixture
 def bank(whole) -> ModuleBank:
-    from darwinlm.families.decoder import Decoder
-
     model = whole.checkpoint.load(torch.float32)
     return ModuleBank(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.pipeline import run_stages
 
@@ -76,8 +76,6 @@ def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
 
 
 def assert_same_as_here(found: dict, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     inputs = AutoTokenizer.from_pretrained(folder)(["the river stone"], return_tensors="pt")
     with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.artifact import write_tensors
@@ -47,8 +48,6 @@ class Case:
 
 def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseReader:
     """A database that needs no calibration: units go in the order of their index, last first, and H is the identity."""
-    import torch
-
     by_block: dict[int, dict] = {}
     for shape in module_shapes(checkpoint):
         part = checkpoint.family.module(shape.kind)
