@@ -110,10 +110,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise damaged(path, str(error)) from error
 
 
-def damaged(path: Path, reason: str) -> ArtifactError:
-    """The one message for an artifact that can't be trusted."""
+def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:
+    """The one message for an artifact that can't be trusted; `stage` is its folder, by default the one it lies in."""
     return ArtifactError(
-        f"{path} is damaged ({reason}): delete the folder {path.parent} and run the same command again; "
+        f"{path} is damaged ({reason}): delete the folder {stage or path.parent} and run the same command again; "
         "that stage is then done afresh"
     )
 
@@ -152,9 +152,9 @@ class StageFolder:
         for name, expected in manifest["files"].items():
             file = self.folder / name
             if not file.is_file():
-                raise damaged(file, "it is missing")
+                raise damaged(file, "it is missing", self.folder)
             if file_digest(file) != expected:
-                raise damaged(file, "its bytes aren't those that were written")
+                raise damaged(file, "its bytes aren't those that were written", self.folder)
         return True
 
     def begin(self) -> None:
@@ -163,6 +163,8 @@ class StageFolder:
         if self.folder.exists():
             same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
             if not same:
+                if not self.folder.is_dir():
+                    raise damaged(self.folder / MANIFEST, "a file stands where its folder should be")
                 shutil.rmtree(self.folder)
         if not path.exists():
             write_json(path, self.key)

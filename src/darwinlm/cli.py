@@ -10,7 +10,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,10 @@ from rich.table import Table
 
 from darwinlm import __version__
 from darwinlm.errors import DarwinLMError
+
+INTERRUPTED = 130
+# Typer brings click's exceptions under its own name in some releases and under click's in others.
+UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     add_completion=False,
@@ -133,29 +137,26 @@ def main() -> None:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except DarwinLMError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False, style="red", soft_wrap=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+        _refuse(errors, str(error))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except UsageError as error:
+        _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
+    if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
         errors.print(
             f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
         )
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except Exception as error:
-        if type(error).__name__ in {
-            "UsageError",
-            "BadParameter",
-            "NoSuchOption",
-            "MissingParameter",
-            "NoArgsIsHelpError",
-        }:
-            errors.print(f"error: {getattr(error, 'message', error)}", highlight=False, markup=False, style="red")
-            sys.exit(2)
-        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(errors: Console, message: str) -> NoReturn:
+    errors.print(f"error: {message}", highlight=False, markup=False, style="red", soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

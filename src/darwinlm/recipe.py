@@ -23,6 +23,8 @@ Start = Literal["knapsack", "uniform", "random"]
 
 def parse_share(value: Any) -> Any:
     """Read '50%' or 0.5 as the share 0.5; anything else is left to the type check."""
+    if isinstance(value, bool):
+        raise ValueError("must be a share such as 50% or 0.5, not true or false")  # noqa: TRY004 - pydantic reports ValueError
     if isinstance(value, str):
         text = value.strip()
         try:
@@ -99,7 +101,7 @@ class Budget(Section):
     @classmethod
     def _keep_is_a_share(cls, keep: float) -> float:
         if not 0 < keep <= 1:
-            hint = f"; did you mean {keep:g}%?" if 1 < keep <= 100 else ""
+            hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
             raise ValueError(f"must be above 0 and at most 100 %{hint}")
         return keep
 
@@ -156,7 +158,7 @@ class Refit(Section):
     """False leaves the stitched model as it is."""
     tokens: int = Field(65536, gt=0)
     """Calibration tokens used; at most `text.calibration_tokens`."""
-    ridges: tuple[float, ...] = Field((0.03, 0.3), min_length=1)
+    ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
 
 
@@ -247,7 +249,7 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {error}") from error
+            raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {' '.join(str(error).split())}") from error
         _assign(tree, name.strip(), value)
     for name, value in overrides.items():
         if value is not None:

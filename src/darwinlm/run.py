@@ -102,6 +102,7 @@ class Run:
     @contextmanager
     def _guarded(self, stage: Path) -> Iterator[None]:
         """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
+        existed = self.folder.exists()
         write_json(self.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
         try:
             yield
@@ -111,7 +112,9 @@ class Run:
             if stage.parent.is_dir() and not any(stage.parent.iterdir()):
                 stage.parent.rmdir()
             if [path.name for path in self.folder.iterdir()] == [MARKER]:
-                shutil.rmtree(self.folder)
+                (self.folder / MARKER).unlink()
+                if not existed:
+                    self.folder.rmdir()
             raise
 
 

@@ -65,8 +65,12 @@ class BlockStream:
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, give them to the block, and return them in the checkpoint's own type."""
         weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
+        module = self.decoder.blocks[block]
+        # Older checkpoints carry buffers that models compute by now.
+        wanted = module.state_dict().keys()
+        weights = {name: tensor for name, tensor in weights.items() if name in wanted}
         cast = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
-        self.decoder.blocks[block].load_state_dict(cast, assign=True)
+        module.load_state_dict(cast, assign=True)
         return weights
 
     def unload(self, block: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -66,7 +67,28 @@ class Checkpoint:
         missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
+        checkpoint._check_tensors()
         return checkpoint
+
+    def _check_tensors(self) -> None:
+        """Compare names and shapes in the shards' headers with what the configuration asks for."""
+        model = self.skeleton()
+        tied = getattr(model, "_tied_weights_keys", None) or {}
+        found: dict[str, tuple[int, ...]] = {}
+        for shard in sorted(set(self.shards.values())):
+            found |= _shapes_in(self.folder / shard)
+        for name, tensor in model.state_dict().items():
+            if name not in found:
+                if name in tied and getattr(self.config, "tie_word_embeddings", False):
+                    continue
+                raise CheckpointError(
+                    f"{self.folder} lacks the tensor {name}, which its config.json asks for: fetch the model again"
+                )
+            if found[name] != tuple(tensor.shape):
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {name} is {_sizes(found[name])}, but config.json asks for "
+                    f"{_sizes(tuple(tensor.shape))}: fetch the model again"
+                )
 
     @cached_property
     def shards(self) -> dict[str, str]:
@@ -77,7 +99,7 @@ class Checkpoint:
                 shards = {
                     str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
                 }
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index} is damaged ({error}): fetch the model again") from error
             for shard in set(shards.values()):
                 if Path(shard).name != shard:
@@ -94,7 +116,12 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
-        return digest_of({"config": self.config.to_dict(), "files": files})
+        return digest_of({"config": self.plain_config(), "files": files})
+
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration without what says where it lies or who wrote it."""
+        tree: dict[str, Any] = self.config.to_dict()
+        return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
 
     @property
     def n_blocks(self) -> int:
@@ -143,7 +170,7 @@ class Checkpoint:
         """
         try:
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:
             raise ModelError(f"{self.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
@@ -160,8 +187,11 @@ class Checkpoint:
 
     def skeleton(self) -> Any:
         """The model without weights: every parameter on the meta device, buffers that aren't saved in place."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(self.config)
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, StrictDataclassError) as error:
+            raise CheckpointError(f"{self.folder / 'config.json'} makes no model: {_first_line(error)}") from error
         for module in model.modules():
             own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
             if own & module._non_persistent_buffers_set:
@@ -186,7 +216,7 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
         raise CheckpointError(f"can't read {folder / 'config.json'}: {_first_line(error)}") from error
@@ -198,6 +228,18 @@ def _names_in(shard: Path) -> list[str]:
             return list(stream.keys())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+
+
+def _shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(shard, framework="pt") as stream:
+            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import StageFolder, file_digest, storage_error
+from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error, write_json
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -58,7 +58,7 @@ def _download(model: str) -> Path:
 
 def _dequantise(path: Path, work: Path) -> Path:
     """Turn a GGUF file into a folder of float32 safetensors, once."""
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": 1})
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": 2})
     if stage.is_complete():
         return work
     try:
@@ -70,7 +70,7 @@ def _dequantise(path: Path, work: Path) -> Path:
     try:
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
     family_of(quantised.config)
@@ -81,6 +81,9 @@ def _dequantise(path: Path, work: Path) -> Path:
         fresh.load_state_dict(quantised.state_dict())
         fresh.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        # What a GGUF file was quantised from isn't recorded in it: the product saves such models as bfloat16.
+        config = read_json(work / "config.json")
+        write_json(work / "config.json", config | {"dtype": "bfloat16"})
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(work, error) from error
@@ -90,6 +93,4 @@ def _dequantise(path: Path, work: Path) -> Path:
 
 def _plain_config(config: Any) -> Any:
     tree = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
-    # The element type that the product saves by default: what a GGUF file was quantised from is not recorded in it.
-    tree["dtype"] = "bfloat16"
     return type(config).from_dict(tree)

@@ -116,6 +116,8 @@ def evolve(
     begun = time.monotonic()
     if state_file.exists():
         state = EvolutionState.load(state_file)
+        fitness.evaluations = state.history[-1].evaluations
+        fitness.remember(state.parent, final_tokens, state.kl)
     else:
         parent = start()
         state = EvolutionState(parent, fitness.kl(parent, final_tokens), seen=[parent])

@@ -73,6 +73,10 @@ class Fitness:
             self.evaluations += 1
         return self.memory[key]
 
+    def remember(self, allocation: Allocation, n_tokens: int, kl: float) -> None:
+        """Take a loss from an earlier run of the same search as measured."""
+        self.memory[allocation, -(-n_tokens // self.sequence_length)] = kl
+
     @torch.no_grad()
     def _evaluate(self, allocation: Allocation, sequences: int) -> float:
         first = self._first_changed(allocation)

@@ -5,13 +5,16 @@ Solved by HiGHS through scipy; Puzzle (arXiv 2411.19146) chooses its blocks in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 
 from darwinlm.errors import BudgetError
+
+RETRIES = 20
 
 
 def solve_knapsack(
@@ -32,27 +35,64 @@ def solve_knapsack(
     Raises:
         BudgetError: no choice lies within the bounds.
     """
-    sizes = [len(row) for row in losses]
-    loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
-    cost = np.concatenate([np.asarray(row, dtype=np.float64) for row in costs])
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.arange(len(loss))
-    one_each = csr_matrix((np.ones(len(loss)), (owner, places)), shape=(len(sizes), len(loss)))
-    scale = max(float(upper), 1.0)
-    rows = vstack([one_each, csr_matrix(cost[None] / scale)])
-    low = np.append(np.ones(len(sizes)), lower / scale)
-    high = np.append(np.ones(len(sizes)), upper / scale)
-    result = milp(
-        c=loss,
-        constraints=LinearConstraint(rows, low, high),
-        integrality=np.ones(len(loss), dtype=np.int64),
-        bounds=Bounds(0, 1),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-4},
+    refusal = BudgetError(
+        f"no choice of levels has between {lower:,} and {upper:,} block parameters: raise budget.tolerance or choose "
+        "smaller units"
     )
-    if result.x is None:
-        raise BudgetError(
-            f"no choice of levels has between {lower:,} and {upper:,} block parameters: raise budget.tolerance or "
-            "choose smaller units"
+    # Only differences within a module matter, and only in steps of their common divisor: small numbers keep the solver
+    # exact, and many impossible bounds show at once.
+    base = sum(min(row) for row in costs)
+    extra = [[cost - min(row) for cost in row] for row in costs]
+    divisor = max(math.gcd(*(cost for row in extra for cost in row)), 1)
+    low, high = -((base - lower) // divisor), (upper - base) // divisor
+    if low > high or high < 0 or low > sum(max(row) for row in extra) // divisor:
+        raise refusal
+    problem = _Problem(losses, [[cost // divisor for cost in row] for row in extra], low, high, seconds)
+    for _ in range(RETRIES):
+        choice = problem.solve()
+        if choice is None:
+            raise refusal
+        if lower <= sum(row[index] for row, index in zip(costs, choice, strict=True)) <= upper:
+            return choice
+        problem.forbid(choice)
+    raise refusal
+
+
+class _Problem:
+    """The integer programme; choices that break the bounds by less than the solver's tolerance can be forbidden."""
+
+    def __init__(
+        self,
+        losses: Sequence[Sequence[float]],
+        costs: Sequence[Sequence[int]],
+        low: int,
+        high: int,
+        seconds: float,
+    ) -> None:
+        self.sizes = [len(row) for row in losses]
+        self.loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
+        self.seconds = seconds
+        cost = np.concatenate([np.asarray(row, dtype=np.float64) for row in costs])
+        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        shape = (len(self.sizes), len(self.loss))
+        one_each = csr_matrix((np.ones(len(self.loss)), (owner, np.arange(len(self.loss)))), shape=shape)
+        ones = np.ones(len(self.sizes))
+        self.constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]
+
+    def solve(self) -> tuple[int, ...] | None:
+        result = milp(
+            c=self.loss,
+            constraints=self.constraints,
+            integrality=np.ones(len(self.loss), dtype=np.int64),
+            bounds=Bounds(0, 1),
+            options={"time_limit": self.seconds, "mip_rel_gap": 1e-4},
         )
-    chosen = np.split(result.x, np.cumsum(sizes)[:-1])
-    return tuple(int(part.argmax()) for part in chosen)
+        if result.x is None:
+            return None
+        return tuple(int(part.argmax()) for part in np.split(result.x, np.cumsum(self.sizes)[:-1]))
+
+    def forbid(self, choice: Sequence[int]) -> None:
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        row = np.zeros((1, len(self.loss)))
+        row[0, starts + np.asarray(choice)] = 1
+        self.constraints.append(LinearConstraint(csr_matrix(row), -np.inf, len(self.sizes) - 1))

@@ -75,7 +75,9 @@ def single_module_scores(
         measured: dict[int, float] = {}
         for level in levels_to_measure(errors, n_levels):
             name = f"{index}:{level}"
-            if name not in known:
+            if name in known:
+                fitness.evaluations += 1
+            else:
                 candidate = (*space.dense[:index], level, *space.dense[index + 1 :])
                 known[name] = fitness.kl(candidate, n_tokens)
             measured[level] = known[name]

@@ -66,6 +66,8 @@ def budget_of(space: SearchSpace, keep: float, tolerance: float) -> ParamBudget:
     Raises:
         BudgetError: fewer parameters than the smallest level above nothing.
     """
+    if not space.modules:
+        raise BudgetError("the model has no attention and no MLP that could be pruned")
     dense = space.params(space.dense)
     upper = int(keep * dense)
     smallest = min(level.params for module in space.modules for level in module.levels if level.params)

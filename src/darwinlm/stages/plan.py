@@ -31,7 +31,7 @@ def plan_stage(run: Run) -> Plan:
     space = SearchSpace(tuple(module_levels(run.checkpoint.family, shape, recipe.units) for shape in shapes))
     budget = budget_of(space, recipe.budget.keep, recipe.budget.tolerance)
     key = {
-        "config": run.checkpoint.config.to_dict(),
+        "config": run.checkpoint.plain_config(),
         "units": recipe.units.model_dump(),
         "budget": recipe.budget.model_dump(),
     }

@@ -31,9 +31,10 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")
-    strength = ridge * float(H.diagonal().mean())
-    if strength == 0:
+    scale = float(H.diagonal().mean())
+    if scale == 0:
         return W0.float()
+    strength = ridge * scale
     damped = H.double() + strength * torch.eye(len(H), dtype=torch.float64, device=H.device)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):

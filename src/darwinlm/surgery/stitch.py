@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.database.store import DatabaseReader
@@ -57,11 +60,11 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
         tree |= rows[0] | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
-        from transformers import AutoConfig
-
-        config = AutoConfig.for_model(**tree)
-        config.architectures = [f"{family.class_prefix}ForCausalLM"]
-        return config
+        # Some families refuse, in their own class, head counts that don't divide the hidden size; ours takes them.
+        with contextlib.suppress(StrictDataclassError):
+            config = AutoConfig.for_model(**tree)
+            config.architectures = [f"{family.class_prefix}ForCausalLM"]
+            return config
     config_class, _, causal = pruned_classes(family.class_prefix, family.model_type)
     config = pruned_config(config_class, checkpoint.config, table)
     config.architectures = [causal.__name__]
