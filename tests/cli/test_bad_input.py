@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -189,9 +189,14 @@ def test_a_configuration_that_does_not_fit(prune, model_copy, tmp_path, fields):
     assert_nothing_half_written(tmp_path / "out")
 
 
-def test_a_vocabulary_that_is_too_small_for_the_tokenizer(prune, model_copy):
+def test_a_vocabulary_that_does_not_fit_the_weights(prune, model_copy):
     edit_config(model_copy, vocab_size=100)
-    prune(model=model_copy).refused("vocabulary ends at 99", "belongs to another model")
+    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "asks for 100 x 48")
+
+
+def test_a_vocabulary_that_is_too_small_for_the_tokenizer(prune, tmp_path):
+    model = tiny_checkpoint(tmp_path / "small", vocab_size=100)
+    prune(model=model).refused("vocabulary ends at 99", "belongs to another model")
 
 
 def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):

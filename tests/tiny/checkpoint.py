@@ -9,10 +9,40 @@ from typing import Any
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
-WORDS = (
-    "river stone light winter garden engine paper bridge music silver forest window harbour letter copper morning "
-    "runs holds turns keeps under over beside without because slowly quickly and the a of to"
-).split()
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "winter",
+    "garden",
+    "engine",
+    "paper",
+    "bridge",
+    "music",
+    "silver",
+    "forest",
+    "window",
+    "harbour",
+    "letter",
+    "copper",
+    "morning",
+    "runs",
+    "holds",
+    "turns",
+    "keeps",
+    "under",
+    "over",
+    "beside",
+    "without",
+    "because",
+    "slowly",
+    "quickly",
+    "and",
+    "the",
+    "a",
+    "of",
+    "to",
+]
 
 SETTINGS = (
     "text.sequence_length=32",

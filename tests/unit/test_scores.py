@@ -118,6 +118,7 @@ class Fitness:
     def __post_init__(self):
         self.asked = []
         self.bases = []
+        self.evaluations = 0
 
     def set_base(self, allocation):
         self.bases.append(allocation)
@@ -149,6 +150,7 @@ def test_what_is_known_is_not_measured_again():
     fitness = Fitness()
     assert score(dict(known), fitness) == whole
     assert fitness.asked == []
+    assert fitness.evaluations == len(known), "they count as evaluations all the same"
     half = dict(list(known.items())[: len(known) // 2])
     assert score(half, fitness) == whole
     assert half == known

@@ -74,9 +74,8 @@ class Checkpoint:
         """Compare names and shapes in the shards' headers with what the configuration asks for."""
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}
-        found: dict[str, tuple[int, ...]] = {}
-        for shard in sorted(set(self.shards.values())):
-            found |= _shapes_in(self.folder / shard)
+        shards = {shard: _shapes_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        found = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
         for name, tensor in model.state_dict().items():
             if name not in found:
                 if name in tied and getattr(self.config, "tie_word_embeddings", False):
