@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,13 +101,12 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                     yield prefix + name, tensor
 
 
-def stitch(database: DatabaseReader, allocation: tuple[int, ...], progress: Callable[[], None] = lambda: None) -> Any:
+def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
     """The smaller model of an allocation, in memory, in the checkpoint's own types.
 
     Args:
         database: pruned modules and the dense checkpoint.
         allocation: level index of each of `database.modules`.
-        progress: called after each tensor.
     """
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
@@ -116,7 +115,6 @@ def stitch(database: DatabaseReader, allocation: tuple[int, ...], progress: Call
     tensors = {}
     for name, tensor in stitched_tensors(database, chosen):
         tensors[name] = tensor.clone()
-        progress()
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
