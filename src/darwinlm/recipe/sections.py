@@ -6,16 +6,10 @@ suggestion when one is near.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from darwinlm.errors import RecipeError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 AttentionUnit = Literal["kv_group", "lattice"]
 Start = Literal["knapsack", "uniform", "random"]
@@ -218,123 +212,3 @@ class Recipe(Section):
                 f"refit.tokens is {self.refit.tokens}, but text.calibration_tokens is {self.text.calibration_tokens}"
             )
         return self
-
-
-def load_recipe(
-    path: Path | None = None,
-    assignments: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
-
-    Args:
-        path: YAML file; None starts from the defaults.
-        assignments: as `--set` takes them; values are read as YAML.
-        overrides: dotted field names and values; None values are left out.
-
-    Raises:
-        RecipeError: the file can't be read, a field is unknown (the message suggests a near one) or a value is wrong.
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _read_yaml(path)
-    return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
-
-
-def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator or not name.strip():
-            raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {' '.join(str(error).split())}") from error
-        _assign(tree, name.strip(), value)
-    for name, value in overrides.items():
-        if value is not None:
-            _assign(tree, name, value)
-    return parse_recipe(tree, where)
-
-
-def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
-    """Validate a tree of plain values. Raises RecipeError, naming each wrong field and `where` it stands."""
-    try:
-        return Recipe.model_validate(dict(tree))
-    except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
-
-
-def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
-    """A recipe with `section.field=value` assignments, then overrides by dotted name, applied. Raises RecipeError."""
-    return _complete(recipe.model_dump(), "the recipe", assignments, overrides)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} isn't YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise RecipeError(f"the recipe {path} must be a mapping of sections, but it is a {type(tree).__name__}")
-    return tree
-
-
-def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
-    *sections, field = name.split(".")
-    for section in sections:
-        below = tree.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise RecipeError(f"'{name}': '{section}' isn't a section of the recipe")
-        tree = below
-    tree[field] = value
-
-
-def _explain(detail: Any) -> str:
-    location = [part for part in detail["loc"] if isinstance(part, str)]
-    name = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known fields are {', '.join(known)}"
-        return f"unknown field '{name}': {hint}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:
-        return message
-    return (
-        f"{name}: {message} (it is {detail['input']!r})"
-        if not isinstance(detail["input"], dict)
-        else (f"{name}: {message}")
-    )
-
-
-def _fields_at(location: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SearchStage
-    return list(section.model_fields)
-
-
-def describe_fields() -> list[tuple[str, str, str]]:
-    """Every field of the recipe in stage order as (dotted name, default, meaning): what `darwinlm schema` prints."""
-    rows: list[tuple[str, str, str]] = []
-
-    def walk(section: type[BaseModel], prefix: str) -> None:
-        for name, field in section.model_fields.items():
-            annotation = field.annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                walk(annotation, f"{prefix}{name}.")
-            else:
-                default = field.get_default()
-                if isinstance(default, tuple):
-                    default = [item.model_dump() if isinstance(item, BaseModel) else item for item in default]
-                rows.append((prefix + name, str(default), field.description or ""))
-
-    walk(Recipe, "")
-    return rows

@@ -1,0 +1,55 @@
+"""Entry point of the command `darwinlm`.
+
+Errors that input can cause end with one message and status 2; an interrupt with 130 and how to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from darwinlm.cli.app import app
+from darwinlm.errors import DarwinLMError
+
+INTERRUPTED = 130
+# Typer brings click's exceptions under its own name in some releases and under click's in others.
+UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def main() -> None:
+    """Entry point: run a command and turn errors into messages and exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would tear ours
+    warnings.filterwarnings("ignore")
+    errors = Console(stderr=True)
+    try:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        code = app(standalone_mode=False)
+    except DarwinLMError as error:
+        _refuse(errors, str(error))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except UsageError as error:
+        _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
+    if code == INTERRUPTED:
+        command = shlex.join(["darwinlm", *sys.argv[1:]])
+        errors.print(
+            f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(errors: Console, message: str) -> NoReturn:
+    errors.print(f"error: {message}", highlight=False, markup=False, style="red", soft_wrap=True)
+    sys.exit(2)

@@ -1,0 +1,81 @@
+"""`darwinlm prune` and `darwinlm demo`: the whole pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from darwinlm.cli.app import (
+    KeepOption,
+    ModelArgument,
+    OutOption,
+    RecipeOption,
+    RemoteCode,
+    SetOption,
+    StageOption,
+    TextOption,
+    app,
+)
+
+
+@app.command()
+def prune(
+    model: ModelArgument = None,
+    out: OutOption = Path("runs/pruned"),
+    keep: KeepOption = None,
+    text: TextOption = None,
+    recipe: RecipeOption = None,
+    assignments: SetOption = None,
+    allow_remote_code: RemoteCode = False,
+    until: StageOption = "report",
+) -> None:
+    """Make a model smaller: database, search, stitch, refit, evaluation, export and report."""
+    from darwinlm.errors import RecipeError
+    from darwinlm.pipeline import STAGES
+    from darwinlm.recipe import load_recipe
+
+    if until not in STAGES:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
+    overrides: dict[str, Any] = {
+        "model": model,
+        "budget.keep": keep,
+        "text.source": text,
+        "allow_remote_code": allow_remote_code or None,
+    }
+    _run(load_recipe(recipe, assignments or (), overrides), out, until)
+
+
+@app.command()
+def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> None:
+    """Prune the embedded SmolLM2-135M-Instruct to half of its blocks and compare."""
+    from darwinlm.demo import demo_recipe
+
+    _run(demo_recipe(tuple(assignments or ())), out, "report")
+
+
+def _run(recipe: Any, out: Path, until: str) -> None:
+    from darwinlm.console import Reporter
+    from darwinlm.pipeline import run_stages
+    from darwinlm.report.table import comparison_table
+    from darwinlm.run import Run
+
+    console = Console()
+    run = Run(recipe, out, Reporter(console))
+    found = run_stages(run, until)
+    if until != "report":
+        console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
+        return
+    console.print(comparison_table(found))
+    for number, prompt in enumerate(found["prompts"]):
+        console.print(f"\n[bold]{prompt!r}[/bold] goes on")
+        for name, model in found["models"].items():
+            console.print(f"  {name}: {model['continuations'][number]!r}", highlight=False, markup=False)
+    budget = found["budget"]
+    console.print(
+        f"\n{budget['block_params']:,} of {budget['dense_block_params']:,} block parameters kept "
+        f"({budget['block_params'] / budget['dense_block_params']:.2%}; {budget['unused']:.2%} of the budget unused)\n"
+        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}",
+        highlight=False,
+    )

@@ -1,0 +1,38 @@
+"""The whole configuration: its schema in stage order, and how it is read."""
+
+from darwinlm.recipe.load import describe_fields, load_recipe, merge, parse_recipe
+from darwinlm.recipe.sections import (
+    Budget,
+    Compute,
+    Database,
+    Evaluation,
+    Export,
+    Recipe,
+    Refit,
+    Search,
+    SearchStage,
+    Section,
+    Text,
+    Units,
+    parse_share,
+)
+
+__all__ = [
+    "Budget",
+    "Compute",
+    "Database",
+    "Evaluation",
+    "Export",
+    "Recipe",
+    "Refit",
+    "Search",
+    "SearchStage",
+    "Section",
+    "Text",
+    "Units",
+    "describe_fields",
+    "load_recipe",
+    "merge",
+    "parse_recipe",
+    "parse_share",
+]
