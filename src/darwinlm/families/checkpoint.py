@@ -207,7 +207,7 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
 
         family = families().get(model_type.removeprefix(PREFIX))
         if family is not None:
-            pruned_classes(family.class_prefix, family.model_type)
+            pruned_classes(*family.class_names)
             own_code = False
     if own_code and not allow_remote_code:
         raise ModelError(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from darwinlm.errors import FamilyError
 
@@ -26,32 +26,42 @@ class Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Attention(Closed):
-    """Names inside a block that make up its attention."""
+class SubLayer(Closed):
+    """What attention and MLP have in common: x + a * post_norm(output(...(norm(x)))), a being 1 in most families."""
 
     name: str
     """The sub-layer in the block."""
+    output: str
+    """Projection whose columns belong to query heads (attention) or are channels (MLP)."""
+    norms: tuple[str, ...]
+    """Norms of the block that go when the sub-layer goes. The first is applied to its input."""
+    post_norm: str | None = None
+    """The one of `norms` that the output projection's result goes through before it is added to the residual stream
+    (Gemma 2 and 3). It maps zero to zero. A least-squares fit of the projection has its target before this norm."""
+
+    @model_validator(mode="after")
+    def _post_norm_goes_too(self) -> Self:
+        if self.post_norm is not None and self.post_norm not in self.norms[1:]:
+            raise ValueError(f"post_norm is {self.post_norm}, which must be among norms, after the first")
+        return self
+
+
+class Attention(SubLayer):
+    """Names inside a block that make up its attention."""
+
     query: tuple[str, ...]
     """Projections whose rows belong to query heads."""
     key_value: tuple[str, ...]
-    """Projections whose rows belong to KV heads."""
-    output: str
-    """Projection whose columns belong to query heads."""
-    norms: tuple[str, ...]
-    """Norms of the block that go when the attention goes."""
+    """Projections whose rows belong to KV heads. A name that stands here and in `query`, or twice, is one fused tensor:
+    its rows are those of each place, queries first."""
 
 
-class Mlp(Closed):
+class Mlp(SubLayer):
     """Names inside a block that make up its MLP."""
 
-    name: str
-    """The sub-layer in the block."""
     inputs: tuple[str, ...]
-    """Projections whose rows are channels."""
-    output: str
-    """Projection whose columns are channels."""
-    norms: tuple[str, ...]
-    """Norms of the block that go when the MLP goes."""
+    """Projections whose rows are channels. A name that stands twice is one fused tensor: all rows of the one, then all
+    of the other."""
 
 
 class Family(Closed):
@@ -61,6 +71,10 @@ class Family(Closed):
     """As config.json states it."""
     class_prefix: str
     """Of the classes in transformers: `Llama` for LlamaForCausalLM."""
+    class_infix: str = ""
+    """What follows the prefix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
+    package: str = ""
+    """The package in `transformers.models`, where it isn't called like the model type."""
     layers: str = "model.layers"
     """The list of blocks."""
     embedding: str = "model.embed_tokens"
@@ -69,10 +83,23 @@ class Family(Closed):
     """Norm before the head."""
     head: str = "lm_head"
     """Output projection to the vocabulary."""
+    residual_multiplier: str | None = None
+    """Field of the configuration that holds the number a by which every sub-layer's output is multiplied before it is
+    added to the residual stream (Granite); none means 1. A least-squares fit of an output projection divides its
+    target by it."""
     attention: Attention
     """How attention is named."""
     mlp: Mlp
     """How the MLP is named."""
+
+    @property
+    def class_names(self) -> tuple[str, str, str]:
+        """Class prefix, package and class infix: what the modelling file makes its classes from."""
+        return self.class_prefix, self.package or self.model_type, self.class_infix
+
+    def residual_scale(self, config: Any) -> float:
+        """The number that every sub-layer's output is multiplied by before it is added to the residual stream."""
+        return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
 
     def module(self, kind: ModuleKind) -> Attention | Mlp:
         """The names of one kind of module."""
@@ -102,8 +129,19 @@ def family_of(config: Any) -> Family:
         return families()[model_type]
     except KeyError:
         known = ", ".join(families())
-        fields = ", ".join(name for name, field in Family.model_fields.items() if field.is_required())
+        fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
             f"darwinlm/families/data with the fields {fields}"
         ) from None
+
+
+def _required(description: type[Closed]) -> list[str]:
+    """Names of the fields that a description must have, with those of the descriptions inside it."""
+    names = []
+    for name, field in description.model_fields.items():
+        if field.is_required():
+            inner = field.annotation
+            nested = isinstance(inner, type) and issubclass(inner, Closed)
+            names.append(f"{name} ({', '.join(_required(inner))})" if nested else name)  # type: ignore[arg-type]
+    return names

@@ -65,7 +65,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
             config = AutoConfig.for_model(**tree)
             config.architectures = [f"{family.class_prefix}ForCausalLM"]
             return config
-    config_class, _, causal = pruned_classes(family.class_prefix, family.model_type)
+    config_class, _, causal = pruned_classes(*family.class_names)
     config = pruned_config(config_class, checkpoint.config, table)
     config.architectures = [causal.__name__]
     return config
@@ -74,7 +74,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     """The smaller model on the meta device, but for buffers that aren't saved."""
     if str(config.model_type).startswith(PREFIX):
-        pruned_classes(checkpoint.family.class_prefix, checkpoint.family.model_type)
+        pruned_classes(*checkpoint.family.class_names)
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
 

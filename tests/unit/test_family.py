@@ -1,0 +1,65 @@
+"""Descriptions of model families: what a file may say, and what is said of a family that has none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from darwinlm.errors import FamilyError
+from darwinlm.families.family import Family, families, family_of
+
+DESCRIPTION = """
+model_type: otter
+class_prefix: Otter
+attention: {name: attn, query: [q], key_value: [k, v], output: o, norms: [before, after], post_norm: after}
+mlp: {name: mlp, inputs: [up], output: down, norms: [second]}
+"""
+
+
+def described(**changes: object) -> Family:
+    return Family.model_validate(yaml.safe_load(DESCRIPTION) | changes)
+
+
+def test_an_unknown_family_is_told_what_its_file_must_hold():
+    with pytest.raises(FamilyError) as caught:
+        family_of(SimpleNamespace(model_type="otter"))
+    message = str(caught.value)
+    assert "'otter' isn't known" in message
+    assert "darwinlm/families/data" in message
+    for name in families():
+        assert name in message
+    stated = yaml.safe_load(DESCRIPTION)
+    del stated["attention"]["post_norm"]
+    wanted = message.partition("with the fields ")[2]
+    for field, value in stated.items():
+        assert field in wanted
+        if isinstance(value, dict):
+            inner = wanted.partition(f"{field} (")[2].partition(")")[0]
+            assert set(inner.split(", ")) == set(value)
+
+
+def test_a_post_norm_goes_with_its_sub_layer():
+    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"]}
+    assert described(mlp=sandwich | {"post_norm": "third"}).mlp.post_norm == "third"
+    for wrong in ("second", "fourth"):
+        with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be among norms, after the first"):
+            described(mlp=sandwich | {"post_norm": wrong})
+
+
+def test_what_the_configuration_multiplies_sub_layers_by():
+    config = SimpleNamespace(residual_multiplier=0.25)
+    assert described().residual_scale(config) == 1
+    assert described(residual_multiplier="residual_multiplier").residual_scale(config) == 0.25
+
+
+def test_class_names():
+    assert described().class_names == ("Otter", "otter", "")
+    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text")
+
+
+def test_a_misspelt_field_is_refused():
+    with pytest.raises(ValidationError, match="post_normm"):
+        described(post_normm="x")
