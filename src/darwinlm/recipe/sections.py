@@ -154,6 +154,8 @@ class Refit(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+    input_memory: float = Field(4.0, ge=0)
+    """GiB that each stream may use to keep one module's inputs; what doesn't fit is computed twice."""
 
 
 class Evaluation(Section):

@@ -54,7 +54,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(),
+        "refit": settings.model_dump(exclude={"input_memory"}),
         "arithmetic": run.arithmetic,
     }
 
@@ -77,7 +77,8 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 streams(texts["calibration"], settings.tokens),
                 streams(texts["validation"], None),
                 settings.ridges,
-                run.reporter.advance,
+                memory=int(settings.input_memory * 2**30),
+                progress=run.reporter.advance,
             )
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
         made = read_json(stage.folder / "choices.json")

@@ -8,9 +8,8 @@ beats the stitched weights there, they stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, 
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import ArtifactError
-from darwinlm.families.family import KINDS, Family, ModuleKind
+from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
+from darwinlm.surgery.walk import BlockWalk
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,6 @@ class Streams:
     small: BlockStream
 
 
-class _Reached(Exception):  # noqa: N818
-    """Ends the pass through a block whose module's input has been seen."""
-
-
 class _Moments:
     """Moments of one module's inputs and of what they should give."""
 
@@ -81,6 +77,8 @@ def refit(
     fit: Streams,
     validation: Streams,
     ridges: tuple[float, ...],
+    *,
+    memory: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Choice]:
     """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
@@ -90,6 +88,7 @@ def refit(
         fit: streams over the text that is fitted, before the first block.
         validation: streams over other text, before the first block.
         ridges: strengths to try.
+        memory: bytes of projection inputs that each stream may keep; what doesn't fit is computed a second time.
         progress: called with finished and total blocks.
 
     Returns:
@@ -114,7 +113,7 @@ def refit(
                 streams.dense.run(block)
                 streams.small.run(block)
         else:
-            weights, made = _refit_block(block, fit, validation, ridges)
+            weights, made = _refit_block(block, fit, validation, ridges, memory)
             if weights:
                 write_tensors(tensors, weights)
             write_json(notes, [asdict(choice) for choice in made])
@@ -147,94 +146,59 @@ def _put(stream: BlockStream, block: int, weights: dict[str, Tensor]) -> None:
 
 
 def _refit_block(
-    block: int, fit: Streams, validation: Streams, ridges: tuple[float, ...]
+    block: int, fit: Streams, validation: Streams, ridges: tuple[float, ...], memory: int
 ) -> tuple[dict[str, Tensor], list[Choice]]:
     """Advance all streams through one block, fitting its modules on the way."""
+    both = (fit, validation)
     family = fit.dense.checkpoint.family
-    targets = {id(streams): _dense_targets(block, streams.dense, family) for streams in (fit, validation)}
+    for streams in both:
+        streams.dense.load(block)
+    dense = [BlockWalk(streams.dense, block, memory=0) for streams in both]
+    small = [BlockWalk(streams.small, block, memory) for streams in both]
     stitched = fit.small.checkpoint.read(fit.small.checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[Choice] = []
     for kind in KINDS:
+        for walk in dense:
+            walk.finish(kind)
         output = output_projection(fit.small.decoder.blocks[block], family, kind)
-        if output is None:
-            continue
-        seen = _module_moments(block, kind, fit, targets[id(fit)][kind])
-        held_out = _module_moments(block, kind, validation, targets[id(validation)][kind])
-        part = family.module(kind)
-        W0 = stitched[f"{part.name}.{part.output}.weight"].to(fit.small.device)
-        best, chosen, best_error = W0, None, held_out.error(W0)
-        before = best_error
-        for ridge in ridges:
-            name = f"block {block} {kind}"
-            W = ridge_solution(seen.inputs.mean(), seen.cross.mean(), W0, ridge, name=name)
-            error = held_out.error(W)
-            if error < best_error:
-                best, chosen, best_error = W, ridge, error
-        choices.append(Choice(block, kind, chosen, before, best_error))
-        if chosen is not None:
-            weights[kind] = best
-            for streams in (fit, validation):
-                _put(streams.small, block, {kind: best})
-    for streams in (fit, validation):
-        streams.small.run(block)
+        if output is not None:
+            seen, held_out = (
+                _moments(walk, kind, output, streams.dense.hidden) for walk, streams in zip(small, both, strict=True)
+            )
+            part = family.module(kind)
+            W0 = stitched[f"{part.name}.{part.output}.weight"].to(fit.small.device)
+            W, choice = _fitted(seen, held_out, W0, ridges, Choice(block, kind, None, 0.0, 0.0))
+            choices.append(choice)
+            if choice.ridge is not None:
+                weights[kind] = W
+                for streams in both:
+                    _put(streams.small, block, {kind: W})
+        for walk in small:
+            walk.finish(kind)
     return weights, choices
 
 
-@torch.no_grad()
-def _dense_targets(block: int, stream: BlockStream, family: Family) -> dict[ModuleKind, list[Tensor]]:
-    """Run the dense stream through a block: the residual stream after its attention and after its MLP, by batch."""
-    stream.load(block)
-    middle: list[Tensor] = []
-    handle = None
-    norm = getattr(stream.decoder.blocks[block], family.mlp.norms[0], None)
-    if norm is not None:
-        handle = norm.register_forward_pre_hook(lambda _, inputs: middle.append(inputs[0]))
-    stream.run(block)
-    if handle is not None:
-        handle.remove()
-    # Without an MLP the block ends where its attention does.
-    return {"attention": middle if len(middle) == len(stream.hidden) else stream.hidden[:], "mlp": stream.hidden[:]}
+def _fitted(
+    seen: _Moments, held_out: _Moments, W0: Tensor, ridges: tuple[float, ...], module: Choice
+) -> tuple[Tensor, Choice]:
+    """The best weights on held-out text: the given ones or those of one of the ridges."""
+    best, chosen, best_error = W0, None, held_out.error(W0)
+    before = best_error
+    for ridge in ridges:
+        W = ridge_solution(seen.inputs.mean(), seen.cross.mean(), W0, ridge, name=f"block {module.block} {module.kind}")
+        error = held_out.error(W)
+        if error < best_error:
+            best, chosen, best_error = W, ridge, error
+    return best, replace(module, ridge=chosen, before=before, after=best_error)
 
 
-@contextmanager
-def _watched(module: nn.Module, seen: list[Tensor], *, stop: bool) -> Iterator[None]:
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-        if stop:
-            raise _Reached
-
-    handle = module.register_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def _module_moments(block: int, kind: ModuleKind, streams: Streams, targets: list[Tensor]) -> _Moments:
+def _moments(walk: BlockWalk, kind: ModuleKind, output: nn.Linear, targets: Sequence[Tensor]) -> _Moments:
     """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream."""
-    small = streams.small
-    layer = small.decoder.blocks[block]
-    output = output_projection(layer, small.checkpoint.family, kind)
-    assert output is not None
-    moments = _Moments(output.in_features, output.out_features, small.device)
-    norm = getattr(layer, small.checkpoint.family.mlp.norms[0]) if kind == "mlp" else None
-    for hidden, target in zip(small.hidden, targets, strict=True):
-        inputs: list[Tensor] = []
-        before: list[Tensor] = []
-        with _watched(output, inputs, stop=True):
-            try:
-                if norm is None:
-                    before.append(hidden)
-                    small.decoder.run_block(block, hidden, small.arguments[len(hidden)][block])
-                else:
-                    with _watched(norm, before, stop=False):
-                        small.decoder.run_block(block, hidden, small.arguments[len(hidden)][block])
-            except _Reached:
-                pass
-        wanted = target.float() - before[0].float()
+    moments = _Moments(output.in_features, output.out_features, walk.stream.device)
+    for (x, before), target in zip(walk.inputs(kind), targets, strict=True):
+        wanted = target.float() - before.float()
         if output.bias is not None:
             wanted -= output.bias.float()
-        moments.add(inputs[0], wanted)
+        moments.add(x, wanted)
     return moments

@@ -1,0 +1,122 @@
+"""One block run a sub-layer at a time, so that each is run once although its output projection changes on the way.
+
+A sub-layer runs inside its own block, with the other sub-layer adding nothing: norms, residual multipliers and whatever
+else the family puts around it are the family's own code. Adding zero is exact, so both halves together give the block's
+result bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.errors import NumericsError
+from darwinlm.families.decoder import Absent
+from darwinlm.families.family import KINDS, ModuleKind
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends the pass through a block whose module's input has been seen."""
+
+
+class _Given(nn.Module):
+    """Stands in for a sub-layer whose output is known."""
+
+    def __init__(self, kind: ModuleKind, output: Tensor) -> None:
+        super().__init__()
+        self.kind = kind
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return (self.output, None) if self.kind == "attention" else self.output
+
+
+class BlockWalk:
+    """A residual stream on its way through one loaded block.
+
+    Args:
+        stream: before the block; after both sub-layers have been finished it is behind it.
+        block: the block.
+        memory: bytes of projection inputs that may be kept between `inputs` and `finish`; what doesn't fit is
+            computed a second time.
+    """
+
+    def __init__(self, stream: BlockStream, block: int, memory: int) -> None:
+        self.stream = stream
+        self.block = block
+        self.memory = memory
+        self._kept: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def inputs(self, kind: ModuleKind) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch the input [b, t, d] of a sub-layer's output projection, and the residual stream before it."""
+        held = 0
+        self._kept.clear()
+        for index, hidden in enumerate(self.stream.hidden):
+            x = self._reach(kind, hidden)
+            held += x.numel() * x.element_size()
+            if held <= self.memory:
+                self._kept[index] = x
+            yield x, hidden
+
+    @torch.no_grad()
+    def finish(self, kind: ModuleKind) -> None:
+        """Move the stream past a sub-layer, with the output projection as it is now.
+
+        Raises:
+            NumericsError: the stream isn't finite any more.
+        """
+        stream = self.stream
+        output = output_projection(stream.decoder.blocks[self.block], stream.checkpoint.family, kind)
+        for index in range(len(stream.hidden)):
+            x = self._kept.pop(index, None)
+            if x is None or output is None:
+                result = self._half(kind, stream.hidden[index])
+            else:
+                with self._standing_in(kind, _Given(kind, output(x))):
+                    result = self._half(kind, stream.hidden[index])
+            if not bool(torch.isfinite(result).all()):
+                raise NumericsError(
+                    f"block {self.block} of {stream.checkpoint.folder} gives values that aren't finite on the "
+                    "calibration text: the checkpoint is broken, or try compute.dtype=float32"
+                )
+            stream.hidden[index] = result
+
+    def _half(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
+        """The residual stream behind one sub-layer."""
+        (other,) = (k for k in KINDS if k != kind)
+        with self._standing_in(other, Absent(other)):
+            return self.stream.decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])
+
+    def _reach(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
+        output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)
+        assert output is not None
+        seen: list[Tensor] = []
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0])
+            raise _Reached
+
+        handle = output.register_forward_pre_hook(note)
+        try:
+            self._half(kind, hidden)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @contextmanager
+    def _standing_in(self, kind: ModuleKind, module: nn.Module) -> Iterator[None]:
+        decoder = self.stream.decoder
+        original = decoder.module(self.block, kind)
+        decoder.set_module(self.block, kind, module)
+        try:
+            yield
+        finally:
+            decoder.set_module(self.block, kind, original)

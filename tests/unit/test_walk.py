@@ -1,0 +1,83 @@
+"""A block run a sub-layer at a time is the block, bit for bit, whatever is kept in memory and whatever is gone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny.models import tiny_model
+from torch.nn import functional
+
+from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.errors import NumericsError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, families
+from darwinlm.surgery.walk import BlockWalk
+
+TOKENS = torch.randint(3, 250, (7, 24), generator=torch.Generator().manual_seed(0))
+
+
+def stream_over(folder, dtype=torch.float32):
+    checkpoint = Checkpoint.open(folder)
+    return BlockStream(checkpoint, TOKENS, dtype=dtype, device=torch.device("cpu"), batch_tokens=48)
+
+
+def walked(folder, memory, dtype=torch.float32):
+    stream = stream_over(folder, dtype)
+    for block in range(stream.checkpoint.n_blocks):
+        stream.load(block)
+        walk = BlockWalk(stream, block, memory)
+        for kind in KINDS:
+            if output_projection(stream.decoder.blocks[block], stream.checkpoint.family, kind) is not None:
+                list(walk.inputs(kind))
+            walk.finish(kind)
+        stream.unload(block)
+    return stream.hidden
+
+
+@pytest.mark.parametrize("model_type", sorted(families()))
+@pytest.mark.parametrize("memory", [0, 10_000, 1 << 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype):
+    whole = stream_over(tiny_folder(model_type), dtype)
+    for block in range(whole.checkpoint.n_blocks):
+        whole.load(block)
+        whole.run(block)
+    halves = walked(tiny_folder(model_type), memory, dtype)
+    assert all(torch.equal(left, right) for left, right in zip(whole.hidden, halves, strict=True))
+
+
+def test_what_is_seen_is_what_goes_into_the_projection(tiny_folder):
+    stream = stream_over(tiny_folder("llama"))
+    weights = stream.load(0)
+    hidden = [part.clone() for part in stream.hidden]
+    walk = BlockWalk(stream, 0, memory=10_000)
+    for (x, before), given in zip(walk.inputs("mlp"), hidden, strict=True):
+        normed = stream.decoder.blocks[0].post_attention_layernorm(given)
+        gate, up = (functional.linear(normed, weights[f"mlp.{name}_proj.weight"]) for name in ("gate", "up"))
+        torch.testing.assert_close(x, functional.silu(gate) * up)
+        assert torch.equal(before, given)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_projection_that_changes_after_its_inputs_were_seen_counts(tiny_folder, memory, kind):
+    stream = stream_over(tiny_folder("llama"))
+    stream.load(0)
+    before = [part.clone() for part in stream.hidden]
+    walk = BlockWalk(stream, 0, memory)
+    inputs = [x for x, _ in walk.inputs(kind)]
+    output = output_projection(stream.decoder.blocks[0], stream.checkpoint.family, kind)
+    output.weight.data = torch.randn(output.weight.shape, generator=torch.Generator().manual_seed(1))
+    walk.finish(kind)
+    for start, x, end in zip(before, inputs, stream.hidden, strict=True):
+        assert torch.equal(end, start + output(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_are_not_finite_are_refused(tmp_path, kind):
+    model = tiny_model("llama")
+    layer = model.model.layers[1]
+    (layer.self_attn.o_proj if kind == "attention" else layer.mlp.down_proj).weight.data[0, 0] = float("inf")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NumericsError, match=r"block 1 .*aren't finite"):
+        walked(tmp_path, memory=0)
