@@ -11,6 +11,7 @@
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
+    ├── ParallelError         several processes can't work together
     ├── MissingExtraError     an optional dependency is needed and not installed
     └── StorageError          the disk is full or can't be written
 
@@ -54,6 +55,10 @@ class NumericsError(DarwinLMError):
 
 class ArtifactError(DarwinLMError):
     """A folder of an earlier stage is damaged, foreign or not ours."""
+
+
+class ParallelError(DarwinLMError):
+    """Several processes can't work together."""
 
 
 class MissingExtraError(DarwinLMError):

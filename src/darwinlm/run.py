@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from darwinlm import __version__
+from darwinlm import __version__, parallel
 from darwinlm.artifact import KEY, StageFolder, read_json, write_json
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
@@ -41,10 +41,13 @@ class Run:
             raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
         self.recipe = recipe
         self.folder = folder
-        self.reporter = reporter
         self.timings: list[dict[str, Any]] = []
-        self.device = resolve_device(recipe.compute.device)
-        _check_output(folder)
+        parallel.init_from_environment()
+        self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
+        with parallel.agree():
+            self.device = resolve_device(recipe.compute.device)
+        with parallel.agree():
+            _check_output(folder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,11 +64,12 @@ class Run:
         """The dense model, found and opened on first use."""
         assert self.recipe.model is not None
         work = self.path("source")
-        if Path(self.recipe.model).suffix != ".gguf":
-            return resolve_model(self.recipe.model, work, allow_remote_code=self.recipe.allow_remote_code)
-        # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
-        with self._guarded(work), self.reporter.stage("model"):
-            return resolve_model(self.recipe.model, work)
+        with parallel.main_first():
+            if Path(self.recipe.model).suffix != ".gguf":
+                return resolve_model(self.recipe.model, work, allow_remote_code=self.recipe.allow_remote_code)
+            # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
+            with self._guarded(work), self.reporter.stage("model"):
+                return resolve_model(self.recipe.model, work)
 
     @property
     def batch_tokens(self) -> int:
@@ -77,51 +81,87 @@ class Run:
         return self.folder / "stages" / stage
 
     @contextmanager
-    def stage(self, name: str, key: Mapping[str, Any], title: str) -> Iterator[tuple[StageFolder, bool]]:
-        """Open a stage: yields its folder and whether there is work to do; the body calls `finish`.
+    def stage(
+        self, name: str, key: Mapping[str, Any], title: str, *, shared: bool = False
+    ) -> Iterator[tuple[StageFolder, bool]]:
+        """Open a stage: yields its folder and whether there is work to do; the folder is finished after the body.
+
+        Of several processes the first one runs the body alone, and the others run it after it, with no work left. A
+        shared stage is worked on by all of them together; only the first one writes into its folder.
 
         Raises:
             ArtifactError: an earlier result for the same key is damaged.
         """
         folder = StageFolder(self.path(name), {"stage": name, "version": 1, **key})
-        if folder.is_complete():
+        if shared:
+            with parallel.main_first():
+                complete = not parallel.is_main() or folder.is_complete()
+            with self._worked(folder, title, work=not parallel.broadcast(complete), together=parallel.agree) as work:
+                yield folder, work
+        else:
+            with parallel.main_first():
+                unfinished = parallel.is_main() and not folder.is_complete()
+                with self._worked(folder, title, work=unfinished, together=nullcontext) as work:
+                    yield folder, work
+
+    @contextmanager
+    def _worked(
+        self, folder: StageFolder, title: str, *, work: bool, together: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[bool]:
+        """Begin and finish a stage around its body, in the first process; `together` guards what may fail there."""
+        name = folder.key["stage"]
+        if not work:
             seconds = float(folder.facts().get("seconds", 0.0))
             self.reporter.say(f"{title}: done before, reused")
             self.timings.append({"name": name, "seconds": seconds, "reused": True})
-            yield folder, False
+            yield False
             return
         begun = time.monotonic()
-        with self._guarded(folder.folder), self.reporter.stage(title):
-            folder.begin()
-            yield folder, True
-        seconds = time.monotonic() - begun
-        self.timings.append({"name": name, "seconds": round(seconds, 2), "reused": False})
-        folder.finish(seconds=round(seconds, 2))
+        with self._guarded(folder.folder, together), self.reporter.stage(title):
+            with together():
+                if parallel.is_main():
+                    folder.begin()
+            yield True
+        seconds = round(time.monotonic() - begun, 2)
+        self.timings.append({"name": name, "seconds": seconds, "reused": False})
+        with together():
+            if parallel.is_main():
+                folder.finish(seconds=seconds)
         self.reporter.say(f"{title}: {seconds:.0f} s")
 
     @contextmanager
-    def _guarded(self, stage: Path) -> Iterator[None]:
+    def _guarded(
+        self, stage: Path, together: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> Iterator[None]:
         """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
         existed = self.folder.exists()
-        write_json(self.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+        with together():
+            if parallel.is_main():
+                write_json(self.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
         try:
             yield
         except DarwinLMError:
-            if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
-                shutil.rmtree(stage)
-            if stage.parent.is_dir() and not any(stage.parent.iterdir()):
-                stage.parent.rmdir()
-            if [path.name for path in self.folder.iterdir()] == [MARKER]:
-                (self.folder / MARKER).unlink()
-                if not existed:
-                    self.folder.rmdir()
+            if parallel.is_main():
+                self._tidy(stage, existed=existed)
             raise
+
+    def _tidy(self, stage: Path, *, existed: bool) -> None:
+        if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
+            shutil.rmtree(stage)
+        if stage.parent.is_dir() and not any(stage.parent.iterdir()):
+            stage.parent.rmdir()
+        if [path.name for path in self.folder.iterdir()] == [MARKER]:
+            (self.folder / MARKER).unlink()
+            if not existed:
+                self.folder.rmdir()
 
 
 def resolve_device(name: str) -> torch.device:
     """The device that a recipe names. Raises RecipeError when this machine has none of it."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", parallel.local_rank()) if parallel.size() > 1 else torch.device("cuda")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

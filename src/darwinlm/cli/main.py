@@ -14,6 +14,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from darwinlm import parallel
 from darwinlm.cli.app import app
 from darwinlm.errors import DarwinLMError
 
@@ -27,7 +28,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would tear ours
     warnings.filterwarnings("ignore")
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, quiet=not parallel.is_main())
     try:
         from transformers.utils import logging
 
@@ -42,6 +43,8 @@ def main() -> None:
         code = stop.exit_code
     except UsageError as error:
         _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
+    finally:
+        parallel.shutdown()
     if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
         errors.print(

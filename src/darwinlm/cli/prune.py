@@ -56,12 +56,13 @@ def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> N
 
 
 def _run(recipe: Any, out: Path, until: str) -> None:
+    from darwinlm import parallel
     from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
-    console = Console()
+    console = Console(quiet=not parallel.is_main())
     run = Run(recipe, out, Reporter(console))
     found = run_stages(run, until)
     if until != "report":

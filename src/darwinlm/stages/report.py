@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from darwinlm import __version__
+from darwinlm import __version__, parallel
 from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
 from darwinlm.report.card import model_card
@@ -27,6 +27,8 @@ def report_stage(run: Run, found: dict[str, Any]) -> dict[str, Any]:
         StorageError: the disk is full.
     """
     summary = summarise(run, found)
+    if not parallel.is_main():
+        return summary
     write_json(run.folder / "summary.json", summary)
     write_text(run.folder / "report.html", render_page(summary))
     write_text(found["export"].folder / "README.md", model_card(summary))

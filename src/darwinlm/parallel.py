@@ -1,0 +1,199 @@
+"""Several processes of one run, as torchrun starts them; in a single process everything here does nothing.
+
+All processes walk the same stages. The first one alone writes and talks; work that is shared is dealt out over the
+processes, and its results come together by sums (`all_reduce`) or in the first process (`collect`). What can fail in
+one process alone stands inside `agree`, so that all of them stop with the same message instead of waiting for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from darwinlm import errors
+from darwinlm.errors import DarwinLMError, ParallelError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another one: whole stages run in the first process alone."""
+
+Failure = tuple[str, str] | None
+
+
+def rank() -> int:
+    """Number of this process, 0 being the first."""
+    if _together():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if _expected() > 1 else 0
+
+
+def size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if _together() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes and talks."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def init_from_environment() -> None:
+    """Meet the other processes that torchrun started; does nothing alone or when they have met before.
+
+    gloo carries what lies in main memory, NCCL what lies on GPUs where there are any.
+
+    Raises:
+        ParallelError: the environment is torchrun's only in part, or the other processes don't answer.
+    """
+    if _together() or _expected() < 2:
+        return
+    if not dist.is_available():
+        raise ParallelError("this machine's PyTorch is built without torch.distributed: run a single process")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ParallelError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start several processes with torchrun")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ParallelError(f"the processes can't meet: {error}; start them with torchrun") from error
+
+
+def shutdown() -> None:
+    """Part from the other processes."""
+    if _together():
+        dist.destroy_process_group()
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, in place; returns it."""
+    if _together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather(value: T) -> list[T]:
+    """Everybody's value, in the order of the processes, in every process. Values are pickled between processes."""
+    if not _together():
+        return [value]
+    found: list[Any] = [None] * size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def broadcast(value: T) -> T:
+    """The first process's value, in every process. It is pickled between processes."""
+    if not _together():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    gather(None)
+
+
+def mine(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of some work: every `size()`-th item."""
+    return items[rank() :: size()] if _together() else items
+
+
+def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of all processes in main memory of the first one, by name; the others get an empty mapping."""
+    if not _together():
+        return tensors
+    offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
+    if not is_main():
+        for tensor in tensors.values():
+            dist.send(tensor.detach().cpu().contiguous(), dst=0)
+        return {}
+    found = dict(tensors)
+    for source in range(1, size()):
+        for name, shape, dtype in offered[source]:
+            found[name] = torch.empty(shape, dtype=dtype)
+            dist.recv(found[name], src=source)
+    return found
+
+
+@contextmanager
+def agree() -> Iterator[None]:
+    """Work in which processes don't talk to each other, and in which any of them may fail: then all of them do.
+
+    Raises:
+        DarwinLMError: of the first process that raised one.
+    """
+    raised: DarwinLMError | None = None
+    try:
+        yield
+    except DarwinLMError as error:
+        raised = error
+    failures = gather(_described(raised))
+    first = next((place for place, failure in enumerate(failures) if failure is not None), None)
+    if first is not None:
+        raise raised if raised is not None and first == rank() else _rebuilt(failures[first])
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the first process do this alone, then the others, who find what it has made.
+
+    Raises:
+        DarwinLMError: in all processes, when the first one raised it.
+    """
+    if not _together():
+        yield
+    elif is_main():
+        try:
+            yield
+        except BaseException as error:
+            broadcast(_described(error))
+            raise
+        broadcast(None)
+    else:
+        failure: Failure = broadcast(None)
+        if failure is not None:
+            raise _rebuilt(failure)
+        yield
+
+
+def _described(error: BaseException | None) -> Failure:
+    if error is None:
+        return None
+    if isinstance(error, DarwinLMError):
+        return type(error).__name__, str(error)
+    return "ParallelError", f"the first process stopped: {type(error).__name__}: {error}"
+
+
+def _rebuilt(failure: Failure) -> DarwinLMError:
+    assert failure is not None
+    kind, message = failure
+    cls = getattr(errors, kind, DarwinLMError)
+    error: DarwinLMError = cls.__new__(cls)
+    Exception.__init__(error, message)
+    return error
+
+
+def _expected() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,114 @@
+"""Several processes: values, sums and failures come together, and a single process needs nothing of it."""
+
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from darwinlm import parallel
+from darwinlm.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError
+
+
+def in_two_processes(work, tmp_path):
+    """Run `work(rank) -> value` in two gloo processes that meet in a file; returns what each one returned."""
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_one, args=(work, tmp_path / "meet", results), nprocs=2)
+    return dict(results.get() for _ in range(2))
+
+
+def _one(rank, work, place, results):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    try:
+        results.put((rank, work(rank)))
+    finally:
+        parallel.shutdown()
+
+
+def _everything(rank):
+    found = {"rank": parallel.rank(), "size": parallel.size(), "main": parallel.is_main()}
+    found["sum"] = parallel.all_reduce(torch.tensor([1.0 + rank])).tolist()
+    found["gathered"] = parallel.gather({"from": rank})
+    found["broadcast"] = parallel.broadcast(f"of {rank}")
+    found["mine"] = list(parallel.mine(range(5)))
+    tensors = {f"{rank}.a": torch.full((2, 3), rank), f"{rank}.b": torch.arange(rank + 1, dtype=torch.float64)}
+    found["collected"] = {name: tensor.tolist() for name, tensor in parallel.collect(tensors).items()}
+    found["alone"] = _failing(lambda: _agreed(NumericsError("block 3: NaN") if rank == 1 else None))
+    found["both"] = _failing(lambda: _agreed(DataError(f"of {rank}")))
+    found["main fails"] = _failing(lambda: _main_first(rank, MissingExtraError("p", "e", "x")))
+    found["main breaks"] = _failing(lambda: _main_first(rank, KeyError("k")))
+    parallel.barrier()
+    return found
+
+
+def _agreed(error):
+    with parallel.agree():
+        if error is not None:
+            raise error
+
+
+def _main_first(rank, error):
+    with parallel.main_first():
+        if rank == 0:
+            raise error
+
+
+def _failing(work):
+    try:
+        work()
+    except (DarwinLMError, KeyError) as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
+def test_two_processes(tmp_path):
+    found = in_two_processes(_everything, tmp_path)
+    for rank, one in found.items():
+        assert (one["rank"], one["size"], one["main"]) == (rank, 2, rank == 0)
+        assert one["sum"] == [3.0]
+        assert one["gathered"] == [{"from": 0}, {"from": 1}]
+        assert one["broadcast"] == "of 0"
+        assert one["mine"] == [[0, 2, 4], [1, 3]][rank]
+        assert one["alone"] == ("NumericsError", "block 3: NaN")
+        assert one["both"] == ("DataError", "of 0")
+        assert one["main fails"] == ("MissingExtraError", "x needs the package 'p': pip install 'darwinlm[e]'")
+    assert found[0]["collected"] == {"0.a": [[0] * 3] * 2, "0.b": [0.0], "1.a": [[1] * 3] * 2, "1.b": [0.0, 1.0]}
+    assert found[1]["collected"] == {}
+    assert found[0]["main breaks"][0] == "KeyError"
+    assert found[1]["main breaks"] == ("ParallelError", "the first process stopped: KeyError: 'k'")
+
+
+def test_one_process_needs_no_other():
+    tensor = torch.ones(2)
+    assert parallel.all_reduce(tensor) is tensor
+    assert (parallel.rank(), parallel.size(), parallel.is_main()) == (0, 1, True)
+    assert parallel.gather(7) == [7]
+    assert parallel.broadcast(7) == 7
+    assert list(parallel.mine([1, 2, 3])) == [1, 2, 3]
+    assert parallel.collect({"a": tensor}) == {"a": tensor}
+    with pytest.raises(DataError, match="here"), parallel.agree():
+        raise DataError("here")
+    with parallel.main_first():
+        parallel.barrier()
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ParallelError, match="not MASTER_ADDR, MASTER_PORT: start several processes with torchrun"):
+        parallel.init_from_environment()
+
+
+def test_one_process_of_one_meets_nobody(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    parallel.init_from_environment()
+    assert not dist.is_initialized()
