@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.console import Reporter
-from darwinlm.errors import RecipeError
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.run import Run
 from darwinlm.stages.database import database_stage
@@ -61,7 +60,7 @@ def prune(
         out: output folder, new or of an earlier run of the same kind, which is then resumed.
         keep: share of the block parameters that may stay, 0.5 or "50%"; overrides the recipe's.
         text: source of the text; overrides the recipe's.
-        recipe: a recipe or the path of one; None starts from the defaults.
+        recipe: a recipe, the path of one, or the name of one that comes along; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: tells the user; None prints to the terminal.
 
@@ -99,6 +98,4 @@ def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], ove
         from darwinlm.recipe import merge
 
         return merge(recipe, assignments, overrides)
-    if recipe is not None and not Path(recipe).is_file():
-        raise RecipeError(f"there is no recipe at {recipe}")
-    return load_recipe(Path(recipe) if recipe is not None else None, assignments, overrides)
+    return load_recipe(recipe, assignments, overrides)

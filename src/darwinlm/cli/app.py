@@ -16,7 +16,9 @@ app = typer.Typer(
 
 ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Output folder; the same one again resumes.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe.", show_default=False)]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="YAML recipe, or the name of one that comes along.", show_default=False)
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.field=value, as often as needed; see `darwinlm schema`.", show_default=False),

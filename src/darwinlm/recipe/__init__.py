@@ -16,6 +16,7 @@ from darwinlm.recipe.sections import (
     Units,
     parse_share,
 )
+from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 __all__ = [
     "Budget",
@@ -31,8 +32,10 @@ __all__ = [
     "Text",
     "Units",
     "describe_fields",
+    "find_recipe",
     "load_recipe",
     "merge",
     "parse_recipe",
     "parse_share",
+    "shipped_recipes",
 ]

@@ -12,17 +12,18 @@ from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
 from darwinlm.recipe.sections import Recipe, SearchStage
+from darwinlm.recipe.shipped import find_recipe
 
 
 def load_recipe(
-    path: Path | None = None,
+    path: Path | str | None = None,
     assignments: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
 
     Args:
-        path: YAML file; None starts from the defaults.
+        path: YAML file, or the name of a recipe that comes along; None starts from the defaults.
         assignments: as `--set` takes them; values are read as YAML.
         overrides: dotted field names and values; None values are left out.
 
@@ -31,7 +32,7 @@ def load_recipe(
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(path)
+        tree = _read_yaml(find_recipe(path))
     return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
 
 

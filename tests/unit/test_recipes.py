@@ -1,0 +1,95 @@
+"""The recipes that come along: they resolve by name, and what they ask for is what they are named after."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from darwinlm.database.levels import module_levels
+from darwinlm.errors import RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import family_of
+from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
+from darwinlm.search.space import SearchSpace, budget_of
+from darwinlm.search.start import random_start
+from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
+
+NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
+
+
+def dense(name: str, folder: Path) -> Checkpoint:
+    config = AutoConfig.from_pretrained(published_config(folder, name))
+    return Checkpoint(folder, config, family_of(config), name)
+
+
+def test_every_recipe_comes_along() -> None:
+    assert sorted(shipped_recipes()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    base = name.removesuffix("-fast")
+    checkpoint = dense(base, tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkpoint.config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == PARAMETERS[base]
+
+    shapes = module_shapes(checkpoint)
+    space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
+    outside = total - space.params(space.dense)
+    target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
+    budget = budget_of(space, recipe.budget.keep, recipe.budget.tolerance)
+    for bound in (budget.lower, budget.upper):
+        assert outside + bound == pytest.approx(target, rel=0.01)
+
+    allocation = random_start(space, budget, random.Random(0))
+    kept = outside + space.params(allocation)
+    assert kept == pytest.approx(target, rel=0.01)
+    by_place = {(shape.block, shape.kind): shape for shape in shapes}
+    database = SimpleNamespace(shape=lambda block, kind: by_place[block, kind])
+    table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), database)
+    built = empty_model(smaller_config(checkpoint, table), checkpoint)
+    assert sum(parameter.numel() for parameter in built.parameters()) == kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_of_a_recipe_has_its_source(name: str) -> None:
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    figures = [line for line in lines if re.search(r": *[\d.]+ *(#|$)", line)]
+    assert len(figures) >= 8
+    for line in figures:
+        assert re.search(r"#.*(paper|reference|our choice)", line), line
+
+
+def test_paper_recipe_has_the_papers_schedule() -> None:
+    search = load_recipe("llama2-7b-2.7b").search
+    assert (search.generations, search.offspring) == (200, 16)
+    assert [(stage.tokens, stage.survivors) for stage in search.stages] == [(1024, 8), (2048, 4), (4096, 2), (8192, 1)]
+
+
+def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama2-7b-2.7b").write_text("budget: {keep: 10%}", encoding="utf-8")
+    assert load_recipe("llama2-7b-2.7b").budget.keep == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("llama2-7b-2.7", "did you mean 'llama2-7b-2.7b'"),
+        ("gpt", "give a YAML file, or one of llama2-7b-2.7b, "),
+    ],
+)
+def test_unknown_name(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name)
