@@ -154,6 +154,12 @@ class Refit(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+    local_steps: int = Field(0, ge=0)
+    """Steps of distillation of each block's weights toward the dense block after its fit, kept where they help."""
+    local_rate: float = Field(2e-4, gt=0)
+    """Learning rate of those steps."""
+    local_tokens: int = Field(2048, gt=0)
+    """Tokens in one of them."""
     input_memory: float = Field(4.0, ge=0)
     """GiB that each stream may use to keep one module's inputs; what doesn't fit is computed twice."""
 

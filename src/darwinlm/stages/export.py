@@ -74,12 +74,7 @@ def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted 
 
 
 def _final_model(checkpoint: Checkpoint, refitted: Refitted | None) -> Any:
-    model = checkpoint.load(torch.float32)
-    if refitted is not None:
-        parameters = dict(model.named_parameters())
-        for name, weight in refitted.weights(checkpoint).items():
-            parameters[name].data = weight
-    return model
+    return checkpoint.load(torch.float32) if refitted is None else refitted.model(checkpoint)
 
 
 def _digests(folder: Path) -> dict[str, str]:

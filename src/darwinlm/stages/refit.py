@@ -1,20 +1,24 @@
-"""Refit: output projections corrected toward the dense residual stream."""
+"""Refit: output projections corrected toward the dense residual stream, kept where the whole model is better for it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
+from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.refit import Streams, refit
+from darwinlm.surgery.refit import Options, Outcome, Streams, refit
+
+RECORD = "record.json"
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,30 @@ class Refitted:
     Attributes:
         stage: holds it.
         choices: what was decided for each module.
+        record: KL to the dense model on validation text before and after, what was kept, and local distillation.
     """
 
     stage: StageFolder
     choices: list[dict[str, Any]]
+    record: dict[str, Any]
 
     def weights(self, checkpoint: Any) -> dict[str, Tensor]:
-        """The corrected output projections by tensor name."""
+        """The corrected weights by tensor name, float32; none where the stitched model was the better one."""
         found: dict[str, Tensor] = {}
+        if self.record["kept"] == "stitched":
+            return found
         for path in sorted(self.stage.folder.glob("block_*.safetensors")):
-            block = int(path.stem.removeprefix("block_"))
-            for kind, weight in read_tensors(path).items():
-                part = checkpoint.family.attention if kind == "attention" else checkpoint.family.mlp
-                found[f"{checkpoint.block_prefix(block)}{part.name}.{part.output}.weight"] = weight
+            prefix = checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
+            found |= {prefix + name: weight for name, weight in read_tensors(path).items()}
         return found
+
+    def model(self, checkpoint: Any) -> Any:
+        """The corrected model in memory, float32."""
+        model = checkpoint.load(torch.float32)
+        parameters = dict(model.named_parameters())
+        for name, weight in self.weights(checkpoint).items():
+            parameters[name].data = weight
+        return model
 
 
 def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
@@ -55,31 +69,92 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
         "refit": settings.model_dump(exclude={"input_memory"}),
+        "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }
 
-    def streams(text: TokenBlocks, n_tokens: int | None) -> Streams:
-        dense = stream_of(run, text, n_tokens)
-        rows = sum(len(hidden) for hidden in dense.hidden)
-        small = BlockStream(
-            stitched.checkpoint,
-            text.tokens[:rows],
-            dtype=run.dtype,
-            device=run.device,
-            batch_tokens=run.batch_tokens,
-        )
-        return Streams(dense, small)
+    def small(text: TokenBlocks, rows: int | None = None) -> BlockStream:
+        tokens, checkpoint = text.tokens[:rows], stitched.checkpoint
+        return BlockStream(checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens)
 
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
-            choices = refit(
-                stage,
-                streams(texts["calibration"], settings.tokens),
-                streams(texts["validation"], None),
+            dense = stream_of(run, texts["calibration"], settings.tokens)
+            fit = Streams(dense, small(texts["calibration"], sum(len(hidden) for hidden in dense.hidden)))
+            validation = Streams(stream_of(run, texts["validation"]), small(texts["validation"]))
+            options = Options(
                 settings.ridges,
-                memory=int(settings.input_memory * 2**30),
-                progress=run.reporter.advance,
+                int(settings.input_memory * 2**30),
+                settings.local_steps,
+                settings.local_rate,
+                settings.local_tokens,
+                run.recipe.search.seed,
             )
-            write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
-        made = read_json(stage.folder / "choices.json")
-    return Refitted(stage, made)
+            outcome = refit(stage, fit, validation, options, run.reporter.advance)
+            unchanged = small(texts["validation"])
+            run_through(unchanged)
+            found = _record(outcome, *compare(validation.dense, [unchanged, validation.small]))
+            write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
+            write_json(stage.folder / RECORD, found)
+            _tell(run, outcome, found)
+        made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
+    return Refitted(stage, made, record)
+
+
+def run_through(stream: BlockStream) -> None:
+    """Move a residual stream behind the last block. Raises NumericsError."""
+    for block in range(stream.checkpoint.n_blocks):
+        stream.load(block)
+        stream.run(block)
+        stream.unload(block)
+
+
+@torch.no_grad()
+def compare(dense: BlockStream, others: list[BlockStream]) -> list[float]:
+    """KL(dense ‖ other) in nats per token of residual streams behind the last block, over the same text."""
+    sums = [0.0] * len(others)
+    tokens = 0
+    for stream in (dense, *others):
+        _load_head(stream)
+    for index, hidden in enumerate(dense.hidden):
+        reference = DenseDistribution(_logits(dense, hidden))
+        for number, other in enumerate(others):
+            sums[number] += float(reference.kl(_logits(other, other.hidden[index])).sum(dtype=torch.float64))
+        tokens += len(reference)
+    return [max(total / tokens, 0.0) for total in sums]
+
+
+def _load_head(stream: BlockStream) -> None:
+    """Give the stream's model what stands behind the blocks."""
+    model, checkpoint = stream.decoder.model, stream.checkpoint
+    for name in checkpoint.names_outside_blocks():
+        owner, _, leaf = name.rpartition(".")
+        if name.startswith(checkpoint.family.embedding + "."):
+            continue
+        module = model.get_submodule(owner)
+        if leaf in dict(module.named_parameters(recurse=False)):
+            tensor = checkpoint.read(name, dtype=stream.dtype)[""].to(stream.device)
+            setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    model.tie_weights()
+
+
+def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
+    """[b, t, m] -> [b t, v]."""
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+    return stream.decoder.logits(tokens, hidden, stream.checkpoint.n_blocks).flatten(0, 1)
+
+
+def _record(outcome: Outcome, before: float, after: float) -> dict[str, Any]:
+    local = {str(block): asdict(choice) for block, choice in outcome.local.items()}
+    return {"kept": "refit" if after < before else "stitched", "kl_before": before, "kl_after": after, "local": local}
+
+
+def _tell(run: Run, outcome: Outcome, record: dict[str, Any]) -> None:
+    fitted = sum(choice.ridge is not None for choice in outcome.modules)
+    distilled = sum(choice.steps > 0 for choice in outcome.local.values())
+    local = f", {distilled} of {len(outcome.local)} blocks distilled" if outcome.local else ""
+    kept = "" if record["kept"] == "refit" else ": no better, the stitched weights stay"
+    run.reporter.say(
+        f"refit: {fitted} of {len(outcome.modules)} modules fitted{local}; KL on validation text "
+        f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"
+    )

@@ -3,23 +3,25 @@
 Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
 fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
 that module. The strength of the pull toward the stitched weights is chosen on validation text, and where no fit
-beats the stitched weights there, they stay.
+beats the stitched weights there, they stay. On request all weights of a block then take a few steps of distillation,
+under the same condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
-from darwinlm.calibration.moments import CrossMoment, SecondMoment
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import ArtifactError
 from darwinlm.families.family import KINDS, ModuleKind
-from darwinlm.surgery.ridge import ridge_solution, squared_error
+from darwinlm.surgery.fitting import fit_output, module_moments, output_gain, watched_spread
+from darwinlm.surgery.local import LocalChoice, distil_block
 from darwinlm.surgery.walk import BlockWalk
 
 
@@ -50,155 +52,173 @@ class Streams:
     small: BlockStream
 
 
-class _Moments:
-    """Moments of one module's inputs and of what they should give."""
+@dataclass(frozen=True)
+class Options:
+    """How a block is fitted.
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.inputs = SecondMoment(inputs, device)
-        self.cross = CrossMoment(outputs, inputs, device)
-        self.energy = 0.0
-        self.count = 0
+    Attributes:
+        ridges: strengths to try.
+        memory: bytes of projection inputs that each stream may keep; what doesn't fit is computed a second time.
+        local_steps: steps of local distillation; 0 leaves it out.
+        local_rate: its learning rate.
+        local_tokens: tokens in one of its steps.
+        seed: of its order.
+    """
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        self.inputs.add(x)
-        self.cross.add(y, x)
-        self.energy += float(y.double().square().sum())
-        self.count += y.numel() // y.shape[-1]
+    ridges: tuple[float, ...]
+    memory: int = 1 << 32
+    local_steps: int = 0
+    local_rate: float = 2e-4
+    local_tokens: int = 2048
+    seed: int = 0
 
-    def error(self, W: Tensor) -> float:
-        energy = self.energy / self.count
-        if energy == 0:
-            return 0.0
-        return squared_error(self.inputs.mean(), self.cross.mean(), energy, W) / energy
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided.
+
+    Attributes:
+        modules: for each module that is still there.
+        local: for each block that was distilled, by its number.
+    """
+
+    modules: list[Choice]
+    local: dict[int, LocalChoice]
 
 
 def refit(
     stage: StageFolder,
     fit: Streams,
     validation: Streams,
-    ridges: tuple[float, ...],
-    *,
-    memory: int,
+    options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Choice]:
+) -> Outcome:
     """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
 
     Args:
-        stage: begun; one file of weights and one of choices is written for each block.
-        fit: streams over the text that is fitted, before the first block.
-        validation: streams over other text, before the first block.
-        ridges: strengths to try.
-        memory: bytes of projection inputs that each stream may keep; what doesn't fit is computed a second time.
+        stage: begun; one file of weights (by name inside the block) and one of choices is written for each block.
+        fit: streams over the text that is fitted, before the first block; they end behind the last.
+        validation: streams over other text, likewise.
+        options: how.
         progress: called with finished and total blocks.
-
-    Returns:
-        The choice for each module that is still there.
 
     Raises:
         NumericsError: values aren't finite.
         StorageError: the disk is full.
     """
-    choices: list[Choice] = []
+    outcome = Outcome([], {})
     total = fit.dense.checkpoint.n_blocks
     for block in range(total):
-        tensors, notes = stage.folder / f"block_{block:04d}.safetensors", stage.folder / f"block_{block:04d}.json"
         for streams in (fit, validation):
+            streams.dense.load(block)
             streams.small.load(block)
-        if notes.exists() and _finished(stage, block):
-            weights = read_tensors(tensors) if tensors.exists() else {}
-            made = [Choice(**note) for note in read_json(notes)]
+        notes = _finished(stage, block)
+        if notes is not None:
+            weights = read_tensors(_weights_of(stage, block)) if notes["weights"] else {}
             for streams in (fit, validation):
-                streams.dense.load(block)
-                _put(streams.small, block, weights)
+                put_weights(streams.small.decoder.blocks[block], weights)
                 streams.dense.run(block)
                 streams.small.run(block)
         else:
-            weights, made = _refit_block(block, fit, validation, ridges, memory)
+            weights, modules, local = _refit_block(block, fit, validation, options)
+            notes = {"weights": bool(weights), "modules": [asdict(choice) for choice in modules]}
+            notes["local"] = asdict(local) if local else None
             if weights:
-                write_tensors(tensors, weights)
-            write_json(notes, [asdict(choice) for choice in made])
+                write_tensors(_weights_of(stage, block), weights)
+            write_json(_notes_of(stage, block), notes)
         for streams in (fit, validation):
             streams.dense.unload(block)
             streams.small.unload(block)
-        choices += made
+        outcome.modules.extend(Choice(**note) for note in notes["modules"])
+        if notes["local"]:
+            outcome.local[block] = LocalChoice(**notes["local"])
         progress(block + 1, total)
-    return choices
+    return outcome
 
 
-def _finished(stage: StageFolder, block: int) -> bool:
-    tensors, notes = stage.folder / f"block_{block:04d}.safetensors", stage.folder / f"block_{block:04d}.json"
+def _weights_of(stage: StageFolder, block: int) -> Any:
+    return stage.folder / f"block_{block:04d}.safetensors"
+
+
+def _notes_of(stage: StageFolder, block: int) -> Any:
+    return stage.folder / f"block_{block:04d}.json"
+
+
+def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
+    """What an interrupted run noted about a block, if its files are whole."""
+    path = _notes_of(stage, block)
+    if not path.exists():
+        return None
     try:
-        changed = any(note["ridge"] is not None for note in read_json(notes))
-        if changed:
-            read_tensors(tensors)
+        notes: dict[str, Any] = read_json(path)
+        if notes["weights"]:
+            read_tensors(_weights_of(stage, block))
     except ArtifactError:
-        notes.unlink()
-        return False
-    return True
+        path.unlink()
+        return None
+    return notes
 
 
-def _put(stream: BlockStream, block: int, weights: dict[str, Tensor]) -> None:
-    for kind in KINDS:
-        if kind in weights:
-            output = output_projection(stream.decoder.blocks[block], stream.checkpoint.family, kind)
-            assert output is not None
-            output.weight.data = weights[kind].to(output.weight.device, output.weight.dtype)
+def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a block other weights, by name inside it, in its own type."""
+    parameters = dict(block.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].data = weight.to(parameters[name].device, parameters[name].dtype)
 
 
 def _refit_block(
-    block: int, fit: Streams, validation: Streams, ridges: tuple[float, ...], memory: int
-) -> tuple[dict[str, Tensor], list[Choice]]:
+    block: int, fit: Streams, validation: Streams, options: Options
+) -> tuple[dict[str, Tensor], list[Choice], LocalChoice | None]:
     """Advance all streams through one block, fitting its modules on the way."""
     both = (fit, validation)
-    family = fit.dense.checkpoint.family
-    for streams in both:
-        streams.dense.load(block)
+    checkpoint = fit.small.checkpoint
+    layer = fit.small.decoder.blocks[block]
     dense = [BlockWalk(streams.dense, block, memory=0) for streams in both]
-    small = [BlockWalk(streams.small, block, memory) for streams in both]
-    stitched = fit.small.checkpoint.read(fit.small.checkpoint.block_prefix(block), dtype=torch.float32)
+    small = [BlockWalk(streams.small, block, options.memory) for streams in both]
+    start = [list(streams.small.hidden) for streams in both] if options.local_steps else []
+    stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[Choice] = []
     for kind in KINDS:
+        spreads = []
         for walk in dense:
-            walk.finish(kind)
-        output = output_projection(fit.small.decoder.blocks[block], family, kind)
-        if output is not None:
+            with watched_spread(walk, kind) as spread:
+                walk.finish(kind)
+            spreads.append(spread)
+        if output_projection(layer, checkpoint.family, kind) is not None:
+            part = checkpoint.family.module(kind)
+            gain = output_gain(layer, checkpoint, kind)
             seen, held_out = (
-                _moments(walk, kind, output, streams.dense.hidden) for walk, streams in zip(small, both, strict=True)
+                module_moments(walk, kind, streams.dense.hidden, spread, gain)
+                for walk, streams, spread in zip(small, both, spreads, strict=True)
             )
-            part = family.module(kind)
-            W0 = stitched[f"{part.name}.{part.output}.weight"].to(fit.small.device)
-            W, choice = _fitted(seen, held_out, W0, ridges, Choice(block, kind, None, 0.0, 0.0))
-            choices.append(choice)
-            if choice.ridge is not None:
-                weights[kind] = W
+            name = f"{part.name}.{part.output}.weight"
+            W0 = stitched[name].to(fit.small.device)
+            found = fit_output(seen, held_out, W0, gain, options.ridges, f"block {block} {kind}")
+            choices.append(Choice(block, kind, found.ridge, found.before, found.after))
+            if found.ridge is not None:
+                weights[name] = found.weight
                 for streams in both:
-                    _put(streams.small, block, {kind: W})
+                    put_weights(streams.small.decoder.blocks[block], {name: found.weight})
         for walk in small:
             walk.finish(kind)
-    return weights, choices
-
-
-def _fitted(
-    seen: _Moments, held_out: _Moments, W0: Tensor, ridges: tuple[float, ...], module: Choice
-) -> tuple[Tensor, Choice]:
-    """The best weights on held-out text: the given ones or those of one of the ridges."""
-    best, chosen, best_error = W0, None, held_out.error(W0)
-    before = best_error
-    for ridge in ridges:
-        W = ridge_solution(seen.inputs.mean(), seen.cross.mean(), W0, ridge, name=f"block {module.block} {module.kind}")
-        error = held_out.error(W)
-        if error < best_error:
-            best, chosen, best_error = W, ridge, error
-    return best, replace(module, ridge=chosen, before=before, after=best_error)
-
-
-def _moments(walk: BlockWalk, kind: ModuleKind, output: nn.Linear, targets: Sequence[Tensor]) -> _Moments:
-    """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream."""
-    moments = _Moments(output.in_features, output.out_features, walk.stream.device)
-    for (x, before), target in zip(walk.inputs(kind), targets, strict=True):
-        wanted = target.float() - before.float()
-        if output.bias is not None:
-            wanted -= output.bias.float()
-        moments.add(x, wanted)
-    return moments
+    if not options.local_steps or not choices:
+        return weights, choices, None
+    for streams, hidden in zip(both, start, strict=True):
+        streams.small.hidden[:] = hidden
+    rows = max(1, options.local_tokens // fit.small.hidden[0].shape[1])
+    trained, local = distil_block(
+        fit.small,
+        validation.small,
+        block,
+        (fit.dense.hidden, validation.dense.hidden),
+        stitched | weights,
+        steps=options.local_steps,
+        learning_rate=options.local_rate,
+        batch_rows=rows,
+        seed=options.seed,
+    )
+    for streams in both:
+        put_weights(streams.small.decoder.blocks[block], trained)
+        streams.small.run(block)
+    return weights | trained, choices, local

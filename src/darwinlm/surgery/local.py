@@ -1,0 +1,125 @@
+"""Local distillation: a few optimiser steps on all weights of one smaller block toward the dense residual stream.
+
+Source: the blockwise distillation of Puzzle (arXiv 2411.19146), on the streams of the refit: the smaller block gets the
+smaller model's own residual stream, with the error that it carries, and is to give the dense stream behind the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.errors import NumericsError
+
+_CHECKS = 4
+
+
+@dataclass(frozen=True)
+class LocalChoice:
+    """What local distillation gave in one block.
+
+    Attributes:
+        steps: the step whose weights were kept; 0 kept those from before.
+        before: validation error before it, E‖dense - small‖² relative to E‖dense - before the block‖².
+        after: validation error of what was kept.
+    """
+
+    steps: int
+    before: float
+    after: float
+
+
+def distil_block(
+    fit: BlockStream,
+    validation: BlockStream,
+    block: int,
+    targets: tuple[Sequence[Tensor], Sequence[Tensor]],
+    weights: Mapping[str, Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_rows: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], LocalChoice]:
+    """Train the block at hand; it is left as it came, and both streams stay before it.
+
+    Args:
+        fit: the smaller stream over the text that is fitted, before the block, which is loaded.
+        validation: the smaller stream over other text, likewise.
+        block: the block.
+        targets: the dense stream behind the block, over both texts.
+        weights: the block's weights in float32 by name inside it; those in the block may be rounded.
+        steps: of AdamW, with a cosine to zero.
+        learning_rate: at the start.
+        batch_rows: sequences in one step.
+        seed: of the order of the text.
+
+    Returns:
+        The block's weights, float32 by name inside the block (empty where none were better), and what was decided.
+
+    Raises:
+        NumericsError: the loss isn't finite.
+    """
+    module = fit.decoder.blocks[block]
+    given = {name: parameter.data for name, parameter in module.named_parameters()}
+    if not given:
+        return {}, LocalChoice(0, 0.0, 0.0)
+    hidden = [row for batch in fit.hidden for row in batch]
+    wanted = [row for batch in targets[0] for row in batch]
+    before = _error(validation, block, targets[1])
+    best: dict[str, Tensor] = {}
+    choice = LocalChoice(0, before, before)
+    shared = validation.decoder.blocks[block]
+    masters = {name: nn.Parameter(weights[name].to(data.device).float().clone()) for name, data in given.items()}
+    optimiser = torch.optim.AdamW(masters.values(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    order = torch.Generator().manual_seed(seed + block)
+    rows = min(batch_rows, len(hidden))
+    arguments = fit.decoder.block_arguments(torch.zeros(rows, len(hidden[0]), dtype=torch.int64))[block]
+    for step in range(1, steps + 1):
+        picked = torch.randperm(len(hidden), generator=order)[:rows].tolist()
+        x, target = (torch.stack([of[index] for index in picked]) for of in (hidden, wanted))
+        with torch.enable_grad():
+            cast = {name: master.to(fit.dtype) for name, master in masters.items()}
+            output = torch.func.functional_call(module, cast, (x,), arguments)
+            result = output[0] if isinstance(output, tuple) else output
+            scale = (target.float() - x.float()).square().mean().clamp_min(1e-12)
+            loss = (result.float() - target.float()).square().mean() / scale
+            loss.backward()
+        if not bool(torch.isfinite(loss)):
+            raise NumericsError(
+                f"block {block}: the loss of the local distillation isn't finite; lower refit.local_rate"
+            )
+        nn.utils.clip_grad_norm_(masters.values(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % max(1, steps // _CHECKS) == 0 or step == steps:
+            trained = {name: master.detach().clone() for name, master in masters.items()}
+            _set(shared, trained, fit.dtype)
+            error = _error(validation, block, targets[1])
+            if error < choice.after:
+                best, choice = trained, LocalChoice(step, before, error)
+    _set(shared, {name: data.float() for name, data in given.items()}, fit.dtype)
+    return best, choice
+
+
+def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    parameters = dict(module.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].data = weight.to(parameters[name].device, dtype)
+
+
+@torch.no_grad()
+def _error(stream: BlockStream, block: int, targets: Sequence[Tensor]) -> float:
+    """E‖dense - small‖² behind the block, relative to what the dense stream is away from the smaller one before it."""
+    difference = energy = 0.0
+    for hidden, target in zip(stream.hidden, targets, strict=True):
+        result = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])
+        difference += float((target.double() - result.double()).square().sum())
+        energy += float((target.double() - hidden.double()).square().sum())
+    return difference / energy if energy else 0.0
