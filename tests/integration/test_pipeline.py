@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tests.tiny.masked import assert_equal_logits, logits, masked
+from tests.tiny.whole import Whole, opened
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +23,6 @@ from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.console import Reporter
 from darwinlm.database.order import damp
-from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -32,57 +32,11 @@ from darwinlm.pipeline import prune, run_stages
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.space import Allocation
 from darwinlm.search.start import uniform_allocations
-from darwinlm.stages.database import Database, database_stage, stream_of
-from darwinlm.stages.plan import Plan, plan_stage
-from darwinlm.stages.refit import Refitted, refit_stage
-from darwinlm.stages.search import Found, search_stage
-from darwinlm.stages.stitch import Stitched, stitch_stage
-from darwinlm.stages.text import Texts, text_stage
+from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 CASES = [("llama", "kv_group"), ("llama", "lattice"), ("qwen2", "lattice"), ("qwen3", "lattice")]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A finished run, opened again: what each of its stages handed on."""
-
-    run: Run
-    summary: dict[str, Any]
-    texts: Texts
-    plan: Plan
-    database: Database
-    search: Found
-    stitched: Stitched
-    refitted: Refitted
-
-    @property
-    def reader(self) -> DatabaseReader:
-        return self.database.reader
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.run.checkpoint
-
-    def random_allocations(self, count: int, seed: int = 0) -> list[Allocation]:
-        """Levels drawn freely, and one allocation in which a block, an attention and an MLP are gone."""
-        rng = random.Random(seed)
-        made = [tuple(rng.randrange(len(m.levels)) for m in self.plan.space.modules) for _ in range(count - 1)]
-        gone = {(0, "attention"), (1, "attention"), (1, "mlp"), (3, "mlp")}
-        levels = zip(self.plan.space.modules, self.plan.space.dense, strict=True)
-        return [*made, tuple(0 if (m.block, m.kind) in gone else top for m, top in levels)]
-
-
-def opened(run: Run, summary: dict[str, Any]) -> Whole:
-    texts, plan = text_stage(run), plan_stage(run)
-    database = database_stage(run, texts)
-    search = search_stage(run, texts, database, plan)
-    stitched = stitch_stage(run, database, search)
-    refitted = refit_stage(run, texts, stitched)
-    assert refitted is not None
-    return Whole(run, summary, texts, plan, database, search, stitched, refitted)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -93,53 +47,6 @@ def whole(
     folder = tmp_path_factory.mktemp("whole") / "out"
     run = make_run(tiny_folder(model_type), folder, f"units.attention={units}")
     return opened(run, run_stages(run, "report"))
-
-
-# ----------------------------------------------------------------------------------------- the masked dense model
-
-
-@torch.no_grad()
-def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
-    """The dense model with zeros for all that is removed and the database's weights scattered into place."""
-    checkpoint = reader.checkpoint
-    family = checkpoint.family
-    model = checkpoint.load(torch.float32)
-    blocks = model.get_submodule(family.layers)
-    for module, index in zip(reader.modules, allocation, strict=True):
-        level, shape = module.levels[index], reader.shape(module.block, module.kind)
-        kept, part = reader.kept(module.block, module.kind, level), family.module(module.kind)
-        owner = getattr(blocks[module.block], part.name)
-        if kept.weight is None:
-            continue
-        output = getattr(owner, part.output)
-        assert kept.weight.shape == (output.out_features, level.width)
-        output.weight.zero_()[:, kept.columns] = kept.weight
-        if level.width == 0 and output.bias is not None:
-            output.bias.zero_()
-        inputs = dict.fromkeys(part.inputs if module.kind == "mlp" else part.query, kept.columns)
-        if module.kind == "attention":
-            groups = {int(column) // (shape.heads * shape.head_dim) for column in kept.columns}
-            rows = [group * shape.head_dim + i for group in sorted(groups) for i in range(shape.head_dim)]
-            inputs |= dict.fromkeys(part.key_value, torch.tensor(rows, dtype=torch.int64))
-        for name, stay in inputs.items():
-            projection = getattr(owner, name)
-            gone = torch.ones(projection.out_features, dtype=torch.bool)
-            gone[stay] = False
-            projection.weight[gone] = 0
-            if projection.bias is not None:
-                projection.bias[gone] = 0
-    return model
-
-
-def assert_equal_logits(model: Any, reference: Any, tokens: Tensor) -> None:
-    """Equal but for the rounding of float32, in units of the largest logit."""
-    expected = logits(reference, tokens)
-    assert (logits(model, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
-
-
-@torch.no_grad()
-def logits(model: Any, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens, use_cache=False).logits
 
 
 def test_the_stitched_model_is_the_masked_dense_one(whole):

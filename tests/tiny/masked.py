@@ -1,0 +1,96 @@
+"""The dense model with zeros for all that is removed: what a smaller model must compute, found another way.
+
+Rows are looked up by the names of projections, one by one, and not through the description of the family.
+
+Letters: r rows, d columns, e experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.search.space import Allocation
+
+
+@torch.no_grad()
+def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
+    """The dense model with zeros for all that is removed and the database's weights scattered into place."""
+    checkpoint = reader.checkpoint
+    model = checkpoint.load(torch.float32)
+    for module, index in zip(reader.modules, allocation, strict=True):
+        level, shape = module.levels[index], reader.shape(module.block, module.kind)
+        kept = reader.kept(module.block, module.kind, level)
+        if kept.weight is None:
+            continue
+        block = model.model.layers[module.block]
+        if module.kind == "mlp":
+            _mask_mlp(block.mlp, kept.columns, kept.weight)
+        else:
+            _mask_attention(block.self_attn, kept.columns, kept.weight, shape.head_dim, shape.groups * shape.heads)
+    return model
+
+
+def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_dim: int, heads: int) -> None:
+    _scatter(attention.o_proj, columns, weight)
+    per_group = attention.num_key_value_groups
+    query = {int(column) for column in columns}
+    groups = {column // head_dim // per_group for column in query}
+    key = {group * head_dim + i for group in groups for i in range(head_dim)}
+    if hasattr(attention, "qkv_proj"):
+        after_query = heads * head_dim
+        after_key = after_query + heads // per_group * head_dim
+        stay = query | {after_query + row for row in key} | {after_key + row for row in key}
+        _zero_rows(attention.qkv_proj, stay)
+    else:
+        _zero_rows(attention.q_proj, query)
+        _zero_rows(attention.k_proj, key)
+        _zero_rows(attention.v_proj, key)
+
+
+def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor) -> None:
+    if hasattr(mlp, "experts"):
+        experts = mlp.experts
+        dense = experts.down_proj.shape[-1]
+        for expert, own in enumerate(columns):
+            gone = torch.ones(dense, dtype=torch.bool)
+            gone[own] = False
+            experts.down_proj[expert].zero_()[:, own] = weight[expert]
+            experts.gate_up_proj[expert][torch.cat([gone, gone])] = 0
+        return
+    _scatter(mlp.down_proj, columns, weight)
+    stay = {int(column) for column in columns}
+    if hasattr(mlp, "gate_up_proj"):
+        _zero_rows(mlp.gate_up_proj, stay | {mlp.down_proj.in_features + row for row in stay})
+    else:
+        _zero_rows(mlp.gate_proj, stay)
+        _zero_rows(mlp.up_proj, stay)
+
+
+def _scatter(output: nn.Linear, columns: Tensor, weight: Tensor) -> None:
+    assert weight.shape == (output.out_features, len(columns))
+    output.weight.zero_()[:, columns] = weight
+    if len(columns) == 0 and output.bias is not None:
+        output.bias.zero_()
+
+
+def _zero_rows(projection: nn.Linear, stay: set[int]) -> None:
+    gone = torch.tensor([row not in stay for row in range(projection.out_features)])
+    projection.weight[gone] = 0
+    if projection.bias is not None:
+        projection.bias[gone] = 0
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: Tensor) -> Tensor:
+    """[b, t] -> [b, t, v]."""
+    return model(input_ids=tokens, use_cache=False).logits
+
+
+def assert_equal_logits(model: Any, reference: Any, tokens: Tensor) -> None:
+    """Equal but for the rounding of float32, in units of the largest logit."""
+    expected = logits(reference, tokens)
+    assert (logits(model, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)

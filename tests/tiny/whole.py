@@ -1,0 +1,59 @@
+"""A finished run, opened again."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.run import Run
+from darwinlm.search.space import Allocation
+from darwinlm.stages.database import Database, database_stage
+from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.stages.refit import Refitted, refit_stage
+from darwinlm.stages.search import Found, search_stage
+from darwinlm.stages.stitch import Stitched, stitch_stage
+from darwinlm.stages.text import Texts, text_stage
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What each stage of a finished run handed on."""
+
+    run: Run
+    summary: dict[str, Any]
+    texts: Texts
+    plan: Plan
+    database: Database
+    search: Found
+    stitched: Stitched
+    refitted: Refitted
+
+    @property
+    def reader(self) -> DatabaseReader:
+        return self.database.reader
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.run.checkpoint
+
+    def random_allocations(self, count: int, seed: int = 0) -> list[Allocation]:
+        """Levels drawn freely, and one allocation in which a block, an attention and an MLP are gone."""
+        rng = random.Random(seed)
+        made = [tuple(rng.randrange(len(m.levels)) for m in self.plan.space.modules) for _ in range(count - 1)]
+        gone = {(0, "attention"), (1, "attention"), (1, "mlp"), (3, "mlp")}
+        levels = zip(self.plan.space.modules, self.plan.space.dense, strict=True)
+        return [*made, tuple(0 if (m.block, m.kind) in gone else top for m, top in levels)]
+
+
+def opened(run: Run, summary: dict[str, Any]) -> Whole:
+    """Take what the stages of a finished run hand on; none of them is run again."""
+    texts, plan = text_stage(run), plan_stage(run)
+    database = database_stage(run, texts)
+    search = search_stage(run, texts, database, plan)
+    stitched = stitch_stage(run, database, search)
+    refitted = refit_stage(run, texts, stitched)
+    assert refitted is not None
+    return Whole(run, summary, texts, plan, database, search, stitched, refitted)
