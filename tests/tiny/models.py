@@ -38,7 +38,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "smollm3": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.3},
-    "phi3": {"resid_pdrop": 0.1},
+    "phi3": {
+        "resid_pdrop": 0.1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 
@@ -61,8 +73,8 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
             noise = torch.randn(weight.shape, generator=generator)
             if "embed_tokens" in name or "lm_head" in name:
                 weight.copy_(noise * 0.3)
-            elif weight.ndim == 2:
-                weight.copy_(noise * 1.2 / weight.shape[1] ** 0.5)
+            elif weight.ndim >= 2:
+                weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
             else:
                 weight.add_(noise * 0.1)
     return model.eval()

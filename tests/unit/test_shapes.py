@@ -13,7 +13,7 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from darwinlm.artifact import write_tensors
 from darwinlm.database.factors import NestedFactors, nested_factors
 from darwinlm.database.levels import module_levels
-from darwinlm.database.store import DatabaseReader, block_file, factors_to_tensors
+from darwinlm.database.store import DatabaseReader, block_file, experts_to_tensors, factors_to_tensors
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
@@ -31,6 +31,14 @@ FAMILIES = {
     "qwen2 multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
     "qwen3": {"num_hidden_layers": 2},
     "qwen3 multi-query": {"num_hidden_layers": 2, "num_key_value_heads": 1},
+    "gemma2": {"num_hidden_layers": 2, "layer_types": None},
+    "gemma3_text": {"num_hidden_layers": 2, "layer_types": None},
+    "granite with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
+    "phi3": {"num_hidden_layers": 2},
+    "phi3 multi-query": {"num_hidden_layers": 2, "num_key_value_heads": 1},
+    "phi3 of wide heads": {"num_hidden_layers": 2, "head_dim": 16},
+    "mixtral": {"num_hidden_layers": 2},
+    "qwen3_moe": {"num_hidden_layers": 2},
     "mistral": {"num_hidden_layers": 2},
     "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
 }
@@ -50,9 +58,12 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseRe
     """A database that needs no calibration: units go in the order of their index, last first, and H is the identity."""
     by_block: dict[int, dict] = {}
     for shape in module_shapes(checkpoint):
-        part = checkpoint.family.module(shape.kind)
-        W = checkpoint.read(checkpoint.block_prefix(shape.block))[f"{part.name}.{part.output}.weight"].float()
+        W = checkpoint.read(checkpoint.block_prefix(shape.block))[shape.output].float()
         H = torch.eye(shape.width, dtype=torch.float64)
+        if shape.experts:
+            experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
+            by_block.setdefault(shape.block, {}).update(experts_to_tensors(experts))
+            continue
         for heads in range(1, shape.heads + 1):
             columns = torch.arange(shape.width).view(shape.groups, shape.heads, -1)[:, :heads].reshape(-1)
             factors: NestedFactors = nested_factors(H, W, columns)
@@ -90,7 +101,8 @@ def test_the_modules_are_those_of_the_model(case):
     ]
     for shape in shapes:
         if shape.kind == "mlp":
-            assert (shape.groups, shape.heads, shape.head_dim, shape.width) == (1, 1, 1, config.intermediate_size)
+            width = config.moe_intermediate_size if shape.experts == 5 else config.intermediate_size
+            assert (shape.groups, shape.heads, shape.head_dim, shape.width) == (1, 1, 1, width)
         else:
             assert shape.groups == config.num_key_value_heads
             assert shape.groups * shape.heads == config.num_attention_heads
@@ -108,6 +120,9 @@ def test_the_dense_level_is_all_that_is_in_the_blocks(case):
 def test_levels_grow_from_nothing(case):
     for module in case.space.modules:
         params = [level.params for level in module.levels]
+        if module.kind == "attention" and case.checkpoint.family.attention.untouched:
+            assert len(params) == 1
+            continue
         assert params == sorted(params)
         assert params.count(0) == 1
         assert len({(level.groups, level.heads, level.width) for level in module.levels}) == len(module.levels)
@@ -144,7 +159,21 @@ def test_what_is_outside_the_blocks_stays(case):
         return sum(p.numel() for p in model.parameters()) - block_parameters(model, case.checkpoint.family.layers)
 
     assert outside(smallest) == outside(dense)
-    assert block_parameters(smallest, case.checkpoint.family.layers) == 0
+    untouched = [module for module in case.space.modules if len(module.levels) == 1]
+    assert bool(untouched) == case.checkpoint.family.attention.untouched
+    left = sum(parts_of(dense, case.checkpoint, module.block, module.kind) for module in untouched)
+    assert block_parameters(smallest, case.checkpoint.family.layers) == left
+
+
+def test_what_is_never_cut_bounds_the_budget(case):
+    dense = case.space.params(case.space.dense)
+    fixed = sum(module.levels[0].params for module in case.space.modules)
+    if not case.checkpoint.family.attention.untouched:
+        assert fixed == 0
+        return
+    assert budget_of(case.space, (fixed + 0.5) / dense, 0).upper == fixed
+    with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
+        budget_of(case.space, (fixed - 1) / dense, 0)
 
 
 # ------------------------------------------------------------------------------------------------ single functions

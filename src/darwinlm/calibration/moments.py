@@ -1,6 +1,6 @@
 """Second moments of a linear layer's inputs, accumulated from batches.
 
-Letters: n tokens, d input columns. Source: the H of OBS and ZipLM (arXiv 2302.04089), DarwinLM §3.
+Letters: n tokens, d input columns, e experts. Source: the H of OBS and ZipLM (arXiv 2302.04089), DarwinLM §3.
 """
 
 from __future__ import annotations
@@ -24,6 +24,28 @@ class SecondMoment:
 
     def mean(self) -> Tensor:
         """E[x xᵀ], [d, d] float32."""
+        return self._sum / max(self.count, 1)
+
+
+class ExpertMoments:
+    """Second moments of the inputs of several experts, each weighted by how much its output counts.
+
+    The sum over an expert's tokens is divided by *all* tokens, so that an expert that is asked for often and strongly
+    weighs more: the squared errors of the experts then add up to the error of the whole mixture, as far as the errors
+    of different experts are uncorrelated.
+    """
+
+    def __init__(self, experts: int, width: int, device: torch.device | str = "cpu") -> None:
+        self._sum = torch.zeros(experts, width, width, dtype=torch.float32, device=device)
+        self.count = 0
+
+    def add(self, expert: int, inputs: Tensor, weights: Tensor) -> None:
+        """Add the inputs [n, d] of one expert, whose outputs are multiplied by weights [n]."""
+        rows = inputs.float() * weights.float()[:, None]
+        self._sum[expert].addmm_(rows.T, rows)
+
+    def mean(self) -> Tensor:
+        """[e, d, d] float32, over the tokens counted in `count`."""
         return self._sum / max(self.count, 1)
 
 

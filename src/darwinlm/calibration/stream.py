@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from darwinlm.calibration.moments import SecondMoment
+from darwinlm.calibration.experts import expert_module, watch_experts
+from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
@@ -22,7 +23,8 @@ class BlockMoments:
 
     Attributes:
         block: its index.
-        moments: for each module that is there, E[x xᵀ] of its output projection's input, [d, d] float32.
+        moments: for each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
+            float32; for the experts of a mixture one each, [e, d, d].
         weights: the block's tensors in their own type, by name inside the block.
     """
 
@@ -94,7 +96,7 @@ class BlockStream:
 
 
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
-    """The projection out of a module, None where the module is gone."""
+    """The projection out of a module, None where the module is gone or a mixture of experts."""
     part = family.module(kind)
     owner = getattr(block, part.name, None)
     return getattr(owner, part.output, None)
@@ -105,11 +107,17 @@ def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMomen
     family = stream.checkpoint.family
     for block in range(stream.checkpoint.n_blocks):
         weights = stream.load(block)
-        moments: dict[ModuleKind, SecondMoment] = {}
+        moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
         with ExitStack() as hooks:
+            mixture = expert_module(getattr(stream.decoder.blocks[block], family.mlp.name, None), family.mlp.experts)
+            if mixture is not None and block >= skip:
+                assert family.mlp.experts is not None
+                sizes = getattr(mixture, family.mlp.experts.output).shape
+                moments["mlp"] = of_experts = ExpertMoments(sizes[0], sizes[2], stream.device)
+                hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
             for kind in KINDS if block >= skip else ():
                 output = output_projection(stream.decoder.blocks[block], family, kind)
-                if output is not None:
+                if output is not None and not (kind == "attention" and family.attention.untouched):
                     moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
                     handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
                     hooks.callback(handle.remove)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
 from darwinlm.database.factors import NestedFactors, kept_weights, nested_factors
 from darwinlm.database.order import damp, removal_order
-from darwinlm.database.store import block_file, factors_to_tensors
+from darwinlm.database.store import block_file, experts_to_tensors, factors_to_tensors
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Units
@@ -44,7 +44,11 @@ def build_database(
     for moments in stream_moments(stream, skip=done):
         tensors: dict[str, Tensor] = {}
         for shape in shapes:
-            if shape.block == moments.block:
+            if shape.block != moments.block:
+                continue
+            if shape.experts:
+                tensors.update(experts_to_tensors(factorise_experts(shape, moments, stream, damping)))
+            elif shape.kind in moments.moments:
                 for heads, factors in factorise(shape, moments, stream, units, damping).items():
                     tensors.update(factors_to_tensors(shape, heads, factors))
         write_tensors(stage.folder / block_file(moments.block), tensors)
@@ -55,8 +59,7 @@ def factorise(
     shape: ModuleShape, moments: BlockMoments, stream: BlockStream, units: Units, damping: float
 ) -> dict[int, NestedFactors]:
     """Nested factors of one module, one for each number of query heads per group (1 for an MLP)."""
-    part = stream.checkpoint.family.module(shape.kind)
-    W = moments.weights[f"{part.name}.{part.output}.weight"].to(stream.device, torch.float32)
+    W = moments.weights[shape.output].to(stream.device, torch.float32)
     H = moments.moments[shape.kind]
     if shape.kind == "mlp":
         units_of_one = torch.arange(shape.width, device=H.device)[:, None]
@@ -65,6 +68,24 @@ def factorise(
     ranked = _heads_by_rank(shape, H, W, damping) if units.attention == "lattice" else None
     counts = range(1, shape.heads + 1) if ranked is not None else (shape.heads,)
     return {heads: _group_factors(shape, H, W, damping, heads, ranked) for heads in counts}
+
+
+def factorise_experts(
+    shape: ModuleShape, moments: BlockMoments, stream: BlockStream, damping: float
+) -> Iterator[NestedFactors]:
+    """Nested factors of each expert of a mixture: all are cut to one width, but each loses its own channels.
+
+    An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
+    what remains of it stays as it is.
+    """
+    W = moments.weights[shape.output]
+    channels = torch.arange(shape.width, device=stream.device)[:, None]
+    for expert, H in enumerate(moments.moments[shape.kind]):
+        name = f"{shape.name} expert {expert}"
+        own = W[expert].to(stream.device, torch.float32)
+        seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        order = removal_order(seen, own, channels, damping=damping, name=name)
+        yield nested_factors(damp(H, damping), own, order.units, name=name)
 
 
 def _heads_by_rank(shape: ModuleShape, H: Tensor, W: Tensor, damping: float) -> Tensor:

@@ -29,7 +29,7 @@ class Level:
 
 @dataclass(frozen=True)
 class ModuleLevels:
-    """A module and its levels by growing size; the first is gone, the last is dense."""
+    """A module and its levels by growing size: the first is gone, the last is dense, a single one is never cut."""
 
     block: int
     kind: ModuleKind
@@ -54,6 +54,8 @@ def module_levels(family: Family, shape: ModuleShape, units: Units) -> ModuleLev
             )
         widths = sorted({*range(0, shape.width + 1, units.mlp_multiple), shape.width})
         choices = [(min(width, 1), min(width, 1), width) for width in widths]
+    elif family.attention.untouched:
+        choices = [(shape.groups, shape.heads, shape.width)]
     else:
         heads = [shape.heads] if units.attention == "kv_group" else list(range(1, shape.heads + 1))
         choices = [(0, 0, 0)]

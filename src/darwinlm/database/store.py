@@ -7,6 +7,7 @@ error of every width, and the target where the weights alone don't give it back.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,21 @@ def factors_to_tensors(shape: ModuleShape, heads: int, factors: NestedFactors) -
     return tensors
 
 
+def experts_to_tensors(factors: Iterable[NestedFactors]) -> dict[str, Tensor]:
+    """Named tensors of a mixture's factors: those of the experts side by side along a new first dimension."""
+    rows = [(own.columns.to(torch.int32), pack_lower(own.factor), own.errors) for own in factors]
+    columns, factor, errors = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    return {"mlp.1.columns": columns, "mlp.1.factor": factor, "mlp.1.errors": errors}
+
+
 @dataclass(frozen=True)
 class Kept:
     """What remains of a module at one level.
 
     Attributes:
-        columns: [k] int64, kept columns of the output projection, ascending.
-        weight: [r, k] float32, the output projection's weights on them; None keeps the dense ones (nothing is gone).
+        columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the experts of a mixture.
+        weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
+            (nothing is gone).
     """
 
     columns: Tensor
@@ -71,7 +80,8 @@ class DatabaseReader:
         self.modules: tuple[ModuleLevels, ...] = tuple(
             module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
         )
-        self._cache: OrderedDict[tuple[int, ModuleKind, int], NestedFactors] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = OrderedDict()
+        self._error_curves: dict[tuple[int, ModuleKind, int], Tensor] = {}
         self._cache_bytes = cache_bytes
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
@@ -79,9 +89,8 @@ class DatabaseReader:
         return self.shapes[block, kind]
 
     def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
-        """Output projection of the dense module, [r, d] float32."""
-        part = self.checkpoint.family.module(kind)
-        name = f"{self.checkpoint.block_prefix(block)}{part.name}.{part.output}.weight"
+        """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
+        name = self.checkpoint.block_prefix(block) + self.shape(block, kind).output
         return self.checkpoint.read(name, dtype=torch.float32)[""]
 
     def factors(self, block: int, kind: ModuleKind, heads: int) -> NestedFactors:
@@ -90,6 +99,11 @@ class DatabaseReader:
         Raises:
             ArtifactError: the file is damaged.
         """
+        (factors,) = self._factors(block, kind, heads)
+        return factors
+
+    def _factors(self, block: int, kind: ModuleKind, heads: int) -> tuple[NestedFactors, ...]:
+        """Factors of a module, for the experts of a mixture one each."""
         key = (block, kind, heads)
         if key not in self._cache:
             self._cache[key] = self._read(block, kind, heads)
@@ -99,31 +113,51 @@ class DatabaseReader:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def _read(self, block: int, kind: ModuleKind, heads: int) -> NestedFactors:
+    def _read(self, block: int, kind: ModuleKind, heads: int) -> tuple[NestedFactors, ...]:
+        found = self._tensors(block, f"{kind}.{heads}.")
+        try:
+            columns, packed, errors = found["columns"].long(), found["factor"], found["errors"]
+        except KeyError as error:
+            raise damaged(self.folder / block_file(block), str(error)) from error
+        W = self.dense_weight(block, kind)
+        if columns.ndim == 2:
+            experts = zip(columns, packed, errors, W, strict=True)
+            return tuple(_full_factors(own, lower, errs, weight) for own, lower, errs, weight in experts)
+        if "target" not in found:
+            return (_full_factors(columns, packed, errors, W),)
+        return (NestedFactors(columns, unpack_lower(packed, len(columns)), found["target"], errors),)
+
+    def _tensors(self, block: int, prefix: str) -> dict[str, Tensor]:
+        """Stored tensors of a block whose name starts with a prefix, which is cut off. Raises ArtifactError."""
         path = self.folder / block_file(block)
-        prefix = f"{kind}.{heads}."
         try:
             with safe_open(path, framework="pt") as stream:
-                found = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith(prefix)}  # noqa: SIM118
-                columns, packed = found[prefix + "columns"].long(), found[prefix + "factor"]
-                errors = found[prefix + "errors"]
-        except (OSError, SafetensorError, KeyError) as error:
+                names = [name for name in stream.keys() if name.startswith(prefix)]  # noqa: SIM118
+                return {name.removeprefix(prefix): stream.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
-        factor = unpack_lower(packed, len(columns))
-        target = found.get(prefix + "target")
-        if target is None:
-            target = full_target(factor, self.dense_weight(block, kind), columns)
-        return NestedFactors(columns, factor, target, errors)
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
-        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone."""
+        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone.
+
+        The errors of a mixture's experts add up, each being weighted by how much the expert's output counts.
+        """
         shape = self.shape(block, kind)
         if level.width == shape.width:
             return 0.0
-        factors = self.factors(block, kind, level.heads or (shape.heads if kind == "attention" else 1))
-        if factors.total == 0:
-            return 0.0
-        return float(factors.errors[level.width]) / factors.total
+        errors = self._errors(block, kind, level.heads or (shape.heads if kind == "attention" else 1))
+        return float(errors[level.width] / errors[0]) if errors[0] else 0.0
+
+    def _errors(self, block: int, kind: ModuleKind, heads: int) -> Tensor:
+        """[d + 1] float64: squared output error of each width."""
+        key = (block, kind, heads)
+        if key not in self._error_curves:
+            found = self._tensors(block, f"{kind}.{heads}.errors")
+            if "" not in found:
+                raise damaged(self.folder / block_file(block), f"no errors of {self.shape(block, kind).name}")
+            errors = found[""]
+            self._error_curves[key] = errors.sum(dim=0) if errors.ndim == 2 else errors
+        return self._error_curves[key]
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
@@ -131,13 +165,26 @@ class DatabaseReader:
         if level.width == shape.width:
             return Kept(torch.arange(shape.width), None)
         if level.width == 0:
-            return Kept(torch.arange(0), self.dense_weight(block, kind)[:, :0])
-        factors = self.factors(block, kind, level.heads)
-        weight = kept_weights(factors, level.width)
-        columns, order = factors.columns[: level.width].sort()
-        return Kept(columns, weight[:, order])
+            weight = self.dense_weight(block, kind)[..., :0]
+            return Kept(torch.empty((*weight.shape[:-2], 0), dtype=torch.int64), weight)
+        made = [_first_columns(factors, level.width) for factors in self._factors(block, kind, level.heads)]
+        if not shape.experts:
+            return made[0]
+        weights = [own.weight for own in made if own.weight is not None]
+        return Kept(torch.stack([own.columns for own in made]), torch.stack(weights))
 
 
-def _bytes(factors: NestedFactors) -> int:
-    tensors = (factors.columns, factors.factor, factors.target, factors.errors)
+def _first_columns(factors: NestedFactors, width: int) -> Kept:
+    columns, order = factors.columns[:width].sort()
+    return Kept(columns, kept_weights(factors, width)[:, order])
+
+
+def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
+    """Factors over every column, whose target the dense weights give back."""
+    factor = unpack_lower(packed, len(columns))
+    return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
+
+
+def _bytes(factors: tuple[NestedFactors, ...]) -> int:
+    tensors = (tensor for own in factors for tensor in (own.columns, own.factor, own.target, own.errors))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.families.family import PREFIX, Family, family_of
+from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.pruned import pruned_classes
 
 INDEX = "model.safetensors.index.json"
@@ -75,7 +76,9 @@ class Checkpoint:
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}
         shards = {shard: _shapes_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
-        found = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
+        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
+        parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
+        found = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
         for name, tensor in model.state_dict().items():
             if name not in found:
                 if name in tied and getattr(self.config, "tie_word_embeddings", False):
@@ -112,6 +115,11 @@ class Checkpoint:
         return dict.fromkeys(_names_in(single), SINGLE)
 
     @cached_property
+    def tensors(self) -> dict[str, Parts]:
+        """What is stored for each tensor of the model, by the model's name for it."""
+        return tensor_parts(self.family, self.shards)
+
+    @cached_property
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         files = {shard: file_digest(self.folder / shard) for shard in sorted(set(self.shards.values()))}
@@ -132,29 +140,38 @@ class Checkpoint:
         return f"{self.family.layers}.{block}."
 
     def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """Read all tensors whose name starts with `prefix`, which is cut off; `dtype` None keeps their own.
+        """Read all tensors whose name in the model starts with `prefix`, which is cut off.
+
+        Args:
+            prefix: start of the names.
+            dtype: what they are turned into; None keeps their own.
 
         Raises:
             CheckpointError: a shard is damaged.
         """
-        wanted = [name for name in self.shards if name.startswith(prefix)]
+        wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
-        for name in wanted:
-            by_shard.setdefault(self.shards[name], []).append(name)
-        found: dict[str, torch.Tensor] = {}
+        for parts in wanted.values():
+            for name in parts.flat():
+                by_shard.setdefault(self.shards[name], []).append(name)
+        stored: dict[str, torch.Tensor] = {}
         for shard, names in by_shard.items():
             try:
                 with safe_open(self.folder / shard, framework="pt") as stream:
-                    for name in names:
-                        tensor = stream.get_tensor(name)
-                        found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
+                    stored |= {name: stream.get_tensor(name) for name in names}
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.folder / shard} is damaged ({error}): fetch the model again") from error
+        found = {}
+        for name, parts in wanted.items():
+            tensor = parts.join(stored.__getitem__)
+            for part in parts.flat():
+                del stored[part]
+            found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
         return found
 
     def names_outside_blocks(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embedding, final norm, head."""
-        return (name for name in self.shards if not name.startswith(self.family.layers + "."))
+        return (name for name in self.tensors if not name.startswith(self.family.layers + "."))
 
     @property
     def dtype(self) -> torch.dtype:

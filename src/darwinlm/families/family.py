@@ -6,6 +6,7 @@ from the names. `family_of` finds the description for a configuration.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, Self
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from darwinlm.errors import FamilyError
 
 ModuleKind = Literal["attention", "mlp"]
+Rows = Literal["query", "key_value", "channel"]
 KINDS: tuple[ModuleKind, ...] = ("attention", "mlp")
 PREFIX = "darwinlm_"
 
@@ -24,6 +26,13 @@ class Closed(BaseModel):
     """A closed, frozen description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _by_name(places: Iterable[tuple[str, Rows]]) -> dict[str, list[Rows]]:
+    found: dict[str, list[Rows]] = {}
+    for name, rows in places:
+        found.setdefault(name, []).append(rows)
+    return found
 
 
 class SubLayer(Closed):
@@ -49,11 +58,37 @@ class SubLayer(Closed):
 class Attention(SubLayer):
     """Names inside a block that make up its attention."""
 
+    untouched: bool = False
+    """Never cut: in mixtures of experts only the MLPs are (DarwinLM's section on them does the same)."""
+
     query: tuple[str, ...]
     """Projections whose rows belong to query heads."""
     key_value: tuple[str, ...]
     """Projections whose rows belong to KV heads. A name that stands here and in `query`, or twice, is one fused tensor:
     its rows are those of each place, queries first."""
+
+    @property
+    def segments(self) -> dict[str, list[Rows]]:
+        """What the rows of each projection into the attention belong to: one entry, or several where it is fused."""
+        return _by_name([*((name, "query") for name in self.query), *((name, "key_value") for name in self.key_value)])
+
+
+class Experts(Closed):
+    """Names inside the MLP of a mixture of experts, all of which are cut to one width in a block."""
+
+    name: str
+    """What holds all experts, each weight as one tensor whose first dimension counts them."""
+    inputs: tuple[str, ...]
+    """Tensors [experts, rows, columns] whose rows are channels. A name that stands twice is one fused tensor."""
+    output: str
+    """Tensor [experts, rows, columns] whose columns are channels."""
+    width: str
+    """Field of the configuration that holds the channels of an expert."""
+
+    @property
+    def segments(self) -> dict[str, list[Rows]]:
+        """What the rows of each tensor into the experts belong to: one entry, or several where it is fused."""
+        return _by_name((name, "channel") for name in self.inputs)
 
 
 class Mlp(SubLayer):
@@ -62,6 +97,25 @@ class Mlp(SubLayer):
     inputs: tuple[str, ...]
     """Projections whose rows are channels. A name that stands twice is one fused tensor: all rows of the one, then all
     of the other."""
+    width: str = "intermediate_size"
+    """Field of the configuration that holds the number of channels."""
+    experts: Experts | None = None
+    """How the experts are named in blocks whose MLP is a mixture of them."""
+
+    @property
+    def segments(self) -> dict[str, list[Rows]]:
+        """What the rows of each projection into the MLP belong to: one entry, or several where it is fused."""
+        return _by_name((name, "channel") for name in self.inputs)
+
+
+class Stored(Closed):
+    """How checkpoints name tensors inside a block, where that isn't how the model names them."""
+
+    renamed: dict[str, str] = {}
+    """A part of a stored name, between dots, and what the model calls it."""
+    experts: dict[str, tuple[str, ...]] = {}
+    """A tensor over all experts, and the names of the projections of a single expert that it is put together from:
+    `gate_up_proj: [w1, w3]` for `experts.0.w1.weight`, `experts.0.w3.weight` and so on."""
 
 
 class Family(Closed):
@@ -91,6 +145,9 @@ class Family(Closed):
     """How attention is named."""
     mlp: Mlp
     """How the MLP is named."""
+
+    stored: Stored = Stored()
+    """Other names in checkpoints."""
 
     @property
     def class_names(self) -> tuple[str, str, str]:

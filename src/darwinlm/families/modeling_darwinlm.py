@@ -78,6 +78,16 @@ class PrunedConfig:
     def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
         PreTrainedConfig._attn_implementation.fset(self, value)
 
+    @property
+    def _experts_implementation(self) -> str | None:
+        """The same for the kernels of a mixture of experts."""
+        whole = self.__dict__.get("_whole", self)
+        return whole._experts_implementation_internal  # type: ignore[no-any-return]
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value: str | dict[str, str] | None) -> None:
+        PreTrainedConfig._experts_implementation.fset(self, value)
+
     def validate_architecture(self) -> None:
         """Check each layer; run when a configuration is made or saved and when a model is built.
 
@@ -90,8 +100,9 @@ class PrunedConfig:
             heads, groups = layer.num_attention_heads, layer.num_key_value_heads
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            if layer.intermediate_size < 1:
-                raise ValueError(f"layer {i}: an MLP of width {layer.intermediate_size}; skip 'mlp' to leave it out")
+            for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
+                if width < 1:
+                    raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
     def validate_rope(self) -> None:
         """The family's check of the rotary embedding, which all layers share."""
@@ -163,7 +174,17 @@ class PrunedBlock:
         return hidden_states if self.empty else super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
 
-class PrunedModel:
+class FromFamily:
+    """Asks the family's class what transformers finds out by reading the source file of a class."""
+
+    _parent: Any
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return cls._parent._can_set_experts_implementation()  # type: ignore[no-any-return]
+
+
+class PrunedModel(FromFamily):
     """A family's decoder with each layer built from its own configuration. Mixed in before the family's class."""
 
     _blocks: tuple[type, type]
@@ -182,7 +203,7 @@ class PrunedModel:
         self.post_init()  # type: ignore[attr-defined]
 
 
-class PrunedForCausalLM:
+class PrunedForCausalLM(FromFamily):
     """A family's language model around a `PrunedModel`. Mixed in before the family's class."""
 
     _decoder: type
@@ -216,15 +237,21 @@ def define_classes(prefix: str, module: str, infix: str = "") -> tuple[type, typ
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
         pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain)
         shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
-        decoder = getattr(family, f"{prefix}{infix}Model")
-        decoder = _derive(model, PrunedModel, decoder, _blocks=(plain, pruned), **shared)
-        _derive(causal, PrunedForCausalLM, getattr(family, causal.removeprefix("Darwin")), _decoder=decoder, **shared)
+        parent = getattr(family, f"{prefix}{infix}Model")
+        decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
+        parent = getattr(family, f"{prefix}ForCausalLM")
+        _derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared)
     return tuple(globals()[name] for name in names)
 
 
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
     """Make a class and keep it in this module, where saving, loading and pickling look for it."""
-    about = {"__module__": __name__, "__qualname__": name, "__doc__": f"{parent.__name__} of unequal layers."}
+    about = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"{parent.__name__} of unequal layers.",
+        "_parent": parent,
+    }
     globals()[name] = made = type(name, (mixin, parent), {**about, **members})
     return made
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Attention, Family, Mlp, ModuleKind
+from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, Rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +25,8 @@ class ModuleShape:
         heads: query heads in each group; 1 for an MLP.
         head_dim: columns of a query head; 1 for an MLP.
         width: columns of the output projection: groups x heads x head_dim, or MLP channels.
+        output: name of the output projection's weight inside the block.
+        experts: experts of the MLP, each of them that wide; 0 where it isn't a mixture.
     """
 
     block: int
@@ -34,6 +36,8 @@ class ModuleShape:
     heads: int
     head_dim: int
     width: int
+    output: str
+    experts: int = 0
 
     @property
     def name(self) -> str:
@@ -59,9 +63,19 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-        parts = [p for p in (family.attention, family.mlp) if f"{p.name}.{p.output}.weight" in inside]
-        found += [_module_shape(block, family, part, inside, head_dim(checkpoint.config)) for part in parts]
+        for part in (family.attention, family.mlp):
+            output = output_name(part, inside)
+            if output is not None:
+                found.append(_module_shape(block, family, part, inside, output, head_dim(checkpoint.config)))
     return found
+
+
+def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
+    """Name of the output projection's weight among the tensors of a block; None where the sub-layer is gone."""
+    names = [f"{part.name}.{part.output}.weight"]
+    if isinstance(part, Mlp) and part.experts is not None:
+        names.append(f"{part.name}.{part.experts.name}.{part.experts.output}")
+    return next((name for name in names if name in inside), None)
 
 
 def head_dim(config: object) -> int:
@@ -70,20 +84,25 @@ def head_dim(config: object) -> int:
     return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)  # type: ignore[attr-defined]
 
 
-def _module_shape(block: int, family: Family, part: Attention | Mlp, inside: Shapes, columns: int) -> ModuleShape:
+def _module_shape(
+    block: int, family: Family, part: Attention | Mlp, inside: Shapes, output: str, columns: int
+) -> ModuleShape:
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
     tensors = {name: inside[name] for name in names}
-    width = tensors[f"{part.name}.{part.output}.weight"][1]
+    width = tensors[output][-1]
     if isinstance(part, Mlp):
-        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width)
-    groups = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] // columns
+        experts = tensors[output][0] if len(tensors[output]) == 3 else 0
+        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts)
+    key = part.segments[part.key_value[0]]
+    rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width
+    groups = rows // (key.count("key_value") * columns)
     heads = width // (groups * columns)
     if groups * heads * columns != width:
         raise CheckpointError(
             f"block {block}: {width // columns} query heads don't divide by {groups} KV heads of {columns} columns "
             f"({family.model_type}); such a model can't be pruned by KV groups"
         )
-    return ModuleShape(block, "attention", tensors, groups, heads, columns, width)
+    return ModuleShape(block, "attention", tensors, groups, heads, columns, width, output)
 
 
 def module_parameters(family: Family, shape: ModuleShape, groups: int, heads: int, width: int) -> int:
@@ -94,34 +113,29 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, heads: in
     if width == 0:
         return 0
     part = family.module(shape.kind)
+    sizes: dict[Rows, int] = {
+        "query": groups * heads * shape.head_dim,
+        "key_value": groups * shape.head_dim,
+        "channel": width,
+    }
     total = 0
     for name, size in shape.tensors.items():
-        owner, _, leaf = name.removeprefix(part.name + ".").rpartition(".")
-        total += _kept_size(part, owner, leaf, size, groups=groups, heads=heads, width=width, head_dim=shape.head_dim)
+        segments = row_segments(part, name.removeprefix(part.name + "."))
+        if name == shape.output:
+            total += prod(size[:-1]) * width
+        elif segments:
+            rows = sum(sizes[segment] for segment in segments)
+            total += size[0] * rows * size[2] if shape.experts else rows * prod(size[1:])
+        else:
+            total += prod(size)
     return total
 
 
-def _kept_size(
-    part: Attention | Mlp,
-    owner: str,
-    leaf: str,
-    size: tuple[int, ...],
-    *,
-    groups: int,
-    heads: int,
-    width: int,
-    head_dim: int,
-) -> int:
-    if isinstance(part, Mlp):
-        rows = width if owner in part.inputs else None
-    elif owner in part.query:
-        rows = groups * heads * head_dim
-    elif owner in part.key_value:
-        rows = groups * head_dim
-    else:
-        rows = None
-    if rows is not None:
-        return rows * prod(size[1:])
-    if owner == part.output and leaf == "weight":
-        return size[0] * width
-    return prod(size)
+def row_segments(part: Attention | Mlp, name: str) -> list[Rows]:
+    """What the rows of a tensor inside a sub-layer belong to, in order; nothing where none of them is ever cut."""
+    owner = name.rpartition(".")[0]
+    if isinstance(part, Mlp) and part.experts is not None:
+        holder, _, leaf = name.rpartition(".")
+        if holder == part.experts.name:
+            return part.experts.segments.get(leaf, [])
+    return part.segments.get(owner, [])

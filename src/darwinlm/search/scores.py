@@ -22,8 +22,10 @@ def levels_to_measure(errors: list[float], count: int) -> list[int]:
 
     Args:
         errors: relative local error of each level, the first gone, the last dense.
-        count: how many to choose; fewer come back when the module has fewer levels.
+        count: how many to choose; fewer come back when the module has fewer levels, none when it is never cut.
     """
+    if len(errors) == 1:
+        return []
     pruned = list(range(len(errors) - 1))
     chosen = {0}
     for share in np.linspace(1, 0, count + 1)[1:-1]:

@@ -1,6 +1,7 @@
 """The space of allocations: one level for every module, what it costs, and the budget it must keep.
 
-An allocation is a tuple of level indices in the order of the modules; 0 is gone, the last index is dense.
+An allocation is a tuple of level indices in the order of the modules; 0 is gone, the last index is dense. A module that
+is never cut has one level, the dense one.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def budget_of(space: SearchSpace, keep: float, tolerance: float) -> ParamBudget:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
     dense = space.params(space.dense)
     upper = int(keep * dense)
-    smallest = min(level.params for module in space.modules for level in module.levels if level.params)
+    # What is never cut is there in every model; where there is no such thing, something must be kept all the same.
+    smallest = sum(module.levels[0].params for module in space.modules) or min(
+        level.params for module in space.modules for level in module.levels if level.params
+    )
     if upper < smallest:
         raise BudgetError(
             f"keeping {keep:.4%} means {upper:,} of {dense:,} block parameters, less than the smallest model that the "

@@ -41,8 +41,9 @@ def uniform_allocations(space: SearchSpace, budget: ParamBudget) -> list[Allocat
     Raises:
         BudgetError: not even one fits.
     """
-    attention = [index for index, module in enumerate(space.modules) if module.kind == "attention"]
-    mlp = [index for index, module in enumerate(space.modules) if module.kind == "mlp"]
+    cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
+    attention = [index for index in cut if space.modules[index].kind == "attention"]
+    mlp = [index for index in cut if space.modules[index].kind == "mlp"]
     choices = _shares(space, attention) or [0.0]
     found: list[Allocation] = []
     for share in choices:

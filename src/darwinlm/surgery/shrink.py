@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 
 from darwinlm.database.levels import Level
 from darwinlm.database.store import Kept
-from darwinlm.families.family import Attention, Family, ModuleKind
-from darwinlm.families.shapes import ModuleShape
+from darwinlm.families.family import Family, ModuleKind, Rows
+from darwinlm.families.shapes import ModuleShape, row_segments
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
-MLP_WIDTH = "intermediate_size"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -34,30 +34,45 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     part = family.module(shape.kind)
     if kept.weight is None:
         return dict(tensors)
-    rows = {}
-    if isinstance(part, Attention):
-        group_columns = shape.heads * shape.head_dim
-        groups = torch.unique(kept.columns // group_columns)
-        kv_rows = (groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
-        rows = dict.fromkeys(part.query, kept.columns) | dict.fromkeys(part.key_value, kv_rows)
-    else:
-        rows = dict.fromkeys(part.inputs, kept.columns)
+    sizes = {"query": shape.width, "key_value": shape.groups * shape.head_dim, "channel": shape.width}
+    rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        if owner in rows:
-            cut[name] = tensor.index_select(0, rows[owner].to(tensor.device))
-        elif owner == part.output and leaf == "weight":
+        segments = row_segments(part, name)
+        if f"{part.name}.{name}" == shape.output:
             cut[name] = kept.weight.to(tensor.device, tensor.dtype)
+        elif segments:
+            starts = [0, *accumulate(sizes[segment] for segment in segments)]
+            chosen = [start + rows[segment] for start, segment in zip(starts, segments, strict=False)]
+            cut[name] = _take_rows(tensor, torch.cat(chosen, dim=-1).to(tensor.device))
         else:
             cut[name] = tensor
     return cut
 
 
-def layer_overrides(shape: ModuleShape, level: Level) -> dict[str, int]:
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c]."""
+    if rows.ndim == 1:
+        return tensor.index_select(0, rows)
+    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]))
+
+
+def kept_rows(shape: ModuleShape, kept: Kept) -> dict[Rows, Tensor]:
+    """Rows that remain of each kind: of query heads, of KV heads, of MLP channels (for each expert)."""
+    if shape.kind == "mlp":
+        return {"channel": kept.columns}
+    groups = torch.unique(kept.columns // (shape.heads * shape.head_dim))
+    return {
+        "query": kept.columns,
+        "key_value": (groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1),
+    }
+
+
+def layer_overrides(family: Family, shape: ModuleShape, level: Level) -> dict[str, int]:
     """What a level changes in the configuration of its layer."""
     if shape.kind == "mlp":
-        return {MLP_WIDTH: level.width}
+        experts = family.mlp.experts
+        return {experts.width if experts is not None and shape.experts else family.mlp.width: level.width}
     return {ATTENTION_HEADS: level.groups * level.heads, KV_HEADS: level.groups}
 
 
@@ -84,7 +99,7 @@ def small_module(
         tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
     """
     kind: ModuleKind = shape.kind
-    overrides = layer_overrides(shape, level)
+    overrides = layer_overrides(family, shape, level)
     if kind == "attention":
         overrides["head_dim"] = shape.head_dim
     one = layer_config(config, shape.block, overrides)

@@ -40,7 +40,7 @@ def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict
             if level is None or level.width == 0:
                 gone.append(kind)
             else:
-                row |= layer_overrides(database.shape(block, kind), level)
+                row |= layer_overrides(database.checkpoint.family, database.shape(block, kind), level)
         if gone:
             row[SKIP] = gone
         table[block] = row
@@ -53,13 +53,12 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     Equal layers give the family's own configuration class, unequal ones ours with `per_layer_config`.
     """
     family = checkpoint.family
-    rows = list(table.values())
-    equal = all(row == rows[0] for row in rows) and SKIP not in rows[0]
+    sizes = _common_sizes(table)
     tree = checkpoint.config.to_dict()
-    if equal:
+    if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= rows[0] | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        tree |= sizes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
         # Some families refuse, in their own class, head counts that don't divide the hidden size; ours takes them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
@@ -69,6 +68,15 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     config = pruned_config(config_class, checkpoint.config, table)
     config.architectures = [causal.__name__]
     return config
+
+
+def _common_sizes(table: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """Sizes that hold for every layer; None where layers differ. A size that a layer hasn't got doesn't count."""
+    sizes: dict[str, Any] = {}
+    for row in table.values():
+        if SKIP in row or any(sizes.setdefault(name, value) != value for name, value in row.items()):
+            return None
+    return sizes
 
 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:

@@ -1,0 +1,76 @@
+"""Which stored tensors make up each tensor of a model.
+
+For most checkpoints it is the tensor of the same name. Mixtures of experts are stored an expert at a time, and partly
+under other names, while the model holds one tensor over all experts; a model that was pruned is stored as it is held.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from darwinlm.families.family import Family
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is read for one tensor of the model.
+
+    Attributes:
+        names: stored names. With more than one expert or more than one part they are joined: parts one under the other
+            along dimension 0, experts along a new first dimension.
+        stacked: whether the first dimension counts experts.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    stacked: bool
+
+    def flat(self) -> list[str]:
+        """All stored names."""
+        return [name for expert in self.names for name in expert]
+
+    def shape(self, shapes: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+        """Shape of the model's tensor, from those of the stored ones."""
+        if not self.stacked:
+            return shapes(self.names[0][0])
+        parts = [shapes(name) for name in self.names[0]]
+        return (len(self.names), sum(part[0] for part in parts), *parts[0][1:])
+
+    def join(self, tensors: Callable[[str], Tensor]) -> Tensor:
+        """The model's tensor, from the stored ones."""
+        if not self.stacked:
+            return tensors(self.names[0][0])
+        return torch.stack([torch.cat([tensors(name) for name in expert]) for expert in self.names])
+
+
+def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
+    """Parts of each tensor of the model by its name there.
+
+    Args:
+        family: says how its checkpoints name things.
+        stored: names of the stored tensors.
+    """
+    found: dict[str, Parts] = {}
+    experts: dict[str, dict[int, dict[str, str]]] = {}
+    fused = {part: whole for whole, parts in family.stored.experts.items() for part in parts}
+    for name in stored:
+        own = name
+        for theirs, ours in family.stored.renamed.items():
+            own = own.replace(f".{theirs}.", f".{ours}.")
+        match = re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", own) if own.startswith(family.layers + ".") else None
+        if match and match[3] in fused:
+            whole = f"{match[1]}.{fused[match[3]]}"
+            experts.setdefault(whole, {}).setdefault(int(match[2]), {})[match[3]] = name
+        else:
+            found[own] = Parts(((name,),), stacked=False)
+    for whole, by_expert in experts.items():
+        wanted = family.stored.experts[whole.rpartition(".")[2]]
+        complete = sorted(by_expert) == list(range(len(by_expert)))
+        if complete and all(own.keys() == set(wanted) for own in by_expert.values()):
+            names = tuple(tuple(by_expert[expert][part] for part in wanted) for expert in range(len(by_expert)))
+            found[whole] = Parts(names, stacked=True)
+    return found

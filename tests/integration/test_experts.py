@@ -1,0 +1,180 @@
+"""Mixtures of experts: what reaches each expert, the channels that each loses, and how their checkpoints are stored."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tiny.checkpoint import tiny_checkpoint
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from darwinlm.calibration.stream import BlockMoments, stream_moments
+from darwinlm.database.build import factorise_experts
+from darwinlm.database.factors import kept_weights
+from darwinlm.database.order import damp
+from darwinlm.errors import CheckpointError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import run_stages
+from darwinlm.stages.database import Database, database_stage, stream_of
+from darwinlm.stages.text import text_stage
+
+MIXTURES = ("mixtral", "qwen3_moe")
+CHANNELS = 32
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts narrower than the residual stream: what reaches an output projection can be read off behind it."""
+    width = {"intermediate_size" if request.param == "mixtral" else "moe_intermediate_size": CHANNELS}
+    return tiny_checkpoint(tmp_path_factory.mktemp("experts") / request.param, request.param, **width)
+
+
+@pytest.fixture(scope="module")
+def built(folder, make_run, tmp_path_factory) -> tuple[Database, list[BlockMoments], Tensor]:
+    run = make_run(folder, tmp_path_factory.mktemp("built") / "out")
+    texts = text_stage(run)
+    seen = list(stream_moments(stream_of(run, texts["calibration"])))
+    return database_stage(run, texts), seen, texts["calibration"].tokens
+
+
+@torch.no_grad()
+def weighted_inputs(model, block: int, tokens: Tensor) -> list[Tensor]:
+    """For each expert [n, d]: what it makes of every token times the token's weight for it, zero where it isn't asked.
+
+    Found without looking inside: with the identity as the only output projection that isn't zero, it is the output.
+    """
+    mlp = model.model.layers[block].mlp
+    found, seen = [], []
+    handle = mlp.register_forward_hook(lambda _, __, output: seen.append(output.flatten(0, 1)[:, :CHANNELS]))
+    dense = mlp.experts.down_proj.clone()
+    for expert in range(len(dense)):
+        mlp.experts.down_proj.zero_()[expert, :CHANNELS] = torch.eye(CHANNELS)
+        seen.clear()
+        model(tokens, use_cache=False)
+        found.append(seen[0])
+    handle.remove()
+    mlp.experts.down_proj.copy_(dense)
+    return found
+
+
+def test_moments_are_those_of_what_each_expert_adds(built):
+    database, seen, tokens = built
+    model = database.reader.checkpoint.load(torch.float32)
+    for block in (2, 3):
+        inputs = weighted_inputs(model, block, tokens)
+        moments = seen[block].moments["mlp"]
+        assert moments.shape == (len(inputs), CHANNELS, CHANNELS)
+        for expert, x in enumerate(inputs):
+            torch.testing.assert_close(moments[expert], x.T @ x / tokens.numel(), rtol=1e-4, atol=1e-6)
+        assert "attention" not in seen[block].moments
+
+
+def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
+    database, _, tokens = built
+    reader = database.reader
+    model = reader.checkpoint.load(torch.float32)
+    different = 0
+    for module in reader.modules:
+        shape = reader.shape(module.block, module.kind)
+        if not shape.experts:
+            continue
+        W = model.model.layers[module.block].mlp.experts.down_proj.double()
+        H = [damp(x.double().T @ x.double() / tokens.numel()) for x in weighted_inputs(model, module.block, tokens)]
+        energy = sum(float(((w @ h) * w).sum()) for w, h in zip(W, H, strict=True))
+        for level in module.levels[1:-1]:
+            kept = reader.kept(module.block, "mlp", level)
+            assert kept.columns.shape == (shape.experts, level.width)
+            assert kept.weight.shape == (shape.experts, W.shape[1], level.width)
+            different += len({tuple(columns) for columns in kept.columns.tolist()}) > 1
+            error = 0.0
+            for w, h, k, weight in zip(W, H, kept.columns, kept.weight, strict=True):
+                best = torch.linalg.lstsq(h[k][:, k], (w @ h)[:, k].T).solution.T
+                torch.testing.assert_close(weight.double(), best, rtol=1e-3, atol=1e-4)
+                V = torch.zeros_like(w)
+                V[:, k] = best
+                error += float((((w - V) @ h) * (w - V)).sum())
+            assert reader.error(module.block, "mlp", level) == pytest.approx(error / energy, rel=1e-3)
+        errors = [reader.error(module.block, "mlp", level) for level in module.levels]
+        assert errors == sorted(errors, reverse=True)
+        assert errors[0] == pytest.approx(1)
+    assert different > 3, "experts lose different channels"
+
+
+def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built):
+    database, seen, _ = built
+    reader = database.reader
+    (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
+    moments = replace(seen[2], moments={"mlp": seen[2].moments["mlp"].clone()})
+    moments.moments["mlp"][1] = 0
+    stream = SimpleNamespace(device=torch.device("cpu"))
+    used, unused, *_ = factorise_experts(shape, moments, stream, 0.01)
+    W = reader.dense_weight(2, "mlp")[1]
+    assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
+    assert unused.errors[0] < 1e-12 * used.errors[0]
+    torch.testing.assert_close(kept_weights(unused, 8), W[:, unused.columns[:8]])
+
+
+# ------------------------------------------------------------------------------------------------------ on the disk
+
+
+def stored_names(folder: Path) -> set[str]:
+    return set(load_file(folder / "model.safetensors"))
+
+
+def test_checkpoints_hold_an_expert_at_a_time_and_are_read_as_the_model_holds_them(folder):
+    names = stored_names(folder)
+    assert any(".experts.0." in name for name in names)
+    checkpoint = Checkpoint.open(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = checkpoint.read()
+    expected = model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert checkpoint.read("model.layers.3.mlp.").keys() == {"experts.gate_up_proj", "experts.down_proj", "gate.weight"}
+
+
+def test_a_pruned_mixture_is_stored_as_it_is_held(folder, make_run, tmp_path):
+    summary = run_stages(make_run(folder, tmp_path / "out", "units.mlp_multiple=8"), "report")
+    assert summary["export"]["custom_code"] is True
+    found = Checkpoint.open(tmp_path / "out" / "model")
+    assert set(found.shards) == set(found.tensors) == stored_names(tmp_path / "out" / "model")
+    assert not any(".experts.0." in name for name in found.shards)
+
+
+def test_equal_widths_need_no_code_of_their_own(folder, make_run, tmp_path):
+    """The plain class again, stored as its checkpoints are: blocks without a mixture have a width of their own."""
+    run = make_run(folder, tmp_path / "out", keep="100%")
+    assert run_stages(run, "report")["export"]["custom_code"] is False
+    again = tmp_path / "out" / "model"
+    assert stored_names(again) == stored_names(folder)
+    for name, tensor in load_file(again / "model.safetensors").items():
+        if "o_proj" not in name:
+            assert torch.equal(tensor, load_file(folder / "model.safetensors")[name]), name
+
+
+@pytest.mark.parametrize("damage", ["an expert is missing", "a part is missing", "an expert is too small"])
+def test_damaged_mixtures_are_refused(folder, tmp_path, damage):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(path)
+    last = sorted(name for name in tensors if re.search(r"layers\.3\..*experts\.\d+\.(w1|gate_proj)", name))
+    if damage == "an expert is missing":
+        expert = last[-1].rpartition(".experts.")[0] + f".experts.{len(last) - 1}."
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(expert)}
+    elif damage == "a part is missing":
+        del tensors[last[1]]
+    else:
+        tensors[last[0]] = tensors[last[0]][:-8].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"model\.layers\.3\.mlp\.experts\.(gate_up|down)_proj.*fetch the model again"
+    ):
+        Checkpoint.open(tmp_path / "copy")

@@ -1,0 +1,107 @@
+"""Every family through the whole pipeline, on a tiny random model: one suite for all.
+
+What a smaller model must compute is found on the dense one with zeros in it; what transformers does with such models is
+in test_modeling.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.masked import assert_equal_logits, logits, masked
+from tests.tiny.models import FAMILIES
+from tests.tiny.whole import Whole, opened
+from transformers import AutoModelForCausalLM
+
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
+from darwinlm.families.family import KINDS, families
+from darwinlm.pipeline import run_stages
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.fitness import Fitness
+from darwinlm.surgery.stitch import block_parameters, stitch
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def whole(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run, tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("family") / "out"
+    run = make_run(tiny_folder(request.param), folder)
+    return opened(run, run_stages(run, "report"))
+
+
+def test_every_described_family_is_tested():
+    assert set(FAMILIES) == set(families())
+
+
+def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(whole):
+    tokens = whole.texts["evaluation"].tokens[:2]
+    for allocation in whole.random_allocations(5):
+        small = stitch(whole.reader, allocation)
+        assert_equal_logits(small, masked(whole.reader, allocation), tokens)
+        assert block_parameters(small, whole.checkpoint.family.layers) == whole.plan.space.params(allocation)
+
+
+def test_the_search_sees_what_is_stitched(whole):
+    """Above all where a sub-layer is gone between a norm before and one after it, which then gets zeros."""
+    tokens = whole.texts["fitness"].tokens
+    bank = ModuleBank(
+        Decoder(whole.checkpoint.load(torch.float32), whole.checkpoint.family), whole.reader, whole.plan.space
+    )
+    fitness = Fitness(bank, tokens, batch_tokens=96)
+    dense = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
+    for allocation in (*whole.random_allocations(2, seed=2), tuple(0 for _ in whole.plan.space.modules)):
+        expected = dense.kl(logits(stitch(whole.reader, allocation), tokens).flatten(0, 1)).double().mean()
+        assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+
+
+def test_norms_map_zero_to_zero(whole):
+    """So that nothing is added where a sub-layer is gone and the norm after it stays."""
+    model = whole.checkpoint.load(torch.float32)
+    for kind in KINDS:
+        name = whole.checkpoint.family.module(kind).post_norm
+        for block in model.model.layers if name else ():
+            assert not getattr(block, name)(torch.zeros(1, 2, model.config.hidden_size)).any()
+
+
+def test_the_dense_allocation_is_the_dense_model(whole):
+    tokens = whole.texts["evaluation"].tokens[:2]
+    small = stitch(whole.reader, whole.plan.space.dense)
+    assert torch.equal(logits(small, tokens), logits(whole.checkpoint.load(torch.float32), tokens))
+    assert small.config.model_type == whole.checkpoint.config.model_type
+
+
+def test_what_was_saved_is_what_was_searched(whole):
+    folder = whole.run.folder / "model"
+    tokens = whole.texts["evaluation"].tokens[:2]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    expected = whole.stitched.checkpoint.load(torch.float32)
+    weights = dict(expected.named_parameters())
+    for name, weight in whole.refitted.weights(whole.stitched.checkpoint).items():
+        weights[name].data = weight
+    assert torch.equal(logits(model, tokens), logits(expected, tokens))
+    counted = block_parameters(model, whole.checkpoint.family.layers)
+    assert counted == whole.summary["budget"]["block_params"] == whole.plan.space.params(whole.search.allocation)
+    assert counted <= whole.plan.budget.upper
+    assert json.loads((folder / "config.json").read_text())["model_type"] == f"darwinlm_{model_type(whole)}"
+
+
+def model_type(whole: Whole) -> str:
+    return whole.checkpoint.family.model_type
+
+
+def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
+    first = whole.run.folder / "model"
+    run = make_run(first, tmp_path / "out", keep="75%")
+    second = opened(run, run_stages(run, "report"))
+    before = whole.plan.space.params(whole.search.allocation)
+    assert second.plan.space.params(second.plan.space.dense) == before
+    tokens = second.texts["evaluation"].tokens[:2]
+    small = second.stitched.checkpoint.load(torch.float32)
+    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)
+    again = Checkpoint.open(tmp_path / "out" / "model")
+    assert block_parameters(again.load(torch.float32), again.family.layers) <= 0.75 * before
