@@ -56,7 +56,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
     by_place = {(shape.block, shape.kind): shape for shape in shapes}
-    database = SimpleNamespace(shape=lambda block, kind: by_place[block, kind])
+    database = SimpleNamespace(checkpoint=checkpoint, shape=lambda block, kind: by_place[block, kind])
     table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), database)
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept

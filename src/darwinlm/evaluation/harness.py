@@ -1,0 +1,239 @@
+"""Benchmark tasks through EleutherAI's lm-evaluation-harness; its tasks, prompts and metrics, unchanged.
+
+Local data replaces only where a task's rows come from: the task's own `doc_to_*` lines make the prompts of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from darwinlm.errors import MissingExtraError
+from darwinlm.evaluation.local_data import Rows, read_task
+from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
+
+LOCAL_MMLU = "mmlu_local"
+HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
+"""Folders of the known tasks inside the harness."""
+
+
+@dataclass
+class TaskScore:
+    """What one task gave.
+
+    Attributes:
+        task: the harness's name.
+        title: for tables.
+        shots: examples in the prompt.
+        metric: that `value` is of.
+        value: between 0 and 1; None when the task failed.
+        stderr: its standard error; None where the harness gives none.
+        items: that were scored.
+        total: that there are.
+        metrics: everything the harness reports, by `metric,filter`.
+        remark: what deviates from the official data.
+        error: why the task failed; empty when it didn't.
+    """
+
+    task: str
+    title: str
+    shots: int | None
+    metric: str = ""
+    value: float | None = None
+    stderr: float | None = None
+    items: int = 0
+    total: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    remark: str = ""
+    error: str = ""
+
+
+def run_suite(
+    model: Any,
+    tokenizer: Any,
+    wanted: Sequence[Wanted],
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    done: Mapping[str, TaskScore] | None = None,
+    save: Callable[[list[TaskScore]], None] = lambda scores: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[TaskScore]:
+    """Evaluate one task after the other; one that fails is recorded and the others go on.
+
+    Args:
+        model: a causal LM of transformers on its device.
+        tokenizer: its tokenizer.
+        wanted: tasks and shots.
+        data_dir: local files instead of the harness's data sets.
+        limit: items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
+        batch_size: sequences in one forward pass.
+        done: scores of an interrupted run by task; those without an error are kept.
+        save: called after each task with all scores so far.
+        progress: called with finished and total tasks.
+
+    Raises:
+        MissingExtraError: the extra `eval` isn't installed.
+        RecipeError: the harness doesn't know a task.
+        DataError: a local file is missing or wrong. All are read before the first task runs.
+    """
+    lm_eval = _harness()
+    from lm_eval.models.huggingface import HFLM
+
+    manager = _manager(all(one.task in KNOWN for one in wanted))
+    check_names(wanted, manager.task_index)
+    local = {one.task: read_task(data_dir, one) for one in wanted} if data_dir is not None else {}
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    scores: list[TaskScore] = []
+    for number, one in enumerate(wanted):
+        before = (done or {}).get(one.task)
+        if before is not None and not before.error and one.shots in (None, before.shots):
+            scores.append(before)
+        else:
+            rows, remark = local.get(one.task, (None, ""))
+            scores.append(_score(lm_eval, lm, manager, one, rows, remark, limit))
+        save(scores)
+        progress(number + 1, len(wanted))
+    return scores
+
+
+def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
+    """Refuse what `run_suite` would refuse, before a model is loaded. Raises as it does."""
+    _harness()
+    manager = _manager(all(one.task in KNOWN for one in wanted))
+    check_names(wanted, manager.task_index)
+    if data_dir is not None:
+        for one in wanted:
+            read_task(data_dir, one)
+
+
+def _harness() -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise MissingExtraError("lm-eval", "eval", "a benchmark suite") from error
+    for name in ("lm_eval", "lm-eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lm_eval
+
+
+@cache
+def _manager(only_known: bool) -> Any:
+    """The harness's index of tasks; reading all of its files takes ten seconds, those of the known tasks none."""
+    import lm_eval.tasks as home
+
+    folder = Path(home.__file__).parent
+    if not only_known:
+        return home.TaskManager()
+    return home.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
+
+
+def _score(
+    lm_eval: Any, lm: Any, manager: Any, one: Wanted, rows: dict[str, Rows] | None, remark: str, limit: int | None
+) -> TaskScore:
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
+
+    score = TaskScore(one.task, one.title, one.shots, remark=remark)
+    try:
+        task = _task(manager, one, rows)
+        share = limit
+        if limit is not None and hasattr(task, "get_all_tasks"):
+            share = -(-limit // len(task.get_all_tasks()))
+        found = lm_eval.simple_evaluate(
+            lm, tasks=[task], limit=share, task_manager=manager, log_samples=False, bootstrap_iters=1000
+        )
+    except (
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OSError,
+        DatasetsError,
+        TemplateError,
+    ) as error:
+        reason = str(error).strip().partition("\n")[0]
+        score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        return score
+    _read_result(score, found, getattr(task, "name", one.task))
+    return score
+
+
+def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
+    """The harness's own task or group, with the shots and the rows that are wanted."""
+    shots = {} if one.shots is None else {"num_fewshot": one.shots}
+    if rows is None:
+        return _built(manager, one.task, shots)
+    known = KNOWN[one.task]
+    pool = next((split for split in rows if split != known.split), None)
+    if not known.by_subject:
+        # A split that isn't there is no split of the task; without shots, examples are never drawn.
+        splits = {
+            "training_split": pool,
+            "validation_split": known.split if known.split == "validation" else None,
+            "test_split": known.split if known.split == "test" else None,
+        }
+        return _built(manager, one.task, {**shots, **splits, "custom_dataset": _dataset(rows)})
+    from lm_eval.api.group import AggMetricConfig, Group
+
+    group = Group(LOCAL_MMLU, aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)])
+    for subject in sorted({str(row["subject"]) for row in rows[known.split]}):
+        own = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
+        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(own)}
+        if pool is None:
+            changes |= {"fewshot_split": None, "fewshot_config": None}
+        group.add(_built(manager, f"{one.task}_{subject}", changes))
+    return group
+
+
+def _built(manager: Any, name: str, changes: dict[str, Any]) -> Any:
+    # `TaskManager.load` takes a changed task only inside a group; this is what it calls there.
+    return manager._factory.build(manager.task_index[name], overrides=changes, registry=manager.task_index)
+
+
+def _dataset(rows: dict[str, Rows]) -> Callable[..., Any]:
+    def load(**_: Any) -> Any:
+        from datasets import Dataset, DatasetDict
+
+        return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
+
+    return load
+
+
+def _read_result(score: TaskScore, found: Any, name: str) -> None:
+    table = found["results"]
+    own = table.get(name) or (found.get("groups") or {}).get(name) or next(iter(table.values()))
+    score.metrics = {key: float(value) for key, value in own.items() if isinstance(value, (int, float))}
+    wanted = KNOWN[score.task].metric if score.task in KNOWN else None
+    names = [key for key in score.metrics if "_stderr," not in key and "," in key]
+    chosen = next((key for key in names if key.partition(",")[0] == wanted), names[0] if names else None)
+    if chosen is None:
+        score.error = "the harness reported no metric"
+        return
+    metric, _, filtered = chosen.partition(",")
+    score.metric, score.value = metric, score.metrics[chosen]
+    score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
+    counts = found["n-samples"].values()
+    score.items = sum(int(count["effective"]) for count in counts)
+    score.total = sum(int(count["original"]) for count in counts)
+    if score.shots is None:
+        score.shots = next((int(shots) for shots in found.get("n-shot", {}).values()), None)
+
+
+def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
+    """Plain values."""
+    return [asdict(score) for score in scores]
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> dict[str, TaskScore]:
+    """Scores by task, from what `as_json` made."""
+    return {str(row["task"]): TaskScore(**row) for row in rows}

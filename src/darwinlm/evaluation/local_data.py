@@ -1,0 +1,112 @@
+"""Data sets of the known tasks from local files, in the form that the harness's tasks read.
+
+`DIR/TASK/SPLIT.jsonl`, or `.jsonl.gz`; a suffix after the split is fine (`train_1996.jsonl.gz`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from darwinlm.errors import DataError, RecipeError
+from darwinlm.evaluation.suites import KNOWN, Wanted
+
+Rows = list[dict[str, Any]]
+
+
+def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
+    """Rows of a task's splits, checked.
+
+    Args:
+        folder: what --data-dir names.
+        wanted: the task and its shots.
+
+    Returns:
+        Rows of the split that is scored and, with shots, of the one that examples are drawn from; and a remark where
+        that isn't the official one, else empty.
+
+    Raises:
+        RecipeError: files of this task aren't known, or the folder is missing.
+        DataError: a file is missing, unreadable or empty, or a row lacks a field.
+    """
+    if wanted.task not in KNOWN:
+        raise RecipeError(
+            f"--data-dir has no layout for the task '{wanted.task}'; known are {', '.join(KNOWN)}. Leave --data-dir "
+            "out to let the harness fetch its own data"
+        )
+    if not folder.is_dir():
+        raise RecipeError(f"--data-dir {folder}: there is no such folder")
+    known = KNOWN[wanted.task]
+    splits = {known.split: _read(_required(folder, wanted.task, known.split), known.fields)}
+    if not wanted.shots:
+        return splits, ""
+    pool = _find(folder / wanted.task, known.pool)
+    name = known.pool
+    if pool is None:
+        pool = _find(folder / wanted.task, known.spare) if known.spare else None
+        name = known.spare
+    if pool is None:
+        pool = _required(folder, wanted.task, known.pool)
+    splits[name] = _read(pool, known.fields)
+    _check_shots(pool, wanted, splits[known.split], splits[name])
+    return splits, "" if pool.name.split(".")[0] == known.pool else f"examples from {pool.name}"
+
+
+def _check_shots(pool: Path, wanted: Wanted, scored: Rows, examples: Rows) -> None:
+    """Refuse a pool with fewer examples than shots, subject by subject where the task has subjects."""
+    by_subject = KNOWN[wanted.task].by_subject
+    for subject in sorted({str(row["subject"]) for row in scored}) if by_subject else [""]:
+        count = sum(not by_subject or str(row["subject"]) == subject for row in examples)
+        if count < (wanted.shots or 0):
+            where = f" of {subject}" if subject else ""
+            raise DataError(
+                f"{pool} has {count} examples{where}, but '{wanted.task}' is asked for {wanted.shots} shots"
+            )
+
+
+def _find(folder: Path, split: str) -> Path | None:
+    names = [f"{split}{middle}.jsonl{end}" for middle in ("", "[._-]*") for end in ("", ".gz")]
+    return next((path for name in names for path in sorted(folder.glob(name))), None)
+
+
+def _required(folder: Path, task: str, split: str) -> Path:
+    path = _find(folder / task, split)
+    if path is None:
+        raise DataError(
+            f"{folder / task} holds no {split}.jsonl or {split}.jsonl.gz, which the task '{task}' needs: put it there, "
+            "or leave --data-dir out to let the harness fetch its own data"
+        )
+    return path
+
+
+def _read(path: Path, fields: tuple[str, ...]) -> Rows:
+    rows: Rows = []
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: this isn't JSON ({error})") from error
+        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+        if missing:
+            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise DataError(
+                f"{path}, line {number}: the field{'s' * (len(missing) > 1)} {', '.join(missing)} "
+                f"{'are' if len(missing) > 1 else 'is'} missing; the task reads {', '.join(fields)}, the row has {held}"
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} is empty")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"can't read {path}: {error}") from error

@@ -1,0 +1,87 @@
+"""Any causal LM that transformers can load, for measuring: dense, ours, GGUF, or of a family that can't be pruned."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.families.resolve import resolve_model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready for inference.
+
+    Attributes:
+        source: what the user called it.
+        model: of transformers, in evaluation mode.
+        tokenizer: its tokenizer.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def params(self) -> int:
+        """Parameters; a tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def open_model(
+    source: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", allow_remote_code: bool = False
+) -> Opened:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: hub id, folder, output folder of a run, or GGUF file.
+        dtype: of its weights.
+        device: where it goes.
+        allow_remote_code: let the checkpoint run its own code.
+
+    Raises:
+        ModelError: nothing of that name exists, it can't be loaded, or its tokenizer is missing.
+        MissingExtraError: a GGUF file without the extra `gguf`.
+    """
+    found = _inside_run(source)
+    with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
+        try:
+            checkpoint = resolve_model(found, Path(work) / "model", allow_remote_code=allow_remote_code)
+        except FamilyError:
+            return _unknown_family(found, dtype, device, allow_remote_code=allow_remote_code)
+        tokenizer = checkpoint.tokenizer()
+        return Opened(source, checkpoint.load(dtype, device), tokenizer)
+
+
+def _inside_run(source: str) -> str:
+    """The model of an output folder, where that is what was named."""
+    folder = Path(source).expanduser()
+    if (folder / "darwinlm.json").is_file():
+        if not (folder / "model" / "config.json").is_file():
+            raise ModelError(f"{folder} is a run that hasn't exported its model yet: finish it, or name a model")
+        return str(folder / "model")
+    return source
+
+
+def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str, *, allow_remote_code: bool) -> Opened:
+    """A model that can't be pruned can still be measured."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=allow_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise CheckpointError(f"can't load {source}: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=allow_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
+        raise ModelError(f"{source} holds no tokenizer that can be read: {_first_line(error)}") from error
+    return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,136 @@
+"""What is evaluated: the suites, the metric that tables show, and how local data files are laid out.
+
+The paper (arXiv 2502.07780, section 4) reports SciQ, PIQA, WinoGrande (5 shots), ARC-Easy, ARC-Challenge (25),
+HellaSwag (10), LogiQA, BoolQ and MMLU (5), the others without shots, and their mean. It doesn't name the metrics; its
+dense Llama-2-7B row is reproduced by those below, which are also Sheared-LLaMA's (arXiv 2310.06694).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from darwinlm.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A task whose data files we know.
+
+    Attributes:
+        metric: the harness's metric that tables show.
+        split: what is scored.
+        pool: split that examples are drawn from.
+        spare: split that they are drawn from when there is no file of `pool`; empty where there is none.
+        fields: that every row of a file must have.
+        by_subject: whether the file joins the harness's subtasks, told apart by the field `subject`.
+    """
+
+    metric: str
+    split: str
+    pool: str
+    spare: str
+    fields: tuple[str, ...]
+    by_subject: bool = False
+
+
+KNOWN = {
+    "sciq": Known(
+        "acc",
+        "test",
+        "train",
+        "validation",
+        ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
+    ),
+    "piqa": Known("acc", "validation", "train", "", ("goal", "sol1", "sol2", "label")),
+    "arc_easy": Known("acc", "test", "train", "validation", ("question", "choices", "answerKey")),
+    "arc_challenge": Known("acc_norm", "test", "train", "validation", ("question", "choices", "answerKey")),
+    "logiqa": Known("acc_norm", "test", "train", "validation", ("context", "question", "options", "label")),
+    "boolq": Known("acc", "validation", "train", "", ("passage", "question", "label")),
+    "winogrande": Known("acc", "validation", "train", "", ("sentence", "option1", "option2", "answer")),
+    "hellaswag": Known("acc_norm", "validation", "train", "", ("activity_label", "ctx_a", "ctx_b", "endings", "label")),
+    "mmlu": Known("acc", "test", "dev", "", ("question", "subject", "choices", "answer"), by_subject=True),
+}
+"""By the harness's name; the fields are those that its task reads."""
+
+TITLES = {
+    "sciq": "SciQ",
+    "piqa": "PIQA",
+    "arc_easy": "ARC-E",
+    "arc_challenge": "ARC-C",
+    "logiqa": "LogiQA",
+    "boolq": "BoolQ",
+    "winogrande": "WinoGrande",
+    "hellaswag": "HellaSwag",
+    "mmlu": "MMLU",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One task of a suite.
+
+    Attributes:
+        task: the harness's name.
+        shots: examples in the prompt; None leaves the number to the harness's own configuration.
+    """
+
+    task: str
+    shots: int | None = None
+
+    @property
+    def title(self) -> str:
+        """For tables: `ARC-C (25)`."""
+        name = TITLES.get(self.task, self.task)
+        return f"{name} ({self.shots})" if self.shots else name
+
+
+SUITES: dict[str, tuple[Wanted, ...]] = {
+    "paper": (
+        Wanted("sciq", 0),
+        Wanted("piqa", 0),
+        Wanted("winogrande", 5),
+        Wanted("arc_easy", 0),
+        Wanted("arc_challenge", 25),
+        Wanted("hellaswag", 10),
+        Wanted("logiqa", 0),
+        Wanted("boolq", 0),
+        Wanted("mmlu", 5),
+    ),
+    "quick": tuple(Wanted(task, 0) for task in ("arc_easy", "piqa", "hellaswag", "sciq", "winogrande", "boolq")),
+}
+
+
+def parse_suite(text: str) -> tuple[Wanted, ...]:
+    """Read the name of a suite, or tasks: `piqa,arc_challenge:25`.
+
+    Raises:
+        RecipeError: a number of shots isn't one, a task is named twice, or nothing is named. Whether the harness knows
+            a task is checked by `darwinlm.evaluation.harness`.
+    """
+    if text in SUITES:
+        return SUITES[text]
+    wanted: list[Wanted] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        task, _, shots = item.partition(":")
+        if shots and not shots.isdigit():
+            raise RecipeError(f"--suite: '{item}' should be TASK or TASK:SHOTS, such as arc_challenge:25")
+        wanted.append(Wanted(task, int(shots) if shots else None))
+    names = [one.task for one in wanted]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise RecipeError(f"--suite names {', '.join(sorted(twice))} twice")
+    if not wanted:
+        raise RecipeError(f"--suite is empty: give {' or '.join(SUITES)}, or tasks such as piqa,arc_challenge:25")
+    return tuple(wanted)
+
+
+def check_names(wanted: Sequence[Wanted], known: Collection[str]) -> None:
+    """Refuse tasks that the harness doesn't have, with a near name. Raises RecipeError."""
+    import difflib
+
+    for one in wanted:
+        if one.task not in known:
+            near = difflib.get_close_matches(one.task, [*known, *SUITES], n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"give {' or '.join(SUITES)}, or the harness's task names"
+            raise RecipeError(f"--suite: there is no task '{one.task}': {hint}")

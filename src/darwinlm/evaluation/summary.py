@@ -1,0 +1,102 @@
+"""A suite's scores as one table: for the terminal, as Markdown, and what is missing from it in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from darwinlm.evaluation.harness import TaskScore
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mean of a suite's scores.
+
+    Attributes:
+        value: the plain mean over tasks, as the paper's; None while a task is missing.
+        stderr: of the mean, tasks being independent; None as `value` or when a task gives none.
+        missing: titles of tasks that failed.
+        partial: why the whole table is no full result, in words; empty when it is one.
+    """
+
+    value: float | None
+    stderr: float | None
+    missing: tuple[str, ...]
+    partial: str
+
+
+def average(scores: Sequence[TaskScore]) -> Average:
+    """Mean over all tasks; none at all when one failed, because a mean over the others would be another figure."""
+    missing = tuple(score.title for score in scores if score.value is None)
+    reasons = []
+    if missing:
+        reasons.append(f"{len(missing)} of {len(scores)} tasks failed ({', '.join(missing)}), so there is no average")
+    short = [score for score in scores if score.value is not None and score.items < score.total]
+    if short:
+        counts = ", ".join(f"{score.title} {score.items} of {score.total}" for score in short)
+        reasons.append(f"not all items were scored: {counts}")
+    partial = f"partial: {'; '.join(reasons)}" if reasons else ""
+    values = [score.value for score in scores if score.value is not None]
+    if missing or not values:
+        return Average(None, None, missing, partial)
+    errors = [score.stderr for score in scores]
+    spread = None
+    if all(error is not None and math.isfinite(error) for error in errors):
+        spread = math.sqrt(sum(error**2 for error in errors if error is not None)) / len(errors)
+    return Average(sum(values) / len(values), spread, (), partial)
+
+
+HEADINGS = ("task", "shots", "metric", "score, %", "standard error", "items")
+
+
+def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
+    """Cells under `HEADINGS`, the average last."""
+    table: list[tuple[str, ...]] = []
+    for score in scores:
+        name = score.title.partition(" (")[0]
+        shots = "" if score.shots is None else str(score.shots)
+        if score.value is None:
+            table.append((name, shots, "", "failed", "", ""))
+            continue
+        items = f"{score.items}" if score.items == score.total else f"{score.items} of {score.total}"
+        table.append((name, shots, score.metric, percent(score.value), percent(score.stderr), items))
+    if len(scores) > 1:
+        mean = average(scores)
+        table.append(("average", "", "", percent(mean.value), percent(mean.stderr), ""))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with two digits after the point; a dash for nothing."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
+
+
+def notes(scores: Sequence[TaskScore]) -> list[str]:
+    """What a reader must know: what is partial, what failed and why, what deviates from the official data."""
+    found = [average(scores).partial] if scores and average(scores).partial else []
+    found += [f"{score.title} failed: {score.error}" for score in scores if score.error]
+    found += [f"{score.title}: {score.remark}" for score in scores if score.remark]
+    return found
+
+
+def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
+    """A table for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
+    """The same as Markdown, the remarks below."""
+    lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    lines += [line for remark in remarks for line in ("", remark)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,87 @@
+"""Perplexity of any text, and KL to another model on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.data import read_documents
+from darwinlm.errors import DataError, ModelError
+from darwinlm.evaluation.quality import Quality, measure_quality
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What was measured on a text.
+
+    Attributes:
+        source: of the text.
+        tokens: predictions that the perplexity is the mean of.
+        blocks: sequences that the text was cut into.
+        perplexity: of the model.
+        dense_perplexity: of the other model, where there is one.
+        kl: KL(other ‖ model) in nats per token, where there is one.
+    """
+
+    source: str
+    tokens: int
+    blocks: int
+    perplexity: float
+    dense_perplexity: float | None
+    kl: float | None
+
+
+def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
+    """The text's documents, each followed by the end mark, joined and cut into blocks [n, t].
+
+    Args:
+        source: as `darwinlm.data.read_documents` takes it.
+        tokenizer: of the model.
+        sequence_length: t.
+        max_tokens: read no further; None reads all.
+
+    Raises:
+        DataError: the text is missing, unreadable, or shorter than one block.
+    """
+    wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
+    ids: list[int] = []
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for document in read_documents(source):
+        ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], *end]
+        if wanted is not None and len(ids) >= wanted:
+            break
+    count = len(ids[:wanted]) // sequence_length
+    if count == 0:
+        raise DataError(
+            f"Text source {source!r} has only {len(ids)} tokens, less than one block of {sequence_length}: give more "
+            "text, or lower --sequence-length"
+        )
+    return torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
+
+
+def check_same_vocabulary(model: Any, dense: Any) -> None:
+    """Refuse two models whose tokens mean different things. Raises ModelError."""
+    ours, theirs = model.tokenizer.get_vocab(), dense.tokenizer.get_vocab()
+    if ours != theirs:
+        raise ModelError(
+            f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
+            "must be the model that the other was made from"
+        )
+
+
+def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
+    """Measure one model, alone or against another, on tokens [n, t]."""
+    named = {"model": model} if dense is None else {"model": model, "dense": dense}
+    found: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    against = found.get("dense")
+    return TextScore(
+        source=source,
+        tokens=found["model"].tokens,
+        blocks=len(tokens),
+        perplexity=found["model"].perplexity,
+        dense_perplexity=against.perplexity if against else None,
+        kl=found["model"].kl if against else None,
+    )

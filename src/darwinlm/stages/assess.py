@@ -1,0 +1,190 @@
+"""One evaluation from request to result: open the model, measure what is asked, keep every part as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import read_json, write_json
+from darwinlm.errors import ArtifactError, RecipeError
+from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation.models import Opened, open_model
+from darwinlm.evaluation.suites import Wanted, parse_suite
+from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
+from darwinlm.run import resolve_device
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured; see `darwinlm evaluate --help`."""
+
+    model: str
+    suite: str | None = None
+    data_dir: Path | None = None
+    limit: int | None = None
+    texts: tuple[str, ...] = ()
+    against: str | None = None
+    tokens: int = 16384
+    sequence_length: int = 512
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    allow_remote_code: bool = False
+
+    def check(self) -> tuple[Wanted, ...]:
+        """The tasks; everything that can be refused without a model is. Raises DarwinLMError."""
+        if self.suite is None and not self.texts:
+            raise RecipeError("nothing to measure: give --suite, --text or both")
+        if self.against is not None and not self.texts:
+            raise RecipeError("--against needs --text: KL is measured on a text")
+        if self.dtype not in DTYPES:
+            raise RecipeError(f"--dtype {self.dtype}: use {', '.join(DTYPES)}")
+        resolve_device(self.device)
+        wanted = () if self.suite is None else parse_suite(self.suite)
+        if wanted:
+            harness.check_suite(wanted, self.data_dir)
+        return wanted
+
+    def key(self) -> dict[str, Any]:
+        """What an earlier result must have been asked for to be used again."""
+        plain = asdict(self)
+        names = ("model", "limit", "dtype", "sequence_length", "tokens", "against")
+        folder = None if self.data_dir is None else str(self.data_dir)
+        return {name: plain[name] for name in names} | {"data_dir": folder}
+
+
+@dataclass
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        request: what was asked.
+        params: of the model.
+        scores: of the suite's tasks.
+        texts: one for each text.
+    """
+
+    request: Request
+    params: int = 0
+    scores: list[harness.TaskScore] = field(default_factory=list)
+    texts: list[TextScore] = field(default_factory=list)
+
+    def tables(self) -> Iterator[Table]:
+        """Headings, cells and remarks of each table."""
+        if self.texts:
+            yield _text_table(self.texts)
+        if self.scores:
+            yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what --out holds."""
+        mean = summary.average(self.scores) if self.scores else None
+        return {
+            "request": self.request.key() | {"suite": self.request.suite},
+            "params": self.params,
+            "texts": [asdict(text) for text in self.texts],
+            "tasks": harness.as_json(self.scores),
+            "average": asdict(mean) if mean and len(self.scores) > 1 else None,
+            "partial": mean.partial if mean else "",
+        }
+
+
+def _text_table(texts: list[TextScore]) -> Table:
+    headings = ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token")
+    cells: list[tuple[str, ...]] = [
+        (
+            text.source,
+            f"{text.tokens}",
+            f"{text.perplexity:.4g}",
+            "-" if text.dense_perplexity is None else f"{text.dense_perplexity:.4g}",
+            "-" if text.kl is None else f"{text.kl:.4f}",
+        )
+        for text in texts
+    ]
+    return headings, cells, []
+
+
+def evaluate_model(request: Request, out: Path | None = None, console: Any = None) -> Evaluated:
+    """Measure a model.
+
+    Args:
+        request: what is asked.
+        out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
+        console: told about every finished task.
+
+    Raises:
+        DarwinLMError: the request, the model or the data is wrong. A task that fails on the way isn't an error here: it
+            is in its score.
+        ArtifactError: the JSON file is of another request.
+    """
+    wanted = request.check()
+    done = _resumed(request, out)
+    device = resolve_device(request.device)
+    dtype = DTYPES[request.dtype]
+    opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+    found = Evaluated(request, opened.params)
+
+    def save(scores: list[harness.TaskScore]) -> None:
+        found.scores = list(scores)
+        if out is not None:
+            write_json(out, found.as_json())
+        if console is not None and scores:
+            last = scores[-1]
+            value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
+            console.print(f"{last.title}: {value}", highlight=False, markup=False)
+
+    if request.texts:
+        found.texts = _texts(request, opened, dtype, device)
+        if not done:
+            save([])
+    if wanted:
+        harness.run_suite(
+            opened.model,
+            opened.tokenizer,
+            wanted,
+            data_dir=request.data_dir,
+            limit=request.limit,
+            batch_size=request.batch_size,
+            done=done,
+            save=save,
+        )
+    return found
+
+
+def _texts(request: Request, opened: Opened, dtype: torch.dtype, device: torch.device) -> list[TextScore]:
+    dense = None
+    if request.against is not None:
+        dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        check_same_vocabulary(opened, dense)
+    scores = []
+    for source in request.texts:
+        tokens = pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
+        scores.append(
+            measure_text(
+                opened.model,
+                dense.model if dense else None,
+                source,
+                tokens,
+                batch_tokens=request.batch_size * request.sequence_length,
+            )
+        )
+    return scores
+
+
+def _resumed(request: Request, out: Path | None) -> dict[str, harness.TaskScore]:
+    if out is None or not out.exists():
+        return {}
+    before = read_json(out)
+    if not isinstance(before, dict) or "request" not in before or "tasks" not in before:
+        raise ArtifactError(f"{out} holds something else: choose another file")
+    earlier = {name: value for name, value in before["request"].items() if name != "suite"}
+    if earlier != request.key():
+        raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
+    return harness.from_json(before["tasks"])

@@ -1,0 +1,297 @@
+"""`darwinlm evaluate`: the harness's own numbers from local files, perplexity and KL, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tests.tiny.benchmarks import tiny_benchmarks
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.command import Command, command_runner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.evaluation import harness
+from darwinlm.families.checkpoint import Checkpoint
+
+# The harness and what it brings along warn about themselves when they are first imported.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return command_runner(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def long_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for 25 shots."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "llama", max_position_embeddings=2048)
+
+
+def result(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("task", "folder", "shots"), [("piqa", "piqa", 0), ("arc_challenge", "arc", 3)])
+def test_scores_are_the_harness_own(
+    task: str,
+    folder: str,
+    shots: int,
+    command: Command,
+    data: Path,
+    long_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = command(
+        "evaluate", long_llama, "--suite", f"{task}:{shots}", "--data-dir", data, "--out", tmp_path / "ours.json",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+
+    import datasets
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    home = Path(lm_eval.__file__).parent / "tasks" / folder
+    files = {path.stem: str(path) for path in (data / task).glob("*.jsonl")}
+    own = {
+        "include": str(home / f"{task}.yaml"),
+        "task": f"{task}_own",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "validation_split": "validation" if "validation" in files else None,
+        "num_fewshot": shots,
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(long_llama, dtype=torch.float32)
+    lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(long_llama), backend="causal", batch_size=1)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    theirs = lm_eval.simple_evaluate(lm, tasks=[f"{task}_own"], task_manager=manager, log_samples=False)
+    expected = theirs["results"][f"{task}_own"]
+
+    (ours,) = result(tmp_path / "ours.json")["tasks"]
+    compared = {key: value for key, value in expected.items() if isinstance(value, float)}
+    assert {"acc,none", "acc_norm,none", "acc_stderr,none"} <= set(compared)
+    for key, value in compared.items():
+        assert ours["metrics"][key] == pytest.approx(value, abs=1e-12), key
+    assert 0 < ours["value"] < 1
+    assert ours["items"] == ours["total"] == 8
+
+
+def test_whole_paper_suite_runs_from_local_files(
+    command: Command, data: Path, long_llama: Path, tmp_path: Path
+) -> None:
+    out, page = tmp_path / "paper.json", tmp_path / "paper.md"
+    ended = command(
+        "evaluate",
+        long_llama,
+        "--suite",
+        "paper",
+        "--data-dir",
+        data,
+        "--limit",
+        2,
+        "--out",
+        out,
+        "--markdown",
+        page,
+        "--dtype",
+        "float32",
+    )
+    assert ended.code == 0, ended.err
+    found = result(out)
+    assert [task["items"] for task in found["tasks"]] == [2] * 9
+    values = [task["value"] for task in found["tasks"]]
+    assert found["average"]["value"] == pytest.approx(sum(values) / 9)
+    assert found["partial"].startswith("partial: not all items were scored: SciQ 2 of 8, ")
+    assert "HellaSwag (10): examples from train_5.jsonl.gz" in ended.out
+    assert "| MMLU | 5 | acc |" in page.read_text(encoding="utf-8")
+
+
+def test_text_is_measured_as_by_hand(command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", num_hidden_layers=2)
+    ended = command(
+        "evaluate", other, "--text", tiny_text_file, "--against", tiny_llama, "--tokens", 200, "--sequence-length", 32,
+        "--dtype", "float32", "--out", tmp_path / "text.json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    (found,) = result(tmp_path / "text.json")["texts"]
+
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    ids: list[int] = []
+    for document in tiny_text_file.read_text(encoding="utf-8").split("\n\n\n")[:20]:
+        ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert (found["blocks"], found["tokens"]) == (6, 186)
+    tokens = torch.tensor(ids[:192]).view(6, 32)
+    with torch.no_grad():
+        q = Checkpoint.open(other).load(torch.float32)(input_ids=tokens).logits.double().log_softmax(-1)
+        p = Checkpoint.open(tiny_llama).load(torch.float32)(input_ids=tokens).logits.double().log_softmax(-1)
+    loss = -q[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
+    assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+
+
+def test_interrupted_suite_goes_on(
+    command: Command, data: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "quick.json"
+    arguments = ("evaluate", tiny_llama, "--suite", "piqa:0,sciq:0,boolq:0", "--data-dir", data, "--out", out)
+    scored: list[str] = []
+    original = harness._score
+
+    def watched(lm_eval: Any, lm: Any, manager: Any, one: Any, *rest: Any) -> Any:
+        if one.task == "boolq" and len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(one.task)
+        return original(lm_eval, lm, manager, one, *rest)
+
+    monkeypatch.setattr(harness, "_score", watched)
+    assert command(*arguments).code == 130
+    assert [task["task"] for task in result(out)["tasks"]] == ["piqa", "sciq"]
+    scored += ["resumed"]
+    assert command(*arguments).code == 0
+    assert scored == ["piqa", "sciq", "resumed", "boolq"]
+    assert len(result(out)["tasks"]) == 3
+
+
+def test_failed_task_leaves_a_partial_table(command: Command, data: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    path = folder / "hellaswag" / "validation.jsonl.gz"
+    path.unlink()
+    row = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "none"}
+    path.with_suffix("").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    out = tmp_path / "out.json"
+    ended = command("evaluate", tiny_llama, "--suite", "hellaswag:0,piqa:0", "--data-dir", folder, "--out", out)
+    ended.refused("1 of 2 tasks failed", "partial", "no average", "HellaSwag: ValueError: invalid literal for int()")
+    assert "partial: 1 of 2 tasks failed (HellaSwag), so there is no average" in ended.out
+    found = result(out)
+    assert found["average"]["value"] is None
+    assert found["tasks"][1]["value"] is not None
+
+
+def test_model_without_tokenizer(command: Command, data: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+    ended = command("evaluate", folder, "--suite", "piqa", "--data-dir", data)
+    ended.refused(str(folder), "holds no tokenizer that can be read")
+
+
+def test_run_folder_is_its_model(command: Command, finished_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+    text = ("--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
+    for source in (finished_llama, finished_llama / "model"):
+        assert command("evaluate", source, *text, "--out", tmp_path / f"{source.name}.json").code == 0
+    first, second = (result(tmp_path / f"{name}.json") for name in (finished_llama.name, "model"))
+    assert first["texts"][0]["perplexity"] == second["texts"][0]["perplexity"]
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished_llama / "darwinlm.json", tmp_path / "run")
+    command("evaluate", tmp_path / "run", *text).refused("is a run that hasn't exported its model yet")
+
+
+def test_family_that_cannot_be_pruned_is_measured(
+    command: Command, tiny_text_file: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
+    ended = command("evaluate", tmp_path / "gpt2", "--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to measure: give --suite, --text or both"),
+        (("--suite", "pica"), "there is no task 'pica': did you mean 'piqa'"),
+        (("--suite", "piqa", "--against", "x"), "--against needs --text"),
+        (("--suite", "piqa", "--dtype", "int8"), "--dtype int8: use bfloat16"),
+        (("--suite", "piqa", "--data-dir", "nowhere"), "there is no such folder"),
+        (("--text", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_wrong_request(
+    options: tuple[str, ...], message: str, command: Command, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "pica" in options:
+        monkeypatch.setattr(harness, "_manager", lambda only_known: _Index())
+    command("evaluate", tiny_llama, *options).refused(message)
+
+
+class _Index:
+    """The harness's whole index takes ten seconds to read."""
+
+    task_index = dict.fromkeys(["piqa", "sciq"])
+
+
+def test_short_text_and_other_vocabulary(
+    command: Command, tiny_llama: Path, tmp_path: Path, tiny_text_file: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("the river", encoding="utf-8")
+    command("evaluate", tiny_llama, "--text", tmp_path / "short.txt").refused("less than one block of 512")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.add_tokens(["river"])
+    tokenizer.save_pretrained(other)
+    ended = command("evaluate", other, "--text", tiny_text_file, "--against", tiny_llama)
+    ended.refused("have different vocabularies")
+
+
+def test_result_of_another_request_is_kept(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    text = ("--text", tiny_text_file, "--sequence-length", 32, "--out", out)
+    assert command("evaluate", tiny_llama, *text, "--tokens", 64).code == 0
+    before = out.read_bytes()
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds the result of another request")
+    assert out.read_bytes() == before
+    out.write_text("{}", encoding="utf-8")
+    command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds something else")
+
+
+def test_missing_harness_names_its_extra(command: Command, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", "pip install 'darwinlm[eval]'")
+
+
+def test_gguf_is_resolved(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The GGUF path itself is tested with the real file elsewhere; here, that evaluation goes through it."""
+    from darwinlm.families import resolve
+
+    called: list[Path] = []
+
+    def dequantise(path: Path, work: Path) -> Path:
+        called.append(path)
+        shutil.copytree(tiny_llama, work)
+        return work
+
+    monkeypatch.setattr(resolve, "_dequantise", dequantise)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    ended = command("evaluate", tmp_path / "m.gguf", "--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
+    assert ended.code == 0, ended.err
+    assert called == [tmp_path / "m.gguf"]

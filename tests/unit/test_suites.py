@@ -1,0 +1,163 @@
+"""Suites, local data files, and the table: what is refused, what is average and what is partial."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tests.tiny.benchmarks import tiny_benchmarks
+
+from darwinlm.errors import DataError, RecipeError
+from darwinlm.evaluation import summary
+from darwinlm.evaluation.harness import TaskScore
+from darwinlm.evaluation.local_data import read_task
+from darwinlm.evaluation.suites import KNOWN, SUITES, Wanted, check_names, parse_suite
+
+
+def score(task: str, value: float | None, stderr: float | None = 0.02, items: int = 10, total: int = 10) -> TaskScore:
+    error = "ValueError: broken" if value is None else ""
+    return TaskScore(task, task.upper(), 0, "acc", value, stderr, items, total, error=error)
+
+
+def test_paper_suite_has_the_papers_shots() -> None:
+    assert {one.task: one.shots for one in SUITES["paper"]} == {
+        "sciq": 0,
+        "piqa": 0,
+        "winogrande": 5,
+        "arc_easy": 0,
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "logiqa": 0,
+        "boolq": 0,
+        "mmlu": 5,
+    }
+    assert {one.shots for one in SUITES["quick"]} == {0}
+    assert len(SUITES["quick"]) == 6
+
+
+def test_tasks_and_shots_are_read() -> None:
+    assert parse_suite(" piqa, arc_challenge:25 ") == (Wanted("piqa"), Wanted("arc_challenge", 25))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("piqa:few", r"'piqa:few' should be TASK or TASK:SHOTS"),
+        ("piqa,sciq,piqa", r"names piqa twice"),
+        (" , ", r"--suite is empty: give paper or quick"),
+    ],
+)
+def test_wrong_suite(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_suite(text)
+
+
+@pytest.mark.parametrize(("name", "message"), [("pica", "did you mean 'piqa'"), ("xyzzy", "give paper or quick")])
+def test_unknown_task(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"there is no task '{name}': {message}"):
+        check_names([Wanted(name)], KNOWN)
+
+
+def test_rows_are_read_packed_or_not(tmp_path: Path) -> None:
+    folder = tiny_benchmarks(tmp_path)
+    rows, remark = read_task(folder, Wanted("hellaswag", 10))
+    assert {split: len(part) for split, part in rows.items()} == {"validation": 8, "train": 30}
+    assert remark == "examples from train_5.jsonl.gz"
+    assert read_task(folder, Wanted("arc_challenge", 25))[1] == ""
+    assert list(read_task(folder, Wanted("arc_challenge", 0))[0]) == ["test"]
+
+
+def test_spare_pool_is_used_and_told(tmp_path: Path) -> None:
+    rows, remark = read_task(tiny_benchmarks(tmp_path), Wanted("sciq", 3))
+    assert set(rows) == {"test", "validation"}
+    assert remark == "examples from validation.jsonl"
+
+
+def break_file(folder: Path, task: str, split: str, text: str) -> Path:
+    path = folder / task / f"{split}.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"goal": "a", "sol1": "b"}\n', r"line 1: the fields sol2, label are missing; the task reads goal, sol1, .*"),
+        ('{"goal": "a", "sol1": "b", "sol2": "c"}\n', r"line 1: the field label is missing"),
+        ("\n{goal\n", r"line 2: this isn't JSON"),
+        ("[1]\n", r"line 1: the fields .* are missing; .* the row has list"),
+        ("\n", r"is empty"),
+    ],
+)
+def test_wrong_rows(text: str, message: str, tmp_path: Path) -> None:
+    path = break_file(tiny_benchmarks(tmp_path), "piqa", "validation", text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_task(tmp_path, Wanted("piqa", 0))
+    assert str(path) in str(caught.value)
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    tiny_benchmarks(tmp_path)
+    path = tmp_path / "boolq" / "validation.jsonl"
+    packed = gzip.compress(path.read_bytes(), mtime=0)
+    path.unlink()
+    path.with_suffix(".jsonl.gz").write_bytes(packed[:-20])
+    with pytest.raises(DataError, match=r"can't read .*validation\.jsonl\.gz"):
+        read_task(tmp_path, Wanted("boolq", 0))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted("piqa", 31), r"train\.jsonl has 30 examples, but 'piqa' is asked for 31 shots"),
+        (Wanted("mmlu", 16), r"dev\.jsonl has 15 examples of anatomy, but 'mmlu' is asked for 16 shots"),
+        (Wanted("boolq", 2), r"boolq holds no train\.jsonl or train\.jsonl\.gz, which the task 'boolq' needs"),
+    ],
+)
+def test_too_few_examples(wanted: Wanted, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_task(tiny_benchmarks(tmp_path), wanted)
+
+
+def test_missing_file_folder_and_layout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"sciq holds no test\.jsonl or test\.jsonl\.gz"):
+        read_task(tmp_path, Wanted("sciq", 0))
+    with pytest.raises(RecipeError, match=r"there is no such folder"):
+        read_task(tmp_path / "nowhere", Wanted("sciq", 0))
+    with pytest.raises(RecipeError, match=r"no layout for the task 'gsm8k'; known are sciq, "):
+        read_task(tmp_path, Wanted("gsm8k", 0))
+
+
+def test_average_is_the_plain_mean_with_its_error() -> None:
+    mean = summary.average([score("a", 0.4, 0.03), score("b", 0.6, 0.04)])
+    assert mean.value == pytest.approx(0.5)
+    assert mean.stderr == pytest.approx(math.hypot(0.03, 0.04) / 2)
+    assert mean.partial == ""
+
+
+def test_no_average_over_failed_tasks() -> None:
+    scores = [score("a", 0.4), score("b", None)]
+    mean = summary.average(scores)
+    assert mean.value is None
+    assert mean.partial == "partial: 1 of 2 tasks failed (B), so there is no average"
+    assert summary.rows(scores)[-1] == ("average", "", "", "-", "-", "")
+    assert "B failed: ValueError: broken" in summary.notes(scores)
+
+
+def test_limited_table_says_that_it_is_partial() -> None:
+    mean = summary.average([score("a", 0.4, items=5), score("b", 0.6)])
+    assert mean.value == pytest.approx(0.5)
+    assert mean.partial == "partial: not all items were scored: A 5 of 10"
+    text = summary.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
+    assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
+    assert text.rstrip().endswith(mean.partial)
+
+
+def test_scores_survive_json() -> None:
+    from darwinlm.evaluation.harness import as_json, from_json
+
+    scores = [score("a", 0.4), score("b", None)]
+    assert list(from_json(json.loads(json.dumps(as_json(scores)))).values()) == scores
