@@ -118,6 +118,15 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
     )
 
 
+def manifest_files(folder: Path) -> dict[str, str]:
+    """Hash of every file of a finished stage by its name. Raises ArtifactError."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise damaged(folder / MANIFEST, "it lists no files")
+    return files
+
+
 class StageFolder:
     """One stage's folder and the key that its content must match.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.tiny.models import FAMILIES, SIZES, tiny_config, tiny_model
+from tests.tiny.models import SIZES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -39,20 +39,27 @@ ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
 
 @dataclass
 class Kept:
-    """What stays of one block: query heads as (group, head in group), and MLP channels."""
+    """What stays of one block: query heads as (group, head in group), and MLP channels; perhaps all KV heads."""
 
     heads: list[tuple[int, int]] = field(default_factory=lambda: ALL)
     channels: list[int] = field(default_factory=lambda: list(range(WIDTH)))
+    all_groups: bool = False
 
     @property
     def groups(self) -> list[int]:
-        return sorted({group for group, _ in self.heads})
+        return list(range(GROUPS)) if self.all_groups else sorted({group for group, _ in self.heads})
+
+    @property
+    def cached(self) -> int:
+        return len(self.heads) if self.all_groups else len(self.groups)
 
     def overrides(self) -> dict:
         skip = [name for name, kept in (("attention", self.heads), ("mlp", self.channels)) if not kept]
         sizes = {}
         if self.heads:
-            sizes |= {"num_attention_heads": len(self.heads), "num_key_value_heads": len(self.groups)}
+            sizes |= {"num_attention_heads": len(self.heads), "num_key_value_heads": self.cached}
+        if self.heads and self.all_groups:
+            sizes |= {"query_groups": [group for group, _ in self.heads], "stored_kv_heads": GROUPS}
         if self.channels:
             sizes |= {"intermediate_size": len(self.channels)}
         return {**sizes, **({"skip": skip} if skip else {})}
@@ -64,6 +71,13 @@ PLANS = {
     "no attention first": [Kept([]), Kept(ALL[:2] + ALL[4:], ODD), Kept([], []), Kept([(0, 1), (1, 0), (2, 1)], [])],
     # the first layer is empty, so is the attention of the first full layer of a model with sliding ones
     "nothing first": [Kept([], []), Kept([], EVEN), Kept([(1, 0)]), Kept()],
+    # query heads go one by one, keys and values stay
+    "query heads": [
+        Kept([(0, 1), (1, 0), (1, 1)], all_groups=True),
+        Kept([(2, 0)], ODD, all_groups=True),
+        Kept([]),
+        Kept(),
+    ],
     # only widths differ
     "widths": [Kept(), Kept(ALL[2:4], EVEN), Kept([(0, 0), (2, 1)]), Kept(channels=ODD)],
     # only whole sub-layers go
@@ -152,7 +166,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=NAMES, scope="module")
 def dense(request) -> torch.nn.Module:
     return tiny_model(request.param)
 
@@ -202,7 +216,7 @@ def test_layers_without_attention_cache_nothing_but_the_count(plan, pruned):
     logits(pruned, tokens(), **{name: cache})
     for i, (kept, layer) in enumerate(zip(plan, cache.layers, strict=True)):
         if kept.heads:
-            assert layer.keys.shape[1] == len(kept.groups)
+            assert layer.keys.shape[1] == kept.cached
         elif layer.is_sliding or not any(type(other) is type(layer) for other in cache.layers[:i]):
             assert layer.keys.shape[1] == 1
             assert not layer.keys.any()
@@ -358,6 +372,8 @@ def test_classes_are_made_once():
     ("overrides", "message"),
     [
         ({"num_attention_heads": 5}, "5 query heads can't be shared evenly by 3"),
+        ({"query_groups": [0, 1], "stored_kv_heads": 3}, "query_groups of 2 heads, but 6 query heads"),
+        ({"query_groups": [0, 1, 2, 3, 0, 0], "num_key_value_heads": 6, "stored_kv_heads": 3}, "below stored_kv_heads"),
         ({"intermediate_size": 0}, "width 0"),
         ({"skip": ["attn"]}, "skips \\['attn'\\]"),
     ],

@@ -38,6 +38,9 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
     _scatter(attention.o_proj, columns, weight)
     per_group = attention.num_key_value_groups
     query = {int(column) for column in columns}
+    if getattr(attention.config, "query_groups", None):  # its keys and values are shared: without queries they are idle
+        _zero_rows(attention.q_proj, query)
+        return
     groups = {column // head_dim // per_group for column in query}
     key = {group * head_dim + i for group in groups for i in range(head_dim)}
     if hasattr(attention, "qkv_proj"):

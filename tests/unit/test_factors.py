@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from darwinlm.database.factors import full_target, kept_weights, nested_factors, pack_lower, unpack_lower
+from darwinlm.database.factors import (
+    full_target,
+    kept_weights,
+    narrower_factors,
+    nested_factors,
+    pack_lower,
+    unpack_lower,
+)
 from darwinlm.database.order import damp, removal_order
 from darwinlm.errors import NumericsError
 
@@ -115,6 +122,20 @@ def test_subset_is_the_leading_part_of_the_whole():
     torch.testing.assert_close(part.errors, whole.errors[:9])
     torch.testing.assert_close(part.target, whole.target[:, :8])
     torch.testing.assert_close(kept_weights(part, 5), kept_weights(whole, 5))
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "outliers"])
+@pytest.mark.parametrize("p", [1, 17, 40])
+def test_any_columns_follow_from_the_factors_over_all(kind, p):
+    """Only L of every column is stored: a subset, or another order, is as good as least squares on H itself."""
+    H, W = damp(second_moment(40, kind)), weight(12, 40)
+    whole, columns = nested_factors(H, W, permutation(40)), permutation(40, seed=3)[:p]
+    direct = nested_factors(H, W, columns)
+    found = narrower_factors(whole, W, columns, direct.errors)
+    assert torch.equal(found.columns, columns)
+    for k in {1, p // 2, p}:
+        expected, _ = least_squares(H, W, columns[:k].numpy())
+        assert_weights(kept_weights(found, k), expected)
 
 
 def test_empty_subset():

@@ -86,7 +86,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"search": {"step": 1.5}}, "search.step", "it is 1.5"),
         ({"search": {"minutes": 0}}, "search.minutes", "greater than 0"),
         ({"search": {"start": "best"}}, "search.start", "'knapsack', 'uniform' or 'random' (it is 'best')"),
-        ({"units": {"attention": "head"}}, "units.attention", "'kv_group' or 'lattice' (it is 'head')"),
+        ({"units": {"attention": "head"}}, "units.attention", "'query_head' or 'lattice' (it is 'head')"),
         ({"units": {"mlp_multiple": 0}}, "units.mlp_multiple", "greater than 0"),
         ({"database": {"damping": 0}}, "database.damping", "greater than 0"),
         ({"database": {"damping": float("nan")}}, "database.damping", "finite"),

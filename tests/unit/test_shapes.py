@@ -10,9 +10,9 @@ import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
-from darwinlm.artifact import write_tensors
-from darwinlm.database.factors import NestedFactors, nested_factors
-from darwinlm.database.levels import module_levels
+from darwinlm.artifact import StageFolder, write_tensors
+from darwinlm.database.factors import nested_factors
+from darwinlm.database.levels import module_levels, variants
 from darwinlm.database.store import DatabaseReader, block_file, experts_to_tensors, factors_to_tensors
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ FAMILIES = {
     "mistral": {"num_hidden_layers": 2},
     "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
 }
-UNITS = Units(attention="lattice", mlp_multiple=32)
+UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Case:
 
 def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseReader:
     """A database that needs no calibration: units go in the order of their index, last first, and H is the identity."""
+    stage = StageFolder(folder, {"made": "up"})
+    stage.begin()
     by_block: dict[int, dict] = {}
     for shape in module_shapes(checkpoint):
         W = checkpoint.read(checkpoint.block_prefix(shape.block))[shape.output].float()
@@ -64,21 +66,29 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseRe
             experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
             by_block.setdefault(shape.block, {}).update(experts_to_tensors(experts))
             continue
-        for heads in range(1, shape.heads + 1):
-            columns = torch.arange(shape.width).view(shape.groups, shape.heads, -1)[:, :heads].reshape(-1)
-            factors: NestedFactors = nested_factors(H, W, columns)
-            by_block.setdefault(shape.block, {}).update(factors_to_tensors(shape, heads, factors))
+        everything = torch.arange(shape.width).view(shape.groups, shape.heads, -1)
+        found = {}
+        for variant in variants(shape, units):
+            columns = everything[:, : variant or shape.heads]
+            columns = columns.transpose(0, 1) if units.attention == "group_heads" else columns
+            found[variant] = nested_factors(H, W, columns.reshape(-1))
+        by_block.setdefault(shape.block, {}).update(factors_to_tensors(shape, found))
     for block, tensors in by_block.items():
         write_tensors(folder / block_file(block), tensors)
+    stage.finish()
     return DatabaseReader(folder, checkpoint, units)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[(family, "lattice") for family in FAMILIES] + [("llama with biases", unit) for unit in UNITS[:3]],
+    ids=" ".join,
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    root = tmp_path_factory.mktemp("shapes")
-    folder = tiny_checkpoint(root / "model", request.param.split()[0], **FAMILIES[request.param])
+    root, (family, unit) = tmp_path_factory.mktemp("shapes"), request.param
+    folder = tiny_checkpoint(root / "model", family.split()[0], **FAMILIES[family])
     checkpoint = Checkpoint.open(folder)
-    database = fabricated(checkpoint, root / "database", UNITS)
+    database = fabricated(checkpoint, root / "database", Units(attention=unit, mlp_multiple=32))
     return Case(checkpoint, database, SearchSpace(database.modules))
 
 
@@ -139,7 +149,7 @@ def test_every_level_weighs_what_is_built(case):
             built = parts_of(model, case.checkpoint, module.block, module.kind)
             shape = case.database.shape(module.block, module.kind)
             family = case.checkpoint.family
-            assert module_parameters(family, shape, level.groups, level.heads, level.width) == level.params
+            assert module_parameters(family, shape, level.groups, level.width) == level.params
             assert built == level.params, f"{module.name} at {level}"
 
 
@@ -210,9 +220,70 @@ def test_units_decide_which_levels_there_are(tiny_llama):
     assert {(level.groups, level.heads) for level in lattice.levels} == {
         (0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)
     }  # fmt: skip
+    by_head = module_levels(checkpoint.family, attention, Units(attention="group_heads"))
+    assert [(level.groups, level.heads) for level in by_head.levels] == [(0, 0), (3, 1), (3, 2)]
+    free = module_levels(checkpoint.family, attention, Units(attention="query_head"))
+    assert [(level.groups, level.query_heads) for level in free.levels] == [(0, 0), *((3, n) for n in range(1, 7))]
+    assert [level.cache_heads for level in free.levels] == [0, 1, 2, 3, 4, 5, 3]
     for multiple, widths in ((32, [0, 32, 64, 96]), (40, [0, 40, 80, 96]), (96, [0, 96])):
         found = module_levels(checkpoint.family, mlp, Units(mlp_multiple=multiple))
         assert [level.width for level in found.levels] == widths
+
+
+@pytest.mark.parametrize("unit", ["kv_group", "group_heads", "query_head", "lattice"])
+def test_with_a_kv_head_for_each_query_head_all_units_are_one(unit, tmp_path):
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", num_key_value_heads=6))
+    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[0], Units(attention=unit)).levels
+    assert [(level.groups, level.query_heads) for level in levels] == [(n, n) for n in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "widths", "heads"),
+    [
+        ("all", [*range(0, 97, 8)], [*range(7)]),
+        ("paper", [0, 8, 16, 32, 40, 48, 56, 64, 80, 88, 96], [*range(7)]),
+        (["50%"], [0, 48, 96], [0, 3, 6]),
+        ([0.3, 0.9], [0, 32, 88, 96], [0, 2, 5, 6]),
+    ],
+)
+def test_a_grid_of_levels(tiny_llama, levels, widths, heads):
+    checkpoint = Checkpoint.open(tiny_llama)
+    attention, mlp = module_shapes(checkpoint)[:2]
+    units = Units.model_validate({"attention": "query_head", "mlp_multiple": 8, "levels": levels})
+    assert [level.width for level in module_levels(checkpoint.family, mlp, units).levels] == widths
+    assert [level.query_heads for level in module_levels(checkpoint.family, attention, units).levels] == heads
+
+
+def test_the_papers_grid_has_eleven_levels_of_multiples_of_32(tmp_path):
+    checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", intermediate_size=1024))
+    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[1], Units(levels="paper")).levels
+    assert [level.width for level in levels] == [0, 96, 192, 320, 416, 512, 608, 704, 832, 928, 1024]
+
+
+@pytest.mark.parametrize("levels", ["most", [1.5], "[half]"])
+def test_a_grid_that_is_none(levels):
+    with pytest.raises(ValueError, match="levels"):
+        Units.model_validate({"levels": levels})
+
+
+def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llama, tmp_path):
+    checkpoint = Checkpoint.open(tiny_llama)
+    units = Units(attention="query_head", mlp_multiple=32)
+    database = fabricated(checkpoint, tmp_path / "database", units)
+    allocation = tuple(4 if module.kind == "attention" else len(module.levels) - 1 for module in database.modules)
+    model = stitch(database, allocation)
+    assert model.config.per_layer_config[0].query_groups == [0, 0, 1, 1]
+    model.save_pretrained(tmp_path / "model")
+    again = Checkpoint.open(tmp_path / "model")
+    attention = module_shapes(again)[0]
+    assert (attention.groups, attention.width, attention.query_groups) == (3, 32, (0, 0, 1, 1))
+    levels = module_levels(again.family, attention, units).levels
+    assert [(level.groups, level.query_heads) for level in levels] == [(0, 0), *((3, n) for n in range(1, 5))]
+    assert levels[-1].params == database.modules[0].levels[4].params
+    with pytest.raises(
+        RecipeError, match=r"units\.attention is lattice, but the KV heads of block 0 attention are used"
+    ):
+        module_levels(again.family, attention, Units(attention="lattice"))
 
 
 def test_a_unit_wider_than_the_mlp_is_refused(tiny_llama):

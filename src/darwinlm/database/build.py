@@ -10,6 +10,7 @@ from torch import Tensor
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
 from darwinlm.database.factors import NestedFactors, kept_weights, nested_factors
+from darwinlm.database.levels import variants
 from darwinlm.database.order import damp, removal_order
 from darwinlm.database.store import block_file, experts_to_tensors, factors_to_tensors
 from darwinlm.errors import ArtifactError
@@ -49,8 +50,7 @@ def build_database(
             if shape.experts:
                 tensors.update(experts_to_tensors(factorise_experts(shape, moments, stream, damping)))
             elif shape.kind in moments.moments:
-                for heads, factors in factorise(shape, moments, stream, units, damping).items():
-                    tensors.update(factors_to_tensors(shape, heads, factors))
+                tensors.update(factors_to_tensors(shape, factorise(shape, moments, stream, units, damping)))
         write_tensors(stage.folder / block_file(moments.block), tensors)
         progress(moments.block + 1, stream.checkpoint.n_blocks)
 
@@ -58,16 +58,31 @@ def build_database(
 def factorise(
     shape: ModuleShape, moments: BlockMoments, stream: BlockStream, units: Units, damping: float
 ) -> dict[int, NestedFactors]:
-    """Nested factors of one module, one for each number of query heads per group (1 for an MLP)."""
+    """Nested factors of one module, one for each of its variants."""
     W = moments.weights[shape.output].to(stream.device, torch.float32)
     H = moments.moments[shape.kind]
+    return {
+        variant: _ordered_factors(H, W, candidates, damping, shape.name)
+        for variant, candidates in _candidates(shape, H, W, units, damping).items()
+    }
+
+
+def _candidates(shape: ModuleShape, H: Tensor, W: Tensor, units: Units, damping: float) -> dict[int, Tensor]:
+    """Columns [n, u] of every unit, for each variant of a module."""
+    columns = torch.arange(shape.width, device=H.device)
     if shape.kind == "mlp":
-        units_of_one = torch.arange(shape.width, device=H.device)[:, None]
-        order = removal_order(H, W, units_of_one, damping=damping, name=shape.name)
-        return {1: nested_factors(damp(H, damping), W, order.units, name=shape.name)}
-    ranked = _heads_by_rank(shape, H, W, damping) if units.attention == "lattice" else None
-    counts = range(1, shape.heads + 1) if ranked is not None else (shape.heads,)
-    return {heads: _group_factors(shape, H, W, damping, heads, ranked) for heads in counts}
+        return {1: columns[:, None]}
+    heads = columns.view(-1, shape.head_dim)
+    found = variants(shape, units)
+    if found == [0]:
+        return {0: heads}
+    if units.attention not in ("lattice", "group_heads") or shape.heads == 1:
+        return {shape.heads: columns.view(shape.groups, -1)}
+    ranked = _heads_by_rank(shape, heads, H, W, damping)
+    if units.attention == "group_heads":
+        return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
+    best = {count: ranked[:, :count].sort(dim=1).values for count in found}
+    return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
 def factorise_experts(
@@ -88,35 +103,24 @@ def factorise_experts(
         yield nested_factors(damp(H, damping), own, order.units, name=name)
 
 
-def _heads_by_rank(shape: ModuleShape, H: Tensor, W: Tensor, damping: float) -> Tensor:
+def _heads_by_rank(shape: ModuleShape, heads: Tensor, H: Tensor, W: Tensor, damping: float) -> Tensor:
     """[groups, heads]: query heads of each group, the last to be removed first."""
-    n_heads = shape.groups * shape.heads
-    columns = torch.arange(shape.width, device=H.device).view(n_heads, shape.head_dim)
-    order = removal_order(H, W, columns, damping=damping, name=shape.name).units.tolist()
+    order = removal_order(H, W, heads, damping=damping, name=shape.name).units.tolist()
     ranked = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
     return torch.tensor(ranked, device=H.device)
 
 
-def _group_factors(
-    shape: ModuleShape, H: Tensor, W: Tensor, damping: float, heads: int, ranked: Tensor | None
-) -> NestedFactors:
-    """Factors over whole groups, of which only the best `heads` query heads are still there."""
-    everything = torch.arange(shape.width, device=H.device).view(shape.groups, shape.heads, shape.head_dim)
-    if ranked is None or heads == shape.heads:
-        columns = everything.reshape(shape.groups, -1)
-    else:
-        chosen = ranked[:, :heads].sort(dim=1).values
-        columns = everything.view(-1, shape.head_dim)[chosen].reshape(shape.groups, -1)
+def _ordered_factors(H: Tensor, W: Tensor, candidates: Tensor, damping: float, name: str) -> NestedFactors:
+    """Factors over units [n, u] of columns in the order of their removal; columns in none of them are gone before."""
     damped = damp(H, damping)
-    flat = columns.reshape(-1)
-    if len(flat) == shape.width:
-        W_kept, H_kept = W, H
+    flat = candidates.reshape(-1)
+    if len(flat) == len(H):
+        order = removal_order(H, W, candidates, damping=damping, name=name)
     else:
-        W_kept = kept_weights(nested_factors(damped, W, flat, name=shape.name), len(flat))
-        H_kept = H[flat][:, flat]
-    places = torch.arange(len(flat), device=H.device).view(shape.groups, -1)
-    order = removal_order(H_kept, W_kept, places, damping=damping, name=shape.name)
-    return nested_factors(damped, W, columns[order.units].reshape(-1), name=shape.name)
+        W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
+        places = torch.arange(len(flat), device=H.device).view(candidates.shape)
+        order = removal_order(H[flat][:, flat], W_kept, places, damping=damping, name=name)
+    return nested_factors(damped, W, candidates[order.units].reshape(-1), name=name)
 
 
 def _readable(stage: StageFolder, block: int) -> bool:

@@ -15,8 +15,10 @@ Keeping the first k of π, the weights with the least squared output error ``tr(
     error of width k:     Σ_{j ≥ k} ‖T[:, j]‖² + tr(W_ρ (H_ρρ - H_ρπ H_ππ⁻¹ H_πρ) W_ρᵀ)
 
 The last term is what even the widest choice can't recover; it is zero when π has every column, and T is then ``W_π L``,
-which needs no storing. These are the weights and losses that removing columns one by one arrives at (Optimal Brain
-Surgeon, Hassibi & Stork 1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
+which needs no storing. Nor do L and T of any other π: the L of all columns holds H, and they follow from it.
+
+These are the weights and losses that removing columns one by one arrives at (Optimal Brain Surgeon, Hassibi & Stork
+1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
 """
 
 from __future__ import annotations
@@ -113,6 +115,31 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
         raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
     ordered = W.index_select(1, columns.to(W.device, torch.int64))
     return (ordered.to(factor.device, torch.float64) @ factor.to(torch.float64)).float()
+
+
+@torch.no_grad()
+def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: Tensor) -> NestedFactors:
+    """Factors over some of the columns, or in another order, from those over all of them: H is in them.
+
+    Args:
+        whole: factors over every column, of which the target isn't looked at.
+        W: [r, d] floating, output projection of the dense module.
+        columns: [p] integer, distinct, the last one to be removed first.
+        errors: [p + 1] float64, as `nested_factors` gave them for these columns.
+
+    Raises:
+        NumericsError: H isn't positive definite on the columns.
+    """
+    place = torch.empty_like(whole.columns)
+    place[whole.columns] = torch.arange(len(place), device=place.device)
+    L = whole.factor.to(torch.float64)
+    rows = L.index_select(0, place[columns])
+    factor, info = torch.linalg.cholesky_ex(rows @ rows.T)
+    if bool(info != 0):
+        raise NumericsError("the second moment in the database isn't positive definite: build it with more damping")
+    WH = (W.index_select(1, whole.columns).to(L) @ L) @ rows.T
+    target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
+    return NestedFactors(columns, factor.float(), target.float(), errors)
 
 
 @torch.no_grad()

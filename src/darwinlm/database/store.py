@@ -1,13 +1,13 @@
 """The database on disk: one safetensors file per block, read a module at a time.
 
-For each module and number of query heads per group it holds the columns in removal order, the packed factor, the
-error of every width, and the target where the weights alone don't give it back.
+For each module it holds one packed factor over all columns, and for each way to cut it (each number of query heads per
+KV group) the columns in removal order and the error of every width. Everything else follows from these and the weights.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import damaged
-from darwinlm.database.factors import NestedFactors, full_target, kept_weights, pack_lower, unpack_lower
-from darwinlm.database.levels import Level, ModuleLevels, module_levels
+from darwinlm.artifact import damaged, file_digest, manifest_files
+from darwinlm.database.factors import (
+    NestedFactors,
+    full_target,
+    kept_weights,
+    narrower_factors,
+    pack_lower,
+    unpack_lower,
+)
+from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
+from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -29,16 +37,16 @@ def block_file(block: int) -> str:
     return f"block_{block:04d}.safetensors"
 
 
-def factors_to_tensors(shape: ModuleShape, heads: int, factors: NestedFactors) -> dict[str, Tensor]:
-    """Named tensors of one module's factors for a number of query heads per group."""
-    prefix = f"{shape.kind}.{heads}."
-    tensors = {
-        prefix + "columns": factors.columns.to(torch.int32),
-        prefix + "factor": pack_lower(factors.factor),
-        prefix + "errors": factors.errors,
-    }
-    if len(factors.columns) != shape.width:
-        tensors[prefix + "target"] = factors.target
+def factors_to_tensors(shape: ModuleShape, found: Mapping[int, NestedFactors]) -> dict[str, Tensor]:
+    """Named tensors of one module's factors by variant; the last variant has all columns."""
+    tensors: dict[str, Tensor] = {}
+    whole = list(found.values())[-1]
+    if len(whole.columns) != shape.width:
+        raise ValueError(f"{shape.name}: the last of its factors must hold all {shape.width} columns")
+    for variant, factors in found.items():
+        tensors[f"{shape.kind}.{variant}.columns"] = factors.columns.to(torch.int32)
+        tensors[f"{shape.kind}.{variant}.errors"] = factors.errors
+    tensors[f"{shape.kind}.factor"] = pack_lower(whole.factor)
     return tensors
 
 
@@ -46,7 +54,7 @@ def experts_to_tensors(factors: Iterable[NestedFactors]) -> dict[str, Tensor]:
     """Named tensors of a mixture's factors: those of the experts side by side along a new first dimension."""
     rows = [(own.columns.to(torch.int32), pack_lower(own.factor), own.errors) for own in factors]
     columns, factor, errors = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    return {"mlp.1.columns": columns, "mlp.1.factor": factor, "mlp.1.errors": errors}
+    return {"mlp.1.columns": columns, "mlp.factor": factor, "mlp.1.errors": errors}
 
 
 @dataclass(frozen=True)
@@ -57,31 +65,37 @@ class Kept:
         columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the experts of a mixture.
         weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
             (nothing is gone).
+        groups: [g] int64, KV heads that stay, ascending; of an attention.
+        query_groups: which of `groups` each kept query head belongs to, where they are used unevenly; else None.
     """
 
     columns: Tensor
     weight: Tensor | None
+    groups: Tensor | None = None
+    query_groups: tuple[int, ...] | None = None
 
 
 class DatabaseReader:
-    """Produces any module at any level.
+    """Produces any module at any level. A file is compared with its hash in the manifest before it is used.
 
     Args:
         folder: of the finished database.
         checkpoint: the model it was made from.
-        units: the units it was made with.
+        units: what its modules are cut into.
         cache_bytes: factors that stay in memory.
     """
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, units: Units, *, cache_bytes: int = 2 << 30) -> None:
         self.folder = folder
         self.checkpoint = checkpoint
+        self.units = units
         self.shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
         self.modules: tuple[ModuleLevels, ...] = tuple(
             module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
         )
+        self._verified: set[int] = set()
+        self._errors: dict[tuple[int, ModuleKind, int], Tensor] = {}
         self._cache: OrderedDict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = OrderedDict()
-        self._error_curves: dict[tuple[int, ModuleKind, int], Tensor] = {}
         self._cache_bytes = cache_bytes
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
@@ -93,96 +107,138 @@ class DatabaseReader:
         name = self.checkpoint.block_prefix(block) + self.shape(block, kind).output
         return self.checkpoint.read(name, dtype=torch.float32)[""]
 
-    def factors(self, block: int, kind: ModuleKind, heads: int) -> NestedFactors:
-        """Factors of a module with so many query heads per group (1 for an MLP).
+    def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
+        """Which of a module's factors a level is cut from."""
+        known = variants(self.shape(block, kind), self.units)
+        return level.heads if level.heads in known else known[-1]
+
+    def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
+        """Factors of one variant of a module: of the experts of a mixture one each, else a single one.
 
         Raises:
             ArtifactError: the file is damaged.
         """
-        (factors,) = self._factors(block, kind, heads)
-        return factors
-
-    def _factors(self, block: int, kind: ModuleKind, heads: int) -> tuple[NestedFactors, ...]:
-        """Factors of a module, for the experts of a mixture one each."""
-        key = (block, kind, heads)
+        key = (block, kind, variant)
         if key not in self._cache:
-            self._cache[key] = self._read(block, kind, heads)
+            self._cache[key] = self._read(block, kind, variant)
             held = sum(_bytes(factors) for factors in self._cache.values())
             while held > self._cache_bytes and len(self._cache) > 1:
                 held -= _bytes(self._cache.popitem(last=False)[1])
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def _read(self, block: int, kind: ModuleKind, heads: int) -> tuple[NestedFactors, ...]:
-        found = self._tensors(block, f"{kind}.{heads}.")
-        try:
-            columns, packed, errors = found["columns"].long(), found["factor"], found["errors"]
-        except KeyError as error:
-            raise damaged(self.folder / block_file(block), str(error)) from error
+    def _read(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
+        shape = self.shape(block, kind)
+        last = variants(shape, self.units)[-1]
         W = self.dense_weight(block, kind)
-        if columns.ndim == 2:
-            experts = zip(columns, packed, errors, W, strict=True)
-            return tuple(_full_factors(own, lower, errs, weight) for own, lower, errs, weight in experts)
-        if "target" not in found:
+        if variant != last:
+            columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
+            (whole,) = self.factors(block, kind, last)
+            return (narrower_factors(whole, W, columns.long(), errors),)
+        names = (f"{kind}.{variant}.columns", f"{kind}.factor", f"{kind}.{variant}.errors")
+        columns, packed, errors = self._tensors(block, *names)
+        if not shape.experts:
             return (_full_factors(columns, packed, errors, W),)
-        return (NestedFactors(columns, unpack_lower(packed, len(columns)), found["target"], errors),)
+        experts = zip(columns, packed, errors, W, strict=True)
+        return tuple(_full_factors(own, lower, curve, weight) for own, lower, curve, weight in experts)
 
-    def _tensors(self, block: int, prefix: str) -> dict[str, Tensor]:
-        """Stored tensors of a block whose name starts with a prefix, which is cut off. Raises ArtifactError."""
+    def _tensors(self, block: int, *names: str) -> list[Tensor]:
+        """Stored tensors of a block. Raises ArtifactError."""
         path = self.folder / block_file(block)
+        self._verify(block, path)
         try:
             with safe_open(path, framework="pt") as stream:
-                names = [name for name in stream.keys() if name.startswith(prefix)]  # noqa: SIM118
-                return {name.removeprefix(prefix): stream.get_tensor(name) for name in names}
+                return [stream.get_tensor(name) for name in names]
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
 
-    def error(self, block: int, kind: ModuleKind, level: Level) -> float:
-        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone.
+    def _verify(self, block: int, path: Path) -> None:
+        """Compare a file with the hash that the manifest has of it, once. Raises ArtifactError."""
+        if block in self._verified:
+            return
+        expected = manifest_files(self.folder).get(path.name)
+        if expected is None:
+            raise damaged(path, "the manifest doesn't name it")
+        if not path.is_file():
+            raise damaged(path, "it is missing")
+        if file_digest(path) != expected:
+            raise damaged(path, "its bytes aren't those that were written")
+        self._verified.add(block)
+
+    def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
+        """[p + 1] float64: squared output error of keeping the first k columns of a variant.
 
         The errors of a mixture's experts add up, each being weighted by how much the expert's output counts.
+
+        Raises:
+            ArtifactError: the file is damaged.
         """
-        shape = self.shape(block, kind)
-        if level.width == shape.width:
+        key = (block, kind, variant)
+        if key not in self._errors:
+            (errors,) = self._tensors(block, f"{kind}.{variant}.errors")
+            self._errors[key] = errors.sum(dim=0) if errors.ndim == 2 else errors
+        return self._errors[key]
+
+    def error(self, block: int, kind: ModuleKind, level: Level) -> float:
+        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone."""
+        if level.width == self.shape(block, kind).width:
             return 0.0
-        errors = self._errors(block, kind, level.heads or (shape.heads if kind == "attention" else 1))
+        errors = self.errors(block, kind, self.variant(block, kind, level))
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
-    def _errors(self, block: int, kind: ModuleKind, heads: int) -> Tensor:
-        """[d + 1] float64: squared output error of each width."""
-        key = (block, kind, heads)
-        if key not in self._error_curves:
-            found = self._tensors(block, f"{kind}.{heads}.errors")
-            if "" not in found:
-                raise damaged(self.folder / block_file(block), f"no errors of {self.shape(block, kind).name}")
-            errors = found[""]
-            self._error_curves[key] = errors.sum(dim=0) if errors.ndim == 2 else errors
-        return self._error_curves[key]
+    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        """[k] int64 (or [e, k]), ascending columns of the output projection that a level keeps."""
+        shape = self.shape(block, kind)
+        if level.width in (0, shape.width):
+            columns = torch.arange(level.width)
+            return columns.expand(shape.experts, -1) if shape.experts else columns
+        (columns,) = self._tensors(block, f"{kind}.{self.variant(block, kind, level)}.columns")
+        return columns[..., : level.width].long().sort(dim=-1).values
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
         shape = self.shape(block, kind)
-        if level.width == shape.width:
-            return Kept(torch.arange(shape.width), None)
+        columns = self.columns(block, kind, level)
+        weight: Tensor | None = None
         if level.width == 0:
             weight = self.dense_weight(block, kind)[..., :0]
-            return Kept(torch.empty((*weight.shape[:-2], 0), dtype=torch.int64), weight)
-        made = [_first_columns(factors, level.width) for factors in self._factors(block, kind, level.heads)]
-        if not shape.experts:
-            return made[0]
-        weights = [own.weight for own in made if own.weight is not None]
-        return Kept(torch.stack([own.columns for own in made]), torch.stack(weights))
+        elif level.width < shape.width:
+            found = self.factors(block, kind, self.variant(block, kind, level))
+            made = [kept_weights(own, level.width)[:, own.columns[: level.width].argsort()] for own in found]
+            weight = torch.stack(made) if shape.experts else made[0]
+        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        return Kept(columns, weight, *groups)
 
 
-def _first_columns(factors: NestedFactors, width: int) -> Kept:
-    columns, order = factors.columns[:width].sort()
-    return Kept(columns, kept_weights(factors, width)[:, order])
+def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+    """KV heads that stay with some columns of an attention's output projection, and how its query heads share them.
+
+    Args:
+        shape: the attention before the cut.
+        level: says how many KV heads stay: those in use, or all of them.
+        columns: [k] int64, ascending.
+
+    Returns:
+        [g] int64 KV heads, ascending, and for each query head that stays its place among them; None where every KV
+        head serves the same number of neighbouring query heads.
+    """
+    heads = (columns[:: shape.head_dim] // shape.head_dim).tolist()
+    owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
+    used = [owner[head] for head in heads]
+    groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
+    if len(groups) != level.groups:
+        raise ArtifactError(f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: it is another database's")
+    places = tuple(groups.index(group) for group in used)
+    even = len(places) % max(len(groups), 1) == 0 and list(places) == [
+        place for place in range(len(groups)) for _ in range(len(places) // len(groups))
+    ]
+    return torch.tensor(groups, dtype=torch.int64), None if even else places
 
 
 def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
     """Factors over every column, whose target the dense weights give back."""
     factor = unpack_lower(packed, len(columns))
-    return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
+    return NestedFactors(columns.long(), factor, full_target(factor, W, columns), errors)
 
 
 def _bytes(factors: tuple[NestedFactors, ...]) -> int:

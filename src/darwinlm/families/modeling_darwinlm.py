@@ -46,6 +46,8 @@ class PrunedConfig:
     """Makes a family's configuration fit for layers that differ. Mixed in before the family's class."""
 
     _definition: tuple[str, str, str]
+    query_groups = None  # of a layer whose key-value heads serve different numbers of query heads
+    stored_kv_heads = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fix the head size first: a layer's head count must not decide it."""
@@ -98,6 +100,11 @@ class PrunedConfig:
             if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
                 raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
             heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+            if (shared := layer.query_groups) is not None:
+                if not len(shared) == heads == groups:
+                    raise ValueError(f"layer {i}: query_groups of {len(shared)} heads, but {heads} query heads")
+                if not all(0 <= group < (layer.stored_kv_heads or 0) for group in shared):
+                    raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
             for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
@@ -146,11 +153,44 @@ class Absent(nn.Module):
         return (0.0, None) if self.attention else 0.0
 
 
+class SharedHeads(nn.Linear):
+    """Projects onto the heads that are stored, and hands each of them out as often as it is used."""
+
+    def __init__(self, like: nn.Linear, used: list[int], stored: int, head_dim: int) -> None:
+        bias = like.bias is not None
+        super().__init__(like.in_features, stored * head_dim, bias, like.weight.device, like.weight.dtype)
+        self.used = used  # [heads] the stored head behind each one
+        self.sizes = [head_dim] * stored
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., heads * head_dim]."""
+        stored: list[torch.Tensor] = list(super().forward(hidden_states).split_with_sizes(self.sizes, dim=-1))
+        return torch.cat([stored[head] for head in self.used], dim=-1)
+
+
+def share_kv_heads(attention: nn.Module, config: Any) -> None:
+    """Store only the `stored_kv_heads` key and value heads of an attention that `query_groups` refers to.
+
+    To the attention itself each query head has a key and a value head of its own, so that all kernels and caches fit.
+    """
+    used, stored, size = config.query_groups, config.stored_kv_heads, config.head_dim
+    if used is None:
+        return
+    count = len(used)
+    fused = [*range(count), *(count + i for i in used), *(count + stored + i for i in used)]
+    plans = {"k_proj": (used, stored), "v_proj": (used, stored), "qkv_proj": (fused, count + 2 * stored)}
+    for name, (heads, rows) in plans.items():
+        if isinstance(projection := getattr(attention, name, None), nn.Linear):
+            setattr(attention, name, SharedHeads(projection, heads, rows, size))
+
+
 class PrunedBlock:
-    """A family's decoder layer with sub-layers left out. Mixed in before the family's class."""
+    """A family's decoder layer with sub-layers left out or heads shared unevenly. Mixed in before its own class."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
+        if "attention" not in config.skip:
+            share_kv_heads(getattr(self, "self_attn"), config)  # noqa: B009 - set by the family's class
         sandwich = hasattr(self, "pre_feedforward_layernorm")  # Gemma 2 and 3: a norm before and after each sub-layer
         gone: list[str] = []
         counts = False
@@ -195,7 +235,8 @@ class PrunedModel(FromFamily):
             super().__init__(config)  # type: ignore[call-arg]
         plain, pruned = self._blocks
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
-        blocks = [(pruned if getattr(own, "skip", ()) else plain)(own, i) for i, own in enumerate(layers)]
+        own_code = [getattr(own, "skip", ()) or own.query_groups is not None for own in layers]
+        blocks = [(pruned if odd else plain)(own, i) for i, (own, odd) in enumerate(zip(layers, own_code, strict=True))]
         self.layers = nn.ModuleList(blocks)
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
             rotary.config = copy.copy(config)

@@ -27,6 +27,7 @@ class ModuleShape:
         width: columns of the output projection: groups x heads x head_dim, or MLP channels.
         output: name of the output projection's weight inside the block.
         experts: experts of the MLP, each of them that wide; 0 where it isn't a mixture.
+        query_groups: KV head of each query head, where KV heads serve different numbers of them (heads is then 0).
     """
 
     block: int
@@ -38,6 +39,7 @@ class ModuleShape:
     width: int
     output: str
     experts: int = 0
+    query_groups: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -63,10 +65,12 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        uneven = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
+        shared = tuple(uneven) if uneven else None
         for part in (family.attention, family.mlp):
             output = output_name(part, inside)
             if output is not None:
-                found.append(_module_shape(block, family, part, inside, output, head_dim(checkpoint.config)))
+                found.append(_module_shape(block, family, part, inside, output, head_dim(checkpoint.config), shared))
     return found
 
 
@@ -85,7 +89,13 @@ def head_dim(config: object) -> int:
 
 
 def _module_shape(
-    block: int, family: Family, part: Attention | Mlp, inside: Shapes, output: str, columns: int
+    block: int,
+    family: Family,
+    part: Attention | Mlp,
+    inside: Shapes,
+    output: str,
+    columns: int,
+    query_groups: tuple[int, ...] | None,
 ) -> ModuleShape:
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
     tensors = {name: inside[name] for name in names}
@@ -96,6 +106,8 @@ def _module_shape(
     key = part.segments[part.key_value[0]]
     rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width
     groups = rows // (key.count("key_value") * columns)
+    if query_groups is not None:
+        return ModuleShape(block, "attention", tensors, groups, 0, columns, width, output, query_groups=query_groups)
     heads = width // (groups * columns)
     if groups * heads * columns != width:
         raise CheckpointError(
@@ -105,8 +117,8 @@ def _module_shape(
     return ModuleShape(block, "attention", tensors, groups, heads, columns, width, output)
 
 
-def module_parameters(family: Family, shape: ModuleShape, groups: int, heads: int, width: int) -> int:
-    """Parameters of a module that keeps so many KV groups, query heads per group, and columns; norms included.
+def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
+    """Parameters of a module that keeps so many KV heads and columns of its output projection; norms included.
 
     A module that keeps nothing has none: its norms go with it.
     """
@@ -114,7 +126,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, heads: in
         return 0
     part = family.module(shape.kind)
     sizes: dict[Rows, int] = {
-        "query": groups * heads * shape.head_dim,
+        "query": width,
         "key_value": groups * shape.head_dim,
         "channel": width,
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-AttentionUnit = Literal["kv_group", "lattice"]
+AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 Start = Literal["knapsack", "uniform", "random"]
 
 
@@ -68,12 +68,32 @@ class Text(Section):
 
 
 class Units(Section):
-    """The smallest things that are removed."""
+    """The smallest things that are removed, and how many levels there are of each module."""
 
     attention: AttentionUnit = "lattice"
-    """`kv_group`: whole KV groups. `lattice`: KV groups times query heads per group."""
+    """`kv_group`: whole KV groups. `group_heads`: one query head of every KV group. `lattice`: KV groups times query
+    heads per group. `query_head`: any query head, K and V stay (the paper's; with as many KV heads they go too)."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
+    levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
+    """`all` that the units allow; `paper`: 0, 10 % ... 100 % removed; or the shares that may be kept, such as
+    [75%, 50%, 25%]. Nothing and everything are always among the levels."""
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_are_shares(cls, levels: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if not isinstance(levels, str) and not all(0 <= share <= 1 for share in levels):
+            raise ValueError("must be all, paper, or shares from 0 to 100 %")
+        return levels
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Shares of a module that may be kept; None where every level may."""
+        if self.levels == "all":
+            return None
+        if self.levels == "paper":
+            return tuple(tenth / 10 for tenth in range(11))
+        return tuple(sorted({0.0, 1.0, *self.levels}))
 
 
 class Database(Section):

@@ -58,9 +58,8 @@ class ModuleBank:
         shape = self.database.shape(module.block, module.kind)
         kept = self.database.kept(module.block, module.kind, chosen)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
-        return small_module(
-            self.decoder.blocks[module.block], self.decoder.model.config, family, shape, chosen, tensors
-        )
+        block, config = self.decoder.blocks[module.block], self.decoder.model.config
+        return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
 
     def apply(self, allocation: Allocation) -> None:
         """Make the decoder compute this allocation."""

@@ -89,8 +89,8 @@ def _allocation(run: Run, found: dict[str, Any], search: Found) -> list[dict[str
     for module, level in zip(plan.space.modules, plan.space.levels(search.allocation), strict=True):
         row, dense = rows[module.block], module.levels[-1]
         if module.kind == "attention":
-            row |= {"groups": level.groups, "heads": level.groups * level.heads}
-            row |= {"dense_groups": dense.groups, "dense_heads": dense.groups * dense.heads}
+            row |= {"groups": level.groups, "heads": level.query_heads}
+            row |= {"dense_groups": dense.groups, "dense_heads": dense.query_heads}
         else:
             row |= {"width": level.width, "dense_width": dense.width}
     for block, row in enumerate(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from darwinlm.database.levels import Level
 from darwinlm.database.store import Kept
 from darwinlm.families.family import Family, ModuleKind, Rows
+from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
+QUERY_GROUPS = "query_groups"
+STORED_KV_HEADS = "stored_kv_heads"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -59,21 +62,30 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 def kept_rows(shape: ModuleShape, kept: Kept) -> dict[Rows, Tensor]:
     """Rows that remain of each kind: of query heads, of KV heads, of MLP channels (for each expert)."""
-    if shape.kind == "mlp":
+    if kept.groups is None:
         return {"channel": kept.columns}
-    groups = torch.unique(kept.columns // (shape.heads * shape.head_dim))
-    return {
-        "query": kept.columns,
-        "key_value": (groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1),
-    }
+    key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
+    return {"query": kept.columns, "key_value": key_value.reshape(-1)}
 
 
-def layer_overrides(family: Family, shape: ModuleShape, level: Level) -> dict[str, int]:
-    """What a level changes in the configuration of its layer."""
+def layer_overrides(
+    family: Family, shape: ModuleShape, level: Level, query_groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What a level changes in the configuration of its layer.
+
+    Args:
+        family: names of the sizes.
+        shape: sizes before the cut.
+        level: what remains.
+        query_groups: KV head of each query head that remains, where KV heads serve different numbers of them.
+    """
     if shape.kind == "mlp":
         experts = family.mlp.experts
         return {experts.width if experts is not None and shape.experts else family.mlp.width: level.width}
-    return {ATTENTION_HEADS: level.groups * level.heads, KV_HEADS: level.groups}
+    if query_groups is None:
+        return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
+    repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}
+    return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.query_heads, **repeated}
 
 
 def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
@@ -86,7 +98,13 @@ def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
 
 
 def small_module(
-    block: nn.Module, config: Any, family: Family, shape: ModuleShape, level: Level, tensors: Mapping[str, Tensor]
+    block: nn.Module,
+    config: Any,
+    family: Family,
+    shape: ModuleShape,
+    level: Level,
+    tensors: Mapping[str, Tensor],
+    query_groups: Sequence[int] | None = None,
 ) -> nn.Module:
     """Build the sub-layer at a level, of the family's own class, around the given tensors.
 
@@ -97,14 +115,17 @@ def small_module(
         shape: sizes before the cut.
         level: what remains; must keep something.
         tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
+        query_groups: as in `layer_overrides`.
     """
     kind: ModuleKind = shape.kind
-    overrides = layer_overrides(family, shape, level)
+    overrides = layer_overrides(family, shape, level, query_groups)
     if kind == "attention":
-        overrides["head_dim"] = shape.head_dim
+        overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
     one = layer_config(config, shape.block, overrides)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
-    module: nn.Module = getattr(layer, family.module(kind).name)
+        module: nn.Module = getattr(layer, family.module(kind).name)
+        if kind == "attention":
+            share_kv_heads(module, one)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.store import DatabaseReader, kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
-from darwinlm.surgery.shrink import layer_overrides, shrink_tensors
+from darwinlm.surgery.shrink import QUERY_GROUPS, layer_overrides, shrink_tensors
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
@@ -40,7 +40,10 @@ def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict
             if level is None or level.width == 0:
                 gone.append(kind)
             else:
-                row |= layer_overrides(database.checkpoint.family, database.shape(block, kind), level)
+                shape, query_groups = database.shape(block, kind), None
+                if kind == "attention":
+                    _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
+                row |= layer_overrides(database.checkpoint.family, shape, level, query_groups)
         if gone:
             row[SKIP] = gone
         table[block] = row
@@ -74,7 +77,8 @@ def _common_sizes(table: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
     """Sizes that hold for every layer; None where layers differ. A size that a layer hasn't got doesn't count."""
     sizes: dict[str, Any] = {}
     for row in table.values():
-        if SKIP in row or any(sizes.setdefault(name, value) != value for name, value in row.items()):
+        unlike = any(sizes.setdefault(name, value) != value for name, value in row.items())
+        if unlike or row.keys() & {SKIP, QUERY_GROUPS}:
             return None
     return sizes
 
