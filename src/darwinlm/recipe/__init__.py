@@ -2,6 +2,7 @@
 
 from darwinlm.recipe.load import describe_fields, load_recipe, merge, parse_recipe
 from darwinlm.recipe.sections import (
+    Baselines,
     Budget,
     Compute,
     Database,
@@ -19,6 +20,7 @@ from darwinlm.recipe.sections import (
 from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 __all__ = [
+    "Baselines",
     "Budget",
     "Compute",
     "Database",

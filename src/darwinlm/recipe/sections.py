@@ -202,6 +202,23 @@ class Export(Section):
     """`auto` is the checkpoint's own type; bfloat16 where the model came from a GGUF file."""
 
 
+class Baselines(Section):
+    """Settings of the other methods that `darwinlm compare` runs."""
+
+    random_tries: int = Field(16, ge=1)
+    """Random allocations of which the best is taken."""
+    sheared_tokens: int = Field(65536, gt=0)
+    """Calibration tokens that masks and weights are trained on; the text is repeated when it is shorter."""
+    sheared_batch_tokens: int = Field(2048, gt=0)
+    """Tokens in one of those steps."""
+    sheared_rate: float = Field(1e-4, ge=0)
+    """Learning rate of the weights; 0 learns the masks alone."""
+    sheared_mask_rate: float = Field(0.3, gt=0)
+    """Learning rate of the masks."""
+    sheared_warmup: float = Field(0.5, gt=0, le=1)
+    """Share of the steps in which the target falls from everything to the budget."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -227,6 +244,8 @@ class Recipe(Section):
     """Measurements for the report."""
     export: Export = Export()
     """What is saved."""
+    baselines: Baselines = Baselines()
+    """Other methods to compare with."""
 
     @model_validator(mode="after")
     def _tokens_suffice(self) -> Recipe:

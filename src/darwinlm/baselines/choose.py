@@ -1,0 +1,79 @@
+"""Allocations without an evolutionary search: uniform, random, whole blocks, local errors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.errors import BudgetError
+from darwinlm.search.space import Allocation, ParamBudget, SearchSpace
+from darwinlm.search.start import knapsack_start, random_start, uniform_allocations
+
+Loss = Callable[[Allocation], float]
+
+
+def best_uniform(space: SearchSpace, budget: ParamBudget, loss: Loss) -> Allocation:
+    """Of all ways to cut every layer alike, the one with the least loss. Raises BudgetError when none fits."""
+    return min(uniform_allocations(space, budget), key=loss)
+
+
+def even_uniform(space: SearchSpace, budget: ParamBudget) -> Allocation:
+    """Of all ways to cut every layer alike, the one that keeps most nearly the same share of attention and of MLP.
+
+    Sheared-LLaMA's target is a shape that is given beforehand; this is one that needs no measurement.
+    """
+
+    def unevenness(allocation: Allocation) -> tuple[float, int]:
+        kept = {"attention": 0, "mlp": 0}
+        dense = {"attention": 0, "mlp": 0}
+        for module, level in zip(space.modules, space.levels(allocation), strict=True):
+            kept[module.kind] += level.params
+            dense[module.kind] += module.levels[-1].params
+        shares = [kept[kind] / dense[kind] for kind in kept if dense[kind]]
+        return max(shares) - min(shares), -space.params(allocation)
+
+    return min(uniform_allocations(space, budget), key=unevenness)
+
+
+def best_random(space: SearchSpace, budget: ParamBudget, loss: Loss, *, tries: int, seed: int) -> Allocation:
+    """The best of so many random allocations. Raises BudgetError when none fits."""
+    rng = random.Random(seed)  # noqa: S311
+    drawn = dict.fromkeys(random_start(space, budget, rng) for _ in range(tries))
+    return min(drawn, key=loss)
+
+
+def least_local_error(space: SearchSpace, budget: ParamBudget, database: DatabaseReader) -> Allocation:
+    """The allocation with the least sum of relative local errors within the budget.
+
+    ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
+    2302.04089, section 3.2); here it is solved as a multiple-choice knapsack on the exact costs.
+    """
+    curves = [[database.error(m.block, m.kind, level) for level in m.levels] for m in space.modules]
+    return knapsack_start(space, budget, curves)
+
+
+def without_blocks(space: SearchSpace, budget: ParamBudget, influence: Sequence[float]) -> Allocation:
+    """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
+
+    Args:
+        space: modules and levels.
+        budget: its upper bound is kept; how much of it stays unused depends on the size of a block.
+        influence: of each block.
+
+    Raises:
+        BudgetError: blocks hold modules that are never cut.
+    """
+    if any(len(module.levels) == 1 for module in space.modules):
+        raise BudgetError(
+            "this model has modules that are never cut, so whole blocks can't be removed: leave shortgpt out"
+        )
+    allocation = space.dense
+    for block in sorted(range(len(influence)), key=lambda index: (influence[index], index)):
+        if space.params(allocation) <= budget.upper:
+            break
+        levels = zip(space.modules, allocation, strict=True)
+        allocation = tuple(0 if module.block == block else level for module, level in levels)
+    if not space.params(allocation):
+        raise BudgetError(f"not even one whole block has at most {budget.upper:,} parameters: leave shortgpt out")
+    return allocation

@@ -1,0 +1,65 @@
+"""`darwinlm compare`: other methods under the same budget, on the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from darwinlm.cli.app import KeepOption, ModelArgument, OutOption, RecipeOption, RemoteCode, SetOption, TextOption, app
+from darwinlm.cli.evaluate import DataOption, LimitOption, SuiteOption
+
+MethodsOption = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm,darwinlm+refit.",
+    ),
+]
+DomainOption = Annotated[
+    list[str] | None,
+    typer.Option("--domain", help="NAME=SOURCE of more text to measure on; repeatable.", show_default=False),
+]
+
+
+@app.command()
+def compare(
+    model: ModelArgument = None,
+    methods: MethodsOption = "all",
+    out: OutOption = Path("runs/comparison"),
+    keep: KeepOption = None,
+    text: TextOption = None,
+    domain: DomainOption = None,
+    suite: SuiteOption = None,
+    data_dir: DataOption = None,
+    limit: LimitOption = None,
+    recipe: RecipeOption = None,
+    assignments: SetOption = None,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Prune with several methods under one budget and print one table."""
+    from darwinlm.artifact import write_text
+    from darwinlm.console import Reporter
+    from darwinlm.evaluation import summary
+    from darwinlm.recipe import load_recipe
+    from darwinlm.run import Run
+    from darwinlm.stages.compare import Comparison, comparison_cells, parse_domains, parse_methods
+    from darwinlm.stages.compare import compare as run_comparison
+
+    wanted = Comparison(parse_methods(methods), parse_domains(domain or ()), suite, data_dir, limit)
+    overrides: dict[str, Any] = {
+        "model": model,
+        "budget.keep": keep,
+        "text.source": text,
+        "allow_remote_code": allow_remote_code or None,
+    }
+    console = Console()
+    run = Run(load_recipe(recipe, assignments or (), overrides), out, Reporter(console))
+    headings, cells, remarks = comparison_cells(run_comparison(run, wanted))
+    console.print(summary.terminal(headings, cells))
+    for remark in remarks:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
+    write_text(out / "comparison.md", summary.markdown(headings, cells, remarks))
+    console.print(f"table {out / 'comparison.md'}\nfigures {out / 'comparison.json'}", highlight=False)
