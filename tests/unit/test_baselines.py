@@ -131,9 +131,11 @@ def shape(kind: str, groups: int, heads: int, head_dim: int) -> ModuleShape:
 
 def test_best_heads_of_the_best_groups_stay() -> None:
     scores = UnitScores(torch.tensor([[1.0, 5.0], [4.0, 3.0], [2.0, 2.5]]), groups=torch.tensor([0.0, 0.0, 9.0]))
-    columns = best_columns(shape("attention", 3, 2, 2), Level(2, 1, 4, 0), scores)
+    columns = best_columns(shape("attention", 3, 2, 2), Level(2, 1, 4, 0, 2), scores)
     assert columns.tolist() == [2, 3, 10, 11]  # head 1 of group 0, head 1 of group 2
     assert best_columns(shape("attention", 3, 2, 2), Level(0, 0, 0, 0), scores).tolist() == []
+    any_heads = best_columns(shape("attention", 3, 2, 2), Level(3, 0, 6, 0, 3), scores)
+    assert any_heads.tolist() == [2, 3, 4, 5, 6, 7]  # both heads of group 1, head 1 of group 0
 
 
 def test_best_channels_stay_and_ties_go_to_the_first() -> None:
@@ -142,8 +144,9 @@ def test_best_channels_stay_and_ties_go_to_the_first() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("attention", ["lattice", "query_head"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, scaled: bool) -> None:
+def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: bool, attention: str) -> None:
     scores = magnitude_scores(checkpoint)
     if scaled:
         generator = torch.Generator().manual_seed(1)
@@ -152,7 +155,7 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, scaled: bool
             place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
             for place, one in scores.items()
         }
-    reader = RankedReader(checkpoint, UNITS, scores)
+    reader = RankedReader(checkpoint, Units(mlp_multiple=8, attention=attention), scores)
     rng = random.Random(0)
     allocation = tuple(rng.randrange(len(module.levels)) for module in reader.modules)
     ours = stitch(reader, allocation).float()(input_ids=TOKENS).logits
@@ -267,7 +270,7 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
                 gone = torch.cat([torch.arange(8) + 8 * head for head in (1, 3)])
                 layer.self_attn.o_proj.weight[:, gone] = 0
                 layer.self_attn.o_proj.weight *= 3
-                levels.append(Level(2, 2, 32, 0))
+                levels.append(Level(2, 2, 32, 0, 4))
             idle[one.block, one.kind] = gone
         # Text that the model itself finds likely, so that what it does matters.
         text = torch.randint(3, 259, (1, 1), generator=generator).expand(8, 1)

@@ -370,4 +370,15 @@ def test_describe_fields_covers_every_field_with_its_default_and_meaning():
 
 def test_sections_come_in_the_order_of_the_stages():
     sections = [name for name, value in Recipe() if isinstance(value, BaseModel)]
-    assert sections == ["compute", "text", "units", "database", "budget", "search", "refit", "evaluation", "export"]
+    assert sections == [
+        "compute",
+        "text",
+        "units",
+        "database",
+        "budget",
+        "search",
+        "refit",
+        "evaluation",
+        "export",
+        "baselines",
+    ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.database.levels import Level
-from darwinlm.database.store import DatabaseReader, Kept
+from darwinlm.database.store import DatabaseReader, Kept, kept_groups
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
@@ -54,15 +54,19 @@ class RankedReader(DatabaseReader):
         if mixtures:
             raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method doesn't know: use ziplm")
 
+    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        """Columns of the best units of a module, [k] ascending."""
+        return best_columns(self.shape(block, kind), level, self.scores[block, kind])
+
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns of the best units of a module, with the dense weights on them."""
-        shape = self.shape(block, kind)
-        scores = self.scores[block, kind]
-        if level.width == shape.width and scores.scale is None:
-            return Kept(torch.arange(shape.width), None)
-        columns = best_columns(shape, level, scores)
+        shape, scale = self.shape(block, kind), self.scores[block, kind].scale
+        columns = self.columns(block, kind, level)
+        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        if level.width == shape.width and scale is None:
+            return Kept(columns, None, *groups)
         weight = self.dense_weight(block, kind)[:, columns]
-        return Kept(columns, weight if scores.scale is None else weight * scores.scale[columns])
+        return Kept(columns, weight if scale is None else weight * scale[columns], *groups)
 
 
 class DenseReader(DatabaseReader):
@@ -83,17 +87,18 @@ def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor
     An attention keeps the groups with the largest sum over their best heads and their own score, and in each of them
     those heads; an MLP its best channels. Of equal scores the first goes first.
     """
+    if not level.width:
+        return torch.arange(0)
     if shape.kind == "mlp":
         return _best(scores.units, level.width)
-    heads = torch.stack([_best(row, level.heads) for row in scores.units]) if level.groups else torch.empty(0, 0).long()
-    if not level.groups:
-        return torch.arange(0)
-    totals = scores.units.gather(1, heads).sum(1)
-    if scores.groups is not None:
-        totals = totals + scores.groups
-    chosen = _best(totals, level.groups)
-    places = chosen[:, None] * shape.heads + heads[chosen]
-    return (places.reshape(-1, 1) * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+    if level.heads:
+        heads = torch.stack([_best(row, level.heads) for row in scores.units])
+        totals = scores.units.gather(1, heads).sum(1)
+        chosen = _best(totals if scores.groups is None else totals + scores.groups, level.groups)
+        places = (chosen[:, None] * shape.heads + heads[chosen]).reshape(-1)
+    else:  # any query heads; all KV heads stay
+        places = _best(scores.units.reshape(-1), level.query_heads)
+    return (places[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
 
 
 def _best(values: Tensor, count: int) -> Tensor:

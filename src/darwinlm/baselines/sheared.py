@@ -63,7 +63,7 @@ class ModuleMask(nn.Module):
             self._add("channels", shape.width, level.width / shape.width, generator)
         else:
             self._add("groups", shape.groups, level.groups / shape.groups, generator)
-            heads = level.heads / shape.heads if level.groups else 1.0
+            heads = level.query_heads / (level.groups * shape.heads) if level.groups else 1.0
             if shape.heads > 1:
                 self._add("heads", shape.groups * shape.heads, heads, generator)
 
