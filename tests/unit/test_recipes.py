@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.database.levels import Level, module_levels
+from darwinlm.baselines.ranked import RankedReader, UnitScores
+from darwinlm.database.levels import module_levels
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -55,15 +55,15 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     allocation = random_start(space, budget, random.Random(0))
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
-    by_place = {(shape.block, shape.kind): shape for shape in shapes}
-
-    def first_columns(block: int, kind: str, level: Level) -> torch.Tensor:
-        shape = by_place[block, kind]
-        return torch.arange(shape.width).view(shape.groups, shape.heads, -1)[: level.groups, : level.heads].reshape(-1)
-
-    database = SimpleNamespace(
-        checkpoint=checkpoint, shape=lambda block, kind: by_place[block, kind], columns=first_columns
-    )
+    scores = {
+        (shape.block, shape.kind): UnitScores(
+            torch.arange(shape.width if shape.kind == "mlp" else shape.groups * shape.heads)
+            .float()
+            .view(*([-1] if shape.kind == "mlp" else [shape.groups, shape.heads]))
+        )
+        for shape in shapes
+    }
+    database = RankedReader(checkpoint, recipe.units, scores)
     table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), database)
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
