@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.cutting import NAMES, PLANS, cut, logits, tokens
+from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from darwinlm.families.pruned import auto_map
 from darwinlm.pipeline import run_stages
 
-ELSEWHERE = """
+WITHOUT = """
 import json, sys
 
 class Refuse:
@@ -32,6 +35,9 @@ else:
 
 import torch
 torch.set_num_threads(1)
+"""
+
+ELSEWHERE = """
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 folder, custom = sys.argv[1], sys.argv[2] == "custom"
@@ -57,12 +63,38 @@ print(json.dumps({
 """
 
 
-def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
-    """What a process without darwinlm makes of a folder."""
+EVERY_FAMILY = """
+from transformers import AutoModel, AutoModelForCausalLM
+
+ids = torch.tensor(json.loads(sys.argv[1]))
+found = {}
+for name in sys.argv[2:]:
+    places = (name, name + "-again")  # saved by this process, which has no other modelling file than the checkpoint's
+    found[name] = []
+    for place in places:
+        model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True).eval()
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        decoder = AutoModel.from_pretrained(place, trust_remote_code=True).eval()
+        with torch.no_grad():
+            logits = model(ids).logits
+            assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+        found[name].append({"logits": logits.tolist(), "made": made.tolist()})
+        model.set_attn_implementation("eager")
+        assert model.model.layers[3].self_attn.config._attn_implementation == "eager"
+        if place == name:
+            model.save_pretrained(places[1])
+    assert not any(module.partition(".")[0] == "darwinlm" for module in sys.modules)
+print(json.dumps(found))
+"""
+
+
+def run_elsewhere(script: str, arguments: list[str], work: Path) -> dict:
+    """What a script prints in a process where darwinlm can't be imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_MODULES_CACHE": str(work / "modules"), "HF_HOME": str(work / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(folder), "custom" if custom else "plain"],
+        [sys.executable, "-c", WITHOUT + script, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -73,6 +105,11 @@ def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def loaded_elsewhere(folder: Path, work: Path, *, custom: bool) -> dict:
+    """What a process without darwinlm makes of a folder."""
+    return run_elsewhere(ELSEWHERE, [str(folder), "custom" if custom else "plain"], work)
 
 
 def assert_same_as_here(found: dict, folder: Path) -> None:
@@ -108,3 +145,20 @@ def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, t
     found = loaded_elsewhere(folder, tmp_path, custom=False)
     assert found["class"] == "LlamaForCausalLM"
     assert_same_as_here(found, folder)
+
+
+@pytest.mark.parametrize("plan", ["no attention first", "nothing first"])
+def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path, plan):
+    models = {model_type: cut(tiny_model(model_type), PLANS[plan]) for model_type in FAMILIES}
+    for model_type, model in models.items():
+        model.save_pretrained(tmp_path / model_type)
+    ids = tokens(length=12)
+    found = run_elsewhere(EVERY_FAMILY, [json.dumps(ids.tolist()), *models], tmp_path)
+    for model_type, model in models.items():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+        for there in found[model_type]:
+            assert torch.equal(torch.tensor(there["logits"]), logits(model, ids)), model_type
+            assert there["made"] == made.tolist(), model_type
+        for place in (model_type, f"{model_type}-again"):
+            stored = json.loads((tmp_path / place / "config.json").read_text())
+            assert stored["auto_map"] == auto_map(NAMES[model_type][0])

@@ -1,0 +1,179 @@
+"""Models cut by hand: rows and columns chosen freely, so that the modelling file is tested apart from the pipeline."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from darwinlm.families.pruned import pruned_classes, pruned_config
+
+NAMES = {
+    "llama": ("Llama", "llama"),
+    "mistral": ("Mistral", "mistral"),
+    "qwen2": ("Qwen2", "qwen2"),
+    "qwen3": ("Qwen3", "qwen3"),
+    "gemma": ("Gemma", "gemma"),
+    "gemma2": ("Gemma2", "gemma2"),
+    "gemma3_text": ("Gemma3", "gemma3", "Text"),
+    "smollm3": ("SmolLM3", "smollm3"),
+    "granite": ("Granite", "granite"),
+    "phi3": ("Phi3", "phi3"),
+    "mixtral": ("Mixtral", "mixtral"),
+    "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
+}
+GROUPS, PER_GROUP, WIDTH = 3, 2, 96
+ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
+
+
+@dataclass
+class Kept:
+    """What stays of one block: query heads as (group, head in group), and MLP channels, as far as there are so many.
+
+    With `all_groups`, all KV heads stay.
+    """
+
+    heads: list[tuple[int, int]] = field(default_factory=lambda: ALL)
+    channels: list[int] = field(default_factory=lambda: list(range(WIDTH)))
+    all_groups: bool = False
+
+    @property
+    def groups(self) -> list[int]:
+        return list(range(GROUPS)) if self.all_groups else sorted({group for group, _ in self.heads})
+
+    @property
+    def cached(self) -> int:
+        return len(self.heads) if self.all_groups else len(self.groups)
+
+    def within(self, width: int) -> list[int]:
+        """Channels of an MLP that has so many."""
+        return [channel for channel in self.channels if channel < width]
+
+    def overrides(self, mlp: nn.Module, experts: str) -> dict[str, Any]:
+        """What the configuration says of the layer; `experts` is the field with the width of an expert."""
+        skip = [name for name, kept in (("attention", self.heads), ("mlp", self.channels)) if not kept]
+        sizes: dict[str, Any] = {}
+        if self.heads:
+            sizes |= {"num_attention_heads": len(self.heads), "num_key_value_heads": self.cached}
+        if self.heads and self.all_groups:
+            sizes |= {"query_groups": [group for group, _ in self.heads], "stored_kv_heads": GROUPS}
+        if self.channels:
+            name = experts if hasattr(mlp, "experts") else "intermediate_size"
+            sizes[name] = len(self.within(width_of(mlp)))
+        return {**sizes, **({"skip": skip} if skip else {})}
+
+
+ODD, EVEN = list(range(1, WIDTH, 2)), list(range(0, WIDTH, 3))
+PLANS = {
+    # the first layer has no attention, a middle one is empty, the last has no MLP and one head a group
+    "no attention first": [Kept([]), Kept(ALL[:2] + ALL[4:], ODD), Kept([], []), Kept([(0, 1), (1, 0), (2, 1)], [])],
+    # the first layer is empty, so is the attention of the first full layer of a model with sliding ones
+    "nothing first": [Kept([], []), Kept([], EVEN), Kept([(1, 0)]), Kept()],
+    # query heads go one by one, keys and values stay
+    "query heads": [
+        Kept([(0, 1), (1, 0), (1, 1)], all_groups=True),
+        Kept([(2, 0)], ODD, all_groups=True),
+        Kept([]),
+        Kept(),
+    ],
+    # only widths differ
+    "widths": [Kept(), Kept(ALL[2:4], EVEN), Kept([(0, 0), (2, 1)]), Kept(channels=ODD)],
+    # only whole sub-layers go
+    "skips": [Kept(), Kept([]), Kept(channels=[]), Kept([], [])],
+}
+MIXED = PLANS["no attention first"]
+
+
+def width_of(mlp: nn.Module) -> int:
+    """Channels of an MLP, or of each of its experts."""
+    return mlp.experts.down_proj.shape[2] if hasattr(mlp, "experts") else mlp.down_proj.in_features
+
+
+def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> torch.Tensor:
+    index = torch.tensor([block * size + i for block in blocks for i in range(size)])
+    return weight.index_select(dim, index)
+
+
+def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
+    """The rows or columns of a block's weight that stay."""
+    heads = [group * PER_GROUP + head for group, head in kept.heads]
+    keys = [len(ALL) + group for group in kept.groups]
+    values = [key + GROUPS for key in keys]
+    part, kind = name.split(".")[-2:]
+    match part, kind:
+        case "q_proj", _:
+            return rows(weight, heads, size)
+        case "k_proj" | "v_proj", _:
+            return rows(weight, kept.groups, size)
+        case "qkv_proj", _:
+            return rows(weight, heads + keys + values, size)
+        case "o_proj", "weight":
+            return rows(weight, heads, size, dim=1)
+        case "gate_proj" | "up_proj", _:
+            return rows(weight, kept.within(weight.shape[0]), 1)
+        case ("gate_up_proj", _) | ("experts", "gate_up_proj"):
+            dim = weight.ndim - 2
+            width = weight.shape[dim] // 2
+            channels = kept.within(width)
+            return rows(weight, channels + [width + channel for channel in channels], 1, dim)
+        case ("down_proj", "weight") | ("experts", "down_proj"):
+            return rows(weight, kept.within(weight.shape[-1]), 1, dim=weight.ndim - 1)
+    return weight
+
+
+def cut(dense: Any, plan: list[Kept]) -> Any:
+    """The smaller model: kept rows and columns of the dense one, loaded strictly."""
+    config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
+    experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
+    layers = {i: kept.overrides(dense.model.layers[i].mlp, experts) for i, kept in enumerate(plan)}
+    config = pruned_config(config_class, dense.config, layers)
+    model = model_class(config).eval()
+    wanted = model.state_dict()
+    state = {name: weight for name, weight in dense.state_dict().items() if name in wanted}
+    for name in state:
+        if ".layers." in name:
+            state[name] = stays(name, state[name], plan[int(name.split(".")[2])], config.head_dim)
+    model.load_state_dict(state)
+    return model
+
+
+def blanked(dense: Any, plan: list[Kept]) -> Any:
+    """The dense model with zeros for what was removed."""
+    model = copy.deepcopy(dense)
+    with torch.no_grad():
+        for block, kept in zip(model.model.layers, plan, strict=True):
+            out = block.self_attn.o_proj
+            columns = out.weight.view(out.weight.shape[0], GROUPS, PER_GROUP, -1)
+            for group, head in set(ALL) - set(kept.heads):
+                columns[:, group, head] = 0
+            if not kept.heads and out.bias is not None:
+                out.bias.zero_()
+            width = width_of(block.mlp)
+            gone = sorted(set(range(width)) - set(kept.channels))
+            if hasattr(block.mlp, "experts"):
+                block.mlp.experts.down_proj[..., gone] = 0
+                continue
+            down = block.mlp.down_proj
+            down.weight[:, gone] = 0
+            if not kept.channels and down.bias is not None:
+                down.bias.zero_()
+    return model
+
+
+def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+    """Token ids [b, t], none of them special."""
+    return torch.randint(3, 300, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """[b, t] -> [b, t, v]."""
+    return model(input_ids=ids, **kwargs).logits
+
+
+def near(a: torch.Tensor, b: torch.Tensor, atol: float = 2e-5) -> None:
+    """Equal but for rounding."""
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
