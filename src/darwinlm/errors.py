@@ -12,6 +12,8 @@
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
     ├── ParallelError         several processes can't work together
+    ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
+    ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
     └── StorageError          the disk is full or can't be written
 
@@ -59,6 +61,14 @@ class ArtifactError(DarwinLMError):
 
 class ParallelError(DarwinLMError):
     """Several processes can't work together."""
+
+
+class ExportError(DarwinLMError):
+    """The model doesn't fit the format, or what was written differs from what was meant."""
+
+
+class EngineError(DarwinLMError):
+    """An inference engine refuses a model or dies on it."""
 
 
 class MissingExtraError(DarwinLMError):

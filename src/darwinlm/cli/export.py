@@ -1,0 +1,70 @@
+"""`darwinlm export`: a finished model in the form that an engine wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from darwinlm.cli.app import RemoteCode, app
+
+if TYPE_CHECKING:
+    from darwinlm.export.check import ExportReport
+
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --out.")]
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a model or of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf) or folder to be written.")],
+    to: Annotated[str, typer.Option("--to", help="gguf, vllm, hf or dense.")],
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", help="Of gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the others: float32, bfloat16 or float16.")] = None,
+    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="Of vllm: parts of every layer.")] = 1,
+    tokenizer_from: Annotated[
+        Path | None, typer.Option("--tokenizer-from", help="Of gguf: copy the tokenizer of this GGUF file.")
+    ] = None,
+    mlp_multiple: Annotated[int, typer.Option("--mlp-multiple", help="Of gguf: pad MLP widths to a multiple.")] = 32,
+    threads: ThreadsOption = 1,
+    overwrite: OverwriteOption = False,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Write a model for llama.cpp, vLLM, transformers or tools that need stock shapes, and check what was written."""
+    from darwinlm.export.run import export_model
+
+    console = Console()
+    report = export_model(
+        model,
+        out,
+        to=to,
+        quantisation=quant,
+        dtype=dtype,
+        tensor_parallel=tensor_parallel,
+        tokenizer_from=tokenizer_from,
+        mlp_multiple=mlp_multiple,
+        threads=threads,
+        overwrite=overwrite,
+        allow_remote_code=allow_remote_code,
+        say=lambda message: console.print(message, highlight=False, markup=False),
+    )
+    _show(console, report)
+
+
+def _show(console: Console, report: ExportReport) -> None:
+    table = Table("compared", "with", "tokens", "relative difference", "allowed", "same next token", title="check")
+    for row in report.comparisons:
+        table.add_row(
+            row.left, row.right, str(row.tokens), f"{row.relative:.1e}", f"{row.tolerance:.0e}", f"{row.same_top:.1%}"
+        )
+    console.print(table)
+    for note in report.notes:
+        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB of {report.format}", highlight=False, markup=False)

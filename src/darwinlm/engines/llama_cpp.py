@@ -1,0 +1,97 @@
+"""llama.cpp through the package cyllama, which ships the library for processors and wraps it call by call."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from cyllama.llama import llama_cpp as library
+
+F32 = 0  # of ggml_type
+FTYPES = {"Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+"""Numbers of `llama_ftype`."""
+
+
+class _Model(library.LlamaModel):  # type: ignore[misc]
+    """cyllama reads this property of a model to size its logits, and lacks it."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return int(self.get_vocab().n_vocab)
+
+
+class LlamaCpp:
+    """One GGUF file in llama.cpp.
+
+    Args:
+        model: the file.
+        threads: processor threads.
+        context: tokens that a text may have.
+        exact: keep keys and values in float32, for comparisons.
+    """
+
+    def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:
+        library.llama_backend_init()
+        self.model = _Model(model, library.LlamaModelParams(), verbose=False)
+        parameters = library.LlamaContextParams()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+        parameters.n_threads = parameters.n_threads_batch = threads
+        if exact:
+            parameters.type_k = parameters.type_v = F32
+            parameters.flash_attn_type = 0
+        self.context = library.LlamaContext(self.model, parameters, verbose=False)
+        self.batch = library.LlamaBatch(n_tokens=context, embd=0, n_seq_max=1)
+        self.vocabulary = self.model.get_vocab()
+        self.sampler = library.LlamaSampler(library.LlamaSamplerChainParams())
+        self.sampler.add_greedy()
+
+    def _decode(self, tokens: list[int], start: int, *, every: bool = False) -> None:
+        self.batch.reset()
+        for offset, token in enumerate(tokens):
+            self.batch.add(token, start + offset, [0], every or offset == len(tokens) - 1)
+        self.context.decode(self.batch)
+
+    def _fresh(self) -> None:
+        self.context.kv_cache_clear(True)
+
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32."""
+        self._fresh()
+        self._decode(tokens, 0, every=True)
+        return np.array([self.context.get_logits_ith(i) for i in range(len(tokens))], dtype=np.float32)
+
+    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+        """The likeliest continuation."""
+        self._fresh()
+        self._decode(tokens, 0)
+        made = [int(self.sampler.sample(self.context, -1))]
+        while len(made) < new_tokens:
+            self._decode(made[-1:], len(tokens) + len(made) - 1)
+            made.append(int(self.sampler.sample(self.context, -1)))
+        return made
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, with those that the file says are added."""
+        return list(self.vocabulary.tokenize(text, True, False))
+
+    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
+        """Seconds to the first token, and for `new_tokens` more."""
+        self._fresh()
+        begun = time.perf_counter()
+        self._decode(tokens, 0)
+        token = int(self.sampler.sample(self.context, -1))
+        first = time.perf_counter()
+        for step in range(new_tokens):
+            self._decode([token], len(tokens) + step)
+            token = int(self.sampler.sample(self.context, -1))
+        return {"first": first - begun, "decode": time.perf_counter() - first}
+
+
+def quantise(source: str, target: str, quantisation: str, threads: int) -> None:
+    """Quantise a GGUF file with the library's own quantiser."""
+    parameters = library.LlamaModelQuantizeParams()
+    parameters.ftype = FTYPES[quantisation]
+    parameters.nthread = threads
+    library.model_quantize(source, target, parameters)

@@ -1,0 +1,176 @@
+"""The parent's side of an engine: start it, ask it, and turn its death into a message.
+
+A request and its answer are one line of JSON each; arrays travel as .npy files in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from darwinlm.errors import EngineError, MissingExtraError
+
+ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
+"""The Python package behind each engine, and the extra that brings it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One run of an engine.
+
+    Attributes:
+        first: seconds from the prompt to the first new token.
+        decode: seconds for all further tokens.
+    """
+
+    first: float
+    decode: float
+
+
+def require_engine(engine: str, purpose: str) -> None:
+    """Check that an engine's package is installed.
+
+    Raises:
+        EngineError: there is no such engine.
+        MissingExtraError: its package isn't installed.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"there is no engine '{engine}'; the engines are {', '.join(ENGINES)}")
+    package, extra = ENGINES[engine]
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, purpose)
+
+
+class EngineProcess:
+    """An engine with one model loaded. Use it as a context manager.
+
+    Args:
+        engine: one of `ENGINES`.
+        model: folder or GGUF file.
+        options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`.
+
+    Raises:
+        MissingExtraError: the engine isn't installed.
+        EngineError: it can't load the model.
+    """
+
+    def __init__(self, engine: str, model: Path, **options: Any) -> None:
+        require_engine(engine, f"running a model in {engine}")
+        self.engine = engine
+        self.model = model
+        self._options = options
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="darwinlm-engine-")
+        self._log = Path(self._folder.name, "log").open("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "darwinlm.engines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        try:
+            self._ask("load", engine=self.engine, model=str(self.model), **self._options)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            try:
+                stream.close()
+            except BrokenPipeError:  # what it didn't read any more
+                continue
+        self._folder.cleanup()
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32 for a text of t tokens."""
+        path = Path(self._folder.name, "logits.npy")
+        self._ask("logits", tokens=list(tokens), path=str(path))
+        found: np.ndarray[Any, Any] = np.load(path)
+        return found
+
+    def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
+        """The tokens that follow, always the likeliest one."""
+        return [int(token) for token in self._ask("greedy", tokens=list(tokens), new_tokens=new_tokens)]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text as the engine's own tokenizer sees it, special tokens that it adds itself included."""
+        return [int(token) for token in self._ask("tokenize", text=text)]
+
+    def time(self, tokens: Sequence[int], new_tokens: int) -> Timing:
+        """Time one prompt and `new_tokens` greedy tokens after the first."""
+        answer = self._ask("time", tokens=list(tokens), new_tokens=new_tokens)
+        return Timing(float(answer["first"]), float(answer["decode"]))
+
+    def facts(self) -> Mapping[str, Any]:
+        """Peak memory of the process in bytes so far (`peak_memory`), and the engine's version."""
+        return dict(self._ask("facts"))
+
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineError(
+                f"{self.engine} died (status {self._process.wait()}) on {self.model} while asked to {request}: "
+                f"{self._last_words()}"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise EngineError(f"{self.engine} can't {request} {self.model}: {answer['error']} {self._last_words()}")
+        return answer["result"]
+
+    def _last_words(self) -> str:
+        self._log.flush()
+        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+        return " | ".join(dict.fromkeys([*errors[-2:], *lines[-1:]]))[:600] or "it said nothing"
+
+
+def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
+    """Let llama.cpp's own quantiser turn one GGUF file into another, in a process of its own.
+
+    Raises:
+        MissingExtraError: the library isn't installed.
+        EngineError: it refuses or dies.
+    """
+    require_engine("llama.cpp", f"quantising to {quantisation}")
+    call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:4], int(sys.argv[4]))"
+    done = subprocess.run(  # noqa: S603 - our own interpreter and function
+        [sys.executable, "-c", call, str(source), str(target), quantisation, str(threads)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode or not target.is_file():
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
+        raise EngineError(f"llama.cpp can't quantise to {quantisation} (status {done.returncode}): {last[0][:300]}")

@@ -1,0 +1,77 @@
+"""transformers on PyTorch: the engine that everything else is compared with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from darwinlm.families.checkpoint import Checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Torch:
+    """One model folder.
+
+    Args:
+        model: the folder.
+        threads: processor threads.
+        dtype: element type of weights and arithmetic; None takes the checkpoint's.
+        device: where it runs.
+        allow_remote_code: let the checkpoint run its own code.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        threads: int = 1,
+        dtype: str | None = None,
+        device: str = "cpu",
+        allow_remote_code: bool = False,
+        **_: Any,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.checkpoint = Checkpoint.open(Path(model), allow_remote_code=allow_remote_code)
+        self.model = self.checkpoint.load(DTYPES[dtype] if dtype else self.checkpoint.dtype, device)
+
+    @torch.no_grad()
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32."""
+        found = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
+        array: np.ndarray[Any, Any] = found.cpu().numpy()
+        return array
+
+    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+        """The likeliest continuation."""
+        return self._generate(tokens, new_tokens)[0]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        return list(self.checkpoint.tokenizer()(text)["input_ids"])
+
+    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
+        """Seconds to the first token, and for `new_tokens` more."""
+        _, first, decode = self._generate(tokens, new_tokens + 1)
+        return {"first": first, "decode": decode}
+
+    def _ids(self, tokens: list[int]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self.model.device)
+
+    @torch.no_grad()
+    def _generate(self, tokens: list[int], new_tokens: int) -> tuple[list[int], float, float]:
+        ids = self._ids(tokens)
+        begun = time.perf_counter()
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        made = [int(token)]  # also waits for the device
+        first = time.perf_counter()
+        while len(made) < new_tokens:
+            output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            made.append(int(token))
+        return made, first - begun, time.perf_counter() - first

@@ -1,0 +1,74 @@
+"""vLLM, in the environment that this interpreter runs in."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+
+
+class Vllm:
+    """One model folder.
+
+    Args:
+        model: the folder.
+        dtype: element type; None takes the checkpoint's.
+        context: tokens that a text may have.
+        allow_remote_code: pass `trust_remote_code`; not needed where the plugin of this package is installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str | None = None,
+        context: int = 2048,
+        allow_remote_code: bool = False,
+        **_: Any,
+    ) -> None:
+        self.engine = LLM(
+            model,
+            dtype=dtype or "auto",
+            max_model_len=context,
+            trust_remote_code=allow_remote_code,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            max_logprobs=-1,
+            logprobs_mode="raw_logits",
+            disable_log_stats=True,
+        )
+
+    def _generate(self, tokens: list[int], new_tokens: int, **more: Any) -> Any:
+        parameters = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, **more)
+        return self.engine.generate(TokensPrompt(prompt_token_ids=tokens), parameters, use_tqdm=False)[0]
+
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32; one request for each position, as the engine gives them for new tokens only."""
+        rows = []
+        for end in range(1, len(tokens) + 1):
+            found = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
+            row = np.full(max(found) + 1, -np.inf, dtype=np.float32)
+            for token, value in found.items():
+                row[token] = value.logprob
+            rows.append(row)
+        return np.stack(rows)
+
+    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+        """The likeliest continuation."""
+        return list(self._generate(tokens, new_tokens).outputs[0].token_ids)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        return list(self.engine.get_tokenizer()(text)["input_ids"])
+
+    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
+        """Seconds to the first token, and for `new_tokens` more: two requests, one of a single token."""
+        begun = time.perf_counter()
+        self._generate(tokens, 1)
+        first = time.perf_counter() - begun
+        begun = time.perf_counter()
+        self._generate(tokens, new_tokens + 1)
+        return {"first": first, "decode": max(time.perf_counter() - begun - first, 1e-9)}

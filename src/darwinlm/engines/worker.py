@@ -1,0 +1,111 @@
+"""The engine's side: answers requests on stdin until it is told no more. Run by `EngineProcess`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Engine(Protocol):
+    """What every engine can do; tokens are lists of ids."""
+
+    def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """Logits [t, v]."""
+
+    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+        """The likeliest continuation."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text."""
+
+    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
+        """Seconds to the first token, and for all further ones."""
+
+
+PACKAGES = {"torch": "torch", "llama.cpp": "cyllama", "vllm": "vllm"}
+
+
+def load(engine: str, model: str, **options: Any) -> Engine:
+    """Load a model into an engine."""
+    if engine == "llama.cpp":
+        from darwinlm.engines.llama_cpp import LlamaCpp
+
+        return LlamaCpp(model, **options)
+    if engine == "vllm":
+        from darwinlm.engines.vllm import Vllm
+
+        return Vllm(model, **options)
+    from darwinlm.engines.torch import Torch
+
+    return Torch(model, **options)
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def answer(engine: Engine, name: str, request: dict[str, Any], kind: str) -> Any:
+    """Serve one request."""
+    if name == "logits":
+        np.save(request["path"], engine.logits(request["tokens"]))
+        return None
+    if name == "greedy":
+        return engine.greedy(request["tokens"], request["new_tokens"])
+    if name == "tokenize":
+        return engine.tokenize(request["text"])
+    if name == "time":
+        return engine.time(request["tokens"], request["new_tokens"])
+    return {"peak_memory": peak_memory(), "version": f"{PACKAGES[kind]} {_version(PACKAGES[kind])}"}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def main() -> None:
+    """Serve until stdin ends. What libraries print goes to stderr; the channel to the parent stays clean."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    engine: Engine | None = None
+    kind = ""
+    for line in sys.stdin:
+        request = json.loads(line)
+        name = request.pop("request")
+        try:
+            if name == "load":
+                kind = request["engine"]
+                engine, result = load(**request), None
+            else:
+                assert engine is not None
+                result = answer(engine, name, request, kind)
+            reply = {"result": result}
+        except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it
+            reply = {"error": f"{type(error).__name__}: {str(error).strip()[:400]}"}
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The check that ends every export: what was written computes what was meant, on real text, layer by layer.
+
+A chain of comparisons leads from the dense-shaped model with zeros to the artifact as its engine reads it. Each
+compares the residual stream after every attention and every MLP, and the logits; the first place that differs is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darwinlm.errors import ExportError, ModelError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import Family
+
+Streams = dict[str, Tensor]
+"""Residual stream [t, m] after each sub-layer by `block N attention` and `block N mlp`, and `logits` [t, v]."""
+
+LOGITS = "logits"
+TOKENS = 128
+SAME_ARITHMETIC = 1e-4
+"""Relative difference that reordered float32 sums may make."""
+TEXT = (
+    "The ferry leaves the old harbour at seven in the morning and needs a little over two hours to reach the island. "
+    "Most of its passengers are people who work there: three teachers, a doctor, the woman who repairs the radio mast. "
+    "In winter, when the wind comes from the north, the captain waits behind the breakwater until the sea is calmer, "
+    "and nobody complains. A ticket costs 4.50 for adults and half of that for those under 12; bicycles travel free. "
+    "Why does the boat carry so much flour in spring? Because the bakery on the island supplies every village on the "
+    'coast during the festival, which has been held each May since 1893. "We never planned it," says the baker, "it '
+    'just grew." Her recipe needs only flour, water, salt, and time. In 2021 the town council bought a second oven, '
+    "and since then the queue in front of the shop has become shorter, though not by much."
+)
+"""Prose, figures and quotation marks, written for this purpose."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same tokens.
+
+    Attributes:
+        left: one.
+        right: the other.
+        tokens: number of tokens.
+        relative: the norm of the difference of their logits (each token's mean taken off) over that of the logits.
+        largest: the largest difference of two logits.
+        same_top: share of tokens for which both find the same next token likeliest.
+        tolerance: what `relative` may be, here and after every sub-layer.
+    """
+
+    left: str
+    right: str
+    tokens: int
+    relative: float
+    largest: float
+    same_top: float
+    tolerance: float
+
+
+@dataclass
+class ExportReport:
+    """What an export did and what was compared.
+
+    Attributes:
+        format: hf, dense, vllm or gguf.
+        path: what was written.
+        bytes: of its weights.
+        notes: what differs from the model in shape, for people.
+        comparisons: the chain.
+        details: further facts by format.
+    """
+
+    format: str
+    path: str
+    bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
+    """Tokens [t] to compare on: the check's text, or random ones, which the report then says, without a tokenizer."""
+    length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
+    try:
+        ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
+    except ModelError:
+        report.notes.append("the folder holds no tokenizer: compared on random tokens instead of text")
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(int(checkpoint.config.vocab_size), (length,), generator=generator)
+    if max(ids) >= int(checkpoint.config.vocab_size):
+        raise ExportError(
+            f"{checkpoint.folder}: its tokenizer makes the token {max(ids)}, but the embedding has "
+            f"{checkpoint.config.vocab_size} rows"
+        )
+    return torch.tensor(ids)
+
+
+@torch.no_grad()
+def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
+    """Run a model of transformers and keep the residual stream after each sub-layer, in float32.
+
+    Args:
+        model: in evaluation mode.
+        family: names of its parts.
+        tokens: [t].
+    """
+    found: Streams = {}
+    with _watched(model, family, lambda name, stream: found.__setitem__(name, stream[0].float().cpu())):
+        found[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
+    return found
+
+
+@contextmanager
+def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    handles = []
+    for number, block in enumerate(model.get_submodule(family.layers)):
+
+        def before(name: str, _: Any, arguments: tuple[Tensor, ...]) -> None:
+            keep(name, arguments[0])
+
+        def after(name: str, _: Any, __: Any, output: Any) -> None:
+            keep(name, output[0] if isinstance(output, tuple) else output)
+
+        norm = getattr(block, family.mlp.norms[0])  # its input is the stream after the attention
+        handles.append(norm.register_forward_pre_hook(partial(before, f"block {number} attention")))
+        handles.append(block.register_forward_hook(partial(after, f"block {number} mlp")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compare(left: tuple[str, Streams], right: tuple[str, Streams], tolerance: float) -> Comparison:
+    """Compare two runs place by place.
+
+    Raises:
+        ExportError: a place differs by more than `tolerance`; the first one is named.
+    """
+    ours, theirs = left[1], right[1]
+    for name in ours:
+        if name in theirs and name != LOGITS:
+            difference = _relative(ours[name], theirs[name])
+            if not difference <= tolerance:
+                raise _differs(left[0], right[0], name, difference, tolerance)
+    return compare_logits((left[0], ours[LOGITS]), (right[0], theirs[LOGITS]), tolerance)
+
+
+def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], tolerance: float) -> Comparison:
+    """Compare logits [t, v] only. Raises ExportError where they differ by more than `tolerance`."""
+    ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (left[1], right[1]))
+    relative = _relative(ours, theirs)
+    if not relative <= tolerance:
+        raise _differs(left[0], right[0], "the logits", relative, tolerance)
+    return Comparison(
+        left=left[0],
+        right=right[0],
+        tokens=len(ours),
+        relative=relative,
+        largest=float((left[1] - right[1]).abs().max()),
+        same_top=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        tolerance=tolerance,
+    )
+
+
+def _relative(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape:
+        return float("inf")
+    # The median over tokens is blind to a few odd tokens, the whole norm is ruled by them: both must be small.
+    difference, size = (left - right).norm(dim=-1), right.norm(dim=-1).clamp_min(1e-12)
+    return float(torch.maximum(difference.norm() / size.norm(), (difference / size).median()))
+
+
+def _differs(left: str, right: str, place: str, difference: float, tolerance: float) -> ExportError:
+    where = place if place == "the logits" else f"the residual stream after {place}"
+    return ExportError(
+        f"the export fails its check: {right} and {left} differ by {difference:.2g} in {where} (allowed is "
+        f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
+    )
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """Logits of an engine as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(array)).float()
+
+
+def divergence(reference: Tensor, other: Tensor) -> float:
+    """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
+    left, right = (logits.double().log_softmax(-1) for logits in (reference, other))
+    return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))

@@ -1,0 +1,45 @@
+"""The dense-shaped model with zeros where something was pruned: for tools that need stock shapes, and as an oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.errors import ExportError
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, Streams, compare, model_streams
+from darwinlm.export.hf import is_custom
+from darwinlm.export.reshape import Reshaper
+from darwinlm.families.checkpoint import Checkpoint
+
+
+def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
+    """The stock class at the sizes before pruning; what was pruned is zero, so that it computes the same.
+
+    Args:
+        reshaper: the pruned model.
+        dtype: element type of the weights.
+    """
+    checkpoint = reshaper.checkpoint
+    model = Checkpoint(checkpoint.folder, reshaper.stock, reshaper.family, checkpoint.source).skeleton()
+    targets = [reshaper.full(sizes.block) for sizes in reshaper.sizes]
+    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left:
+        raise ExportError(f"the stock model has tensors that the pruned one lacks: {', '.join(left)}")
+    return model
+
+
+def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:
+    """Compare the pruned model with its masked dense form, where its shapes differ from the stock ones.
+
+    Raises:
+        ExportError: they differ; the layer is named.
+    """
+    if not is_custom(reshaper.checkpoint.config):
+        return
+    masked = model_streams(masked_dense(reshaper, torch.float32), reshaper.family, tokens)
+    report.comparisons.append(compare(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

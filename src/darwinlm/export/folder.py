@@ -1,0 +1,196 @@
+"""Exports that are model folders: another element type (hf), stock shapes with zeros (dense), pads for vLLM (vllm)."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from darwinlm.artifact import storage_error, write_json
+from darwinlm.errors import ExportError, ModelError
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
+from darwinlm.export.dense import check_masked, masked_dense
+from darwinlm.export.hf import is_custom, save_model, saved_bytes
+from darwinlm.export.reshape import Reshaper, plain_sizes
+from darwinlm.export.sizes import BlockSizes, require_separate
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.pruned import pruned_classes
+
+REPORT = "export.json"
+FORMATS = ("hf", "dense", "vllm")
+SLOW = (
+    "stock shapes with zeros: as large and as slow as the model before pruning; for tools that need those shapes only"
+)
+
+
+def export_folder(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    to: str,
+    dtype: torch.dtype | None = None,
+    tensor_parallel: int = 1,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExportReport:
+    """Write a model as a folder of another form and check it.
+
+    Args:
+        checkpoint: the model.
+        out: the folder; it appears, by rename, after it has passed its check.
+        to: one of `FORMATS`.
+        dtype: element type; None keeps the checkpoint's.
+        tensor_parallel: processes among which vLLM shall split every layer.
+        say: told what is going on.
+
+    Raises:
+        ExportError: the model doesn't fit the format, or the check fails.
+        StorageError: the disk is full.
+    """
+    dtype = dtype or checkpoint.dtype
+    report = ExportReport(to, str(out), details={"dtype": str(dtype).removeprefix("torch.")})
+    reshaper = Reshaper(checkpoint)
+    say(f"writing {to}")
+    if to == "hf":
+        model = checkpoint.load(dtype)
+    elif to == "dense":
+        if is_custom(checkpoint.config):
+            require_separate(checkpoint.family)
+        model = masked_dense(reshaper, dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
+        report.notes.append(SLOW)
+    else:
+        model = _for_vllm(reshaper, dtype, tensor_parallel, report)
+    temporary = out.with_name(f".{out.name}.unchecked")
+    try:
+        _save(model, checkpoint, temporary)
+        report.bytes = saved_bytes(temporary)
+        say("checking")
+        _check(reshaper, temporary, dtype, report)
+        write_json(temporary / REPORT, report.as_dict())
+        if out.is_dir():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
+    try:
+        tokenizer = checkpoint.tokenizer()
+    except ModelError:
+        tokenizer = None  # the check's report says so
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    card = checkpoint.folder / "README.md"
+    save_model(model, folder, tokenizer=tokenizer, card=card.read_text(encoding="utf-8") if card.is_file() else None)
+
+
+def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:
+    """The chain: masked dense, pruned in memory, its weights rounded to the new type, the folder read again."""
+    checkpoint = reshaper.checkpoint
+    tokens = check_tokens(checkpoint, report)
+    model = checkpoint.load(torch.float32)
+    pruned = model_streams(model, checkpoint.family, tokens)
+    if checkpoint.family.mlp.experts is None and _separate(reshaper):
+        check_masked(reshaper, pruned, tokens, report)
+    rounded, name = pruned, "pruned in memory"
+    if dtype not in (torch.float32, checkpoint.dtype):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+        rounded, name = model_streams(model, checkpoint.family, tokens), f"pruned in memory, rounded to {dtype}"
+    del model
+    again = Checkpoint.open(folder)
+    written = model_streams(again.load(torch.float32), again.family, tokens)
+    report.comparisons.append(compare((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
+
+
+def _separate(reshaper: Reshaper) -> bool:
+    try:
+        require_separate(reshaper.family)
+    except ExportError:
+        return False
+    return True
+
+
+def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:
+    """The model with one zero head where attention is gone and every query head under a KV head of its own engine."""
+    checkpoint = reshaper.checkpoint
+    targets = [_with_attention(plain_sizes(sizes)) for sizes in reshaper.sizes]
+    check_divisible(targets, tensor_parallel)
+    report.details["tensor_parallel"] = tensor_parallel
+    if not is_custom(checkpoint.config):
+        report.notes.append("the layers are equal: vLLM runs its own class of this family")
+        return checkpoint.load(dtype)
+    gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
+    if gone:
+        report.notes.append(f"one zero head instead of no attention: blocks {', '.join(gone)}")
+    copied = [str(sizes.block) for sizes in reshaper.sizes if sizes.owners is not None]
+    if copied:
+        report.notes.append(f"every query head gets a copy of its KV head: blocks {', '.join(copied)}")
+    report.notes.append(
+        "serve it with `vllm serve` where darwinlm is installed beside vLLM, or else with --trust-remote-code"
+    )
+    config = _padded_config(checkpoint, targets)
+    model = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
+    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert not left, left
+    return model
+
+
+def _with_attention(sizes: BlockSizes) -> BlockSizes:
+    return sizes if sizes.heads else replace(sizes, heads=1, groups=1)
+
+
+def _padded_config(checkpoint: Checkpoint, targets: Sequence[BlockSizes]) -> Any:
+    config_class, _, causal = pruned_classes(*checkpoint.family.class_names)
+    tree = checkpoint.config.to_dict()
+    layers = {int(block): dict(row) for block, row in tree.pop("per_layer_config", {}).items()}
+    for target in targets:
+        row = layers.setdefault(target.block, {})
+        row |= {"num_attention_heads": target.heads, "num_key_value_heads": target.groups}
+        for name in ("query_groups", "stored_kv_heads"):
+            row.pop(name, None)
+        skip = [name for name in row.pop("skip", ()) if name != "attention"]
+        if skip:
+            row["skip"] = skip
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        tree.pop(name, None)
+    config = config_class(
+        **copy.deepcopy(tree), per_layer_config=layers, attn_implementation=checkpoint.config._attn_implementation
+    )
+    config.architectures = [causal.__name__]
+    return config
+
+
+def check_divisible(targets: Sequence[BlockSizes], parts: int) -> None:
+    """Refuse sizes that can't be split evenly; vLLM itself wouldn't notice.
+
+    Raises:
+        ExportError: naming the blocks.
+    """
+    if parts < 1:
+        raise ExportError(f"--tensor-parallel {parts}: must be 1 or more")
+    odd = [
+        f"block {sizes.block} ({what} {count})"
+        for sizes in targets
+        for what, count in (("query heads", sizes.heads), ("KV heads", sizes.groups), ("MLP channels", sizes.width))
+        if count % parts
+    ]
+    if odd:
+        more = f" and {len(odd) - 6} more" if len(odd) > 6 else ""
+        raise ExportError(
+            f"--tensor-parallel {parts}: not every layer can be split into {parts} equal parts: "
+            f"{', '.join(odd[:6])}{more}. "
+            "Use fewer parts, or prune with units that are multiples of them"
+        )

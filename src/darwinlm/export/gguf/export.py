@@ -1,0 +1,274 @@
+"""From a model folder to a checked GGUF file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.artifact import storage_error
+from darwinlm.engines import EngineProcess, require_engine
+from darwinlm.errors import EngineError, ExportError, MissingExtraError
+from darwinlm.export.check import (
+    LOGITS,
+    SAME_ARITHMETIC,
+    TEXT,
+    ExportReport,
+    Streams,
+    check_tokens,
+    compare,
+    compare_logits,
+    divergence,
+    from_numpy,
+    model_streams,
+)
+from darwinlm.export.dense import check_masked
+from darwinlm.export.gguf.layout import Layout, choose_layout
+from darwinlm.export.gguf.reference import GgufFile, reference_streams
+from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
+from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
+from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, check_rows, require_gguf, write_gguf
+from darwinlm.export.reshape import Reshaper
+from darwinlm.families.checkpoint import Checkpoint
+
+ENGINE = "llama.cpp"
+TYPE_ERROR = {
+    "F32": 1e-7, "F16": 2e-3, "BF16": 6e-3, "Q8_0": 0.02, "Q6_K": 0.06, "Q5_K": 0.1, "Q5_0": 0.1, "Q5_1": 0.1,
+    "Q4_K": 0.2, "Q4_0": 0.2, "Q4_1": 0.2, "IQ4_NL": 0.2, "Q3_K": 0.35,
+}  # fmt: skip
+"""Largest relative error of a tensor that its element type explains."""
+ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
+"""What llama.cpp's arithmetic may add: it rounds activations to the type of the weights, or to 8 bits."""
+QUANTISED_ERROR = 0.2
+INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    quantisation: str = "f16",
+    tokenizer_from: Path | None = None,
+    mlp_multiple: int = 32,
+    threads: int = 1,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExportReport:
+    """Write a model as a GGUF file for stock llama.cpp and check it.
+
+    Args:
+        checkpoint: the model.
+        out: the file; it appears, by rename, after it has passed its check.
+        quantisation: one of `QUANTISATIONS`.
+        tokenizer_from: a GGUF file whose tokenizer is copied instead of converting the folder's.
+        mlp_multiple: widths of MLPs are padded to a multiple of it.
+        threads: for quantising and checking.
+        say: told what is going on.
+
+    Raises:
+        ExportError: no architecture holds the model, the quantisation doesn't fit it, or the check fails.
+        MissingExtraError: a package that is needed isn't installed.
+        StorageError: the disk is full.
+    """
+    if quantisation not in QUANTISATIONS:
+        raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
+    require_gguf()
+    if quantisation in BY_LIBRARY:
+        require_engine(ENGINE, f"quantising to {quantisation}")
+    reshaper = Reshaper(checkpoint)
+    layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
+    check_rows(reshaper, layout, quantisation)
+    vocabulary = int(checkpoint.config.vocab_size)
+    tokenizer = (
+        copy_tokenizer(tokenizer_from, vocabulary)
+        if tokenizer_from is not None
+        else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
+    )
+    report = ExportReport("gguf", str(out), notes=list(layout.notes))
+    temporary = out.with_name(f".{out.name}.partial")
+    plain = out.with_name(f".{out.name}.plain.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        say(f"writing {layout.architecture.name} as {quantisation}")
+        _write(temporary, plain, reshaper, layout, tokenizer, quantisation, threads)
+        say("checking")
+        _check(temporary, reshaper, layout, tokenizer, quantisation, threads, report)
+        report.bytes = temporary.stat().st_size
+        temporary.replace(out)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)
+    return report
+
+
+def _write(
+    path: Path,
+    plain: Path,
+    reshaper: Reshaper,
+    layout: Layout,
+    tokenizer: TokenizerKeys,
+    quantisation: str,
+    threads: int,
+) -> None:
+    if quantisation not in BY_LIBRARY:
+        write_gguf(path, reshaper, layout, tokenizer, quantisation)
+        return
+    from darwinlm.engines.process import quantise_file
+
+    write_gguf(plain, reshaper, layout, tokenizer, INTERMEDIATE.get(reshaper.checkpoint.dtype, "f32"))
+    quantise_file(plain, path, BY_LIBRARY[quantisation], threads)
+    plain.unlink()
+
+
+def _check(
+    path: Path,
+    reshaper: Reshaper,
+    layout: Layout,
+    tokenizer: TokenizerKeys,
+    quantisation: str,
+    threads: int,
+    report: ExportReport,
+) -> None:
+    """The chain: masked dense, pruned, the file's tensors before they were quantised, the file, llama.cpp."""
+    checkpoint = reshaper.checkpoint
+    tokens = check_tokens(checkpoint, report)
+    blocks = [target.block for target in layout.targets]
+    pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
+    check_masked(reshaper, pruned, tokens, report)
+    file = GgufFile(path)
+    meant = _Meant(reshaper, layout)
+    arranged = reference_streams(file.keys, meant.get, tokens, blocks)
+    report.comparisons.append(
+        compare(("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
+    )
+    types = _check_types(file, reshaper, layout)
+    written = reference_streams(file.keys, file.get, tokens, blocks)
+    report.details |= {
+        "architecture": layout.architecture.name,
+        "quantisation": quantisation,
+        "tensor_types": dict(types),
+        "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
+        "chat_template": tokenizer.chat_template is not None,
+        "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
+        "same_top_after_rounding": _same_top(pruned, written),
+    }
+    _note_fallbacks(types, quantisation, report)
+    _check_engine(path, tokens, written, tokenizer, quantisation, threads, checkpoint, report)
+
+
+class _Meant:
+    """The tensors that a file should hold, before rounding; one block in memory at a time."""
+
+    def __init__(self, reshaper: Reshaper, layout: Layout) -> None:
+        self.reshaper, self.layout = reshaper, layout
+        self.outside: dict[str, Tensor] = {}
+        for name, tensor in gguf_tensors(reshaper, layout):
+            if name.startswith("blk."):
+                break
+            self.outside[name] = tensor
+        self.number, self.block = -1, {}  # type: int, dict[str, Tensor]
+
+    def get(self, name: str) -> Tensor | None:
+        if not name.startswith("blk."):
+            return self.outside.get(name)
+        _, number, rest = name.split(".", 2)
+        if int(number) != self.number:
+            self.number = int(number)
+            self.block = block_tensors(self.reshaper, self.layout, self.layout.targets[self.number])
+        return self.block.get(rest)
+
+
+def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
+    """Each tensor of the file is the one that was meant, within the error of its element type."""
+    types: Counter[str] = Counter()
+    missing = set(file.names)
+    for name, meant in gguf_tensors(reshaper, layout):
+        found = file.get(name)
+        if found is None or found.shape != meant.shape:
+            raise ExportError(
+                f"the export fails its check: {name} isn't in the file as it was meant; nothing was written"
+            )
+        kind = file.kind(name)
+        types[kind] += 1
+        error = float((found - meant).norm() / meant.norm().clamp_min(1e-12))
+        if not error <= TYPE_ERROR.get(kind, 0.5):
+            raise ExportError(
+                f"the export fails its check: {name} differs by {error:.2g} from what was meant, more than rounding to "
+                f"{kind} explains; nothing was written"
+            )
+        missing.discard(name)
+    if missing:
+        raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't meant")
+    return types
+
+
+def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport) -> None:
+    if quantisation not in BY_LIBRARY:
+        return
+    others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
+    if others:
+        listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(others.items()))
+        report.notes.append(
+            f"K-quants need rows that are multiples of 256: llama.cpp wrote {listed} instead for the tensors whose "
+            "rows aren't"
+        )
+    if "F16" in others or "BF16" in others:
+        raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
+
+
+def _same_top(left: Streams, right: Streams) -> float:
+    return float((left[LOGITS].argmax(-1) == right[LOGITS].argmax(-1)).float().mean())
+
+
+def _check_engine(
+    path: Path,
+    tokens: Tensor,
+    written: Streams,
+    tokenizer: TokenizerKeys,
+    quantisation: str,
+    threads: int,
+    checkpoint: Checkpoint,
+    report: ExportReport,
+) -> None:
+    """Load the file into llama.cpp itself, where it is installed."""
+    try:
+        require_engine(ENGINE, "checking the file in llama.cpp itself")
+    except MissingExtraError as missing:
+        report.notes.append(f"not loaded into llama.cpp itself: {missing}")
+        return
+    try:
+        with EngineProcess(ENGINE, path, threads=threads, context=max(len(tokens), 64), exact=True) as engine:
+            logits = from_numpy(engine.logits(tokens.tolist()))
+            ids = engine.tokenize(TEXT)
+            report.details["engine"] = engine.facts()["version"]
+    except EngineError as error:
+        raise ExportError(f"the export fails its check: {error}; nothing was written") from error
+    report.comparisons.append(
+        compare_logits(
+            ("the file's tensors, computed by PyTorch", written[LOGITS]),
+            ("the file in llama.cpp", logits),
+            ENGINE_ERROR.get(quantisation, QUANTISED_ERROR),
+        )
+    )
+    _check_tokenizer(ids, checkpoint, tokenizer, report)
+
+
+def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:
+    ours: Any = checkpoint.tokenizer()(TEXT)["input_ids"]
+    if ids == ours:
+        report.details["tokenizer_agrees"] = True
+        return
+    report.details["tokenizer_agrees"] = False
+    place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
+    message = f"llama.cpp splits the check's text into other tokens than transformers does, from token {place} on"
+    if not keys.copied:
+        raise ExportError(
+            f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
+            "as --tokenizer-from F.gguf"
+        )
+    report.notes.append(f"{message}; the tokenizer was copied from another file as asked")

@@ -1,0 +1,161 @@
+"""Compute from a GGUF file's keys and tensors what llama.cpp documents its architectures to compute, in float32.
+
+It shares no code with the writer: where a row was permuted wrongly or a bias was left out, its residual streams differ
+from the model's. Letters: t tokens, m residual width, h columns of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear, rms_norm, scaled_dot_product_attention, silu
+
+Get = Callable[[str], Tensor | None]
+NEIGHBOURS = ("llama", "deci", "granite", "smollm3")
+"""Architectures whose rotary embedding turns neighbouring columns together; the others turn halves."""
+
+
+class GgufFile:
+    """Keys and dequantised tensors of a file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        reader = GGUFReader(path)
+        self.keys: dict[str, Any] = {
+            name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+        }
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._tensors)
+
+    def kind(self, name: str) -> str:
+        """Element type of a tensor."""
+        return str(self._tensors[name].tensor_type.name)
+
+    def get(self, name: str) -> Tensor | None:
+        """A tensor in float32, None where the file has none of that name."""
+        from gguf.quants import dequantize
+
+        found = self._tensors.get(name)
+        return None if found is None else torch.from_numpy(dequantize(found.data, found.tensor_type).copy()).float()
+
+
+@torch.no_grad()
+def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks: list[int]) -> dict[str, Tensor]:
+    """Run the model that keys and tensors describe.
+
+    Args:
+        keys: of the file.
+        get: reads a tensor.
+        tokens: [t].
+        blocks: the model's own number of each block in the file, for the names.
+
+    Returns:
+        The residual stream [t, m] after each sub-layer that is there, and the logits [t, v].
+    """
+    runner = _Runner(keys, get)
+    embedding = runner.need("token_embd.weight")
+    x = embedding[tokens] * runner.embedding_scale
+    found: dict[str, Tensor] = {}
+    for number, block in enumerate(blocks):
+        heads, groups = (
+            runner.per_layer("attention.head_count", number),
+            runner.per_layer("attention.head_count_kv", number),
+        )
+        if heads:
+            x = x + runner.residual_scale * runner.attention(x, number, heads, groups)
+        found[f"block {block} attention"] = x
+        if runner.per_layer("feed_forward_length", number):
+            x = x + runner.residual_scale * runner.mlp(x, number)
+        found[f"block {block} mlp"] = x
+    head = get("output.weight")
+    x = runner.norm(x, "output_norm")
+    found["logits"] = x @ (embedding if head is None else head).T / runner.logit_scale
+    return found
+
+
+class _Runner:
+    def __init__(self, keys: Mapping[str, Any], get: Get) -> None:
+        self.architecture = str(keys["general.architecture"])
+        self.keys = {name.removeprefix(f"{self.architecture}."): value for name, value in keys.items()}
+        self.get = get
+        self.columns = int(self.keys["attention.key_length"])
+        width = int(self.keys["embedding_length"])
+        gemma, granite = self.architecture == "gemma", self.architecture == "granite"
+        self.embedding_scale = width**0.5 if gemma else float(self.keys["embedding_scale"]) if granite else 1.0
+        self.residual_scale = float(self.keys["residual_scale"]) if granite else 1.0
+        self.logit_scale = float(self.keys["logit_scale"]) if granite else 1.0
+        self.attention_scale = float(self.keys["attention.scale"]) if granite else self.columns**-0.5
+        self.activation: Callable[[Tensor], Tensor] = (lambda x: gelu(x, approximate="tanh")) if gemma else silu
+
+    def per_layer(self, key: str, number: int) -> int:
+        value = self.keys[key]
+        return int(value[number] if isinstance(value, list) else value)
+
+    def need(self, name: str) -> Tensor:
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return linear(x, self.need(f"{name}.weight"), self.get(f"{name}.bias"))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return rms_norm(
+            x, (x.shape[-1],), self.need(f"{name}.weight"), eps=float(self.keys["attention.layer_norm_rms_epsilon"])
+        )
+
+    def attention(self, x: Tensor, number: int, heads: int, groups: int) -> Tensor:
+        prefix, h = f"blk.{number}.", self.columns
+        x = self.norm(x, f"{prefix}attn_norm")
+        if self.get(f"{prefix}attn_qkv.weight") is not None:
+            rows = [heads * h, groups * h, groups * h]
+            q, k, v = torch.split(self.linear(x, f"{prefix}attn_qkv"), rows, -1)
+        else:
+            q, k, v = (self.linear(x, f"{prefix}attn_{part}") for part in "qkv")
+        q, k, v = (part.reshape(len(part), -1, h) for part in (q, k, v))
+        if self.get(f"{prefix}attn_q_norm.weight") is not None:
+            q, k = self.norm(q, f"{prefix}attn_q_norm"), self.norm(k, f"{prefix}attn_k_norm")
+        if not (self.architecture == "smollm3" and (number + 1) % 4 == 0):
+            q, k = self.rotate(q), self.rotate(k)
+        share = heads // groups
+        k, v = (part.repeat_interleave(share, dim=1) for part in (k, v))
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention_scale)
+        return self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output")
+
+    def mlp(self, x: Tensor, number: int) -> Tensor:
+        prefix = f"blk.{number}."
+        x = self.norm(x, f"{prefix}ffn_norm")
+        gate = self.activation(self.linear(x, f"{prefix}ffn_gate"))
+        return self.linear(gate * self.linear(x, f"{prefix}ffn_up"), f"{prefix}ffn_down")
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotary embedding of [t, heads, h]."""
+        steps = torch.arange(0, self.columns, 2, dtype=torch.float32)
+        frequencies = float(self.keys["rope.freq_base"]) ** -(steps / self.columns)
+        divisors = self.get("rope_freqs.weight")
+        if divisors is not None:
+            frequencies = frequencies / divisors
+        if self.keys.get("rope.scaling.type") == "linear":
+            frequencies = frequencies / float(self.keys["rope.scaling.factor"])
+        angles = torch.arange(len(x), dtype=torch.float32)[:, None, None] * frequencies
+        if self.architecture in NEIGHBOURS:
+            first, second = x[..., 0::2], x[..., 1::2]
+        else:
+            first, second = x.chunk(2, -1)
+        turned = first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()
+        return torch.stack(turned, -1).flatten(-2) if self.architecture in NEIGHBOURS else torch.cat(turned, -1)

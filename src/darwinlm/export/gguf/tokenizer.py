@@ -1,0 +1,215 @@
+"""The tokenizer's part of a GGUF file: vocabulary, merges or scores, the name of the pre-tokenizer, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from darwinlm.errors import ExportError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+PREFIX = "tokenizer."
+
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SLASHED = _REST.replace("[\\r\\n]*", "[\\r\\n/]*", 1)
+_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+PATTERNS = {
+    rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
+    rf"{_WORD}|\p{{N}}|{_REST}": "qwen2",
+    rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}": "tekken",
+}
+"""Names under which llama.cpp knows the splitting patterns of byte-level tokenizers."""
+
+
+@dataclass(frozen=True)
+class TokenizerKeys:
+    """What a file says about its tokenizer.
+
+    Attributes:
+        model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
+        values: further keys without the prefix `tokenizer.ggml.`, plain JSON values.
+        chat_template: as the tokenizer states it.
+        copied: keys were copied from another GGUF file.
+    """
+
+    model: str
+    values: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    copied: bool = False
+
+
+def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
+    """Describe the tokenizer of a model folder.
+
+    Args:
+        folder: where tokenizer.json or tokenizer.model lies.
+        tokenizer: it, as transformers loads it.
+        vocabulary: rows of the embedding; the list of tokens is filled up to it.
+
+    Raises:
+        ExportError: llama.cpp has no tokenizer of this kind.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    elif getattr(tokenizer, "backend_tokenizer", None) is not None:
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    else:
+        raise ExportError(f"{folder} holds no tokenizer.json; save the tokenizer with tokenizer.save_pretrained first")
+    model = tree["model"]
+    if model.get("type") != "BPE":
+        raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
+    tokens, types = _tokens(tree, vocabulary, folder)
+    values: dict[str, Any] = {"tokens": tokens, "token_type": types}
+    pre = _pre_tokenizers(tree)
+    if any(step["type"] == "ByteLevel" for step in pre):
+        kind = "gpt2"
+        values |= {"pre": _pre_name(pre, folder), "merges": [_merge(merge) for merge in model["merges"]]}
+        if not values["merges"]:
+            raise _unknown(folder, "it has no merges")
+    elif model.get("byte_fallback"):
+        kind = "llama"
+        values |= {"scores": _scores(model, tokens), "add_space_prefix": _prepends_space(tree)}
+    else:
+        raise _unknown(folder, "it is neither byte-level nor SentencePiece")
+    values |= _special(tokenizer)
+    return TokenizerKeys(kind, values, getattr(tokenizer, "chat_template", None) or None)
+
+
+def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
+    """Copy the tokenizer's keys of another GGUF file.
+
+    Raises:
+        ExportError: the file can't be read or has a tokenizer of another size.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"can't read the tokenizer of {path}: {error}") from error
+    found = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
+    own = {name.removeprefix("tokenizer.ggml."): value for name, value in found.items() if ".ggml." in name}
+    if "model" not in own or len(own.get("tokens", ())) != vocabulary:
+        raise ExportError(
+            f"the tokenizer in {path} has {len(own.get('tokens', ()))} tokens, the model {vocabulary}: give the GGUF "
+            "file that the model comes from"
+        )
+    return TokenizerKeys(str(own.pop("model")), own, found.get("tokenizer.chat_template"), copied=True)
+
+
+def write_tokenizer(writer: Any, keys: TokenizerKeys) -> None:
+    """Add the keys to a file."""
+    writer.add_tokenizer_model(keys.model)
+    lists = {
+        "tokens": writer.add_token_list,
+        "token_type": writer.add_token_types,
+        "merges": writer.add_token_merges,
+        "scores": writer.add_token_scores,
+        "pre": writer.add_tokenizer_pre,
+    }
+    for name, value in keys.values.items():
+        if name in lists:
+            lists[name](value)
+        elif isinstance(value, bool):
+            writer.add_bool(f"tokenizer.ggml.{name}", value)
+        elif isinstance(value, int):
+            writer.add_uint32(f"tokenizer.ggml.{name}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"tokenizer.ggml.{name}", value)
+        else:
+            writer.add_array(f"tokenizer.ggml.{name}", value)
+    if keys.chat_template:
+        writer.add_chat_template(keys.chat_template)
+
+
+def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:
+    by_id = {index: token for token, index in tree["model"]["vocab"].items()}
+    kinds = dict.fromkeys(by_id, NORMAL)
+    byte_fallback = bool(tree["model"].get("byte_fallback"))
+    for index, token in by_id.items():
+        if byte_fallback and len(token) == 6 and token.startswith("<0x"):
+            kinds[index] = BYTE
+        elif byte_fallback and token == tree["model"].get("unk_token"):
+            kinds[index] = UNKNOWN
+    for added in tree.get("added_tokens", []):
+        by_id[added["id"]] = added["content"]
+        if kinds.get(added["id"]) != UNKNOWN:
+            kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    if by_id and max(by_id) >= vocabulary:
+        raise ExportError(
+            f"{folder}: the tokenizer knows {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
+        )
+    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocabulary)]
+    return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]
+
+
+def _steps(tree: Any, nested: str) -> Iterator[dict[str, Any]]:
+    if tree:
+        if tree["type"] == "Sequence":
+            for step in tree[nested]:
+                yield from _steps(step, nested)
+        else:
+            yield tree
+
+
+def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(_steps(tree.get("pre_tokenizer"), "pretokenizers"))
+
+
+def _pre_name(steps: list[dict[str, Any]], folder: Path) -> str:
+    """Name of the splitting in llama.cpp."""
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        pattern = steps[0]["pattern"].get("Regex", "")
+        if pattern in PATTERNS:
+            return PATTERNS[pattern]
+    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't one that llama.cpp is known to have")
+
+
+def _merge(merge: str | list[str]) -> str:
+    return merge if isinstance(merge, str) else " ".join(merge)
+
+
+def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
+    """SentencePiece's score of a token: the earlier its merge, the higher; characters come last, bytes never."""
+    rank: dict[str, float] = {}
+    for number, merge in enumerate(model["merges"]):
+        rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), -float(number + 1))
+    last = -float(len(model["merges"]) + 1)
+    return [rank.get(token, last) for token in tokens]
+
+
+def _prepends_space(tree: dict[str, Any]) -> bool:
+    steps = [*_steps(tree.get("normalizer"), "normalizers"), *_pre_tokenizers(tree)]
+    prepends = any(step["type"] == "Prepend" for step in steps)
+    return prepends or any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
+
+
+def _special(tokenizer: Any) -> dict[str, Any]:
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    found: dict[str, Any] = {}
+    for short, name in names.items():
+        index = getattr(tokenizer, f"{short}_token_id", None)
+        if index is not None:
+            found[f"{name}_token_id"] = int(index)
+    ids = tokenizer("a")["input_ids"]
+    found["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
+    found["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
+    return found
+
+
+def _unknown(folder: Path, reason: str) -> ExportError:
+    return ExportError(
+        f"the tokenizer in {folder} can't be written for llama.cpp: {reason}. If the model comes from a GGUF file, "
+        "pass it as --tokenizer-from F.gguf"
+    )

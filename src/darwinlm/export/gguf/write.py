@@ -1,0 +1,152 @@
+"""Write a GGUF file: keys, tokenizer, and tensors one by one, so that the model is never in memory as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.gguf.tensors import gguf_tensors
+from darwinlm.export.gguf.tokenizer import TokenizerKeys, write_tokenizer
+from darwinlm.export.reshape import Reshaper
+
+PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+"""Quantisations that the package `gguf` computes itself."""
+BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_m": "Q5_K_M", "q6_k": "Q6_K"}
+"""Quantisations that llama.cpp's own quantiser computes."""
+QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
+BLOCK = 32
+LARGEST_F16 = 65504.0
+
+
+def require_gguf() -> Any:
+    """The package `gguf`. Raises MissingExtraError."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingExtraError("gguf", "gguf", "writing GGUF files") from error
+    return gguf
+
+
+def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
+    """Refuse a quantisation whose blocks of 32 don't fit the rows of a matrix.
+
+    Raises:
+        ExportError: naming the tensor.
+    """
+    if quantisation in ("f32", "f16", "bf16"):
+        return
+    columns = reshaper.columns
+    rows = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
+    for target in layout.targets:
+        rows |= {f"block {target.block}'s attention output": target.heads * columns}
+        rows |= {f"block {target.block}'s MLP output": target.width}
+    for what, length in rows.items():
+        if length % BLOCK:
+            raise ExportError(
+                f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but {what} has rows of {length}: "
+                "use f16, bf16 or f32"
+            )
+
+
+def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str) -> None:
+    """Write the file.
+
+    Args:
+        path: a temporary place; the caller renames it.
+        reshaper: the model.
+        layout: architecture and pads.
+        tokenizer: its keys.
+        quantisation: one of `PLAIN`.
+
+    Raises:
+        ExportError: a weight doesn't fit the number format.
+        OSError: the disk is full.
+    """
+    gguf = require_gguf()
+    writer = gguf.GGUFWriter(path, layout.architecture.name)
+    try:
+        _write_keys(writer, reshaper, layout, gguf.LlamaFileType, quantisation)
+        write_tokenizer(writer, tokenizer)
+        for name, tensor in gguf_tensors(reshaper, layout):
+            kind = _type(name, tensor, quantisation)
+            if kind == "F32":
+                writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
+                continue
+            raw = gguf.GGMLQuantizationType[kind]
+            shape = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), raw)
+            writer.add_tensor_info(name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in gguf_tensors(reshaper, layout):
+            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
+    finally:
+        writer.close()
+
+
+def types_in(path: Path) -> Counter[str]:
+    """How many tensors of each element type a file holds."""
+    return Counter(tensor.tensor_type.name for tensor in require_gguf().GGUFReader(path).tensors)
+
+
+def _type(name: str, tensor: Tensor, quantisation: str) -> str:
+    if tensor.ndim == 1:
+        return "F32"
+    if quantisation == "q4_0" and not name.startswith("blk."):
+        return "Q8_0"  # embedding and head suffer most, and most engines keep them finer
+    return PLAIN[quantisation]
+
+
+def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any, Any]:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ExportError(f"the tensor {name} holds numbers that aren't finite: the model is damaged")
+    if kind == "F16" and float(tensor.abs().max()) > LARGEST_F16:
+        raise ExportError(f"the tensor {name} holds numbers beyond float16's range: use --quant bf16 or f32")
+    array: np.ndarray[Any, Any] = tensor.numpy()
+    if kind == "F32":
+        return array
+    quantised: np.ndarray[Any, Any] = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
+    return quantised.view(np.uint8)
+
+
+def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
+    config = reshaper.checkpoint.config
+    heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
+    uniform = not layout.architecture.per_layer
+    writer.add_type("model")
+    writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
+    writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(int(config.vocab_size))
+    writer.add_context_length(int(config.max_position_embeddings))
+    writer.add_embedding_length(int(config.hidden_size))
+    writer.add_block_count(len(layout.targets))
+    writer.add_feed_forward_length(widths[0] if uniform else widths)
+    writer.add_head_count(heads[0] if uniform else heads)
+    writer.add_head_count_kv(groups[0] if uniform else groups)
+    writer.add_key_length(reshaper.columns)
+    writer.add_value_length(reshaper.columns)
+    writer.add_rope_dimension_count(reshaper.columns)
+    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
+    _write_rope(writer, dict(getattr(config, "rope_parameters", None) or {}))
+    if layout.architecture.name == "granite":
+        writer.add_attention_scale(float(config.attention_multiplier))
+        writer.add_embedding_scale(float(config.embedding_multiplier))
+        writer.add_residual_scale(float(config.residual_multiplier))
+        writer.add_logit_scale(float(config.logits_scaling))
+
+
+def _write_rope(writer: Any, rope: dict[str, Any]) -> None:
+    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    if rope.get("rope_type", "default") == "linear":  # the type llama3 is a tensor of its own
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))

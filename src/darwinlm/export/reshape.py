@@ -1,0 +1,123 @@
+"""A model's tensors at the sizes that a format asks for: blocks widened with zeros, absent sub-layers filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from darwinlm.export.sizes import (
+    BlockSizes,
+    Tensors,
+    block_sizes,
+    expand_groups,
+    require_separate,
+    split_block,
+    stock_config,
+    widen_attention,
+    widen_mlp,
+    zero_sublayer,
+)
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, Attention
+from darwinlm.families.shapes import head_dim
+
+
+class Reshaper:
+    """Reads a checkpoint's blocks at other sizes.
+
+    Args:
+        checkpoint: the pruned model.
+
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.family = checkpoint.family
+        self.columns = head_dim(checkpoint.config)
+        self.sizes: Sequence[BlockSizes] = block_sizes(checkpoint)
+        self.stock = stock_config(checkpoint)
+
+    @cached_property
+    def template(self) -> list[Tensors]:
+        """Names and shapes of every block of the stock model, without data."""
+        model = Checkpoint(self.checkpoint.folder, self.stock, self.family, "").skeleton()
+        state = model.state_dict()
+        found = []
+        for block in range(self.checkpoint.n_blocks):
+            prefix = self.checkpoint.block_prefix(block)
+            found.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return found
+
+    def full(self, block: int) -> BlockSizes:
+        """Sizes of a block before anything was pruned."""
+        stock = self.stock
+        groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
+        return BlockSizes(block, stock.num_attention_heads, groups, stock.intermediate_size)
+
+    def block(self, target: BlockSizes) -> Tensors:
+        """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
+
+        A sub-layer that the target doesn't have is left out; one that the model doesn't have is zeros.
+
+        Raises:
+            ExportError: the sizes differ, and the family keeps several projections in one tensor.
+        """
+        sizes = self.sizes[target.block]
+        inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
+        made: Tensors = {}
+        for kind in KINDS:
+            part = self.family.module(kind)
+            attention = isinstance(part, Attention)
+            if not (target.heads if attention else target.width):
+                continue
+            own, norms = split_block(inside, part)
+            if not (sizes.heads if attention else sizes.width):
+                made |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
+                continue
+            if _same(sizes, target, attention=attention):
+                made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+                continue
+            require_separate(self.family)
+            if isinstance(part, Attention):
+                own, plain = expand_groups(own, part, sizes, self.columns) if _expands(sizes, target) else (own, sizes)
+                if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
+                    own = widen_attention(own, part, plain, self.columns, target)
+            else:
+                own = widen_mlp(own, part, target.width)
+            made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+        return made
+
+    def outside(self) -> Iterator[tuple[str, Tensor]]:
+        """Embedding, final norm and head."""
+        for name in sorted(self.checkpoint.names_outside_blocks()):
+            yield name, self.checkpoint.read(name)[""]
+
+    def whole(self, targets: Sequence[BlockSizes]) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the model with its blocks at the targets' sizes, one block in memory at a time."""
+        yield from self.outside()
+        for target in targets:
+            prefix = self.checkpoint.block_prefix(target.block)
+            for name, tensor in self.block(target).items():
+                yield prefix + name, tensor
+
+
+def _same(sizes: BlockSizes, target: BlockSizes, *, attention: bool) -> bool:
+    if attention:
+        return sizes.owners is None and sizes.sizes[:2] == target.sizes[:2]
+    return sizes.width == target.width
+
+
+def _expands(sizes: BlockSizes, target: BlockSizes) -> bool:
+    return sizes.owners is not None and target.heads == target.groups == sizes.heads
+
+
+def plain_sizes(sizes: BlockSizes) -> BlockSizes:
+    """The same block with heads shared evenly: a KV head for each query head where they weren't."""
+    return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
+
+
+def rounded(width: int, multiple: int) -> int:
+    """The width, up to a multiple."""
+    return -(-width // multiple) * multiple

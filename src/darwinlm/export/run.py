@@ -1,0 +1,98 @@
+"""One entrance to every export: Python's and the command's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from darwinlm.artifact import write_json
+from darwinlm.errors import ExportError
+from darwinlm.export.check import ExportReport
+from darwinlm.export.folder import FORMATS, export_folder
+from darwinlm.export.gguf.export import export_gguf
+from darwinlm.export.source import check_target, open_source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALL_FORMATS = (*FORMATS, "gguf")
+
+
+def export_model(
+    model: Path,
+    out: Path,
+    *,
+    to: str,
+    quantisation: str | None = None,
+    dtype: str | None = None,
+    tensor_parallel: int = 1,
+    tokenizer_from: Path | None = None,
+    mlp_multiple: int = 32,
+    threads: int = 1,
+    overwrite: bool = False,
+    allow_remote_code: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExportReport:
+    """Export a model folder or a finished run, and check the result; nothing is left behind where it fails.
+
+    Args:
+        model: folder of a model or of a finished run.
+        out: folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
+        to: hf, dense, vllm or gguf.
+        quantisation: of gguf; None is f16.
+        dtype: element type of hf, dense and vllm; None keeps the model's.
+        tensor_parallel: of vllm.
+        tokenizer_from: GGUF file whose tokenizer a gguf shall have.
+        mlp_multiple: of gguf: MLP widths are padded to a multiple of it.
+        threads: processor threads.
+        overwrite: replace what lies at `out`.
+        allow_remote_code: let the checkpoint run its own code.
+        say: told what is going on.
+
+    Raises:
+        ModelError, ExportError, MissingExtraError, StorageError: see `darwinlm.errors`.
+    """
+    if to not in ALL_FORMATS:
+        raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
+    _check_options(to, quantisation, dtype, tensor_parallel, tokenizer_from, mlp_multiple)
+    checkpoint = open_source(model, allow_remote_code=allow_remote_code)
+    check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
+    if to != "gguf":
+        return export_folder(
+            checkpoint, out, to=to, dtype=DTYPES[dtype] if dtype else None, tensor_parallel=tensor_parallel, say=say
+        )
+    report = export_gguf(
+        checkpoint,
+        out,
+        quantisation=quantisation or "f16",
+        tokenizer_from=tokenizer_from,
+        mlp_multiple=mlp_multiple,
+        threads=threads,
+        say=say,
+    )
+    write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
+    return report
+
+
+def _check_options(
+    to: str,
+    quantisation: str | None,
+    dtype: str | None,
+    tensor_parallel: int,
+    tokenizer_from: Path | None,
+    mlp_multiple: int,
+) -> None:
+    if quantisation is not None and to != "gguf":
+        raise ExportError(f"--quant {quantisation}: only --to gguf quantises; --to {to} takes --dtype")
+    if dtype is not None and to == "gguf":
+        raise ExportError(f"--dtype {dtype}: --to gguf takes --quant")
+    if dtype is not None and dtype not in DTYPES:
+        raise ExportError(f"--dtype {dtype}: the types are {', '.join(DTYPES)}")
+    if tensor_parallel != 1 and to != "vllm":
+        raise ExportError("--tensor-parallel belongs to --to vllm")
+    if to != "gguf" and (tokenizer_from is not None or mlp_multiple != 32):
+        raise ExportError("--tokenizer-from and --mlp-multiple belong to --to gguf")
+    if mlp_multiple < 32 or mlp_multiple % 32:
+        raise ExportError(f"--mlp-multiple {mlp_multiple}: must be a multiple of 32")
+    if tokenizer_from is not None and not tokenizer_from.is_file():
+        raise ExportError(f"--tokenizer-from {tokenizer_from}: there is no such file")

@@ -1,0 +1,222 @@
+"""Sizes of a model's blocks as the shapes of its weights state them, and sub-layers made wider with zeros.
+
+A wider sub-layer computes the same: added query heads and channels have zero columns in the output projection.
+
+Letters: m residual width, h columns of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from darwinlm.errors import ExportError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import Attention, Family, Mlp
+from darwinlm.families.shapes import head_dim, module_shapes
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """What a block keeps.
+
+    Attributes:
+        block: its index.
+        heads: query heads; 0 where there is no attention.
+        groups: KV heads.
+        width: MLP channels; 0 where there is no MLP.
+        owners: KV head of each query head, where they aren't shared evenly in order; else None.
+    """
+
+    block: int
+    heads: int
+    groups: int
+    width: int
+    owners: tuple[int, ...] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Neither attention nor MLP: the block hands its input on."""
+        return self.heads == 0 and self.width == 0
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Query heads, KV heads and channels."""
+        return self.heads, self.groups, self.width
+
+
+def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the headers of the shards."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in sorted(set(checkpoint.shards.values())):
+        with safe_open(checkpoint.folder / shard, framework="pt") as stream:
+            shapes |= {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    return shapes
+
+
+def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
+    """Sizes of all blocks, read from the weights; the width of a mixture of experts is that of one expert."""
+    modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, tensor_shapes(checkpoint))}
+    found = []
+    for block in range(checkpoint.n_blocks):
+        attention, mlp = modules.get((block, "attention")), modules.get((block, "mlp"))
+        heads = attention.width // attention.head_dim if attention else 0
+        groups = attention.groups if attention else 0
+        owners = attention.query_groups if attention else None
+        found.append(BlockSizes(block, heads, groups, mlp.width if mlp else 0, owners))
+    return found
+
+
+def require_separate(family: Family) -> None:
+    """Raise ExportError where one tensor holds several projections, or an MLP is a mixture of experts."""
+    names = [*family.attention.query, *family.attention.key_value, *family.mlp.inputs]
+    if len(set(names)) != len(names) or family.mlp.experts is not None:
+        raise ExportError(
+            f"models of the family {family.model_type} keep several projections in one tensor; this export can't take "
+            "them apart"
+        )
+
+
+def stock_config(checkpoint: Checkpoint) -> Any:
+    """Configuration of the family's own class at the sizes that the model had before it was pruned."""
+    tree = checkpoint.config.to_dict()
+    for name in ("per_layer_config", "auto_map", "architectures"):
+        tree.pop(name, None)
+    config = AutoConfig.for_model(
+        **{**tree, "model_type": checkpoint.family.model_type, "head_dim": head_dim(checkpoint.config)}
+    )
+    config.architectures = [f"{checkpoint.family.class_prefix}ForCausalLM"]
+    config.dtype = checkpoint.dtype
+    return config
+
+
+def head_owners(sizes: BlockSizes) -> tuple[int, ...]:
+    """KV head of each query head."""
+    if sizes.owners is not None:
+        return sizes.owners
+    return tuple(head * sizes.groups // sizes.heads for head in range(sizes.heads))
+
+
+def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns: int) -> tuple[Tensors, BlockSizes]:
+    """Give every query head a KV head of its own where they aren't shared evenly: the same function, plain shapes."""
+    if sizes.owners is None:
+        return tensors, sizes
+    rows = _rows(sizes.owners, columns)
+    wider = {
+        name: tensor[rows] if name.partition(".")[0] in part.key_value else tensor for name, tensor in tensors.items()
+    }
+    return wider, BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
+
+
+def widen_attention(
+    tensors: Mapping[str, Tensor], part: Attention, sizes: BlockSizes, columns: int, target: BlockSizes
+) -> Tensors:
+    """Put the heads of an attention into a larger one, each under its own KV head.
+
+    Args:
+        tensors: of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
+        part: names of its projections.
+        sizes: heads and KV heads as they are.
+        columns: h.
+        target: heads and KV heads as they shall be, shared evenly.
+
+    Raises:
+        ExportError: a KV head has more query heads than the target gives it.
+    """
+    share = target.heads // target.groups
+    taken = [0] * target.groups
+    slots = []
+    for owner in head_owners(sizes):
+        if owner >= target.groups or taken[owner] == share:
+            raise ExportError(
+                f"block {sizes.block}: {sizes.heads} query heads over {sizes.groups} KV heads don't fit into "
+                f"{target.heads} over {target.groups}"
+            )
+        slots.append(owner * share + taken[owner])
+        taken[owner] += 1
+    query, key_value = _rows(slots, columns), _rows(range(sizes.groups), columns)
+    wider: Tensors = {}
+    for name, tensor in tensors.items():
+        owner_name, _, leaf = name.rpartition(".")
+        if owner_name in part.query:
+            wider[name] = _spread(tensor, query, target.heads * columns, 0)
+        elif owner_name in part.key_value:
+            wider[name] = _spread(tensor, key_value, target.groups * columns, 0)
+        elif owner_name == part.output and leaf == "weight":
+            wider[name] = _spread(tensor, query, target.heads * columns, 1)
+        else:
+            wider[name] = tensor
+    return wider
+
+
+def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
+    """Add zero channels to an MLP up to `width`; rows of inputs [channels, m], output [m, channels]."""
+    wider: Tensors = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in part.inputs:
+            wider[name] = _spread(tensor, torch.arange(tensor.shape[0]), width, 0)
+        elif owner == part.output and leaf == "weight":
+            wider[name] = _spread(tensor, torch.arange(tensor.shape[1]), width, 1)
+        else:
+            wider[name] = tensor
+    return wider
+
+
+def zero_sublayer(
+    template: Mapping[str, Tensor], part: Attention | Mlp, sizes: BlockSizes, columns: int, dtype: torch.dtype
+) -> Tensors:
+    """A sub-layer that adds nothing: zero matrices and biases, norms of ones.
+
+    Args:
+        template: the stock block's tensors by name inside the block, for names and sizes; their values aren't read.
+        part: which sub-layer.
+        sizes: heads, KV heads and channels that it shall have.
+        columns: of a head.
+        dtype: element type.
+
+    Returns:
+        Its tensors, norms included, by name inside the block.
+    """
+    made: Tensors = {}
+    for name, tensor in template.items():
+        inside, leaf = name.partition(".")[0] == part.name, name.rpartition(".")[2]
+        if not inside and name.partition(".")[0] not in part.norms:
+            continue
+        shape = list(tensor.shape)
+        owner = name.removeprefix(part.name + ".").rpartition(".")[0]
+        rows = part.segments.get(owner, [])
+        inner = sizes.heads * columns if isinstance(part, Attention) else sizes.width
+        each = {"query": sizes.heads * columns, "key_value": sizes.groups * columns, "channel": sizes.width}
+        if inside and rows:
+            shape[0] = sum(each[row] for row in rows)
+        elif inside and owner == part.output and leaf == "weight":
+            shape[1] = inner
+        norm = len(shape) == 1 and leaf == "weight"
+        made[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
+    return made
+
+
+def split_block(inside: Mapping[str, Tensor], part: Attention | Mlp) -> tuple[Tensors, Tensors]:
+    """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
+    own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+    norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
+    return own, norms
+
+
+def _rows(heads: Sequence[int] | range, columns: int) -> Tensor:
+    return (torch.tensor(list(heads), dtype=torch.long)[:, None] * columns + torch.arange(columns)).reshape(-1)
+
+
+def _spread(tensor: Tensor, places: Tensor, size: int, axis: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = size
+    return tensor.new_zeros(shape).index_copy_(axis, places, tensor)

@@ -1,0 +1,53 @@
+"""What is exported: a model folder, or the output folder of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from darwinlm.artifact import MANIFEST
+from darwinlm.errors import ExportError, ModelError
+from darwinlm.families.checkpoint import Checkpoint
+
+MARKER = "darwinlm.json"
+
+
+def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
+    """Open a model folder; of a run's output folder, the model in it.
+
+    Raises:
+        ModelError: there is no such folder, it holds no model, or its run isn't finished.
+        CheckpointError: its files are damaged.
+        FamilyError: its architecture isn't known.
+    """
+    if not path.exists():
+        raise ModelError(f"there is no model at '{path}': give the folder of a model or of a finished run")
+    if path.is_file():
+        raise ModelError(f"{path} is a file: give the folder of a model or of a finished run")
+    if (path / MARKER).is_file():
+        finished = (path / "stages" / "export" / MANIFEST).is_file() and (path / "model" / "config.json").is_file()
+        if not finished:
+            raise ModelError(
+                f"the run in {path} isn't finished: it holds no exported model yet. Run the same `darwinlm prune` "
+                "command again, it goes on where it stopped"
+            )
+        path = path / "model"
+    return Checkpoint.open(path, allow_remote_code=allow_remote_code)
+
+
+def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> None:
+    """Refuse a target that would destroy something.
+
+    Raises:
+        ExportError: the target exists, is the source, or is of the wrong kind.
+    """
+    if path.resolve() == source.resolve() or path.resolve() in source.resolve().parents:
+        raise ExportError(f"--out {path} is where the model itself lies: choose another place")
+    if folder and path.is_file():
+        raise ExportError(f"--out {path} is a file: this format needs a folder")
+    if not folder and path.is_dir():
+        raise ExportError(f"--out {path} is a folder: this format is one file, such as {path / 'model.gguf'}")
+    occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if occupied and not overwrite:
+        raise ExportError(f"--out {path} exists: choose another place, or pass --overwrite to replace it")
+    if occupied and folder and not (path / "config.json").is_file():
+        raise ExportError(f"--out {path} holds something that is no model: choose another place")

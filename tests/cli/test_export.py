@@ -1,0 +1,155 @@
+"""`darwinlm export` and bad input: one clear message, status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from tests.tiny.command import command_runner
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return command_runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 40)})
+
+
+def test_export_shows_what_it_compared(command, model, tmp_path):
+    ended = command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf")
+    assert ended.code == 0, ended
+    assert "masked dense" in ended.out
+    assert "block 1: MLP padded with zeros, 40 → 64 channels" in ended.out
+    assert json.loads((tmp_path / "m.gguf.export.json").read_text())["details"]["quantisation"] == "q8_0"
+
+
+def test_a_finished_run_stands_for_the_model_in_it(command, finished_llama, tmp_path):
+    assert command("export", finished_llama, "--to", "hf", "--out", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_byte_level_tokenizer_without_merges_is_refused(command, finished_llama, tmp_path):
+    command("export", finished_llama, "--to", "gguf", "--out", tmp_path / "m.gguf").refused(
+        "can't be written for llama.cpp: it has no merges", "--tokenizer-from"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run(command, finished_llama, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_llama, run)
+    shutil.rmtree(run / "stages" / "export")
+    command("export", run, "--to", "hf", "--out", tmp_path / "out").refused("the run in", "isn't finished")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--to", "onnx"], ["--to onnx: there is no such format", "hf, dense, vllm, gguf"]),
+        (["--to", "gguf", "--quant", "q1"], ["there is no quantisation 'q1'", "q8_0"]),
+        (["--to", "gguf", "--dtype", "float16"], ["--to gguf takes --quant"]),
+        (["--to", "hf", "--quant", "q8_0"], ["only --to gguf quantises"]),
+        (["--to", "hf", "--dtype", "int8"], ["the types are float32"]),
+        (["--to", "hf", "--tensor-parallel", "2"], ["belongs to --to vllm"]),
+        (["--to", "vllm", "--tensor-parallel", "0"], ["must be 1 or more"]),
+        (["--to", "vllm", "--tensor-parallel", "4"], ["--tensor-parallel 4", "block 0 (KV heads 2)"]),
+        (["--to", "dense", "--mlp-multiple", "64"], ["belong to --to gguf"]),
+        (["--to", "gguf", "--mlp-multiple", "48"], ["must be a multiple of 32"]),
+        (["--to", "gguf", "--tokenizer-from", "nowhere.gguf"], ["there is no such file"]),
+    ],
+)
+def test_wrong_options(command, model, tmp_path, arguments, parts):
+    command("export", model, "--out", tmp_path / "out", *arguments).refused(*parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tokenizer_of_another_model(command, model, tmp_path):
+    other = plain_checkpoint(tmp_path / "other", "llama", vocab_size=400)
+    file = tmp_path / "other.gguf"
+    assert command("export", other, "--to", "gguf", "--out", file).code == 0
+    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf", "--tokenizer-from", file).refused(
+        "has 400 tokens, the model 320"
+    )
+    assert not (tmp_path / "m.gguf").exists()
+    shutil.copy(model / "config.json", tmp_path / "no.gguf")
+    command(
+        "export", model, "--to", "gguf", "--out", tmp_path / "m.gguf", "--tokenizer-from", tmp_path / "no.gguf"
+    ).refused("can't read the tokenizer of")
+
+
+def test_a_tokenizer_is_copied(command, model, tmp_path):
+    first, second = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    assert command("export", model, "--to", "gguf", "--out", first).code == 0
+    assert command("export", model, "--to", "gguf", "--out", second, "--tokenizer-from", first).code == 0
+    assert first.read_bytes()[-1000:] == second.read_bytes()[-1000:]
+    assert json.loads((tmp_path / "b.gguf.export.json").read_text())["details"]["tokenizer_agrees"] is True
+
+
+def test_targets_that_would_destroy_something(command, model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    command("export", model, "--to", "hf", "--out", model).refused("is where the model itself lies")
+    command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
+    command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
+    command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
+    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused("that is no model")
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
+    assert command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").code == 0
+    assert (tmp_path / "file").read_bytes()[:4] == b"GGUF"
+
+
+def test_what_is_no_model(command, model, tmp_path):
+    out = tmp_path / "out"
+    command("export", tmp_path / "nowhere", "--to", "hf", "--out", out).refused("there is no model at")
+    (tmp_path / "empty").mkdir()
+    command("export", tmp_path / "empty", "--to", "hf", "--out", out).refused("there is no config.json in it")
+    command("export", model / "config.json", "--to", "hf", "--out", out).refused("is a file")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    command("export", model, "--to", "hf", "--out", out).refused("points outside its folder")
+    assert not out.exists()
+
+
+def test_remote_code_without_permission(command, model, tmp_path):
+    path = model / "config.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "model_type": "llama", "auto_map": {"AutoConfig": "evil.Config"}}))
+    command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(
+        "Python code of its own", "--allow-remote-code"
+    )
+
+
+def test_a_vocabulary_larger_than_the_embedding(command, tmp_path):
+    folder = plain_checkpoint(tmp_path / "small", "llama", vocab_size=300)
+    command("export", folder, "--to", "gguf", "--out", tmp_path / "m.gguf").refused("the embedding has 300 rows")
+
+
+def test_an_unknown_pre_tokenizer(command, model, tmp_path):
+    path = model / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}
+    byte_level = {**tree["pre_tokenizer"], "use_regex": False}
+    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    path.write_text(json.dumps(tree))
+    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf").refused(
+        "Split + ByteLevel", "--tokenizer-from"
+    )
+
+
+def test_a_full_disk(command, model, tmp_path, monkeypatch):
+    from darwinlm.export.gguf import export as gguf_export
+
+    def full(path, *_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_export, "write_gguf", full)
+    command("export", model, "--to", "gguf", "--out", tmp_path / "m.gguf").refused("the disk is full")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

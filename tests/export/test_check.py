@@ -1,0 +1,140 @@
+"""The check that ends an export sees what is planted, names the layer, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+
+from darwinlm.engines import ENGINES
+from darwinlm.errors import ExportError
+from darwinlm.export import folder as folders
+from darwinlm.export.gguf import export as gguf_export
+from darwinlm.export.gguf import tensors
+from darwinlm.export.gguf.write import QUANTISATIONS
+from darwinlm.export.run import export_model
+
+ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
+
+
+@pytest.fixture(autouse=True)
+def without_the_library(monkeypatch):
+    """The check must see these faults without llama.cpp."""
+    monkeypatch.setitem(ENGINES, "llama.cpp", ("not_installed_here", "llama-cpp"))
+
+
+def refused(tmp_path, model, *parts, to="gguf", **options):
+    out = tmp_path / ("out.gguf" if to == "gguf" else "out")
+    with pytest.raises(ExportError) as caught:
+        export_model(model, out, to=to, **options)
+    for part in ("the export fails its check", *parts):
+        assert part in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def planted(monkeypatch, change):
+    """Let the writer change one block's tensors."""
+    original = tensors.block_tensors
+
+    def wrong(reshaper, layout, target):
+        return change(target.block, original(reshaper, layout, target))
+
+    monkeypatch.setattr(tensors, "block_tensors", wrong)
+    monkeypatch.setattr(gguf_export, "block_tensors", wrong)
+
+
+@pytest.mark.parametrize("quantisation", ["f32", "f16", "q8_0", "q4_0"])
+def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    monkeypatch.setattr(tensors, "permute_rows", lambda tensor, heads: tensor)
+    refused(tmp_path, model, "block 0 attention", quantisation=quantisation)
+
+
+def test_a_permutation_too_many(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "qwen3", ROWS)
+
+    def change(block, found):
+        if block == 1:
+            found["attn_qkv.weight"][:64] = tensors.permute_rows(found["attn_qkv.weight"][:64], 2)
+        return found
+
+    planted(monkeypatch, change)
+    refused(tmp_path, model, "block 1 attention", quantisation="f32")
+
+
+@pytest.mark.parametrize(("bias", "sublayer"), [("attn_k.bias", "attention"), ("attn_v.bias", "attention")])
+def test_a_dropped_bias(tmp_path, monkeypatch, bias, sublayer):
+    model = pruned_checkpoint(tmp_path / "model", "qwen2", ROWS)
+    planted(monkeypatch, lambda block, found: {k: v for k, v in found.items() if block != 2 or k != bias})
+    refused(tmp_path, model, f"block 2 {sublayer}", quantisation="f16")
+
+
+def test_a_dropped_mlp_bias(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS, mlp_bias=True)
+    planted(monkeypatch, lambda block, found: {k: v for k, v in found.items() if block != 1 or k != "ffn_down.bias"})
+    refused(tmp_path, model, "block 1 mlp", quantisation="f16")
+
+
+def test_a_tensor_that_was_written_wrongly(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    original = gguf_export.write_gguf
+
+    def wrong(path, *rest):
+        original(path, *rest)
+        with path.open("r+b") as stream:
+            stream.seek(-4096, 2)
+            stream.write(bytes(4096))
+
+    monkeypatch.setattr(gguf_export, "write_gguf", wrong)
+    refused(tmp_path, model, "blk.2.", "more than rounding to", quantisation="q8_0")
+
+
+def test_heads_put_under_the_wrong_kv_head(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 2, 96)})
+    from darwinlm.export import sizes
+
+    monkeypatch.setattr(sizes, "head_owners", lambda found: (1, 0) if found.block == 1 else (0, 0, 1, 1))
+    refused(tmp_path, model, "block 1 attention", to="dense")
+
+
+def test_a_folder_that_was_saved_wrongly(tmp_path, monkeypatch):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    original = folders._save
+
+    def wrong(found, *rest):
+        with torch.no_grad():
+            found.model.layers[1].mlp.down_proj.weight[0, 0] += 5
+        original(found, *rest)
+
+    monkeypatch.setattr(folders, "_save", wrong)
+    refused(tmp_path, model, "block 1 mlp", to="hf")
+
+
+def test_the_report_says_what_was_compared(tmp_path):
+    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
+    report = export_model(model, tmp_path / "m.gguf", to="gguf", quantisation="q8_0")
+    pairs = [(row.left, row.right) for row in report.comparisons]
+    assert pairs == [
+        ("masked dense", "pruned in memory"),
+        ("pruned in memory", "its tensors as arranged for the file"),
+    ]
+    assert all(row.relative < 1e-5 and row.tokens > 100 and row.same_top == 1 for row in report.comparisons)
+    assert any("not loaded into llama.cpp itself" in note for note in report.notes)
+    assert report.bytes == (tmp_path / "m.gguf").stat().st_size
+    assert report.details["tensor_types"] == {"Q8_0": 23, "F32": 7}
+
+
+def test_equal_layers_need_no_masked_dense(tmp_path):
+    model = plain_checkpoint(tmp_path / "model", "llama")
+    report = export_model(model, tmp_path / "out", to="hf")
+    assert [(row.left, row.right) for row in report.comparisons] == [("pruned in memory", "the folder read again")]
+
+
+@pytest.mark.parametrize("quantisation", [name for name in QUANTISATIONS if name.startswith("q4_k")])
+def test_k_quants_without_the_library(tmp_path, quantisation):
+    from darwinlm.errors import MissingExtraError
+
+    model = plain_checkpoint(tmp_path / "model", "llama")
+    with pytest.raises(MissingExtraError, match=r"pip install 'darwinlm\[llama-cpp\]'"):
+        export_model(model, tmp_path / "m.gguf", to="gguf", quantisation=quantisation)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,99 @@
+"""Exports that are folders: element types, stock shapes, and what vLLM needs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.errors import ExportError
+from darwinlm.export.run import export_model
+
+TOKENS = torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])
+MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+
+
+@torch.no_grad()
+def logits(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite"]
+)
+def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
+    overrides = {"no_rope_layers": [1, 0, 1]} if model_type == "smollm3" else {}
+    if model_type in ("gemma2", "gemma3_text"):
+        overrides = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    folder = pruned_checkpoint(tmp_path / "model", model_type, MIXED, **overrides)
+    report = export_model(folder, tmp_path / "dense", to="dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert config["model_type"] == model_type
+    assert "auto_map" not in config
+    assert not list((tmp_path / "dense").glob("*.py"))
+    torch.testing.assert_close(logits(tmp_path / "dense"), logits(folder), atol=2e-5, rtol=2e-5)
+    assert any("as large and as slow" in note for note in report.notes)
+
+
+def test_dense_of_unevenly_shared_heads(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    export_model(folder, tmp_path / "dense", to="dense")
+    torch.testing.assert_close(logits(tmp_path / "dense"), logits(folder), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "phi3"])
+def test_vllm_gets_a_zero_head_where_attention_is_gone(tmp_path, model_type):
+    folder = pruned_checkpoint(
+        tmp_path / "model",
+        model_type,
+        MIXED,
+        **({"layer_types": ["full_attention"] * 3} if model_type == "gemma2" else {}),
+    )
+    report = export_model(folder, tmp_path / "out", to="vllm")
+    layers = json.loads((tmp_path / "out" / "config.json").read_text())["per_layer_config"]
+    assert "skip" not in layers.get("0", layers.get("00", {}))
+    assert next(iter(layers.values())).items() >= {"num_attention_heads": 1, "num_key_value_heads": 1}.items()
+    assert (tmp_path / "out" / "modeling_darwinlm.py").is_file()
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
+    assert "one zero head instead of no attention: blocks 0" in report.notes
+
+
+def test_vllm_gets_plain_linear_layers_for_unevenly_shared_heads(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    export_model(folder, tmp_path / "out", to="vllm")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model.model.layers[1].self_attn.k_proj) is torch.nn.Linear
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
+
+
+def test_tensor_parallel_sizes_are_checked(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {0: (2, 2, 64), 1: (2, 1, 96)})
+    with pytest.raises(ExportError, match=r"--tensor-parallel 2: .* block 1 \(KV heads 1\)"):
+        export_model(folder, tmp_path / "out", to="vllm", tensor_parallel=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    whole = pruned_checkpoint(tmp_path / "whole", "llama", {0: (2, 2, 64)})
+    assert export_model(whole, tmp_path / "out", to="vllm", tensor_parallel=2).details["tensor_parallel"] == 2
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "phi3"])
+def test_hf_changes_the_element_type(tmp_path, model_type):
+    folder = plain_checkpoint(tmp_path / "model", model_type)
+    report = export_model(folder, tmp_path / "out", to="hf", dtype="bfloat16")
+    assert report.comparisons[-1].relative < 1e-5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    assert report.bytes < 0.6 * sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("the river").input_ids
+    saved = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert saved["format"] == "hf"
+
+
+def test_a_model_without_a_tokenizer_is_compared_on_random_tokens(tmp_path):
+    folder = plain_checkpoint(tmp_path / "model", "llama")
+    for path in folder.glob("token*"):
+        path.unlink()
+    report = export_model(folder, tmp_path / "out", to="hf")
+    assert any("random tokens" in note for note in report.notes)

@@ -1,0 +1,181 @@
+"""GGUF files in the real llama.cpp: the same logits and the same greedy tokens as transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny.pruned import Row, plain_checkpoint, pruned_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.engines import EngineProcess
+from darwinlm.errors import ExportError
+from darwinlm.export.run import export_model
+
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+
+TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."
+FULL = (4, 2, 96)
+ODD: dict[str, tuple[dict[int, Row], str]] = {
+    "a KV group gone": ({0: (2, 1, 96), 2: (2, 1, 64)}, ""),
+    "one query head of each group gone": ({1: (2, 2, 96)}, ""),
+    "MLPs of other widths": ({0: (4, 2, 32), 1: (4, 2, 64)}, ""),
+    "a width that must be padded": ({1: (4, 2, 40)}, "block 1: MLP padded with zeros, 40 → 64"),
+    "no attention in a middle block": ({1: (0, 0, 96)}, ""),
+    "no attention in the first block": ({0: (0, 0, 96)}, "one zero head instead of no attention: block 0"),
+    "no MLP in a middle block": ({1: (4, 2, 0)}, "an MLP of zeros, 32 wide, instead of none: block 1"),
+    "no MLP in the last block": ({2: (4, 2, 0)}, "an MLP of zeros, 32 wide, instead of none: block 2"),
+    "nothing in a middle block": ({1: (0, 0, 0), 2: (2, 1, 32)}, "left out: block 1, of which nothing was left"),
+    "nothing in the first block": ({0: (0, 0, 0), 2: (4, 2, 64)}, "left out: block 0, of which nothing was left"),
+    "nothing in the last block": ({1: (4, 2, 64), 2: (0, 0, 0)}, "left out: block 2, of which nothing was left"),
+    "no attention in the last block": ({2: (0, 0, 32)}, ""),
+}
+
+
+def exported(folder: Path, out: Path, **options: object) -> dict:
+    report = export_model(folder, out, to="gguf", **options)
+    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_dict()))
+    return report.as_dict()
+
+
+def assert_same_as_transformers(folder: Path, file: Path, tolerance: float) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+        made = model.generate(
+            torch.tensor([ids]),
+            do_sample=False,
+            min_new_tokens=12,
+            max_new_tokens=12,
+            pad_token_id=0,
+            eos_token_id=None,
+        )[0, len(ids) :].tolist()
+    with EngineProcess("llama.cpp", file, exact=True, context=256) as engine:
+        assert engine.tokenize(TEXT) == ids
+        found = engine.logits(ids)
+        greedy = engine.greedy(ids, 12)
+    assert found.shape == logits.shape
+    assert np.abs(found - logits).max() < tolerance * np.abs(logits).max()
+    assert greedy == made
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_layers_of_a_llama(tmp_path, case):
+    rows, note = ODD[case]
+    folder = pruned_checkpoint(tmp_path / "model", "llama", rows)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    equal = len({rows.get(block, FULL) for block in range(3)} - {(0, 0, 0)}) == 1
+    assert report["details"]["architecture"] == ("llama" if equal else "deci")
+    assert any(text.startswith(note) for text in report["notes"]) if note else report["notes"] == []
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+UNEQUAL = {
+    "mistral": ("deci", {"sliding_window": None}),
+    "qwen2": ("deci", {}),
+    "qwen3": ("openelm", {}),
+    "granite": ("deci", {"tie_word_embeddings": True}),
+    "llama": (
+        "deci",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", UNEQUAL)
+def test_unequal_layers_of_other_families(tmp_path, model_type):
+    architecture, overrides = UNEQUAL[model_type]
+    folder = pruned_checkpoint(tmp_path / "model", model_type, MIXED, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["architecture"] == architecture
+    assert report["details"]["chat_template"] is True
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+EQUAL = {
+    "llama": ("llama", {}),
+    "mistral": ("llama", {"sliding_window": None}),
+    "qwen2": ("deci", {}),  # its heads don't fill the hidden size here
+    "qwen3": ("qwen3", {"tie_word_embeddings": False}),
+    "gemma": ("gemma", {}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
+    "granite": ("granite", {}),
+}
+
+
+@pytest.mark.parametrize("model_type", EQUAL)
+def test_equal_layers_take_the_family_s_own_architecture(tmp_path, model_type):
+    architecture, overrides = EQUAL[model_type]
+    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["architecture"] == architecture
+    # llama.cpp looks gelu up in a table of float16 numbers
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3 if model_type == "gemma" else 1e-4)
+
+
+def test_a_square_qwen2_takes_its_own_architecture(tmp_path):
+    folder = plain_checkpoint(tmp_path / "model", "qwen2", hidden_size=128)
+    assert exported(folder, tmp_path / "m.gguf", quantisation="f32")["details"]["architecture"] == "qwen2"
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+def test_query_heads_that_share_unevenly_get_kv_heads_of_their_own(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["notes"] == ["block 1: every query head gets a copy of its KV head (2 → 3 KV heads)"]
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+@pytest.mark.parametrize("quantisation", ["f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q6_k"])
+def test_quantised_files(tmp_path, quantisation):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, dtype=torch.bfloat16)
+    report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation)
+    details = report["details"]
+    assert details["quantisation"] == quantisation
+    assert [row["right"] for row in report["comparisons"]][-1] == "the file in llama.cpp"
+    assert details["tokenizer_agrees"] is True
+    limits = {"f16": 1e-6, "bf16": 1e-6, "q8_0": 0.01, "q6_k": 0.05}
+    assert 0 <= details["kl_of_rounding"] < limits.get(quantisation, 0.5)
+    if quantisation.endswith("_m"):
+        assert any("multiples of 256" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rows", "overrides", "reason"),
+    [
+        ("qwen3", MIXED, {"tie_word_embeddings": False}, "its layers differ, and the only architecture with normed"),
+        ("gemma", MIXED, {}, "its layers differ, and no architecture with sizes per layer"),
+        ("mistral", MIXED, {"sliding_window": 8}, "slides over a window of 8 tokens"),
+        ("smollm3", MIXED, {"no_rope_layers": [1, 1, 1]}, "its layers differ"),
+        ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
+        ("phi3", {}, {}, "doesn't describe this family"),
+    ],
+)
+def test_models_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):
+    folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
+    with pytest.raises(ExportError, match=reason):
+        export_model(folder, tmp_path / "m.gguf", to="gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_rows_that_do_not_fit_a_quantisation_are_refused(tmp_path):
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, hidden_size=48)
+    with pytest.raises(ExportError, match=r"q8_0 needs rows whose length is a multiple of 32.*has rows of 48"):
+        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="q8_0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -1,0 +1,112 @@
+"""Tiny checkpoints of any sizes, layer by layer, with a byte-level tokenizer that engines accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from darwinlm.families.family import families
+from darwinlm.families.pruned import pruned_classes, pruned_config
+from tests.tiny.checkpoint import WORDS
+from tests.tiny.models import tiny_config
+
+ENGINE_SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+"""Sizes that every quantisation in blocks of 32 fits."""
+
+Row = tuple[int, int, int]
+"""Query heads, KV heads and MLP channels of one layer; 0 where a sub-layer is gone."""
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of a few merges, as GPT-2's."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=310,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    )
+
+
+def layer_row(row: Row, query_groups: Sequence[int] | None = None) -> dict[str, Any]:
+    """Overrides of one layer."""
+    heads, groups, width = row
+    made: dict[str, Any] = {}
+    if heads:
+        made |= {"num_attention_heads": heads, "num_key_value_heads": groups}
+    if query_groups is not None:
+        made |= {"num_key_value_heads": heads, "query_groups": list(query_groups), "stored_kv_heads": groups}
+    if width:
+        made["intermediate_size"] = width
+    gone = [name for name, size in (("attention", heads), ("mlp", width)) if not size]
+    return made | ({"skip": gone} if gone else {})
+
+
+def randomised(model: Any, seed: int = 0) -> Any:
+    """Weights of a size that makes every sub-layer matter; norms and biases aren't ones and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "embed_tokens" in name or "lm_head" in name:
+                weight.copy_(noise * 0.3)
+            elif weight.ndim == 2:
+                weight.copy_(noise * 1.2 / weight.shape[1] ** 0.5)
+            else:
+                weight.copy_((0 if name.endswith("bias") or "gemma" in model.config.model_type else 1) + noise * 0.2)
+    return model.eval()
+
+
+def pruned_checkpoint(
+    folder: Path,
+    model_type: str,
+    rows: Mapping[int, Row],
+    *,
+    query_groups: Mapping[int, Sequence[int]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> Path:
+    """Save a random model of unequal layers; layers that `rows` leaves out have all of the sizes."""
+    family = families()[model_type]
+    config_class, _, causal = pruned_classes(*family.class_names)
+    dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
+    table = {block: layer_row(row, (query_groups or {}).get(block)) for block, row in rows.items()}
+    config = pruned_config(config_class, dense, table)
+    config.architectures = [causal.__name__]
+    return _save(randomised(causal(config)), folder, dtype)
+
+
+def plain_checkpoint(folder: Path, model_type: str, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+    """Save a random model of equal layers, of the family's own class."""
+    config = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
+    return _save(randomised(AutoModelForCausalLM.from_config(config)), folder, dtype)
+
+
+def _save(model: Any, folder: Path, dtype: torch.dtype) -> Path:
+    model.to(dtype).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
