@@ -65,7 +65,9 @@ def tiny_run_settings() -> tuple[str, ...]:
 def make_run(tiny_text_file: Path, tiny_run_settings: tuple[str, ...]) -> MakeRun:
     """Open a run with tiny settings: make_run(model, folder, *assignments, keep="60%", reporter=None)."""
 
-    def make(model: Path, folder: Path, *assignments: str, keep: str = "60%", reporter: Reporter | None = None) -> Run:
+    def make(
+        model: Path, folder: Path, *assignments: str, keep: str | None = "60%", reporter: Reporter | None = None
+    ) -> Run:
         overrides = {"model": str(model), "text.source": str(tiny_text_file), "budget.keep": keep}
         recipe = load_recipe(None, (*tiny_run_settings, *assignments), overrides)
         return Run(recipe, folder, reporter or Reporter(Console(quiet=True)))

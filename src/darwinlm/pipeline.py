@@ -73,14 +73,22 @@ def prune(
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
 
 
-def run_stages(run: Run, until: str) -> dict[str, Any]:
-    """Run the stages in order up to `until`, and return what the last one found."""
-    found: dict[str, Any] = {}
+def run_stages(run: Run, until: str, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the stages in order up to `until`, and return what the last one found.
+
+    Args:
+        run: the run.
+        until: name of the last stage.
+        found: filled with what each stage hands on; `neighbour` in it is an allocation for the search to start from.
+    """
+    found = {} if found is None else found
     steps: dict[str, Callable[[], Any]] = {
         "text": lambda: text_stage(run),
         "plan": lambda: plan_stage(run),
         "database": lambda: database_stage(run, found["text"]),
-        "search": lambda: search_stage(run, found["text"], found["database"], found["plan"]),
+        "search": lambda: search_stage(
+            run, found["text"], found["database"], found["plan"], neighbour=found.get("neighbour")
+        ),
         "stitch": lambda: stitch_stage(run, found["database"], found["search"]),
         "refit": lambda: refit_stage(run, found["text"], found["stitch"]),
         "export": lambda: export_stage(run, found["text"], found["stitch"], found["refit"]),

@@ -21,6 +21,8 @@ from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
+OF_FAMILY = frozenset({"source", "text", "latency", "database", "scores"})
+"""Stages that runs with different budgets have in common."""
 
 
 class Run:
@@ -30,17 +32,19 @@ class Run:
         recipe: the whole configuration.
         folder: output folder; must be new, empty, or of an earlier run.
         reporter: tells the user.
+        shared: output folder of a family of runs, whose stages before the search are this run's too.
 
     Raises:
         ArtifactError: the folder holds something else.
         RecipeError: no model is named, or the device doesn't exist.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
         if recipe.model is None:
             raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
         self.recipe = recipe
         self.folder = folder
+        self.shared = shared
         self.timings: list[dict[str, Any]] = []
         parallel.init_from_environment()
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
@@ -78,7 +82,17 @@ class Run:
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
-        return self.folder / "stages" / stage
+        folder = self.shared if self.shared is not None and stage in OF_FAMILY else self.folder
+        return folder / "stages" / stage
+
+    def is_done(self, name: str, key: Mapping[str, Any]) -> bool:
+        """Whether a stage is complete for this key. Raises ArtifactError when its result is damaged."""
+        with parallel.main_first():
+            done = parallel.is_main() and self._stage_folder(name, key).is_complete()
+        return parallel.broadcast(done)
+
+    def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
+        return StageFolder(self.path(name), {"stage": name, "version": 1, **key})
 
     @contextmanager
     def stage(
@@ -92,7 +106,7 @@ class Run:
         Raises:
             ArtifactError: an earlier result for the same key is damaged.
         """
-        folder = StageFolder(self.path(name), {"stage": name, "version": 1, **key})
+        folder = self._stage_folder(name, key)
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()
@@ -134,10 +148,11 @@ class Run:
         self, stage: Path, together: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> Iterator[None]:
         """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
-        existed = self.folder.exists()
+        folder = stage.parent.parent
+        existed = folder.exists()
         with together():
             if parallel.is_main():
-                write_json(self.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+                write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
         try:
             yield
         except DarwinLMError:
@@ -150,10 +165,11 @@ class Run:
             shutil.rmtree(stage)
         if stage.parent.is_dir() and not any(stage.parent.iterdir()):
             stage.parent.rmdir()
-        if [path.name for path in self.folder.iterdir()] == [MARKER]:
-            (self.folder / MARKER).unlink()
+        folder = stage.parent.parent
+        if [path.name for path in folder.iterdir()] == [MARKER]:
+            (folder / MARKER).unlink()
             if not existed:
-                self.folder.rmdir()
+                folder.rmdir()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -671,7 +671,7 @@ def test_a_full_disk(prune, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["text", "database", "search", "refit", "evaluate"])
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch, stage):
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -747,6 +747,7 @@ def test_until_search_stops_there(prune, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out" / "stages").iterdir()) == [
         "database",
         "plan",
+        "scores",
         "search",
         "text",
     ]

@@ -32,7 +32,8 @@ from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Units
-from darwinlm.search.space import ParamBudget, SearchSpace
+from darwinlm.search.cost import Bounds, parameter_costs
+from darwinlm.search.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 
 UNITS = Units(mlp_multiple=8)
@@ -53,9 +54,9 @@ def space_of(checkpoint: Checkpoint) -> SearchSpace:
     return SearchSpace(RankedReader(checkpoint, UNITS, {}).modules)
 
 
-def half(space: SearchSpace) -> ParamBudget:
+def half(space: SearchSpace) -> Bounds:
     upper = space.params(space.dense) // 2
-    return ParamBudget(int(0.9 * upper), upper)
+    return Bounds(int(0.9 * upper), upper)
 
 
 # ------------------------------------------------------------------------------------------------------- scores
@@ -180,21 +181,21 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     def loss(allocation: tuple[int, ...]) -> float:
         return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
 
-    uniform = best_uniform(space, budget, loss)
+    uniform = best_uniform(space, parameter_costs(space), budget, loss)
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen = best_random(space, budget, loss, tries=5, seed=3)
+    chosen = best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(best_random(space, budget, loss, tries=1, seed=3))
-    assert chosen == best_random(space, budget, loss, tries=5, seed=3)
-    for allocation in (uniform, even_uniform(space, budget)):
+    assert loss(chosen) <= loss(best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3))
+    assert chosen == best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    for allocation in (uniform, even_uniform(space, parameter_costs(space), budget)):
         assert space.params(allocation) <= budget.upper
 
 
 def test_even_uniform_keeps_like_shares(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    levels = space.levels(even_uniform(space, half(space)))
+    levels = space.levels(even_uniform(space, parameter_costs(space), half(space)))
     shares = {
         module.kind: level.params / module.levels[-1].params
         for module, level in zip(space.modules, levels, strict=True)
@@ -206,7 +207,7 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     whole = space_of(checkpoint)
     space = SearchSpace(whole.modules[:4])
-    budget = ParamBudget(0, space.params(space.dense) // 2)
+    budget = Bounds(0, space.params(space.dense) // 2)
     table = {
         (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
         for module in space.modules
@@ -220,17 +221,17 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
 
     everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
     least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    assert total(least_local_error(space, budget, database)) == pytest.approx(least, abs=1e-3)
+    assert total(least_local_error(space, parameter_costs(space), budget, database)) == pytest.approx(least, abs=1e-3)
 
 
 def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    chosen = without_blocks(space, half(space), [0.5, 0.1, 0.9, 0.2])
+    chosen = without_blocks(space, parameter_costs(space), half(space), [0.5, 0.1, 0.9, 0.2])
     kept = {module.block for module, level in zip(space.modules, chosen, strict=True) if level}
     assert kept == {0, 2}
     assert all(level in (0, top) for level, top in zip(chosen, space.dense, strict=True))
     with pytest.raises(BudgetError, match="not even one whole block"):
-        without_blocks(space, ParamBudget(0, 10), [0.5, 0.1, 0.9, 0.2])
+        without_blocks(space, parameter_costs(space), Bounds(0, 10), [0.5, 0.1, 0.9, 0.2])
 
 
 # --------------------------------------------------------------------------------------------------------- masks

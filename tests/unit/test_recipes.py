@@ -18,7 +18,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
-from darwinlm.search.space import SearchSpace, budget_of
+from darwinlm.search.cost import bounds_of, parameter_costs
+from darwinlm.search.space import SearchSpace
 from darwinlm.search.start import random_start
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
 
@@ -48,11 +49,12 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    budget = budget_of(space, recipe.budget.keep, recipe.budget.tolerance)
+    cost = parameter_costs(space)
+    budget = bounds_of(cost, recipe.budget)
     for bound in (budget.lower, budget.upper):
         assert outside + bound == pytest.approx(target, rel=0.01)
 
-    allocation = random_start(space, budget, random.Random(0))
+    allocation = random_start(space, cost, budget, random.Random(0))
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
     scores = {

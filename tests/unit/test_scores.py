@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.search.scores import levels_to_measure, single_module_scores, spread_scores
+from darwinlm.errors import NumericsError
+from darwinlm.search.scores import (
+    TOGETHER,
+    levels_around,
+    levels_to_measure,
+    measure_levels,
+    spread_all,
+    spread_scores,
+)
 from darwinlm.search.space import SearchSpace
 
 FALLING = [1.0, 0.64, 0.36, 0.16, 0.04, 0.01, 0.0]
@@ -95,7 +104,7 @@ def test_a_module_without_any_output_costs_nothing():
     assert spread_scores([0.0, 0.0, 0.0], {0: 0.0}) == [0.0, 0.0, 0.0]
 
 
-# --------------------------------------------------------------------------------------------- single_module_scores
+# --------------------------------------------------------------------------------------------------- measure_levels
 
 
 def module(block, kind, widths):
@@ -105,10 +114,7 @@ def module(block, kind, widths):
 SPACE = SearchSpace((module(0, "attention", range(4)), module(0, "mlp", range(6)), module(1, "mlp", range(3))))
 
 
-class Database:
-    def error(self, block, kind, level):
-        widest = next(m.levels[-1].width for m in SPACE.modules if (m.block, m.kind) == (block, kind))
-        return (1 - level.width / widest) ** 2
+ERRORS = [[(1 - level.width / module.levels[-1].width) ** 2 for level in module.levels] for module in SPACE.modules]
 
 
 @dataclass
@@ -118,24 +124,24 @@ class Fitness:
     def __post_init__(self):
         self.asked = []
         self.bases = []
-        self.evaluations = 0
 
-    def set_base(self, allocation):
-        self.bases.append(allocation)
+    def set_base(self, allocation, n_tokens):
+        self.bases.append((allocation, n_tokens))
 
-    def kl(self, allocation, n_tokens):
-        self.asked.append((allocation, n_tokens))
-        return float(sum(dense - level for dense, level in zip(SPACE.dense, allocation, strict=True)))
+    def kls(self, allocations, n_tokens):
+        self.asked += [(allocation, n_tokens) for allocation in allocations]
+        return [float(sum(d - at for d, at in zip(SPACE.dense, each, strict=True))) for each in allocations]
 
 
 def score(known, fitness, n_levels=2, **more):
-    return single_module_scores(SPACE, Database(), fitness, n_tokens=64, n_levels=n_levels, known=known, **more)
+    measure_levels(SPACE, ERRORS, fitness, n_tokens=64, n_levels=n_levels, known=known, **more)
+    return spread_all(ERRORS, known)
 
 
 def test_each_candidate_differs_from_the_dense_model_in_one_module():
     fitness, known = Fitness(), {}
     scores = score(known, fitness)
-    assert fitness.bases == [SPACE.dense]
+    assert fitness.bases == [(SPACE.dense, 64)]
     for allocation, n_tokens in fitness.asked:
         assert n_tokens == 64
         assert sum(a != b for a, b in zip(allocation, SPACE.dense, strict=True)) == 1
@@ -150,16 +156,27 @@ def test_what_is_known_is_not_measured_again():
     fitness = Fitness()
     assert score(dict(known), fitness) == whole
     assert fitness.asked == []
-    assert fitness.evaluations == len(known), "they count as evaluations all the same"
     half = dict(list(known.items())[: len(known) // 2])
     assert score(half, fitness) == whole
     assert half == known
     assert len(fitness.asked) == len(known) - len(known) // 2
 
 
-def test_progress_and_saving_come_after_each_module():
+def test_progress_and_saving_come_after_a_few():
     saved, seen, known = [], [], {}
-    score(known, Fitness(), progress=lambda *at: seen.append(at), save=lambda: saved.append(len(known)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert saved == sorted(saved)
-    assert saved[-1] == len(known)
+    score(known, Fitness(), n_levels=9, progress=lambda *at: seen.append(at), save=lambda: saved.append(len(known)))
+    total = len(known)
+    assert seen == [(TOGETHER, total), (total, total)]
+    assert saved == [TOGETHER, total]
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    fitness = Fitness()
+    fitness.kls = lambda allocations, n_tokens: [math.inf] * len(allocations)
+    with pytest.raises(NumericsError, match="block 0 attention at level 0 gives values that aren't finite"):
+        score({}, fitness)
+
+
+def test_a_second_look_is_at_pruned_levels_that_were_chosen():
+    curves = spread_all(ERRORS, {"0:0": 3.0, "1:0": 5.0, "2:0": 2.0})
+    assert levels_around(curves, (1, 5, 0)) == [(0, 1), (2, 0)]

@@ -17,8 +17,9 @@ from darwinlm.database.store import DatabaseReader, block_file, experts_to_tenso
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
-from darwinlm.recipe import Units
-from darwinlm.search.space import SearchSpace, budget_of
+from darwinlm.recipe import Budget, Units
+from darwinlm.search.cost import bounds_of, parameter_costs
+from darwinlm.search.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 FAMILIES = {
@@ -181,9 +182,10 @@ def test_what_is_never_cut_bounds_the_budget(case):
     if not case.checkpoint.family.attention.untouched:
         assert fixed == 0
         return
-    assert budget_of(case.space, (fixed + 0.5) / dense, 0).upper == fixed
+    cost = parameter_costs(case.space)
+    assert bounds_of(cost, Budget(keep=(fixed + 0.5) / dense)).upper == fixed
     with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
-        budget_of(case.space, (fixed - 1) / dense, 0)
+        bounds_of(cost, Budget(keep=(fixed - 1) / dense))
 
 
 # ------------------------------------------------------------------------------------------------ single functions
@@ -296,14 +298,18 @@ def test_budgets(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
     space = SearchSpace(tuple(module_levels(checkpoint.family, s, Units()) for s in module_shapes(checkpoint)))
     dense = space.params(space.dense)
-    assert budget_of(space, 1.0, 0.005).upper == dense
-    half = budget_of(space, 0.5, 0.005)
+
+    def bounds(keep: float):
+        return bounds_of(parameter_costs(space), Budget(keep=keep))
+
+    assert bounds(1.0).upper == dense
+    half = bounds(0.5)
     assert half.upper == dense // 2
     assert half.allows(half.upper)
     assert half.allows(half.lower)
     assert not half.allows(half.upper + 1)
     assert not half.allows(half.lower - 1)
     smallest = min(level.params for module in space.modules for level in module.levels[1:])
-    assert budget_of(space, (smallest + 0.5) / dense, 0.005).upper == smallest
+    assert bounds((smallest + 0.5) / dense).upper == smallest
     with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {smallest:,}"):
-        budget_of(space, (smallest - 1) / dense, 0.005)
+        bounds((smallest - 1) / dense)

@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError
-from darwinlm.search.space import Allocation, ParamBudget, SearchSpace
+from darwinlm.search.cost import Bounds, CostModel
+from darwinlm.search.space import Allocation, SearchSpace
 from darwinlm.search.start import knapsack_start, random_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 
 
-def best_uniform(space: SearchSpace, budget: ParamBudget, loss: Loss) -> Allocation:
+def best_uniform(space: SearchSpace, cost: CostModel, budget: Bounds, loss: Loss) -> Allocation:
     """Of all ways to cut every layer alike, the one with the least loss. Raises BudgetError when none fits."""
-    return min(uniform_allocations(space, budget), key=loss)
+    return min(uniform_allocations(space, cost, budget), key=loss)
 
 
-def even_uniform(space: SearchSpace, budget: ParamBudget) -> Allocation:
+def even_uniform(space: SearchSpace, cost: CostModel, budget: Bounds) -> Allocation:
     """Of all ways to cut every layer alike, the one that keeps most nearly the same share of attention and of MLP.
 
     Sheared-LLaMA's target is a shape that is given beforehand; this is one that needs no measurement.
@@ -33,31 +34,34 @@ def even_uniform(space: SearchSpace, budget: ParamBudget) -> Allocation:
         shares = [kept[kind] / dense[kind] for kind in kept if dense[kind]]
         return max(shares) - min(shares), -space.params(allocation)
 
-    return min(uniform_allocations(space, budget), key=unevenness)
+    return min(uniform_allocations(space, cost, budget), key=unevenness)
 
 
-def best_random(space: SearchSpace, budget: ParamBudget, loss: Loss, *, tries: int, seed: int) -> Allocation:
+def best_random(
+    space: SearchSpace, cost: CostModel, budget: Bounds, loss: Loss, *, tries: int, seed: int
+) -> Allocation:
     """The best of so many random allocations. Raises BudgetError when none fits."""
     rng = random.Random(seed)  # noqa: S311
-    drawn = dict.fromkeys(random_start(space, budget, rng) for _ in range(tries))
+    drawn = dict.fromkeys(random_start(space, cost, budget, rng) for _ in range(tries))
     return min(drawn, key=loss)
 
 
-def least_local_error(space: SearchSpace, budget: ParamBudget, database: DatabaseReader) -> Allocation:
+def least_local_error(space: SearchSpace, cost: CostModel, budget: Bounds, database: DatabaseReader) -> Allocation:
     """The allocation with the least sum of relative local errors within the budget.
 
     ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
     2302.04089, section 3.2); here it is solved as a multiple-choice knapsack on the exact costs.
     """
     curves = [[database.error(m.block, m.kind, level) for level in m.levels] for m in space.modules]
-    return knapsack_start(space, budget, curves)
+    return knapsack_start(cost, budget, curves)
 
 
-def without_blocks(space: SearchSpace, budget: ParamBudget, influence: Sequence[float]) -> Allocation:
+def without_blocks(space: SearchSpace, cost: CostModel, budget: Bounds, influence: Sequence[float]) -> Allocation:
     """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
 
     Args:
         space: modules and levels.
+        cost: of every level.
         budget: its upper bound is kept; how much of it stays unused depends on the size of a block.
         influence: of each block.
 
@@ -70,10 +74,10 @@ def without_blocks(space: SearchSpace, budget: ParamBudget, influence: Sequence[
         )
     allocation = space.dense
     for block in sorted(range(len(influence)), key=lambda index: (influence[index], index)):
-        if space.params(allocation) <= budget.upper:
+        if cost.of(allocation) <= budget.limit:
             break
         levels = zip(space.modules, allocation, strict=True)
         allocation = tuple(0 if module.block == block else level for module, level in levels)
     if not space.params(allocation):
-        raise BudgetError(f"not even one whole block has at most {budget.upper:,} parameters: leave shortgpt out")
+        raise BudgetError(f"not even one whole block has at most {cost.words(budget.limit)}: leave shortgpt out")
     return allocation

@@ -28,7 +28,26 @@ TextOption = Annotated[
     typer.Option("--text", help="Local text file or folder, or hf:owner/name.", show_default="hf:.../fineweb-edu"),
 ]
 KeepOption = Annotated[
-    str | None, typer.Option("--keep", help="Share of the block parameters that may stay.", show_default="50%")
+    str | None,
+    typer.Option("--keep", help="Share of the block parameters that may stay; 75%,50% makes both.", show_default="50%"),
+]
+ParamsOption = Annotated[
+    str | None, typer.Option("--params", help="Parameters of the whole smaller model: 2.7B.", show_default=False)
+]
+BytesOption = Annotated[
+    str | None, typer.Option("--bytes", help="Weights and KV cache of the smaller model: 4GiB.", show_default=False)
+]
+SpeedupOption = Annotated[
+    str | None, typer.Option("--speedup", help="How many times as fast, on this machine: 2x.", show_default=False)
+]
+LatencyOption = Annotated[
+    str | None, typer.Option("--latency", help="Time of a request, on this machine: 30ms.", show_default=False)
+]
+TimeOption = Annotated[
+    str | None, typer.Option("--time", help="Time for the search; it ends with its best: 30m.", show_default=False)
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="default, or paper: DarwinLM's own numbers.", show_default="default")
 ]
 RemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Let a checkpoint run its own Python code.")]
 StageOption = Annotated[str, typer.Option("--until", help="Stop after this stage.")]

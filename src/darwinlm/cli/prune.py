@@ -8,14 +8,20 @@ from typing import Any
 from rich.console import Console
 
 from darwinlm.cli.app import (
+    BytesOption,
     KeepOption,
+    LatencyOption,
     ModelArgument,
     OutOption,
+    ParamsOption,
+    PresetOption,
     RecipeOption,
     RemoteCode,
     SetOption,
+    SpeedupOption,
     StageOption,
     TextOption,
+    TimeOption,
     app,
 )
 
@@ -25,6 +31,12 @@ def prune(
     model: ModelArgument = None,
     out: OutOption = Path("runs/pruned"),
     keep: KeepOption = None,
+    params: ParamsOption = None,
+    size: BytesOption = None,
+    speedup: SpeedupOption = None,
+    latency: LatencyOption = None,
+    time: TimeOption = None,
+    preset: PresetOption = None,
     text: TextOption = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
@@ -34,17 +46,27 @@ def prune(
     """Make a model smaller: database, search, stitch, refit, evaluation, export and report."""
     from darwinlm.errors import RecipeError
     from darwinlm.pipeline import STAGES
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipes
 
     if until not in STAGES:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     overrides: dict[str, Any] = {
         "model": model,
         "budget.keep": keep,
+        "budget.params": params,
+        "budget.bytes": size,
+        "budget.speedup": speedup,
+        "budget.latency": latency,
+        "search.minutes": time,
+        "preset": preset,
         "text.source": text,
         "allow_remote_code": allow_remote_code or None,
     }
-    _run(load_recipe(recipe, assignments or (), overrides), out, until)
+    recipes = load_recipes(recipe, assignments or (), overrides)
+    if len(recipes) > 1:
+        _run_family(recipes, out, until)
+    else:
+        _run(recipes[0], out, until)
 
 
 @app.command()
@@ -55,10 +77,26 @@ def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> N
     _run(demo_recipe(tuple(assignments or ())), out, "report")
 
 
+def _run_family(recipes: list[Any], out: Path, until: str) -> None:
+    from darwinlm import parallel
+    from darwinlm.console import Reporter
+    from darwinlm.pareto import PARETO, prune_family
+    from darwinlm.report.pareto import pareto_table
+
+    console = Console(quiet=not parallel.is_main())
+    rows = prune_family(recipes, out, until=until, reporter=Reporter(console))
+    if until != "report":
+        console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
+        return
+    console.print(pareto_table(rows))
+    console.print(f"models  {out}/*/model\nplot    {out / PARETO}.svg\nsummary {out / PARETO}.json", highlight=False)
+
+
 def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm import parallel
     from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
+    from darwinlm.report import wording
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -74,9 +112,11 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         for name, model in found["models"].items():
             console.print(f"  {name}: {model['continuations'][number]!r}", highlight=False, markup=False)
     budget = found["budget"]
+    limit = "" if budget["kind"] == "keep" else f" of {wording.amount(budget['upper'], budget['unit'])}"
     console.print(
         f"\n{budget['block_params']:,} of {budget['dense_block_params']:,} block parameters kept "
-        f"({budget['block_params'] / budget['dense_block_params']:.2%}; {budget['unused']:.2%} of the budget unused)\n"
+        f"({budget['block_params'] / budget['dense_block_params']:.2%}; {budget['unused']:.2%} of the budget{limit} "
+        "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}",
         highlight=False,
     )

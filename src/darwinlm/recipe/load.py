@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
-from darwinlm.recipe.sections import Recipe, SearchStage
+from darwinlm.recipe.budget import BUDGETS
+from darwinlm.recipe.search import FinalistRound, SearchStage
+from darwinlm.recipe.sections import Recipe
 from darwinlm.recipe.shipped import find_recipe
 
 
@@ -36,7 +39,54 @@ def load_recipe(
     return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
 
 
+def load_recipes(
+    path: Path | str | None = None,
+    assignments: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Recipe]:
+    """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
+
+    Args:
+        path: as in `load_recipe`.
+        assignments: as in `load_recipe`.
+        overrides: as in `load_recipe`.
+
+    Raises:
+        RecipeError: as in `load_recipe`, or a value is there twice.
+    """
+    tree = _read_yaml(find_recipe(path)) if path is not None else {}
+    where = str(path) if path else "the options"
+    _assemble(tree, assignments, overrides or {})
+    budget = tree.get("budget")
+    several = [kind for kind in BUDGETS if isinstance(budget, dict) and len(_values(budget.get(kind))) > 1]
+    if not isinstance(budget, dict) or not several:
+        return [parse_recipe(tree, where)]
+    kind = several[0]
+    recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
+    bounds = [getattr(recipe.budget, kind) for recipe in recipes]
+    if len(set(bounds)) < len(bounds):
+        raise RecipeError(f"budget.{kind}: a value is there twice in '{budget[kind]}'")
+    return recipes
+
+
+def _values(given: Any) -> list[Any]:
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",")] if re.search(r",(?!\d{3}(?!\d))", given) else [given]
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
+    _assemble(tree, assignments, overrides)
+    return parse_recipe(tree, where)
+
+
+def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """Put assignments and overrides into the tree; a budget among them displaces the tree's own of another kind."""
+    named = {assignment.partition("=")[0].strip() for assignment in assignments}
+    named |= {name for name, value in overrides.items() if value is not None}
+    budget = tree.get("budget")
+    if isinstance(budget, dict) and any(f"budget.{kind}" in named for kind in BUDGETS):
+        tree["budget"] = {name: value for name, value in budget.items() if name not in BUDGETS}
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator or not name.strip():
@@ -49,7 +99,6 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
     for name, value in overrides.items():
         if value is not None:
             _assign(tree, name, value)
-    return parse_recipe(tree, where)
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
@@ -63,7 +112,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
 
 def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
     """A recipe with `section.field=value` assignments, then overrides by dotted name, applied. Raises RecipeError."""
-    return _complete(recipe.model_dump(), "the recipe", assignments, overrides)
+    return _complete(recipe.model_dump(exclude_unset=True), "the recipe", assignments, overrides)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -112,7 +161,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in location:
         annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SearchStage
+        items = FinalistRound if part == "finalist_rounds" else SearchStage
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else items
     return list(section.model_fields)
 
 

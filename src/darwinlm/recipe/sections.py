@@ -6,35 +6,16 @@ suggestion when one is near.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from darwinlm.recipe.base import Section
+from darwinlm.recipe.budget import Budget
+from darwinlm.recipe.quantities import Share
+from darwinlm.recipe.search import Search, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
-Start = Literal["knapsack", "uniform", "random"]
-
-
-def parse_share(value: Any) -> Any:
-    """Read '50%' or 0.5 as the share 0.5; anything else is left to the type check."""
-    if isinstance(value, bool):
-        raise ValueError("must be a share such as 50% or 0.5, not true or false")  # noqa: TRY004 - pydantic reports ValueError
-    if isinstance(value, str):
-        text = value.strip()
-        try:
-            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            return value
-    return value
-
-
-Share = Annotated[float, BeforeValidator(parse_share)]
-
-
-class Section(BaseModel):
-    """A closed, frozen part of the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Compute(Section):
@@ -61,6 +42,8 @@ class Text(Section):
     """For scoring modules and candidates."""
     validation_tokens: int = Field(8192, gt=0)
     """For choices that must not be made on the text that was fitted: refit or not, and how strongly."""
+    training_tokens: int = Field(0, ge=0)
+    """For training: candidates of the search, where it trains any, and recovery."""
     evaluation_tokens: int = Field(16384, gt=0)
     """For the figures in the report; nothing is chosen by them."""
     allow_benchmark_text: str = ""
@@ -101,68 +84,6 @@ class Database(Section):
 
     damping: float = Field(0.01, gt=0)
     """Added to the diagonal of the second moment, relative to its mean."""
-
-
-class Budget(Section):
-    """The bound that the smaller model must keep."""
-
-    keep: Share = 0.5
-    """Share of the block parameters that may stay: 0.5 or 50%."""
-    tolerance: float = Field(0.005, gt=0, le=0.1)
-    """Largest share of the budget that may stay unused."""
-
-    @field_validator("keep")
-    @classmethod
-    def _keep_is_a_share(cls, keep: float) -> float:
-        if not 0 < keep <= 1:
-            hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
-            raise ValueError(f"must be above 0 and at most 100 %{hint}")
-        return keep
-
-
-class SearchStage(Section):
-    """One round of selection inside a generation: all of its candidates are judged on the same tokens."""
-
-    tokens: int = Field(gt=0)
-    """Fitness tokens that each candidate is judged on."""
-    survivors: int = Field(gt=0)
-    """How many candidates go on."""
-
-
-class Search(Section):
-    """Evolution over allocations: one level for every module."""
-
-    start: Start = "knapsack"
-    """The first parent. `knapsack`: single-module losses, solved exactly; `uniform`; `random`."""
-    score_tokens: int = Field(1024, gt=0)
-    """Fitness tokens for single-module losses."""
-    score_levels: int = Field(3, ge=1)
-    """Levels of each module whose loss is measured; the others follow the module's local error."""
-    generations: int = Field(40, ge=1)
-    """Rounds of mutation and selection."""
-    offspring: int = Field(12, ge=1)
-    """Candidates made from the parent in each generation."""
-    stages: tuple[SearchStage, ...] = (SearchStage(tokens=1024, survivors=3), SearchStage(tokens=4096, survivors=1))
-    """Rounds of selection; the parent takes part in the last."""
-    step: float = Field(0.25, gt=0, le=1)
-    """Largest level switch of the first generation, as a share of a module's levels; it shrinks to one level."""
-    screen: bool = True
-    """Propose many children and evaluate those that earlier evaluations speak for; a quarter stays random."""
-    seed: int = 0
-    """Of every random choice of the search and of the split of the text."""
-    minutes: float | None = Field(None, gt=0)
-    """Wall-clock bound: the search then ends with the best allocation found so far."""
-
-    @model_validator(mode="after")
-    def _survivors_shrink(self) -> Search:
-        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
-        if not self.stages:
-            raise ValueError("stages: at least one is needed")
-        if any(later >= earlier for earlier, later in pairwise(counts)):
-            raise ValueError(f"stages: survivors must shrink from the offspring on, but they are {counts}")
-        if counts[-1] != 1:
-            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
-        return self
 
 
 class Refit(Section):
@@ -224,6 +145,8 @@ class Recipe(Section):
 
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
+    preset: Literal["default", "paper"] = "default"
+    """`paper`: the numbers and rules of DarwinLM, where a field isn't given otherwise."""
     allow_remote_code: bool = False
     """Let a checkpoint run Python code that it brings along."""
     compute: Compute = Compute()
@@ -247,12 +170,22 @@ class Recipe(Section):
     baselines: Baselines = Baselines()
     """Other methods to compare with."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, data: Any) -> Any:
+        return apply_preset(data)
+
     @model_validator(mode="after")
     def _tokens_suffice(self) -> Recipe:
-        wanted = max([self.search.score_tokens, *(stage.tokens for stage in self.search.stages)])
-        if wanted > self.text.fitness_tokens:
+        if self.search.fitness_needed > self.text.fitness_tokens:
             raise ValueError(
-                f"search: a stage asks for {wanted} tokens, but text.fitness_tokens is {self.text.fitness_tokens}"
+                f"search: a stage asks for {self.search.fitness_needed} tokens, but text.fitness_tokens is "
+                f"{self.text.fitness_tokens}"
+            )
+        if self.search.training_needed > self.text.training_tokens:
+            raise ValueError(
+                f"search: its candidates train on {self.search.training_needed} tokens, but text.training_tokens is "
+                f"{self.text.training_tokens}"
             )
         if self.refit.enabled and self.refit.tokens > self.text.calibration_tokens:
             raise ValueError(

@@ -95,10 +95,14 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _budget(summary: Mapping[str, Any]) -> str:
     budget = summary["budget"]
-    return (
-        f"The budget was {100 * budget['keep']:.4g} % of the block parameters, {budget['upper']:,}; "
-        f"{budget['block_params']:,} were used, which leaves {100 * budget['unused']:.2f} % of it unused."
-    )
+    left = f"which leaves {100 * budget['unused']:.2f} % of it unused."
+    if budget.get("kind", "keep") == "keep":
+        return (
+            f"The budget was {100 * budget['keep']:.4g} % of the block parameters, {budget['upper']:,}; "
+            f"{budget['block_params']:,} were used, {left}"
+        )
+    limit, used, dense = (wording.amount(budget[name], budget["unit"]) for name in ("upper", "used", "dense"))
+    return f"The budget was {limit} of the dense model's {dense}; {used} were used, {left}"
 
 
 def _search(summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -91,6 +91,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def amount(value: float, unit: str) -> str:
+    """An amount of what a budget counts: parameters, bytes or nanoseconds."""
+    if unit == "bytes":
+        return f"{megabytes(value)} MB"
+    if unit == "nanoseconds":
+        return f"{value / 1e6:,.4g} ms" if value < 1e9 else f"{value / 1e9:.4g} s"
+    return f"{value:,} {unit}"
+
+
 def model_name(key: str, summary: Mapping[str, Any]) -> str:
     """What a model is called; nothing is called searched that wasn't, or of the same size that isn't."""
     if key == "uniform" and not _same_size(summary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.search.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
+
+PLACED = -1
+"""Level of a place whose module isn't the bank's own."""
 
 
 class ModuleBank:
@@ -68,6 +72,12 @@ class ModuleBank:
                 module = self.space.modules[index]
                 self.decoder.set_module(module.block, module.kind, self.module(index, level))
                 self.current[index] = level
+
+    def place(self, modules: Sequence[nn.Module]) -> None:
+        """Put these very modules in, one for each place; the next `apply` takes all of them out again."""
+        for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
+            self.decoder.set_module(module.block, module.kind, new)
+            self.current[index] = PLACED
 
 
 def _bytes(module: nn.Module) -> int:

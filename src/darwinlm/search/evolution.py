@@ -7,192 +7,217 @@ same candidates as an uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from darwinlm.artifact import damaged, read_json, write_json
-from darwinlm.errors import BudgetError
+from darwinlm import parallel
+from darwinlm.errors import BudgetError, NumericsError
 from darwinlm.recipe import Search
+from darwinlm.search.cost import Bounds, CostModel
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.mutation import level_switch
-from darwinlm.search.space import Allocation, ParamBudget
-from darwinlm.search.start import costs_of
-from darwinlm.search.surrogate import Observation, Surrogate
+from darwinlm.search.mutation import level_switch, paper_switch
+from darwinlm.search.space import Allocation
+from darwinlm.search.state import EvolutionState, Generation
+from darwinlm.search.surrogate import Surrogate
 
 PROPOSALS = 16
 """Children proposed for each one that is evaluated, when proposals are screened."""
 
-
-@dataclass
-class Generation:
-    """One line of the history.
-
-    Attributes:
-        number: from 0, the start.
-        kl: of the best allocation on the tokens of the last stage.
-        improved: whether it beat its parent.
-        evaluations: candidates evaluated so far.
-        seconds: of wall-clock so far.
-    """
-
-    number: int
-    kl: float
-    improved: bool
-    evaluations: int
-    seconds: float
+BEST_KEPT = 64
+"""Best distinct allocations that the state remembers, for the finalists."""
 
 
-@dataclass
-class EvolutionState:
-    """Everything that a resumed search needs.
+class Trainer(Protocol):
+    """Trains physically small candidates before they are judged."""
+
+    def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
+        """Train all of them on the same next tokens; those seen before go on from their trained state."""
+
+    def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
+        """Mean KL of each on fitness text, as trained so far."""
+
+    def keep(self, candidates: Sequence[Allocation]) -> None:
+        """Forget all others; with none, the training text begins anew."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search is about.
 
     Attributes:
-        parent: the best allocation so far.
-        kl: its loss on the tokens of the last stage.
-        done: generations finished.
-        seconds: wall-clock used.
-        seen: every allocation that was a candidate.
-        observations: (parent, child, change of the loss) on the tokens of the first stage.
-        history: one entry per generation.
-        ended: why the search is over, empty while it isn't.
+        cost: of every level.
+        budget: bounds.
+        kinds: of each module, for switches between equals.
+        curves: of each module over its levels, for screening proposals; None evaluates every proposal.
     """
 
-    parent: Allocation
-    kl: float
-    done: int = 0
-    seconds: float = 0.0
-    seen: list[Allocation] = field(default_factory=list)
-    observations: list[Observation] = field(default_factory=list)
-    history: list[Generation] = field(default_factory=list)
-    ended: str = ""
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: Path) -> EvolutionState:
-        """Read what `save` wrote. Raises ArtifactError."""
-        tree: dict[str, Any] = read_json(path)
-        try:
-            tree["parent"] = tuple(tree["parent"])
-            tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
-            tree["observations"] = [(tuple(a), tuple(b), float(change)) for a, b, change in tree["observations"]]
-            tree["history"] = [Generation(**entry) for entry in tree["history"]]
-            return cls(**tree)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"it doesn't hold the state of a search: {error}") from error
+    cost: CostModel
+    budget: Bounds
+    kinds: Sequence[str]
+    curves: Sequence[Sequence[float]] | None = None
 
 
 def evolve(
     fitness: Fitness,
-    budget: ParamBudget,
+    problem: Problem,
     settings: Search,
     start: Callable[[], Allocation],
     state_file: Path,
     *,
-    curves: Sequence[Sequence[float]] | None = None,
+    trainer: Trainer | None = None,
+    used: float = 0.0,
     report: Callable[[Generation], None] = lambda generation: None,
 ) -> EvolutionState:
     """Run or resume the search.
 
     Args:
         fitness: evaluates candidates.
-        budget: that every candidate keeps.
+        problem: costs, budget and curves.
         settings: the recipe's section.
         start: makes the first parent; not called when a state is resumed.
-        state_file: written after every generation.
-        curves: of each module over its levels, for screening proposals; None evaluates every proposal.
+        state_file: written after every generation, by the first process.
+        trainer: trains candidates, where a stage asks for it.
+        used: seconds that went into the search before.
         report: called after every generation.
 
     Returns:
         The final state; `parent` is the answer.
+
+    Raises:
+        ArtifactError: the state is damaged or another model's.
+        NumericsError: the first parent's logits aren't finite.
     """
-    final_tokens = settings.stages[-1].tokens
     begun = time.monotonic()
-    if state_file.exists():
-        state = EvolutionState.load(state_file)
-        fitness.evaluations = state.history[-1].evaluations
-        fitness.remember(state.parent, final_tokens, state.kl)
-    else:
-        parent = start()
-        state = EvolutionState(parent, fitness.kl(parent, final_tokens), seen=[parent])
-        spent = time.monotonic() - begun
-        state.history.append(Generation(0, state.kl, improved=False, evaluations=fitness.evaluations, seconds=spent))
-        state.save(state_file)
-    used_before = state.seconds
-    costs = costs_of(fitness.bank.space)
+    state = _begin(fitness, problem, settings, start, state_file)
+    used_before = state.seconds or used
+    longest = 0.0
     while not state.ended:
-        state.seconds = used_before + time.monotonic() - begun
+        state.seconds = parallel.broadcast(used_before + time.monotonic() - begun)
         if state.done >= settings.generations:
             state.ended = "all generations done"
-        elif settings.minutes is not None and state.seconds >= 60 * settings.minutes:
+        elif settings.minutes is not None and state.seconds + longest >= 60 * settings.minutes:
             state.ended = f"time is up ({settings.minutes:g} minutes)"
         else:
-            _one_generation(state, fitness, budget, settings, costs, curves)
-            state.seconds = used_before + time.monotonic() - begun
-            state.history[-1].seconds = state.seconds
+            _one_generation(state, fitness, problem, settings, trainer)
+            now = parallel.broadcast(used_before + time.monotonic() - begun)
+            # A generation that wouldn't be done in time isn't begun: the bound is kept, not passed.
+            longest = max(longest, now - state.seconds)
+            state.seconds = state.history[-1].seconds = now
             report(state.history[-1])
+        if parallel.is_main():
+            state.save(state_file)
+    return state
+
+
+def _begin(
+    fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], Allocation], state_file: Path
+) -> EvolutionState:
+    final_tokens = settings.stages[-1].tokens
+    if state_file.exists():
+        state = EvolutionState.load(state_file, problem.cost.costs)
+        fitness.evaluations = state.history[-1].evaluations
+        fitness.remember(state.parent, state.parent_losses)
+        return state
+    begun = time.monotonic()
+    parent = start()
+    fitness.set_base(None)
+    kl = fitness.kl(parent, final_tokens)
+    state = EvolutionState(parent, kl, fitness.losses(parent), seen=[parent], best=[(kl, parent)])
+    spent = time.monotonic() - begun
+    state.history.append(Generation(0, kl, improved=False, evaluations=fitness.evaluations, seconds=spent))
+    if parallel.is_main():
         state.save(state_file)
     return state
 
 
 def _one_generation(
-    state: EvolutionState,
-    fitness: Fitness,
-    budget: ParamBudget,
-    settings: Search,
-    costs: list[list[int]],
-    curves: Sequence[Sequence[float]] | None,
+    state: EvolutionState, fitness: Fitness, problem: Problem, settings: Search, trainer: Trainer | None
 ) -> None:
     progress = state.done / settings.generations
     if settings.minutes is not None:
         progress = max(progress, state.seconds / (60 * settings.minutes))
-    candidates = _offspring(state, budget, settings, costs, curves, step=settings.step * (1 - progress))
+    candidates = _offspring(state, problem, settings, step=settings.step * (1 - progress))
     if not candidates:
         state.ended = "every neighbour of the best allocation has been tried"
         return
     parent = state.parent
     state.seen.extend(candidates)
-    fitness.set_base(parent)
+    if any(stage.training_tokens for stage in settings.stages):
+        assert trainer is not None
+        best_kl, best = _trained_rounds(parent, candidates, settings, trainer)
+    else:
+        best_kl, best = _rounds(state, candidates, fitness, settings)
+    state.done += 1
+    state.parent, state.kl, state.parent_losses = best, best_kl, fitness.losses(best)
+    state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
+
+
+def _rounds(
+    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, settings: Search
+) -> tuple[float, Allocation]:
+    """Selection without training: the best of the candidates and the parent, with its loss."""
+    parent = state.parent
+    fitness.set_base(parent, settings.stages[0].tokens)
     last = len(settings.stages) - 1
     ranked: list[tuple[float, Allocation]] = []
     for number, stage in enumerate(settings.stages):
         pool = [*candidates, parent] if number in (0, last) else candidates
-        losses = {candidate: fitness.kl(candidate, stage.tokens) for candidate in pool}
+        losses = dict(zip(pool, fitness.kls(pool, stage.tokens), strict=True))
+        losses = {candidate: loss for candidate, loss in losses.items() if math.isfinite(loss)}
+        if parent in pool and parent not in losses:
+            raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
         if number == 0:
-            state.observations += [(parent, child, losses[child] - losses[parent]) for child in candidates]
+            changes = [(child, losses[child] - losses[parent]) for child in candidates if child in losses]
+            state.observations += [(parent, child, change) for child, change in changes]
         if number != last:
             losses.pop(parent, None)
         ranked = sorted((loss, candidate) for candidate, loss in losses.items())
         candidates = [candidate for _, candidate in ranked[: stage.survivors]]
-    best_kl, best = ranked[0]
-    state.done += 1
-    state.parent, state.kl = best, best_kl
-    state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
+    distinct = {candidate: loss for loss, candidate in [*state.best, *ranked]}
+    state.best = sorted((loss, candidate) for candidate, loss in distinct.items())[:BEST_KEPT]
+    return ranked[0]
 
 
-def _offspring(
-    state: EvolutionState,
-    budget: ParamBudget,
-    settings: Search,
-    costs: list[list[int]],
-    curves: Sequence[Sequence[float]] | None,
-    *,
-    step: float,
-) -> list[Allocation]:
+def _trained_rounds(
+    parent: Allocation, candidates: list[Allocation], settings: Search, trainer: Trainer
+) -> tuple[float, Allocation]:
+    """Selection with training inside the generation: the parent learns from the same text as its children."""
+    trainer.keep(())
+    ranked: list[tuple[float, Allocation]] = []
+    for stage in settings.stages:
+        pool = [*candidates, parent]
+        trainer.train(pool, stage.training_tokens)
+        losses = zip(trainer.kls(pool, stage.tokens), pool, strict=True)
+        ranked = sorted(pair for pair in losses if math.isfinite(pair[0]))
+        if not ranked:
+            raise NumericsError(
+                "no candidate's values are finite after training: lower search.training.learning_rate or try "
+                "compute.dtype=float32"
+            )
+        candidates = [candidate for _, candidate in ranked if candidate != parent][: stage.survivors]
+        trainer.keep([*candidates, parent])
+    trainer.keep(())
+    return ranked[0]
+
+
+def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, step: float) -> list[Allocation]:
     """New children of the parent: three in four are the most promising of many proposals, the others are random."""
     rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
+    costs, budget, curves = problem.cost.costs, problem.budget, problem.curves
     proposals: list[Allocation] = []
     wanted = settings.offspring if curves is None else settings.offspring * PROPOSALS
     try:
         for _ in range(wanted):
-            child = level_switch(state.parent, costs, budget, rng, step=step, seen=seen)
+            if settings.trade == "same_kind":
+                child = paper_switch(state.parent, costs, problem.kinds, budget, rng, seen=seen)
+            else:
+                child = level_switch(state.parent, costs, budget, rng, step=step, seen=seen)
             seen.add(child)
             proposals.append(child)
     except BudgetError:

@@ -18,7 +18,13 @@ RETRIES = 20
 
 
 def solve_knapsack(
-    losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], lower: int, upper: int, *, seconds: float = 30
+    losses: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[int]],
+    lower: int,
+    upper: int,
+    *,
+    seconds: float = 30,
+    words: str | None = None,
 ) -> tuple[int, ...]:
     """Choose a level for each module.
 
@@ -28,6 +34,7 @@ def solve_knapsack(
         lower: least total cost.
         upper: most total cost.
         seconds: when the proof of optimality takes longer, the best choice found by then is returned.
+        words: how messages put the bounds; None speaks of block parameters.
 
     Returns:
         The index of the chosen level of each module.
@@ -36,8 +43,8 @@ def solve_knapsack(
         BudgetError: no choice lies within the bounds.
     """
     refusal = BudgetError(
-        f"no choice of levels has between {lower:,} and {upper:,} block parameters: raise budget.tolerance or choose "
-        "smaller units"
+        f"no choice of levels has between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
+        "budget.tolerance or choose smaller units"
     )
     # Only differences within a module matter, and only in steps of their common divisor: small numbers keep the solver
     # exact, and many impossible bounds show at once.

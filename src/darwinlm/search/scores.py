@@ -6,18 +6,29 @@ the module's local error, which the database knows exactly: the loss is taken as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from darwinlm.database.store import DatabaseReader
+from darwinlm.errors import NumericsError
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.space import Allocation, SearchSpace
 
-Scores = list[list[float]]
+Curves = list[list[float]]
+Measured = dict[str, float]
+"""Loss by "module:level"."""
+
+TOGETHER = 8
+"""Candidates that are handed to all processes at once."""
 
 
-def levels_to_measure(errors: list[float], count: int) -> list[int]:
+def local_errors(space: SearchSpace, database: DatabaseReader) -> Curves:
+    """Relative local error of every level of every module."""
+    return [[database.error(module.block, module.kind, level) for level in module.levels] for module in space.modules]
+
+
+def levels_to_measure(errors: Sequence[float], count: int) -> list[int]:
     """Which levels of a module to measure: none of it, and the ones that split the range of local errors evenly.
 
     Args:
@@ -34,7 +45,7 @@ def levels_to_measure(errors: list[float], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def spread_scores(errors: list[float], measured: Mapping[int, float]) -> list[float]:
+def spread_scores(errors: Sequence[float], measured: Mapping[int, float]) -> list[float]:
     """Losses of all levels from those of a few, monotone in the local error.
 
     Args:
@@ -47,43 +58,74 @@ def spread_scores(errors: list[float], measured: Mapping[int, float]) -> list[fl
     return [float(value) for value in np.interp(errors, xs, ys)]
 
 
-def single_module_scores(
+def spread_all(errors: Curves, measured: Measured) -> Curves:
+    """Losses of every level of every module from those that were measured."""
+    of_module: list[dict[int, float]] = [{} for _ in errors]
+    for name, loss in measured.items():
+        index, level = map(int, name.split(":"))
+        of_module[index][level] = loss
+    return [spread_scores(row, found) for row, found in zip(errors, of_module, strict=True)]
+
+
+def measure_levels(
     space: SearchSpace,
-    database: DatabaseReader,
+    errors: Curves,
     fitness: Fitness,
     *,
     n_tokens: int,
     n_levels: int,
-    known: dict[str, float],
+    known: Measured,
     progress: Callable[[int, int], None] = lambda done, total: None,
     save: Callable[[], None] = lambda: None,
-) -> Scores:
-    """Loss of every level of every module alone, in nats per token.
+) -> None:
+    """Measure the losses of a few levels of every module alone, in nats per token.
 
     Args:
         space: modules and levels.
-        database: local errors.
+        errors: local error of every level of every module.
         fitness: evaluates; its base becomes the dense model.
         n_tokens: fitness tokens per evaluation.
         n_levels: levels measured for each module.
-        known: measured losses by "module:level", filled in; those of an interrupted run are not measured again.
-        progress: called with finished and total modules.
-        save: called after each module, to keep `known`.
+        known: losses that are known, filled in; those of an interrupted run are not measured again.
+        progress: called with measured and total levels.
+        save: called after a few, to keep `known`.
+
+    Raises:
+        NumericsError: a loss isn't finite.
     """
-    fitness.set_base(space.dense)
-    scores: Scores = []
-    for index, module in enumerate(space.modules):
-        errors = [database.error(module.block, module.kind, level) for level in module.levels]
-        measured: dict[int, float] = {}
-        for level in levels_to_measure(errors, n_levels):
-            name = f"{index}:{level}"
-            if name in known:
-                fitness.evaluations += 1
-            else:
-                candidate = (*space.dense[:index], level, *space.dense[index + 1 :])
-                known[name] = fitness.kl(candidate, n_tokens)
-            measured[level] = known[name]
-        scores.append(spread_scores(errors, measured))
+    wanted = [(index, level) for index, row in enumerate(errors) for level in levels_to_measure(row, n_levels)]
+    measure(space, wanted, fitness, n_tokens=n_tokens, known=known, progress=progress, save=save)
+
+
+def levels_around(curves: Curves, solution: Allocation) -> list[tuple[int, int]]:
+    """The levels that an allocation chose, where they are pruned ones: where the curves matter most."""
+    return [(index, level) for index, level in enumerate(solution) if level < len(curves[index]) - 1]
+
+
+def measure(
+    space: SearchSpace,
+    wanted: Sequence[tuple[int, int]],
+    fitness: Fitness,
+    *,
+    n_tokens: int,
+    known: Measured,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Measure (module, level) pairs; see `measure_levels`. Raises NumericsError."""
+    fitness.set_base(space.dense, n_tokens)
+    missing = [pair for pair in wanted if f"{pair[0]}:{pair[1]}" not in known]
+    done = len(wanted) - len(missing)
+    for start in range(0, len(missing), TOGETHER):
+        pairs = missing[start : start + TOGETHER]
+        candidates = [(*space.dense[:index], level, *space.dense[index + 1 :]) for index, level in pairs]
+        for (index, level), loss in zip(pairs, fitness.kls(candidates, n_tokens), strict=True):
+            if not np.isfinite(loss):
+                raise NumericsError(
+                    f"{space.modules[index].name} at level {level} gives values that aren't finite: try "
+                    "compute.dtype=float32 or more damping"
+                )
+            known[f"{index}:{level}"] = loss
+        done += len(pairs)
         save()
-        progress(index + 1, len(space.modules))
-    return scores
+        progress(done, len(wanted))

@@ -1,4 +1,4 @@
-"""The first parent: from single-module losses, uniform, or random."""
+"""The first parent: from single-module losses or local errors, uniform, random, or a neighbour's answer."""
 
 from __future__ import annotations
 
@@ -6,29 +6,59 @@ import random
 from collections.abc import Sequence
 
 from darwinlm.errors import BudgetError
+from darwinlm.search.cost import Bounds, CostModel
 from darwinlm.search.knapsack import solve_knapsack
-from darwinlm.search.mutation import level_switch
-from darwinlm.search.scores import Scores
-from darwinlm.search.space import Allocation, ParamBudget, SearchSpace
+from darwinlm.search.mutation import filled
+from darwinlm.search.space import Allocation, SearchSpace
+
+Curves = Sequence[Sequence[float]]
 
 
-def costs_of(space: SearchSpace) -> list[list[int]]:
-    """Parameters of each level of each module."""
-    return [[level.params for level in module.levels] for module in space.modules]
+def knapsack_start(cost: CostModel, budget: Bounds, curves: Curves) -> Allocation:
+    """The allocation with the least sum of losses within the budget. Raises BudgetError.
+
+    Args:
+        cost: of every level.
+        budget: bounds.
+        curves: single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
+    """
+    return solve_knapsack(curves, cost.costs, budget.lower, budget.upper, words=budget.words)
 
 
-def knapsack_start(space: SearchSpace, budget: ParamBudget, scores: Scores) -> Allocation:
-    """The allocation with the least sum of single-module losses within the budget. Raises BudgetError."""
-    return solve_knapsack(scores, costs_of(space), budget.lower, budget.upper)
-
-
-def random_start(space: SearchSpace, budget: ParamBudget, rng: random.Random) -> Allocation:
+def random_start(space: SearchSpace, cost: CostModel, budget: Bounds, rng: random.Random) -> Allocation:
     """Random levels, brought within the budget. Raises BudgetError."""
     anywhere = tuple(rng.randrange(len(module.levels)) for module in space.modules)
-    return level_switch(anywhere, costs_of(space), budget, rng, step=0.0)
+    return filled(anywhere, cost.costs, budget, rng)
 
 
-def uniform_allocations(space: SearchSpace, budget: ParamBudget) -> list[Allocation]:
+def neighbour_start(cost: CostModel, budget: Bounds, curves: Curves, neighbour: Allocation) -> Allocation:
+    """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
+
+    Args:
+        cost: of every level.
+        budget: bounds.
+        curves: losses of every level alone.
+        neighbour: the answer at another budget; every module stays at its level there or moves toward this budget.
+
+    Raises:
+        BudgetError: no such allocation exists.
+    """
+    shrink = cost.of(neighbour) - cost.fixed > budget.upper
+    allowed = [
+        [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
+        for row, level in zip(cost.costs, neighbour, strict=True)
+    ]
+    choice = solve_knapsack(
+        [[curve[at] for at in places] for curve, places in zip(curves, allowed, strict=True)],
+        [[row[at] for at in places] for row, places in zip(cost.costs, allowed, strict=True)],
+        budget.lower,
+        budget.upper,
+        words=budget.words,
+    )
+    return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
+
+
+def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Bounds) -> list[Allocation]:
     """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
 
     For each attention level the widest MLP level that fits is taken. Where modules differ in size (a model that was
@@ -36,6 +66,7 @@ def uniform_allocations(space: SearchSpace, budget: ParamBudget) -> list[Allocat
 
     Args:
         space: modules and levels.
+        cost: of every level.
         budget: its upper bound is kept; its lower bound isn't always within reach of equal layers.
 
     Raises:
@@ -54,12 +85,12 @@ def uniform_allocations(space: SearchSpace, budget: ParamBudget) -> list[Allocat
                 candidate[index] = _level_at(space, index, share)
             for index in mlp:
                 candidate[index] = _level_at(space, index, width)
-            if space.params(candidate) <= budget.upper:
+            if cost.of(candidate) <= budget.limit:
                 best = tuple(candidate)
         if best is not None and best not in found:
             found.append(best)
     if not found:
-        raise BudgetError(f"no uniform model has at most {budget.upper:,} block parameters")
+        raise BudgetError(f"no uniform model has at most {cost.words(budget.limit)}")
     return found
 
 

@@ -109,13 +109,15 @@ def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
 
 
 def _head(run: Run, bench: Bench, texts: Mapping[str, TokenBlocks], comparison: Comparison) -> dict[str, Any]:
-    space = bench.plan.space
+    plan = bench.plan
     return {
         "version": __version__,
         "model": run.checkpoint.source,
         "budget": {
-            "upper": bench.plan.budget.upper,
-            "dense": space.params(space.dense),
+            "kind": run.recipe.budget.kind,
+            "unit": plan.cost.unit,
+            "upper": plan.budget.limit,
+            "dense": plan.cost.dense,
             "keep": run.recipe.budget.keep,
         },
         "texts": {name: {"source": text.source, "tokens": text.n_tokens} for name, text in texts.items()},
@@ -147,9 +149,10 @@ def _baseline(bench: Bench, name: str) -> tuple[Checkpoint, Row]:
     with run.stage(f"method_{name}", key, method.title) as (stage, work):
         if work:
             made = method.make(bench, stage.folder)
-            kept = bench.plan.space.params(made.allocation)
-            if kept > bench.plan.budget.upper:
-                raise BudgetError(f"{name} keeps {kept:,} block parameters, more than the budget: please report this")
+            cost = bench.plan.cost
+            used = cost.of(made.allocation)
+            if used > bench.plan.budget.limit:
+                raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
             save_model(stitch(made.reader, made.allocation), stage.folder / "model")
             write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
         result = read_json(stage.folder / "result.json")

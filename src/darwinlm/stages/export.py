@@ -12,12 +12,11 @@ from darwinlm.artifact import file_digest, write_json
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.stages.dtype import export_dtype
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,6 @@ class Exported:
     dtype: torch.dtype
     custom_code: bool
     digest: str
-
-
-def export_dtype(run: Run) -> torch.dtype:
-    """Element type of the saved model: the recipe's, else the dense checkpoint's."""
-    chosen = run.recipe.export.dtype
-    found = run.checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
-    return found if isinstance(found, torch.dtype) else DTYPES[str(found).removeprefix("torch.")]
 
 
 def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Exported:

@@ -67,45 +67,47 @@ class Bench:
 
 def _uniform(bench: Bench, _: Path) -> Made:
     reader = bench.database.reader
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.budget, bench.loss(reader)), {})
+    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
 
 
 def _random(bench: Bench, _: Path) -> Made:
     reader, recipe = bench.database.reader, bench.run.recipe
     tries = recipe.baselines.random_tries
-    chosen = best_random(bench.plan.space, bench.plan.budget, bench.loss(reader), tries=tries, seed=recipe.search.seed)
+    chosen = best_random(
+        bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader), tries=tries, seed=recipe.search.seed
+    )
     return Made(reader, chosen, {"tries": tries})
 
 
 def _ziplm(bench: Bench, _: Path) -> Made:
     reader = bench.database.reader
-    return Made(reader, least_local_error(bench.plan.space, bench.plan.budget, reader), {})
+    return Made(reader, least_local_error(bench.plan.space, bench.plan.cost, bench.plan.budget, reader), {})
 
 
 def _magnitude(bench: Bench, _: Path) -> Made:
     run = bench.run
     reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.budget, bench.loss(reader)), {})
+    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
 
 
 def _minitron(bench: Bench, _: Path) -> Made:
     run = bench.run
     scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.budget, bench.loss(reader)), {})
+    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
 
 
 def _shortgpt(bench: Bench, _: Path) -> Made:
     run = bench.run
     influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = without_blocks(bench.plan.space, bench.plan.budget, influence)
+    chosen = without_blocks(bench.plan.space, bench.plan.cost, bench.plan.budget, influence)
     return Made(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
 def _sheared(bench: Bench, folder: Path) -> Made:
     run, settings = bench.run, bench.run.recipe.baselines
     space = bench.plan.space
-    target = even_uniform(space, bench.plan.budget)
+    target = even_uniform(space, bench.plan.cost, bench.plan.budget)
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = bench.texts["calibration"].tokens

@@ -1,39 +1,60 @@
-"""Plan: what may be kept of each module, what it weighs, and whether the budget can be met; no weights are read."""
+"""Plan: what may be kept of each module, what it costs, and whether the budget can be met; no weights are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from darwinlm.artifact import write_json
 from darwinlm.database.levels import module_levels
-from darwinlm.families.shapes import module_shapes
+from darwinlm.families.shapes import ModuleShape, head_dim, module_shapes
 from darwinlm.run import Run
-from darwinlm.search.space import ParamBudget, SearchSpace, budget_of
+from darwinlm.search.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
+from darwinlm.search.space import SearchSpace
+from darwinlm.stages.dtype import export_dtype
+from darwinlm.stages.latency import latency_stage
+
+KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The search space and its budget."""
+    """The search space, what its allocations cost, and the budget.
+
+    Attributes:
+        space: modules and levels.
+        cost: in what the budget counts.
+        budget: bounds on it.
+        outside: parameters that aren't pruned.
+    """
 
     space: SearchSpace
-    budget: ParamBudget
+    cost: CostModel
+    budget: Bounds
+    outside: int
 
 
 def plan_stage(run: Run) -> Plan:
-    """Lay out the search space.
+    """Lay out the search space; for a budget in time, measure it first.
 
     Raises:
-        BudgetError: the budget is below the smallest model.
+        BudgetError: the budget is below the smallest or above the largest model.
         RecipeError: the units don't fit the model.
     """
     recipe = run.recipe
     shapes = module_shapes(run.checkpoint)
     space = SearchSpace(tuple(module_levels(run.checkpoint.family, shape, recipe.units) for shape in shapes))
-    budget = budget_of(space, recipe.budget.keep, recipe.budget.tolerance)
+    whole = sum(parameter.numel() for parameter in run.checkpoint.skeleton().parameters())
+    outside = whole - space.params(space.dense)
+    cost = _cost(run, space, shapes, outside)
+    budget = bounds_of(cost, recipe.budget)
     key = {
         "config": run.checkpoint.plain_config(),
         "units": recipe.units.model_dump(),
         "budget": recipe.budget.model_dump(),
+        "costs": [cost.unit, cost.fixed, cost.costs],
     }
     with run.stage("plan", key, "plan") as (stage, work):
         if work:
@@ -41,9 +62,54 @@ def plan_stage(run: Run) -> Plan:
                 {"module": module.name, "levels": len(module.levels), "params": module.levels[-1].params}
                 for module in space.modules
             ]
-            dense = space.params(space.dense)
             write_json(
                 stage.folder / "plan.json",
-                {"dense_block_params": dense, "lower": budget.lower, "upper": budget.upper, "modules": modules},
+                {
+                    "dense_block_params": space.params(space.dense),
+                    "params_outside_blocks": outside,
+                    "unit": cost.unit,
+                    "dense": cost.dense,
+                    "smallest": cost.smallest,
+                    "fixed": cost.fixed,
+                    "lower": budget.lower + budget.fixed,
+                    "upper": budget.limit,
+                    "modules": modules,
+                },
             )
-    return Plan(space, budget)
+    return Plan(space, cost, budget, outside)
+
+
+def _cost(run: Run, space: SearchSpace, shapes: list[ModuleShape], outside: int) -> CostModel:
+    kind = run.recipe.budget.kind
+    if kind == "keep":
+        return parameter_costs(space)
+    if kind == "params":
+        return parameter_costs(space, fixed=outside)
+    dtype = export_dtype(run)
+    if kind == "bytes":
+        return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=_cache(run, shapes, dtype))
+    return latency_stage(run, space, {(shape.block, shape.kind): shape for shape in shapes}, run.dtype)
+
+
+def _cache(run: Run, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
+    """How the saved model's KV cache is counted, sliding windows included."""
+    settings, config = run.recipe.budget, run.checkpoint.config
+    n_blocks = run.checkpoint.n_blocks
+    kinds = layer_kinds(config, n_blocks)
+    window = getattr(config, "sliding_window", None) or settings.context
+    columns = dict.fromkeys(range(n_blocks), head_dim(config))
+    columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
+    sliding = "sliding_attention"
+    return KvCache(
+        head_dim=[columns[block] for block in range(n_blocks)],
+        tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
+        batch=settings.batch,
+        itemsize=dtype.itemsize if settings.kv_dtype == "auto" else KV_BYTES[settings.kv_dtype],
+        counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
+    )
+
+
+def layer_kinds(config: Any, n_blocks: int) -> list[str]:
+    """Full or sliding attention, by block."""
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    return list(getattr(config, "layer_types", None) or [kind] * n_blocks)

@@ -42,21 +42,11 @@ def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     exported: Exported = found["export"]
     models: dict[str, Any] = found["evaluate"]
     final = models.get("refit", models["stitched"])
-    if final["block_params"] > plan.budget.upper:
-        raise BudgetError(
-            f"the saved model has {final['block_params']:,} block parameters, more than the budget of "
-            f"{plan.budget.upper:,}: please report this"
-        )
+    budget = _budget(run, plan, search, models["dense"], final)
     return {
         "version": __version__,
         "model": run.checkpoint.source,
-        "budget": {
-            "keep": run.recipe.budget.keep,
-            "dense_block_params": models["dense"]["block_params"],
-            "upper": plan.budget.upper,
-            "block_params": final["block_params"],
-            "unused": 1 - final["block_params"] / plan.budget.upper,
-        },
+        "budget": budget,
         "models": models,
         "prompts": list(run.recipe.evaluation.prompts),
         "allocation": _allocation(run, found, search),
@@ -77,6 +67,31 @@ def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
             "compute_dtype": str(run.dtype).removeprefix("torch."),
         },
         "recipe": run.recipe.model_dump(mode="json"),
+    }
+
+
+def _budget(run: Run, plan: Plan, search: Found, dense: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+    """The budget, and what the saved model uses of it. Raises BudgetError when that isn't what was planned."""
+    settings = run.recipe.budget
+    planned = plan.space.params(search.allocation)
+    used = plan.cost.of(search.allocation)
+    if (final["block_params"], final["params"]) != (planned, planned + plan.outside) or used > plan.budget.limit:
+        raise BudgetError(
+            f"the saved model has {final['block_params']:,} block parameters and {final['params']:,} in all, but "
+            f"{planned:,} and {planned + plan.outside:,} were planned for a budget of "
+            f"{plan.cost.words(plan.budget.limit)}: please report this"
+        )
+    return {
+        "kind": settings.kind,
+        "bound": getattr(settings, settings.kind),
+        "keep": settings.keep,
+        "unit": plan.cost.unit,
+        "dense": plan.cost.dense,
+        "upper": plan.budget.limit,
+        "used": used,
+        "unused": 1 - used / plan.budget.limit,
+        "dense_block_params": dense["block_params"],
+        "block_params": final["block_params"],
     }
 
 

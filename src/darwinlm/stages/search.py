@@ -1,27 +1,41 @@
-"""Search: single-module scores, the first parent, evolution; and the best uniform allocation to compare with."""
+"""Search: single-module scores, the first parent, evolution, finalists; and the best uniform allocation beside it."""
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, write_json
+from darwinlm.errors import BudgetError
 from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.evolution import EvolutionState, evolve
+from darwinlm.search.evolution import Problem, evolve
+from darwinlm.search.finalists import choose
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import Scores, single_module_scores
+from darwinlm.search.mutation import filled
+from darwinlm.search.proxy import GradientAgreement
+from darwinlm.search.scores import Curves, levels_around, local_errors, measure, spread_all
 from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start, random_start, uniform_allocations
+from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
+from darwinlm.search.state import EvolutionState
+from darwinlm.search.training import CandidateTrainer
 from darwinlm.stages.database import Database
 from darwinlm.stages.plan import Plan
+from darwinlm.stages.scores import Scores, read_scores, scores_stage
 from darwinlm.stages.text import Texts
 
 RESULT = "result.json"
-SCORES = "scores.json"
 STATE = "evolution.json"
+FINALISTS = "finalists.json"
+SCORES = "scores.json"
+PROXY_TOKENS = 2048
+"""Training text on which gradients are compared."""
 
 
 @dataclass(frozen=True)
@@ -41,92 +55,192 @@ class Found:
     record: dict[str, Any]
 
 
-def search_stage(run: Run, texts: Texts, database: Database, plan: Plan) -> Found:
+class _Searcher:
+    """What a search works with; the model is loaded when something is evaluated for the first time."""
+
+    def __init__(self, run: Run, texts: Texts, database: Database, plan: Plan, neighbour: Allocation | None) -> None:
+        self.run = run
+        self.settings = run.recipe.search
+        self.texts = texts
+        self.database = database
+        self.plan = plan
+        self.neighbour = neighbour
+
+    @cached_property
+    def bank(self) -> ModuleBank:
+        model = self.run.checkpoint.load(self.run.dtype, self.run.device)
+        return ModuleBank(Decoder(model, self.run.checkpoint.family), self.database.reader, self.plan.space)
+
+    @cached_property
+    def fitness(self) -> Fitness:
+        tokens = self.texts["fitness"].tokens
+        rows = -(-self.settings.fitness_needed // tokens.shape[1])
+        return Fitness(self.bank, tokens[:rows], batch_tokens=self.run.batch_tokens)
+
+    @cached_property
+    def errors(self) -> Curves:
+        return local_errors(self.plan.space, self.database.reader)
+
+    @cached_property
+    def trainer(self) -> CandidateTrainer | None:
+        if not self.settings.training_needed:
+            return None
+        return CandidateTrainer(self.bank, self.fitness, self.texts["training"].tokens, self.settings.training)
+
+    def uniform(self) -> Allocation:
+        """The best allocation with equal layers."""
+        choices = uniform_allocations(self.plan.space, self.plan.cost, self.plan.budget)
+        losses = self.fitness.kls(choices, self.settings.score_tokens)
+        return min(zip(losses, choices, strict=True))[1]
+
+
+def search_stage(
+    run: Run, texts: Texts, database: Database, plan: Plan, *, neighbour: Allocation | None = None
+) -> Found:
     """Find the allocation.
+
+    Args:
+        run: the run.
+        texts: fitness text, and training text where candidates are trained.
+        database: pruned modules.
+        plan: space, costs and budget.
+        neighbour: the answer at another budget on the same database, to start from where that is better.
 
     Raises:
         BudgetError: no allocation keeps the budget.
         NumericsError: losses aren't finite.
     """
     recipe = run.recipe
-    key = {
+    shared = {
         "database": database.stage.digest,
         "fitness": texts["fitness"].digest,
-        "search": recipe.search.model_dump(),
-        "budget": recipe.budget.model_dump(),
         "arithmetic": run.arithmetic,
     }
-    with run.stage("search", key, "search") as (stage, work):
+    key = {
+        **shared,
+        "search": recipe.search.model_dump(),
+        "budget": recipe.budget.model_dump(),
+        "costs": [plan.cost.unit, plan.cost.fixed, plan.cost.costs],
+        "neighbour": neighbour,
+        "training": texts["training"].digest if "training" in texts else None,
+    }
+    searcher = _Searcher(run, texts, database, plan, neighbour)
+    scores: Scores | None = None
+    begun = time.monotonic()
+    if recipe.search.start == "knapsack" and not run.is_done("search", key):
+        scores = scores_stage(run, shared, plan, searcher.errors, searcher.fitness)
+    with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
-            _search(run, texts, database, plan, stage)
+            _search(searcher, scores, stage, begun)
+            parallel.barrier()
         result = read_json(stage.folder / RESULT)
     return Found(stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
 
 
-def _search(run: Run, texts: Texts, database: Database, plan: Plan, stage: StageFolder) -> None:
-    settings = run.recipe.search
-    model = run.checkpoint.load(run.dtype, run.device)
-    bank = ModuleBank(Decoder(model, run.checkpoint.family), database.reader, plan.space)
-    needed = max(settings.score_tokens, *(part.tokens for part in settings.stages))
-    rows = -(-needed // texts["fitness"].tokens.shape[1])
-    fitness = Fitness(bank, texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
-
-    uniform = min(
-        uniform_allocations(plan.space, plan.budget), key=lambda choice: fitness.kl(choice, settings.score_tokens)
+def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begun: float) -> None:
+    run, settings, plan, fitness = searcher.run, searcher.settings, searcher.plan, searcher.fitness
+    # Losses must not depend on what was measured before an interruption: they start from no base.
+    fitness.set_base(None)
+    fitness.evaluations = len(scores.measured) if scores else 0
+    uniform = searcher.uniform()
+    uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
+    curves = _curves(searcher, scores, stage)
+    problem = Problem(
+        plan.cost, plan.budget, [module.kind for module in plan.space.modules], curves if settings.screen else None
     )
-    final_tokens = settings.stages[-1].tokens
-
-    if settings.start == "knapsack":
-        curves = _scores(run, fitness, database, plan, stage)
-    else:
-        curves = [
-            [database.reader.error(module.block, module.kind, level) for level in module.levels]
-            for module in plan.space.modules
-        ]
-
-    def start() -> Allocation:
-        if settings.start == "uniform":
-            return uniform
-        if settings.start == "random":
-            return random_start(plan.space, plan.budget, random.Random(settings.seed))  # noqa: S311
-        return knapsack_start(plan.space, plan.budget, curves)
-
     state = evolve(
         fitness,
-        plan.budget,
+        problem,
         settings,
-        start,
+        lambda: _start(searcher, curves, uniform),
         stage.folder / STATE,
-        curves=curves if settings.screen else None,
+        trainer=searcher.trainer,
+        used=time.monotonic() - begun,
         report=lambda generation: run.reporter.advance(generation.number, settings.generations),
     )
-    write_json(stage.folder / RESULT, _result(state, uniform, fitness.kl(uniform, final_tokens), run))
+    allocation, finalists = state.parent, None
+    if settings.finalists:
+        rounds = searcher.trainer if settings.finalist_rounds else None
+        allocation, finalists = choose(state.best, settings, rounds, _proxy(searcher), stage.folder / FINALISTS)
+    result = _result(state, allocation, uniform, uniform_kl, searcher, finalists)
+    if parallel.is_main():
+        write_json(stage.folder / RESULT, result)
 
 
-def _scores(run: Run, fitness: Fitness, database: Database, plan: Plan, stage: StageFolder) -> Scores:
-    path = stage.folder / SCORES
-    known: dict[str, float] = read_json(path) if path.exists() else {}
-    return single_module_scores(
-        plan.space,
-        database.reader,
-        fitness,
-        n_tokens=run.recipe.search.score_tokens,
-        n_levels=run.recipe.search.score_levels,
-        known=known,
-        progress=run.reporter.advance,
-        save=lambda: write_json(path, known),
-    )
+def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
+    """Losses of every level: local errors, single-module losses, or those with a second look at what they choose."""
+    if scores is None:
+        return searcher.errors
+    if not searcher.settings.score_adaptive:
+        return scores.curves
+    plan, fitness = searcher.plan, searcher.fitness
+    known = {**scores.measured, **read_scores(stage, searcher.errors)}
+
+    def save() -> None:
+        if parallel.is_main():
+            write_json(stage.folder / SCORES, known)
+
+    wanted = levels_around(scores.curves, knapsack_start(plan.cost, plan.budget, scores.curves))
+    measure(plan.space, wanted, fitness, n_tokens=searcher.settings.score_tokens, known=known, save=save)
+    return spread_all(searcher.errors, known)
 
 
-def _result(state: EvolutionState, uniform: Allocation, uniform_kl: float, run: Run) -> dict[str, Any]:
+def _start(searcher: _Searcher, curves: Curves, uniform: Allocation) -> Allocation:
+    settings, plan = searcher.settings, searcher.plan
+    rng = random.Random(settings.seed)  # noqa: S311
+    if settings.start == "uniform":
+        own = filled(uniform, plan.cost.costs, plan.budget, rng)
+    elif settings.start == "random":
+        own = random_start(plan.space, plan.cost, plan.budget, rng)
+    else:
+        own = knapsack_start(plan.cost, plan.budget, curves)
+    if searcher.neighbour is None:
+        return own
+    try:
+        moved = neighbour_start(plan.cost, plan.budget, curves, searcher.neighbour)
+    except BudgetError:
+        return own
+    searcher.fitness.set_base(None)
+    losses = searcher.fitness.kls([own, moved], settings.stages[-1].tokens)
+    return moved if losses[1] < losses[0] else own
+
+
+def _proxy(searcher: _Searcher) -> GradientAgreement | None:
+    if searcher.settings.proxy == "none":
+        return None
+    text = searcher.texts.get("training") or searcher.texts["fitness"]
+    rows = max(1, PROXY_TOKENS // text.tokens.shape[1])
+    return GradientAgreement(searcher.bank, text.tokens[:rows])
+
+
+def _result(
+    state: EvolutionState,
+    allocation: Allocation,
+    uniform: Allocation,
+    uniform_kl: float,
+    searcher: _Searcher,
+    finalists: dict[str, Any] | None,
+) -> dict[str, Any]:
+    plan = searcher.plan
     record = {
-        "start": run.recipe.search.start,
+        "start": searcher.settings.start,
         "start_kl": state.history[0].kl,
         "uniform_kl": uniform_kl,
-        "kl": state.kl,
+        "kl": next((loss for loss, each in state.best if each == allocation), state.kl),
+        "cost": plan.cost.of(allocation),
         "evaluations": state.history[-1].evaluations,
         "seconds": state.seconds,
         "ended": state.ended,
         "history": [asdict(generation) for generation in state.history],
+        "finalists": _without_infinities(finalists),
     }
-    return {"allocation": state.parent, "uniform": uniform, "record": record}
+    return {"allocation": allocation, "uniform": uniform, "record": record}
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON knows no infinity: a loss that isn't finite is null."""
+    if isinstance(value, dict):
+        return {name: _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

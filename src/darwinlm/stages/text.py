@@ -15,7 +15,7 @@ Texts = dict[str, TokenBlocks]
 
 
 def text_stage(run: Run) -> Texts:
-    """Blocks of tokens for calibration, fitness, validation and evaluation.
+    """Blocks of tokens for calibration, fitness, validation, evaluation, and training where it is wanted.
 
     Raises:
         DataError: the text is missing, empty, unreadable, too short, or a benchmark's own.
@@ -36,6 +36,8 @@ def text_stage(run: Run) -> Texts:
         "validation": settings.validation_tokens,
         "evaluation": settings.evaluation_tokens,
     }
+    if settings.training_tokens:
+        shares["training"] = settings.training_tokens
     tokenizer = run.checkpoint.tokenizer()
     key = {
         "source": _fingerprint(settings.source),

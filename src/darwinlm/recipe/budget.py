@@ -1,0 +1,90 @@
+"""The budget section: one bound, of one of five kinds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from darwinlm.recipe.base import Section
+from darwinlm.recipe.quantities import ByteCount, Count, Duration, Factor, Share
+
+BudgetKind = Literal["keep", "params", "bytes", "speedup", "latency"]
+BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
+"""Kinds of budget; a recipe names exactly one."""
+
+
+class Budget(Section):
+    """The bound that the smaller model must keep: exactly one of keep, params, bytes, speedup and latency."""
+
+    keep: Share | None = 0.5
+    """Share of the block parameters that may stay: 0.5 or 50%. The default where no other bound is given."""
+    params: Count | None = None
+    """Parameters of the whole saved model, a tied embedding counted once: 2.7B, 350M."""
+    bytes: ByteCount | None = None
+    """Weights in the saved type, and the KV cache of `context` tokens for `batch` sequences: 4GiB, 900MB."""
+    speedup: Factor | None = None
+    """How many times as fast as the dense model, on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
+    latency: Duration | None = None
+    """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
+    tolerance: float = Field(0.005, gt=0, le=0.1)
+    """Largest share of the budget that may stay unused."""
+    context: int = Field(4096, ge=0)
+    """Tokens in the KV cache of each sequence, for `bytes`; 0 counts the weights alone."""
+    batch: int = Field(1, ge=1)
+    """Sequences at once, for `bytes`, `speedup` and `latency`."""
+    kv_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
+    """Element type of the KV cache; `auto` is the saved model's."""
+    prefill_tokens: int = Field(512, ge=0)
+    """Length of the prompt whose processing is timed; 0 leaves it out."""
+    decode_tokens: int = Field(128, ge=0)
+    """Tokens written after it, whose time is added; 0 leaves them out."""
+    latency_points: int = Field(9, ge=2)
+    """Most widths of one kind of module that are timed; times between them are interpolated."""
+    latency_runs: int = Field(3, ge=1)
+    """Timed passes at each width; the median counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_gives_way(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "keep" not in data and any(data.get(kind) is not None for kind in BUDGETS):
+            return {**data, "keep": None}
+        return data
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_is_a_share(cls, keep: float | None) -> float | None:
+        if keep is not None and not 0 < keep <= 1:
+            hint = f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""
+            raise ValueError(f"must be above 0 and at most 100 %{hint}")
+        return keep
+
+    @field_validator("params", "bytes", "latency")
+    @classmethod
+    def _is_positive(cls, bound: float | None) -> float | None:
+        if bound is not None and bound <= 0:
+            raise ValueError("must be above 0")
+        return bound
+
+    @field_validator("speedup")
+    @classmethod
+    def _speedup_is_one(cls, speedup: float | None) -> float | None:
+        if speedup is not None and speedup < 1:
+            raise ValueError("must be at least 1: the smaller model is to be faster than the dense one")
+        return speedup
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Budget:
+        given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
+        if not given:
+            raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
+        if len(given) > 1:
+            raise ValueError(f"give one bound only, not {' and '.join(given)} at once")
+        if self.kind in ("speedup", "latency") and not self.prefill_tokens and not self.decode_tokens:
+            raise ValueError("prefill_tokens and decode_tokens are both 0: there is nothing to time")
+        return self
+
+    @property
+    def kind(self) -> BudgetKind:
+        """Which bound is given."""
+        return next(kind for kind in BUDGETS if getattr(self, kind) is not None)

@@ -1,0 +1,82 @@
+"""Numbers with units as people write them: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
+
+Each parser hands a text that it reads on as a number, passes other values through to the type check, and refuses a unit
+that it doesn't know by naming those that it does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s]*)\s*")
+
+COUNTS: Mapping[str, float] = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+BYTES: Mapping[str, float] = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000.0**power for power, prefix in enumerate(("k", "M", "G", "T"), 1)},
+    **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)},
+}
+SECONDS: Mapping[str, float] = {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+MINUTES: Mapping[str, float] = {"": 1, "m": 1, "min": 1, "s": 1 / 60, "h": 60}
+
+
+def parse_share(value: Any) -> Any:
+    """Read '50%' or 0.5 as the share 0.5; anything else is left to the type check."""
+    if isinstance(value, bool):
+        raise ValueError("must be a share such as 50% or 0.5, not true or false")  # noqa: TRY004 - pydantic reports ValueError
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            return value
+    return value
+
+
+def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
+    """Read a number with one of the units.
+
+    Args:
+        value: a text, or anything else, which is passed on.
+        units: factor of each unit; the empty one lets a plain number through.
+        example: shown in messages.
+
+    Raises:
+        ValueError: the text is no number, its unit isn't known, or a plain number needs one.
+    """
+    known = ", ".join(unit for unit in units if unit)
+    if isinstance(value, bool):
+        raise ValueError(f"must be something like {example}, not true or false")  # noqa: TRY004
+    if not isinstance(value, str):
+        if isinstance(value, int | float) and "" not in units:
+            raise ValueError(f"needs a unit, as in {example}; known are {known}")
+        return value
+    found = _NUMBER.fullmatch(value)
+    if found is None:
+        raise ValueError(f"must be a number with a unit, such as {example}; known units are {known}")
+    number, unit = found.groups()
+    if unit not in units:
+        missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
+        raise ValueError(f"{missing}; known are {known}, as in {example}")
+    return float(number.replace(",", "").replace("_", "")) * units[unit]
+
+
+def _whole(value: Any) -> Any:
+    return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
+
+
+def _factor(value: Any) -> Any:
+    return parse_quantity(value, {"": 1, "x": 1, "×": 1}, "2x")
+
+
+Share = Annotated[float, BeforeValidator(parse_share)]
+Count = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
+ByteCount = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]
+Duration = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, SECONDS, "30ms"))]
+Minutes = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, MINUTES, "30m"))]
+Factor = Annotated[float, BeforeValidator(_factor)]

@@ -1,0 +1,16 @@
+"""The element type of the saved model: the export's, and what a budget in bytes counts with."""
+
+from __future__ import annotations
+
+import torch
+
+from darwinlm.run import Run
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def export_dtype(run: Run) -> torch.dtype:
+    """Element type of the saved model: the recipe's, else the dense checkpoint's."""
+    chosen = run.recipe.export.dtype
+    found = run.checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
+    return found if isinstance(found, torch.dtype) else DTYPES[str(found).removeprefix("torch.")]

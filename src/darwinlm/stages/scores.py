@@ -1,0 +1,81 @@
+"""Scores: single-module losses, measured once for all budgets and all searches on one database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darwinlm import parallel
+from darwinlm.artifact import StageFolder, damaged, read_json, write_json
+from darwinlm.run import Run
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.scores import Curves, Measured, measure_levels, spread_all
+from darwinlm.stages.plan import Plan
+
+SCORES = "scores.json"
+
+
+class Scores:
+    """Measured losses of a database's modules alone, kept in a stage folder.
+
+    Attributes:
+        measured: loss by "module:level".
+        curves: loss of every level of every module.
+    """
+
+    def __init__(self, measured: Measured, errors: Curves) -> None:
+        self.measured = measured
+        self.errors = errors
+        self.curves = spread_all(errors, measured)
+
+
+def scores_stage(run: Run, key: dict[str, Any], plan: Plan, errors: Curves, fitness: Fitness) -> Scores:
+    """Measure a few levels of every module, or reuse what was measured.
+
+    Args:
+        run: the run.
+        key: what the losses depend on.
+        plan: the space.
+        errors: local error of every level of every module.
+        fitness: evaluates; its base becomes the dense model.
+
+    Raises:
+        NumericsError: losses aren't finite.
+        ArtifactError: the file is damaged.
+    """
+    settings = run.recipe.search
+    key = {**key, "tokens": settings.score_tokens, "levels": settings.score_levels}
+    with run.stage("scores", key, "single-module losses", shared=True) as (stage, work):
+        if work:
+            known = read_scores(stage, errors)
+            measure_levels(
+                plan.space,
+                errors,
+                fitness,
+                n_tokens=settings.score_tokens,
+                n_levels=settings.score_levels,
+                known=known,
+                progress=run.reporter.advance,
+                save=lambda: _save(stage, known),
+            )
+        return Scores(read_scores(stage, errors), errors)
+
+
+def read_scores(stage: StageFolder, errors: Curves) -> Measured:
+    """The losses in a stage's folder, those of an interrupted run included. Raises ArtifactError."""
+    path = stage.folder / SCORES
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    try:
+        known = {str(name): float(loss) for name, loss in found.items()}
+        fits = all(0 <= int(level) < len(errors[int(index)]) for index, level in (name.split(":") for name in known))
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise damaged(path, f"it doesn't hold single-module losses: {error}") from error
+    if not fits:
+        raise damaged(path, "it holds levels that the model doesn't have")
+    return known
+
+
+def _save(stage: StageFolder, known: Measured) -> None:
+    if parallel.is_main():
+        write_json(stage.folder / SCORES, known)

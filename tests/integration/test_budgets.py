@@ -1,0 +1,176 @@
+"""Every kind of budget on tiny models, against what the saved model really is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from darwinlm.errors import BudgetError
+from darwinlm.pareto import member_name, prune_family
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Budget, merge
+from darwinlm.search.timing import ModelTimer
+from darwinlm.stages.latency import latency_stage
+from darwinlm.stages.plan import plan_stage
+
+TOLERANCE = 0.05
+
+
+def saved(folder):
+    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, model_type):
+    """qwen3 ties its embedding: that counts once."""
+    model = tiny_folder(model_type)
+    dense = AutoModelForCausalLM.from_pretrained(model).num_parameters()
+    target = int(0.75 * dense)
+    summary = run_stages(make_run(model, tmp_path / "out", f"budget.params={target}", keep=None), "report")
+    counted = saved(tmp_path / "out").num_parameters()
+    assert target * (1 - TOLERANCE) <= counted <= target
+    assert summary["budget"]["used"] == counted
+    assert summary["budget"]["kind"] == "params"
+    assert "parameters of the dense model's" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type):
+    """Against the tensors in the file and the cache that the saved model fills; gemma3 has sliding windows of 8."""
+    context, batch = 24, 2
+    settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}", "export.dtype=float32")
+    model = tiny_folder(model_type)
+    plan = plan_stage(make_run(model, tmp_path / "plan", *settings, keep=None))
+    target = int(0.7 * plan.cost.dense)
+    settings = (f"budget.bytes={target}", *settings[1:])
+    summary = run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "report")
+    weights = sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model" / "model.safetensors").values())
+    tokens = torch.randint(3, 250, (batch, context))
+    with torch.no_grad():
+        cache = saved(tmp_path / "out")(input_ids=tokens, use_cache=True).past_key_values
+    kept = sum(
+        part.nbytes // part.shape[2] * (8 if getattr(layer, "is_sliding", False) else context)
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+        if part is not None
+    )
+    assert summary["budget"]["used"] == weights + kept
+    assert target * (1 - TOLERANCE) <= weights + kept <= target
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, make_run, tmp_path):
+    with pytest.raises(BudgetError, match=r"budget\.params: .*less than the smallest .*; the largest is"):
+        plan_stage(make_run(tiny_llama, tmp_path / "out", "budget.params=1k", keep=None))
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- time
+
+
+def seconds_of(choice):
+    """A machine whose modules take times that add up, with a step in the MLP's."""
+    total = 1.0
+    for (_, kind), level in choice.items():
+        total += 0.03 * level.groups * level.heads + 0.02 * level.groups if kind == "attention" else 0
+        total += 0.004 * level.width + 0.1 * (level.width > 48) if kind == "mlp" else 0
+    return total
+
+
+@pytest.fixture
+def steady_machine(monkeypatch):
+    """Counts how many models are timed."""
+    timed = []
+
+    def compare(self, dense, choice):
+        timed.append(choice)
+        return seconds_of(choice) / seconds_of(dense), seconds_of(dense)
+
+    monkeypatch.setattr(ModelTimer, "compare", compare)
+    return timed
+
+
+def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_machine):
+    run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", "budget.latency_points=20", keep=None)
+    plan = plan_stage(run)
+    table = json.loads((run.path("latency") / "table.json").read_text())
+    assert table["worst_error"] < 0.01
+    assert plan.budget.limit == pytest.approx(1e9 * table["dense"] / 1.5, rel=1e-5)
+    assert plan.cost.dense == pytest.approx(1e9 * table["dense"], rel=1e-4)
+    assert len(steady_machine) < sum(len(module.levels) for module in plan.space.modules), "not one for each block"
+    count = len(steady_machine)
+    again = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.4x", "budget.latency_points=20", keep=None)
+    plan_stage(again)
+    assert len(steady_machine) == count, "the table serves every speed"
+
+
+def test_a_speedup_is_met(tiny_llama, make_run, tmp_path, steady_machine):
+    settings = ("budget.speedup=1.5x", "budget.latency_points=20")
+    run = make_run(tiny_llama, tmp_path / "out", *settings, keep=None)
+    found = {}
+    summary = run_stages(run, "report", found)
+    plan = found["plan"]
+    levels = zip(plan.space.modules, plan.space.levels(found["search"].allocation), strict=True)
+    dense = zip(plan.space.modules, plan.space.levels(plan.space.dense), strict=True)
+    reached = seconds_of({(m.block, m.kind): x for m, x in dense}) / seconds_of(
+        {(m.block, m.kind): x for m, x in levels}
+    )
+    assert reached == pytest.approx(1.5, rel=0.06)
+    assert summary["budget"]["unit"] == "nanoseconds"
+
+
+def test_real_clocks_run_too(tiny_llama, make_run, tmp_path):
+    """Times of a model this small are noise; only what they are made of is checked."""
+    settings = ("budget.latency=1000s", "budget.latency_runs=1", "budget.latency_points=2", "budget.prefill_tokens=8")
+    run = make_run(tiny_llama, tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
+    with pytest.raises(BudgetError, match=r"budget\.latency: 1e\+03 s is asked for, more than the whole model"):
+        plan_stage(run)
+    table = json.loads((run.path("latency") / "table.json").read_text())
+    assert set(table["seconds"]) == {"attention", "mlp"}
+    assert table["dense"] > 0
+    assert len(table["checks"]) == 3
+    assert latency_stage.__doc__
+
+
+# ------------------------------------------------------------------------------------------------ families of models
+
+
+def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
+    run = make_run(tiny_llama, tmp_path / "unused")
+    recipes = [merge(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
+    rows = prune_family(recipes, tmp_path / "out", reporter=run.reporter)
+    assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
+    assert (tmp_path / "out" / "stages" / "database").is_dir()
+    for row in rows[1:]:
+        folder = tmp_path / "out" / row["name"]
+        assert not (folder / "stages" / "database").exists()
+        assert not (folder / "stages" / "scores").exists()
+        assert saved(folder).num_parameters() == row["params"]
+        assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
+    sizes = [row["params"] for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    assert rows[0]["kl"] == 0
+    assert json.loads((tmp_path / "out" / "pareto.json").read_text()) == json.loads(json.dumps(rows))
+    assert "keep-60" in (tmp_path / "out" / "pareto.md").read_text()
+    assert (tmp_path / "out" / "pareto.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
+    again = prune_family(recipes, tmp_path / "out", reporter=run.reporter)
+    assert again == rows, "everything is reused"
+
+
+@pytest.mark.parametrize(
+    ("budget", "name"),
+    [
+        ({"keep": 0.75}, "keep-75"),
+        ({"keep": 0.333}, "keep-33.3"),
+        ({"params": "2.7B"}, "params-2.7B"),
+        ({"bytes": "4GiB"}, "bytes-4GiB"),
+        ({"bytes": "100"}, "bytes-100"),
+        ({"speedup": "2x"}, "speedup-2x"),
+        ({"latency": "30ms"}, "latency-30ms"),
+    ],
+)
+def test_members_are_named_after_their_budget(budget, name):
+    assert member_name(Budget(**budget)) == name

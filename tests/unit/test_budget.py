@@ -1,0 +1,236 @@
+"""Budgets: how they are written, which contradict each other, and what allocations cost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darwinlm.database.levels import Level, ModuleLevels
+from darwinlm.errors import BudgetError, RecipeError
+from darwinlm.recipe import Budget, Recipe, load_recipe, load_recipes, merge, parse_recipe
+from darwinlm.search.cost import (
+    Bounds,
+    CostModel,
+    KvCache,
+    amount_words,
+    bounds_of,
+    byte_costs,
+    parameter_costs,
+    time_costs,
+)
+from darwinlm.search.space import SearchSpace
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("params", "2.7B", 2_700_000_000),
+        ("params", "350M", 350_000_000),
+        ("params", "10k", 10_000),
+        ("params", "1_234_567", 1_234_567),
+        ("params", 12345, 12345),
+        ("bytes", "4GiB", 4 << 30),
+        ("bytes", "1.5 GB", 1_500_000_000),
+        ("bytes", "900MB", 900_000_000),
+        ("bytes", "512KiB", 512 << 10),
+        ("bytes", 4096, 4096),
+        ("speedup", "2x", 2.0),
+        ("speedup", 1.5, 1.5),
+        ("latency", "30ms", 0.030),
+        ("latency", "1.5s", 1.5),
+        ("latency", "200 us", 0.0002),
+    ],
+)
+def test_bounds_are_written_as_people_write_them(field, text, value):
+    budget = Recipe.model_validate({"budget": {field: text}}).budget
+    assert getattr(budget, field) == pytest.approx(value, rel=1e-12)
+    assert budget.kind == field
+    assert budget.keep is None
+
+
+@pytest.mark.parametrize(("text", "minutes"), [("30m", 30), ("1.5h", 90), ("90s", 1.5), (2, 2), ("2", 2)])
+def test_time_for_the_search(text, minutes):
+    assert Recipe.model_validate({"search": {"minutes": text}}).search.minutes == minutes
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"budget": {"params": "2.7Q"}}, "budget.params: has an unknown unit 'Q'; known are k, K, M, B, G, T"),
+        ({"budget": {"params": "many"}}, "budget.params: must be a number with a unit, such as 2.7B"),
+        ({"budget": {"bytes": "4gigs"}}, "unknown unit 'gigs'; known are B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        ({"budget": {"latency": 30}}, "budget.latency: needs a unit, as in 30ms; known are s, ms, us"),
+        ({"budget": {"latency": "30"}}, "budget.latency: needs a unit"),
+        ({"budget": {"latency": "30min"}}, "budget.latency: has an unknown unit 'min'"),
+        ({"budget": {"speedup": "0.5x"}}, "budget.speedup: must be at least 1"),
+        ({"budget": {"speedup": True}}, "budget.speedup: must be something like 2x, not true or false"),
+        ({"budget": {"params": 0}}, "budget.params: must be above 0"),
+        ({"budget": {"bytes": "-4GiB"}}, "budget.bytes: must be above 0"),
+        ({"budget": {"keep": "50%", "params": "1B"}}, "budget: give one bound only, not keep and params at once"),
+        ({"budget": {"speedup": 2, "latency": "1s"}}, "budget: give one bound only, not speedup and latency at once"),
+        ({"budget": {"keep": None}}, "budget: no bound is given: give one of keep, params, bytes, speedup, latency"),
+        ({"budget": {"speedup": 2, "prefill_tokens": 0, "decode_tokens": 0}}, "there is nothing to time"),
+        ({"search": {"minutes": "30 days"}}, "search.minutes: has an unknown unit 'days'"),
+        ({"preset": "papers"}, "preset: Input should be 'default' or 'paper' (it is 'papers')"),
+    ],
+)
+def test_wrong_bounds_are_refused(tree, said):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(tree, "here")
+    assert said in str(caught.value)
+
+
+def test_a_bound_that_is_given_displaces_the_recipes_own_of_another_kind(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("budget: {keep: 40%, tolerance: 0.01}\n", encoding="utf-8")
+    budget = load_recipe(path, (), {"budget.params": "1B"}).budget
+    assert (budget.keep, budget.params, budget.tolerance) == (None, 10**9, 0.01)
+    assert load_recipe(path, ["budget.bytes=1GiB"]).budget.kind == "bytes"
+    assert merge(Recipe(), ["budget.speedup=2x"], {}).budget.kind == "speedup"
+    with pytest.raises(RecipeError, match="one bound only"):
+        load_recipe(path, ["budget.bytes=1GiB"], {"budget.params": "1B"})
+
+
+@pytest.mark.parametrize("given_as", ["75%,50%, 35%", ["75%", 0.5, "35%"]])
+def test_several_bounds_are_several_recipes(given_as):
+    recipes = load_recipes(None, (), {"budget.keep": given_as, "search.generations": 7})
+    assert [recipe.budget.keep for recipe in recipes] == [0.75, 0.5, 0.35]
+    assert {recipe.search.generations for recipe in recipes} == {7}
+
+
+def test_one_bound_is_one_recipe():
+    assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
+    with pytest.raises(RecipeError, match="a value is there twice"):
+        load_recipes(None, (), {"budget.keep": "50%,0.5"})
+    with pytest.raises(RecipeError, match=r"budget\.keep"):
+        load_recipe(None, (), {"budget.keep": "50%,40%"})
+
+
+# ------------------------------------------------------------------------------------------------------ the preset
+
+
+def test_the_paper_preset_has_the_papers_numbers():
+    search = load_recipe(None, (), {"preset": "paper"}).search
+    assert (search.start, search.generations, search.offspring) == ("uniform", 200, 16)
+    assert (search.trade, search.screen) == ("same_kind", False)
+    assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
+    assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
+    assert [stage.training_tokens for stage in search.stages] == [10_000, 50_000, 100_000, 200_000]
+
+
+def test_what_the_user_gives_goes_before_the_preset(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("preset: paper\nsearch: {generations: 5, start: knapsack}\n", encoding="utf-8")
+    recipe = load_recipe(path, ["text.fitness_tokens=9000"])
+    assert (recipe.search.generations, recipe.search.start, recipe.search.offspring) == (5, "knapsack", 16)
+    assert recipe.text.fitness_tokens == 9000
+    assert recipe.units.levels == "paper"
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (
+            {"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 4}]},
+            "must shrink from the finalists",
+        ),
+        ({"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 2}]}, "must leave one survivor"),
+        ({"finalists": 1}, "finalists: one alone needs no selection"),
+        ({"finalists": 4, "finalist_rounds": []}, "nothing would tell them apart"),
+        ({"finalists": 4}, "candidates train on 65536 tokens, but text.training_tokens is 0"),
+        ({"finalist_rounds": [{"tokens": 3}]}, "known fields are training_tokens, survivors"),
+    ],
+)
+def test_finalists_that_make_no_sense(search, said):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"search": search}, "here")
+    assert said in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------------- the costs
+
+ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
+MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
+SPACE = SearchSpace((ATTENTION, MLP))
+CACHE = KvCache(head_dim=[4, 4], tokens=[10, 6], batch=3, itemsize=2, counters=frozenset({0}))
+
+
+def test_parameters_of_the_blocks_and_of_the_whole():
+    assert parameter_costs(SPACE).of((1, 2)) == 310
+    whole = parameter_costs(SPACE, fixed=1000)
+    assert (whole.of((1, 2)), whole.dense, whole.smallest) == (1310, 1410, 1070)
+
+
+def test_bytes_are_weights_and_keys_and_values():
+    cost = byte_costs(SPACE, outside=1000, itemsize=2, cache=CACHE)
+    head = 2 * 4 * 10 * 3 * 2  # keys and values, columns, tokens, sequences, bytes
+    without_attention = 2 * 4 * 6 * 3 * 2 * 0  # block 1 has none and doesn't count positions
+    assert cost.of((2, 2)) == 2 * (1000 + 200 + 210) + 2 * head + without_attention
+    assert cost.of((0, 0)) == 2 * 1000 + head, "block 0 keeps one head, off which positions are read"
+
+
+def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
+    times = {(0, "attention"): [0.0, 0.5, 1.0], (1, "mlp"): [0.0, 0.25, 2.0]}
+    cost = time_costs(SPACE, times, 0.5)
+    assert cost.dense == pytest.approx(3.5e9, rel=1e-5)
+    assert cost.of((1, 1)) == pytest.approx(1.25e9, rel=1e-5)
+    assert cost.fixed == 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
+)
+def test_bounds_use_the_budget_and_no_more(budget, limit):
+    bounds = bounds_of(parameter_costs(SPACE, fixed=0), Budget(**budget, tolerance=0.1))
+    assert bounds.limit == limit
+    assert bounds.allows(limit)
+    assert not bounds.allows(limit + 1)
+    assert bounds.lower == int(0.9 * limit)
+
+
+def test_what_is_not_pruned_counts_too():
+    bounds = bounds_of(parameter_costs(SPACE, fixed=1000), Budget(params=1200))
+    assert (bounds.limit, bounds.upper) == (1200, 200)
+    assert bounds.words == "1,194 and 1,200 parameters"
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (
+            {"params": 900},
+            ("budget.params: 900 parameters is asked for, less than", "1,070 parameters; the largest is 1,410"),
+        ),
+        ({"params": 2000}, ("more than the whole model", "the smallest is 1,070 parameters, the largest 1,410")),
+    ],
+)
+def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
+    with pytest.raises(BudgetError) as caught:
+        bounds_of(parameter_costs(SPACE, fixed=1000), Budget(**budget))
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_an_impossible_time_names_the_range_in_times():
+    cost = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
+    with pytest.raises(BudgetError, match=r"30x means 0\.2 ms of 6 ms.*smallest.* 3 ms \(2\.00x\)"):
+        bounds_of(cost, Budget(speedup=30))
+
+
+def test_a_model_without_modules_is_refused():
+    with pytest.raises(BudgetError, match="no attention and no MLP"):
+        bounds_of(parameter_costs(SearchSpace(())), Budget())
+
+
+@given(st.integers(0, 10**13), st.sampled_from(["parameters", "bytes", "nanoseconds"]))
+def test_amounts_have_words(amount, unit):
+    words = amount_words(amount, unit)
+    assert words.split()[0][0].isdigit()
+    assert len(words.split()) >= 2
+
+
+def test_bounds_in_bytes_and_times_have_words_of_their_own():
+    assert Bounds(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
+    assert Bounds(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"

@@ -1,0 +1,60 @@
+"""Times of modules from times of whole models: exact where times add up, and measured no more often than needed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from darwinlm.search.latency import ABSENT, LatencyTable, lines_of, measured_lines, refine
+
+WIDTHS = [(1, 1, width) for width in range(32, 1537, 32)]
+
+
+def test_lines_have_equal_query_heads_and_growing_widths():
+    sizes = [(0, 0, 0), (2, 1, 16), (1, 1, 8), (1, 2, 16), (2, 2, 32), (1, 1, 8)]
+    assert measured_lines(sizes) == [[(1, 1, 8), (2, 1, 16)], [(1, 2, 16), (2, 2, 32)]]
+
+
+def timed(curve):
+    asked = []
+
+    def measure(size):
+        asked.append(size)
+        return curve(size[2])
+
+    return asked, measure
+
+
+def test_a_straight_line_is_measured_at_its_ends_and_once_between():
+    asked, measure = timed(lambda width: 0.3 + 0.7 * width / 1536)
+    refine([WIDTHS], measure, points=9, known={})
+    assert len(asked) == 3
+
+
+def test_a_step_is_found():
+    asked, measure = timed(lambda width: 0.4 if width <= 1024 else 0.9)
+    found = refine([WIDTHS], measure, points=12, known={})
+    assert len(asked) <= 12
+    below = max(size[2] for size, time in found.items() if time == 0.4)
+    above = min(size[2] for size, time in found.items() if time == 0.9)
+    assert above - below <= 128
+
+
+def test_no_more_points_than_allowed_and_none_that_are_known():
+    rng = random.Random(0)
+    asked, measure = timed(lambda width: rng.random())
+    refine([WIDTHS], measure, points=6, known={(1, 1, 1536): 1.0})
+    assert len(asked) <= 6
+    assert (1, 1, 1536) not in asked
+
+
+def test_modules_take_their_share_of_the_models_time():
+    ratios = {(1, 1, 10): 0.6, (1, 1, 20): 0.9, (1, 1, 30): 0.8, ABSENT: 0.5, (1, 2, 20): 1.0}
+    lines = lines_of(ratios, count=4, dense=8.0)
+    assert dict(lines[1]) == pytest.approx({10: 0.2, 20: 0.8, 30: 0.8}), "a wider module never takes less"
+    assert dict(lines[2]) == pytest.approx({20: 1.0})
+    table = LatencyTable({"mlp": lines}, 8.0, 1.0)
+    assert table.seconds("mlp", ABSENT) == 0
+    assert table.seconds("mlp", (1, 1, 15)) == pytest.approx(0.5)
+    assert table.seconds("mlp", (1, 1, 25)) == pytest.approx(0.8)
