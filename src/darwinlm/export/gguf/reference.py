@@ -40,6 +40,10 @@ class GgufFile:
         """Names of the tensors."""
         return list(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Rows and columns of a tensor. Raises KeyError."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
     def kind(self, name: str) -> str:
         """Element type of a tensor."""
         return str(self._tensors[name].tensor_type.name)

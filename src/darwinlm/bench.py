@@ -1,0 +1,242 @@
+"""How fast a model is in an engine, against another one measured in turn with it, so that drift falls on both."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.engines import EngineProcess, Timing, require_engine
+from darwinlm.errors import EngineError, ModelError
+from darwinlm.export.gguf.export import export_gguf
+from darwinlm.export.gguf.reference import GgufFile
+from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
+from darwinlm.export.source import MARKER, open_source
+from darwinlm.families.resolve import resolve_model
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several runs of one figure.
+
+    Attributes:
+        median: of them.
+        low: the smallest.
+        high: the largest.
+        runs: all, in order.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[float]) -> Spread:
+        """Summarise."""
+        return cls(statistics.median(runs), min(runs), max(runs), tuple(runs))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model in one engine.
+
+    Attributes:
+        name: what the user called it.
+        file_bytes: of its weights on disk.
+        peak_memory: largest resident size of the engine's process, in bytes, libraries included.
+        prompt: prompt tokens per second.
+        first_token: milliseconds from the prompt to the first new token.
+        decode: new tokens per second after the first.
+    """
+
+    name: str
+    file_bytes: int
+    peak_memory: int
+    prompt: Spread
+    first_token: Spread
+    decode: Spread
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A whole measurement.
+
+    Attributes:
+        engine: its name and version.
+        settings: what was run.
+        machine: where.
+        models: the model, and the one that it is compared with if there is one.
+        ratios: of the first to the second by figure: prompt, decode, first_token (of the times, inverted), from the
+            pairs of runs that were measured one after the other.
+    """
+
+    engine: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    models: tuple[Measured, ...]
+    ratios: dict[str, Spread]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def run_bench(
+    model: str,
+    against: str | None = None,
+    *,
+    engine: str | None = None,
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    runs: int = 5,
+    threads: int = 1,
+    dtype: str | None = None,
+    quantisation: str | None = None,
+    allow_remote_code: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Bench:
+    """Measure one model, or two in turn: a warm-up, then `runs` rounds over both.
+
+    Args:
+        model: folder, finished run, hub id or GGUF file.
+        against: another one.
+        engine: torch, llama.cpp or vllm; None takes llama.cpp for a GGUF file and torch for the rest.
+        prompt_tokens: length of the prompt.
+        new_tokens: tokens decoded after the first.
+        runs: rounds.
+        threads: processor threads.
+        dtype: element type in torch and vllm; None takes the checkpoint's.
+        quantisation: in llama.cpp, the type to which both are converted first; None takes a GGUF file as it is, and
+            f16 for folders.
+        allow_remote_code: let a checkpoint run its own code.
+        say: told what is going on.
+
+    Raises:
+        MissingExtraError: the engine isn't installed.
+        EngineError: it can't run the model, or the options don't fit it.
+        ModelError, ExportError: the model can't be read or converted.
+    """
+    engine = engine or ("llama.cpp" if model.endswith(".gguf") else "torch")
+    require_engine(engine, f"measuring speed in {engine}")
+    _check_options(engine, dtype, quantisation)
+    names = [model] if against is None else [model, against]
+    options = {"threads": threads, "context": prompt_tokens + new_tokens + 8, "dtype": dtype}
+    with tempfile.TemporaryDirectory(prefix="darwinlm-bench-") as work, ExitStack() as stack:
+        paths = []
+        for number, name in enumerate(names):
+            say(f"preparing {name}")
+            paths.append(
+                _prepare(name, engine, quantisation, Path(work, str(number)), threads, allow=allow_remote_code)
+            )
+        tokens = _tokens(min(_vocabulary(path) for path in paths), prompt_tokens)
+        say("loading")
+        engines = [
+            stack.enter_context(EngineProcess(engine, path, allow_remote_code=allow_remote_code, **options))
+            for path in paths
+        ]
+        rounds: list[list[Timing]] = []
+        for number in range(runs + 1):
+            say(f"round {number} of {runs}" if number else "warming up")
+            rounds.append([process.time(tokens, new_tokens) for process in engines])
+        facts = [process.facts() for process in engines]
+        measured = tuple(
+            _measured(
+                name, path, [row[i] for row in rounds[1:]], int(facts[i]["peak_memory"]), prompt_tokens, new_tokens
+            )
+            for i, (name, path) in enumerate(zip(names, paths, strict=True))
+        )
+    return Bench(
+        engine=f"{engine} ({facts[0]['version']})",
+        settings={
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "runs": runs,
+            "threads": threads,
+            "dtype": dtype,
+            "quantisation": quantisation or ("f16" if engine == "llama.cpp" and not model.endswith(".gguf") else None),
+        },
+        machine={"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        models=measured,
+        ratios=_ratios(measured) if against is not None else {},
+    )
+
+
+def _check_options(engine: str, dtype: str | None, quantisation: str | None) -> None:
+    if quantisation is not None and engine != "llama.cpp":
+        raise EngineError(f"--quant {quantisation}: only the engine llama.cpp takes it; {engine} takes --dtype")
+    if quantisation is not None and quantisation not in QUANTISATIONS:
+        raise EngineError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
+    if dtype is not None and engine == "llama.cpp":
+        raise EngineError(f"--dtype {dtype}: the engine llama.cpp takes --quant")
+    if dtype is not None and dtype not in DTYPES:
+        raise EngineError(f"--dtype {dtype}: the types are {', '.join(DTYPES)}")
+
+
+def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threads: int, *, allow: bool) -> Path:
+    """What the engine can load: a folder, or a GGUF file."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file() and engine == "llama.cpp" and quantisation is None:
+        return path
+    if (path / MARKER).is_file():
+        checkpoint = open_source(path, allow_remote_code=allow)
+    else:
+        checkpoint = resolve_model(name, work / "source", allow_remote_code=allow)
+    if engine != "llama.cpp":
+        return checkpoint.folder
+    copied = path if path.suffix == ".gguf" else None
+    file = work / "model.gguf"
+    export_gguf(checkpoint, file, quantisation=quantisation or "f16", tokenizer_from=copied, threads=threads)
+    return file
+
+
+def _vocabulary(path: Path) -> int:
+    """Tokens that a model knows."""
+    if path.is_dir():
+        return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+    require_gguf()
+    try:
+        embedding = GgufFile(path).shape("token_embd.weight")
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{path} is no GGUF file of a language model ({error}): fetch or export it again") from error
+    return embedding[0]
+
+
+def _tokens(vocabulary: int, count: int) -> list[int]:
+    """A prompt; which tokens it holds doesn't change what they cost."""
+    generator = torch.Generator().manual_seed(0)
+    return [int(token) for token in torch.randint(vocabulary, (count,), generator=generator)]
+
+
+def _measured(
+    name: str, path: Path, timings: Sequence[Timing], peak: int, prompt_tokens: int, new_tokens: int
+) -> Measured:
+    weights = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    return Measured(
+        name=name,
+        file_bytes=sum(file.stat().st_size for file in weights),
+        peak_memory=peak,
+        prompt=Spread.of([prompt_tokens / timing.first for timing in timings]),
+        first_token=Spread.of([1000 * timing.first for timing in timings]),
+        decode=Spread.of([new_tokens / timing.decode for timing in timings]),
+    )
+
+
+def _ratios(measured: Sequence[Measured]) -> dict[str, Spread]:
+    left, right = measured
+    return {
+        "prompt": Spread.of([a / b for a, b in zip(left.prompt.runs, right.prompt.runs, strict=True)]),
+        "first_token": Spread.of([b / a for a, b in zip(left.first_token.runs, right.first_token.runs, strict=True)]),
+        "decode": Spread.of([a / b for a, b in zip(left.decode.runs, right.decode.runs, strict=True)]),
+    }

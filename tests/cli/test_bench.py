@@ -1,0 +1,121 @@
+"""`darwinlm bench`: figures of every engine that is installed, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.tiny.command import command_runner
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+
+from darwinlm.engines import ENGINES
+from darwinlm.evaluation.speed import time_call
+
+FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return command_runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)})
+
+
+def assert_complete(path, names):
+    found = json.loads(path.read_text())
+    assert [row["name"] for row in found["models"]] == names
+    for row in found["models"]:
+        assert row["file_bytes"] > 10_000
+        assert row["peak_memory"] > 10e6
+        for figure in ("prompt", "first_token", "decode"):
+            spread = row[figure]
+            assert len(spread["runs"]) == 3
+            assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+            assert spread["median"] == sorted(spread["runs"])[1]
+        assert row["prompt"]["runs"] == pytest.approx([24_000 / first for first in row["first_token"]["runs"]])
+    return found
+
+
+def test_torch_against_the_dense_model(command, model, tmp_path):
+    dense = plain_checkpoint(tmp_path / "dense", "llama")
+    ended = command("bench", model, "--against", dense, "--json", tmp_path / "b.json", *FAST)
+    assert ended.code == 0, ended
+    found = assert_complete(tmp_path / "b.json", [str(model), str(dense)])
+    assert found["engine"].startswith("torch (torch 2.")
+    left, right = (row["decode"]["runs"] for row in found["models"])
+    assert found["ratios"]["decode"]["runs"] == pytest.approx([a / b for a, b in zip(left, right, strict=True)])
+    assert "against it" in ended.out
+    assert "lowest to highest" in ended.out
+
+
+def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    assert command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").code == 0
+    ended = command("bench", tmp_path / "m.gguf", "--json", tmp_path / "b.json", *FAST)
+    assert ended.code == 0, ended
+    found = assert_complete(tmp_path / "b.json", [str(tmp_path / "m.gguf")])
+    assert found["models"][0]["file_bytes"] == (tmp_path / "m.gguf").stat().st_size
+    assert found["ratios"] == {}
+    ended = command("bench", model, "--engine", "llama.cpp", "--quant", "q8_0", "--json", tmp_path / "c.json", *FAST)
+    assert ended.code == 0, ended
+    again = assert_complete(tmp_path / "c.json", [str(model)])
+    assert again["models"][0]["file_bytes"] == pytest.approx(found["models"][0]["file_bytes"], abs=64)
+    assert again["settings"]["quantisation"] == "q8_0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--engine", "onnx"], ["there is no engine 'onnx'", "torch, llama.cpp, vllm"]),
+        (["--engine", "torch", "--quant", "q8_0"], ["only the engine llama.cpp takes it"]),
+        (["--engine", "llama.cpp", "--dtype", "float32"], ["takes --quant"]),
+        (["--engine", "llama.cpp", "--quant", "q1"], ["there is no quantisation 'q1'"]),
+        (["--dtype", "int8"], ["the types are float32"]),
+        (["--against", "nowhere"], ["there is no model at 'nowhere'"]),
+        (["--runs", "0"], ["--runs"]),
+    ],
+)
+def test_wrong_options(command, model, tmp_path, arguments, parts):
+    command("bench", model, "--json", tmp_path / "b.json", *arguments).refused(*parts)
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(("engine", "extra"), [("llama.cpp", "llama-cpp"), ("vllm", "vllm")])
+def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, extra):
+    monkeypatch.setitem(ENGINES, engine, ("not_installed_here", extra))
+    command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", f"'darwinlm[{extra}]'")
+
+
+def test_a_file_that_llama_cpp_refuses(command, tmp_path):
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    (tmp_path / "m.gguf").write_bytes(b"no model at all" * 100)
+    command("bench", tmp_path / "m.gguf").refused("is no GGUF file of a language model")
+
+
+def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
+    """A width of 0 in the last block makes llama.cpp abort its process."""
+    pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
+    from darwinlm.engines import EngineProcess
+    from darwinlm.errors import EngineError, ExportError
+    from darwinlm.export.gguf import layout
+    from darwinlm.export.run import export_model
+
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
+    monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
+    with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):
+        export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(EngineError, match="can't load"), EngineProcess("torch", tmp_path / "nothing"):
+        pass
+
+
+def test_a_timed_call():
+    calls = []
+    timing = time_call(lambda: calls.append(1), device=torch.device("cpu"), warm_up=2, runs=3)
+    assert len(calls) == 5
+    assert len(timing.runs) == 3
+    assert 0 <= timing.low <= timing.median <= timing.high
