@@ -149,12 +149,25 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the configuration of 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),
+        (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
         (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
         (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--keep", "0.01%"), "less than the smallest"),
     ],
 )
 def test_wrong_request(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
     command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
+
+
+@pytest.mark.parametrize(("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5)])
+def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Path) -> None:
+    sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
+    plan = make_plan(sizes, find_device("h100")).as_json()
+    if share:
+        assert sizes.kept == pytest.approx(share, abs=1e-3)
+    elif budget.startswith("params"):
+        assert plan["params"]["upper"] == 70_000
+    else:
+        assert plan["params"]["upper"] * 4 == pytest.approx(150_000, rel=0.01)
 
 
 def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:

@@ -39,10 +39,11 @@ def plan(
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
         made = make_plan(Sizes(checkpoint, chosen), found)
         sizes = made.sizes
+        least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(
             f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
-            f"{(sizes.budget.lower + sizes.outside) / 1e9:.3f} to {(sizes.budget.upper + sizes.outside) / 1e9:.3f} B, "
-            f"{sizes.budget.upper / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
+            f"{least:.3f} to {most:.3f} B, "
+            f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
             f"{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
             highlight=False,
             soft_wrap=True,

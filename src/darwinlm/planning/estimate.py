@@ -242,5 +242,5 @@ def _evaluate(sizes: Sizes) -> StageNeed:
         *_logit_items(sizes),
         *_logit_items(sizes),
     ]
-    need.disk = 2 * (sizes.budget.upper + sizes.outside) * float(sizes.element)
+    need.disk = 2 * (sizes.kept_blocks[1] + sizes.outside) * float(sizes.element)
     return need

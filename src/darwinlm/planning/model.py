@@ -14,12 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from darwinlm.database.levels import module_levels, variants
-from darwinlm.errors import ModelError
+from darwinlm.errors import ModelError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe
-from darwinlm.search.space import ParamBudget, SearchSpace, budget_of
+from darwinlm.search.cost import Bounds, CostModel, bounds_of
+from darwinlm.search.space import SearchSpace
+from darwinlm.stages.plan import counted_costs
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,19 @@ class Sizes:
         return SearchSpace(tuple(module_levels(family, shape, units) for shape in self.shapes))
 
     @cached_property
-    def budget(self) -> ParamBudget:
-        """Bounds on the block parameters. Raises BudgetError."""
-        return budget_of(self.space, self.recipe.budget.keep, self.recipe.budget.tolerance)
+    def cost(self) -> CostModel:
+        """What the budget counts. Raises RecipeError when it would have to be measured."""
+        if self.recipe.budget.kind in ("speedup", "latency"):
+            raise RecipeError(
+                f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
+                "params or bytes"
+            )
+        return counted_costs(self.recipe, self.checkpoint, self.space, self.shapes, self.outside)
+
+    @cached_property
+    def budget(self) -> Bounds:
+        """Bounds on the modules' cost. Raises BudgetError."""
+        return bounds_of(self.cost, self.recipe.budget)
 
     @cached_property
     def params(self) -> int:
@@ -67,8 +79,17 @@ class Sizes:
 
     @property
     def kept(self) -> float:
-        """Share of the block parameters that stay."""
-        return self.budget.upper / self.blocks
+        """Share of the block parameters that stay at most; of a budget in bytes, of the modules' bytes."""
+        return self.budget.upper / (self.cost.dense - self.cost.fixed)
+
+    @property
+    def kept_blocks(self) -> tuple[int, int]:
+        """Block parameters that stay, at least and at most; with a budget in bytes, about."""
+        if self.cost.unit == "bytes":
+            return round(self.kept * self.blocks * self.budget.lower / self.budget.upper), round(
+                self.kept * self.blocks
+            )
+        return self.budget.lower, self.budget.upper
 
     @property
     def block(self) -> int:

@@ -41,9 +41,9 @@ class Plan:
             "model": sizes.checkpoint.source,
             "device": {"name": self.device.name, "memory": self.device.memory, "source": self.device.source},
             "dense_params": sizes.params,
-            "block_params": {"dense": sizes.blocks, "lower": sizes.budget.lower, "upper": sizes.budget.upper},
-            "params": {"lower": sizes.budget.lower + sizes.outside, "upper": sizes.budget.upper + sizes.outside},
-            "bytes": (sizes.budget.upper + sizes.outside) * sizes.element,
+            "block_params": {"dense": sizes.blocks, "lower": sizes.kept_blocks[0], "upper": sizes.kept_blocks[1]},
+            "params": {"lower": sizes.kept_blocks[0] + sizes.outside, "upper": sizes.kept_blocks[1] + sizes.outside},
+            "bytes": (sizes.kept_blocks[1] + sizes.outside) * sizes.element,
             "stages": [
                 {
                     "stage": need.name,
