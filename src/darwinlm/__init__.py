@@ -1,13 +1,16 @@
 """darwinlm: make a language model smaller and faster without making it stupid.
 
 `prune` runs the whole pipeline; `Recipe` and `load_recipe` describe a run; every error that input can cause is a
-`DarwinLMError`. The names are loaded on first use, so that `import darwinlm` stays quick.
+`DarwinLMError`. The names are loaded on first use, so that `import darwinlm` stays quick. With it imported, the Auto
+classes of transformers load models whose layers differ, without `trust_remote_code`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from darwinlm.families.registration import register_when_imported
 
 __version__ = "0.1.0"
 
@@ -33,3 +36,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'darwinlm' has no attribute '{name}'")
+
+
+register_when_imported()

@@ -1,0 +1,100 @@
+"""Let transformers' Auto classes know our model types once there are Auto classes, and import nothing before.
+
+Importing transformers takes seconds and `import darwinlm` must not, whichever of the two a program imports first. So
+registration waits for the one module of transformers that holds the table of configurations. The finder that waits
+answers for that module alone and leaves as soon as it was imported. What is registered then is a stand-in for each
+configuration class; the family's modelling code is imported when a checkpoint of that family is opened.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darwinlm.families.family import Family
+
+TABLE = "transformers.models.auto.configuration_auto"
+
+
+def register_when_imported() -> None:
+    """Register all families with the Auto classes: now if they were imported, else right after they are."""
+    if TABLE in sys.modules:
+        register_families()
+    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting())
+
+
+def register_families() -> None:
+    """Register a stand-in for the configuration of every family that has no class yet."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+    from darwinlm.families.family import PREFIX, families
+
+    for family in families().values():
+        model_type = PREFIX + family.model_type
+        if model_type not in CONFIG_MAPPING:
+            AutoConfig.register(model_type, _stand_in(model_type, family))
+
+
+def _stand_in(model_type: str, family: Family) -> type:
+    """A class that makes configurations of the family's real class, which is defined and registered on first use."""
+
+    def real() -> Any:
+        from darwinlm.families.pruned import pruned_classes
+
+        return pruned_classes(*family.class_names)[0]
+
+    class StandIn:
+        def __new__(cls, *args: Any, **values: Any) -> Any:
+            return real()(*args, **values)
+
+        @classmethod
+        def from_dict(cls, *args: Any, **values: Any) -> Any:
+            return real().from_dict(*args, **values)
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **values: Any) -> Any:
+            return real().from_pretrained(*args, **values)
+
+    StandIn.model_type = model_type  # type: ignore[attr-defined]
+    StandIn.__name__ = StandIn.__qualname__ = f"Darwin{family.class_prefix}Config"
+    return StandIn
+
+
+class _Waiting(MetaPathFinder):
+    """Finds one module as the other finders do, and has the families registered behind its import."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != TABLE:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _ThenRegister(spec.loader, self)
+                return spec
+        return None
+
+
+class _ThenRegister(Loader):
+    """Loads as the given loader does, then registers the families and removes all traces of the waiting."""
+
+    def __init__(self, loader: Loader, waiting: _Waiting) -> None:
+        self.loader = loader
+        self.waiting = waiting
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        if self.waiting in sys.meta_path:
+            sys.meta_path.remove(self.waiting)
+        register_families()

@@ -1,0 +1,91 @@
+"""`import darwinlm` is all that transformers needs to load our models, whichever of the two is imported first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.cutting import MIXED, NAMES, cut, logits, tokens
+from tests.tiny.models import FAMILIES, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from darwinlm.families.registration import register_families, register_when_imported
+
+FIRST_OURS = """
+import sys
+import darwinlm
+heavy = {"torch", "transformers", "pydantic", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+from transformers import AutoModelForCausalLM
+assert not any(type(finder).__module__.startswith("darwinlm") for finder in sys.meta_path)
+import transformers.models.auto.configuration_auto as table
+assert not type(table.__loader__).__module__.startswith("darwinlm")
+assert table.__spec__.loader is table.__loader__
+"""
+FIRST_THEIRS = """
+from transformers import AutoModelForCausalLM
+import darwinlm
+"""
+CONFIGURATION_ONLY = """
+import darwinlm
+from transformers import AutoConfig
+assert AutoConfig.from_pretrained(sys.argv[2]).model_type.startswith("darwinlm_")
+from transformers import AutoModelForCausalLM
+"""
+LOAD = """
+import json, sys, torch
+ids = torch.tensor(json.loads(sys.argv[1]))
+with torch.no_grad():
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in sys.argv[2:]]
+    print(json.dumps([[type(m).__module__, type(m).__name__, m.eval()(ids).logits.tolist()] for m in models]))
+"""
+
+
+BEGINNINGS = {"ours": FIRST_OURS, "theirs": FIRST_THEIRS, "configuration": CONFIGURATION_ONLY}
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_importing_the_package_is_enough(begin, tmp_path):
+    models = {model_type: cut(tiny_model(model_type), MIXED) for model_type in ("llama", "gemma3_text", "mixtral")}
+    for model_type, model in models.items():
+        model.save_pretrained(tmp_path / model_type)
+    ids = tokens(length=8)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + begin + LOAD, json.dumps(ids.tolist()), *map(str, tmp_path.iterdir())],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder, (module, name, found) in zip(tmp_path.iterdir(), json.loads(done.stdout), strict=True):
+        model = models[folder.name]
+        assert (module, name) == ("darwinlm.families.modeling_darwinlm", type(model).__name__)
+        assert torch.equal(torch.tensor(found), logits(model, ids))
+
+
+def test_all_families_are_registered_once(tmp_path: Path):
+    register_families()
+    known = {f"darwinlm_{model_type}" for model_type in FAMILIES}
+    assert known <= set(CONFIG_MAPPING.keys())
+    before, finders = {name: CONFIG_MAPPING[name] for name in known}, list(sys.meta_path)
+    register_when_imported()
+    assert {name: CONFIG_MAPPING[name] for name in known} == before
+    assert sys.meta_path == finders
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_configuration_made_by_name_is_of_the_real_class(model_type):
+    sizes = tiny_model(model_type).config.to_dict()
+    del sizes["model_type"]
+    config = AutoConfig.for_model(f"darwinlm_{model_type}", **sizes, per_layer_config={0: {"skip": ["mlp"]}})
+    assert type(config).__name__ == f"Darwin{NAMES[model_type][0]}Config"
+    model = AutoModelForCausalLM.from_config(config)
+    assert type(model).__name__ == f"Darwin{NAMES[model_type][0]}ForCausalLM"
+    assert not any("layers.0.mlp" in name for name, _ in model.named_parameters())
