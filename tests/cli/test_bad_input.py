@@ -208,15 +208,21 @@ def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_code_of_its_own_under_a_known_name_without_permission(prune, model_copy, tmp_path):
+def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_path):
     ran = tmp_path / "ran"
-    for model_type in ("llama", "darwinlm_mine"):
-        edit_config(model_copy, model_type=model_type, auto_map={"AutoConfig": "code.Config"})
-        (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-        prune(model=model_copy).refused("wants to run Python code of its own")
-    edit_config(model_copy, model_type="darwinlm_llama", auto_map={"AutoConfig": "code.Config"})
+    autos = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "code.Mine")
+    (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    edit_config(model_copy, model_type="darwinlm_mine", auto_map=autos)
+    prune(model=model_copy).refused("wants to run Python code of its own")
+    for permission in ((), ("--allow-remote-code",)):
+        edit_config(model_copy, model_type="llama", auto_map=autos)
+        done = prune(*permission, model=model_copy)
+        assert done.code == 0, done.err
+        assert "code.Mine" not in (tmp_path / "out" / "model" / "config.json").read_text()
+        shutil.rmtree(tmp_path / "out")
+    edit_config(model_copy, model_type="darwinlm_llama", auto_map=autos)
     prune("--until", "plan", model=model_copy)
-    assert not ran.exists(), "our own kind of model is read by our own code"
+    assert not ran.exists(), "families that are known are read by the classes that are known"
 
 
 def test_code_of_its_own_that_is_not_there(prune, model_copy):

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError
-from darwinlm.families.family import PREFIX, Family, family_of
+from darwinlm.families.family import PREFIX, Family, families, family_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.pruned import pruned_classes
 
@@ -53,16 +53,6 @@ class Checkpoint:
             FamilyError: its architecture isn't known.
             CheckpointError: shards are missing or reach outside the folder.
         """
-        checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
-        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
-        checkpoint._check_tensors()
-        return checkpoint
-
-    @classmethod
-    def describe(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
-        """Read a folder's configuration alone; whether it holds weights isn't asked. Raises as `open`."""
         path = folder / "config.json"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model: there is no config.json in it")
@@ -74,7 +64,12 @@ class Checkpoint:
         if not model_type:
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
-        return cls(folder, config, family_of(config), source or str(folder))
+        checkpoint = cls(folder, config, family_of(config), source or str(folder))
+        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
+        checkpoint._check_tensors()
+        return checkpoint
 
     def _check_tensors(self) -> None:
         """Compare names and shapes in the shards' headers with what the configuration asks for."""
@@ -224,13 +219,12 @@ class Checkpoint:
 
 
 def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
-    if model_type.startswith(PREFIX):
-        from darwinlm.families.family import families
-
-        family = families().get(model_type.removeprefix(PREFIX))
-        if family is not None:
+    family = families().get(model_type.removeprefix(PREFIX))
+    if family is not None:
+        # Families that transformers knows are read by its classes: Phi-3 still carries code from before it did.
+        own_code = False
+        if model_type.startswith(PREFIX):
             pruned_classes(*family.class_names)
-            own_code = False
     if own_code and not allow_remote_code:
         raise ModelError(
             f"{folder} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
