@@ -6,9 +6,17 @@ import copy
 
 import pytest
 import torch
-from tests.tiny.cutting import logits, near, tokens
-from transformers import DynamicCache
+from peft import LoraConfig, PeftModel, get_peft_model
+from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, near, tokens
+from tests.tiny.models import tiny_model
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+
+@pytest.fixture(params=["no attention first", "nothing first", "query heads"], scope="module")
+def plan(request: pytest.FixtureRequest) -> list[Kept]:
+    """The plans in which something is odd beyond sizes."""
+    return PLANS[request.param]
 
 
 def test_cached_equals_uncached(pruned):
@@ -104,3 +112,87 @@ def test_gradient_checkpointing(pruned):
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
     assert all(gradient is not None for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+# ------------------------------------------------------------------------- once for each family, on the oddest layers
+
+
+@pytest.fixture(params=["no attention first", "query heads"], scope="module")
+def odd(request, dense) -> torch.nn.Module:
+    return cut(dense, PLANS[request.param])
+
+
+def test_another_element_type(odd, tmp_path):
+    ids, dtype = tokens(), torch.bfloat16
+    model = copy.deepcopy(odd).to(dtype)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    expected = torch.log_softmax(logits(odd, ids), dim=-1)
+    found = torch.log_softmax(logits(model, ids).float(), dim=-1)
+    divergence = (expected.exp() * (expected - found)).sum(dim=-1)
+    # A router that can't decide may choose another expert for a token or two.
+    assert divergence.median() < 1e-2
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+    assert made.shape[1] == ids.shape[1] + 3
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.dtype == dtype
+    # Not the logits: `to` also rounds the frequencies of the rotary embedding, which loading computes anew.
+    saved, loaded = model.state_dict(), again.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], weight) for name, weight in saved.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers by this name
+def test_adapters_are_trained_saved_and_merged(odd, tmp_path):
+    ids, before = tokens(), logits(odd, tokens())
+    torch.manual_seed(0)
+    model = get_peft_model(copy.deepcopy(odd), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted = logits(model, ids)
+    assert (adapted - before).abs().max() > 1e-3
+    model.train()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    trained = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    model.eval().save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(odd), tmp_path).eval()
+    near(logits(again, ids), adapted)
+    if all(getattr(config, "query_groups", None) is None for config in odd.config.per_layer_config):
+        merged = again.merge_and_unload()
+        assert type(merged) is type(odd)
+        near(logits(merged, ids), adapted, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_compiled(plan):
+    model = cut(tiny_model("llama"), PLANS[plan])
+    ids = tokens()
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    near(logits(compiled, ids, use_cache=False), logits(model, ids))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_the_kernels_of_experts_can_be_chosen(model_type):
+    """And the choice reaches every layer, as with attention."""
+    model = cut(tiny_model(model_type), MIXED)
+    ids, before = tokens(), logits(cut(tiny_model(model_type), MIXED), tokens())
+    for name in ("eager", "batched_mm", "grouped_mm"):
+        model.set_experts_implementation(name)
+        assert model.config._experts_implementation == name
+        experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+        assert experts
+        assert {module.config._experts_implementation for module in experts} == {name}
+        near(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
+    model = cut(tiny_model(model_type), MIXED).train()
+    ids = tokens()
+    output = model(ids, labels=ids, use_cache=False, output_router_logits=True)
+    routers = [name for name, _ in model.named_modules() if name.endswith("mlp.gate")]
+    assert len(output.router_logits) == len(routers) > 0
+    output.loss.backward()
+    assert all(model.get_submodule(name).weight.grad.abs().max() > 0 for name in routers)

@@ -147,9 +147,10 @@ def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, t
     assert_same_as_here(found, folder)
 
 
-@pytest.mark.parametrize("plan", ["no attention first", "nothing first"])
-def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path, plan):
-    models = {model_type: cut(tiny_model(model_type), PLANS[plan]) for model_type in FAMILIES}
+def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
+    """Or without that layer's attention, in every other one."""
+    plans = (PLANS["no attention first"], PLANS["nothing first"])
+    models = {model_type: cut(tiny_model(model_type), plans[i % 2]) for i, model_type in enumerate(FAMILIES)}
     for model_type, model in models.items():
         model.save_pretrained(tmp_path / model_type)
     ids = tokens(length=12)

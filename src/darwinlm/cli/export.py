@@ -55,11 +55,10 @@ def export(
         allow_remote_code=allow_remote_code,
         say=lambda message: console.print(message, highlight=False, markup=False),
     )
-    show_report(console, report)
+    _show(console, report)
 
 
-def show_report(console: Console, report: ExportReport) -> None:
-    """Print what was compared, what differs in shape, and where it lies."""
+def _show(console: Console, report: ExportReport) -> None:
     table = Table("compared", "with", "tokens", "relative difference", "allowed", "same next token", title="check")
     for row in report.comparisons:
         table.add_row(

@@ -161,6 +161,7 @@ class SharedHeads(nn.Linear):
         super().__init__(like.in_features, stored * head_dim, bias, like.weight.device, like.weight.dtype)
         self.used = used  # [heads] the stored head behind each one
         self.sizes = [head_dim] * stored
+        self.out_features = len(used) * head_dim  # what comes out, which adapters beside this layer must match
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., heads * head_dim]."""

@@ -118,10 +118,8 @@ def _begin(
     fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], Allocation], state_file: Path
 ) -> EvolutionState:
     final_tokens = settings.stages[-1].tokens
-    with parallel.agree():
-        found = EvolutionState.load(state_file, problem.cost.costs) if state_file.exists() else None
-    if found is not None:
-        state = found
+    if state_file.exists():
+        state = EvolutionState.load(state_file, problem.cost.costs)
         fitness.evaluations = state.history[-1].evaluations
         fitness.remember(state.parent, state.parent_losses)
         return state
