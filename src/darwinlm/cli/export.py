@@ -55,10 +55,11 @@ def export(
         allow_remote_code=allow_remote_code,
         say=lambda message: console.print(message, highlight=False, markup=False),
     )
-    _show(console, report)
+    show_report(console, report)
 
 
-def _show(console: Console, report: ExportReport) -> None:
+def show_report(console: Console, report: ExportReport) -> None:
+    """Print what was compared, what differs in shape, and where it lies."""
     table = Table("compared", "with", "tokens", "relative difference", "allowed", "same next token", title="check")
     for row in report.comparisons:
         table.add_row(

@@ -53,6 +53,16 @@ class Checkpoint:
             FamilyError: its architecture isn't known.
             CheckpointError: shards are missing or reach outside the folder.
         """
+        checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
+        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
+        checkpoint._check_tensors()
+        return checkpoint
+
+    @classmethod
+    def describe(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
+        """Read a folder's configuration alone; whether it holds weights isn't asked. Raises as `open`."""
         path = folder / "config.json"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model: there is no config.json in it")
@@ -64,12 +74,7 @@ class Checkpoint:
         if not model_type:
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
-        checkpoint = cls(folder, config, family_of(config), source or str(folder))
-        missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
-        checkpoint._check_tensors()
-        return checkpoint
+        return cls(folder, config, family_of(config), source or str(folder))
 
     def _check_tensors(self) -> None:
         """Compare names and shapes in the shards' headers with what the configuration asks for."""

@@ -118,8 +118,10 @@ def _begin(
     fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], Allocation], state_file: Path
 ) -> EvolutionState:
     final_tokens = settings.stages[-1].tokens
-    if state_file.exists():
-        state = EvolutionState.load(state_file, problem.cost.costs)
+    with parallel.agree():
+        found = EvolutionState.load(state_file, problem.cost.costs) if state_file.exists() else None
+    if found is not None:
+        state = found
         fitness.evaluations = state.history[-1].evaluations
         fitness.remember(state.parent, state.parent_losses)
         return state

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
 from darwinlm.run import Run
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def export_dtype(run: Run) -> torch.dtype:
+    """Element type of the saved model of a run."""
+    return saved_dtype(run.recipe, run.checkpoint)
+
+
+def saved_dtype(recipe: Recipe, checkpoint: Checkpoint) -> torch.dtype:
     """Element type of the saved model: the recipe's, else the dense checkpoint's."""
-    chosen = run.recipe.export.dtype
-    found = run.checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
+    chosen = recipe.export.dtype
+    found = checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
     return found if isinstance(found, torch.dtype) else DTYPES[str(found).removeprefix("torch.")]

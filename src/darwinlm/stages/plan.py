@@ -9,11 +9,13 @@ import torch
 
 from darwinlm.artifact import write_json
 from darwinlm.database.levels import module_levels
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim, module_shapes
+from darwinlm.recipe import Recipe
 from darwinlm.run import Run
 from darwinlm.search.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
 from darwinlm.search.space import SearchSpace
-from darwinlm.stages.dtype import export_dtype
+from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
 
 KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
@@ -80,21 +82,36 @@ def plan_stage(run: Run) -> Plan:
 
 
 def _cost(run: Run, space: SearchSpace, shapes: list[ModuleShape], outside: int) -> CostModel:
-    kind = run.recipe.budget.kind
-    if kind == "keep":
+    if run.recipe.budget.kind in ("speedup", "latency"):
+        return latency_stage(run, space, {(shape.block, shape.kind): shape for shape in shapes}, run.dtype)
+    return counted_costs(run.recipe, run.checkpoint, space, shapes, outside)
+
+
+def counted_costs(
+    recipe: Recipe, checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape], outside: int
+) -> CostModel:
+    """Costs in parameters or bytes, which need no measurement.
+
+    Args:
+        recipe: its budget says what is counted.
+        checkpoint: configuration and family; weights aren't read.
+        space: modules and levels.
+        shapes: of all modules.
+        outside: parameters outside the blocks.
+    """
+    if recipe.budget.kind == "keep":
         return parameter_costs(space)
-    if kind == "params":
+    if recipe.budget.kind == "params":
         return parameter_costs(space, fixed=outside)
-    dtype = export_dtype(run)
-    if kind == "bytes":
-        return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=_cache(run, shapes, dtype))
-    return latency_stage(run, space, {(shape.block, shape.kind): shape for shape in shapes}, run.dtype)
+    dtype = saved_dtype(recipe, checkpoint)
+    cache = _cache(recipe, checkpoint, shapes, dtype)
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache)
 
 
-def _cache(run: Run, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
+def _cache(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
     """How the saved model's KV cache is counted, sliding windows included."""
-    settings, config = run.recipe.budget, run.checkpoint.config
-    n_blocks = run.checkpoint.n_blocks
+    settings, config = recipe.budget, checkpoint.config
+    n_blocks = checkpoint.n_blocks
     kinds = layer_kinds(config, n_blocks)
     window = getattr(config, "sliding_window", None) or settings.context
     columns = dict.fromkeys(range(n_blocks), head_dim(config))

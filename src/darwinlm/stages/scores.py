@@ -45,8 +45,8 @@ def scores_stage(run: Run, key: dict[str, Any], plan: Plan, errors: Curves, fitn
     settings = run.recipe.search
     key = {**key, "tokens": settings.score_tokens, "levels": settings.score_levels}
     with run.stage("scores", key, "single-module losses", shared=True) as (stage, work):
+        known = read_scores(stage, errors)
         if work:
-            known = read_scores(stage, errors)
             measure_levels(
                 plan.space,
                 errors,
@@ -57,15 +57,19 @@ def scores_stage(run: Run, key: dict[str, Any], plan: Plan, errors: Curves, fitn
                 progress=run.reporter.advance,
                 save=lambda: _save(stage, known),
             )
-        return Scores(read_scores(stage, errors), errors)
+    return Scores(known, errors)
 
 
 def read_scores(stage: StageFolder, errors: Curves) -> Measured:
-    """The losses in a stage's folder, those of an interrupted run included. Raises ArtifactError."""
+    """The losses in a stage's folder, those of an interrupted run included: what the first process reads.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
     path = stage.folder / SCORES
-    if not path.exists():
-        return {}
-    found = read_json(path)
+    with parallel.agree():
+        found = read_json(path) if parallel.is_main() and path.exists() else {}
+    found = parallel.broadcast(found)
     try:
         known = {str(name): float(loss) for name, loss in found.items()}
         fits = all(0 <= int(level) < len(errors[int(index)]) for index, level in (name.split(":") for name in known))

@@ -1,0 +1,55 @@
+"""`darwinlm plan`: what a run will need, before it runs and without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from darwinlm.cli.app import KeepOption, ModelArgument, RecipeOption, RemoteCode, SetOption, app
+
+
+@app.command()
+def plan(
+    model: ModelArgument = None,
+    recipe: RecipeOption = None,
+    keep: KeepOption = None,
+    device: Annotated[str, typer.Option("--device", help="h100, h200, a100, l40s, rtx4090 or cpu.")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
+    assignments: SetOption = None,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Say what a run needs and gives: parameters, memory, disk, tokens, FLOPs and hours of every stage."""
+    from darwinlm.artifact import write_json
+    from darwinlm.errors import RecipeError
+    from darwinlm.evaluation import summary
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes, described
+    from darwinlm.planning.plan import HEADINGS, cells, make_plan
+    from darwinlm.recipe import load_recipe
+
+    overrides: dict[str, Any] = {"model": model, "budget.keep": keep, "allow_remote_code": allow_remote_code or None}
+    chosen = load_recipe(recipe, assignments or (), overrides)
+    if chosen.model is None:
+        raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
+    found = find_device(device)
+    console = Console()
+    with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
+        made = make_plan(Sizes(checkpoint, chosen), found)
+        sizes = made.sizes
+        least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
+        console.print(
+            f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
+            f"{least:.3f} to {most:.3f} B, "
+            f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
+            f"{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(summary.terminal(HEADINGS, cells(made)))
+        for problem in made.problems:
+            console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
+        if out is not None:
+            write_json(out, made.as_json())

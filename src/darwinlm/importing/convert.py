@@ -1,0 +1,208 @@
+"""Cut what does nothing, save the rest in this package's layout, and check that it computes the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import storage_error, write_json
+from darwinlm.errors import ModelError
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
+from darwinlm.export.hf import save_model, saved_bytes
+from darwinlm.export.sizes import BlockSizes, Tensors, split_block, widen_attention, widen_mlp, zero_sublayer
+from darwinlm.export.source import check_target
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, Attention
+from darwinlm.families.shapes import head_dim
+from darwinlm.importing.foreign import Foreign, open_foreign
+from darwinlm.importing.zeros import useful_channels, useful_heads
+from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
+
+REPORT = "import.json"
+
+
+def import_model(
+    folder: Path,
+    out: Path,
+    *,
+    family: str | None = None,
+    head_size: int | None = None,
+    query_groups: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExportReport:
+    """Convert a pruned checkpoint: zeros are cut out, layers of other shapes get a configuration that says so.
+
+    Args:
+        folder: the checkpoint.
+        out: folder to be written; it appears, by rename, after it has passed its check.
+        family: model type of the dense model; None finds it out.
+        head_size: columns of a head; None takes the configuration's.
+        query_groups: `first` or `spread`, see `darwinlm.importing.foreign.QUERY_GROUPS`.
+        overwrite: replace what lies at `out`.
+        say: told what is going on.
+
+    Raises:
+        ModelError, FamilyError, CheckpointError: the checkpoint can't be understood.
+        ExportError: the result computes something else; the layer is named.
+        StorageError: the disk is full.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no model at '{folder}': give the folder of a pruned model")
+    foreign = open_foreign(folder, family=family, head_dim=head_size, query_groups=query_groups)
+    check_target(out, folder, folder=True, overwrite=overwrite)
+    checkpoint = foreign.checkpoint
+    report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
+    say("reading")
+    table, tensors = _cut(foreign, report)
+    dtype = next(iter(tensors.values())).dtype
+    config = smaller_config(checkpoint, table)
+    model = empty_model(config, checkpoint)
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left:
+        raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
+    temporary = out.with_name(f".{out.name}.unchecked")
+    try:
+        tokenizer = _tokenizer(checkpoint)
+        save_model(model, temporary, tokenizer=tokenizer)
+        del model, tensors
+        report.bytes = saved_bytes(temporary)
+        report.details["dtype"] = str(dtype).removeprefix("torch.")
+        say("checking")
+        _check(foreign, temporary, report)
+        write_json(temporary / REPORT, report.as_dict())
+        if out.is_dir():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        return checkpoint.tokenizer()
+    except ModelError:
+        return None  # the check's report says so
+
+
+def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
+    """The sizes of every layer and all tensors, without what does nothing."""
+    checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
+    family = checkpoint.family
+    found: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
+    table: dict[int, dict[str, Any]] = {}
+    before, after = [0, 0], [0, 0]
+    for block in range(checkpoint.n_blocks):
+        prefix = checkpoint.block_prefix(block)
+        row: dict[str, Any] = {}
+        gone = []
+        inside = checkpoint.read(prefix)
+        for kind in KINDS:
+            part = family.module(kind)
+            own, norms = split_block(inside, part)
+            if isinstance(part, Attention):
+                there = foreign.heads[block]
+                kept = useful_heads(own, part, foreign.owners[block], columns) if there else []
+            else:
+                there = foreign.widths[block]
+                kept = useful_channels(own, part) if there else []
+            before[isinstance(part, Attention)] += there
+            after[isinstance(part, Attention)] += len(kept)
+            if not kept:
+                gone.append(kind)
+                continue
+            if isinstance(part, Attention):
+                own, sizes = _cut_attention(own, part, kept, foreign.owners[block], columns)
+                row |= sizes
+            else:
+                own = _take(own, dict.fromkeys(part.inputs, kept), part.output, kept)
+                row[part.width] = len(kept)
+            found |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in own.items()}
+            found |= {prefix + name: tensor for name, tensor in norms.items()}
+        table[block] = row | ({SKIP: gone} if gone else {})
+        if gone:
+            report.notes.append(f"block {block}: no {' and no '.join(gone)}")
+    report.notes.insert(0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels do something")
+    return table, found
+
+
+def _cut_attention(
+    tensors: Tensors, part: Attention, heads: list[int], owners: tuple[int, ...], columns: int
+) -> tuple[Tensors, dict[str, Any]]:
+    """An attention with some of its query heads and the KV heads that they use, and its sizes."""
+    used = sorted({owners[head] for head in heads})
+    place = {group: number for number, group in enumerate(used)}
+    shared = [place[owners[head]] for head in heads]
+    query = [head * columns + i for head in heads for i in range(columns)]
+    key_value = [group * columns + i for group in used for i in range(columns)]
+    rows = dict.fromkeys(part.query, query) | dict.fromkeys(part.key_value, key_value)
+    even = shared == [number * len(used) // len(heads) for number in range(len(heads))] and len(heads) % len(used) == 0
+    sizes: dict[str, Any] = {"num_attention_heads": len(heads), "num_key_value_heads": len(used)}
+    if not even:
+        sizes |= {"num_key_value_heads": len(heads), "query_groups": shared, "stored_kv_heads": len(used)}
+    return _take(tensors, rows, part.output, query), sizes
+
+
+def _take(tensors: Tensors, rows: dict[str, list[int]], output: str, columns: list[int]) -> Tensors:
+    cut: Tensors = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in rows:
+            cut[name] = tensor[rows[owner]]
+        elif owner == output and leaf == "weight":
+            cut[name] = tensor[:, columns].contiguous()
+        else:
+            cut[name] = tensor
+    return cut
+
+
+def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
+    """The checkpoint's weights in the family's stock class against the folder that was written."""
+    checkpoint = foreign.checkpoint
+    tokens = check_tokens(checkpoint, report)
+    left = ("the checkpoint's weights in stock shapes", model_streams(_stock(foreign), checkpoint.family, tokens))
+    again = Checkpoint.open(folder)
+    right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))
+    report.comparisons.append(compare(left, right, SAME_ARITHMETIC))
+
+
+def _stock(foreign: Foreign) -> Any:
+    """The family's own class with the checkpoint's weights, widened with zeros where layers are smaller."""
+    checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
+    config, family = checkpoint.config, checkpoint.family
+    model = checkpoint.skeleton()
+    state = model.state_dict()
+    tensors: Tensors = {name: checkpoint.read(name)[""].float() for name in checkpoint.names_outside_blocks()}
+    full = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
+    for block in range(checkpoint.n_blocks):
+        prefix = checkpoint.block_prefix(block)
+        inside = checkpoint.read(prefix, dtype=torch.float32)
+        template = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        sizes = BlockSizes(
+            block, foreign.heads[block], foreign.groups[block], foreign.widths[block], foreign.owners[block]
+        )
+        target = BlockSizes(block, *full)
+        for kind in KINDS:
+            part = family.module(kind)
+            own, norms = split_block(inside, part)
+            if not (sizes.heads if isinstance(part, Attention) else sizes.width):
+                made = zero_sublayer(template, part, target, columns, torch.float32)
+            else:
+                if isinstance(part, Attention):
+                    own = widen_attention(own, part, sizes, columns, target)
+                else:
+                    own = widen_mlp(own, part, target.width)
+                made = {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+            tensors |= {prefix + name: tensor for name, tensor in made.items()}
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    return model

@@ -1,0 +1,220 @@
+"""A checkpoint whose layers may have sizes of their own and whose configuration may say nothing useful about them.
+
+The weights decide: the family by the tensors that are there, every layer's sizes by the shapes. No code of the
+checkpoint's is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from darwinlm.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.export.sizes import require_separate, tensor_shapes
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import PREFIX, Family, families
+
+SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
+QUERY_GROUPS = ("first", "spread")
+"""How query heads meet KV heads where their number isn't a multiple: `first`, the i-th query head uses the KV head that
+it had when none was removed before it; `spread`, they are shared out as evenly as they go."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint as its weights describe it.
+
+    Attributes:
+        checkpoint: the folder, with the stock configuration that its layers were cut from.
+        heads: query heads of each block.
+        groups: KV heads of each block.
+        widths: MLP channels of each block.
+        owners: KV head of each query head of each block.
+    """
+
+    checkpoint: Checkpoint
+    heads: tuple[int, ...]
+    groups: tuple[int, ...]
+    widths: tuple[int, ...]
+    owners: tuple[tuple[int, ...], ...]
+
+
+def open_foreign(
+    folder: Path, *, family: str | None = None, head_dim: int | None = None, query_groups: str | None = None
+) -> Foreign:
+    """Read a checkpoint's shapes.
+
+    Args:
+        folder: with config.json and safetensors.
+        family: model type of the dense model; None finds it out.
+        head_dim: columns of a head; None takes the configuration's.
+        query_groups: one of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
+
+    Raises:
+        ModelError: the folder holds no model, or one that is ours already.
+        FamilyError: the family isn't known.
+        CheckpointError: the weights fit no such model; the message says what to state.
+    """
+    raw = _read(folder)
+    model_type = str(raw.get("model_type", ""))
+    if model_type.startswith(PREFIX):
+        raise ModelError(f"{folder} is a model of this package already: nothing needs to be converted")
+    shapes = tensor_shapes(Checkpoint(folder, None, next(iter(families().values())), str(folder)))
+    described = _family(model_type, family, shapes)
+    require_separate(described)
+    blocks = _count_blocks(described, shapes, folder)
+    columns = head_dim or raw.get("head_dim") or _columns(raw, folder)
+    attention, mlp = described.attention, described.mlp
+
+    def rows(part: str, name: str) -> tuple[int, ...]:
+        return tuple(shapes.get(f"{described.layers}.{i}.{part}.{name}.weight", (0,))[0] for i in range(blocks))
+
+    query, key = rows(attention.name, attention.query[0]), rows(attention.name, attention.key_value[0])
+    widths = rows(mlp.name, mlp.inputs[0])
+    for block, count in enumerate((*query, *key)):
+        if count % columns:
+            raise CheckpointError(
+                f"{folder}: block {block % blocks} has {count} rows of queries or keys, and heads of {columns} columns "
+                "don't fit: state the right one with --head-dim"
+            )
+    heads, groups = (tuple(count // columns for count in counts) for counts in (query, key))
+    stock = _stock_sizes(raw, heads, groups, widths)
+    config = _config(raw, described, shapes, {**stock, "num_hidden_layers": blocks, "head_dim": columns}, folder)
+    checkpoint = Checkpoint(folder, config, described, str(folder))
+    share = stock["num_attention_heads"] // stock["num_key_value_heads"]
+    owners = tuple(
+        _owners(block, heads[block], groups[block], share, _kept_heads(raw, block, heads[block]), query_groups)
+        for block in range(blocks)
+    )
+    return Foreign(checkpoint, heads, groups, widths, owners)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no model: there is no config.json in it")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} isn't JSON ({error}): fetch the model again") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} is no configuration: fetch the model again")
+    return raw
+
+
+def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ...]]) -> Family:
+    known = families()
+    chosen = stated or model_type
+    if chosen in known:
+        return known[chosen]
+    if stated is not None:
+        raise FamilyError(f"--family {stated}: known are {', '.join(known)}")
+    layer = [name for name in shapes if name.startswith("model.layers.") and ".self_attn." in name]
+    if any(name.endswith("q_norm.weight") for name in layer):
+        return known["qwen3"]
+    if any(name.endswith("q_proj.bias") for name in layer) and not any(name.endswith("o_proj.bias") for name in layer):
+        return known["qwen2"]
+    if any(name.endswith("q_proj.weight") for name in layer):
+        return known["llama"]
+    raise FamilyError(
+        f"the model type '{model_type}' isn't known, and its tensors look like no known family: state --family, one of "
+        f"{', '.join(known)}"
+    )
+
+
+def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], folder: Path) -> int:
+    pattern = re.compile(rf"{re.escape(family.layers)}\.(\d+)\.")
+    numbers = [int(found[1]) for name in shapes if (found := pattern.match(name))]
+    if not numbers or f"{family.embedding}.weight" not in shapes:
+        raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
+    return max(numbers) + 1
+
+
+def _columns(raw: dict[str, Any], folder: Path) -> int:
+    heads, hidden = raw.get("num_attention_heads"), raw.get("hidden_size")
+    if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+        return hidden // heads
+    raise CheckpointError(f"{folder / 'config.json'} doesn't say how large a head is: state it with --head-dim")
+
+
+def _stock_sizes(
+    raw: dict[str, Any], heads: tuple[int, ...], groups: tuple[int, ...], widths: tuple[int, ...]
+) -> dict[str, int]:
+    """Sizes that every layer fits into: the configuration's where it states numbers."""
+    found = {}
+    for name, largest in zip(SIZES, (max(heads), max(groups), max(widths)), strict=False):
+        stated = raw.get(name)
+        found[name] = max(stated if isinstance(stated, int) else 1, largest, 1)
+    share = -(-found["num_attention_heads"] // found["num_key_value_heads"])
+    found["num_attention_heads"] = share * found["num_key_value_heads"]
+    return found
+
+
+def _config(
+    raw: dict[str, Any], family: Family, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], folder: Path
+) -> Any:
+    vocabulary, hidden = shapes[f"{family.embedding}.weight"]
+    plain = {
+        name: value
+        for name, value in raw.items()
+        if name not in ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", *SIZES)
+    }
+    head = f"{family.head}.weight" in shapes
+    sizes |= {"vocab_size": vocabulary, "hidden_size": hidden}
+    tied = bool(raw.get("tie_word_embeddings", False)) or not head
+    try:
+        config = AutoConfig.for_model(family.model_type, **{**plain, **sizes, "tie_word_embeddings": tied})
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{folder / 'config.json'} makes no {family.model_type} model: {reason}") from error
+    first = f"{family.layers}.0."
+    inside = [name.removeprefix(first) for name in shapes if name.startswith(first)]
+    for field, part in (("attention_bias", family.attention), ("mlp_bias", family.mlp)):
+        if hasattr(config, field):
+            setattr(config, field, any(name.startswith(part.name + ".") and name.endswith(".bias") for name in inside))
+    return config
+
+
+def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None:
+    """A list in the configuration that names this block's query heads among the dense model's, if there is one."""
+    for value in raw.values():
+        if isinstance(value, dict):
+            found = value.get(str(block))
+        elif isinstance(value, list) and len(value) > block:
+            found = value[block]
+        else:
+            continue
+        if isinstance(found, dict):
+            found = next((inner for inner in found.values() if isinstance(inner, list)), None)
+        if isinstance(found, list) and len(found) == count and _are_heads(found):
+            return found
+    return None
+
+
+def _are_heads(found: list[Any]) -> bool:
+    return all(isinstance(head, int) and head >= 0 for head in found) and sorted(set(found)) == found
+
+
+def _owners(
+    block: int, heads: int, groups: int, share: int, kept: list[int] | None, chosen: str | None
+) -> tuple[int, ...]:
+    if not heads:
+        return ()
+    if kept is not None and max(kept) < groups * share:
+        return tuple(head // share for head in kept)
+    if heads % groups == 0:
+        return tuple(head // (heads // groups) for head in range(heads))
+    if chosen == "first":
+        return tuple(min(head // share, groups - 1) for head in range(heads))
+    if chosen == "spread":
+        return tuple(head * groups // heads for head in range(heads))
+    raise CheckpointError(
+        f"block {block}: {heads} query heads over {groups} KV heads, and nothing says which belong together: state "
+        f"--query-groups {' or '.join(QUERY_GROUPS)} as the model's own code does it"
+    )

@@ -1,0 +1,51 @@
+"""What of a sub-layer does nothing, read from its weights.
+
+Letters: m residual width, h columns of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from darwinlm.families.family import Attention, Mlp
+
+Tensors = Mapping[str, Tensor]
+
+
+def useful_heads(tensors: Tensors, part: Attention, owners: tuple[int, ...], columns: int) -> list[int]:
+    """Query heads that add something: their columns of the output aren't zero, nor are their values.
+
+    Args:
+        tensors: of the attention by name inside it.
+        part: names of its projections.
+        owners: KV head of each query head.
+        columns: h.
+    """
+    output = tensors[f"{part.output}.weight"].reshape(-1, len(owners), columns)
+    written = output.ne(0).any(-1).any(0)
+    values = _rows(tensors, part.key_value[1]).reshape(-1, columns).any(-1)
+    kept = [head for head, owner in enumerate(owners) if bool(written[head]) and bool(values[owner])]
+    return kept or ([0] if _has_bias(tensors, part.output) else [])
+
+
+def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
+    """Channels that add something: no projection into or out of them is zero; silu and gelu map zero to zero."""
+    useful = tensors[f"{part.output}.weight"].ne(0).any(0)
+    for name in part.inputs:
+        useful = useful & _rows(tensors, name)
+    kept = [int(channel) for channel in useful.nonzero()[:, 0]]
+    return kept or ([0] if _has_bias(tensors, part.output) else [])
+
+
+def _rows(tensors: Tensors, name: str) -> Tensor:
+    """Which rows of a projection aren't zero, bias included."""
+    found = tensors[f"{name}.weight"].ne(0).any(1)
+    bias = tensors.get(f"{name}.bias")
+    return found if bias is None else found | bias.ne(0)
+
+
+def _has_bias(tensors: Tensors, name: str) -> bool:
+    bias = tensors.get(f"{name}.bias")
+    return bias is not None and bool(bias.ne(0).any())

@@ -1,0 +1,96 @@
+"""Devices as data, and this machine's CPU as a short measurement."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import torch
+import yaml
+
+from darwinlm.errors import RecipeError
+
+GIGA, TERA = 1e9, 1e12
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do.
+
+    Attributes:
+        name: as `--device` takes it.
+        memory: bytes.
+        rates: operations per second of dense matrix products by type.
+        bandwidth: bytes per second.
+        efficiency: share of `rates` that a forward pass reaches.
+        source: where the figures come from.
+    """
+
+    name: str
+    memory: float
+    rates: dict[str, float]
+    bandwidth: float
+    efficiency: float
+    source: str
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether what is on the device is in RAM."""
+        return self.name == "cpu"
+
+
+GPU_EFFICIENCY = 0.4
+"""Share of the stated throughput that forward and backward passes of language models reach; our choice, what well-tuned
+training reports as its model FLOPs utilisation (PaLM, arXiv 2204.02311, section 4.1, reached 0.46)."""
+
+CPU_EFFICIENCY = 0.8
+"""Share of a large matrix product's speed that a forward pass reaches on a CPU; measured, see docs/results.md."""
+
+
+def find_device(name: str) -> Device:
+    """A device by name; `cpu` is measured.
+
+    Raises:
+        RecipeError: the device isn't known; the message names those that are.
+    """
+    if name == "cpu":
+        return measure_cpu()
+    table = yaml.safe_load((resources.files("darwinlm.planning") / "devices.yaml").read_text(encoding="utf-8"))
+    if name not in table:
+        known = [*table, "cpu"]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        raise RecipeError(f"--device: '{name}' isn't known: {hint}")
+    row = table[name]
+    rates = {kind: row[kind] * TERA for kind in ("bfloat16", "float32", "float64")}
+    return Device(name, row["memory"] * GIGA, rates, row["bandwidth"] * GIGA, GPU_EFFICIENCY, row["source"])
+
+
+@cache
+def measure_cpu() -> Device:
+    """This machine with PyTorch's present number of threads: matrix products and a copy, about a second."""
+    rates = {}
+    for kind, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("float64", torch.float64)):
+        a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 2048).to(dtype)
+        rates[kind] = 2 * a.numel() * b.shape[1] / _best_seconds(lambda a=a, b=b: a @ b)
+    source = torch.zeros(16 << 20)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / _best_seconds(lambda: target.copy_(source))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    threads = torch.get_num_threads()
+    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, f"measured here, {threads} threads")
+
+
+def _best_seconds(action: object) -> float:
+    assert callable(action)
+    action()
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

@@ -1,0 +1,198 @@
+"""Sizes of a model from its configuration alone: what plans are made of.
+
+Letters: m residual width, v vocabulary, d columns of an output projection, r its rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from darwinlm.database.levels import module_levels, variants
+from darwinlm.errors import ModelError, RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import family_of
+from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.recipe import Recipe
+from darwinlm.search.cost import Bounds, CostModel, bounds_of
+from darwinlm.search.space import SearchSpace
+from darwinlm.stages.plan import counted_costs
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is counted of a model and a recipe.
+
+    Attributes:
+        checkpoint: configuration and family; no weights are there.
+        recipe: units and budget.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+
+    @cached_property
+    def shapes(self) -> list[ModuleShape]:
+        """Of all modules."""
+        return module_shapes(self.checkpoint)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """Modules and their levels."""
+        family, units = self.checkpoint.family, self.recipe.units
+        return SearchSpace(tuple(module_levels(family, shape, units) for shape in self.shapes))
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """What the budget counts. Raises RecipeError when it would have to be measured."""
+        if self.recipe.budget.kind in ("speedup", "latency"):
+            raise RecipeError(
+                f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
+                "params or bytes"
+            )
+        return counted_costs(self.recipe, self.checkpoint, self.space, self.shapes, self.outside)
+
+    @cached_property
+    def budget(self) -> Bounds:
+        """Bounds on the modules' cost. Raises BudgetError."""
+        return bounds_of(self.cost, self.recipe.budget)
+
+    @cached_property
+    def params(self) -> int:
+        """Parameters of the dense model; a tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.checkpoint.skeleton().parameters())
+
+    @property
+    def blocks(self) -> int:
+        """Parameters in its blocks."""
+        return self.space.params(self.space.dense)
+
+    @property
+    def outside(self) -> int:
+        """Parameters outside its blocks: embedding, head, last norm."""
+        return self.params - self.blocks
+
+    @property
+    def kept(self) -> float:
+        """Share of the block parameters that stay at most; of a budget in bytes, of the modules' bytes."""
+        return self.budget.upper / (self.cost.dense - self.cost.fixed)
+
+    @property
+    def kept_blocks(self) -> tuple[int, int]:
+        """Block parameters that stay, at least and at most; with a budget in bytes, about."""
+        if self.cost.unit == "bytes":
+            return round(self.kept * self.blocks * self.budget.lower / self.budget.upper), round(
+                self.kept * self.blocks
+            )
+        return self.budget.lower, self.budget.upper
+
+    @property
+    def block(self) -> int:
+        """Parameters of the largest block."""
+        inside: dict[int, int] = {}
+        for module in self.space.modules:
+            inside[module.block] = inside.get(module.block, 0) + module.levels[-1].params
+        return max(inside.values())
+
+    @property
+    def width(self) -> int:
+        """Residual width."""
+        return int(self.checkpoint.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head tells apart."""
+        return int(self.checkpoint.config.vocab_size)
+
+    @property
+    def element(self) -> int:
+        """Bytes of one saved weight; of float32 where the configuration states none."""
+        return int(getattr(self.checkpoint.dtype, "itemsize", 4))
+
+    def active(self, shape: ModuleShape) -> float:
+        """Parameters of a module that a token meets: of a mixture, the experts that it is sent to."""
+        levels = next(m for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind)).levels
+        if not shape.experts:
+            return levels[-1].params
+        chosen = getattr(self.checkpoint.config, "num_experts_per_tok", shape.experts)
+        return levels[-1].params * chosen / shape.experts
+
+    @cached_property
+    def forward(self) -> float:
+        """Operations of one token's pass through all dense blocks, attention over the context included.
+
+        Attention multiplies queries with all keys of the block of text, masked ones too, and weights with values.
+        """
+        length = self.recipe.text.sequence_length
+        products = sum(2 * self.active(shape) for shape in self.shapes)
+        return products + sum(4 * length * shape.width for shape in self.shapes if shape.kind == "attention")
+
+    @property
+    def head(self) -> float:
+        """Operations of one token's logits."""
+        return 2.0 * self.width * self.vocabulary
+
+    def factor_count(self, shape: ModuleShape) -> int:
+        """How often a module is ordered: once for each way to cut it, and once more where heads are ranked first."""
+        if shape.kind == "mlp":
+            return max(shape.experts, 1)
+        found = len(variants(shape, self.recipe.units))
+        return found if found == 1 else found + 1
+
+
+@contextlib.contextmanager
+def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkpoint]:
+    """A model's configuration, without its weights.
+
+    Args:
+        model: hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
+        allow_remote_code: let the checkpoint run its own code.
+
+    Raises:
+        ModelError: there is no such model, or it can't be reached.
+        FamilyError: its architecture isn't known.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        yield Checkpoint.describe(path, model, allow_remote_code=allow_remote_code)
+        return
+    if path.is_file() and path.suffix == ".gguf":
+        yield _gguf(path)
+        return
+    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
+    with TemporaryDirectory(prefix="darwinlm-") as work:
+        yield Checkpoint.describe(_fetch(model, Path(work)), model, allow_remote_code=allow_remote_code)
+
+
+def _gguf(path: Path) -> Checkpoint:
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"can't read the header of {path}: {reason}") from error
+    # Such models are saved as bfloat16.
+    config.dtype = "bfloat16"
+    return Checkpoint(path.parent, config, family_of(config), str(path))
+
+
+def _fetch(model: str, work: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = model.partition("@")
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"can't find the configuration of '{model}' on this machine or on the hub ({reason}): check the name, the "
+            f"network and your login, or give a folder that holds its config.json ({work.name} was tried)"
+        ) from error

@@ -1,0 +1,123 @@
+"""The recipes of the 7B to 14B models end to end, on shrunken random models of the same families.
+
+The code path is the recipe's own; only widths, depth, numbers of tokens and of generations are small.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.published import PUBLISHED
+from transformers import AutoModelForCausalLM
+
+from darwinlm.artifact import read_json
+from darwinlm.console import Reporter
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
+from darwinlm.run import Run
+
+SHRUNKEN = {
+    "llama2-7b-2.7b": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4}),
+    "llama3.1-8b-4.6b": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
+    "qwen2.5-14b-8.4b": ("qwen2", {"num_attention_heads": 10, "num_key_value_heads": 2, "tie_word_embeddings": False}),
+}
+"""Heads in the proportions of the published models."""
+
+WIDTHS = {"hidden_size": 64, "intermediate_size": 320, "head_dim": 8}
+
+
+def shrunken(name: str) -> dict[str, Any]:
+    """A recipe's own tree with small numbers in place of its tokens, generations and widths of units."""
+    tree = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
+    text = tree["text"]
+    text |= {"sequence_length": 16, "calibration_tokens": 1024, "fitness_tokens": 128}
+    text |= {"validation_tokens": 128, "evaluation_tokens": 128}
+    if "training_tokens" in text:
+        text["training_tokens"] = 128
+    tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
+    tree["units"]["mlp_multiple"] = 8
+    tree.setdefault("budget", {})["tolerance"] = 0.1
+    search = tree.setdefault("search", {})
+    search |= {"generations": 2, "score_tokens": 32}
+    search["stages"] = [
+        {**stage, "tokens": 16 * (place + 1), **({"training_tokens": 32} if stage.get("training_tokens") else {})}
+        for place, stage in enumerate(search["stages"])
+    ]
+    if tree.get("refit", {}).get("enabled", True):
+        tree["refit"]["tokens"] = 512
+    tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
+    return tree
+
+
+def recipe_for(name: str, model: Path, text: Path) -> Recipe:
+    tree = shrunken(name)
+    tree["model"] = str(model)
+    tree["text"]["source"] = str(text)
+    path = model.parent / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return load_recipe(path)
+
+
+def model_for(name: str, folder: Path) -> Path:
+    model_type, heads = SHRUNKEN[name.removesuffix("-fast")]
+    return tiny_checkpoint(folder / "model", model_type, **WIDTHS, **heads)
+
+
+@pytest.mark.parametrize("name", [name + variant for name in PUBLISHED for variant in ("", "-fast")])
+def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
+    published = load_recipe(name)
+    assert recipe.units.attention == published.units.attention
+    assert recipe.units.levels == published.units.levels
+    assert len(recipe.search.stages) == len(published.search.stages)
+    summary = run_stages(Run(recipe, tmp_path / "out", Reporter(Console(quiet=True))), "report")
+    models = summary["models"]
+    assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.enabled else [])}
+    kept = summary["budget"]["block_params"] / summary["budget"]["dense_block_params"]
+    assert 0.85 * recipe.budget.keep <= kept <= recipe.budget.keep
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert sum(parameter.numel() for parameter in saved.model.layers.parameters()) == summary["budget"]["block_params"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from darwinlm import parallel
+from darwinlm.console import Reporter
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import load_recipe
+from darwinlm.run import Run
+
+for recipe in map(Path, sys.argv[1:]):
+    run_stages(Run(load_recipe(recipe), recipe.parent / "both", Reporter(Console(quiet=True))), "stitch")
+assert parallel.size() == 2
+parallel.shutdown()
+"""
+
+
+def test_two_processes_find_the_same_models(tiny_text_file: Path, tmp_path: Path) -> None:
+    for name in PUBLISHED:
+        recipe = recipe_for(name, model_for(name, tmp_path / name), tiny_text_file)
+        run_stages(Run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(tmp_path / "script.py"), *(str(tmp_path / name / f"{name}.yaml") for name in PUBLISHED),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for name in PUBLISHED:
+        folders = [tmp_path / name / place / "stages" / "search" for place in ("alone", "both")]
+        alone, both = (read_json(folder / "result.json") for folder in folders)
+        assert both["record"]["kl"] == pytest.approx(alone["record"]["kl"], rel=1e-3)
+        assert both["allocation"] == alone["allocation"]

@@ -1,0 +1,251 @@
+"""Training-aware selection: small candidates that learn, finalists, gradient agreement; against plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.whole import Whole
+from torch.nn import functional
+
+from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Training
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.proxy import GradientAgreement
+from darwinlm.search.training import CandidateTrainer, LowRank, Student
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.text import text_stage
+from darwinlm.surgery.stitch import stitch
+
+FAST = Training(learning_rate=3e-3, batch_tokens=64)
+TEXT = "text.training_tokens=1024"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama, make_run, tmp_path_factory):
+    """A run up to its database."""
+    folder = tmp_path_factory.mktemp("selection") / "out"
+    run_stages(make_run(tiny_llama, folder, TEXT), "database")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(folder, tiny_llama, make_run):
+    """Text, bank and fitness."""
+    run = make_run(tiny_llama, folder, TEXT)
+    texts, plan = text_stage(run), plan_stage(run)
+    database = database_stage(run, texts)
+    bank = ModuleBank(Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space)
+    fitness = Fitness(bank, texts["fitness"].tokens, batch_tokens=128)
+    return Whole(run, {}, texts, plan, database, None, None, None), bank, fitness
+
+
+def trainer_of(bench, settings=FAST):
+    whole, bank, fitness = bench
+    return CandidateTrainer(bank, fitness, whole.texts["training"].tokens, settings)
+
+
+def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
+    whole, bank, fitness = bench
+    candidates = whole.random_allocations(3, seed=4)
+    trainer = trainer_of(bench)
+    before = fitness.kls(candidates, 256)
+    trainer.train(candidates, 512)
+    after = trainer.kls(candidates, 256)
+    assert all(b < 0.97 * a for a, b in zip(before, after, strict=True)), (before, after)
+    again = Fitness(bank, whole.texts["fitness"].tokens, batch_tokens=128)
+    assert again.kls(candidates, 256) == before, "the bank's own modules have learnt nothing"
+
+
+def test_what_was_removed_can_not_come_back(bench):
+    whole, bank, _ = bench
+    allocation = whole.random_allocations(1, seed=1)[0]
+    trainer = trainer_of(bench)
+    trainer.train([allocation], 128)
+    student = trainer._students[allocation]
+    for index, level in enumerate(allocation):
+        own, theirs = student.modules[index], bank.module(index, level)
+        assert [p.shape for p in own.parameters()] == [p.shape for p in theirs.parameters()]
+        assert isinstance(own, Absent) == (level == 0)
+
+
+def test_all_learn_from_the_same_batches_whoever_else_does(bench):
+    first, second = bench[0].random_allocations(2, seed=9)
+    together, alone = trainer_of(bench), trainer_of(bench)
+    together.train([first, second], 256)
+    alone.train([second], 256)
+    assert together.kls([second], 128) == alone.kls([second], 128)
+
+
+def test_survivors_go_on_from_their_trained_state(bench):
+    first, second = bench[0].random_allocations(2, seed=9)
+    rounds, once = trainer_of(bench), trainer_of(bench)
+    rounds.train([first, second], 128)
+    rounds.keep([second])
+    rounds.train([second], 256)
+    once.train([second], 384)
+    assert rounds.kls([second], 128) == once.kls([second], 128)
+    rounds.keep(())
+    rounds.train([second], 384)
+    assert rounds.kls([second], 128) == once.kls([second], 128), "the text begins anew"
+
+
+def test_one_step_is_plain_distillation(bench):
+    """Against the stitched model, torch's own KL and torch's own AdamW."""
+    whole = bench[0]
+    allocation = whole.random_allocations(1, seed=3)[0]
+    settings = Training(learning_rate=1e-3, batch_tokens=64)
+    trainer = trainer_of(bench, settings)
+    trainer.train([allocation], 64)
+    tokens = whole.texts["training"].tokens[:2]
+    small, dense = stitch(whole.reader, allocation), whole.checkpoint.load(torch.float32)
+    names = [n for n, _ in small.named_parameters() if "self_attn" in n or ".mlp." in n]
+    parameters = [p.requires_grad_() for n, p in small.named_parameters() if n in names]
+    log_q = functional.log_softmax(small(input_ids=tokens).logits, -1)
+    with torch.no_grad():
+        p = functional.softmax(dense(input_ids=tokens).logits, -1)
+    loss = (p * (p.log() - log_q)).sum(-1).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.optim.AdamW(parameters, lr=1e-3 / 4, betas=(0.9, 0.95), weight_decay=0).step()
+    expected = dict(small.named_parameters())
+    modules = trainer._students[allocation].modules
+    for module, own in zip(whole.plan.space.modules, modules, strict=True):
+        for name, parameter in own.named_parameters():
+            place = f"model.layers.{module.block}.{'self_attn' if module.kind == 'attention' else 'mlp'}.{name}"
+            torch.testing.assert_close(parameter, expected[place], rtol=1e-3, atol=2e-5)
+
+
+def test_small_steps_add_up_in_the_master_weights():
+    """A bfloat16 weight of 1 can't move by 1e-4; its master can, and in the end both have."""
+    module = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
+    module.weight.data.fill_(1.0)
+    student = Student([module], Training(learning_rate=1e-4))
+    for _ in range(100):
+        student.working[0].grad = torch.ones_like(student.working[0])
+        student.step()
+        if student.steps == 8:
+            assert bool((student.working[0] == 1).all())
+            assert float(student.master[0].detach().max()) < 1
+    assert float(student.working[0].detach().max()) < 1
+    assert bool((module.weight == 1).all()), "the bank's module stays"
+
+
+def test_a_batch_that_overflows_is_left_out():
+    student = Student([torch.nn.Linear(2, 2, bias=False)], FAST)
+    before = student.master[0].clone()
+    student.working[0].grad = torch.full_like(student.working[0], torch.inf)
+    student.step()
+    assert torch.equal(student.master[0], before)
+
+
+def test_adapters_alone_learn_and_share_the_banks_weights(bench):
+    whole, bank, fitness = bench
+    allocation = whole.random_allocations(1, seed=4)[0]
+    trainer = trainer_of(bench, Training(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
+    before = fitness.kl(allocation, 256)
+    trainer.train([allocation], 512)
+    student = trainer._students[allocation]
+    layers = [layer for module in student.modules for layer in module.modules() if isinstance(layer, LowRank)]
+    assert len(student.working) == 2 * len(layers)
+    theirs = {id(p) for index, level in enumerate(allocation) for p in bank.module(index, level).parameters()}
+    assert all(id(layer.linear.weight) in theirs for layer in layers)
+    assert trainer.kls([allocation], 256)[0] < before
+
+
+# ----------------------------------------------------------------------------------------------------------- the proxy
+
+
+def plain_gradients(model, tokens):
+    """Gradients of the loss in the residual stream before each block, by transformers' own hidden states."""
+    model.requires_grad_(requires_grad=True)
+    found = model(input_ids=tokens, output_hidden_states=True)
+    loss = functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    return torch.autograd.grad(loss, found.hidden_states[:-1])
+
+
+def test_gradient_agreement_is_the_mean_cosine(bench):
+    whole, bank, _ = bench
+    tokens = whole.texts["training"].tokens[:3]
+    proxy = GradientAgreement(bank, tokens)
+    dense = plain_gradients(whole.checkpoint.load(torch.float32), tokens)
+    allocations = whole.random_allocations(3, seed=2)
+    for allocation, found in zip(allocations, proxy.of(allocations), strict=True):
+        ours = plain_gradients(stitch(whole.reader, allocation), tokens)
+        pairs = [(a.flatten(), b.flatten()) for a, b in zip(ours, dense, strict=True)]
+        cosines = [functional.cosine_similarity(a, b, dim=0) for a, b in pairs]
+        assert found == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-4)
+    assert proxy.of([whole.plan.space.dense]) == [pytest.approx(1, abs=1e-5)]
+
+
+# ------------------------------------------------------------------------------------------------------- the finalists
+
+ROUNDS = "search.finalist_rounds=[{training_tokens: 128, survivors: 2}, {training_tokens: 256, survivors: 1}]"
+FINALISTS = (TEXT, "search.finalists=3", ROUNDS, "search.training={learning_rate: 0.0005, batch_tokens: 64}")
+
+
+def selected(folder, tmp_path, tiny_llama, make_run, *settings):
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    found = {}
+    run_stages(make_run(tiny_llama, out, *settings), "search", found)
+    return out, found
+
+
+def test_the_record_has_ranks_before_and_after(folder, tmp_path, tiny_llama, make_run):
+    _, found = selected(folder, tmp_path, tiny_llama, make_run, *FINALISTS, "search.proxy=gradient")
+    record = found["search"].record["finalists"]
+    candidates = record["candidates"]
+    assert [len(each["kl_after"]) for each in candidates].count(2) == 2
+    assert [each["kl_before"] for each in candidates] == sorted(each["kl_before"] for each in candidates)
+    for field in ("rank_before", "rank_after", "rank_proxy"):
+        assert sorted(each[field] for each in candidates) == [1, 2, 3]
+    best = min((each for each in candidates if len(each["kl_after"]) == 2), key=lambda each: each["kl_after"][-1])
+    assert tuple(best["allocation"]) == found["search"].allocation
+    assert candidates.index(best) == record["chosen"]
+    assert all(each["kl_after"][0] < each["kl_before"] for each in candidates)
+    assert found["text"]["training"].document_hashes
+    hashes = [set(part.document_hashes) for part in found["text"].values()]
+    assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"
+
+
+def test_the_proxy_alone_can_choose(folder, tmp_path, tiny_llama, make_run):
+    settings = ("search.finalists=3", "search.finalist_rounds=[]", "search.proxy=gradient", TEXT)
+    _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
+    record = found["search"].record["finalists"]
+    best = max(record["candidates"], key=lambda each: each["agreement"])
+    assert tuple(best["allocation"]) == found["search"].allocation
+    assert all(each["kl_after"] == [] for each in record["candidates"])
+
+
+def test_an_interrupted_choice_goes_on_to_the_same_end(folder, tmp_path, tiny_llama, make_run):
+    out, _ = selected(folder, tmp_path, tiny_llama, make_run, *FINALISTS)
+    stage = out / "stages" / "search"
+    whole = json.loads((stage / "result.json").read_text())
+    for name in ("manifest.json", "result.json"):
+        (stage / name).unlink()
+    rows = json.loads((stage / "finalists.json").read_text())
+    (stage / "finalists.json").write_text(json.dumps([{**row, "kl_after": row["kl_after"][:1]} for row in rows]))
+    run_stages(make_run(tiny_llama, out, *FINALISTS), "search")
+    again = json.loads((stage / "result.json").read_text())
+    assert again["allocation"] == whole["allocation"]
+    assert again["record"]["finalists"] == whole["record"]["finalists"]
+
+
+def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run):
+    """As in the paper's preset: trained losses decide, and the parent learns too."""
+    stages = (
+        "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64},"
+        " {tokens: 128, survivors: 1, training_tokens: 128}]"
+    )
+    settings = (TEXT, stages, "search.generations=2", "search.training={learning_rate: 0.0005, batch_tokens: 64}")
+    _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
+    history = found["search"].record["history"]
+    assert len(history) == 3
+    assert history[1]["kl"] < history[0]["kl"], "trained losses are smaller than the start's, which had no training"
+    assert found["plan"].budget.allows(found["plan"].cost.of(found["search"].allocation))

@@ -1,0 +1,175 @@
+"""The plan: counts against models that were built and artifacts that were written, and what doesn't fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import Command, command_runner
+from tests.tiny.published import PARAMETERS, published_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from darwinlm.errors import BudgetError, RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.planning.devices import find_device, measure_cpu
+from darwinlm.planning.model import Sizes, described
+from darwinlm.planning.plan import make_plan
+from darwinlm.recipe import load_recipe
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return command_runner(monkeypatch, capsys)
+
+
+def sizes_of(folder: Path, *assignments: str) -> Sizes:
+    return Sizes(Checkpoint.describe(folder), load_recipe(None, (*SETTINGS, *assignments), {"model": str(folder)}))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma"])
+def test_forward_is_what_the_flop_counter_counts(model_type: str, tiny_folder) -> None:
+    folder = tiny_folder(model_type)
+    sizes = sizes_of(folder)
+    model = Checkpoint.open(folder).load(torch.float32)
+    model.set_attn_implementation("eager")
+    tokens = torch.arange(4 * 32).view(4, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, use_cache=False)
+    counted = counter.get_total_flops() / tokens.numel()
+    # Norms and biases aren't matrix products.
+    assert sizes.forward + sizes.head == pytest.approx(counted, rel=0.05)
+
+
+def test_a_token_meets_its_own_experts_only(tiny_folder) -> None:
+    sizes = sizes_of(tiny_folder("mixtral"))
+    config = sizes.checkpoint.config
+    shape = next(one for one in sizes.shapes if one.kind == "mlp")
+    met = config.num_experts_per_tok * 3 * config.hidden_size * config.intermediate_size
+    assert config.num_experts_per_tok < config.num_local_experts
+    assert sizes.active(shape) == pytest.approx(met, rel=0.05)
+
+
+def test_parameters_are_those_of_the_finished_model(finished_llama: Path, tiny_llama: Path) -> None:
+    summary = json.loads((finished_llama / "summary.json").read_text(encoding="utf-8"))
+    sizes = sizes_of(tiny_llama, "budget.keep=60%")
+    plan = make_plan(sizes, find_device("h100")).as_json()
+    assert plan["dense_params"] == summary["models"]["dense"]["params"]
+    assert plan["block_params"]["upper"] == summary["budget"]["upper"]
+    assert plan["params"]["lower"] <= summary["models"]["refit"]["params"] <= plan["params"]["upper"]
+
+
+def test_disk_is_what_the_stages_leave(finished_llama: Path, tiny_llama: Path) -> None:
+    plan = make_plan(sizes_of(tiny_llama, "budget.keep=60%"), find_device("h100"))
+    left = sum(path.stat().st_size for path in (finished_llama / "stages" / "database").glob("*.safetensors"))
+    planned = {need.name: need.disk for need in plan.needs}
+    headers = 4 * 2048
+    assert planned["database"] == pytest.approx(left, abs=headers, rel=0.25)
+
+
+def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
+    def need(*assignments: str) -> dict[str, dict[str, float]]:
+        plan = make_plan(sizes_of(tiny_llama, *assignments), find_device("a100")).as_json()
+        return {stage["stage"]: stage for stage in plan["stages"]}
+
+    base, text = need(), need("text.calibration_tokens=4096")
+    assert text["database"]["flops"] > 1.5 * base["database"]["flops"]
+    assert text["database"]["device_bytes"] > base["database"]["device_bytes"]
+    assert text["search"] == base["search"]
+    longer = need("search.generations=30")
+    assert longer["search"]["seconds"] > 2 * base["search"]["seconds"]
+    assert longer["database"] == base["database"]
+    assert "refit" not in need("refit.enabled=false")
+
+
+def test_published_models_are_planned_without_weights(command: Command, tmp_path: Path) -> None:
+    for name, params in PARAMETERS.items():
+        folder = published_config(tmp_path / name, name)
+        out = tmp_path / f"{name}.json"
+        ended = command("plan", folder, "--recipe", f"{name}-fast", "--device", "h200", "--out", out)
+        assert ended.code == 0, ended.err
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert found["dense_params"] == params
+        assert [stage["stage"] for stage in found["stages"]] == ["database", "search", "refit", "evaluate"]
+        assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+        assert f"{params / 1e9:.3f} B parameters" in ended.out
+
+
+def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
+    folder = published_config(tmp_path, "llama3.1-8b-4.6b")
+    recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
+    device = find_device("a100")
+    (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
+    assert problem.startswith("database needs ")
+    assert "text.calibration_tokens=" in problem
+    fits = problem.partition("text.calibration_tokens=")[2].split()[0]
+    smaller = load_recipe("llama3.1-8b-4.6b", (f"text.calibration_tokens={fits}",), {"model": str(folder)})
+    again = make_plan(Sizes(Checkpoint.describe(folder), smaller), device)
+    assert not any(line.startswith("database") for line in again.problems)
+    tiny = dataclasses.replace(device, memory=1e9)
+    (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
+    assert "no single setting makes it fit; the most goes to" in hopeless
+
+
+def test_cpu_is_measured_and_devices_have_sources() -> None:
+    cpu = find_device("cpu")
+    assert cpu is measure_cpu()
+    assert min(*cpu.rates.values(), cpu.bandwidth, cpu.memory) > 1e8
+    assert "data sheet" in find_device("h100").source
+    with pytest.raises(RecipeError, match="'h10' isn't known: did you mean 'h100'"):
+        find_device("h10")
+    with pytest.raises(RecipeError, match=r"known are h100, .*, cpu"):
+        find_device("abacus")
+
+
+def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_llama)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, gguf_file: config)
+    with described(str(path)) as checkpoint:
+        assert checkpoint.family.model_type == "llama"
+
+
+def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"nothing")
+    command("plan", path, "--device", "h100").refused(f"can't read the header of {path}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "no model is named"),
+        (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
+        (("owner/name",), "can't find the configuration of 'owner/name'"),
+        (("{model}", "--device", "abacus"), "'abacus' isn't known"),
+        (("{model}", "--device", "h100", "--set", "budget.speedup=2x"), "budget.speedup is measured on the device"),
+        (("{model}", "--recipe", "llama"), "there is no recipe at llama"),
+        (("{model}", "--device", "h100", "--set", "units.mlp_multiple=8", "--keep", "0.01%"), "less than the smallest"),
+    ],
+)
+def test_wrong_request(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
+    command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
+
+
+@pytest.mark.parametrize(("budget", "share"), [("params=70k", None), ("bytes=150kB", None), ("keep=50%", 0.5)])
+def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Path) -> None:
+    sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
+    plan = make_plan(sizes, find_device("h100")).as_json()
+    if share:
+        assert sizes.kept == pytest.approx(share, abs=1e-3)
+    elif budget.startswith("params"):
+        assert plan["params"]["upper"] == 70_000
+    else:
+        assert plan["params"]["upper"] * 4 == pytest.approx(150_000, rel=0.01)
+
+
+def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
+    with pytest.raises(BudgetError, match="smallest model"):
+        make_plan(sizes_of(tiny_llama, "budget.keep=0.01%"), find_device("h100"))
