@@ -175,6 +175,8 @@ class StageFolder:
                 if not self.folder.is_dir():
                     raise damaged(self.folder / MANIFEST, "a file stands where its folder should be")
                 shutil.rmtree(self.folder)
+        for leftover in self.folder.glob("*.tmp") if self.folder.exists() else ():
+            leftover.unlink()
         if not path.exists():
             write_json(path, self.key)
 

@@ -81,6 +81,11 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def place() -> int:
+    """Place of this process among those that work together: its rank, or 0 alone."""
+    return rank() if _together() else 0
+
+
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes, in place; returns it."""
     if _together():
@@ -148,7 +153,7 @@ def agree() -> Iterator[None]:
     failures = gather(_described(raised))
     first = next((place for place, failure in enumerate(failures) if failure is not None), None)
     if first is not None:
-        raise raised if raised is not None and first == rank() else _rebuilt(failures[first])
+        raise raised if raised is not None and first == place() else _rebuilt(failures[first])
 
 
 @contextmanager

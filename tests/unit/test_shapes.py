@@ -11,9 +11,9 @@ import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.artifact import StageFolder, write_tensors
-from darwinlm.database.factors import nested_factors
+from darwinlm.database.factors import nested_factors, pack_lower
 from darwinlm.database.levels import module_levels, variants
-from darwinlm.database.store import DatabaseReader, block_file, experts_to_tensors, factors_to_tensors
+from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_tensors, module_tensors
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
@@ -65,15 +65,18 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseRe
         H = torch.eye(shape.width, dtype=torch.float64)
         if shape.experts:
             experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
-            by_block.setdefault(shape.block, {}).update(experts_to_tensors(experts))
+            stored = [(Curve(own.columns, own.errors), pack_lower(own.factor)) for own in experts]
+            by_block.setdefault(shape.block, {}).update(experts_tensors(stored))
             continue
         everything = torch.arange(shape.width).view(shape.groups, shape.heads, -1)
-        found = {}
+        curves = {}
         for variant in variants(shape, units):
             columns = everything[:, : variant or shape.heads]
             columns = columns.transpose(0, 1) if units.attention == "group_heads" else columns
-            found[variant] = nested_factors(H, W, columns.reshape(-1))
-        by_block.setdefault(shape.block, {}).update(factors_to_tensors(shape, found))
+            last = nested_factors(H, W, columns.reshape(-1))
+            curves[variant] = Curve(last.columns, last.errors)
+        tensors = module_tensors(shape.kind, curves, pack_lower(last.factor))
+        by_block.setdefault(shape.block, {}).update(tensors)
     for block, tensors in by_block.items():
         write_tensors(folder / block_file(block), tensors)
     stage.finish()

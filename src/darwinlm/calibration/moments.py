@@ -5,6 +5,8 @@ Letters: n tokens, d input columns, e experts. Source: the H of OBS and ZipLM (a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,15 @@ class SecondMoment:
     def mean(self) -> Tensor:
         """E[x xᵀ], [d, d] float32."""
         return self._sum / max(self.count, 1)
+
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """E[x xᵀ] without a copy: nothing can be added afterwards.
+
+        Args:
+            total: sums a tensor over several processes, in place.
+        """
+        mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
+        return mean
 
 
 class ExpertMoments:
@@ -48,6 +59,11 @@ class ExpertMoments:
         """[e, d, d] float32, over the tokens counted in `count`."""
         return self._sum / max(self.count, 1)
 
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+        """As `mean`, without a copy; see `SecondMoment.take`."""
+        mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
+        return mean
+
 
 class CrossMoment:
     """E[y xᵀ] over everything that was added, accumulated in float32."""
@@ -66,3 +82,9 @@ class CrossMoment:
     def mean(self) -> Tensor:
         """E[y xᵀ], [r, d] float32."""
         return self._sum / max(self.count, 1)
+
+
+def _total_mean(total: Tensor, count: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum over the number of tokens, both over all processes; in place."""
+    tokens = add_up(torch.tensor([count], dtype=torch.float64, device=total.device))
+    return add_up(total).div_(max(float(tokens), 1.0))

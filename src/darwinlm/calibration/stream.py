@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module, watch_experts
+from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS, Family, ModuleKind
+from darwinlm.families.shapes import output_name
 
 
 @dataclass
@@ -25,7 +29,7 @@ class BlockMoments:
         block: its index.
         moments: for each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
             float32; for the experts of a mixture one each, [e, d, d].
-        weights: the block's tensors in their own type, by name inside the block.
+        weights: of the output projections, in their own type, by name inside the block.
     """
 
     block: int
@@ -42,10 +46,21 @@ class BlockStream:
         dtype: of the forward pass.
         device: of the forward pass.
         batch_tokens: tokens in one forward pass.
+        memory: how much of the residual stream may stay in memory; None keeps all of it there.
+
+    Raises:
+        StorageError: the disk has no room for what doesn't fit in memory.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokens: Tensor, *, dtype: torch.dtype, device: torch.device, batch_tokens: int
+        self,
+        checkpoint: Checkpoint,
+        tokens: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch_tokens: int,
+        memory: HiddenMemory | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
@@ -53,16 +68,40 @@ class BlockStream:
         self.rows = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
-        outside = checkpoint.read(checkpoint.family.embedding + ".", dtype=dtype)
-        embedding = model.get_submodule(checkpoint.family.embedding)
-        embedding.load_state_dict({k: v.to(device) for k, v in outside.items()}, assign=True)
         for name, module in model.named_modules():
             if not name.startswith(checkpoint.family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
-        batches = torch.split(tokens, self.rows)
-        self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
-        self.hidden = [self.decoder.embed(batch) for batch in batches]
+        with self._small_embedding(tokens) as places:
+            batches = torch.split(places, self.rows)
+            self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
+            elements = tokens.numel() * int(checkpoint.config.hidden_size)
+            self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
+
+    @contextmanager
+    def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
+        """For a while the embedding holds nothing but the rows of these tokens; yields their places in it [n, t]."""
+        name = self.checkpoint.family.embedding
+        embedding: Any = self.decoder.model.get_submodule(name)
+        used, places = torch.unique(tokens, return_inverse=True)
+        rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self.dtype).to(self.device)
+        whole, padding = embedding.weight, embedding.padding_idx
+        embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
+        try:
+            yield places
+        finally:
+            embedding.weight, embedding.padding_idx = whole, padding
+
+    def load_head(self) -> None:
+        """Read everything outside the blocks: embedding, last norm and head."""
+        model = self.decoder.model
+        for name in self.checkpoint.names_outside_blocks():
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if leaf in dict(module.named_parameters(recurse=False)):
+                tensor = self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device)
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        model.tie_weights()
 
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, give them to the block, and return them in the checkpoint's own type."""
@@ -87,12 +126,13 @@ class BlockStream:
             NumericsError: it isn't finite any more.
         """
         for index, hidden in enumerate(self.hidden):
-            self.hidden[index] = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
-        if not all(bool(torch.isfinite(hidden).all()) for hidden in self.hidden):
-            raise NumericsError(
-                f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
-                "the checkpoint is broken, or try compute.dtype=float32"
-            )
+            after = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
+            if not bool(torch.isfinite(after).all()):
+                raise NumericsError(
+                    f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration "
+                    "text: the checkpoint is broken, or try compute.dtype=float32"
+                )
+            self.hidden[index] = after
 
 
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
@@ -103,25 +143,38 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
 
 
 def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMoments]:
-    """Second moments of every block in order; the first `skip` blocks are only run through."""
-    family = stream.checkpoint.family
+    """Second moments of every block in order; the first `skip` blocks are only run through.
+
+    Several processes, each with a stream over a part of the text, get the moments over all of it.
+    """
     for block in range(stream.checkpoint.n_blocks):
-        weights = stream.load(block)
-        moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
-        with ExitStack() as hooks:
-            mixture = expert_module(getattr(stream.decoder.blocks[block], family.mlp.name, None), family.mlp.experts)
-            if mixture is not None and block >= skip:
-                assert family.mlp.experts is not None
-                sizes = getattr(mixture, family.mlp.experts.output).shape
-                moments["mlp"] = of_experts = ExpertMoments(sizes[0], sizes[2], stream.device)
-                hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
-            for kind in KINDS if block >= skip else ():
-                output = output_projection(stream.decoder.blocks[block], family, kind)
-                if output is not None and not (kind == "attention" and family.attention.untouched):
-                    moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
-                    handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
-                    hooks.callback(handle.remove)
-            stream.run(block)
-        stream.unload(block)
+        with parallel.agree():
+            weights, moments = _run_watched(stream, block, watch=block >= skip)
         if block >= skip:
-            yield BlockMoments(block, {kind: moment.mean() for kind, moment in moments.items()}, weights)
+            yield BlockMoments(block, {kind: own.take(parallel.all_reduce) for kind, own in moments.items()}, weights)
+
+
+def _run_watched(
+    stream: BlockStream, block: int, *, watch: bool
+) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
+    """Move the stream through a block; the weights of its output projections, and moments of what reaches them."""
+    family = stream.checkpoint.family
+    weights = stream.load(block)
+    outputs = [output_name(part, weights) for part in (family.attention, family.mlp)]
+    moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
+    with ExitStack() as hooks:
+        mixture = expert_module(getattr(stream.decoder.blocks[block], family.mlp.name, None), family.mlp.experts)
+        if mixture is not None and watch:
+            assert family.mlp.experts is not None
+            sizes = getattr(mixture, family.mlp.experts.output).shape
+            moments["mlp"] = of_experts = ExpertMoments(sizes[0], sizes[2], stream.device)
+            hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
+        for kind in KINDS if watch else ():
+            output = output_projection(stream.decoder.blocks[block], family, kind)
+            if output is not None and not (kind == "attention" and family.attention.untouched):
+                moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
+                handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
+                hooks.callback(handle.remove)
+        stream.run(block)
+    stream.unload(block)
+    return {name: weights[name] for name in outputs if name is not None}, moments

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
-from darwinlm.database.factors import NestedFactors, kept_weights, nested_factors
+from darwinlm.database.factors import kept_weights, nested_factors, ordered_moment, whole_factor_
 from darwinlm.database.levels import variants
-from darwinlm.database.order import damp, removal_order
-from darwinlm.database.store import block_file, experts_to_tensors, factors_to_tensors
+from darwinlm.database.order import Removal, damp, damp_, removal_order
+from darwinlm.database.parked import Parked
+from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.errors import ArtifactError
+from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Units
+
+Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How modules are ordered and factorised.
+
+    Attributes:
+        units: what is removed at once.
+        damping: relative to the mean of the diagonal of the second moment.
+        saliency: second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
+        device: where it is computed.
+        folder: for matrices that have to wait.
+    """
+
+    units: Units
+    damping: float
+    device: torch.device
+    folder: Path
+    saliency: Saliency = field(default=lambda block: {})
 
 
 def build_database(
@@ -23,104 +49,138 @@ def build_database(
     stream: BlockStream,
     units: Units,
     damping: float,
+    saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the factors of every module; blocks that an interrupted run has finished are kept.
+
+    Of several processes each streams its part of the text, and factorises its part of the blocks.
 
     Args:
         stage: begun; its key describes model, text, units and damping.
         stream: the calibration text before the first block.
         units: what is removed at once.
         damping: relative to the mean of the diagonal of the second moment.
+        saliency: see `Method`.
         progress: called with finished and total blocks.
 
     Raises:
         NumericsError: values aren't finite.
         StorageError: the disk is full.
     """
+    method = Method(units, damping, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
-    done = 0
-    while done < stream.checkpoint.n_blocks and _readable(stage, done):
-        done += 1
+    total = stream.checkpoint.n_blocks
+    done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
+    waiting: list[int] = []
+    mine: BlockMoments | None = None
     for moments in stream_moments(stream, skip=done):
-        tensors: dict[str, Tensor] = {}
-        for shape in shapes:
-            if shape.block != moments.block:
-                continue
-            if shape.experts:
-                tensors.update(experts_to_tensors(factorise_experts(shape, moments, stream, damping)))
-            elif shape.kind in moments.moments:
-                tensors.update(factors_to_tensors(shape, factorise(shape, moments, stream, units, damping)))
-        write_tensors(stage.folder / block_file(moments.block), tensors)
-        progress(moments.block + 1, stream.checkpoint.n_blocks)
+        if len(waiting) == parallel.place():
+            mine = moments
+        waiting.append(moments.block)
+        del moments
+        if len(waiting) == parallel.size() or waiting[-1] == total - 1:
+            _factorise_together(stage, method, shapes, waiting, mine)
+            progress(waiting[-1] + 1, total)
+            waiting, mine = [], None
 
 
-def factorise(
-    shape: ModuleShape, moments: BlockMoments, stream: BlockStream, units: Units, damping: float
-) -> dict[int, NestedFactors]:
-    """Nested factors of one module, one for each of its variants."""
-    W = moments.weights[shape.output].to(stream.device, torch.float32)
-    H = moments.moments[shape.kind]
-    return {
-        variant: _ordered_factors(H, W, candidates, damping, shape.name)
-        for variant, candidates in _candidates(shape, H, W, units, damping).items()
-    }
+def _factorise_together(
+    stage: StageFolder, method: Method, shapes: Sequence[ModuleShape], blocks: Sequence[int], mine: BlockMoments | None
+) -> None:
+    """Each process factorises at most one of the blocks; the first one writes all of them."""
+    tensors: dict[str, Tensor] = {}
+    own = None if mine is None else mine.block
+    with parallel.agree():
+        for shape in shapes if mine is not None else ():
+            if mine is not None and shape.block == own and shape.kind in mine.moments:
+                tensors.update(module_factors(method, shape, mine))
+    for block in blocks:
+        found = parallel.collect(tensors if block == own else {})
+        with parallel.agree():
+            if parallel.is_main():
+                write_tensors(stage.folder / block_file(block), found)
 
 
-def _candidates(shape: ModuleShape, H: Tensor, W: Tensor, units: Units, damping: float) -> dict[int, Tensor]:
-    """Columns [n, u] of every unit, for each variant of a module."""
+def module_factors(method: Method, shape: ModuleShape, moments: BlockMoments) -> dict[str, Tensor]:
+    """What the database stores of one module; its second moment is used up.
+
+    Raises:
+        NumericsError: values aren't finite.
+        StorageError: the disk is full.
+    """
+    H = moments.moments.pop(shape.kind)
+    if shape.experts:
+        return experts_tensors(_expert_factors(method, shape, H, moments.weights[shape.output]))
+    W = moments.weights[shape.output].to(method.device, torch.float32)
+    S = method.saliency(shape.block).get(shape.kind)
+    *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
+    curves = {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}
+    removal = Removal(H, W, units, saliency=S, damping=method.damping, name=shape.name)
+    parked = Parked(H, method.folder)
+    del H
+    columns = removal.run().columns(units)
+    del removal
+    A = damp_(ordered_moment(parked.back(), columns), method.damping)
+    packed, errors = whole_factor_(A, W, columns, name=shape.name)
+    curves[variant] = Curve(columns, errors)
+    return module_tensors(shape.kind, curves, packed)
+
+
+def _expert_factors(method: Method, shape: ModuleShape, H: Tensor, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
+    """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
+
+    An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
+    what remains of it stays as it is.
+    """
+    channels = torch.arange(shape.width, device=method.device)[:, None]
+    for expert, moment in enumerate(H):
+        name = f"{shape.name} expert {expert}"
+        own = W[expert].to(method.device, torch.float32)
+        seen = moment if bool(moment.any()) else torch.eye(shape.width, device=H.device)
+        columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
+        A = damp_(ordered_moment(moment, columns), method.damping)
+        packed, errors = whole_factor_(A, own, columns, name=name)
+        yield Curve(columns, errors), packed
+
+
+def _candidates(method: Method, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
+    """Columns [n, u] of every unit, for each variant of a module; the last variant has all columns."""
     columns = torch.arange(shape.width, device=H.device)
     if shape.kind == "mlp":
         return {1: columns[:, None]}
     heads = columns.view(-1, shape.head_dim)
-    found = variants(shape, units)
+    found = variants(shape, method.units)
     if found == [0]:
         return {0: heads}
-    if units.attention not in ("lattice", "group_heads") or shape.heads == 1:
+    if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: columns.view(shape.groups, -1)}
-    ranked = _heads_by_rank(shape, heads, H, W, damping)
-    if units.attention == "group_heads":
+    order = removal_order(H, W, heads, saliency=S, damping=method.damping, name=shape.name).units.tolist()
+    by_rank = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
+    ranked = torch.tensor(by_rank, device=H.device)
+    if method.units.attention == "group_heads":
         return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
     best = {count: ranked[:, :count].sort(dim=1).values for count in found}
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def factorise_experts(
-    shape: ModuleShape, moments: BlockMoments, stream: BlockStream, damping: float
-) -> Iterator[NestedFactors]:
-    """Nested factors of each expert of a mixture: all are cut to one width, but each loses its own channels.
-
-    An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
-    what remains of it stays as it is.
-    """
-    W = moments.weights[shape.output]
-    channels = torch.arange(shape.width, device=stream.device)[:, None]
-    for expert, H in enumerate(moments.moments[shape.kind]):
-        name = f"{shape.name} expert {expert}"
-        own = W[expert].to(stream.device, torch.float32)
-        seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        order = removal_order(seen, own, channels, damping=damping, name=name)
-        yield nested_factors(damp(H, damping), own, order.units, name=name)
+def _narrow_curve(method: Method, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
+    """Curve over units [n, u] of some columns, the others being gone before."""
+    damped = damp(H, method.damping)
+    flat = units.reshape(-1)
+    W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
+    places = torch.arange(len(flat), device=H.device).view(units.shape)
+    order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, damping=method.damping, name=name)
+    found = nested_factors(damped, W, order.columns(units), name=name)
+    return Curve(found.columns, found.errors)
 
 
-def _heads_by_rank(shape: ModuleShape, heads: Tensor, H: Tensor, W: Tensor, damping: float) -> Tensor:
-    """[groups, heads]: query heads of each group, the last to be removed first."""
-    order = removal_order(H, W, heads, damping=damping, name=shape.name).units.tolist()
-    ranked = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
-    return torch.tensor(ranked, device=H.device)
-
-
-def _ordered_factors(H: Tensor, W: Tensor, candidates: Tensor, damping: float, name: str) -> NestedFactors:
-    """Factors over units [n, u] of columns in the order of their removal; columns in none of them are gone before."""
-    damped = damp(H, damping)
-    flat = candidates.reshape(-1)
-    if len(flat) == len(H):
-        order = removal_order(H, W, candidates, damping=damping, name=name)
-    else:
-        W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
-        places = torch.arange(len(flat), device=H.device).view(candidates.shape)
-        order = removal_order(H[flat][:, flat], W_kept, places, damping=damping, name=name)
-    return nested_factors(damped, W, candidates[order.units].reshape(-1), name=name)
+def _finished(stage: StageFolder, total: int) -> int:
+    """Blocks that an interrupted run has finished."""
+    done = 0
+    while done < total and _readable(stage, done):
+        done += 1
+    return done
 
 
 def _readable(stage: StageFolder, block: int) -> bool:

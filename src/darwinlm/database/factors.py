@@ -28,7 +28,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from darwinlm.database.order import cholesky_
 from darwinlm.errors import NumericsError
+
+ROWS = 256
+"""Rows that are worked on at once where memory counts."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,7 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
     def part(rows: Tensor, cols: Tensor) -> Tensor:
         return H_damped.index_select(0, rows).index_select(1, cols).to(torch.float64)
 
-    L, info = torch.linalg.cholesky_ex(part(kept, kept))
-    if bool(info != 0):
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+    L = _factor(part(kept, kept), name)
     W = W.to(H_damped.device, torch.float64)
     T = W.index_select(1, kept) @ L
     floor = T.new_zeros(())
@@ -94,6 +96,52 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
     losses = T.square().sum(0)
     errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)]) + floor
     return NestedFactors(columns=kept, factor=L.float(), target=T.float(), errors=errors)
+
+
+@torch.no_grad()
+def whole_factor_(A: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> tuple[Tensor, Tensor]:
+    """What of `nested_factors` over every column is worth storing, in little memory.
+
+    Args:
+        A: [d, d] float64, damped second moment whose rows and columns are in the order of `columns`; overwritten.
+        W: [r, d] floating, output projection of the dense module.
+        columns: [d] int64, every column once, the last one to be removed first.
+        name: what A and W belong to, for messages.
+
+    Returns:
+        [d (d + 1) / 2] float32, L as `pack_lower` writes it, and the errors [d + 1] float64.
+
+    Raises:
+        NumericsError: A isn't positive definite.
+    """
+    L = _factor(A, name)
+    losses = L.new_zeros(len(L))
+    for rows in torch.split(W, ROWS):
+        losses += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
+    errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)])
+    return pack_lower(L), errors
+
+
+def _factor(A: Tensor, name: str) -> Tensor:
+    """Cholesky factor in place of a matrix on a CPU. Raises NumericsError."""
+    L, definite = cholesky_(A)
+    if not definite:
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+    return L
+
+
+@torch.no_grad()
+def ordered_moment(H: Tensor, columns: Tensor) -> Tensor:
+    """Second moment in float64 with rows and columns in an order, made without another copy.
+
+    Args:
+        H: [d, d] floating.
+        columns: [p] int64.
+    """
+    ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=H.device)
+    for rows, chosen in zip(torch.split(ordered, ROWS), torch.split(columns, ROWS), strict=True):
+        rows.copy_(H.index_select(0, chosen).index_select(1, columns))
+    return ordered
 
 
 @torch.no_grad()
@@ -134,9 +182,7 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
     place[whole.columns] = torch.arange(len(place), device=place.device)
     L = whole.factor.to(torch.float64)
     rows = L.index_select(0, place[columns])
-    factor, info = torch.linalg.cholesky_ex(rows @ rows.T)
-    if bool(info != 0):
-        raise NumericsError("the second moment in the database isn't positive definite: build it with more damping")
+    factor = _factor(rows @ rows.T, "the database")
     WH = (W.index_select(1, whole.columns).to(L) @ L) @ rows.T
     target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
     return NestedFactors(columns, factor.float(), target.float(), errors)
@@ -173,8 +219,12 @@ def pack_lower(L: Tensor) -> Tensor:
     Returns:
         [p (p + 1) / 2] float32.
     """
-    rows = [row[: i + 1] for i, row in enumerate(L)]
-    return torch.cat(rows).float() if rows else L.new_zeros(0, dtype=torch.float32)
+    packed = L.new_empty(len(L) * (len(L) + 1) // 2, dtype=torch.float32)
+    start = 0
+    for i, row in enumerate(L):
+        packed[start : start + i + 1] = row[: i + 1]
+        start += i + 1
+    return packed
 
 
 def unpack_lower(packed: Tensor, d: int) -> Tensor:

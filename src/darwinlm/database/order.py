@@ -101,7 +101,7 @@ def dead_inputs(H: Tensor) -> Tensor:
     return dead
 
 
-def damp(H: Tensor, relative: float = 0.01) -> Tensor:
+def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None) -> Tensor:
     """Second moment with ``relative * mean(diag)`` added to its diagonal.
 
     A dead input (diagonal exactly zero) is uncoupled instead: its row and column are set to zero and its diagonal to
@@ -111,20 +111,25 @@ def damp(H: Tensor, relative: float = 0.01) -> Tensor:
     Args:
         H: [d, d] second moment.
         relative: damping as a share of the mean diagonal.
+        dtype: of the result; that of H by default.
 
     Returns:
-        [d, d] damped copy in the type of H.
+        [d, d] damped copy.
     """
+    return damp_(H.to(dtype or H.dtype, copy=True), relative)
+
+
+def damp_(H: Tensor, relative: float = 0.01) -> Tensor:
+    """As `damp`, in place; returns H."""
     dead = dead_inputs(H)
     mean = H.diagonal().mean()
-    damped = H.clone()
-    damped.diagonal().add_(relative * mean)
+    H.diagonal().add_(relative * mean)
     if bool(dead.any()):
-        damped[dead] = 0
-        damped[:, dead] = 0
+        H[dead] = 0
+        H[:, dead] = 0
         level = torch.where(mean > 0, DEAD_LEVEL * mean, torch.full_like(mean, DEAD_FLOOR))
-        damped.diagonal()[dead] = level
-    return damped
+        H.diagonal()[dead] = level
+    return H
 
 
 @torch.no_grad()
@@ -162,27 +167,54 @@ def removal_order(
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
         ValueError: shapes don't agree or units don't cover the columns.
     """
-    _check_shapes(H, W, units, saliency)
-    if block < 1:
-        raise ValueError(f"block must be at least 1, not {block}")
-    if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"dtype must be float32 or float64, not {dtype}")
-    _check_finite(name, {"second moment": H, "weight": W, "saliency": saliency})
-    if bool((H.diagonal() < 0).any()):
-        raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
-    columns = units.to(device=H.device, dtype=torch.int64).reshape(-1)
-    dead = dead_inputs(H)[columns]
-    C, scale = _scaled_inverse(H, columns, damping, name)
-    scaled_W = (W.to(H.device, torch.float64)[:, columns] * scale).masked_fill_(dead, 0)
+    return Removal(H, W, units, saliency=saliency, block=block, dtype=dtype, damping=damping, name=name).run()
 
-    work = dtype or _loop_dtype(float(C.diagonal().max()))
-    G, gain = _gram(scaled_W, saliency, work)
-    del scaled_W
-    picks, costs = _eliminate(C.to(work), G, units.shape[0], block)
-    costs *= gain
-    if not bool(torch.isfinite(costs).all()):
-        raise NumericsError(f"{name}: the removal order lost all precision in {work}; use float64 or more damping")
-    return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
+
+class Removal:
+    """`removal_order` in two steps, so that H and W needn't be in memory in the second, long one.
+
+    Args and errors: see `removal_order`.
+    """
+
+    def __init__(
+        self,
+        H: Tensor,
+        W: Tensor,
+        units: Tensor,
+        *,
+        saliency: Tensor | None = None,
+        block: int = 64,
+        dtype: torch.dtype | None = None,
+        damping: float = 0.01,
+        name: str = "module",
+    ) -> None:
+        _check_shapes(H, W, units, saliency)
+        if block < 1:
+            raise ValueError(f"block must be at least 1, not {block}")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype must be float32 or float64, not {dtype}")
+        _check_finite(name, {"second moment": H, "weight": W, "saliency": saliency})
+        if bool((H.diagonal() < 0).any()):
+            raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
+        self.name, self.block, self.n = name, block, units.shape[0]
+        columns = units.to(device=H.device, dtype=torch.int64).reshape(-1)
+        dead = dead_inputs(H)[columns]
+        C, scale = _scaled_inverse(H, columns, damping, name)
+        self.work = dtype or _loop_dtype(float(C.diagonal().max()))
+        C = C.to(self.work)
+        G, self.gain = _gram(_scaled_weight(W.to(H.device), columns, scale, dead), saliency, self.work)
+        self.matrices = [C, G]
+
+    @torch.no_grad()
+    def run(self) -> RemovalOrder:
+        """Remove everything; once only, because the matrices are used up."""
+        picks, costs = _eliminate(self.matrices, self.n, self.block)
+        costs *= self.gain
+        if not bool(torch.isfinite(costs).all()):
+            raise NumericsError(
+                f"{self.name}: the removal order lost all precision in {self.work}; use float64 or more damping"
+            )
+        return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 
 def _check_shapes(H: Tensor, W: Tensor, units: Tensor, saliency: Tensor | None) -> None:
@@ -223,24 +255,49 @@ def _scaled_inverse(H: Tensor, columns: Tensor, damping: float, name: str) -> tu
     Raises:
         NumericsError: the damped matrix isn't positive definite.
     """
-    damped = damp(H.to(torch.float64), damping)
-    if not torch.equal(columns, torch.arange(len(columns), device=columns.device)):
+    damped = damp(H, damping, dtype=torch.float64)
+    if not _in_order(columns):
         damped = damped.index_select(0, columns).index_select(1, columns)
     scale = damped.diagonal().sqrt()
     damped /= scale
     damped /= scale[:, None]
-    factor, info = torch.linalg.cholesky_ex(damped)
-    if bool(info != 0):
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+    factor, definite = cholesky_(damped)
     del damped
-    return torch.cholesky_inverse(factor), scale
+    if not definite:
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+    if factor.device.type != "cpu":
+        return torch.cholesky_inverse(factor), scale
+    return torch.cholesky_inverse(factor, out=factor), scale
+
+
+def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
+    """Lower Cholesky factor of a symmetric [d, d] matrix, and whether it is positive definite.
+
+    On a CPU it takes the place of the matrix: LAPACK works on columns, and those of the transpose are the rows here.
+    """
+    if A.device.type != "cpu":
+        factor, info = torch.linalg.cholesky_ex(A)
+    else:
+        factor, info = A.mT, torch.empty((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
+    return factor, not bool(info != 0)
+
+
+def _in_order(columns: Tensor) -> bool:
+    return torch.equal(columns, torch.arange(len(columns), device=columns.device))
+
+
+def _scaled_weight(W: Tensor, columns: Tensor, scale: Tensor, dead: Tensor) -> Tensor:
+    """[r, d] float64: columns in order and scaled as those of H are, those of dead inputs zero."""
+    scaled = W.to(torch.float64, copy=True) if _in_order(columns) else W[:, columns].to(torch.float64)
+    return scaled.mul_(scale).masked_fill_(dead, 0)
 
 
 def _gram(W: Tensor, S: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Wᵀ S W divided by a gain that keeps float32 from under- and overflow, and the gain.
 
     Args:
-        W: [r, d] float64.
+        W: [r, d] float64; overwritten.
         S: [r, r] floating, or none for the identity.
         dtype: type of the product.
 
@@ -248,7 +305,7 @@ def _gram(W: Tensor, S: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, floa
         [d, d] product in that type, and the gain.
     """
     size = float(W.abs().max()) or 1.0
-    W = (W / size).to(dtype)
+    W = W.div_(size).to(dtype)
     if S is None:
         return W.T @ W, size**2
     S = S.to(W.device, torch.float64)
@@ -262,22 +319,22 @@ def _loop_dtype(inflation: float) -> torch.dtype:
     return torch.float32 if exact and inflation <= FLOAT32_MAX_INFLATION else torch.float64
 
 
-def _eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
+def _eliminate(matrices: list[Tensor], n: int, block: int) -> tuple[Tensor, Tensor]:
     """Remove all units, cheapest first.
 
     Args:
-        C: [d, d] inverse second moment, unit after unit; overwritten.
-        G: [d, d] Gram matrix of the weights; overwritten.
+        matrices: C [d, d], inverse second moment, unit after unit, and G [d, d], Gram matrix of the weights; taken out
+            of the list, so that nobody else keeps them alive while they shrink.
         n: number of units, each d / n neighbouring columns.
         block: columns removed between two applications of the pending updates.
 
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.
     """
-    d = len(C)
-    state = _Elimination(C, G, n, max(1, block * n // d))
-    picks = torch.empty(n, dtype=torch.int64, device=C.device)
-    costs = torch.empty(n, dtype=torch.float64, device=C.device)
+    d, device = len(matrices[0]), matrices[0].device
+    state = _Elimination(matrices, n, max(1, block * n // d))
+    picks = torch.empty(n, dtype=torch.int64, device=device)
+    costs = torch.empty(n, dtype=torch.float64, device=device)
     all_threads = torch.get_num_threads()
     with _threads(all_threads if 6 * block * d * (d // n) > SHORT_STEP else 1):
         for step in range(n):
@@ -310,13 +367,14 @@ class _Elimination:
         ids: [m] int64, the unit at every place of the arrays.
     """
 
-    def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
-        self.C, self.G = C, G
-        self.u = len(C) // n
+    def __init__(self, matrices: list[Tensor], n: int, steps: int) -> None:
+        self.G, self.C = matrices.pop(), matrices.pop()
+        device = self.C.device
+        self.u = len(self.C) // n
         self.steps = steps
-        self.ids = torch.arange(n, device=C.device)
-        self.offsets = torch.arange(self.u, device=C.device)
-        self.eye = torch.eye(self.u, dtype=C.dtype, device=C.device)[None]
+        self.ids = torch.arange(n, device=device)
+        self.offsets = torch.arange(self.u, device=device)
+        self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
         self._reset()
 
     def _reset(self) -> None:
@@ -385,6 +443,8 @@ class _Elimination:
             kept = (~self.gone).nonzero().view(-1)
             columns = (kept[:, None] * self.u + self.offsets).view(-1)
             self.ids = self.ids[kept]
-            self.C = self.C.index_select(0, columns).index_select(1, columns)
-            self.G = self.G.index_select(0, columns).index_select(1, columns)
+            for along in (0, 1):
+                self.C = self.C.index_select(along, columns)
+            for along in (0, 1):
+                self.G = self.G.index_select(along, columns)
             self._reset()

@@ -21,7 +21,6 @@ from darwinlm.database.factors import (
     full_target,
     kept_weights,
     narrower_factors,
-    pack_lower,
     unpack_lower,
 )
 from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
@@ -37,24 +36,39 @@ def block_file(block: int) -> str:
     return f"block_{block:04d}.safetensors"
 
 
-def factors_to_tensors(shape: ModuleShape, found: Mapping[int, NestedFactors]) -> dict[str, Tensor]:
-    """Named tensors of one module's factors by variant; the last variant has all columns."""
-    tensors: dict[str, Tensor] = {}
-    whole = list(found.values())[-1]
-    if len(whole.columns) != shape.width:
-        raise ValueError(f"{shape.name}: the last of its factors must hold all {shape.width} columns")
-    for variant, factors in found.items():
-        tensors[f"{shape.kind}.{variant}.columns"] = factors.columns.to(torch.int32)
-        tensors[f"{shape.kind}.{variant}.errors"] = factors.errors
-    tensors[f"{shape.kind}.factor"] = pack_lower(whole.factor)
+@dataclass(frozen=True)
+class Curve:
+    """One way to cut a module.
+
+    Attributes:
+        columns: [p] int64, the columns that may be kept, the last one to be removed first.
+        errors: [p + 1] float64, squared output error of keeping the first k of them.
+    """
+
+    columns: Tensor
+    errors: Tensor
+
+
+def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
+    """Named tensors of one module.
+
+    Args:
+        kind: of the module.
+        curves: by variant; the last one has every column.
+        packed: factor of the last one, as `pack_lower` writes it.
+    """
+    tensors = {f"{kind}.factor": packed}
+    for variant, curve in curves.items():
+        tensors[f"{kind}.{variant}.columns"] = curve.columns.to(torch.int32)
+        tensors[f"{kind}.{variant}.errors"] = curve.errors
     return tensors
 
 
-def experts_to_tensors(factors: Iterable[NestedFactors]) -> dict[str, Tensor]:
-    """Named tensors of a mixture's factors: those of the experts side by side along a new first dimension."""
-    rows = [(own.columns.to(torch.int32), pack_lower(own.factor), own.errors) for own in factors]
-    columns, factor, errors = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    return {"mlp.1.columns": columns, "mlp.factor": factor, "mlp.1.errors": errors}
+def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
+    """Named tensors of a mixture: those of its experts (a curve and a packed factor each) along a new first dimension."""
+    curves, packed = zip(*found, strict=True)
+    columns, errors = torch.stack([own.columns for own in curves]), torch.stack([own.errors for own in curves])
+    return module_tensors("mlp", {1: Curve(columns, errors)}, torch.stack(packed))
 
 
 @dataclass(frozen=True)

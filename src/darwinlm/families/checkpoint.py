@@ -174,6 +174,20 @@ class Checkpoint:
             found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
         return found
 
+    def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """Some rows of one tensor; the others aren't read.
+
+        Raises:
+            CheckpointError: a shard is damaged.
+        """
+        shard = self.folder / self.shards[name]
+        try:
+            with safe_open(shard, framework="pt") as stream:
+                rows: torch.Tensor = stream.get_tensor(name).index_select(0, index).to(dtype)
+                return rows
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+
     def names_outside_blocks(self) -> Iterator[str]:
         """Names of the tensors that belong to no block: embedding, final norm, head."""
         return (name for name in self.tensors if not name.startswith(self.family.layers + "."))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import Budget
@@ -27,6 +27,8 @@ class Compute(Section):
     """Of forward passes. `auto` is bfloat16; second moments, factors and KL are float32 or better in any case."""
     batch_tokens: int = Field(4096, gt=0)
     """Tokens in one forward pass."""
+    hidden_memory: ByteSize = Field(ByteSize(2 << 30), gt=0)
+    """Of the calibration text's residual stream, such as 2GiB; a larger one lies in a file of the database's folder."""
 
 
 class Text(Section):

@@ -115,27 +115,13 @@ def compare(dense: BlockStream, others: list[BlockStream]) -> list[float]:
     sums = [0.0] * len(others)
     tokens = 0
     for stream in (dense, *others):
-        _load_head(stream)
+        stream.load_head()
     for index, hidden in enumerate(dense.hidden):
         reference = DenseDistribution(_logits(dense, hidden))
         for number, other in enumerate(others):
             sums[number] += float(reference.kl(_logits(other, other.hidden[index])).sum(dtype=torch.float64))
         tokens += len(reference)
     return [max(total / tokens, 0.0) for total in sums]
-
-
-def _load_head(stream: BlockStream) -> None:
-    """Give the stream's model what stands behind the blocks."""
-    model, checkpoint = stream.decoder.model, stream.checkpoint
-    for name in checkpoint.names_outside_blocks():
-        owner, _, leaf = name.rpartition(".")
-        if name.startswith(checkpoint.family.embedding + "."):
-            continue
-        module = model.get_submodule(owner)
-        if leaf in dict(module.named_parameters(recurse=False)):
-            tensor = checkpoint.read(name, dtype=stream.dtype)[""].to(stream.device)
-            setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=False))
-    model.tie_weights()
 
 
 def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
