@@ -65,7 +65,7 @@ def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor
 
 
 def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
-    """Named tensors of a mixture: those of its experts (a curve and a packed factor each) along a new first dimension."""
+    """Named tensors of a mixture: curves and packed factors of its experts along a new first dimension."""
     curves, packed = zip(*found, strict=True)
     columns, errors = torch.stack([own.columns for own in curves]), torch.stack([own.errors for own in curves])
     return module_tensors("mlp", {1: Curve(columns, errors)}, torch.stack(packed))
