@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.stream import BlockMoments, stream_moments
-from darwinlm.database.build import factorise_experts
-from darwinlm.database.factors import kept_weights
+from darwinlm.database.build import Method, expert_factors
+from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Units
 from darwinlm.stages.database import Database, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 
@@ -107,18 +106,20 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
     assert different > 3, "experts lose different channels"
 
 
-def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built):
+def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_path):
     database, seen, _ = built
     reader = database.reader
     (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
-    moments = replace(seen[2], moments={"mlp": seen[2].moments["mlp"].clone()})
-    moments.moments["mlp"][1] = 0
-    stream = SimpleNamespace(device=torch.device("cpu"))
-    used, unused, *_ = factorise_experts(shape, moments, stream, 0.01)
+    H = seen[2].moments["mlp"].clone()
+    H[1] = 0
+    method = Method(Units(), 0.01, torch.device("cpu"), tmp_path)
+    (used, _), (unused, packed), *_ = expert_factors(method, shape, H, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]
     assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
     assert unused.errors[0] < 1e-12 * used.errors[0]
-    torch.testing.assert_close(kept_weights(unused, 8), W[:, unused.columns[:8]])
+    L = unpack_lower(packed, shape.width)
+    factors = NestedFactors(unused.columns, L, full_target(L, W, unused.columns), unused.errors)
+    torch.testing.assert_close(kept_weights(factors, 8), W[:, unused.columns[:8]])
 
 
 # ------------------------------------------------------------------------------------------------------ on the disk

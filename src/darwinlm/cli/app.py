@@ -50,4 +50,8 @@ PresetOption = Annotated[
     str | None, typer.Option("--preset", help="default, or paper: DarwinLM's own numbers.", show_default="default")
 ]
 RemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Let a checkpoint run its own Python code.")]
+DatabaseOption = Annotated[
+    Path | None,
+    typer.Option("--database", help="A finished database of this model to search in.", show_default=False),
+]
 StageOption = Annotated[str, typer.Option("--until", help="Stop after this stage.")]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from darwinlm.cli.app import (
     BytesOption,
+    DatabaseOption,
     KeepOption,
     LatencyOption,
     ModelArgument,
@@ -42,6 +43,7 @@ def prune(
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
     until: StageOption = "report",
+    database: DatabaseOption = None,
 ) -> None:
     """Make a model smaller: database, search, stitch, refit, evaluation, export and report."""
     from darwinlm.errors import RecipeError
@@ -60,6 +62,7 @@ def prune(
         "search.minutes": time,
         "preset": preset,
         "text.source": text,
+        "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }
     recipes = load_recipes(recipe, assignments or (), overrides)

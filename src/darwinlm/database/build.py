@@ -111,7 +111,7 @@ def module_factors(method: Method, shape: ModuleShape, moments: BlockMoments) ->
     """
     H = moments.moments.pop(shape.kind)
     if shape.experts:
-        return experts_tensors(_expert_factors(method, shape, H, moments.weights[shape.output]))
+        return experts_tensors(expert_factors(method, shape, H, moments.weights[shape.output]))
     W = moments.weights[shape.output].to(method.device, torch.float32)
     S = method.saliency(shape.block).get(shape.kind)
     *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
@@ -127,7 +127,7 @@ def module_factors(method: Method, shape: ModuleShape, moments: BlockMoments) ->
     return module_tensors(shape.kind, curves, packed)
 
 
-def _expert_factors(method: Method, shape: ModuleShape, H: Tensor, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
+def expert_factors(method: Method, shape: ModuleShape, H: Tensor, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
 
     An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import Budget
-from darwinlm.recipe.quantities import Share
+from darwinlm.recipe.quantities import ByteCount, Share
 from darwinlm.recipe.search import Search, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
@@ -27,7 +27,7 @@ class Compute(Section):
     """Of forward passes. `auto` is bfloat16; second moments, factors and KL are float32 or better in any case."""
     batch_tokens: int = Field(4096, gt=0)
     """Tokens in one forward pass."""
-    hidden_memory: ByteSize = Field(ByteSize(2 << 30), gt=0)
+    hidden_memory: ByteCount = Field(2 << 30, gt=0)
     """Of the calibration text's residual stream, such as 2GiB; a larger one lies in a file of the database's folder."""
 
 
@@ -86,6 +86,10 @@ class Database(Section):
 
     damping: float = Field(0.01, gt=0)
     """Added to the diagonal of the second moment, relative to its mean."""
+    saliency: Literal["output", "loss"] = "output"
+    """What the removal order spares: all errors of a module's `output` alike, or those that the `loss` feels."""
+    folder: str | None = None
+    """A finished database of this model to search in, instead of making one."""
 
 
 class Refit(Section):

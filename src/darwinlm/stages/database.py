@@ -1,19 +1,23 @@
-"""Calibrate and factorise: every module at every level, block by block."""
+"""Calibrate and factorise: every module at every level, block by block; or a database that is ready."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.artifact import StageFolder
+from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
+from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
-from darwinlm.database.build import build_database
-from darwinlm.database.store import DatabaseReader
+from darwinlm.database.build import Saliency, build_database
+from darwinlm.database.ready import TEXT, calibration_documents, check_fits, find_database
+from darwinlm.database.store import DatabaseReader, block_file
 from darwinlm.errors import DataError
+from darwinlm.families.family import KINDS
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
@@ -39,29 +43,78 @@ def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> Blo
 
 
 def database_stage(run: Run, texts: Texts) -> Database:
-    """Build the database, or reuse it.
+    """Build the database, reuse it, or take the one that the recipe points at.
 
     Raises:
         NumericsError: values aren't finite.
         StorageError: the disk is full.
+        ArtifactError: the database that the recipe points at is another model's, or damaged.
+        DataError: it was calibrated on text that is now to be searched or measured on.
     """
     recipe = run.recipe
+    if recipe.database.folder is not None:
+        with parallel.agree():
+            stage = _ready_database(run, Path(recipe.database.folder), texts)
+        return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))
     key = {
         "model": run.checkpoint.digest,
         "calibration": texts["calibration"].digest,
         "units": recipe.units.attention,
-        "database": recipe.database.model_dump(),
+        "database": recipe.database.model_dump(exclude={"folder"}),
         "arithmetic": run.arithmetic,
     }
-    tokens = texts["calibration"].tokens
-    if len(tokens) < parallel.size():
+    text = texts["calibration"]
+    if len(text.tokens) < parallel.size():
         raise DataError(
-            f"text.calibration_tokens: {len(tokens)} blocks of text can't be shared by {parallel.size()} processes"
+            f"text.calibration_tokens: {len(text.tokens)} blocks of text can't be shared by {parallel.size()} processes"
         )
+    tokens = text.tokens[parallel.place() :: parallel.size()]
+    weights = _saliency_stage(run, text, tokens) if recipe.database.saliency == "loss" else lambda block: {}
     with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(recipe.compute.hidden_memory, stage.folder)
             with parallel.agree():
-                stream = _stream(run, tokens[parallel.place() :: parallel.size()], memory)
-            build_database(stage, stream, recipe.units, recipe.database.damping, progress=run.reporter.advance)
+                stream = _stream(run, tokens, memory)
+            build_database(stage, stream, recipe.units, recipe.database.damping, weights, run.reporter.advance)
+            with parallel.agree():
+                if parallel.is_main():
+                    about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
+                    write_json(stage.folder / TEXT, about)
     return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))
+
+
+def _saliency_stage(run: Run, text: TokenBlocks, tokens: Tensor) -> Saliency:
+    """Second moments of output gradients on the calibration text, one file for each block."""
+    key = {"model": run.checkpoint.digest, "calibration": text.digest, "arithmetic": run.arithmetic}
+    with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
+        if work:
+            memory = HiddenMemory(run.recipe.compute.hidden_memory, stage.folder)
+            total = run.checkpoint.n_blocks
+            for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
+                with parallel.agree():
+                    if parallel.is_main():
+                        write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
+                run.reporter.advance(total - block, total)
+    folder, device = stage.folder, run.device
+
+    def of_block(block: int) -> dict[str, Tensor]:
+        found = read_tensors(folder / block_file(block))
+        return {kind: found[kind].to(device) for kind in KINDS if kind in found}
+
+    return of_block  # type: ignore[return-value]
+
+
+def _ready_database(run: Run, path: Path, texts: Texts) -> StageFolder:
+    stage = find_database(path)
+    model, units = run.checkpoint, run.recipe.units.attention
+    check_fits(stage, path, model=model.digest, source=model.source, units=units)
+    seen = calibration_documents(stage)
+    for purpose, text in texts.items():
+        shared = seen & set(text.document_hashes) if purpose != "calibration" else set()
+        if shared:
+            raise DataError(
+                f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
+                "other text, or the text settings and the seed that it was made with"
+            )
+    run.reporter.say(f"calibration and database: {path} is used")
+    return stage

@@ -1,0 +1,129 @@
+"""Second moments of the output gradients of every module: how much an error in each direction of its output costs.
+
+The blocks' inputs are kept from a forward pass; the gradient of the dense model's own loss then goes back through one
+block after the other, whose weights are read again and whose pass is repeated with gradients. Besides the residual
+streams (in memory, or in files above the limit) no more than one block is in memory at a time.
+
+Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
+`database/order.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm import parallel
+from darwinlm.calibration.experts import expert_module
+from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
+from darwinlm.calibration.moments import SecondMoment
+from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.errors import NumericsError
+from darwinlm.families.family import KINDS, ModuleKind
+
+
+def output_gradients(
+    stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None = None
+) -> Iterator[tuple[int, dict[ModuleKind, Tensor]]]:
+    """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
+
+    Args:
+        stream: over these tokens, before the first block; it is used up.
+        tokens: [n, t] the text.
+        memory: how much of *all* residual streams together may stay in memory.
+
+    Yields:
+        A block and for each of its modules E[g gᵀ], [r, r] float32, g being the gradient at the module's output for
+        one token. Several processes, each with a part of the text, get the moments over all of it.
+
+    Raises:
+        NumericsError: a gradient isn't finite.
+        StorageError: the disk has no room for the residual streams.
+    """
+    total = stream.checkpoint.n_blocks
+    share = None if memory is None else HiddenMemory(memory.limit // (total + 1), memory.folder)
+    inputs: list[HiddenStates] = []
+    with parallel.agree():
+        for block in range(total):
+            inputs.append(_copied(stream.hidden, share))
+            stream.load(block)
+            stream.run(block)
+            stream.unload(block)
+        gradients = _behind_last_block(stream, tokens, share)
+    for block in reversed(range(total)):
+        with parallel.agree():
+            moments = _back_through(stream, block, inputs.pop(), gradients)
+        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+
+
+def _copied(hidden: HiddenStates, memory: HiddenMemory | None) -> HiddenStates:
+    return HiddenStates(iter(hidden), sum(batch.numel() for batch in hidden), memory)
+
+
+def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
+    """Gradients of the summed cross-entropy of the next tokens at the residual stream behind the last block."""
+    stream.load_head()
+    batches = torch.split(tokens, stream.rows)
+
+    def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            logits = stream.decoder.logits(batch, hidden, stream.checkpoint.n_blocks)[:, :-1].float()
+            targets = batch[:, 1:].to(logits.device)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+            (found,) = torch.autograd.grad(loss, hidden)
+        return found
+
+    pairs = zip(stream.hidden, batches, strict=True)
+    return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), _elements(stream), memory)
+
+
+def _elements(stream: BlockStream) -> int:
+    return sum(batch.numel() for batch in stream.hidden)
+
+
+def _back_through(
+    stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates
+) -> dict[ModuleKind, SecondMoment]:
+    """Move the gradients in front of a block; second moments of what passed the outputs of its modules."""
+    stream.load(block)
+    moments: dict[ModuleKind, SecondMoment] = {}
+    with ExitStack() as hooks:
+        for kind, module, width in _outputs(stream, block):
+            moment = moments[kind] = SecondMoment(width, stream.device)
+
+            def watch(_: nn.Module, __: Any, output: Tensor, to: SecondMoment = moment) -> None:
+                output.register_hook(to.add)  # type: ignore[no-untyped-call]
+
+            hooks.callback(module.register_forward_hook(watch).remove)
+        for index in range(len(inputs)):
+            with torch.enable_grad():
+                hidden = inputs[index].requires_grad_()
+                after = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])
+                if after.grad_fn is None:  # an empty block hands its input on
+                    continue
+                (before,) = torch.autograd.grad(after, hidden, gradients[index])
+            if not bool(torch.isfinite(before).all()):
+                raise NumericsError(
+                    f"the gradient in front of block {block} of {stream.checkpoint.folder} isn't finite: try "
+                    "compute.dtype=float32, or database.saliency=output"
+                )
+            gradients[index] = before
+    stream.unload(block)
+    return moments
+
+
+def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
+    """What the modules of a block end in, and how wide: their output projections, or a mixture's experts together."""
+    family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
+    for kind in KINDS:
+        output = output_projection(layer, family, kind)
+        if output is not None:
+            yield kind, output, output.out_features
+    mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
+    if mixture is not None and family.mlp.experts is not None:
+        yield "mlp", mixture, getattr(mixture, family.mlp.experts.output).shape[1]

@@ -1,0 +1,116 @@
+"""A finished database that somebody points at: found, checked against what it is to be used for, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json
+from darwinlm.database.store import block_file
+from darwinlm.errors import ArtifactError
+
+TEXT = "text.json"
+
+
+@dataclass(frozen=True)
+class ModuleCurves:
+    """Error curves of one module.
+
+    Attributes:
+        block: its block.
+        kind: attention or mlp.
+        variant: query heads per KV group; 0 stands for any query heads, and an MLP has 1.
+        errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
+    """
+
+    block: int
+    kind: str
+    variant: int
+    errors: Tensor
+
+
+def find_database(path: Path) -> StageFolder:
+    """The database in a folder: the folder itself, or the output folder of `darwinlm database` or `darwinlm prune`.
+
+    Raises:
+        ArtifactError: there is none, it isn't finished, or its files aren't those that were written.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"there is no folder {path}: give what darwinlm database was told as --out")
+    folders = [folder for folder in (path / "stages" / "database", path) if (folder / KEY).is_file()]
+    key = read_json(folders[0] / KEY) if folders else None
+    if not isinstance(key, dict) or key.get("stage") != "database":
+        raise ArtifactError(f"{path} holds no database: make one with darwinlm database MODEL --out {path}")
+    stage = StageFolder(folders[0], key)
+    if not (stage.folder / MANIFEST).is_file():
+        raise ArtifactError(f"the database in {path} isn't finished: run the command that made it again, it goes on")
+    if not stage.is_complete():
+        raise damaged(stage.folder / MANIFEST, f"its key isn't that of {KEY}")
+    return stage
+
+
+def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units: str) -> None:
+    """Refuse a database of another model or other units.
+
+    Args:
+        stage: the database.
+        path: what the user called it.
+        model: digest of the model to be pruned.
+        source: what the user called the model.
+        units: attention units asked for.
+
+    Raises:
+        ArtifactError: it was made from another model, or for other units.
+    """
+    if stage.key.get("model") != model:
+        raise ArtifactError(
+            f"the database in {path} was made from another model than {source} (other weights or configuration): make "
+            "one for this model, or prune the model it was made from"
+        )
+    if stage.key.get("units") != units:
+        raise ArtifactError(
+            f"the database in {path} was made for units.attention={stage.key.get('units')}, not {units}: set that, or "
+            "make a database for these units"
+        )
+
+
+def calibration_documents(stage: StageFolder) -> set[str]:
+    """Hashes of the documents that the database was calibrated on. Raises ArtifactError."""
+    found = read_json(stage.folder / TEXT)
+    if not isinstance(found, dict) or not isinstance(found.get("documents"), list):
+        raise damaged(stage.folder / TEXT, "it lists no documents")
+    return set(found["documents"])
+
+
+def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
+    """Error curves of every module. Raises ArtifactError."""
+    for block in range(sum(1 for _ in stage.folder.glob("block_*.safetensors"))):
+        path = stage.folder / block_file(block)
+        try:
+            with safe_open(path, framework="pt") as stream:
+                named = {name: stream.get_tensor(name) for name in stream.keys() if name.endswith(".errors")}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise damaged(path, str(error)) from error
+        for name, errors in sorted(named.items()):
+            kind, variant, _ = name.split(".")
+            whole = errors.sum(dim=0) if errors.ndim == 2 else errors
+            yield ModuleCurves(block, kind, int(variant), whole / whole[0] if whole[0] else whole)
+
+
+def describe(stage: StageFolder) -> dict[str, Any]:
+    """What is to be said of a database as a whole. Raises ArtifactError."""
+    blocks = list(stage.folder.glob("block_*.safetensors"))
+    text = read_json(stage.folder / TEXT)
+    return {
+        "folder": str(stage.folder),
+        "blocks": len(blocks),
+        "bytes": sum(path.stat().st_size for path in blocks),
+        "units": stage.key.get("units"),
+        "settings": stage.key.get("database"),
+        "calibration": {name: text.get(name) for name in ("source", "tokens")},
+    }

@@ -1,0 +1,181 @@
+"""`darwinlm database`, `darwinlm inspect` and `darwinlm prune --database`: what they do, and what they refuse."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cli.test_bad_input import Ended, assert_nothing_half_written, command, flip, prune  # noqa: F401
+from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
+
+from darwinlm.artifact import read_json
+from darwinlm.calibration import hidden
+from darwinlm.database.store import DatabaseReader
+from darwinlm.errors import ArtifactError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Units
+
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama: Path, tiny_text_file: Path, tiny_run_settings, tmp_path_factory) -> Path:
+    """Output folder of `darwinlm database` on the tiny Llama. It is shared: copy it before changing it."""
+    from darwinlm.console import Reporter
+    from darwinlm.pipeline import run_stages
+    from darwinlm.recipe import load_recipe
+    from darwinlm.run import Run
+
+    folder = tmp_path_factory.mktemp("made") / "db"
+    recipe = load_recipe(None, tiny_run_settings, {"model": str(tiny_llama), "text.source": str(tiny_text_file)})
+    run_stages(Run(recipe, folder, Reporter(quiet=True)), "database")
+    return folder
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "db"))
+
+
+def settings(assignments: tuple[str, ...]) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def test_database_alone_then_inspect_then_prune(
+    command: Callable[..., Ended],  # noqa: F811
+    prune: Callable[..., Ended],  # noqa: F811
+    tiny_llama: Path,
+    tiny_text_file: Path,
+    tiny_run_settings: tuple[str, ...],
+    finished_llama: Path,
+    tmp_path: Path,
+):
+    """The same model comes out as when the pipeline makes its own database."""
+    out = tmp_path / "db"
+    ended = command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *settings(tiny_run_settings))
+    assert ended.code == 0, ended.err
+    assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "database"}
+    ended = command("inspect", out)
+    assert ended.code == 0
+    assert "heads per group" in ended.out
+    assert "units lattice" in ended.out
+    ended = command("inspect", out / "stages" / "database", "--json")
+    about = json.loads(ended.out)
+    assert about["blocks"] == BLOCKS
+    reader = DatabaseReader(out / "stages" / "database", Checkpoint.open(tiny_llama), Units())
+    assert [(m["block"], m["kind"], m["heads_per_group"]) for m in about["modules"][:3]] == [
+        (0, "attention", 1),
+        (0, "attention", 2),
+        (0, "mlp", None),
+    ]
+    for module in about["modules"]:
+        curve = reader.errors(module["block"], module["kind"], module["heads_per_group"] or 1)
+        assert module["columns"][-1] == module["width"] == len(curve) - 1
+        for column, error in zip(module["columns"], module["errors"], strict=True):
+            assert error == pytest.approx(float(curve[column] / curve[0]))
+    ended = prune("--database", out, "--keep", "60%")
+    assert ended.code == 0, ended.err
+    assert "is used" in ended.out
+    assert not (tmp_path / "out" / "stages" / "database").exists()
+    weights = "model/model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
+
+
+def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, tmp_path):
+    from darwinlm.pipeline import run_stages
+
+    run_stages(make_run(tiny_llama, tmp_path / "out", "compute.hidden_memory=1kB"), "database")
+    for block in range(BLOCKS):
+        name = f"stages/database/block_{block:04d}.safetensors"
+        assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
+    assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
+
+
+def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):  # noqa: F811
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
+    ended = prune("--set", "compute.hidden_memory=1kB")
+    ended.refused("the disk is full", "run the same command again; finished work is kept")
+    assert_nothing_half_written(tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", ["much", "-1", "0"])
+def test_a_memory_limit_that_is_none(prune, size):  # noqa: F811
+    prune("--set", f"compute.hidden_memory={size}").refused("compute.hidden_memory")
+
+
+def test_a_database_of_another_model(prune, made, tmp_path):  # noqa: F811
+    other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
+    ended = prune("--database", made, model=other)
+    ended.refused(str(made), "was made from another model", str(other))
+    assert_nothing_half_written(tmp_path / "out")
+
+
+def test_a_database_of_other_units(prune, made):  # noqa: F811
+    ended = prune("--database", made, "--set", "units.attention=query_head")
+    ended.refused(str(made), "was made for units.attention=lattice, not query_head")
+
+
+def test_a_database_serves_every_grid_of_levels(prune, made):  # noqa: F811
+    grid = ("--set", "units.mlp_multiple=16", "--set", "units.levels=[75%, 50%, 25%]", "--set", "budget.tolerance=0.1")
+    assert prune("--database", made, *grid, "--until", "search").code == 0
+
+
+def test_a_database_that_saw_the_evaluation_text(prune, made):  # noqa: F811
+    ended = prune("--database", made, "--set", "search.seed=1")
+    ended.refused(str(made), "was calibrated on", "documents that are now", "the seed that it was made with")
+
+
+def test_other_text_is_fine(prune, made, tmp_path):  # noqa: F811
+    assert prune("--database", made, "--until", "search", text=tiny_text(tmp_path / "new.txt", seed=9)).code == 0
+
+
+@pytest.mark.parametrize("how", ["inspect", "prune"])
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_database(command, prune, copied, how, damage):  # noqa: F811
+    path = copied / "stages" / "database" / "block_0002.safetensors"
+    flip(path) if damage == "flipped" else path.unlink()
+    ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
+    ended.refused(str(path), "is damaged", "bytes aren't those" if damage == "flipped" else "missing")
+
+
+@pytest.mark.parametrize("how", ["inspect", "prune"])
+def test_a_database_that_is_not_finished(command, prune, copied, how):  # noqa: F811
+    (copied / "stages" / "database" / "manifest.json").unlink()
+    ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
+    ended.refused(f"the database in {copied} isn't finished", "run the command that made it again")
+
+
+def test_a_folder_that_is_no_database(command, tmp_path):  # noqa: F811
+    command("inspect", tmp_path / "none").refused("there is no folder")
+    command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
+
+
+def test_a_file_that_changes_under_the_reader(copied, tiny_llama):
+    """Hashes are looked at again when a block is read, not only when a run begins."""
+    folder = copied / "stages" / "database"
+    reader = DatabaseReader(folder, Checkpoint.open(tiny_llama), Units())
+    level = reader.modules[2].levels[3]
+    reader.kept(0, "attention", level)
+    flip(folder / "block_0001.safetensors")
+    with pytest.raises(ArtifactError, match=r"block_0001\.safetensors is damaged \(its bytes aren't those"):
+        reader.kept(1, "attention", level)
+
+
+def test_the_database_is_smaller_than_dense_levels(made, tiny_llama):
+    """Against eleven dense matrices of every module in two bytes an element, as the reference code keeps them."""
+    checkpoint = Checkpoint.open(tiny_llama)
+    dense = 0
+    for block in range(BLOCKS):
+        weights = checkpoint.read(checkpoint.block_prefix(block))
+        dense += sum(11 * 2 * weights[name].numel() for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"))
+    files = list((made / "stages" / "database").glob("block_*"))
+    assert sum(path.stat().st_size for path in files) < 0.5 * dense, "tiny matrices have large headers"
+    assert read_json(made / "stages" / "database" / "text.json")["tokens"] == 1024

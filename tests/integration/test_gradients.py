@@ -1,0 +1,73 @@
+"""Output gradients that go back block by block, against automatic differentiation of the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny.checkpoint import tiny_checkpoint
+
+from darwinlm.calibration.gradients import output_gradients
+from darwinlm.calibration.hidden import HiddenMemory
+from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.database.ready import find_database
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS
+from darwinlm.pipeline import run_stages
+
+LENGTH = 24
+
+
+def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
+    """E[g gᵀ] of the gradient of the summed loss at every module's output, from the model as transformers loads it."""
+    model = checkpoint.load(torch.float32)
+    outputs: dict[tuple[int, str], torch.Tensor] = {}
+    for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
+        for kind in KINDS:
+            projection = output_projection(layer, checkpoint.family, kind)
+            projection.weight.requires_grad_(True)
+            projection.register_forward_hook(lambda _, __, out, key=(block, kind): outputs.__setitem__(key, out))
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    found = torch.autograd.grad(loss, list(outputs.values()))
+    flat = (gradient.flatten(0, 1) for gradient in found)
+    return {key: g.T @ g / tokens.numel() for key, g in zip(outputs, flat, strict=True)}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["in files", "in memory"])
+def test_gradients_are_those_of_the_whole_model(model_type, limit, tiny_folder, tmp_path):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
+    memory = HiddenMemory(limit, tmp_path)
+    stream = BlockStream(
+        checkpoint,
+        tokens,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        batch_tokens=2 * LENGTH,
+        memory=memory,
+    )
+    assert stream.hidden.in_file == (limit == 0)
+    expected = second_moments(checkpoint, tokens)
+    seen = []
+    for block, moments in output_gradients(stream, tokens, memory):
+        for kind, S in moments.items():
+            torch.testing.assert_close(S, expected[block, kind], rtol=1e-3, atol=1e-5 * float(S.abs().max()))
+            seen.append((block, kind))
+    assert set(seen) == set(expected)
+    assert [block for block, _ in seen] == sorted((block for block, _ in seen), reverse=True)
+    assert list(tmp_path.iterdir()) == [], "nothing stays on the disk"
+
+
+def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_run):
+    """An output that the loss can't feel costs nothing: channels that only feed it go first."""
+    folder = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
+    plain, weighted = (
+        run_stages(make_run(folder, tmp_path / saliency, f"database.saliency={saliency}"), "database")["database"]
+        for saliency in ("output", "loss")
+    )
+    assert not (tmp_path / "output" / "stages" / "saliency").exists()
+    assert find_database(tmp_path / "loss").key["database"]["saliency"] == "loss"
+    level = plain.reader.modules[1].levels[6]
+    assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
+    assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1

@@ -1,0 +1,38 @@
+"""Peak memory of the database stage, measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
+WIDTH, CHANNELS = 256, 1024
+BLOCK_BYTES = 4 * (4 * WIDTH**2 + 3 * WIDTH * CHANNELS)
+
+
+def measured(layers: int, *more: str) -> dict:
+    sizes = {"layers": layers, "hidden": WIDTH, "intermediate": CHANNELS, "heads": 4, "kv-heads": 4, "vocabulary": 500}
+    sizes |= {"tokens": 128, "sequence": 64, "batch-tokens": 64, "factorise": 1, "dtype": "float32"}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(BENCHMARK), *options, *more],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_layers():
+    few, many = measured(8), measured(32)
+    growth = many["checkpoint_bytes"] - few["checkpoint_bytes"]
+    assert growth >= 24 * BLOCK_BYTES > 95e6, "24 blocks more would show"
+    assert many["peak_bytes"] - few["peak_bytes"] < 0.2 * growth
+    assert not many["hidden_in_file"]
