@@ -31,6 +31,9 @@ SHRUNKEN = {
 }
 """Heads in the proportions of the published models."""
 
+SHARES = {"llama2-7b-2.7b": 0.3764, "llama3.1-8b-4.6b": 0.5085, "qwen2.5-14b-8.4b": 0.518}
+"""Of the block parameters that the published sizes keep."""
+
 WIDTHS = {"hidden_size": 64, "intermediate_size": 320, "head_dim": 8}
 
 
@@ -44,9 +47,12 @@ def shrunken(name: str) -> dict[str, Any]:
         text["training_tokens"] = 128
     tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
     tree["units"]["mlp_multiple"] = 8
-    tree.setdefault("budget", {})["tolerance"] = 0.1
+    # The same share of the blocks; what lies outside them is another part of so small a model.
+    tree["budget"] = {"keep": SHARES[name.removesuffix("-fast")], "tolerance": 0.1}
     search = tree.setdefault("search", {})
     search |= {"generations": 2, "score_tokens": 32}
+    if "training" in search:
+        search["training"]["batch_tokens"] = 32
     search["stages"] = [
         {**stage, "tokens": 16 * (place + 1), **({"training_tokens": 32} if stage.get("training_tokens") else {})}
         for place, stage in enumerate(search["stages"])

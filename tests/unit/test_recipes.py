@@ -18,9 +18,10 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
-from darwinlm.search.cost import bounds_of, parameter_costs
+from darwinlm.search.cost import bounds_of
 from darwinlm.search.space import SearchSpace
 from darwinlm.search.start import random_start
+from darwinlm.stages.plan import counted_costs
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
 
 NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
@@ -49,10 +50,10 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    cost = parameter_costs(space)
+    cost = counted_costs(recipe, checkpoint, space, shapes, outside)
     budget = bounds_of(cost, recipe.budget)
-    for bound in (budget.lower, budget.upper):
-        assert outside + bound == pytest.approx(target, rel=0.01)
+    assert budget.limit == target
+    assert outside + budget.lower == pytest.approx(target, rel=0.01)
 
     allocation = random_start(space, cost, budget, random.Random(0))
     kept = outside + space.params(allocation)
@@ -83,7 +84,13 @@ def test_every_figure_of_a_recipe_has_its_source(name: str) -> None:
 def test_paper_recipe_has_the_papers_schedule() -> None:
     search = load_recipe("llama2-7b-2.7b").search
     assert (search.generations, search.offspring) == (200, 16)
-    assert [(stage.tokens, stage.survivors) for stage in search.stages] == [(1024, 8), (2048, 4), (4096, 2), (8192, 1)]
+    assert [(stage.tokens, stage.survivors, stage.training_tokens) for stage in search.stages] == [
+        (1024, 8, 10_000),
+        (2048, 4, 50_000),
+        (4096, 2, 100_000),
+        (8192, 1, 200_000),
+    ]
+    assert (search.start, search.trade, search.screen) == ("uniform", "same_kind", False)
 
 
 def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,11 @@ def _search(sizes: Sizes) -> StageNeed:
     changed = len(cut) * settings.score_levels + settings.generations * settings.offspring * 3
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
-    need = StageNeed("search", tokens, {kind: operations, "float64": changed * cuts})
+    trained, finalists = _trained(sizes)
+    # Forward and backward pass of the smaller model, and the dense one's forward pass that it learns from.
+    operations += trained * 3 * (sizes.kept * sizes.forward + sizes.head)
+    operations += trained * (sizes.forward + sizes.head)
+    need = StageNeed("search", tokens + trained, {kind: operations, "float64": changed * cuts})
     need.moved = tokens * sizes.vocabulary * float(KL_BYTES) + changed * reads * 3
     need.device = [
         Item("dense model", sizes.params * size),
@@ -192,8 +196,39 @@ def _search(sizes: Sizes) -> StageNeed:
         *_pass_items(sizes, size),
         *_logit_items(sizes),
     ]
-    need.ram = [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
+    if trained:
+        small = sizes.kept * sizes.blocks + sizes.outside
+        batch = settings.training.batch_tokens
+        saved = batch * (ACTIVATIONS * sizes.width + 4 * max(shape.width for shape in sizes.shapes)) * size
+        need.device += [
+            # Master weights, gradient and two moments of one candidate; states of the others that are still in.
+            Item("candidate in training", 16 * small),
+            Item(
+                "activations of its backward pass",
+                saved * sizes.checkpoint.n_blocks,
+                "search.training.batch_tokens",
+                batch,
+            ),
+        ]
+        need.ram.append(Item("trained candidates that go on", 4 * small * finalists))
+    need.ram += [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
     return need
+
+
+def _trained(sizes: Sizes) -> tuple[float, int]:
+    """Tokens that candidates are trained on in the whole search, and how many trained ones are held at once."""
+    settings = sizes.recipe.search
+    tokens, last, held = 0.0, settings.offspring, 0
+    for stage in settings.stages:
+        tokens += settings.generations * last * stage.training_tokens
+        held = max(held, last if stage.training_tokens else 0)
+        last = stage.survivors
+    last = settings.finalists
+    for part in settings.finalist_rounds if settings.finalists else ():
+        tokens += last * part.training_tokens
+        held = max(held, last)
+        last = part.survivors
+    return tokens, held
 
 
 def _refit(sizes: Sizes) -> StageNeed:
