@@ -79,9 +79,35 @@ def test_finished_methods_are_reused(command: Command, tiny_llama: Path, tiny_te
             assert again[row["method"]] == row
 
 
+def test_variant_of_the_search_is_a_row_of_its_own(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
+) -> None:
+    variant = folder / "paper.yaml"
+    variant.write_text(
+        "search: {start: uniform, trade: same_kind, screen: false, generations: 2}\nunits: {levels: paper}\n",
+        encoding="utf-8",
+    )
+    options = ("--methods", "darwinlm", "--variant", f"paper={variant}")
+    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
+    assert ended.code == 0, ended.err
+    rows = {row["method"]: row for row in found(folder)["rows"]}
+    assert list(rows) == ["dense", "darwinlm", "paper"]
+    assert rows["paper"]["title"] == "DarwinLM, paper"
+    assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
+    assert not (folder / "out" / "variants" / "paper" / "stages" / "text").exists()
+    searched = read_json(folder / "out" / "variants" / "paper" / "stages" / "search" / "result.json")
+    assert searched["record"]["start"] == "uniform"
+    variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
+    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
+    ended.refused("must be a recipe with nothing but search, units, database, refit")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--variant", "paper"), "--variant takes NAME=SOURCE, not 'paper'"),
+        (("--variant", "ziplm=x.yaml"), "--variant names 'ziplm' twice"),
+        (("--variant", "paper=nowhere.yaml"), "must be a recipe with nothing but"),
         (("--methods", "zipml"), "there is no method 'zipml': did you mean 'ziplm'"),
         (("--methods", "xyzzy"), "known are uniform, random"),
         (("--methods", ","), "--methods is empty"),

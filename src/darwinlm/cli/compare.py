@@ -22,6 +22,10 @@ DomainOption = Annotated[
     list[str] | None,
     typer.Option("--domain", help="NAME=SOURCE of more text to measure on; repeatable.", show_default=False),
 ]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", help="NAME=RECIPE.yaml of another search, one more row; repeatable.", show_default=False),
+]
 
 
 @app.command()
@@ -32,6 +36,7 @@ def compare(
     keep: KeepOption = None,
     text: TextOption = None,
     domain: DomainOption = None,
+    variant: VariantOption = None,
     suite: SuiteOption = None,
     data_dir: DataOption = None,
     limit: LimitOption = None,
@@ -45,10 +50,17 @@ def compare(
     from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
-    from darwinlm.stages.compare import Comparison, comparison_cells, parse_domains, parse_methods
+    from darwinlm.stages.compare import Comparison, comparison_cells, parse_methods, parse_named
     from darwinlm.stages.compare import compare as run_comparison
 
-    wanted = Comparison(parse_methods(methods), parse_domains(domain or ()), suite, data_dir, limit)
+    wanted = Comparison(
+        parse_methods(methods),
+        parse_named("--domain", domain or ()),
+        parse_named("--variant", variant or ()),
+        suite,
+        data_dir,
+        limit,
+    )
     overrides: dict[str, Any] = {
         "model": model,
         "budget.keep": keep,

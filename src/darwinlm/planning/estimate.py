@@ -37,12 +37,14 @@ class Item:
         bytes: how much.
         setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
         value: of that field now.
+        remedy: another setting that would take most of it away, with its value.
     """
 
     name: str
     bytes: float
     setting: str = ""
     value: int = 0
+    remedy: str = ""
 
 
 @dataclass
@@ -202,7 +204,7 @@ def _search(sizes: Sizes) -> StageNeed:
         saved = batch * (ACTIVATIONS * sizes.width + 4 * max(shape.width for shape in sizes.shapes)) * size
         need.device += [
             # Master weights, gradient and two moments of one candidate; states of the others that are still in.
-            Item("candidate in training", 16 * small),
+            _candidate(sizes, small),
             Item(
                 "activations of its backward pass",
                 saved * sizes.checkpoint.n_blocks,
@@ -213,6 +215,13 @@ def _search(sizes: Sizes) -> StageNeed:
         need.ram.append(Item("trained candidates that go on", 4 * small * finalists))
     need.ram += [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
     return need
+
+
+def _candidate(sizes: Sizes, small: float) -> Item:
+    _, size = _forward_type(sizes)
+    if sizes.recipe.search.training.lora_rank:
+        return Item("candidate in training", (size + 1) * small)
+    return Item("candidate in training", 16 * small, remedy="search.training.lora_rank=16")
 
 
 def _trained(sizes: Sizes) -> tuple[float, int]:

@@ -87,6 +87,8 @@ def _problems(need: StageNeed, device: Device) -> list[str]:
         if fits > 0:
             return [f"{over}: {setting}={_rounded(fits)} would fit (it is {value})"]
     largest = max(items, key=lambda item: item.bytes)
+    if largest.remedy:
+        return [f"{over}: the most goes to '{largest.name}' ({gigabytes(largest.bytes)}), try {largest.remedy}"]
     return [f"{over}: no single setting makes it fit; the most goes to '{largest.name}' ({gigabytes(largest.bytes)})"]
 
 

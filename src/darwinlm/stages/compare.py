@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from darwinlm import __version__
 from darwinlm.artifact import digest_of, read_json, write_json
@@ -20,6 +21,7 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe, find_recipe, merge
 from darwinlm.run import Run
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.methods import BASELINES, Bench
@@ -42,6 +44,7 @@ class Comparison:
     Attributes:
         methods: names, in the order of the table.
         domains: name and source of more text to measure on, beside the run's own held-out part.
+        variants: name and recipe file of more searches, each a row of its own.
         suite: benchmark tasks; None leaves them out.
         data_dir: local files of the tasks.
         limit: items of each task.
@@ -49,6 +52,7 @@ class Comparison:
 
     methods: tuple[str, ...]
     domains: tuple[tuple[str, str], ...] = ()
+    variants: tuple[tuple[str, str], ...] = ()
     suite: str | None = None
     data_dir: Path | None = None
     limit: int | None = None
@@ -70,15 +74,15 @@ def parse_methods(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_domains(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`NAME=SOURCE` strings. Raises RecipeError."""
+def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`NAME=SOURCE` strings of an option. Raises RecipeError."""
     found: list[tuple[str, str]] = []
     for item in items:
         name, separator, source = item.partition("=")
         if not separator or not name.strip() or not source.strip():
-            raise RecipeError(f"--domain takes NAME=SOURCE, not '{item}'")
-        if name.strip() in (HELD_OUT, *(known for known, _ in found)):
-            raise RecipeError(f"--domain names '{name.strip()}' twice")
+            raise RecipeError(f"{option} takes NAME=SOURCE, not '{item}'")
+        if name.strip() in (HELD_OUT, *BASELINES, *OURS, *(known for known, _ in found)):
+            raise RecipeError(f"{option} names '{name.strip()}' twice")
         found.append((name.strip(), source.strip()))
     return tuple(found)
 
@@ -93,12 +97,16 @@ def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
         raise RecipeError("--methods names darwinlm+refit, but refit.enabled is false")
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
+    variants = {name: variant_run(run, name, source) for name, source in comparison.variants}
     bench = Bench(run, text_stage(run), plan_stage(run))
     texts = {HELD_OUT: bench.texts["evaluation"], **_domains(run, bench, comparison)}
     models = {"dense": _dense(run)}
     found = _head(run, bench, texts, comparison)
     for name in comparison.methods:
         models[name] = _ours(bench, name) if name in OURS else _baseline(bench, name)
+    for name, variant in variants.items():
+        checkpoint, facts = _ours(Bench(variant, bench.texts, plan_stage(variant)), "darwinlm")
+        models[name] = checkpoint, {**facts, "title": f"DarwinLM, {name}"}
     dense: Any = None
     for name, (checkpoint, facts) in models.items():
         measured, dense = _measure(run, bench, name, checkpoint, texts, dense)
@@ -106,6 +114,38 @@ def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
         found["rows"].append({"method": name, **facts, **measured, "tasks": harness.as_json(scores)})
         write_json(run.folder / "comparison.json", found)
     return found
+
+
+class _Variant(Run):
+    """A run inside another's folder that shares its model and text, and its database where the units are the same."""
+
+    def __init__(self, base: Run, name: str, recipe: Recipe) -> None:
+        self.base = base
+        same = recipe.units == base.recipe.units and recipe.database == base.recipe.database
+        self.common = {"source", "text", *(("plan", "database") if same else ())}
+        super().__init__(recipe, base.folder / "variants" / name, base.reporter)
+
+    def path(self, stage: str) -> Path:
+        """Folder of a stage."""
+        return self.base.path(stage) if stage in self.common else super().path(stage)
+
+
+def variant_run(run: Run, name: str, source: str) -> Run:
+    """The same run with other settings of the search, from a recipe that holds only what differs.
+
+    Raises:
+        RecipeError: the recipe is wrong, or changes more than search, units, database and refit.
+    """
+    path = find_recipe(source)
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    allowed = ("search", "units", "database", "refit")
+    if not isinstance(tree, dict) or not set(tree) <= set(allowed):
+        raise RecipeError(
+            f"--variant {name}: {source} must be a recipe with nothing but {', '.join(allowed)}, so that model, text "
+            "and budget stay comparable"
+        )
+    flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
+    return _Variant(run, name, merge(run.recipe, (), flat))
 
 
 def _head(run: Run, bench: Bench, texts: Mapping[str, TokenBlocks], comparison: Comparison) -> dict[str, Any]:
