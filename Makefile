@@ -9,7 +9,10 @@ export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 
-.PHONY: demo test check install clean
+RESULTS ?= runs/results
+RESULTS_OPTIONS ?=
+
+.PHONY: demo results test check install clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo --out $(OUT)
@@ -22,6 +25,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Hours on two cores, resumable. RESULTS_OPTIONS='--text TEXT --domain web=WEB --data-dir DATA' names better text.
+results: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/results.py --out $(RESULTS) $(RESULTS_OPTIONS)
 
 install: $(VENV)/demo.stamp
 

@@ -1,0 +1,150 @@
+"""All rows of the comparison in docs/results.md: hours on two cores, resumable, never in CI.
+
+Every part is one `darwinlm compare` in a folder of its own, so that a killed run goes on where it was, and each part can
+be repeated alone. The tables are written to OUT/results.md after every part.
+
+    python benchmarks/results.py --out runs/results --text TEXT --domain web=WEB --data-dir DATA
+
+- `half-SEED`: half of the block parameters, every method, with the quick suite for the first seed; further seeds run
+  the methods that search.
+- `paper-suite`: the paper's nine tasks with its shots for the rows that the paper compares; the models are reused.
+- `75` and `35`: other budgets, perplexity and KL only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darwinlm.demo import REASON, demo_model, demo_text
+from darwinlm.evaluation import summary
+from darwinlm.stages.compare import comparison_cells
+
+PAPER = Path(__file__).with_name("paper_search.yaml")
+SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit")
+"""Methods whose result depends on a seed."""
+PAPER_ROWS = ("uniform", "ziplm", "sheared", "darwinlm", "darwinlm+refit")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison.
+
+    Attributes:
+        name: of its table.
+        folder: of its run, shared by parts with the same methods' models.
+        keep: share of the block parameters.
+        methods: rows.
+        seed: of search and text.
+        suite: benchmark tasks, or none.
+        limit: items of each task.
+    """
+
+    name: str
+    folder: str
+    keep: str
+    methods: tuple[str, ...]
+    seed: int = 0
+    suite: str | None = None
+    limit: int | None = None
+
+
+def parts(options: argparse.Namespace) -> list[Part]:
+    """All comparisons, the cheap and the telling ones first."""
+    half = [Part("half-0", "half-0", "50%", ("all",), 0, options.suite, options.limit)]
+    half += [Part(f"half-{seed}", f"half-{seed}", "50%", SEARCHING, seed) for seed in range(1, options.seeds)]
+    budgets = [Part(keep.strip("%"), f"keep-{keep.strip('%')}", keep, ("all",)) for keep in options.keep]
+    if options.paper_limit:
+        half.append(Part("paper-suite", "half-0", "50%", PAPER_ROWS, 0, "paper", options.paper_limit))
+    return [*half, *budgets]
+
+
+def command(part: Part, options: argparse.Namespace) -> list[str]:
+    """The command line of one comparison."""
+    line = [sys.executable, "-m", "darwinlm.cli", "compare", options.model or str(demo_model())]
+    line += ["--methods", ",".join(part.methods), "--keep", part.keep, "--out", str(options.out / part.folder)]
+    line += ["--text", options.text or demo_text(), "--variant", f"paper={PAPER}"]
+    for domain in options.domain:
+        line += ["--domain", domain]
+    if part.suite:
+        line += ["--suite", part.suite, "--limit", str(part.limit)]
+        line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", *options.settings]
+    if not options.text:
+        settings.append(f"text.allow_benchmark_text={REASON}")
+    for setting in settings:
+        line += ["--set", setting]
+    return line
+
+
+def tables(done: dict[str, dict[str, Any]]) -> str:
+    """Every part's table, and the spread over seeds, as Markdown."""
+    text = []
+    for name, found in done.items():
+        headings, cells, remarks = comparison_cells(found)
+        text.append(f"## {name}\n\n{summary.markdown(headings, cells, remarks)}")
+    seeds = [found for name, found in done.items() if name.startswith("half-")]
+    if len(seeds) > 1:
+        text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
+    return "\n".join(text)
+
+
+def spread(seeds: Sequence[dict[str, Any]]) -> str:
+    """Perplexity and KL of the methods that every seed has."""
+    places = list(seeds[0]["texts"])
+    headings = ["method", *(f"{figure}, {place}" for place in places for figure in ("perplexity", "KL"))]
+    by_method: list[dict[str, dict[str, Any]]] = [{row["method"]: row for row in found["rows"]} for found in seeds]
+    cells = []
+    for name, first in by_method[0].items():
+        rows = [found[name] for found in by_method if name in found]
+        if len(rows) < len(seeds):
+            continue
+        line = [first["title"]]
+        for place in places:
+            for figure in ("perplexity", "kl"):
+                values = [row["texts"][place][figure] for row in rows]
+                line.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}")
+        cells.append(tuple(line))
+    return summary.markdown(headings, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/results"))
+    parser.add_argument("--model", help="default: the demo's")
+    parser.add_argument("--text", help="default: the demo's")
+    parser.add_argument("--domain", action="append", default=[], metavar="NAME=SOURCE", help="more text to measure on")
+    parser.add_argument("--data-dir", type=Path, help="local files of the tasks; default: the hub")
+    parser.add_argument("--suite", default="quick", help="of the first table; '' leaves it out")
+    parser.add_argument("--limit", type=int, default=200, help="items of each of its tasks")
+    parser.add_argument(
+        "--paper-limit", type=int, default=50, help="items of each task of the paper's suite; 0 for none"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keep", nargs="*", default=["75%", "35%"], help="other budgets")
+    parser.add_argument("--minutes", default="10m", help="of each search")
+    parser.add_argument("--only", nargs="*", help="names of parts")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
+    options = parser.parse_args()
+    done: dict[str, dict[str, Any]] = {}
+    for part in parts(options):
+        if options.only and part.name not in options.only:
+            continue
+        print(f"== {part.name}", flush=True)
+        subprocess.run(command(part, options), check=True)
+        found = json.loads((options.out / part.folder / "comparison.json").read_text(encoding="utf-8"))
+        (options.out / f"{part.name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        done[part.name] = found
+        (options.out / "results.md").write_text(tables(done), encoding="utf-8")
+    print(f"tables {options.out / 'results.md'}")
+
+
+if __name__ == "__main__":
+    main()
