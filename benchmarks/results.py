@@ -1,7 +1,7 @@
 """All rows of the comparison in docs/results.md: hours on two cores, resumable, never in CI.
 
-Every part is one `darwinlm compare` in a folder of its own, so that a killed run goes on where it was, and each part can
-be repeated alone. The tables are written to OUT/results.md after every part.
+Every part is one `darwinlm compare` in a folder of its own, so that a killed run goes on where it was, and each part
+can be repeated alone. The tables are written to OUT/results.md after every part.
 
     python benchmarks/results.py --out runs/results --text TEXT --domain web=WEB --data-dir DATA
 

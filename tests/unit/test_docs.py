@@ -1,0 +1,169 @@
+"""What the documents say can be done: command lines parse, make targets exist, Python runs, paths are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from darwinlm.cli import app
+from darwinlm.cli.main import UsageError
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(path.read_text(encoding="utf-8")) if language in languages]
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """(document, command) of every line of a shell block; lines that end with a backslash go on."""
+    found = []
+    for path in DOCUMENTS:
+        for block in blocks(path, "sh", "bash", "shell", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                text = line.removeprefix("$ ").partition(" #")[0].strip()
+                if text and not text.startswith("#"):
+                    found.append((path.name, text))
+    return found
+
+
+COMMANDS = command_lines()
+
+
+def test_documents_have_commands() -> None:
+    assert {"README.md"} <= {name for name, _ in COMMANDS}
+    assert sum(text.startswith("darwinlm ") for _, text in COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("darwinlm ")}))
+def test_darwinlm_line_is_one_that_the_command_takes(text: str) -> None:
+    parse(text)
+
+
+def parse(text: str) -> None:
+    """Parse and convert a line without running it; an unknown option or a missing argument raises."""
+    words = shlex.split(text)
+    for end in ("|", "&&", ";", ">", "&"):
+        words = words[: words.index(end)] if end in words else words
+    name, *rest = words[1:]
+    group = typer.main.get_command(app)
+    assert name in group.commands, f"there is no 'darwinlm {name}'"
+    group.commands[name].make_context(name, list(rest), resilient_parsing=False)
+
+
+@pytest.mark.parametrize("text", ["darwinlm prune M --kep 50%", "darwinlm evaluate", "darwinlm plan M --out"])
+def test_wrong_lines_are_found(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse(text)
+
+
+def test_unknown_command_is_found() -> None:
+    with pytest.raises(AssertionError, match="there is no 'darwinlm prunes'"):
+        parse("darwinlm prunes M")
+
+
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("make ")}))
+def test_make_target_exists(text: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make")
+    ended = subprocess.run(
+        [make, "-n", *shlex.split(text)[1:]], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("pip install -e")}))
+def test_extras_exist(text: str) -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = re.search(r"\[([\w,-]+)\]", text)
+    assert named is not None
+    assert set(named[1].split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("python ")}))
+def test_script_exists(text: str) -> None:
+    words = shlex.split(text)
+    if words[1] == "-m":
+        pytest.skip("a module of another package")
+    assert (ROOT / words[1]).is_file()
+
+
+def test_python_of_the_readme_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    tiny_text_file: Path,
+    finished_llama: Path,
+) -> None:
+    """Its own lines, with a tiny model, text and settings in place of the real ones."""
+    from tests.tiny.checkpoint import SETTINGS
+
+    from darwinlm import pipeline
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_llama, tmp_path / "runs" / "demo")
+    (tmp_path / "texts").mkdir()
+    shutil.copy(tiny_text_file, tmp_path / "texts" / "text.txt")
+    original = pipeline.prune
+
+    def prune(model: str, out: str, **options: object) -> object:
+        assert model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        return original(str(tiny_llama), out, assignments=SETTINGS, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "prune", prune)
+    ran = 0
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        ran += 1
+    assert ran >= 2
+    assert "report.html" in capsys.readouterr().out
+
+
+def named_paths(path: Path) -> set[str]:
+    """Links inside the repository, and words in code marks that look like paths of files that are here."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    marked = set(re.findall(r"`((?:src|tests|docs|benchmarks|recipes)/[\w./-]+)`", text))
+    packaged = {
+        f"src/darwinlm/{word}"
+        for word in re.findall(r"`([a-z_]+/[\w/]+\.(?:py|yaml|j2))`", text)
+        if word[:5] != "tests"
+    }
+    folders = {f"src/darwinlm/{word}" for word in re.findall(r"`([a-z_]+/)`", text)}
+    return {link for link in links if link} | marked | {p for p in packaged if not _top_level(p)} | folders
+
+
+def _top_level(path: str) -> bool:
+    return path.split("/")[2] in ("src", "tests", "docs", "benchmarks", "recipes")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_named_paths_exist(path: Path) -> None:
+    missing = []
+    for named in sorted(named_paths(path)):
+        places = [path.parent / named, ROOT / named, ROOT / named.removeprefix("src/darwinlm/")]
+        # Folders of a run are described too; they are no part of the repository.
+        if not any(place.exists() for place in places) and named.removeprefix("src/darwinlm/") not in RUN_FOLDERS:
+            missing.append(named)
+    assert not missing, f"{path.name} names {missing}"
+
+
+RUN_FOLDERS = {"model/", "stages/"}
+
+
+def test_the_check_of_paths_finds_a_missing_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `benchmarks/none.py`.", encoding="utf-8")
+    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "benchmarks/none.py"}
