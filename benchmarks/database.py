@@ -3,9 +3,10 @@
 Prints one JSON line per size. The baseline removes channels as Optimal Brain Surgeon does, in float32, on full d x d
 and r x d matrices, one column per Python step; unless ``--full`` is given it stops after ``--steps`` columns at sizes
 where all of them would take minutes, and the whole time is extrapolated (every step costs the same). Every size runs in
-a process of its own, so that peaks of memory don't mix. Second moments are synthetic: a decaying low-rank part with a
-log-normal spread of scales and a floor; weights are Gaussian. Other load on the machine makes the ratio meaningless:
-steps are short, and threads that wait for each other lose their turn; the load average is part of the result.
+a process of its own, so that peaks of memory don't mix; a last line says with what power of d the figures grow. Second
+moments are synthetic: a decaying low-rank part with a log-normal spread of scales and a floor; weights are Gaussian.
+Other load on the machine makes the ratio meaningless: steps are short, and threads that wait for each other lose their
+turn; the load average is part of the result.
 
     python benchmarks/database.py --size 576x1536 --size 1024x4096
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -24,8 +26,15 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch import Tensor
 
-from darwinlm.database.factors import kept_weights, nested_factors, pack_lower
-from darwinlm.database.order import damp, removal_order
+from darwinlm.database.factors import (
+    NestedFactors,
+    full_target,
+    kept_weights,
+    ordered_moment,
+    unpack_lower,
+    whole_factor_,
+)
+from darwinlm.database.order import damp, damp_, removal_order
 
 SIZES = ("576x1536", "1024x4096", "2048x8192")
 
@@ -75,6 +84,22 @@ def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002
     return result, time.perf_counter() - start
 
 
+def factorise(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What the database stores, as it makes it."""
+    return whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
+
+
+def growth(results: list[dict[str, object]]) -> dict[str, object]:
+    """Exponents of d with which times and memory grow between the smallest and the largest size."""
+    small, large = (end(results, key=lambda result: result["d"]) for end in (min, max))
+    found: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
+    for name in ("order_s", "factors_s", "column_by_column_s", "stored_mb"):
+        found[f"{name} grows as d to the"] = round(
+            math.log(large[name] / small[name]) / math.log(large["d"] / small["d"]), 2
+        )
+    return found
+
+
 def peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -91,9 +116,12 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
     for _ in range(repeats):
         order, seconds = timed(device, removal_order, H, W, units)
         order_seconds.append(seconds)
-        factors, seconds = timed(device, nested_factors, damp(H), W, order.columns(units))
+        columns = order.columns(units)
+        (packed, errors), seconds = timed(device, factorise, H, W, columns)
         factor_seconds.append(seconds)
     peak = peak_bytes(device)
+    L = unpack_lower(packed, d)
+    factors = NestedFactors(columns, L, full_target(L, W, columns), errors)
     _, weights_seconds = timed(device, kept_weights, factors, d // 2)
 
     steps = d if d <= full_below else min(steps, d)
@@ -103,7 +131,7 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
     ours = min(order_seconds) + min(factor_seconds)
     ours_at_steps = factors.errors.flip(0)[1 : steps + 1].cpu()
     theirs_at_steps = torch.tensor(costs, dtype=torch.float64).cumsum(0)
-    stored = pack_lower(factors.factor).nbytes + factors.columns.nbytes + factors.errors.nbytes
+    stored = packed.nbytes + columns.to(torch.int32).nbytes + errors.nbytes
     return {
         "benchmark": "database",
         "r": r,
@@ -135,13 +163,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="runs of ours, of which the fastest counts")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    results = []
     for size in options.size or SIZES:
         r, d = (int(part) for part in size.split("x"))
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             job = pool.submit(
                 measure, r, d, options.device, options.steps, 4096 if options.full else 2048, options.repeats
             )
-            print(json.dumps(job.result()), flush=True)
+            results.append(job.result())
+            print(json.dumps(results[-1]), flush=True)
+    if len({result["d"] for result in results}) > 1:
+        print(json.dumps(growth(results)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from darwinlm.database.factors import (
     kept_weights,
     narrower_factors,
     nested_factors,
+    ordered_moment,
     pack_lower,
     unpack_lower,
+    whole_factor_,
 )
-from darwinlm.database.order import damp, removal_order
+from darwinlm.database.order import damp, damp_, removal_order
 from darwinlm.errors import NumericsError
 
 
@@ -136,6 +138,19 @@ def test_any_columns_follow_from_the_factors_over_all(kind, p):
     for k in {1, p // 2, p}:
         expected, _ = least_squares(H, W, columns[:k].numpy())
         assert_weights(kept_weights(found, k), expected)
+
+
+@pytest.mark.parametrize("kind", ["plain", "low rank", "steep", "outliers"])
+def test_what_is_stored_is_the_factor_over_all_columns(kind):
+    H, W, columns = second_moment(300, kind).float(), weight(20, 300).float(), permutation(300)
+    expected = nested_factors(damp(H.double()), W, columns)
+    ordered = ordered_moment(H, columns)
+    assert torch.equal(ordered, H[columns][:, columns].double())
+    packed, errors = whole_factor_(damp_(ordered), W, columns, name="block 0 mlp")
+    torch.testing.assert_close(unpack_lower(packed, 300), expected.factor)
+    torch.testing.assert_close(errors, expected.errors)
+    with pytest.raises(NumericsError, match=r"block 0 mlp: .* positive definite"):
+        whole_factor_(-torch.eye(300, dtype=torch.float64), W, columns, name="block 0 mlp")
 
 
 def test_empty_subset():

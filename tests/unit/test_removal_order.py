@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from darwinlm.database.order import RemovalOrder, damp, dead_inputs, removal_order
+from darwinlm.database.order import Removal, RemovalOrder, cholesky_, damp, dead_inputs, removal_order
 from darwinlm.errors import NumericsError
 
 DAMPING = 0.01
@@ -252,19 +252,53 @@ def test_inputs_are_left_alone():
     assert torch.equal(W, before[1])
 
 
+@pytest.mark.parametrize("u", [1, 4])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", ["second moment", "weight", "saliency"])
-def test_not_finite(which, value):
+def test_not_finite(which, value, u):
     matrices = {"second moment": second_moment(8, "plain"), "weight": weight(4, 8), "saliency": torch.eye(4)}
     matrices[which][1, 1] = value
     with pytest.raises(NumericsError, match=f"block 3 mlp: the {which} holds NaN"):
         removal_order(
             matrices["second moment"],
             matrices["weight"],
-            channels(8),
+            torch.arange(8).view(-1, u),
             saliency=matrices["saliency"],
             name="block 3 mlp",
         )
+
+
+@pytest.mark.parametrize("u", [1, 2, 6])
+def test_singular_moments_are_ordered_by_their_damping(u):
+    """Fewer samples than inputs, and inputs that repeat each other: no fallback, the oracle on the damped matrix."""
+    X = torch.randn(7, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    X = torch.cat([X, X], dim=1)
+    H, W = X.T @ X / 7, weight(5, 24)
+    assert torch.linalg.matrix_rank(H) == 7
+    units = torch.arange(24).view(-1, u)
+    assert_matches(removal_order(H, W, units), damp(H, DAMPING), W, units, exact=False)
+
+
+def test_order_in_two_steps_needs_the_moment_in_the_first_only():
+    H, W = second_moment(24, "plain"), weight(6, 24)
+    expected = removal_order(H, W, channels(24))
+    removal = Removal(H, W, channels(24))
+    H.zero_()
+    W.zero_()
+    found = removal.run()
+    assert torch.equal(found.units, expected.units)
+    assert torch.equal(found.costs, expected.costs)
+
+
+@pytest.mark.parametrize("d", [1, 5, 40])
+def test_cholesky_takes_the_place_of_its_matrix(d):
+    A = damp(second_moment(d, "plain"), DAMPING)
+    expected, place = torch.linalg.cholesky(A), A.data_ptr()
+    L, definite = cholesky_(A)
+    assert definite
+    assert L.data_ptr() == place
+    torch.testing.assert_close(L, expected)
+    assert not cholesky_(torch.eye(3, dtype=torch.float64) - 2)[1]
 
 
 def test_not_a_second_moment():
