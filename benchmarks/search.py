@@ -1,0 +1,318 @@
+"""The search against its alternatives, on the demo's model, text and database; one JSON line for each measurement.
+
+`rate`: one generation of candidates, without training, evaluated in two ways: plainly (the model deep-copied for every
+evaluation, changed layers read from disk at dense shapes with zeros, the whole forward pass, KL over the whole batch at
+once), and by the search (one model, small modules swapped in, blocks before the first change and text of earlier rounds
+not run again). The same candidates in the same rounds; the largest difference between the two ways' KL is reported.
+
+`race`: the search for equal wall-clock, single-module scores included, from the knapsack start, from the uniform start,
+and by the paper's rules (one level between modules of one kind, its grid of levels, without training); held-out KL and
+perplexity of the stitched model, for each seed. Finished ones are in OUT/results.jsonl and aren't repeated; an
+interrupted one goes on.
+
+    python benchmarks/search.py rate --out runs/bench
+    python benchmarks/search.py race --out runs/bench --minutes 5 --seed 0 --seed 1 --seed 2
+    python benchmarks/search.py rate --out runs/bench --run runs/demo   # text and database of a run that is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from darwinlm.artifact import StageFolder, read_json
+from darwinlm.console import Reporter
+from darwinlm.data import TokenBlocks
+from darwinlm.database.store import DatabaseReader
+from darwinlm.demo import demo_recipe
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Recipe, Units, merge
+from darwinlm.run import Run
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.mutation import level_switch
+from darwinlm.search.scores import local_errors
+from darwinlm.search.space import Allocation
+from darwinlm.search.start import knapsack_start
+from darwinlm.stages.database import Database
+from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.stages.search import search_stage
+from darwinlm.surgery.stitch import as_dtype, stitch
+
+ROUNDS = ((1024, 8), (2048, 4), (4096, 1))
+"""Tokens and survivors of the generation that is timed."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, its text and its database."""
+
+    recipe: Recipe
+    folder: Path
+    checkpoint: Checkpoint
+    texts: dict[str, TokenBlocks]
+
+    def database(self, units: Units) -> Database:
+        """The database, with levels of these units."""
+        stage = StageFolder(self.folder / "database", read_json(self.folder / "database" / "key.json"))
+        return Database(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
+
+    def run(self, folder: Path, *assignments: str) -> tuple[Run, Plan]:
+        """A run of its own with the bench's model."""
+        recipe = merge(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
+        run = Run(recipe, folder, Reporter(Console(quiet=True)))
+        return run, plan_stage(run)
+
+
+def open_bench(options: argparse.Namespace, *assignments: str) -> Bench:
+    """Make text and database in OUT, or take those of a run that is there."""
+    recipe = demo_recipe((*assignments, *(options.set or ())))
+    folder = options.run or options.out / "run"
+    if options.run is None:
+        run_stages(Run(recipe, folder, Reporter()), "database")
+    texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
+    return Bench(recipe, folder / "stages", Checkpoint.open(folder / "stages" / "source"), texts)
+
+
+# -------------------------------------------------------------------------------------------------------- the plain way
+
+
+class Plain:
+    """Dense shapes with zeros; every level that a candidate needs lies on disk before the clock runs."""
+
+    def __init__(self, bench: Bench, reader: DatabaseReader, folder: Path, dtype: torch.dtype) -> None:
+        self.reader = reader
+        self.folder = folder
+        self.dtype = dtype
+        self.model = bench.checkpoint.load(dtype)
+        self.family = bench.checkpoint.family
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, index: int, level: int) -> Path:
+        """File of a module at a level."""
+        return self.folder / f"{index:03d}_{level:03d}.safetensors"
+
+    def prepare(self, allocations: list[Allocation]) -> None:
+        """Write what these allocations need."""
+        for allocation in allocations:
+            for index, level in enumerate(allocation):
+                if not self.path(index, level).exists():
+                    module = self.reader.modules[index]
+                    part = self.family.module(module.kind)
+                    kept = self.reader.kept(module.block, module.kind, module.levels[level])
+                    weight = self.reader.dense_weight(module.block, module.kind)
+                    if kept.weight is not None:
+                        weight = torch.zeros_like(weight)
+                        weight[:, kept.columns] = kept.weight
+                    save_file({f"{part.name}.{part.output}.weight": weight.to(self.dtype)}, self.path(index, level))
+
+    def load(self, model: Any, allocation: Allocation, parent: Allocation | None) -> None:
+        """Read the modules in which an allocation differs from the parent into a model."""
+        blocks = model.get_submodule(self.family.layers)
+        for index, level in enumerate(allocation):
+            if parent is None or parent[index] != level:
+                found = load_file(self.path(index, level))
+                blocks[self.reader.modules[index].block].load_state_dict(found, strict=False)
+
+    @torch.no_grad()
+    def kl(self, parent_model: Any, parent: Allocation, allocation: Allocation, tokens: Tensor, dense: Tensor) -> float:
+        """KL of a candidate on tokens [n, t], given the dense logits [n, t, v]."""
+        model = copy.deepcopy(parent_model)
+        self.load(model, allocation, parent)
+        total, rows = 0.0, 8
+        for start in range(0, len(tokens), rows):
+            logits = model(input_ids=tokens[start : start + rows], use_cache=False).logits.float()
+            reference = functional.log_softmax(dense[start : start + rows].float(), dim=-1)
+            log_q = functional.log_softmax(logits, dim=-1)
+            total += float(functional.kl_div(log_q, reference, reduction="sum", log_target=True))
+        return total / tokens.numel()
+
+
+def generation(candidates: list[Allocation], parent: Allocation, evaluate: Any) -> dict[tuple[Allocation, int], float]:
+    """The rounds of one generation; the parent takes part in the last."""
+    found: dict[tuple[Allocation, int], float] = {}
+    for number, (n_tokens, survivors) in enumerate(ROUNDS):
+        pool = [*candidates, parent] if number == len(ROUNDS) - 1 else candidates
+        losses = dict(zip(pool, evaluate(pool, n_tokens), strict=True))
+        found |= {(each, n_tokens): loss for each, loss in losses.items()}
+        candidates = sorted(pool, key=lambda each: losses[each])[:survivors]
+    return found
+
+
+def measure_rate(options: argparse.Namespace) -> None:
+    bench = open_bench(options)
+    run, plan = bench.run(options.out / "rate")
+    reader = bench.database(run.recipe.units).reader
+    parent = knapsack_start(plan.cost, plan.budget, local_errors(plan.space, reader))
+    rng = random.Random(0)
+    seen = {parent}
+    for _ in range(options.offspring):
+        seen.add(level_switch(parent, plan.cost.costs, plan.budget, rng, step=options.step, seen=seen))
+    candidates = sorted(seen - {parent})
+    tokens = bench.texts["fitness"].tokens
+
+    model = bench.checkpoint.load(run.dtype, run.device)
+    fitness = Fitness(
+        ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space), tokens, batch_tokens=4096
+    )
+    begun = time.perf_counter()
+    fitness.set_base(parent, ROUNDS[0][0])
+    ours = generation(candidates, parent, fitness.kls)
+    ours_seconds = time.perf_counter() - begun
+
+    plain = Plain(bench, reader, options.out / "plain", run.dtype)
+    plain.prepare([parent, *candidates])
+    with torch.no_grad():
+        dense = torch.cat([plain.model(input_ids=part, use_cache=False).logits for part in torch.split(tokens, 8)])
+    plain.load(plain.model, parent, None)
+
+    def evaluate(pool: list[Allocation], n_tokens: int) -> list[float]:
+        rows = fitness.sequences(n_tokens)
+        return [plain.kl(plain.model, parent, each, tokens[:rows], dense[:rows]) for each in pool]
+
+    begun = time.perf_counter()
+    theirs = generation(candidates, parent, evaluate)
+    their_seconds = time.perf_counter() - begun
+    both = ours.keys() & theirs.keys()
+    evaluations = sum((options.offspring, *(survivors for _, survivors in ROUNDS[:-1]))) + 1
+    print(
+        json.dumps(
+            {
+                "benchmark": "search rate",
+                "candidates": len(candidates),
+                "evaluations": evaluations,
+                "tokens": [n_tokens for n_tokens, _ in ROUNDS],
+                "ours_s": round(ours_seconds, 2),
+                "plain_s": round(their_seconds, 2),
+                "ours_per_minute": round(60 * evaluations / ours_seconds, 1),
+                "plain_per_minute": round(60 * evaluations / their_seconds, 1),
+                "ratio": round(their_seconds / ours_seconds, 2),
+                "same_evaluations": len(both) == len(ours) == len(theirs),
+                "largest_kl_difference": max(abs(ours[key] - theirs[key]) for key in both),
+                "kl": round(ours[parent, ROUNDS[-1][0]], 4),
+                **machine(run),
+            }
+        ),
+        flush=True,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the race
+
+SCREENED = "search.generations=100000"
+
+
+def arms(available: int) -> dict[str, tuple[str, ...]]:
+    """Assignments of each contestant."""
+    rounds = ", ".join(
+        f"{{tokens: {min(tokens, available)}, survivors: {survivors}}}"
+        for tokens, survivors in ((1024, 8), (2048, 4), (4096, 2), (8192, 1))
+    )
+    return {
+        "knapsack": ("search.start=knapsack", SCREENED),
+        "uniform": ("search.start=uniform", SCREENED),
+        "paper": (
+            "search.start=uniform",
+            "search.trade=same_kind",
+            "search.screen=false",
+            "search.offspring=16",
+            "units.levels=paper",
+            f"search.stages=[{rounds}]",
+            SCREENED,
+        ),
+    }
+
+
+def race(options: argparse.Namespace) -> None:
+    bench = open_bench(options)
+    available = bench.texts["fitness"].n_tokens
+    results = options.out / "results.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    finished = {(row["arm"], row["seed"], row["minutes"]) for row in done}
+    dense: Any = None
+    for seed in options.seed or [0]:
+        for arm, assignments in arms(available).items():
+            if (arm, seed, options.minutes) in finished or (options.arm and arm not in options.arm):
+                continue
+            name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
+            settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
+            run, plan = bench.run(name, *settings)
+            database = bench.database(run.recipe.units)
+            found = search_stage(run, bench.texts, database, plan)
+            dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)
+            model = as_dtype(stitch(database.reader, found.allocation), run.dtype)
+            quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=4096)
+            record = found.record
+            row: Json = {
+                "benchmark": "search race",
+                "arm": arm,
+                "seed": seed,
+                "minutes": options.minutes,
+                "start_kl": record["start_kl"],
+                "kl": record["kl"],
+                "held_out_kl": quality["model"].kl,
+                "held_out_perplexity": quality["model"].perplexity,
+                "generations": len(record["history"]) - 1,
+                "evaluations": record["evaluations"],
+                "search_s": round(record["seconds"], 1),
+                "used": record["cost"] / plan.budget.limit,
+                **machine(run),
+            }
+            print(json.dumps(row), flush=True)
+            with results.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+def machine(run: Run) -> Json:
+    return {
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
+    parser.add_argument("--run", type=Path, help="folder of a run whose text and database are used")
+    parser.add_argument("--set", action="append", help="section.field=value, as `darwinlm demo` takes it")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(required=True)
+    rate = modes.add_parser("rate")
+    common_options(rate)
+    rate.add_argument("--offspring", type=int, default=16)
+    rate.add_argument("--step", type=float, default=0.1, help="longest level switch, as a share of a module's levels")
+    rate.set_defaults(work=measure_rate)
+    racing = modes.add_parser("race")
+    common_options(racing)
+    racing.add_argument("--minutes", type=float, default=5.0)
+    racing.add_argument("--seed", type=int, action="append")
+    racing.add_argument("--arm", action="append", choices=list(arms(1)))
+    racing.set_defaults(work=race)
+    options = parser.parse_args()
+    options.work(options)
+
+
+if __name__ == "__main__":
+    main()
