@@ -27,6 +27,7 @@ class Device:
         rates: operations per second of dense matrix products by type.
         bandwidth: bytes per second.
         efficiency: share of `rates` that a forward pass reaches.
+        product_efficiency: share of `rates` that other large matrix products reach.
         source: where the figures come from.
     """
 
@@ -35,6 +36,7 @@ class Device:
     rates: dict[str, float]
     bandwidth: float
     efficiency: float
+    product_efficiency: float
     source: str
 
     @property
@@ -67,7 +69,9 @@ def find_device(name: str) -> Device:
         raise RecipeError(f"--device: '{name}' isn't known: {hint}")
     row = table[name]
     rates = {kind: row[kind] * TERA for kind in ("bfloat16", "float32", "float64")}
-    return Device(name, row["memory"] * GIGA, rates, row["bandwidth"] * GIGA, GPU_EFFICIENCY, row["source"])
+    return Device(
+        name, row["memory"] * GIGA, rates, row["bandwidth"] * GIGA, GPU_EFFICIENCY, GPU_EFFICIENCY, row["source"]
+    )
 
 
 @cache
@@ -82,7 +86,7 @@ def measure_cpu() -> Device:
     bandwidth = 2 * source.nbytes / _best_seconds(lambda: target.copy_(source))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     threads = torch.get_num_threads()
-    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, f"measured here, {threads} threads")
+    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, 1.0, f"measured here, {threads} threads")
 
 
 def _best_seconds(action: object) -> float:

@@ -21,8 +21,8 @@ KL_BYTES = 40
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
-STEP = 2e-4
-"""Seconds of one removal on a device that has nothing else to do: about twenty small operations."""
+STEP = 3e-4
+"""Seconds that one removal takes besides its operations: about twenty small calls."""
 
 ACTIVATIONS = 12
 """Widths of the residual stream that a block's pass holds at once, beside its MLP's channels."""
@@ -54,7 +54,9 @@ class StageNeed:
     Attributes:
         name: of the stage.
         tokens: that it reads, over and over ones counted each time.
-        operations: by arithmetic type.
+        passes: operations of passes through blocks and head.
+        kind: arithmetic type of the passes.
+        operations: of other matrix products, by arithmetic type.
         moved: bytes through memory besides those of matrix products.
         steps: that wait for each other and take a while however small they are.
         device: what lies in the device's memory at the peak.
@@ -64,6 +66,8 @@ class StageNeed:
 
     name: str
     tokens: float = 0
+    passes: float = 0
+    kind: str = "bfloat16"
     operations: dict[str, float] = field(default_factory=dict)
     moved: float = 0
     steps: float = 0
@@ -74,16 +78,13 @@ class StageNeed:
     @property
     def flops(self) -> float:
         """Operations of all types."""
-        return sum(self.operations.values())
+        return self.passes + sum(self.operations.values())
 
     def seconds(self, on: Device) -> float:
         """Time on a device."""
-        rates = {kind: rate * on.efficiency for kind, rate in on.rates.items()}
-        return (
-            sum(count / rates[kind] for kind, count in self.operations.items())
-            + self.moved / on.bandwidth
-            + STEP * self.steps
-        )
+        passes = self.passes / (on.rates[self.kind] * on.efficiency)
+        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
+        return passes + products + self.moved / on.bandwidth + STEP * self.steps
 
     def device_bytes(self, on: Device) -> float:
         """Memory of the device at the peak; on a CPU that is all memory."""
@@ -126,7 +127,7 @@ def _database(sizes: Sizes) -> StageNeed:
     kind, size = _forward_type(sizes)
     tokens = recipe.text.calibration_tokens
     need = StageNeed(
-        "database", tokens=tokens, operations={kind: tokens * sizes.forward, "float32": 0.0, "float64": 0.0}
+        "database", tokens=tokens, passes=tokens * sizes.forward, kind=kind, operations={"float32": 0.0, "float64": 0.0}
     )
     largest = 0.0
     for shape in sizes.shapes:
@@ -183,7 +184,7 @@ def _search(sizes: Sizes) -> StageNeed:
     # Forward and backward pass of the smaller model, and the dense one's forward pass that it learns from.
     operations += trained * 3 * (sizes.kept * sizes.forward + sizes.head)
     operations += trained * (sizes.forward + sizes.head)
-    need = StageNeed("search", tokens + trained, {kind: operations, "float64": changed * cuts})
+    need = StageNeed("search", tokens + trained, operations, kind, {"float64": changed * cuts})
     need.moved = tokens * sizes.vocabulary * float(KL_BYTES) + changed * reads * 3
     need.device = [
         Item("dense model", sizes.params * size),
@@ -247,7 +248,7 @@ def _refit(sizes: Sizes) -> StageNeed:
     everything = tokens + recipe.text.validation_tokens
     # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
     passes = everything * sizes.forward * (1 + sizes.kept * 2)
-    need = StageNeed("refit", everything, {kind: passes, "float32": 0.0, "float64": 0.0})
+    need = StageNeed("refit", everything, passes, kind, {"float32": 0.0, "float64": 0.0})
     largest = 0.0
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
@@ -272,10 +273,10 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     tokens = recipe.text.evaluation_tokens
     smaller = 3 if recipe.refit.enabled else 2
     models = 1 + smaller * sizes.kept
-    need = StageNeed("evaluate", tokens * (1 + smaller))
-    need.operations = {kind: tokens * (models * sizes.forward + (1 + smaller) * sizes.head)}
+    need = StageNeed("evaluate", tokens * (1 + smaller), kind=kind)
+    need.passes = tokens * (models * sizes.forward + (1 + smaller) * sizes.head)
     runs = recipe.evaluation.speed_runs + 1
-    need.operations[kind] += runs * recipe.text.sequence_length * (models * sizes.forward + (1 + smaller) * sizes.head)
+    need.passes += runs * recipe.text.sequence_length * (models * sizes.forward + (1 + smaller) * sizes.head)
     # Every decoded token reads all weights.
     decoded = recipe.evaluation.new_tokens * (runs + len(recipe.evaluation.prompts))
     weights = (models * sizes.blocks + (1 + smaller) * sizes.outside) * size
