@@ -1,8 +1,8 @@
 """darwinlm: make a language model smaller and faster without making it stupid.
 
-`prune` runs the whole pipeline; `Recipe` and `load_recipe` describe a run; every error that input can cause is a
-`DarwinLMError`. The names are loaded on first use, so that `import darwinlm` stays quick. With it imported, the Auto
-classes of transformers load models whose layers differ, without `trust_remote_code`.
+`prune` runs the whole pipeline, `recover` trains what came of it; `Recipe` and `load_recipe` describe a run; every
+error that input can cause is a `DarwinLMError`. The names are loaded on first use, so that `import darwinlm` stays
+quick. With it imported, the Auto classes of transformers load models whose layers differ, without `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from darwinlm.errors import DarwinLMError as DarwinLMError
     from darwinlm.pipeline import Result as Result
     from darwinlm.pipeline import prune as prune
+    from darwinlm.post_training import recover as recover
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
 
@@ -27,9 +28,10 @@ _HOMES = {
     "Result": "darwinlm.pipeline",
     "load_recipe": "darwinlm.recipe",
     "prune": "darwinlm.pipeline",
+    "recover": "darwinlm.post_training",
 }
 
-__all__ = ["DarwinLMError", "Recipe", "Result", "__version__", "load_recipe", "prune"]
+__all__ = ["DarwinLMError", "Recipe", "Result", "__version__", "load_recipe", "prune", "recover"]
 
 
 def __getattr__(name: str) -> Any:

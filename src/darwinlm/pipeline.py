@@ -1,4 +1,4 @@
-"""The main path, top to bottom: text → plan → database → search → stitch → refit → export → evaluate → report.
+"""The main path in order: text → plan → database → search → stitch → refit → recover → export → evaluate → report.
 
 Each function is one stage. It is skipped when its folder is complete for the same inputs, and resumed when it isn't.
 """
@@ -12,18 +12,20 @@ from typing import Any
 
 from darwinlm.console import Reporter
 from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.rounds import last_round
 from darwinlm.run import Run
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.recover import recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.report import report_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import stitch_stage
 from darwinlm.stages.text import text_stage
 
-STAGES = ("text", "plan", "database", "search", "stitch", "refit", "export", "evaluate", "report")
+STAGES = ("text", "plan", "database", "search", "stitch", "refit", "recover", "export", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def run_stages(run: Run, until: str, found: dict[str, Any] | None = None) -> dic
         until: name of the last stage.
         found: filled with what each stage hands on; `neighbour` in it is an allocation for the search to start from.
     """
+    if run.recipe.rounds:
+        run = last_round(run, run_stages)
     found = {} if found is None else found
     steps: dict[str, Callable[[], Any]] = {
         "text": lambda: text_stage(run),
@@ -91,7 +95,8 @@ def run_stages(run: Run, until: str, found: dict[str, Any] | None = None) -> dic
         ),
         "stitch": lambda: stitch_stage(run, found["database"], found["search"]),
         "refit": lambda: refit_stage(run, found["text"], found["stitch"]),
-        "export": lambda: export_stage(run, found["text"], found["stitch"], found["refit"]),
+        "recover": lambda: recover_stage(run, found["text"], found["stitch"], found["refit"]),
+        "export": lambda: export_stage(run, found["text"], found["stitch"], found["refit"], found["recover"]),
         "evaluate": lambda: evaluate_stage(run, found),
         "report": lambda: report_stage(run, found),
     }

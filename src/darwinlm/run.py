@@ -75,6 +75,18 @@ class Run:
             with self._guarded(work), self.reporter.stage("model"):
                 return resolve_model(self.recipe.model, work)
 
+    @cached_property
+    def teacher(self) -> Checkpoint:
+        """The original dense model: what recovery distils from and the report compares with."""
+        if self.recipe.teacher is None or self.recipe.teacher == self.recipe.model:
+            return self.checkpoint
+        work = self.path("teacher")
+        with parallel.main_first():
+            if Path(self.recipe.teacher).suffix != ".gguf":
+                return resolve_model(self.recipe.teacher, work, allow_remote_code=self.recipe.allow_remote_code)
+            with self._guarded(work), self.reporter.stage("teacher"):
+                return resolve_model(self.recipe.teacher, work)
+
     @property
     def batch_tokens(self) -> int:
         """Tokens in one forward pass."""

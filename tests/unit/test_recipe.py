@@ -378,6 +378,7 @@ def test_sections_come_in_the_order_of_the_stages():
         "budget",
         "search",
         "refit",
+        "recovery",
         "evaluation",
         "export",
         "baselines",

@@ -4,6 +4,7 @@ from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BUDGETS, Budget, BudgetKind
 from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, parse_recipe
 from darwinlm.recipe.quantities import parse_share
+from darwinlm.recipe.recovery import Recovery
 from darwinlm.recipe.search import FinalistRound, Search, SearchStage, Training
 from darwinlm.recipe.sections import (
     Baselines,
@@ -29,6 +30,7 @@ __all__ = [
     "Export",
     "FinalistRound",
     "Recipe",
+    "Recovery",
     "Refit",
     "Search",
     "SearchStage",

@@ -6,13 +6,15 @@ suggestion when one is near.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import Budget
-from darwinlm.recipe.quantities import ByteCount, Share
+from darwinlm.recipe.quantities import ByteCount, Share, parse_share
+from darwinlm.recipe.recovery import Recovery
 from darwinlm.recipe.search import Search, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
@@ -153,6 +155,11 @@ class Recipe(Section):
     """Hub id, local folder, or GGUF file."""
     preset: Literal["default", "paper"] = "default"
     """`paper`: the numbers and rules of DarwinLM, where a field isn't given otherwise."""
+    teacher: str | None = None
+    """The original dense model: what recovery distils from and the report compares with; none takes `model`."""
+    rounds: tuple[Share, ...] = ()
+    """Shares of the block parameters, falling: prune to the first, recover, prune what came of it to the next ...
+    `budget.keep` is the last of them, and every round gets its part of `recovery.tokens`."""
     allow_remote_code: bool = False
     """Let a checkpoint run Python code that it brings along."""
     compute: Compute = Compute()
@@ -169,6 +176,8 @@ class Recipe(Section):
     """Which levels."""
     refit: Refit = Refit()
     """Correction of the stitched model."""
+    recovery: Recovery = Recovery()
+    """Training afterwards."""
     evaluation: Evaluation = Evaluation()
     """Measurements for the report."""
     export: Export = Export()
@@ -180,6 +189,25 @@ class Recipe(Section):
     @classmethod
     def _take_preset(cls, data: Any) -> Any:
         return apply_preset(data)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_end_at_the_budget(cls, tree: Any) -> Any:
+        rounds = tree.get("rounds") if isinstance(tree, dict) else None
+        if not isinstance(rounds, (list, tuple)) or not rounds:
+            return tree
+        shares = [parse_share(share) for share in rounds]
+        if not all(isinstance(share, (int, float)) for share in shares):
+            return tree
+        if any(not 0 < share < 1 for share in shares) or any(later >= earlier for earlier, later in pairwise(shares)):
+            raise ValueError(f"rounds: shares must fall and lie between 0 and 1, but they are {list(rounds)}")
+        budget = tree.get("budget") or {}
+        if isinstance(budget, BaseModel):
+            budget = budget.model_dump()
+        keep = parse_share(budget.get("keep"))
+        if keep is not None and keep != shares[-1]:
+            raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
+        return {**tree, "budget": {**budget, "keep": shares[-1]}}
 
     @model_validator(mode="after")
     def _tokens_suffice(self) -> Recipe:

@@ -13,10 +13,11 @@ NAMES = {
     "uniform": "uniform, same size",
     "stitched": "searched, stitched",
     "refit": "searched + refit",
+    "recovered": "searched + refit + recovery",
 }
 """What a model is called in tables and plots, in their order."""
 
-_UNSEARCHED = {"stitched": "stitched", "refit": "stitched + refit"}
+_UNSEARCHED = {"stitched": "stitched", "refit": "stitched + refit", "recovered": "stitched + refit + recovery"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""

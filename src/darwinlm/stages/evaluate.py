@@ -31,7 +31,9 @@ def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
         "exported": exported.digest,
         "uniform": search.uniform,
         "stitched": found["stitch"].stage.digest,
-        "refit": found["refit"] is not None,
+        "refit": found["refit"].stage.digest if found["refit"] is not None else None,
+        "recover": found["recover"] is not None,
+        "teacher": run.teacher.digest,
         "evaluation_text": texts["evaluation"].digest,
         "evaluation": run.recipe.evaluation.model_dump(),
         "dtype": str(exported.dtype),
@@ -40,12 +42,17 @@ def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
     with run.stage("evaluate", key, "evaluate") as (stage, work):
         if work:
             models = {
-                "dense": run.checkpoint.load(run.dtype, run.device),
+                "dense": run.teacher.load(run.dtype, run.device),
                 "uniform": _ready(stitch(found["database"].reader, search.uniform), run),
                 "stitched": found["stitch"].checkpoint.load(run.dtype, run.device),
             }
-            if found["refit"] is not None:
-                models["refit"] = Checkpoint.open(exported.folder).load(run.dtype, run.device)
+            final = Checkpoint.open(exported.folder).load(run.dtype, run.device)
+            if found["refit"] is not None and found["recover"] is not None:
+                models["refit"] = _ready(found["refit"].model(found["stitch"].checkpoint), run)
+            elif found["refit"] is not None:
+                models["refit"] = final
+            if found["recover"] is not None:
+                models["recovered"] = final
             write_json(stage.folder / "models.json", _measure(run, models, texts, exported.dtype))
         measured: Measured = read_json(stage.folder / "models.json")
     return measured

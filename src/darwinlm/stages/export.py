@@ -13,6 +13,7 @@ from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.dtype import export_dtype
+from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
@@ -36,7 +37,9 @@ class Exported:
     digest: str
 
 
-def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Exported:
+def export_stage(
+    run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None, recovered: Recovered | None = None
+) -> Exported:
     """Save the final model into `model/` of the output folder.
 
     Raises:
@@ -48,12 +51,13 @@ def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted 
     key = {
         "stitched": stitched.stage.digest,
         "refit": refitted.stage.digest if refitted else None,
+        "recover": recovered.stage.digest if recovered else None,
         "dtype": str(dtype),
     }
     record = run.path("export") / "export.json"
     with run.stage("export", key, "export") as (stage, work):
         if work or not _intact(folder, record):
-            model = as_dtype(_final_model(stitched.checkpoint, refitted), dtype)
+            model = as_dtype(_final_model(stitched.checkpoint, refitted, recovered), dtype)
             save_model(model, folder, tokenizer=run.checkpoint.tokenizer())
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             write_json(
@@ -65,7 +69,9 @@ def export_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted 
     return Exported(folder, dtype, is_custom(opened.config), opened.digest)
 
 
-def _final_model(checkpoint: Checkpoint, refitted: Refitted | None) -> Any:
+def _final_model(checkpoint: Checkpoint, refitted: Refitted | None, recovered: Recovered | None) -> Any:
+    if recovered is not None:
+        return recovered.checkpoint.load(torch.float32)
     return checkpoint.load(torch.float32) if refitted is None else refitted.model(checkpoint)
 
 

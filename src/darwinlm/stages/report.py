@@ -41,17 +41,18 @@ def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     search: Found = found["search"]
     exported: Exported = found["export"]
     models: dict[str, Any] = found["evaluate"]
-    final = models.get("refit", models["stitched"])
+    final = models.get("recovered", models.get("refit", models["stitched"]))
     budget = _budget(run, plan, search, models["dense"], final)
     return {
         "version": __version__,
-        "model": run.checkpoint.source,
+        "model": run.teacher.source,
         "budget": budget,
         "models": models,
         "prompts": list(run.recipe.evaluation.prompts),
         "allocation": _allocation(run, found, search),
         "search": search.record,
-        "refit": {"choices": found["refit"].choices} if found["refit"] else None,
+        "refit": {"choices": found["refit"].choices, **found["refit"].record} if found["refit"] else None,
+        "recovery": found["recover"].record if found["recover"] else None,
         "text": _text(found["text"], run),
         "stages": run.timings,
         "export": {
@@ -84,7 +85,8 @@ def _budget(run: Run, plan: Plan, search: Found, dense: dict[str, Any], final: d
     return {
         "kind": settings.kind,
         "bound": getattr(settings, settings.kind),
-        "keep": settings.keep,
+        # Of a later round, the share of the original.
+        "keep": settings.keep if run.teacher is run.checkpoint else planned / dense["block_params"],
         "unit": plan.cost.unit,
         "dense": plan.cost.dense,
         "upper": plan.budget.limit,

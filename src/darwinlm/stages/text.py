@@ -14,7 +14,10 @@ from darwinlm.run import Run
 Texts = dict[str, TokenBlocks]
 
 
-def text_stage(run: Run) -> Texts:
+PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
+
+
+def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     """Blocks of tokens for calibration, fitness, validation, evaluation, and training where it is wanted.
 
     Raises:
@@ -38,9 +41,10 @@ def text_stage(run: Run) -> Texts:
     }
     if settings.training_tokens:
         shares["training"] = settings.training_tokens
+    shares = {purpose: tokens for purpose, tokens in shares.items() if purpose in purposes}
     tokenizer = run.checkpoint.tokenizer()
     key = {
-        "source": _fingerprint(settings.source),
+        "source": fingerprint(settings.source),
         "tokenizer": _tokenizer_digest(tokenizer),
         "shares": shares,
         "sequence_length": settings.sequence_length,
@@ -66,7 +70,8 @@ def text_stage(run: Run) -> Texts:
     return texts
 
 
-def _fingerprint(source: str) -> dict[str, object]:
+def fingerprint(source: str) -> dict[str, object]:
+    """What a source is, for keys: the hashes of local files, the name of a data set of the hub."""
     found = parse_source(source)
     if not isinstance(found, LocalSource):
         return {"hub": source}

@@ -1,0 +1,209 @@
+"""Training text as a row of packed blocks on disk: any length, read by number, made once and resumable.
+
+A source is read once, tokenised, and written into shards of plain little-endian integers; which documents belong to
+other purposes is known by their hashes. Training can then start anywhere, in any order, without reading what came
+before, and text that runs out is found before training begins.
+
+Letters: B blocks, T tokens in a block.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from darwinlm.artifact import damaged, read_json, write_atomically, write_json
+from darwinlm.data.splits import _Document, _Packer, document_hash
+from darwinlm.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+INDEX = "packed.json"
+SHARD_TOKENS = 1 << 24
+_BATCH = 64
+
+
+class PackedText(Dataset[dict[str, torch.Tensor]]):
+    """Blocks of tokens on disk, as `pack_documents` wrote them.
+
+    Args:
+        folder: where they lie.
+        seq_len: T; any length will do, whatever the shards were written for.
+        blocks: B; as many must be there.
+        skip: tokens that are passed over first.
+
+    Raises:
+        ArtifactError: a shard is missing or shorter than it should be.
+    """
+
+    def __init__(self, folder: Path, seq_len: int, blocks: int, skip: int = 0) -> None:
+        index = read_json(folder / INDEX)
+        self.seq_len = seq_len
+        self.blocks = blocks
+        self.skip = skip
+        self._shard_tokens = int(index["shard_tokens"])
+        self._shards = []
+        for number in range(index["shards"]):
+            path = _shard(folder, number)
+            try:
+                self._shards.append(np.memmap(path, dtype=index["dtype"], mode="r"))
+            except (OSError, ValueError) as error:
+                raise damaged(path, str(error)) from error
+        there = sum(len(shard) for shard in self._shards)
+        if there < skip + blocks * seq_len:
+            raise damaged(folder / INDEX, f"{skip + blocks * seq_len} tokens are wanted, but the shards hold {there}")
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitem__(self, block: int) -> dict[str, torch.Tensor]:
+        """`input_ids` of a block, [T] int64."""
+        parts = []
+        start = self.skip + block * self.seq_len
+        end = start + self.seq_len
+        while start < end:
+            shard, place = divmod(start, self._shard_tokens)
+            part = self._shards[shard][place : place + end - start]
+            parts.append(part)
+            start += len(part)
+        return {"input_ids": torch.from_numpy(np.concatenate(parts).astype(np.int64))}
+
+
+def pack_documents(
+    documents: Iterable[str],
+    folder: Path,
+    tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    reserved: Collection[str] = (),
+    vocabulary: int,
+    source: str = "",
+    shard_tokens: int = SHARD_TOKENS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the first `tokens` tokens of a source, without repeated and reserved documents, packed end to end.
+
+    What an interrupted call has finished is kept: its documents are read over, but not tokenised again.
+
+    Args:
+        documents: texts, in the same order every time.
+        folder: where the shards go.
+        tokens: how many are wanted.
+        tokenizer: the model's tokenizer.
+        reserved: hashes of documents that serve another purpose.
+        vocabulary: size of the model's vocabulary: decides how many bytes a token takes.
+        source: where the documents come from; for messages.
+        shard_tokens: tokens in a shard.
+        progress: called with written and wanted tokens.
+
+    Raises:
+        DataError: the source ends too early; nothing is trained then.
+        StorageError: the disk has too little room, or can't be written.
+    """
+    writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
+    if writer.lacks <= 0:
+        return
+    _check_room(folder, writer.lacks * writer.dtype.itemsize)
+    packer = _Packer(tokenizer)
+    seen = set(reserved)
+    waiting: list[_Document] = []
+    count = 0
+    for text in documents:
+        count += 1
+        hashed = document_hash(text)
+        if hashed in seen:
+            continue
+        seen.add(hashed)
+        if count > writer.documents:
+            waiting.append(_Document(hashed, text))
+        if len(waiting) >= _BATCH:
+            packer.tokenise(waiting)
+            writer.add(waiting, count)
+            waiting = []
+            if writer.lacks <= 0:
+                return
+    packer.tokenise(waiting)
+    writer.add(waiting, count)
+    if writer.lacks > 0:
+        named = f"Text source {source!r}" if source else "The text"
+        raise DataError(
+            f"{named} runs out: training wants {tokens} tokens, but {writer.there} are there ({count} documents were "
+            "read; those that serve another purpose are left out). Give more text, lower recovery.tokens, or allow "
+            "recovery.epochs above 1."
+        )
+
+
+class _Writer:
+    """Fills shards in order, and knows how far it got."""
+
+    def __init__(
+        self, folder: Path, wanted: int, dtype: np.dtype[Any], shard_tokens: int, progress: Callable[[int, int], None]
+    ) -> None:
+        self.folder = folder
+        self.wanted = wanted
+        self.dtype = dtype
+        self.shard_tokens = shard_tokens
+        self.progress = progress
+        self.index: dict[str, Any] = {"dtype": dtype.str, "shard_tokens": shard_tokens, "shards": 0, "written": 0}
+        self.index |= {"documents": 0, "carry": []}
+        if (folder / INDEX).exists():
+            self.index = read_json(folder / INDEX)
+        self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
+        self._held = len(self._pieces[0])
+
+    @property
+    def documents(self) -> int:
+        """How many of the source's documents are in what is finished."""
+        return int(self.index["documents"])
+
+    @property
+    def lacks(self) -> int:
+        """Tokens that are still to be written."""
+        return self.wanted - int(self.index["written"])
+
+    @property
+    def there(self) -> int:
+        """Tokens that were found so far."""
+        return int(self.index["written"]) + self._held
+
+    def add(self, documents: list[_Document], count: int) -> None:
+        """Take tokenised documents, the last of which is number `count` of the source; write what fills a shard."""
+        for document in documents:
+            assert document.tokens is not None, "documents are tokenised before they are written"
+            self._pieces.append(document.tokens)
+            self._held += len(document.tokens)
+        while self.lacks > 0 and self._held >= min(self.shard_tokens, self.lacks):
+            self._write(count)
+
+    def _write(self, count: int) -> None:
+        joined = np.concatenate(self._pieces)
+        shard = joined[: min(self.shard_tokens, self.lacks)].astype(self.dtype)
+        write_atomically(_shard(self.folder, self.index["shards"]), shard.tofile)
+        self._pieces, self._held = [joined[len(shard) :]], len(joined) - len(shard)
+        written = self.index["written"] + len(shard)
+        carry = [] if written >= self.wanted else self._pieces[0].tolist()
+        self.index |= {"shards": self.index["shards"] + 1, "written": written, "documents": count, "carry": carry}
+        write_json(self.folder / INDEX, self.index)
+        self.progress(written, self.wanted)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"tokens_{number:05d}.bin"
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise StorageError(
+            f"{folder}: the packed training text takes {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free "
+            "some space, choose another output folder, or lower recovery.tokens"
+        )

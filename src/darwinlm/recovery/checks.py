@@ -1,0 +1,83 @@
+"""What would spoil a training is found before it begins."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from darwinlm.errors import MissingExtraError, ModelError, RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recovery
+
+_SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
+_LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "trackio"), "wandb": ("wandb", "wandb")}
+
+
+def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
+    """Refuse a dense model whose tokens mean something else than the smaller model's.
+
+    Raises:
+        ModelError: vocabulary or tokenizer differ.
+    """
+    sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"the teacher {teacher.source} has a vocabulary of {sizes[0]}, but {student.source} has one of {sizes[1]}: "
+            "distillation needs the model that the smaller one was cut from"
+        )
+    if _spoken(teacher.tokenizer()) != _spoken(tokenizer):
+        raise ModelError(
+            f"the tokenizer of the teacher {teacher.source} makes other tokens than that of {student.source}: "
+            "distillation needs the model that the smaller one was cut from"
+        )
+
+
+def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
+    return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+
+
+def check_length(settings: Recovery, length: int, *checkpoints: Checkpoint) -> None:
+    """Refuse sequences that a model doesn't allow. Raises RecipeError."""
+    for checkpoint in checkpoints:
+        longest = getattr(checkpoint.config, "max_position_embeddings", None)
+        if longest and length > longest:
+            name = "recovery.sequence_length" if settings.sequence_length else "text.sequence_length"
+            raise RecipeError(f"{name} is {length}, but {checkpoint.source} allows {longest} tokens")
+
+
+def accumulation(settings: Recovery, length: int, micro: int, processes: int) -> tuple[int, int]:
+    """Sequences that one process runs at once, and how often it does so in one step.
+
+    Raises:
+        RecipeError: a step can't be divided like that.
+    """
+    rows = max(1, min(micro, settings.batch_tokens) // length)
+    together = rows * length * processes
+    if settings.batch_tokens % together:
+        raise RecipeError(
+            f"recovery.batch_tokens is {settings.batch_tokens}, which {processes} process(es) running {rows} "
+            f"sequence(s) of {length} tokens at once can't share evenly: make it a multiple of {together}, or change "
+            "recovery.micro_tokens"
+        )
+    return rows, settings.batch_tokens // together
+
+
+def check_sharding(settings: Recovery, device: str) -> None:
+    """Refuse to shard where accelerate would silently not do it. Raises RecipeError."""
+    if settings.sharding == "fsdp" and device == "cpu":
+        raise RecipeError(
+            "recovery.sharding=fsdp deals weights out over GPUs only, but this runs on the CPU: set it to none, which "
+            "shares the work of a step over the processes (DDP)"
+        )
+
+
+def check_packages(settings: Recovery) -> None:
+    """Refuse what needs a package that isn't installed. Raises MissingExtraError."""
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "train", "Recovery")
+    if settings.lora_rank and find_spec("peft") is None:
+        raise MissingExtraError("peft", "train", "recovery.lora_rank")
+    for name in settings.log_to:
+        package, extra = _LOGS[name]
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra, f"recovery.log_to={name}")

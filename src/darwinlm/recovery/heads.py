@@ -1,0 +1,175 @@
+"""From the last residual stream to losses a piece at a time, so that no logits of a whole batch exist at once.
+
+What a family does between its decoder and its logits (head, scaling, soft caps) is its own forward, entered with a
+stored result in place of the decoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from darwinlm.recovery.losses import forward_kl, hidden_loss, next_token_loss
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training makes small.
+
+    Attributes:
+        distillation: weight of the KL to the dense model.
+        cross_entropy: weight of the loss of the next token.
+        hidden: weight of the distance of the residual streams.
+        temperature: of both distributions.
+        top_k: logits of the dense model that are used; None uses all.
+        chunk: tokens whose logits exist at once.
+    """
+
+    distillation: float = 1.0
+    cross_entropy: float = 0.0
+    hidden: float = 0.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    chunk: int = 1024
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a dense model takes part."""
+        return self.distillation > 0 or self.hidden > 0
+
+
+class _Stored(nn.Module):
+    """Stands in for a decoder whose result is known."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+@contextmanager
+def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
+    name = model.base_model_prefix
+    decoder = getattr(model, name)
+    setattr(model, name, _Stored(hidden))
+    try:
+        yield
+    finally:
+        setattr(model, name, decoder)
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [n, v] of residual streams [n, m] behind the last block and the final norm."""
+    with _stored(model, hidden[None]):
+        # The class's own forward: the instance's may be the one that calls this.
+        tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        result: Tensor = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
+    return result
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    found: nn.Module = getattr(model, model.base_model_prefix)
+    return found
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What the dense model gave for a batch.
+
+    Attributes:
+        hidden: [b, t, m] behind its final norm.
+        stream: its residual stream before every block and at the end; empty where it isn't asked for.
+    """
+
+    hidden: Tensor
+    stream: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def run_dense(teacher: Any, tokens: Tensor, objective: Objective) -> Dense:
+    """Run the dense model over tokens [b, t]."""
+    output = decoder_of(teacher)(input_ids=tokens, use_cache=False, output_hidden_states=objective.hidden > 0)
+    return Dense(output.last_hidden_state, tuple(output.hidden_states or ()))
+
+
+def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
+    """Mean loss per token of a batch, a scalar that can be differentiated with respect to the model.
+
+    Args:
+        model: the smaller model.
+        teacher: the dense model; None where the objective needs none.
+        tokens: [b, t].
+        dense: what the dense model gave for them.
+        objective: what is summed up.
+    """
+    output = decoder_of(model)(input_ids=tokens, use_cache=False, output_hidden_states=objective.hidden > 0)
+    hidden = output.last_hidden_state.flatten(0, 1)
+    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+    counts = (len(hidden), int((following >= 0).sum()))
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(hidden), objective.chunk):
+        rows = slice(start, start + objective.chunk)
+        behind = None if dense is None else dense.hidden.flatten(0, 1)[rows]
+        arguments = (model, teacher, hidden[rows], behind, following[rows], objective, counts)
+        if torch.is_grad_enabled():
+            # Logits are made again on the way back, so that only one chunk's exist.
+            total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
+        else:
+            total = total + _chunk_loss(*arguments)
+    if objective.hidden > 0 and dense is not None:
+        pairs = zip(output.hidden_states[1:], dense.stream[1:], strict=True)
+        distances = [hidden_loss(ours, theirs) for ours, theirs in pairs]
+        total = total + objective.hidden * torch.stack(distances).mean()
+    result: Tensor = total
+    return result
+
+
+def _chunk_loss(
+    model: Any,
+    teacher: Any,
+    hidden: Tensor,
+    behind: Tensor | None,
+    following: Tensor,
+    objective: Objective,
+    counts: tuple[int, int],
+) -> Tensor:
+    logits = logits_of(model, hidden)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    if objective.distillation > 0 and behind is not None:
+        with torch.no_grad():
+            dense = logits_of(teacher, behind)
+        divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
+        loss = loss + objective.distillation * divergence / counts[0]
+    if objective.cross_entropy > 0:
+        loss = loss + objective.cross_entropy * next_token_loss(logits, following) / counts[1]
+    return loss
+
+
+@torch.no_grad()
+def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple[float, float]:
+    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; without one it is 0."""
+    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    behind = None
+    if teacher is not None:
+        behind = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+    loss = divergence = 0.0
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        logits = logits_of(model, hidden[rows])
+        loss += float(next_token_loss(logits, following[rows]))
+        if behind is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, behind[rows])))
+    return loss, divergence

@@ -1,0 +1,69 @@
+"""Several rounds of pruning: each one prunes and recovers what came of the round before.
+
+Database, search and refit of a round compare with the model that goes into it, whose weights they cut. Recovery and the
+report compare with the original dense model throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from darwinlm import __version__, parallel
+from darwinlm.artifact import write_json
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
+from darwinlm.run import MARKER, Run
+
+FOLDER = "rounds"
+
+
+def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
+    """Run all rounds but the last, in folders of their own, and return what the last one is.
+
+    Args:
+        run: with `rounds` in its recipe; the last round goes into its own folder.
+        run_stages: runs the stages of a round up to one of them.
+
+    Raises:
+        DarwinLMError: as a run without rounds.
+    """
+    recipe = run.recipe
+    original = run.checkpoint
+    if parallel.is_main():
+        write_json(run.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
+    dense = block_parameters(original)
+    model, kept = str(recipe.model), dense
+    part = recipe.recovery.tokens // len(recipe.rounds)
+    for number, share in enumerate(recipe.rounds[:-1]):
+        run.reporter.say(f"round {number + 1} of {len(recipe.rounds)}: keep {share:.0%} of the original")
+        folder = run.folder / FOLDER / str(number + 1)
+        one = Run(_of_a_round(recipe, model, share * dense / kept, part, number), folder, run.reporter)
+        run_stages(one, "export")
+        model = str(folder / "model")
+        kept = block_parameters(Checkpoint.open(Path(model)))
+    number = len(recipe.rounds) - 1
+    run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
+    return Run(_of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder, run.reporter)
+
+
+def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: int) -> Recipe:
+    """The recipe of one round: its own model, share and part of the training text."""
+    recovery = recipe.recovery
+    changes = {
+        "rounds": (),
+        "model": model,
+        "teacher": recipe.teacher or recipe.model,
+        "budget": recipe.budget.model_copy(update={"keep": keep}),
+        "recovery": recovery.model_copy(
+            update={"tokens": tokens, "skip_tokens": recovery.skip_tokens + number * (tokens // recovery.epochs)}
+        ),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def block_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters inside a model's blocks."""
+    layers = checkpoint.skeleton().get_submodule(checkpoint.family.layers)
+    return sum(parameter.numel() for parameter in layers.parameters())

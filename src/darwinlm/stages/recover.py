@@ -1,0 +1,191 @@
+"""Recover: train the smaller model, from its refitted weights on, against the original dense one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm import parallel
+from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
+from darwinlm.data import check_not_evaluation_text, read_documents
+from darwinlm.data.packed import PackedText, pack_documents
+from darwinlm.errors import ArtifactError
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recovery.checks import accumulation, check_length, check_packages, check_sharding, check_teacher
+from darwinlm.run import Run
+from darwinlm.stages.refit import Refitted
+from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.text import Texts, fingerprint
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The trained model.
+
+    Attributes:
+        stage: holds it.
+        checkpoint: the model, float32.
+        record: steps, tokens, and the log.
+    """
+
+    stage: StageFolder
+    checkpoint: Checkpoint
+    record: dict[str, Any]
+
+
+def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Recovered | None:
+    """Train the refitted (or stitched) model; None when the recipe leaves recovery out.
+
+    Raises:
+        DarwinLMError: see `recover_model`.
+    """
+    if not run.recipe.recovery.tokens:
+        return None
+    before = {"stitched": stitched.stage.digest, "refit": refitted.stage.digest if refitted else None}
+
+    def student() -> Any:
+        if refitted is None:
+            return stitched.checkpoint.load(torch.float32)
+        return refitted.model(stitched.checkpoint)
+
+    return recover_model(run, texts, run.teacher, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
+
+
+def recover_model(
+    run: Run,
+    texts: Texts,
+    teacher: Checkpoint,
+    described: tuple[Checkpoint, Any],
+    student: Callable[[], Any],
+    before: dict[str, Any],
+) -> Recovered:
+    """Train a model, in one process or several, as the stage `recover`.
+
+    Args:
+        run: the run.
+        texts: text that serves other purposes; `validation` among them.
+        teacher: the dense model.
+        described: the smaller model, for its configuration, and its tokenizer.
+        student: makes the smaller model in float32.
+        before: digests of what the training starts from.
+
+    Raises:
+        ModelError: the dense model speaks other tokens.
+        RecipeError: sequences are too long, or a step can't be divided.
+        DataError: the text runs out.
+        NumericsError: the loss isn't finite or comes apart.
+        StorageError: the disk is full.
+        ArtifactError: a checkpoint is another run's.
+        MissingExtraError: a package isn't installed.
+    """
+    settings = run.recipe.recovery
+    small, tokenizer = described
+    source = settings.text or run.recipe.text.source
+    assert source is not None
+    length = settings.sequence_length or run.recipe.text.sequence_length
+    check_packages(settings)
+    check_sharding(settings, run.device.type)
+    check_not_evaluation_text(source, allow_benchmark_text=run.recipe.text.allow_benchmark_text)
+    distils = settings.distillation > 0 or settings.hidden > 0
+    check_length(settings, length, small, *([teacher] if distils else []))
+    rows, times = accumulation(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
+    reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
+    # Nothing in here depends on how many processes share the work or how they divide it.
+    how = settings.model_dump(exclude={"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints"})
+    key = {
+        **before,
+        "teacher": teacher.digest if distils else None,
+        "recovery": how,
+        "length": length,
+        "source": fingerprint(source),
+        "reserved": digest_of(reserved),
+        "held_out": texts["validation"].digest,
+        "device": run.device.type,
+    }
+    with run.stage("recover", key, "recovery", shared=True) as (stage, work):
+        if work:
+            if distils:
+                check_teacher(teacher, small, tokenizer)
+            _train(run, stage, texts, teacher if distils else None, described, student, (source, reserved, rows, times))
+    return Recovered(stage, Checkpoint.open(stage.folder / "model"), read_json(stage.folder / RECORD))
+
+
+def _train(
+    run: Run,
+    stage: StageFolder,
+    texts: Texts,
+    teacher: Checkpoint | None,
+    described: tuple[Checkpoint, Any],
+    student: Callable[[], Any],
+    details: tuple[str, list[str], int, int],
+) -> None:
+    from darwinlm.recovery.train import DTYPES, plan_steps, train
+
+    settings = run.recipe.recovery
+    source, reserved, rows, times = details
+    plan = plan_steps(settings, settings.sequence_length or run.recipe.text.sequence_length, rows, times)
+    work = _work_folder(run)
+    with parallel.main_first():
+        if parallel.is_main():
+            _pack(
+                run, described, work, settings.skip_tokens + plan.blocks * plan.length, source, reserved, stage.digest
+            )
+    text = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens)
+    with parallel.agree():
+        dense = None if teacher is None else teacher.load(DTYPES[settings.dtype])
+        trained = train(
+            student(),
+            dense,
+            text,
+            texts["validation"].tokens,
+            plan,
+            settings,
+            work / "training",
+            {"key": stage.digest, "steps": plan.steps},
+            device=run.device,
+            say=run.reporter.say,
+            progress=run.reporter.advance,
+        )
+    with parallel.agree():
+        if parallel.is_main():
+            save_model(trained.model, stage.folder / "model", tokenizer=described[1])
+            write_json(stage.folder / RECORD, trained.record)
+            shutil.rmtree(work)
+
+
+def _work_folder(run: Run) -> Path:
+    """Checkpoints and packed text: beside the stages, and gone when the training is done."""
+    return run.folder / "stages" / "recover-work"
+
+
+def _pack(
+    run: Run, described: tuple[Checkpoint, Any], work: Path, tokens: int, source: str, reserved: list[str], digest: str
+) -> None:
+    marker = work / "key.json"
+    if marker.exists() and read_json(marker) != digest:
+        begun = sorted((work / "training").glob("checkpoint-*"))
+        if begun:
+            raise ArtifactError(
+                f"{begun[-1]} belongs to a recovery with other settings, text or weights, which wasn't finished: go on "
+                f"with those, choose another output folder, or delete {work} to give it up"
+            )
+        shutil.rmtree(work)
+    write_json(marker, digest)
+    pack_documents(
+        read_documents(source),
+        work / "text",
+        tokens,
+        described[1],
+        reserved=reserved,
+        vocabulary=int(described[0].config.vocab_size),
+        source=source,
+        progress=run.reporter.advance,
+    )

@@ -1,0 +1,358 @@
+"""Recovery: it learns, goes on after any kill, stops before harm, shares its work, and refuses what can't end well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
+from tests.tiny.recovering import recover_tiny
+from tests.tiny.tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from darwinlm import artifact
+from darwinlm.artifact import read_json
+from darwinlm.errors import (
+    ArtifactError,
+    DataError,
+    MissingExtraError,
+    ModelError,
+    NumericsError,
+    RecipeError,
+    StorageError,
+)
+from darwinlm.recovery.trainer import RecoveryTrainer, StepWatch
+
+WORK = Path("stages/recover-work")
+
+
+@pytest.fixture(scope="module")
+def inputs(finished_llama, tiny_llama, tmp_path_factory):
+    """The smaller model, the dense one, and text for training."""
+    folder = tmp_path_factory.mktemp("recovery")
+    return finished_llama / "model", tiny_llama, tiny_text(folder / "text.txt", 400, seed=7)
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """A recovery that nothing interrupted: its folder and its summary."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, recover_tiny(*inputs, out)
+
+
+def weights(out):
+    return load_file(out / "model" / "model.safetensors")
+
+
+def assert_same(left, right, tolerance=0.0):
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert (tensor - right[name]).abs().max() <= tolerance, name
+
+
+def losses(summary):
+    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+
+
+def program(*arguments, **environment):
+    """Start the recovery as a program of its own."""
+    command = [sys.executable, "-m", "tests.tiny.recovering", *map(str, arguments)]
+    where = {**os.environ, **{name: str(value) for name, value in environment.items()}, "OMP_NUM_THREADS": "1"}
+    where["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return subprocess.Popen(command, env=where, cwd=Path.cwd(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+# ---------------------------------------------------------------------------------------------------- it learns
+
+
+def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
+    out, summary = whole
+    assert summary["recovery"]["steps"] == 12
+    assert summary["recovery"]["tokens"] == 6144
+    models = summary["models"]
+    assert models["recovered"]["kl"] < 0.97 * models["before"]["kl"]
+    held_out = [entry["eval_kl"] for entry in summary["recovery"]["log"] if "eval_kl" in entry]
+    assert len(held_out) == 4
+    assert held_out[-1] < held_out[0]
+    before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert not (out / WORK).exists()
+    assert not list(out.rglob("*.pt")), "nothing is a pickle"
+    AutoModelForCausalLM.from_pretrained(out / "model")
+
+
+def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
+    assert recover_tiny(*inputs, out)["models"] == whole[1]["models"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("recovery.lora_rank=4",),
+        ("recovery.hidden=0.5", "recovery.top_k=20", "recovery.temperature=2", "recovery.gradient_checkpointing=true"),
+        ("recovery.distillation=0", "recovery.cross_entropy=1", "recovery.schedule=wsd"),
+        ("recovery.dtype=bfloat16", "recovery.cross_entropy=0.2", "recovery.schedule=constant", "recovery.epochs=3"),
+    ],
+    ids=["lora", "hidden", "text", "bfloat16"],
+)
+def test_other_settings_learn_too(inputs, tmp_path, settings):
+    summary = recover_tiny(*inputs, tmp_path / "out", *settings)
+    found = losses(summary)
+    assert sum(found[-3:]) < sum(found[:3])
+    shapes = {name: tensor.shape for name, tensor in load_file(inputs[0] / "model.safetensors").items()}
+    assert {name: tensor.shape for name, tensor in weights(tmp_path / "out").items()} == shapes
+
+
+def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
+    from darwinlm.pipeline import run_stages
+
+    settings = (
+        "recovery.tokens=2048",
+        "recovery.batch_tokens=512",
+        "recovery.learning_rate=0.003",
+        "recovery.epochs=2",
+    )
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
+    models = summary["models"]
+    assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
+    assert models["recovered"]["kl"] != models["refit"]["kl"]
+    assert summary["recovery"]["steps"] == 4
+    assert "recovery" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tiny_llama, make_run, tmp_path):
+    from darwinlm.pipeline import run_stages
+
+    settings = ("recovery.tokens=2048", "recovery.batch_tokens=512", "recovery.epochs=2", "rounds=[80%, 60%]")
+    run = make_run(tiny_llama, tmp_path / "out", *settings, keep="60%")
+    summary = run_stages(run, "report")
+    first, last = tmp_path / "out" / "rounds" / "1", tmp_path / "out"
+    assert read_json(first / "stages" / "recover" / "record.json")["steps"] == 2
+    assert summary["recovery"]["steps"] == 2
+    dense = sum(t.numel() for name, t in load_file(tiny_llama / "model.safetensors").items() if ".layers." in name)
+    sizes = [
+        sum(t.numel() for name, t in load_file(folder / "model" / "model.safetensors").items() if ".layers." in name)
+        for folder in (first, last)
+    ]
+    assert 0.7 * dense < sizes[0] <= 0.8 * dense
+    assert 0.54 * dense < sizes[1] <= 0.6 * dense
+    assert summary["budget"]["dense_block_params"] == dense
+    assert summary["budget"]["block_params"] == sizes[1]
+    digests = [read_json(folder / "stages" / "recover" / "key.json")["teacher"] for folder in (first, last)]
+    assert digests[0] == digests[1]
+    assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
+    assert read_json(last / "stages" / "recover" / "key.json")["recovery"]["skip_tokens"] == 512
+    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report")
+    assert again["models"]["recovered"] == summary["models"]["recovered"]
+
+
+# ----------------------------------------------------------------------------------------------- it goes on
+
+
+@pytest.mark.parametrize("step", [6, 11])
+def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tmp_path, step):
+    process = program(*inputs, tmp_path / "out", "--kill-at", step)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    there = sorted(path.name for path in (tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
+    assert there == (["checkpoint-4"] if step == 6 else ["checkpoint-4", "checkpoint-8"])
+    summary = recover_tiny(*inputs, tmp_path / "out")
+    assert_same(weights(tmp_path / "out"), weights(whole[0]))
+    assert losses(summary) == losses(whole[1])
+
+
+class Stopped(BaseException):
+    """What a kill looks like from inside."""
+
+
+def stop_at(monkeypatch, step, error):
+    whole = StepWatch.on_pre_optimizer_step
+
+    def stopping(self, args, state, control, **more):
+        if state.global_step == step:
+            raise error
+        whole(self, args, state, control, **more)
+
+    monkeypatch.setattr(StepWatch, "on_pre_optimizer_step", stopping)
+
+
+@pytest.mark.parametrize("piece", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch, piece):
+    original = getattr(RecoveryTrainer, piece)
+
+    def killed(self, folder):
+        if "checkpoint-8" in str(folder):
+            raise Stopped
+        original(self, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecoveryTrainer, piece, killed)
+        with pytest.raises(Stopped):
+            recover_tiny(*inputs, tmp_path / "out")
+    work = tmp_path / "out" / WORK / "training"
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
+    recover_tiny(*inputs, tmp_path / "out")
+    assert_same(weights(tmp_path / "out"), weights(whole[0]))
+
+
+def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before(inputs, tmp_path, monkeypatch):
+    def full(self, folder):
+        if "checkpoint-8" in str(folder):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecoveryTrainer, "_save_rng_state", full)
+    with pytest.raises(StorageError, match=r"checkpoint-8: the disk is full.*finished work is kept"):
+        recover_tiny(*inputs, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / WORK / "training").glob("*")] == ["checkpoint-4"]
+
+
+def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
+    """Under gloo on two processes: the same global batches give the same losses and weights, but for rounding."""
+    port = 20_000 + os.getpid() % 20_000
+    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    more = ["--set", "recovery.micro_tokens=64"]
+    started = [program(*inputs, tmp_path / "out", *more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
+    said = [process.communicate(timeout=120)[0].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, False)
+    assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
+    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
+
+
+# ----------------------------------------------------------------------------------------- it stops before harm
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(inputs, tmp_path, monkeypatch):
+    whole = RecoveryTrainer.compute_loss
+
+    def broken(self, *arguments, **more):
+        loss = whole(self, *arguments, **more)
+        return loss * float("nan") if self.state.global_step == 6 else loss
+
+    monkeypatch.setattr(RecoveryTrainer, "compute_loss", broken)
+    with pytest.raises(NumericsError, match=r"before the update of step 7: the loss is nan"):
+        recover_tiny(*inputs, tmp_path / "out")
+    kept = tmp_path / "out" / WORK / "training" / "checkpoint-4" / "model.safetensors"
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(kept).values())
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def refused(inputs, tmp_path, monkeypatch):
+    """Recover, expecting an error before any training; other models and text can be given."""
+    monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trained"))
+
+    def run(error, message, *settings, small=inputs[0], teacher=inputs[1], text=inputs[2], out=tmp_path / "out"):
+        with pytest.raises(error, match=message):
+            recover_tiny(small, teacher, text, out, *settings)
+
+    return run
+
+
+def test_a_teacher_with_another_vocabulary(refused, tmp_path):
+    refused(ModelError, "vocabulary of 310, but", teacher=tiny_checkpoint(tmp_path / "t", vocab_size=310))
+
+
+def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
+    teacher = shutil.copytree(inputs[1], tmp_path / "t")
+    other = tiny_tokenizer()
+    other.add_tokens(["<other>"])
+    other.save_pretrained(teacher)
+    refused(ModelError, "makes other tokens than", teacher=teacher)
+
+
+def test_sequences_that_are_longer_than_the_model_allows(refused):
+    refused(RecipeError, "recovery.sequence_length is 512, but .* allows 256", "recovery.sequence_length=512")
+
+
+def test_text_that_runs_out(refused):
+    refused(DataError, "runs out: training wants 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
+
+
+def test_no_room_for_checkpoints(refused, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
+    refused(StorageError, r"2 checkpoints and one on its way take .* GB, but 0.0 GB are free.*keep_checkpoints")
+
+
+@pytest.fixture(scope="module")
+def interrupted(inputs, tmp_path_factory):
+    """A recovery that was stopped in its sixth step."""
+    out = tmp_path_factory.mktemp("interrupted") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, 5, Stopped())
+        with pytest.raises(Stopped):
+            recover_tiny(*inputs, out)
+    return out
+
+
+def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
+    out = shutil.copytree(interrupted, tmp_path / "other")
+    refused(ArtifactError, "belongs to a recovery with other settings", "recovery.seed=3", out=out)
+    assert (out / WORK / "training" / "checkpoint-4").is_dir()
+    run = out / WORK / "training" / "checkpoint-4" / "run.json"
+    artifact.write_json(run, {**read_json(run), "steps": 99})
+    refused(ArtifactError, r"checkpoint-4 belongs to another run \(steps differ\)", out=out)
+    run.unlink()
+    refused(ArtifactError, "checkpoint that this recovery didn't write", out=out)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("recovery.tokens=0", "recovery.tokens is 0: say how many"),
+        ("recovery.tokens=many", "recovery.tokens: .*'many'"),
+        ("recovery.tokens=100", "less than one step of batch_tokens"),
+        ("recovery.distillation=0", "distillation and cross_entropy are both 0"),
+        ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 96"),
+        ("recovery.schedule=linear", "recovery.schedule"),
+        ("recovery.sharding=fsdp", "recovery.sharding=fsdp deals weights out over GPUs only"),
+        ("rounds=[50%, 75%]", "rounds: shares must fall"),
+        ("rounds=[75%, 60%]", "budget.keep is 50%, but rounds end at 60%"),
+    ],
+)
+def test_wrong_settings(refused, setting, message):
+    more = ("recovery.micro_tokens=96",) if "batch" in setting else ("budget.keep=50%",) if "60%" in setting else ()
+    refused(RecipeError, message, setting, *more)
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"),
+    [("recovery.lora_rank=2", "peft"), ("recovery.log_to=[trackio]", "trackio"), ("recovery.log_to=[wandb]", "wandb")],
+)
+def test_packages_that_are_missing(refused, monkeypatch, setting, package):
+    from darwinlm.recovery import checks
+
+    whole = checks.find_spec
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == package else whole(name))
+    refused(MissingExtraError, rf"needs the package '{package}': pip install 'darwinlm\[", setting)
+
+
+def test_no_teacher_is_named(inputs, tmp_path):
+    from darwinlm.post_training import recover
+
+    with pytest.raises(RecipeError, match="no dense model is named: give --teacher"):
+        recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))
+
+
+def test_a_run_that_is_not_finished(inputs, finished_llama, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(finished_llama / "darwinlm.json", folder)
+    with pytest.raises(ModelError, match="holds no finished model: run the same"):
+        recover_tiny(folder, *inputs[1:], tmp_path / "out")

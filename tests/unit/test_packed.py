@@ -1,0 +1,99 @@
+"""Training text on disk: the source's tokens end to end, in any length, also after a kill; and the end of the text."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
+
+from darwinlm.artifact import read_json
+from darwinlm.data import packed
+from darwinlm.data.packed import PackedText, pack_documents
+from darwinlm.data.splits import document_hash
+from darwinlm.errors import ArtifactError, DataError, StorageError
+
+DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]
+
+
+def tokens_of(documents):
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + [EOS_ID] for text in documents]
+    return torch.tensor([token for part in ids for token in part])
+
+
+def pack(folder, tokens=3000, documents=DOCUMENTS, **options):
+    options = {"vocabulary": 300, "shard_tokens": 700, **options}
+    pack_documents(documents, folder, tokens, tiny_tokenizer(), **options)
+
+
+def read(folder, seq_len, blocks, skip=0):
+    text = PackedText(folder, seq_len, blocks, skip)
+    return torch.cat([text[number]["input_ids"] for number in range(len(text))])
+
+
+@pytest.mark.parametrize("seq_len", [8, 100, 1500])
+@pytest.mark.parametrize("vocabulary", [300, 100_000])
+def test_it_is_the_sources_tokens_end_to_end(tmp_path, seq_len, vocabulary):
+    pack(tmp_path, vocabulary=vocabulary)
+    found = read(tmp_path, seq_len, 3000 // seq_len)
+    assert torch.equal(found, tokens_of(DOCUMENTS)[: len(found)])
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.bin")) == 3000 * (2 if vocabulary == 300 else 4)
+
+
+def test_blocks_may_begin_later(tmp_path):
+    pack(tmp_path)
+    assert torch.equal(read(tmp_path, 50, 20, skip=1234), tokens_of(DOCUMENTS)[1234:2234])
+
+
+def test_repeated_and_reserved_documents_are_left_out(tmp_path):
+    reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
+    pack(tmp_path, documents=[*DOCUMENTS[:20], *DOCUMENTS], reserved=reserved)
+    kept = [*DOCUMENTS[:3], *DOCUMENTS[9:]]
+    assert torch.equal(read(tmp_path, 100, 30), tokens_of(kept)[:3000])
+
+
+@pytest.mark.parametrize("after", [1, 40, 60, 80])
+def test_it_goes_on_after_a_kill(tmp_path, after, monkeypatch):
+    monkeypatch.setattr(packed, "_BATCH", 8)
+
+    def killed():
+        yield from DOCUMENTS[:after]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path, documents=killed())
+    pack(tmp_path)
+    assert torch.equal(read(tmp_path, 100, 30), tokens_of(DOCUMENTS)[:3000])
+
+
+def test_what_is_complete_is_not_read_again(tmp_path):
+    pack(tmp_path)
+    pack(tmp_path, documents=iter(()))
+    assert read_json(tmp_path / "packed.json")["written"] == 3000
+
+
+def test_text_that_runs_out_is_refused(tmp_path):
+    there = len(tokens_of(DOCUMENTS))
+    with pytest.raises(DataError, match=rf"runs out: training wants 50000 tokens, but {there} are there \(300 doc"):
+        pack(tmp_path, tokens=50_000, source="a.txt")
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))
+    with pytest.raises(StorageError, match=r"training text takes .* GB, but 0.0 GB are free"):
+        pack(tmp_path, documents=iter(()))
+
+
+def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
+    pack(tmp_path)
+    path = tmp_path / "tokens_00001.bin"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="tokens are wanted, but the shards hold"):
+        PackedText(tmp_path, 100, 30)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"tokens_00001.bin is damaged"):
+        PackedText(tmp_path, 100, 30)

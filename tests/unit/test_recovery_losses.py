@@ -1,0 +1,156 @@
+"""Losses of recovery: formulas against plain ones, and batches in chunks against the model's own logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.tiny.models import tiny_model
+from torch.nn import functional
+
+from darwinlm.errors import NumericsError, RecipeError
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.recipe import Recovery
+from darwinlm.recovery.checks import accumulation
+from darwinlm.recovery.heads import Objective, batch_loss, held_out_sums, run_dense
+from darwinlm.recovery.losses import forward_kl, hidden_loss, next_token_loss
+from darwinlm.recovery.train import plan_steps
+from darwinlm.recovery.trainer import LossGuard
+
+GENERATOR = torch.Generator().manual_seed(1)
+OURS, DENSE = (2 * torch.randn(9, 40, generator=GENERATOR) for _ in range(2))
+TOKENS = torch.randint(3, 250, (3, 20), generator=GENERATOR)
+
+
+def test_the_kl_is_the_one_that_candidates_are_judged_by():
+    expected = DenseDistribution(DENSE).kl(OURS).sum()
+    torch.testing.assert_close(forward_kl(OURS, DENSE), expected)
+    assert forward_kl(DENSE, DENSE).abs() < 1e-5
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 3.0])
+def test_the_temperature_flattens_both_and_scales_the_loss(T):
+    p, q = (torch.softmax(z.double() / T, -1) for z in (DENSE, OURS))
+    expected = T**2 * (p * (p.log() - q.log())).sum()
+    torch.testing.assert_close(forward_kl(OURS, DENSE, temperature=T).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_top_k_is_a_lower_bound_that_grows_to_the_whole():
+    found = [float(forward_kl(OURS, DENSE, top_k=k)) for k in (1, 2, 5, 20, 39)]
+    whole = float(forward_kl(OURS, DENSE))
+    assert found == sorted(found)
+    assert 0 < found[0] < whole
+    assert found[-1] == pytest.approx(whole, rel=1e-4)
+    assert float(forward_kl(OURS, DENSE, top_k=40)) == whole
+
+
+def test_the_top_k_stays_finite_when_nothing_is_left():
+    sure = torch.zeros(2, 40)
+    sure[:, 3] = 200
+    logits = OURS[:2].clone().requires_grad_()
+    loss = forward_kl(logits, sure, top_k=4)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_other_losses_by_hand():
+    following = torch.tensor([4, -1, 7, 0, 1, 2, 3, 4, -1])
+    rows = following >= 0
+    expected = -torch.log_softmax(OURS, -1)[rows, following[rows]].sum()
+    torch.testing.assert_close(next_token_loss(OURS, following), expected)
+    assert float(hidden_loss(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))) == pytest.approx(25 / 16)
+
+
+OBJECTIVES = {
+    "kl": Objective(chunk=7),
+    "both": Objective(distillation=0.7, cross_entropy=0.3, chunk=16),
+    "text": Objective(distillation=0, cross_entropy=1, chunk=1000),
+    "hidden": Objective(distillation=1, hidden=0.5, chunk=13),
+}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "qwen2"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_batch_in_chunks_is_the_batch(model_type, name):
+    objective = OBJECTIVES[name]
+    teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
+    dense = run_dense(teacher, TOKENS, objective) if objective.needs_teacher else None
+    loss = batch_loss(ours, teacher, TOKENS, dense, objective)
+    loss.backward()
+    output = again(input_ids=TOKENS, output_hidden_states=True)
+    with torch.no_grad():
+        reference = teacher(input_ids=TOKENS, output_hidden_states=True)
+    p, q = (torch.log_softmax(found.logits, -1).flatten(0, 1) for found in (reference, output))
+    expected = objective.distillation * functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    logits = output.logits[:, :-1].flatten(0, 1)
+    expected = expected + objective.cross_entropy * functional.cross_entropy(logits, TOKENS[:, 1:].flatten())
+    pairs = list(zip(output.hidden_states[1:], reference.hidden_states[1:], strict=True))
+    expected = expected + objective.hidden * sum(hidden_loss(*pair) for pair in pairs) / len(pairs)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for (key, found), wanted in zip(ours.named_parameters(), again.parameters(), strict=True):
+        assert found.grad is not None, key
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_held_out_sums_are_means_times_counts():
+    teacher, model = tiny_model("llama"), tiny_model("llama", 1)
+    loss, divergence = held_out_sums(model, teacher, TOKENS, chunk=11)
+    logits = model(input_ids=TOKENS).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    dense = DenseDistribution(teacher(input_ids=TOKENS).logits.flatten(0, 1))
+    assert divergence == pytest.approx(float(dense.kl(logits.flatten(0, 1)).sum()), rel=1e-4)
+    assert held_out_sums(model, None, TOKENS, chunk=11) == (loss, 0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops(bad):
+    guard = LossGuard(2.0)
+    guard.see(1.0, 0)
+    with pytest.raises(NumericsError, match=r"before the update of step 2: the loss is .*last good checkpoint is kept"):
+        guard.see(bad, 1)
+
+
+def test_a_loss_that_comes_apart_stops_and_is_not_worth_keeping_before():
+    guard = LossGuard(2.0)
+    for step in range(40):
+        guard.see(3.0 if step < 5 else 1.0, step)
+    assert guard.good
+    step = 40
+    while guard.good:
+        guard.see(4.0, step)
+        step += 1
+    assert step < 60
+    guard.smoothed = 2.5
+    with pytest.raises(NumericsError, match=f"before the update of step {step + 1}: the loss has risen from"):
+        guard.see(4.0, step)
+
+
+def test_a_loss_that_jitters_goes_on():
+    guard = LossGuard(2.0)
+    for step in range(200):
+        guard.see(1.0 + 0.9 * math.sin(step), step)
+    assert guard.good
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, 256), (2, 256), (4, 64), (1, 4096)])
+def test_every_step_has_its_tokens_however_they_are_divided(processes, micro):
+    settings = Recovery(tokens=10_000, batch_tokens=1024)
+    rows, times = accumulation(settings, 32, micro, processes)
+    assert rows * times * processes * 32 == 1024
+    plan = plan_steps(settings, 32, rows, times)
+    assert (plan.steps, plan.step_rows, plan.blocks) == (9, 32, 9 * 32)
+
+
+def test_a_step_that_cannot_be_divided_is_refused():
+    with pytest.raises(RecipeError, match=r"recovery.batch_tokens is 1000.*multiple of 512"):
+        accumulation(Recovery(batch_tokens=1000), 32, 256, 2)
+
+
+def test_epochs_share_the_steps():
+    plan = plan_steps(Recovery(tokens=7 * 1024, batch_tokens=1024, epochs=2), 32, 8, 4)
+    assert (plan.steps, plan.steps_per_epoch, plan.blocks) == (7, 4, 128)
