@@ -62,7 +62,9 @@ def test_a_parked_matrix_comes_back(small, tmp_path, monkeypatch):
     matrix = torch.randn(7, 7)
     place = Parked(matrix.clone(), tmp_path)
     assert len(list(tmp_path.iterdir())) == (small == 0)
-    assert torch.equal(place.back(), matrix)
+    assert torch.equal(place.read(), matrix)
+    assert torch.equal(place.read(), matrix)
+    place.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -112,16 +112,17 @@ def module_factors(method: Method, shape: ModuleShape, moments: BlockMoments) ->
     H = moments.moments.pop(shape.kind)
     if shape.experts:
         return experts_tensors(expert_factors(method, shape, H, moments.weights[shape.output]))
-    W = moments.weights[shape.output].to(method.device, torch.float32)
+    W = moments.weights[shape.output].to(method.device)
     S = method.saliency(shape.block).get(shape.kind)
     *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
     curves = {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}
-    removal = Removal(H, W, units, saliency=S, damping=method.damping, name=shape.name)
     parked = Parked(H, method.folder)
     del H
+    removal = Removal(parked.read, W, units, saliency=S, damping=method.damping, name=shape.name)
     columns = removal.run().columns(units)
     del removal
-    A = damp_(ordered_moment(parked.back(), columns), method.damping)
+    A = damp_(ordered_moment(parked.read(), columns), method.damping)
+    parked.close()
     packed, errors = whole_factor_(A, W, columns, name=shape.name)
     curves[variant] = Curve(columns, errors)
     return module_tensors(shape.kind, curves, packed)

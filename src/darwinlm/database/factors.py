@@ -28,11 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.database.order import cholesky_
+from darwinlm.database.order import ROWS, cholesky_
 from darwinlm.errors import NumericsError
-
-ROWS = 256
-"""Rows that are worked on at once where memory counts."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ structures; DarwinLM (arXiv 2502.07780), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -50,6 +50,9 @@ Measured on decaying, low-rank and outlier-ridden spectra (d = 768, damping 1e-1
 worst cost is off by about 2e-7 times the inflation, so by 1e-4 here; the median cost by under 1e-6. The order first
 differs from float64 at ten times this value, where the error at any width changes by 3e-6, and at 2e5 by 1e-2.
 """
+
+ROWS: Final = 256
+"""Rows of a matrix that are worked on at once where memory counts."""
 
 COMPACT_SHARE: Final = 1 / 8
 """Share of removed columns from which the arrays are copied without them."""
@@ -173,12 +176,12 @@ def removal_order(
 class Removal:
     """`removal_order` in two steps, so that H and W needn't be in memory in the second, long one.
 
-    Args and errors: see `removal_order`.
+    Args and errors: see `removal_order`; H may also be a function that gives it, and is then let go of early.
     """
 
     def __init__(
         self,
-        H: Tensor,
+        H: Tensor | Callable[[], Tensor],
         W: Tensor,
         units: Tensor,
         *,
@@ -188,6 +191,7 @@ class Removal:
         damping: float = 0.01,
         name: str = "module",
     ) -> None:
+        H = H if isinstance(H, Tensor) else H()
         _check_shapes(H, W, units, saliency)
         if block < 1:
             raise ValueError(f"block must be at least 1, not {block}")
@@ -199,10 +203,13 @@ class Removal:
         self.name, self.block, self.n = name, block, units.shape[0]
         columns = units.to(device=H.device, dtype=torch.int64).reshape(-1)
         dead = dead_inputs(H)[columns]
-        C, scale = _scaled_inverse(H, columns, damping, name)
+        damped = damp(H, damping, dtype=torch.float64)
+        del H
+        C, scale = _scaled_inverse_(damped, columns, name)
+        del damped
         self.work = dtype or _loop_dtype(float(C.diagonal().max()))
         C = C.to(self.work)
-        G, self.gain = _gram(_scaled_weight(W.to(H.device), columns, scale, dead), saliency, self.work)
+        G, self.gain = _gram(W.to(C.device), columns, scale.masked_fill_(dead, 0), saliency, self.work)
         self.matrices = [C, G]
 
     @torch.no_grad()
@@ -239,14 +246,13 @@ def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
             raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
 
 
-def _scaled_inverse(H: Tensor, columns: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor]:
+def _scaled_inverse_(damped: Tensor, columns: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Inverse of the damped second moment after scaling its diagonal to one.
 
     Args:
-        H: [d, d] second moment, not damped.
+        damped: [d, d] float64; overwritten.
         columns: [d] int64, order in which the result has the columns.
-        damping: see `damp`.
-        name: what H belongs to.
+        name: what it belongs to.
 
     Returns:
         [d, d] float64 inverse, whose diagonal is the variance inflation factors, and [d] float64 scale: the roots of
@@ -255,7 +261,6 @@ def _scaled_inverse(H: Tensor, columns: Tensor, damping: float, name: str) -> tu
     Raises:
         NumericsError: the damped matrix isn't positive definite.
     """
-    damped = damp(H, damping, dtype=torch.float64)
     if not _in_order(columns):
         damped = damped.index_select(0, columns).index_select(1, columns)
     scale = damped.diagonal().sqrt()
@@ -287,30 +292,34 @@ def _in_order(columns: Tensor) -> bool:
     return torch.equal(columns, torch.arange(len(columns), device=columns.device))
 
 
-def _scaled_weight(W: Tensor, columns: Tensor, scale: Tensor, dead: Tensor) -> Tensor:
-    """[r, d] float64: columns in order and scaled as those of H are, those of dead inputs zero."""
-    scaled = W.to(torch.float64, copy=True) if _in_order(columns) else W[:, columns].to(torch.float64)
-    return scaled.mul_(scale).masked_fill_(dead, 0)
-
-
-def _gram(W: Tensor, S: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """Wᵀ S W divided by a gain that keeps float32 from under- and overflow, and the gain.
+def _gram(W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Vᵀ S V divided by a gain that keeps float32 from under- and overflow, and the gain; V is W in order and scaled.
 
     Args:
-        W: [r, d] float64; overwritten.
+        W: [r, d] floating.
+        columns: [d] int64, order of its columns.
+        scale: [d] float64, factors of the columns in that order.
         S: [r, r] floating, or none for the identity.
         dtype: type of the product.
 
     Returns:
         [d, d] product in that type, and the gain.
     """
-    size = float(W.abs().max()) or 1.0
-    W = W.div_(size).to(dtype)
+
+    def scaled(rows: Tensor) -> Tensor:
+        return rows.index_select(1, columns).to(torch.float64).mul_(scale)
+
+    size = max(float(scaled(rows).abs().max()) for rows in torch.split(W, ROWS)) or 1.0
     if S is None:
-        return W.T @ W, size**2
+        G = torch.zeros(len(columns), len(columns), dtype=dtype, device=W.device)
+        for rows in torch.split(W, ROWS):
+            part = scaled(rows).div_(size).to(dtype)
+            G.addmm_(part.T, part)
+        return G, size**2
+    V = (scaled(W) / size).to(dtype)
     S = S.to(W.device, torch.float64)
     weight = float(S.abs().max()) or 1.0
-    return W.T @ ((S / weight).to(dtype) @ W), size**2 * weight
+    return V.T @ ((S / weight).to(dtype) @ V), size**2 * weight
 
 
 def _loop_dtype(inflation: float) -> torch.dtype:

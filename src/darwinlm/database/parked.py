@@ -32,11 +32,12 @@ class Parked:
         else:
             write_tensors(self._path, {"matrix": matrix})
 
-    def back(self) -> Tensor:
-        """The matrix again, once; of a file only what is used comes into memory."""
-        if self._kept is not None:
-            matrix, self._kept = self._kept, None
-            return matrix
-        matrix = read_tensors(self._path)["matrix"]
-        self._path.unlink()
-        return matrix
+    def read(self) -> Tensor:
+        """The matrix; of a file only what is used comes into memory. Raises ArtifactError."""
+        return read_tensors(self._path)["matrix"] if self._kept is None else self._kept
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._kept is None:
+            self._path.unlink()
+        self._kept = None
