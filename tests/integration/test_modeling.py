@@ -72,6 +72,22 @@ def test_built_on_the_meta_device_and_pickled(pruned):
         ("qwen2", {"tie_word_embeddings": False}),
         ("qwen2", {"head_dim": 12}),
         ("granite", {"attention_bias": True, "tie_word_embeddings": True}),
+        ("mixtral", {"head_dim": 16}),
+        ("qwen3_moe", {"tie_word_embeddings": True, "attention_bias": True, "mlp_only_layers": []}),
+        (
+            "phi3",  # factors for each half of a head size that mustn't change with the number of heads
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0, 1.1, 1.2, 1.3],
+                    "long_factor": [2.0, 2.5, 3.0, 4.0],
+                    "partial_rotary_factor": 1.0,
+                    "factor": 4.0,
+                },
+                "original_max_position_embeddings": 64,
+            },
+        ),
         (
             "gemma3_text",
             {
@@ -117,13 +133,14 @@ def test_impossible_layers_are_refused(overrides, message):
         pruned_config(pruned_classes("Llama", "llama")[0], tiny_config("llama"), {1: overrides})
 
 
-def test_head_size_is_kept_where_the_family_would_divide():
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3"])
+def test_head_size_is_kept_where_the_family_would_divide(model_type):
     sizes = {name: value for name, value in SIZES.items() if name != "head_dim"}
-    dense = AutoConfig.for_model("qwen2", **sizes)
+    dense = AutoConfig.for_model(model_type, **sizes)
     assert not hasattr(dense, "head_dim")
-    config_class, _, model_class = pruned_classes("Qwen2", "qwen2")
+    config_class, _, model_class = pruned_classes(*NAMES[model_type])
     config = pruned_config(config_class, dense, {0: {"num_attention_heads": 3}})
-    assert model_class(config).model.layers[0].self_attn.q_proj.out_features == 3 * 8
+    assert model_class(config).model.layers[0].self_attn.o_proj.in_features == 3 * 8
 
 
 def test_a_static_cache_reserves_one_head_for_a_layer_without_attention():
