@@ -89,7 +89,9 @@ def open_bench(options: argparse.Namespace, *assignments: str) -> Bench:
     if options.run is None:
         run_stages(Run(recipe, folder, Reporter()), "database")
     texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
-    return Bench(recipe, folder / "stages", Checkpoint.open(folder / "stages" / "source"), texts)
+    source = folder / "stages" / "source"  # a GGUF file was dequantised into it
+    checkpoint = Checkpoint.open(source if source.is_dir() else Path(str(recipe.model)))
+    return Bench(recipe, folder / "stages", checkpoint, texts)
 
 
 # -------------------------------------------------------------------------------------------------------- the plain way
