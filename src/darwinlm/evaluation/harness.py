@@ -119,6 +119,9 @@ def _harness() -> Any:
         import lm_eval
     except ImportError as error:
         raise MissingExtraError("lm-eval", "eval", "a benchmark suite") from error
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     for name in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lm_eval
