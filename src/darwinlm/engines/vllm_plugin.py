@@ -1,0 +1,19 @@
+"""Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without pads.
+
+vLLM calls `register` in each of its processes before it reads a model.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Make every family's pruned classes known to transformers and to vLLM."""
+    from darwinlm.families.family import families
+    from darwinlm.families.pruned import pruned_classes
+    from vllm import ModelRegistry
+
+    for family in families().values():
+        _, _, causal = pruned_classes(*family.class_names)
+        adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
+        if causal.__name__ not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(causal.__name__, f"darwinlm.engines.vllm_model:{adapter}")
