@@ -172,9 +172,9 @@ def measure_rate(options: argparse.Namespace) -> None:
     tokens = bench.texts["fitness"].tokens
 
     model = bench.checkpoint.load(run.dtype, run.device)
-    fitness = Fitness(
-        ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space), tokens, batch_tokens=4096
-    )
+    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    fitness = Fitness(bank, tokens, batch_tokens=4096)
+    bank.apply(parent)  # both ways hold the parent already, as in the middle of a search
     begun = time.perf_counter()
     fitness.set_base(parent, ROUNDS[0][0])
     ours = generation(candidates, parent, fitness.kls)
