@@ -120,10 +120,18 @@ def test_what_is_no_model(command, model, tmp_path):
 def test_remote_code_without_permission(command, model, tmp_path):
     path = model / "config.json"
     tree = json.loads(path.read_text())
-    path.write_text(json.dumps({**tree, "model_type": "llama", "auto_map": {"AutoConfig": "evil.Config"}}))
+    path.write_text(json.dumps({**tree, "model_type": "strange", "auto_map": {"AutoConfig": "evil.Config"}}))
     command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(
         "Python code of its own", "--allow-remote-code"
     )
+
+
+def test_a_stock_model_type_with_sizes_per_layer(command, model, tmp_path):
+    """transformers itself can't build such a model, and says so in terms of its own."""
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "llama"}))
+    command("export", model, "--to", "hf", "--out", tmp_path / "out").refused("config.json", "per-layer attribute")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_vocabulary_larger_than_the_embedding(command, tmp_path):

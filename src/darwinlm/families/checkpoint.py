@@ -250,7 +250,7 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
         raise CheckpointError(f"can't read {folder / 'config.json'}: {_first_line(error)}") from error
