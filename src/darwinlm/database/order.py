@@ -6,17 +6,8 @@ Letters used below::
     n    units, each a set of u columns        m    units still in the arrays (removed ones are dropped in batches)
     H    E[x xᵀ], second moment of the inputs  S    second moment of the output gradients, the optional saliency
     C    inverse of the damped H               G    Wᵀ S W, or Wᵀ W without a saliency
-    g    the columns of the unit removed now
 
-Backward elimination: with the weights at their optimum on the columns kept so far, removing unit g and moving the other
-columns to their new optimum adds ``tr(C_gg⁻¹ G_gg)`` to the squared output error. The cheapest unit goes, then::
-
-    W ← W (I - E),   C ← C - Qᵀ Q,   G ← (I - E)ᵀ G (I - E) = G - Pᵀ A - Aᵀ P
-    with  C_gg = K Kᵀ,  Q = K⁻¹ C_g:,  P = K⁻ᵀ Q = C_gg⁻¹ C_g:,  E = e_g P,  A = G_g: - ½ G_gg P
-
-W is never formed again: C and G are enough. Their updates have rank u and 2u, so they are kept as lists of rows and
-applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and the
-diagonal blocks of all units, which are kept current.
+The loop itself is in `elimination`; here are what goes into it, C and G, and the checks.
 
 Everything runs on columns scaled to ``H_jj = 1``. That changes no cost, and makes ``C_jj`` the variance inflation
 factor of column j: how much of C_jj cancels before column j goes, hence how many digits the loop loses.
@@ -27,14 +18,14 @@ structures; DarwinLM (arXiv 2502.07780), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from darwinlm.database.elimination import eliminate
 from darwinlm.errors import NumericsError
 
 DEAD_LEVEL: Final = 2.0**-40
@@ -53,17 +44,6 @@ differs from float64 at ten times this value, where the error at any width chang
 
 ROWS: Final = 256
 """Rows of a matrix that are worked on at once where memory counts."""
-
-COMPACT_SHARE: Final = 1 / 8
-"""Share of removed columns from which the arrays are copied without them."""
-
-SHORT_STEP: Final = 1e7
-"""Operations in a step up to which it runs on one CPU thread.
-
-Threads gain little on operations of microseconds, and on a busy machine they wait for each other: on two cores shared
-with two other jobs, d = 4096 took 100 s with two threads throughout and 33 s with one for the steps. The inversion and
-the matrix products use all threads.
-"""
 
 
 @dataclass(frozen=True)
@@ -215,7 +195,7 @@ class Removal:
     @torch.no_grad()
     def run(self) -> RemovalOrder:
         """Remove everything; once only, because the matrices are used up."""
-        picks, costs = _eliminate(self.matrices, self.n, self.block)
+        picks, costs = eliminate(self.matrices, self.n, self.block)
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
             raise NumericsError(
@@ -326,134 +306,3 @@ def _loop_dtype(inflation: float) -> torch.dtype:
     """Type in which to eliminate, from the largest variance inflation factor."""
     exact = torch.get_float32_matmul_precision() == "highest"
     return torch.float32 if exact and inflation <= FLOAT32_MAX_INFLATION else torch.float64
-
-
-def _eliminate(matrices: list[Tensor], n: int, block: int) -> tuple[Tensor, Tensor]:
-    """Remove all units, cheapest first.
-
-    Args:
-        matrices: C [d, d], inverse second moment, unit after unit, and G [d, d], Gram matrix of the weights; taken out
-            of the list, so that nobody else keeps them alive while they shrink.
-        n: number of units, each d / n neighbouring columns.
-        block: columns removed between two applications of the pending updates.
-
-    Returns:
-        [n] int64 units, the first one removed first, and [n] float64 costs.
-    """
-    d, device = len(matrices[0]), matrices[0].device
-    state = _Elimination(matrices, n, max(1, block * n // d))
-    picks = torch.empty(n, dtype=torch.int64, device=device)
-    costs = torch.empty(n, dtype=torch.float64, device=device)
-    all_threads = torch.get_num_threads()
-    with _threads(all_threads if 6 * block * d * (d // n) > SHORT_STEP else 1):
-        for step in range(n):
-            cheapest, cost = state.cheapest()
-            picks[step] = state.ids[cheapest].squeeze(0)
-            costs[step] = cost.squeeze(0)
-            if step + 1 < n:
-                state.remove(cheapest)
-            if state.pending == state.steps:
-                with _threads(all_threads):
-                    state.flush()
-    return picks, costs
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Use that many CPU threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Elimination:
-    """C and G of the module's letters, with the updates that they have yet to receive.
-
-    Attributes:
-        ids: [m] int64, the unit at every place of the arrays.
-    """
-
-    def __init__(self, matrices: list[Tensor], n: int, steps: int) -> None:
-        self.G, self.C = matrices.pop(), matrices.pop()
-        device = self.C.device
-        self.u = len(self.C) // n
-        self.steps = steps
-        self.ids = torch.arange(n, device=device)
-        self.offsets = torch.arange(self.u, device=device)
-        self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
-        self._reset()
-
-    def _reset(self) -> None:
-        """Set up what depends on the size of the arrays: diagonal blocks, marks and room for pending terms."""
-        m, u = len(self.ids), self.u
-        self.C_blocks, self.G_blocks = (
-            X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() for X in (self.C, self.G)
-        )
-        self.gone = torch.zeros(m, dtype=torch.bool, device=self.C.device)
-        self.gone_count = 0
-        self.pending = 0
-        self.Q = self.C.new_empty(self.steps, u, m * u)
-        self.PA = self.C.new_empty(self.steps, 2, u, m * u)
-
-    def cheapest(self) -> tuple[Tensor, Tensor]:
-        """Place [1] of the unit that costs least to remove, and its cost [1]; no host synchronisation."""
-        if self.u == 1:
-            costs = self.G_blocks.view(-1) / self.C_blocks.view(-1)
-        else:
-            K = torch.linalg.cholesky_ex(self.C_blocks).L
-            costs = torch.cholesky_solve(self.G_blocks, K).diagonal(dim1=1, dim2=2).sum(1)
-        costs = costs.clamp_(min=0).masked_fill_(self.gone, torch.inf)
-        place = costs.argmin(0, keepdim=True)
-        return place, costs[place]
-
-    def remove(self, place: Tensor) -> None:
-        """Remove the unit at a place [1]: queue its update, apply it to the diagonal blocks at once."""
-        g = place * self.u + self.offsets
-        C_rows, G_rows = self._current_rows(g)
-        K = torch.linalg.cholesky_ex(C_rows.index_select(1, g)).L
-        Q = torch.linalg.solve_triangular(K, C_rows, upper=False)
-        P = torch.linalg.solve_triangular(K.T, Q, upper=True)
-        A = G_rows.addmm_(G_rows.index_select(1, g), P, alpha=-0.5)
-        self.Q[self.pending] = Q
-        self.PA[self.pending, 0] = P
-        self.PA[self.pending, 1] = A
-        self.pending += 1
-
-        q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in (Q, P, A))
-        self.C_blocks.baddbmm_(q.mT, q, alpha=-1)
-        self.G_blocks.baddbmm_(p.mT, a, alpha=-1).baddbmm_(a.mT, p, alpha=-1)
-        self.C_blocks.index_copy_(0, place, self.eye)
-        self.gone.index_fill_(0, place, True)
-        self.gone_count += 1
-
-    def _current_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows g of C and of G, [u, m * u] each, with the pending terms applied."""
-        C_rows, G_rows = self.C.index_select(0, g), self.G.index_select(0, g)
-        if self.pending:
-            width = C_rows.shape[1]
-            Q, PA = self.Q[: self.pending], self.PA[: self.pending]
-            C_rows.addmm_(Q.index_select(2, g).view(-1, self.u).T, Q.view(-1, width), alpha=-1)
-            AP_at_g = PA.index_select(3, g).flip(1).view(-1, self.u)
-            G_rows.addmm_(AP_at_g.T, PA.view(-1, width), alpha=-1)
-        return C_rows, G_rows
-
-    def flush(self) -> None:
-        """Apply the pending terms as matrix products; drop the removed columns when they are many."""
-        width = self.C.shape[1]
-        Q = self.Q[: self.pending].view(-1, width)
-        PA = self.PA[: self.pending]
-        self.C.addmm_(Q.T, Q, alpha=-1)
-        self.G.addmm_(PA.flip(1).view(-1, width).T, PA.view(-1, width), alpha=-1)
-        self.pending = 0
-        if self.gone_count >= COMPACT_SHARE * len(self.ids):
-            kept = (~self.gone).nonzero().view(-1)
-            columns = (kept[:, None] * self.u + self.offsets).view(-1)
-            self.ids = self.ids[kept]
-            for along in (0, 1):
-                self.C = self.C.index_select(along, columns)
-            for along in (0, 1):
-                self.G = self.G.index_select(along, columns)
-            self._reset()
