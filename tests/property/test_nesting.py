@@ -1,22 +1,12 @@
 """What holds for every second moment, weight and choice of units."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darwinlm.database.factors import kept_weights, nested_factors, pack_lower, unpack_lower
 from darwinlm.database.order import damp, removal_order
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

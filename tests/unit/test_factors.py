@@ -18,15 +18,6 @@ from darwinlm.database.order import damp, damp_, removal_order
 from darwinlm.errors import NumericsError
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def second_moment(d, kind="plain", seed=0):
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((max(1, d // 4) if kind == "low rank" else 3 * d, d))

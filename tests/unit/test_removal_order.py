@@ -10,15 +10,6 @@ from darwinlm.errors import NumericsError
 DAMPING = 0.01
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def second_moment(d, kind, seed=0):
     rng = np.random.default_rng(seed)
     if kind == "plain":
