@@ -12,7 +12,7 @@ from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 from darwinlm.artifact import read_json
 from darwinlm.data import packed
 from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.splits import document_hash
+from darwinlm.data.packing import document_hash
 from darwinlm.errors import ArtifactError, DataError, StorageError
 
 DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.artifact import damaged, read_json, write_atomically, write_json
-from darwinlm.data.splits import _Document, _Packer, document_hash
+from darwinlm.data.packing import Document, Packer, document_hash
 from darwinlm.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -112,9 +112,9 @@ def pack_documents(
     if writer.lacks <= 0:
         return
     _check_room(folder, writer.lacks * writer.dtype.itemsize)
-    packer = _Packer(tokenizer)
+    packer = Packer(tokenizer)
     seen = set(reserved)
-    waiting: list[_Document] = []
+    waiting: list[Document] = []
     count = 0
     for text in documents:
         count += 1
@@ -123,7 +123,7 @@ def pack_documents(
             continue
         seen.add(hashed)
         if count > writer.documents:
-            waiting.append(_Document(hashed, text))
+            waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
             packer.tokenise(waiting)
             writer.add(waiting, count)
@@ -174,7 +174,7 @@ class _Writer:
         """Tokens that were found so far."""
         return int(self.index["written"]) + self._held
 
-    def add(self, documents: list[_Document], count: int) -> None:
+    def add(self, documents: list[Document], count: int) -> None:
         """Take tokenised documents, the last of which is number `count` of the source; write what fills a shard."""
         for document in documents:
             assert document.tokens is not None, "documents are tokenised before they are written"

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from darwinlm.artifact import damaged, read_json, read_tensors, write_json, write_tensors
+from darwinlm.data.packing import Document, Packer, document_hash
 from darwinlm.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -130,19 +131,6 @@ def _setting(purpose: str) -> str:
     return f"text.{purpose}_tokens"
 
 
-def document_hash(document: str) -> str:
-    """Name a document by its words: white space and case make no difference.
-
-    Args:
-        document: Any text.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    normalised = " ".join(document.split()).casefold()
-    return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
 @dataclass(frozen=True)
 class TextPlan:
     """How much text each purpose gets, and how documents are dealt out.
@@ -239,7 +227,7 @@ def split_documents(
     """
     plan = TextPlan(shares, seq_len, seed)
     shelves = {purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len) for purpose in PURPOSES if purpose in shares}
-    dealer = _Dealer(plan, shelves, _Packer(tokenizer))
+    dealer = _Dealer(plan, shelves, Packer(tokenizer))
     if any(shelf.lacks for shelf in shelves.values()):
         dealer.deal(documents)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
@@ -254,15 +242,6 @@ def split_documents(
     return {
         purpose: TokenBlocks(shelf.blocks(seq_len), tuple(shelf.hashes), source) for purpose, shelf in shelves.items()
     }
-
-
-@dataclass
-class _Document:
-    """A document on its way; its tokens are int64 [number of them] once it has been tokenised."""
-
-    hashed: str
-    text: str
-    tokens: NDArray[np.int64] | None = None
 
 
 class _Shelf:
@@ -297,36 +276,10 @@ class _Shelf:
         return torch.from_numpy(joined.reshape(-1, seq_len))
 
 
-class _Packer:
-    """Tokenises documents as `split_documents` describes."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer: Any = tokenizer
-        bare = self._ids(["a"])[0]
-        by_default = list(tokenizer("a")["input_ids"])
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        adds_bos = bos is not None and by_default[:1] == [bos] and bare[:1] != [bos]
-        self._before = [bos] if adds_bos else []
-        self._after = [] if eos is None else [eos]
-
-    def tokenise(self, documents: list[_Document]) -> None:
-        """Fill in the tokens of the documents that have none yet."""
-        waiting = [document for document in documents if document.tokens is None]
-        if not waiting:
-            return
-        for document, ids in zip(waiting, self._ids([document.text for document in waiting]), strict=True):
-            whole = self._before + ids + self._after if ids else []
-            document.tokens = np.asarray(whole, dtype=np.int64)
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
-
-
 class _Dealer:
     """Hands documents to the shelves, a batch at a time."""
 
-    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: _Packer) -> None:
+    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: Packer) -> None:
         self.n_documents = 0
         self.n_repeated = 0
         self._plan = plan
@@ -334,12 +287,12 @@ class _Dealer:
         self._packer = packer
         self._tokenised_characters = 0
         self._tokenised_tokens = 0
-        self._spare: list[_Document] = []
+        self._spare: list[Document] = []
         self._spare_room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
 
     def deal(self, documents: Iterable[str]) -> None:
         """Fill the shelves from the documents; then, if they ended too early, from what was set aside."""
-        batch: list[tuple[str, _Document]] = []
+        batch: list[tuple[str, Document]] = []
         waiting_characters = 0
         for document in self._new(documents):
             purpose = self._plan.purpose_of(document.hashed)
@@ -356,7 +309,7 @@ class _Dealer:
         self._place(batch)
         self._hand_out_spare()
 
-    def _new(self, documents: Iterable[str]) -> Iterator[_Document]:
+    def _new(self, documents: Iterable[str]) -> Iterator[Document]:
         """Yield each document once, by its hash."""
         seen: set[str] = set()
         for text in documents:
@@ -366,7 +319,7 @@ class _Dealer:
                 self.n_repeated += 1
                 continue
             seen.add(hashed)
-            yield _Document(hashed, text)
+            yield Document(hashed, text)
 
     def _lacking(self) -> int:
         return sum(shelf.lacks for shelf in self._shelves.values())
@@ -378,7 +331,7 @@ class _Dealer:
         characters_per_token = self._tokenised_characters / self._tokenised_tokens
         return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._lacking()))
 
-    def _place(self, batch: list[tuple[str, _Document]]) -> None:
+    def _place(self, batch: list[tuple[str, Document]]) -> None:
         self._packer.tokenise([document for _, document in batch])
         for purpose, document in batch:
             self._tokenised_characters += len(document.text)
@@ -389,12 +342,12 @@ class _Dealer:
             else:
                 self._set_aside(document)
 
-    def _put(self, shelf: _Shelf, document: _Document) -> None:
+    def _put(self, shelf: _Shelf, document: Document) -> None:
         assert document.tokens is not None, "documents are tokenised before they are placed"
         if len(document.tokens):
             shelf.put(document.hashed, document.tokens)
 
-    def _set_aside(self, document: _Document) -> None:
+    def _set_aside(self, document: Document) -> None:
         """Keep a document of a full purpose for the end, unless so much is kept already that it can't be needed."""
         if self._spare_room > 0:
             self._spare_room -= len(document.text)

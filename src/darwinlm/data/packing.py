@@ -1,0 +1,61 @@
+"""One document: its name and its tokens, as splits and packed text of any length take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+
+def document_hash(document: str) -> str:
+    """Name a document by its words: white space and case make no difference.
+
+    Args:
+        document: Any text.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    normalised = " ".join(document.split()).casefold()
+    return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass
+class Document:
+    """A document on its way; its tokens are int64 [number of them] once it has been tokenised."""
+
+    hashed: str
+    text: str
+    tokens: NDArray[np.int64] | None = None
+
+
+class Packer:
+    """Tokenises documents and joins a document's tokens as `splits.split_documents` describes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: Any = tokenizer
+        bare = self._ids(["a"])[0]
+        by_default = list(tokenizer("a")["input_ids"])
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        adds_bos = bos is not None and by_default[:1] == [bos] and bare[:1] != [bos]
+        self._before = [bos] if adds_bos else []
+        self._after = [] if eos is None else [eos]
+
+    def tokenise(self, documents: list[Document]) -> None:
+        """Fill in the tokens of the documents that have none yet."""
+        waiting = [document for document in documents if document.tokens is None]
+        if not waiting:
+            return
+        for document, ids in zip(waiting, self._ids([document.text for document in waiting]), strict=True):
+            whole = self._before + ids + self._after if ids else []
+            document.tokens = np.asarray(whole, dtype=np.int64)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
