@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.console import Reporter
-from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe import Recipe, load_recipe, options
 from darwinlm.rounds import last_round
 from darwinlm.run import Run
 from darwinlm.stages.database import database_stage
@@ -50,6 +50,11 @@ def prune(
     out: str | Path = "runs/pruned",
     *,
     keep: float | str | None = None,
+    params: int | str | None = None,
+    bytes: int | str | None = None,
+    speedup: float | str | None = None,
+    latency: str | None = None,
+    time: float | str | None = None,
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
@@ -60,16 +65,24 @@ def prune(
     Args:
         model: hub id, folder or GGUF file; overrides the recipe's.
         out: output folder, new or of an earlier run of the same kind, which is then resumed.
-        keep: share of the block parameters that may stay, 0.5 or "50%"; overrides the recipe's.
+        keep: share of the block parameters that may stay, 0.5 or "50%". At most one of this and the next four may be
+            given; it takes the place of the recipe's budget, of whatever kind. Without any, the recipe's holds.
+        params: parameters of the whole smaller model, 350_000_000 or "350M".
+        bytes: bytes of its weights and KV cache, 4_000_000_000 or "4GB".
+        speedup: how many times as fast as the dense model on this machine, 2 or "2x".
+        latency: time of a request on this machine, with a unit: "30ms".
+        time: wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
         text: source of the text; overrides the recipe's.
         recipe: a recipe, the path of one, or the name of one that comes along; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: tells the user; None prints to the terminal.
 
     Raises:
+        RecipeError: two budgets are given, or a value has no meaning.
         DarwinLMError: the input is wrong; see `darwinlm.errors`.
     """
-    resolved = _resolve(recipe, assignments, {"model": model, "budget.keep": keep, "text.source": text})
+    size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
+    resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, text=text))
     run = Run(resolved, Path(out), reporter or Reporter())
     summary = run_stages(run, "report")
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)

@@ -7,6 +7,12 @@ import json
 import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Ended, command_runner
+from transformers import AutoModelForCausalLM
+
+import darwinlm
+from darwinlm import pipeline
+from darwinlm.console import Reporter
+from darwinlm.errors import RecipeError
 
 
 @pytest.fixture
@@ -63,3 +69,77 @@ def test_a_family_from_the_command_line(prune, tmp_path):
     for name in ("keep-80", "keep-50"):
         assert (tmp_path / "out" / name / "model" / "config.json").is_file()
         assert (tmp_path / "out" / name / "report.html").is_file()
+
+
+# ------------------------------------------------------------------------------------------------ the Python function
+
+
+@pytest.fixture
+def python(tiny_llama, tiny_text_file, tmp_path):
+    """`darwinlm.prune` with the settings of the fixture `prune`, into tmp_path/out."""
+
+    def run(**given: object) -> pipeline.Result:
+        common = {"text": str(tiny_text_file), "assignments": SETTINGS, "reporter": Reporter(quiet=True)}
+        return darwinlm.prune(str(tiny_llama), tmp_path / "out", **common, **given)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "as_text", "as_number", "field"),
+    [
+        ("keep", "40%", 0.4, ("budget", "keep")),
+        ("params", "1.5M", 1_500_000, ("budget", "params")),
+        ("bytes", "2MiB", 2 * 1024**2, ("budget", "bytes")),
+        ("speedup", "1.5x", 1.5, ("budget", "speedup")),
+        ("latency", "30ms", None, ("budget", "latency")),
+        ("time", "90s", 1.5, ("search", "minutes")),
+    ],
+)
+def test_the_function_asks_for_what_the_command_asks_for(prune, python, monkeypatch, name, as_text, as_number, field):
+    seen = []
+    monkeypatch.setattr(pipeline, "run_stages", lambda run, until: seen.append(run.recipe) or {})
+    assert prune(f"--{name}", as_text, "--until", "plan").code == 0
+    python(**{name: as_text})
+    if as_number is not None:
+        python(**{name: as_number})
+    section, setting = field
+    assert len(seen) >= 2
+    for recipe in seen:
+        assert recipe == seen[0]
+        assert getattr(getattr(recipe, section), setting) == (as_number or 0.03)
+        assert recipe.budget.kind == (name if section == "budget" else "keep")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"keep": 0.5, "params": "1M"}, "give one bound only, not keep and params at once"),
+        ({"speedup": 2, "latency": "1s"}, "give one bound only, not speedup and latency at once"),
+        ({"latency": 30}, "budget.latency: needs a unit"),
+        ({"bytes": 0}, "budget.bytes: must be above 0"),
+        ({"time": "3d"}, "search.minutes: has an unknown unit 'd'"),
+    ],
+)
+def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, said):
+    with pytest.raises(RecipeError, match=said):
+        python(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_the_function_displaces_the_recipes(monkeypatch, python):
+    seen = []
+    monkeypatch.setattr(pipeline, "run_stages", lambda run, until: seen.append(run.recipe) or {})
+    for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
+        python(recipe=recipe)
+        python(recipe=recipe, speedup="2x")
+    assert [recipe.budget.kind for recipe in seen] == ["params", "speedup"] * 2
+    assert [recipe.budget.params for recipe in seen] == [2_700_000_000, None] * 2
+
+
+def test_the_function_keeps_a_bound_on_parameters(python, tiny_llama, tmp_path):
+    target = int(0.75 * AutoModelForCausalLM.from_pretrained(tiny_llama).num_parameters())
+    result = python(params=target)
+    saved = AutoModelForCausalLM.from_pretrained(result.model).num_parameters()
+    assert 0.95 * target <= saved <= target
+    assert result.summary["budget"]["kind"] == "params"

@@ -48,20 +48,13 @@ def prune(
     """Make a model smaller: database, search, stitch, refit, evaluation, export and report."""
     from darwinlm.errors import RecipeError
     from darwinlm.pipeline import STAGES
-    from darwinlm.recipe import load_recipes
+    from darwinlm.recipe import load_recipes, options
 
     if until not in STAGES:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
+    budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     overrides: dict[str, Any] = {
-        "model": model,
-        "budget.keep": keep,
-        "budget.params": params,
-        "budget.bytes": size,
-        "budget.speedup": speedup,
-        "budget.latency": latency,
-        "search.minutes": time,
-        "preset": preset,
-        "text.source": text,
+        **options(model=model, **budget, time=time, preset=preset, text=text),
         "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }

@@ -2,7 +2,7 @@
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BUDGETS, Budget, BudgetKind
-from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, parse_recipe
+from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, options, parse_recipe
 from darwinlm.recipe.quantities import parse_share
 from darwinlm.recipe.recovery import Recovery
 from darwinlm.recipe.search import FinalistRound, Search, SearchStage, Training
@@ -43,6 +43,7 @@ __all__ = [
     "load_recipe",
     "load_recipes",
     "merge",
+    "options",
     "parse_recipe",
     "parse_share",
     "shipped_recipes",

@@ -17,6 +17,20 @@ from darwinlm.recipe.search import FinalistRound, SearchStage
 from darwinlm.recipe.sections import Recipe
 from darwinlm.recipe.shipped import find_recipe
 
+OPTIONS: Mapping[str, str] = {
+    "model": "model",
+    **{kind: f"budget.{kind}" for kind in BUDGETS},
+    "time": "search.minutes",
+    "preset": "preset",
+    "text": "text.source",
+}
+"""Short names of fields: options of the command `prune`, arguments of the function."""
+
+
+def options(**given: Any) -> dict[str, Any]:
+    """Overrides by dotted name for `load_recipe` from the short names in `OPTIONS`."""
+    return {OPTIONS[name]: value for name, value in given.items()}
+
 
 def load_recipe(
     path: Path | str | None = None,
