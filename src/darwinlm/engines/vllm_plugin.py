@@ -8,9 +8,10 @@ from __future__ import annotations
 
 def register() -> None:
     """Make every family's pruned classes known to transformers and to vLLM."""
+    from vllm import ModelRegistry
+
     from darwinlm.families.family import families
     from darwinlm.families.pruned import pruned_classes
-    from vllm import ModelRegistry
 
     for family in families().values():
         _, _, causal = pruned_classes(*family.class_names)
