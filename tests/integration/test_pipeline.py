@@ -232,7 +232,7 @@ def test_the_summary_describes_the_saved_layers(whole):
         if row["heads"]:
             cached = row["heads"] if config.query_groups else row["groups"]
             assert (config.num_attention_heads, config.num_key_value_heads) == (row["heads"], cached)
-            assert block.self_attn.k_proj.out_features == row["groups"] * block.self_attn.head_dim
+            assert block.self_attn.k_proj.weight.shape[0] == row["groups"] * block.self_attn.head_dim
             assert block.self_attn.o_proj.in_features == row["heads"] * block.self_attn.head_dim
         if row["width"]:
             assert config.intermediate_size == block.mlp.down_proj.in_features == row["width"]
