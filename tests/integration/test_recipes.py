@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, load_recipe, shipped_recipes
+from darwinlm.recipe import Recipe, load_recipe, merge, shipped_recipes
 from darwinlm.run import Run
 
 SHRUNKEN = {
@@ -59,6 +59,7 @@ def shrunken(name: str) -> dict[str, Any]:
     ]
     if tree.get("refit", {}).get("enabled", True):
         tree["refit"]["tokens"] = 512
+    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128, "dtype": "float32"}
     tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
     return tree
 
@@ -91,6 +92,23 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert 0.85 * recipe.budget.keep <= kept <= recipe.budget.keep
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert sum(parameter.numel() for parameter in saved.model.layers.parameters()) == summary["budget"]["block_params"]
+
+
+@pytest.mark.parametrize("name", ["llama2-7b-2.7b", "qwen2.5-14b-8.4b-fast"])
+def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
+    name: str, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    """The paper's way, on text alone, and ours, by distillation."""
+    recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
+    out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
+    once = run_stages(Run(recipe, out, reporter), "report")
+    searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
+    summary = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report")
+    assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched
+    last = "refit" if recipe.refit.enabled else "stitched"
+    assert summary["models"][last]["kl"] == once["models"][last]["kl"]
+    assert summary["recovery"]["steps"] == 8
+    assert summary["models"]["recovered"]["kl"] != summary["models"][last]["kl"]
 
 
 SCRIPT = """

@@ -18,6 +18,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
+from darwinlm.recovery.checks import accumulation
+from darwinlm.recovery.train import plan_steps
 from darwinlm.search.cost import bounds_of
 from darwinlm.search.space import SearchSpace
 from darwinlm.search.start import random_start
@@ -91,6 +93,22 @@ def test_paper_recipe_has_the_papers_schedule() -> None:
         (8192, 1, 200_000),
     ]
     assert (search.start, search.trade, search.screen) == ("uniform", "same_kind", False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_trains_on_the_papers_tokens_when_it_is_asked_to(name: str) -> None:
+    assert load_recipe(name).recovery.tokens == 0, "what comes out is the one-shot model"
+    recipe = load_recipe(name, ["recovery.tokens=10B"])
+    settings, length = recipe.recovery, recipe.text.sequence_length
+    assert settings.tokens == 10_000_000_000
+    assert recipe.text.source == "hf:HuggingFaceFW/fineweb-edu"
+    assert settings.text is None, "training follows --text"
+    rows, times = accumulation(settings, length, recipe.compute.batch_tokens, 8)
+    plan = plan_steps(settings, length, rows, times)
+    said = re.search(r"our choice: (\d+) sequences; 10B tokens are (\d+) steps", find_recipe(name).read_text("utf-8"))
+    assert (plan.step_rows, plan.steps) == (int(said[1]), int(said[2]))
+    on_text_alone = (settings.distillation, settings.cross_entropy) == (0, 1)
+    assert on_text_alone == (not name.endswith("-fast"))
 
 
 def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
