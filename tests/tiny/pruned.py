@@ -88,6 +88,7 @@ def pruned_checkpoint(
     *,
     query_groups: Mapping[int, Sequence[int]] | None = None,
     dtype: torch.dtype = torch.float32,
+    tokenizer: Any = None,
     **overrides: Any,
 ) -> Path:
     """Save a random model of unequal layers; layers that `rows` leaves out have all of the sizes."""
@@ -97,16 +98,18 @@ def pruned_checkpoint(
     table = {block: layer_row(row, (query_groups or {}).get(block)) for block, row in rows.items()}
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
-    return _save(randomised(causal(config)), folder, dtype)
+    return _save(randomised(causal(config)), folder, dtype, tokenizer)
 
 
-def plain_checkpoint(folder: Path, model_type: str, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
+def plain_checkpoint(
+    folder: Path, model_type: str, *, dtype: torch.dtype = torch.float32, tokenizer: Any = None, **overrides: Any
+) -> Path:
     """Save a random model of equal layers, of the family's own class."""
     config = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
-    return _save(randomised(AutoModelForCausalLM.from_config(config)), folder, dtype)
+    return _save(randomised(AutoModelForCausalLM.from_config(config)), folder, dtype, tokenizer)
 
 
-def _save(model: Any, folder: Path, dtype: torch.dtype) -> Path:
+def _save(model: Any, folder: Path, dtype: torch.dtype, tokenizer: Any) -> Path:
     model.to(dtype).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
+    (tokenizer or word_tokenizer()).save_pretrained(folder)
     return folder

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,10 +70,26 @@ def test_the_plugin_needs_neither_flag_nor_pads(tmp_path, model_type):
     assert_same(folder, folder)
 
 
-def test_the_export_runs_without_the_plugin(tmp_path, monkeypatch):
+STOCK = """
+import json, sys
+from vllm import LLM, SamplingParams
+folder, tokens, new = json.loads(sys.argv[1])
+engine = LLM(folder, dtype="float32", max_model_len=128, trust_remote_code=True, enforce_eager=True)
+parameters = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+made = engine.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)[0].outputs[0].token_ids
+print(json.dumps([list(made), "darwinlm" in sys.modules]))
+"""
+
+
+def test_the_export_runs_where_this_package_is_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "")
     folder = pruned_checkpoint(tmp_path / "model", "llama", MIXED)
     export_model(folder, tmp_path / "out", to="vllm")
+    request = json.dumps([str(tmp_path / "out"), TOKENS, NEW])
+    command = [sys.executable, "-c", STOCK, request]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [greedy(folder), False]
     assert_same(folder, tmp_path / "out", allow_remote_code=True)
 
 

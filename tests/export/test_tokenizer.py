@@ -1,0 +1,115 @@
+"""Tokenizers in GGUF files: SentencePiece's in the real llama.cpp, and those that llama.cpp hasn't got."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny.checkpoint import WORDS
+from tests.tiny.pruned import pruned_checkpoint
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from darwinlm.engines import EngineProcess
+from darwinlm.errors import ExportError
+from darwinlm.export.run import export_model
+
+TEXTS = (
+    "the river turns slowly under the silver bridge",
+    " a space before and  two   within",
+    "é 漢字 🙂 are bytes, 12 and 340 are digits",
+    "a line\nand\tanother",
+)
+LLAMA = {"add_dummy_prefix": True}
+GEMMA = {
+    "add_dummy_prefix": False,
+    "pad_id": 0,
+    "eos_id": 1,
+    "bos_id": 2,
+    "unk_id": 3,
+    "eos_piece": "<eos>",
+    "bos_piece": "<bos>",
+    "user_defined_symbols": ["<mask>"],
+}
+
+
+def sentence_piece(folder: Path, **options: object) -> Any:
+    """Train a BPE of SentencePiece, save it as tokenizer.model, and return the library's own processor of it."""
+    library = pytest.importorskip("sentencepiece", reason="comes with the extra gguf")
+    lines = [" ".join(WORDS[start:] + WORDS[:start]) for start in range(len(WORDS))]
+    trained = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=trained,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        **options,
+    )
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(trained.getvalue())
+    return library.SentencePieceProcessor(model_proto=trained.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "options"), [(LlamaTokenizer, LLAMA), (GemmaTokenizer, GEMMA)], ids=["llama", "gemma"]
+)
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_a_sentence_piece_tokenizer(tmp_path, tokenizer_class, options, add_bos):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    oracle = sentence_piece(tmp_path / "sentencepiece", **options)
+    tokenizer = tokenizer_class.from_pretrained(tmp_path / "sentencepiece", add_bos_token=add_bos)
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
+    report = export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    assert report.details["tokenizer_agrees"] is True
+    with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
+        for text in TEXTS:
+            assert engine.tokenize(text) == [oracle.bos_id()] * add_bos + oracle.encode(text), text
+
+
+def whole_words() -> Tokenizer:
+    inner = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return inner
+
+
+def unigram() -> Tokenizer:
+    return Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0))
+
+
+def split_its_own_way() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "ab"])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
+    digits = pre_tokenizers.Digits(individual_digits=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([digits, digits, pre_tokenizers.ByteLevel()])
+    return inner
+
+
+def too_many() -> Tokenizer:
+    inner = split_its_own_way()
+    inner.add_tokens([f"extra {index}" for index in range(100)])
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (unigram, "its model is Unigram, not BPE.*--tokenizer-from"),
+        (whole_words, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
+        (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't one.*--tokenizer-from"),
+        (too_many, "the tokenizer knows 357 tokens, but the embedding has 320 rows"),
+    ],
+)
+def test_tokenizers_that_are_refused(tmp_path, made, reason):
+    pytest.importorskip("gguf", reason="the extra gguf")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made())
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
+    with pytest.raises(ExportError, match=reason):
+        export_model(folder, tmp_path / "m.gguf", to="gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
