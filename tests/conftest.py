@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Read by the Hugging Face libraries when they are imported, so they stand before everything else.
+# Read by the Hugging Face libraries and by PyTorch when they are imported, so they stand before everything else; and what
+# tests start as processes of their own must add in the same order as the tests do.
 os.environ |= {
+    "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
