@@ -14,7 +14,6 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from darwinlm import parallel
 from darwinlm.cli.app import app
 from darwinlm.errors import DarwinLMError
 
@@ -28,6 +27,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would tear ours
     warnings.filterwarnings("ignore")
+    from darwinlm import parallel  # imports torch, and with it tqdm, which reads the environment only then
+
     errors = Console(stderr=True, quiet=not parallel.is_main())
     try:
         from transformers.utils import logging
