@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Read by the Hugging Face libraries and by PyTorch when they are imported, so they stand before everything else; and what
-# tests start as processes of their own must add in the same order as the tests do.
+# Read by the Hugging Face libraries and by PyTorch when they are imported, so they stand before everything else.
+# Processes that tests start must add in the same order as the tests do, hence the threads.
 os.environ |= {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
