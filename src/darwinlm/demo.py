@@ -50,8 +50,8 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.fitness_tokens": 4096,
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
-        "refit.tokens": 49152,
-        "search.generations": 12,
+        "refit.tokens": 45056,
+        "search.generations": 10,
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

@@ -32,27 +32,37 @@ class DenseDistribution:
     def __len__(self) -> int:
         return len(self.negative_entropy)
 
-    def kl(self, logits: Tensor, start: int = 0) -> Tensor:
+    def kl(self, logits: Tensor, start: int = 0, normalisers: Tensor | None = None) -> Tensor:
         """KL of each token, [n'] float32.
 
         Args:
             logits: [n', v] of the candidate for the tokens from `start` on.
             start: index of the first token.
+            normalisers: their `log_normalisers`, [n'], where the caller has them.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row in range(0, len(logits), ROWS):
             z = logits[row : row + ROWS].float()
             at = slice(start + row, start + row + len(z))
             cross = torch.linalg.vecdot(self.probabilities[at], z)
-            divergence[row : row + len(z)] = self.negative_entropy[at] - cross + torch.logsumexp(z, dim=-1)
+            total = torch.logsumexp(z, dim=-1) if normalisers is None else normalisers[row : row + len(z)]
+            divergence[row : row + len(z)] = self.negative_entropy[at] - cross + total
         return divergence
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each token, [n] float32, from logits [n, v] and the tokens that follow, [n]."""
-    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+def log_normalisers(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials of each token's logits, [n, v] -> [n] float32."""
+    normalisers = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for start in range(0, len(logits), ROWS):
         rows = slice(start, start + ROWS)
-        z = logits[rows].float()
-        losses[rows] = torch.logsumexp(z, dim=-1) - z.gather(-1, targets[rows, None])[:, 0]
-    return losses
+        normalisers[rows] = torch.logsumexp(logits[rows].float(), dim=-1)
+    return normalisers
+
+
+def token_losses(logits: Tensor, targets: Tensor, normalisers: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each token, [n] float32, from logits [n, v] and the tokens that follow, [n].
+
+    `normalisers` are the logits' `log_normalisers`, [n], where the caller has them.
+    """
+    normalisers = log_normalisers(logits) if normalisers is None else normalisers
+    return normalisers - logits.gather(-1, targets[:, None])[:, 0].float()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.divergence import DenseDistribution, token_losses
+from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ def measure_quality(
         distribution = DenseDistribution(reference.flatten(0, 1))
         for name, model in models.items():
             logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits
-            loss[name] += float(token_losses(logits[:, :-1].flatten(0, 1), targets).sum(dtype=torch.float64))
-            divergence[name] += float(distribution.kl(logits.flatten(0, 1)).sum(dtype=torch.float64))
+            totals = log_normalisers(logits.flatten(0, 1))
+            before = totals.view(len(batch), -1)[:, :-1].flatten()
+            losses = token_losses(logits[:, :-1].flatten(0, 1), targets, before)
+            loss[name] += float(losses.sum(dtype=torch.float64))
+            kl = distribution.kl(logits.flatten(0, 1), normalisers=totals)
+            divergence[name] += float(kl.sum(dtype=torch.float64))
         progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
     return {
