@@ -67,25 +67,23 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """The dense model, found and opened on first use."""
         assert self.recipe.model is not None
-        work = self.path("source")
-        with parallel.main_first():
-            if Path(self.recipe.model).suffix != ".gguf":
-                return resolve_model(self.recipe.model, work, allow_remote_code=self.recipe.allow_remote_code)
-            # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
-            with self._guarded(work), self.reporter.stage("model"):
-                return resolve_model(self.recipe.model, work)
+        return self._resolved(self.recipe.model, "source", "model")
 
     @cached_property
     def teacher(self) -> Checkpoint:
         """The original dense model: what recovery distils from and the report compares with."""
         if self.recipe.teacher is None or self.recipe.teacher == self.recipe.model:
             return self.checkpoint
-        work = self.path("teacher")
+        return self._resolved(self.recipe.teacher, "teacher", "teacher")
+
+    def _resolved(self, model: str, folder: str, title: str) -> Checkpoint:
+        work = self.path(folder)
         with parallel.main_first():
-            if Path(self.recipe.teacher).suffix != ".gguf":
-                return resolve_model(self.recipe.teacher, work, allow_remote_code=self.recipe.allow_remote_code)
-            with self._guarded(work), self.reporter.stage("teacher"):
-                return resolve_model(self.recipe.teacher, work)
+            if Path(model).suffix != ".gguf":
+                return resolve_model(model, work, allow_remote_code=self.recipe.allow_remote_code)
+            # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
+            with self._guarded(work), self.reporter.stage(title):
+                return resolve_model(model, work)
 
     @property
     def batch_tokens(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from darwinlm.artifact import storage_error, write_json
+from darwinlm.artifact import write_json
 from darwinlm.errors import ExportError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
 from darwinlm.export.dense import check_masked, masked_dense
-from darwinlm.export.hf import is_custom, save_model, saved_bytes
+from darwinlm.export.hf import is_custom, save_model, saved_bytes, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes, require_separate
 from darwinlm.families.checkpoint import Checkpoint
@@ -65,20 +64,12 @@ def export_folder(
         report.notes.append(SLOW)
     else:
         model = _for_vllm(reshaper, dtype, tensor_parallel, report)
-    temporary = out.with_name(f".{out.name}.unchecked")
-    try:
+    with unchecked(out) as temporary:
         _save(model, checkpoint, temporary)
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
         write_json(temporary / REPORT, report.as_dict())
-        if out.is_dir():
-            shutil.rmtree(out)
-        temporary.replace(out)
-    except OSError as error:
-        raise storage_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 

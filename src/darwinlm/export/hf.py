@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,25 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any = None, card: str | N
         temporary.replace(folder)
     except (OSError, SafetensorError) as error:
         raise storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def unchecked(out: Path) -> Iterator[Path]:
+    """A folder to write and check beside `out`, which it replaces when the body ends well; else nothing is left of it.
+
+    Raises:
+        StorageError: the disk is full or the folder can't be written.
+    """
+    temporary = out.with_name(f".{out.name}.unchecked")
+    try:
+        yield temporary
+        if out.is_dir():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    except OSError as error:
+        raise storage_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

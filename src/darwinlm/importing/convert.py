@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from darwinlm.artifact import storage_error, write_json
+from darwinlm.artifact import write_json
 from darwinlm.errors import ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
-from darwinlm.export.hf import save_model, saved_bytes
+from darwinlm.export.hf import save_model, saved_bytes, unchecked
 from darwinlm.export.sizes import BlockSizes, Tensors, split_block, widen_attention, widen_mlp, zero_sublayer
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint
@@ -67,8 +66,7 @@ def import_model(
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
-    temporary = out.with_name(f".{out.name}.unchecked")
-    try:
+    with unchecked(out) as temporary:
         tokenizer = _tokenizer(checkpoint)
         save_model(model, temporary, tokenizer=tokenizer)
         del model, tensors
@@ -77,13 +75,6 @@ def import_model(
         say("checking")
         _check(foreign, temporary, report)
         write_json(temporary / REPORT, report.as_dict())
-        if out.is_dir():
-            shutil.rmtree(out)
-        temporary.replace(out)
-    except OSError as error:
-        raise storage_error(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 
