@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ def _dequantise(path: Path, work: Path) -> Path:
     stage = StageFolder(work, {"gguf": file_digest(path), "version": 2})
     if stage.is_complete():
         return work
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("gguf", "gguf", f"reading {path.name}") from error
+    for package in ("gguf", "accelerate"):  # transformers wants both, and says so late
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "gguf", f"reading {path.name}") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
