@@ -30,11 +30,10 @@ from darwinlm.database.factors import (
     NestedFactors,
     full_target,
     kept_weights,
-    ordered_moment,
     unpack_lower,
     whole_factor_,
 )
-from darwinlm.database.order import damp, damp_, removal_order
+from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
 
 SIZES = ("576x1536", "1024x4096", "2048x8192")
 

@@ -17,6 +17,7 @@ from darwinlm.calibration.stream import BlockMoments, stream_moments
 from darwinlm.database.build import Method, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
+from darwinlm.database.parked import Parked
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
@@ -113,7 +114,8 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     H = seen[2].moments["mlp"].clone()
     H[1] = 0
     method = Method(Units(), 0.01, torch.device("cpu"), tmp_path)
-    (used, _), (unused, packed), *_ = expert_factors(method, shape, H, seen[2].weights[shape.output])
+    with Parked(H, tmp_path) as moment:
+        (used, _), (unused, packed), *_ = expert_factors(method, shape, moment, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]
     assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))
     assert unused.errors[0] < 1e-12 * used.errors[0]

@@ -9,12 +9,11 @@ from darwinlm.database.factors import (
     kept_weights,
     narrower_factors,
     nested_factors,
-    ordered_moment,
     pack_lower,
     unpack_lower,
     whole_factor_,
 )
-from darwinlm.database.order import damp, damp_, removal_order
+from darwinlm.database.order import damp, damp_, ordered_moment, removal_order
 from darwinlm.errors import NumericsError
 
 

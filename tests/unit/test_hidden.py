@@ -13,7 +13,7 @@ from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.database import parked
 from darwinlm.database.parked import Parked
-from darwinlm.errors import StorageError
+from darwinlm.errors import ArtifactError, NumericsError, StorageError
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
 ELEMENTS = 140
@@ -56,16 +56,42 @@ def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("small", [0, 1 << 20])
-def test_a_parked_matrix_comes_back(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("small", [0, 1 << 22])
+def test_a_parked_matrix_comes_back_whole_or_in_rows(small, tmp_path, monkeypatch):
     monkeypatch.setattr(parked, "SMALL", small)
-    matrix = torch.randn(7, 7)
-    place = Parked(matrix.clone(), tmp_path)
-    assert len(list(tmp_path.iterdir())) == (small == 0)
-    assert torch.equal(place.read(), matrix)
-    assert torch.equal(place.read(), matrix)
-    place.close()
+    matrix = torch.randn(600, 600)
+    with Parked(matrix.clone(), tmp_path) as place, Parked(matrix.clone() + 1, tmp_path) as other:
+        assert len(list(tmp_path.iterdir())) == (2 if small == 0 else 0)
+        assert torch.equal(place.read(), matrix)
+        assert torch.equal(other.read(), matrix + 1)
+        rows = list(place.rows())
+        assert len(rows) == 3
+        assert torch.equal(torch.cat(rows), matrix)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_one_of_several_parked_matrices_is_read_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(parked, "SMALL", small)
+    matrices = torch.randn(3, 7, 7)
+    with Parked(matrices.clone(), tmp_path) as place:
+        assert all(torch.equal(place.read(expert), matrices[expert]) for expert in range(3))
+
+
+def test_nothing_stays_parked_after_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(parked, "SMALL", 0)
+    with pytest.raises(NumericsError), Parked(torch.ones(2, 2), tmp_path):
+        raise NumericsError("not finite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parked_matrix_that_is_gone_is_a_damaged_artifact(tmp_path, monkeypatch):
+    monkeypatch.setattr(parked, "SMALL", 0)
+    with Parked(torch.ones(2, 2), tmp_path) as place:
+        (path,) = tmp_path.iterdir()
+        path.unlink()
+        with pytest.raises(ArtifactError, match=r"\.parked-.* is damaged .*No such file"):
+            place.read()
 
 
 def test_a_matrix_can_not_be_parked_on_a_full_disk(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from darwinlm.database.order import Removal, RemovalOrder, cholesky_, damp, dead_inputs, removal_order
+from darwinlm.database.order import Removal, RemovalOrder, cholesky_, damp, dead_inputs, halves_, removal_order
 from darwinlm.errors import NumericsError
 
 DAMPING = 0.01
@@ -279,6 +279,34 @@ def test_order_in_two_steps_needs_the_moment_in_the_first_only():
     found = removal.run()
     assert torch.equal(found.units, expected.units)
     assert torch.equal(found.costs, expected.costs)
+
+
+@pytest.mark.parametrize("kind", ["plain", "outliers"])
+def test_rows_of_the_moment_are_as_good_as_the_moment(kind):
+    H, W, units = second_moment(300, kind), weight(6, 300), torch.arange(300).flip(0).view(-1, 3)
+    expected = removal_order(H, W, units)
+    found = Removal(iter([H[:7], H[7:290], H[290:]]), W, units).run()
+    assert torch.equal(found.units, expected.units)
+    assert torch.equal(found.costs, expected.costs)
+
+
+@pytest.mark.parametrize("d", [1, 5, 300])
+def test_rounding_takes_the_first_half_of_the_memory(d):
+    A = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, place = A.float(), A.data_ptr()
+    rounded, room = halves_(A)
+    room.zero_()
+    assert torch.equal(rounded, expected)
+    assert (rounded.data_ptr(), room.data_ptr()) == (place, place + 4 * d * d)
+    assert rounded.untyped_storage().nbytes() == 8 * d * d
+
+
+@pytest.mark.parametrize("u", [1, 2])
+def test_large_arrays_shrink_in_their_own_memory(u):
+    """More rows than are moved at once."""
+    d = 700
+    H, W, units = second_moment(d, "plain"), weight(20, d), torch.arange(d).view(-1, u)
+    assert_matches(removal_order(H, W, units), damp(H, DAMPING), W, units, exact=False)
 
 
 @pytest.mark.parametrize("d", [1, 5, 40])

@@ -177,4 +177,5 @@ def _run_watched(
                 hooks.callback(handle.remove)
         stream.run(block)
     stream.unload(block)
-    return {name: weights[name] for name in outputs if name is not None}, moments
+    # Copies: as long as a tensor of it lives, all that was read of a file stays in memory.
+    return {name: weights[name].clone() for name in outputs if name is not None}, moments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
-from darwinlm.database.factors import kept_weights, nested_factors, ordered_moment, whole_factor_
+from darwinlm.database.factors import kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
-from darwinlm.database.order import Removal, damp, damp_, removal_order
+from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
 from darwinlm.database.parked import Parked
 from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.errors import ArtifactError
@@ -92,9 +93,9 @@ def _factorise_together(
     tensors: dict[str, Tensor] = {}
     own = None if mine is None else mine.block
     with parallel.agree():
-        for shape in shapes if mine is not None else ():
-            if mine is not None and shape.block == own and shape.kind in mine.moments:
-                tensors.update(module_factors(method, shape, mine))
+        if mine is not None:
+            own_shapes = [shape for shape in shapes if shape.block == own and shape.kind in mine.moments]
+            tensors = _block_factors(method, own_shapes, mine)
     for block in blocks:
         found = parallel.collect(tensors if block == own else {})
         with parallel.agree():
@@ -102,60 +103,85 @@ def _factorise_together(
                 write_tensors(stage.folder / block_file(block), found)
 
 
-def module_factors(method: Method, shape: ModuleShape, moments: BlockMoments) -> dict[str, Tensor]:
-    """What the database stores of one module; its second moment is used up.
+def _block_factors(method: Method, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
+    """What the database stores of a block; its second moments are used up.
+
+    They wait in files, so that only what belongs to the module at hand is in memory.
+    """
+    tensors: dict[str, Tensor] = {}
+    with ExitStack() as files:
+        kinds = list(moments.moments)
+        parked = {kind: files.enter_context(Parked(moments.moments.pop(kind), method.folder)) for kind in kinds}
+        for shape in shapes:
+            tensors.update(module_factors(method, shape, parked[shape.kind], moments.weights[shape.output]))
+    return tensors
+
+
+def module_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
+    """What the database stores of one module.
+
+    Args:
+        method: how it is computed.
+        shape: of the module.
+        moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
+        W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
 
     Raises:
         NumericsError: values aren't finite.
         StorageError: the disk is full.
     """
-    H = moments.moments.pop(shape.kind)
     if shape.experts:
-        return experts_tensors(expert_factors(method, shape, H, moments.weights[shape.output]))
-    W = moments.weights[shape.output].to(method.device)
+        return experts_tensors(expert_factors(method, shape, moment, W))
+    W = W.to(method.device)
     S = method.saliency(shape.block).get(shape.kind)
-    *narrow, (variant, units) = _candidates(method, shape, H, W, S).items()
-    curves = {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}
-    parked = Parked(H, method.folder)
-    del H
-    removal = Removal(parked.read, W, units, saliency=S, damping=method.damping, name=shape.name)
+    curves, (variant, units) = _narrow_curves(method, shape, moment, W, S)
+    removal = Removal(moment.rows(), W, units, saliency=S, damping=method.damping, name=shape.name)
     columns = removal.run().columns(units)
     del removal
-    A = damp_(ordered_moment(parked.read(), columns), method.damping)
-    parked.close()
+    A = damp_(ordered_moment(moment.rows(), columns), method.damping)
     packed, errors = whole_factor_(A, W, columns, name=shape.name)
     curves[variant] = Curve(columns, errors)
+    if shape.kind == "attention":
+        packed = packed.clone()  # without the memory of A: the MLP comes next
     return module_tensors(shape.kind, curves, packed)
 
 
-def expert_factors(method: Method, shape: ModuleShape, H: Tensor, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
+def expert_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
 
     An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
     what remains of it stays as it is.
     """
     channels = torch.arange(shape.width, device=method.device)[:, None]
-    for expert, moment in enumerate(H):
+    for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
-        own = W[expert].to(method.device, torch.float32)
-        seen = moment if bool(moment.any()) else torch.eye(shape.width, device=H.device)
+        H, own = moment.read(expert), W[expert].to(method.device, torch.float32)
+        seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
         columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
-        A = damp_(ordered_moment(moment, columns), method.damping)
+        A = damp_(ordered_moment(H, columns), method.damping)
         packed, errors = whole_factor_(A, own, columns, name=name)
-        yield Curve(columns, errors), packed
+        yield Curve(columns, errors), packed.clone()  # without the memory of A
+
+
+def _narrow_curves(
+    method: Method, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
+) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
+    """Curves of a module's variants but the last, and the last with the columns [n, u] of its units."""
+    if shape.kind == "mlp":
+        return {}, (1, torch.arange(shape.width, device=method.device)[:, None])
+    H = moment.read()
+    *narrow, last = _candidates(method, shape, H, W, S).items()
+    return {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}, last
 
 
 def _candidates(method: Method, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
-    """Columns [n, u] of every unit, for each variant of a module; the last variant has all columns."""
-    columns = torch.arange(shape.width, device=H.device)
-    if shape.kind == "mlp":
-        return {1: columns[:, None]}
-    heads = columns.view(-1, shape.head_dim)
+    """Columns [n, u] of every unit, for each variant of an attention; the last variant has all columns."""
+    heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
     found = variants(shape, method.units)
     if found == [0]:
         return {0: heads}
     if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
-        return {shape.heads: columns.view(shape.groups, -1)}
+        return {shape.heads: heads.view(shape.groups, -1)}
     order = removal_order(H, W, heads, saliency=S, damping=method.damping, name=shape.name).units.tolist()
     by_rank = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
     ranked = torch.tensor(by_rank, device=H.device)

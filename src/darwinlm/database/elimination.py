@@ -21,8 +21,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+ROWS: Final = 256
+"""Rows of a matrix that are worked on at once where memory counts."""
+
 COMPACT_SHARE: Final = 1 / 8
-"""Share of removed columns from which the arrays are copied without them."""
+"""Share of removed columns from which the arrays are rid of them."""
 
 SHORT_STEP: Final = 1e7
 """Operations in a step up to which it runs on one CPU thread.
@@ -33,20 +36,20 @@ the matrix products use all threads.
 """
 
 
-def eliminate(matrices: list[Tensor], n: int, block: int) -> tuple[Tensor, Tensor]:
+def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
     """Remove all units, cheapest first.
 
     Args:
-        matrices: C [d, d], inverse second moment, unit after unit, and G [d, d], Gram matrix of the weights; taken out
-            of the list, so that nobody else keeps them alive while they shrink.
+        C: [d, d] inverse second moment, unit after unit, contiguous; overwritten.
+        G: [d, d] Gram matrix of the weights, likewise.
         n: number of units, each d / n neighbouring columns.
         block: columns removed between two applications of the pending updates.
 
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.
     """
-    d, device = len(matrices[0]), matrices[0].device
-    state = _Elimination(matrices, n, max(1, block * n // d))
+    d, device = len(C), C.device
+    state = _Elimination(C, G, n, max(1, block * n // d))
     picks = torch.empty(n, dtype=torch.int64, device=device)
     costs = torch.empty(n, dtype=torch.float64, device=device)
     all_threads = torch.get_num_threads()
@@ -81,10 +84,10 @@ class _Elimination:
         ids: [m] int64, the unit at every place of the arrays.
     """
 
-    def __init__(self, matrices: list[Tensor], n: int, steps: int) -> None:
-        self.G, self.C = matrices.pop(), matrices.pop()
-        device = self.C.device
-        self.u = len(self.C) // n
+    def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
+        self.C, self.G = C, G
+        device = C.device
+        self.u = len(C) // n
         self.steps = steps
         self.ids = torch.arange(n, device=device)
         self.offsets = torch.arange(self.u, device=device)
@@ -157,8 +160,18 @@ class _Elimination:
             kept = (~self.gone).nonzero().view(-1)
             columns = (kept[:, None] * self.u + self.offsets).view(-1)
             self.ids = self.ids[kept]
-            for along in (0, 1):
-                self.C = self.C.index_select(along, columns)
-            for along in (0, 1):
-                self.G = self.G.index_select(along, columns)
+            self.C, self.G = _compacted_(self.C, columns), _compacted_(self.G, columns)
             self._reset()
+
+
+def _compacted_(X: Tensor, columns: Tensor) -> Tensor:
+    """Some rows and columns of a matrix, at the front of its own memory.
+
+    Args:
+        X: [d, d] contiguous.
+        columns: [p] int64, ascending: no row is overwritten before it is read.
+    """
+    compact = X.view(-1)[: len(columns) ** 2].view(len(columns), -1)
+    for rows, chosen in zip(torch.split(compact, ROWS), torch.split(columns, ROWS), strict=True):
+        rows.copy_(X.index_select(0, chosen).index_select(1, columns))
+    return compact

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.database.order import ROWS, cholesky_
+from darwinlm.database.elimination import ROWS
+from darwinlm.database.order import cholesky_, halves_
 from darwinlm.errors import NumericsError
 
 
@@ -106,7 +107,8 @@ def whole_factor_(A: Tensor, W: Tensor, columns: Tensor, *, name: str = "module"
         name: what A and W belong to, for messages.
 
     Returns:
-        [d (d + 1) / 2] float32, L as `pack_lower` writes it, and the errors [d + 1] float64.
+        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), and the errors [d + 1]
+        float64.
 
     Raises:
         NumericsError: A isn't positive definite.
@@ -116,7 +118,9 @@ def whole_factor_(A: Tensor, W: Tensor, columns: Tensor, *, name: str = "module"
     for rows in torch.split(W, ROWS):
         losses += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
     errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)])
-    return pack_lower(L), errors
+    # The columns of L lie one after the other.
+    transposed, room = halves_(L.mT.contiguous())
+    return pack_lower(transposed.mT, room.view(-1)), errors
 
 
 def _factor(A: Tensor, name: str) -> Tensor:
@@ -125,20 +129,6 @@ def _factor(A: Tensor, name: str) -> Tensor:
     if not definite:
         raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
     return L
-
-
-@torch.no_grad()
-def ordered_moment(H: Tensor, columns: Tensor) -> Tensor:
-    """Second moment in float64 with rows and columns in an order, made without another copy.
-
-    Args:
-        H: [d, d] floating.
-        columns: [p] int64.
-    """
-    ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=H.device)
-    for rows, chosen in zip(torch.split(ordered, ROWS), torch.split(columns, ROWS), strict=True):
-        rows.copy_(H.index_select(0, chosen).index_select(1, columns))
-    return ordered
 
 
 @torch.no_grad()
@@ -207,16 +197,18 @@ def kept_weights(factors: NestedFactors, k: int) -> Tensor:
     return weights.float()
 
 
-def pack_lower(L: Tensor) -> Tensor:
+def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
     """Lower triangle row after row, so that the first k(k+1)/2 entries are the leading k x k block.
 
     Args:
         L: [p, p] floating; what lies above the diagonal is ignored.
+        room: float32 memory for at least so many entries; None makes new.
 
     Returns:
         [p (p + 1) / 2] float32.
     """
-    packed = L.new_empty(len(L) * (len(L) + 1) // 2, dtype=torch.float32)
+    count = len(L) * (len(L) + 1) // 2
+    packed = L.new_empty(count, dtype=torch.float32) if room is None else room[:count]
     start = 0
     for i, row in enumerate(L):
         packed[start : start + i + 1] = row[: i + 1]

@@ -18,14 +18,14 @@ structures; DarwinLM (arXiv 2502.07780), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from darwinlm.database.elimination import eliminate
+from darwinlm.database.elimination import ROWS, eliminate
 from darwinlm.errors import NumericsError
 
 DEAD_LEVEL: Final = 2.0**-40
@@ -41,9 +41,6 @@ Measured on decaying, low-rank and outlier-ridden spectra (d = 768, damping 1e-1
 worst cost is off by about 2e-7 times the inflation, so by 1e-4 here; the median cost by under 1e-6. The order first
 differs from float64 at ten times this value, where the error at any width changes by 3e-6, and at 2e5 by 1e-2.
 """
-
-ROWS: Final = 256
-"""Rows of a matrix that are worked on at once where memory counts."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +153,14 @@ def removal_order(
 class Removal:
     """`removal_order` in two steps, so that H and W needn't be in memory in the second, long one.
 
-    Args and errors: see `removal_order`; H may also be a function that gives it, and is then let go of early.
+    It holds one float64 matrix [d, d] besides a few rows (one more where the loop runs in float64).
+
+    Args and errors: see `removal_order`; H may also be its rows, a few at a time, from top to bottom.
     """
 
     def __init__(
         self,
-        H: Tensor | Callable[[], Tensor],
+        H: Tensor | Iterable[Tensor],
         W: Tensor,
         units: Tensor,
         *,
@@ -171,31 +170,29 @@ class Removal:
         damping: float = 0.01,
         name: str = "module",
     ) -> None:
-        H = H if isinstance(H, Tensor) else H()
         _check_shapes(H, W, units, saliency)
         if block < 1:
             raise ValueError(f"block must be at least 1, not {block}")
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype must be float32 or float64, not {dtype}")
-        _check_finite(name, {"second moment": H, "weight": W, "saliency": saliency})
-        if bool((H.diagonal() < 0).any()):
-            raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
+        device = H.device if isinstance(H, Tensor) else W.device
         self.name, self.block, self.n = name, block, units.shape[0]
-        columns = units.to(device=H.device, dtype=torch.int64).reshape(-1)
-        dead = dead_inputs(H)[columns]
-        damped = damp(H, damping, dtype=torch.float64)
-        del H
-        C, scale = _scaled_inverse_(damped, columns, name)
-        del damped
+        columns = units.to(device=device, dtype=torch.int64).reshape(-1)
+        A = ordered_moment(H, columns)
+        _check_finite(name, {"second moment": A, "weight": W, "saliency": saliency})
+        if bool((A.diagonal() < 0).any()):
+            raise NumericsError(f"{name}: the second moment of the inputs has a negative diagonal")
+        dead = dead_inputs(A)
+        C, scale = _scaled_inverse_(damp_(A, damping), name)
+        del A
         self.work = dtype or _loop_dtype(float(C.diagonal().max()))
-        C = C.to(self.work)
-        G, self.gain = _gram(W.to(C.device), columns, scale.masked_fill_(dead, 0), saliency, self.work)
-        self.matrices = [C, G]
+        self.C, room = halves_(C) if self.work == torch.float32 else (C, torch.empty_like(C))
+        self.G, self.gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
 
     @torch.no_grad()
     def run(self) -> RemovalOrder:
         """Remove everything; once only, because the matrices are used up."""
-        picks, costs = eliminate(self.matrices, self.n, self.block)
+        picks, costs = eliminate(self.C, self.G, self.n, self.block)
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
             raise NumericsError(
@@ -204,11 +201,30 @@ class Removal:
         return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 
-def _check_shapes(H: Tensor, W: Tensor, units: Tensor, saliency: Tensor | None) -> None:
+@torch.no_grad()
+def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
+    """Second moment in float64 with rows and columns in an order, made without another copy.
+
+    Args:
+        H: [d, d] floating, or its rows, a few at a time, from top to bottom.
+        columns: [d] int64, every column once.
+    """
+    ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=columns.device)
+    place, start = columns.argsort(), 0
+    for rows in torch.split(H, ROWS) if isinstance(H, Tensor) else H:
+        ordered[place[start : start + len(rows)]] = rows.index_select(1, columns).to(torch.float64)
+        start += len(rows)
+    assert start == len(columns)
+    return ordered
+
+
+def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, saliency: Tensor | None) -> None:
     """Refuse matrices that don't fit together with a ValueError."""
-    d = H.shape[0]
-    if H.ndim != 2 or H.shape != (d, d) or d == 0 or H.dtype not in (torch.float32, torch.float64):
+    if isinstance(H, Tensor) and (
+        H.ndim != 2 or H.shape[0] != H.shape[1] or len(H) == 0 or H.dtype not in (torch.float32, torch.float64)
+    ):
         raise ValueError(f"H must be square, in float32 or float64, not {tuple(H.shape)} {H.dtype}")
+    d = len(H) if isinstance(H, Tensor) else W.shape[-1]
     if W.ndim != 2 or W.shape[1] != d or not W.is_floating_point():
         raise ValueError(f"W must be floating with {d} columns, not {tuple(W.shape)} {W.dtype}")
     if saliency is not None and saliency.shape != (W.shape[0], W.shape[0]):
@@ -222,27 +238,24 @@ def _check_shapes(H: Tensor, W: Tensor, units: Tensor, saliency: Tensor | None) 
 def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
     """Refuse NaN and infinity with a NumericsError that names the module and the matrix."""
     for what, tensor in tensors.items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+        if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
             raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
 
 
-def _scaled_inverse_(damped: Tensor, columns: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Inverse of the damped second moment after scaling its diagonal to one.
 
     Args:
         damped: [d, d] float64; overwritten.
-        columns: [d] int64, order in which the result has the columns.
         name: what it belongs to.
 
     Returns:
-        [d, d] float64 inverse, whose diagonal is the variance inflation factors, and [d] float64 scale: the roots of
-        the damped diagonal.
+        [d, d] float64 inverse, contiguous, whose diagonal is the variance inflation factors, and [d] float64 scale: the
+        roots of the damped diagonal.
 
     Raises:
         NumericsError: the damped matrix isn't positive definite.
     """
-    if not _in_order(columns):
-        damped = damped.index_select(0, columns).index_select(1, columns)
     scale = damped.diagonal().sqrt()
     damped /= scale
     damped /= scale[:, None]
@@ -250,9 +263,12 @@ def _scaled_inverse_(damped: Tensor, columns: Tensor, name: str) -> tuple[Tensor
     del damped
     if not definite:
         raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
-    if factor.device.type != "cpu":
-        return torch.cholesky_inverse(factor), scale
-    return torch.cholesky_inverse(factor, out=factor), scale
+    if factor.device.type == "cpu":
+        torch.cholesky_inverse(factor, out=factor)
+    else:
+        factor = torch.cholesky_inverse(factor)
+    # LAPACK's columns are the rows of the transpose, which is the same matrix.
+    return factor.mT.contiguous(), scale
 
 
 def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
@@ -268,22 +284,34 @@ def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
     return factor, not bool(info != 0)
 
 
-def _in_order(columns: Tensor) -> bool:
-    return torch.equal(columns, torch.arange(len(columns), device=columns.device))
+@torch.no_grad()
+def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix rounded to float32 in the first half of its own memory, and the second half as room for another one.
+
+    Args:
+        A: [d, d] float64, contiguous; overwritten.
+
+    Returns:
+        [d, d] float32 with the values of A, and [d, d] float32 with any values, both contiguous.
+    """
+    rounded, room = A.view(torch.float32).view(2, *A.shape)
+    for rows, place in zip(torch.split(A, ROWS), torch.split(rounded, ROWS), strict=True):
+        place.copy_(rows.float())  # ends no later than the rows that it was read from
+    return rounded, room
 
 
-def _gram(W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, float]:
+def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None) -> tuple[Tensor, float]:
     """Vᵀ S V divided by a gain that keeps float32 from under- and overflow, and the gain; V is W in order and scaled.
 
     Args:
+        room: [d, d] float32 or float64, overwritten with the product.
         W: [r, d] floating.
         columns: [d] int64, order of its columns.
         scale: [d] float64, factors of the columns in that order.
         S: [r, r] floating, or none for the identity.
-        dtype: type of the product.
 
     Returns:
-        [d, d] product in that type, and the gain.
+        The product and the gain.
     """
 
     def scaled(rows: Tensor) -> Tensor:
@@ -291,15 +319,16 @@ def _gram(W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None, dtype: to
 
     size = max(float(scaled(rows).abs().max()) for rows in torch.split(W, ROWS)) or 1.0
     if S is None:
-        G = torch.zeros(len(columns), len(columns), dtype=dtype, device=W.device)
+        room.zero_()
         for rows in torch.split(W, ROWS):
-            part = scaled(rows).div_(size).to(dtype)
-            G.addmm_(part.T, part)
-        return G, size**2
-    V = (scaled(W) / size).to(dtype)
+            part = scaled(rows).div_(size).to(room.dtype)
+            room.addmm_(part.T, part)
+        return room, size**2
+    V = (scaled(W) / size).to(room.dtype)
     S = S.to(W.device, torch.float64)
     weight = float(S.abs().max()) or 1.0
-    return V.T @ ((S / weight).to(dtype) @ V), size**2 * weight
+    torch.mm(V.T, (S / weight).to(room.dtype) @ V, out=room)
+    return room, size**2 * weight
 
 
 def _loop_dtype(inflation: float) -> torch.dtype:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import read_tensors, write_tensors
+from darwinlm.artifact import damaged, write_tensors
+from darwinlm.database.elimination import ROWS
 
 SMALL = 16 << 20
 """Bytes up to which a matrix just stays in memory."""
 
+NUMBERS = itertools.count()
+
 
 class Parked:
-    """A matrix put aside. One on a GPU stays there.
+    """A matrix, or several of one size, put aside until the end of a `with` block. On a GPU they stay there.
 
     Args:
-        matrix: any tensor; the caller lets go of it.
-        folder: where a file may lie until the matrix is taken back.
+        matrix: [d, d] or [e, d, d]; the caller lets go of it.
+        folder: where a file may lie meanwhile.
 
     Raises:
         StorageError: the disk is full.
@@ -26,18 +33,39 @@ class Parked:
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
         self._kept: Tensor | None = None
-        self._path = folder / f".parked-{os.getpid()}.tmp"
+        self._path = folder / f".parked-{os.getpid()}-{next(NUMBERS)}.tmp"
+        self._size = matrix.shape[-1]
         if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
             self._kept = matrix
         else:
             write_tensors(self._path, {"matrix": matrix})
 
-    def read(self) -> Tensor:
-        """The matrix; of a file only what is used comes into memory. Raises ArtifactError."""
-        return read_tensors(self._path)["matrix"] if self._kept is None else self._kept
+    def __enter__(self) -> Parked:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, place: int | slice = slice(None)) -> Tensor:
+        """All of it, or what an index picks from its first dimension. Raises ArtifactError."""
+        if self._kept is not None:
+            return self._kept[place]
+        try:
+            with safe_open(self._path, framework="pt") as stream:
+                found: Tensor = stream.get_slice("matrix")[place]
+        except (OSError, SafetensorError) as error:
+            raise damaged(self._path, str(error)) from error
+        return found
+
+    def rows(self) -> Iterator[Tensor]:
+        """Rows of a matrix, a few at a time; of a file only these are in memory. Raises ArtifactError."""
+        for start in range(0, self._size, ROWS):
+            yield self.read(slice(start, min(start + ROWS, self._size)))
 
     def close(self) -> None:
         """Let go of it."""
         if self._kept is None:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
         self._kept = None
