@@ -166,8 +166,12 @@ class StageFolder:
                 raise damaged(file, "its bytes aren't those that were written", self.folder)
         return True
 
-    def begin(self) -> None:
-        """Make the folder ready: keep what an interrupted run with the same key left, drop anything else."""
+    def begin(self) -> bool:
+        """Make the folder ready: keep what an interrupted run with the same key left, drop anything else.
+
+        Returns:
+            Whether there was an interrupted run.
+        """
         path = self.folder / KEY
         if self.folder.exists():
             same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
@@ -177,8 +181,10 @@ class StageFolder:
                 shutil.rmtree(self.folder)
         for leftover in self.folder.glob("*.tmp") if self.folder.exists() else ():
             leftover.unlink()
-        if not path.exists():
-            write_json(path, self.key)
+        if path.exists():
+            return True
+        write_json(path, self.key)
+        return False
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from now on the stage counts as done."""

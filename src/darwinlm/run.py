@@ -135,22 +135,30 @@ class Run:
         """Begin and finish a stage around its body, in the first process; `together` guards what may fail there."""
         name = folder.key["stage"]
         if not work:
-            seconds = float(folder.facts().get("seconds", 0.0))
+            facts = folder.facts()
             self.reporter.say(f"{title}: done before, reused")
-            self.timings.append({"name": name, "seconds": seconds, "reused": True})
+            self.timings.append(
+                {
+                    "name": name,
+                    "seconds": float(facts.get("seconds", 0.0)),
+                    "reused": True,
+                    "resumed": bool(facts.get("resumed", False)),
+                }
+            )
             yield False
             return
-        begun = time.monotonic()
+        begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
                 if parallel.is_main():
-                    folder.begin()
+                    resumed = folder.begin()
             yield True
+        # Of a stage that goes on after an interruption, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
-        self.timings.append({"name": name, "seconds": seconds, "reused": False})
+        self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})
         with together():
             if parallel.is_main():
-                folder.finish(seconds=seconds)
+                folder.finish(seconds=seconds, resumed=resumed)
         self.reporter.say(f"{title}: {seconds:.0f} s")
 
     @contextmanager

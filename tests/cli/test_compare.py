@@ -12,7 +12,10 @@ from tests.tiny.command import Command, command_runner
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import read_json
+from darwinlm.recipe import load_recipe
+from darwinlm.stages.comparison_table import _minutes
 from darwinlm.stages.methods import BASELINES
+from darwinlm.stages.rows import parse_methods
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
 SHEARED = ("--set", "baselines.sheared_tokens=1024", "--set", "baselines.sheared_batch_tokens=64")
@@ -99,7 +102,107 @@ def test_variant_of_the_search_is_a_row_of_its_own(
     assert searched["record"]["start"] == "uniform"
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
     ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
-    ended.refused("must be a recipe with nothing but search, units, database, refit")
+    ended.refused("must be a recipe with nothing but search, units, database, refit, recovery")
+
+
+RECOVERY = (
+    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.dtype=float32", "recovery.evaluate_every=64",
+    "recovery.save_every=64", "recovery.learning_rate=0.003",
+)  # fmt: skip
+
+
+def test_any_method_is_refitted_and_trained(
+    command: Command,
+    tiny_llama: Path,
+    tiny_text_file: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows with steps start from their method's own model, and an interrupted training goes on."""
+    from darwinlm.recovery.trainer import StepWatch
+
+    names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
+    options = ["--methods", ",".join(names), *(word for setting in RECOVERY for word in ("--set", setting))]
+    whole = StepWatch.on_pre_optimizer_step
+
+    def stopped(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+        whole(self, args, state, control, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepWatch, "on_pre_optimizer_step", stopped)
+        assert command(*arguments(tiny_llama, tiny_text_file, folder, *options)).code == 130
+    assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
+    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
+    assert ended.code == 0, ended.err
+    assert "recovery: going on from checkpoint-2" in ended.out
+
+    result = found(folder)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert list(rows) == ["dense", *names]
+    assert [row["training_tokens"] for row in rows.values()] == [0, 0, 0, 256, 256, 1024 + 256]
+    assert rows["ziplm+recovery"]["title"] == "ZipLM + recovery"
+    assert rows["darwinlm+refit+recovery"]["title"] == "DarwinLM + refit + recovery"
+    for name, row in rows.items():
+        own = rows.get(name.partition("+")[0], row)
+        assert row["block_params"] == own["block_params"]
+        if "+" in name and own is not row:
+            assert row["allocation"] == own["allocation"]
+            changed = "recovery" in name or row["record"]["refit"]["kept"] == "refit"
+            assert (row["texts"] != own["texts"]) is changed
+            assert row["seconds"] > own["seconds"]
+    recovered = result["rows"][3]["record"]["recovery"]
+    assert (recovered["steps"], recovered["tokens"]) == (4, 256)
+    trained = AutoModelForCausalLM.from_pretrained(folder / "out" / "rows" / "ziplm+recovery" / "model")
+    stitched = AutoModelForCausalLM.from_pretrained(folder / "out" / "stages" / "method_ziplm" / "model")
+    assert any(not a.equal(b) for a, b in zip(trained.parameters(), stitched.parameters(), strict=True))
+    table = (folder / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "| trained on, tokens |" in table
+    assert "recovery: 256 tokens of" in table
+    assert "same for all rows: model, budget, and 1,024 calibration and 256 fitness tokens" in table
+    assert "sheared learns masks and weights on 1,024 tokens of the calibration text" in table
+    assert "the wall-clock of searches has no bound" in table
+
+
+def test_text_that_is_measured_on_is_not_trained_on(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
+) -> None:
+    """The other domain's text as training text: its documents that are measured on are left out, so it runs short."""
+    other = folder / "few.txt"
+    tiny_text(other, documents=12, seed=11)
+    settings = (*RECOVERY, f"recovery.text={other}", "recovery.epochs=1")
+    options = ["--methods", "ziplm+recovery", "--domain", f"few={other}"]
+    options += [word for setting in settings for word in ("--set", setting)]
+    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options, "--set", "recovery.tokens=4096"))
+    ended.refused("few.txt", "serve another purpose")
+
+
+def test_random_draws_until_the_search_would_end(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
+) -> None:
+    bound = ("--set", "search.minutes=0.0001", "--set", "baselines.random_tries=1000")
+    ended = command(*arguments(tiny_llama, tiny_text_file, folder, "--methods", "random", *bound))
+    assert ended.code == 0, ended.err
+    tries = found(folder)["rows"][1]["record"]["tries"]
+    assert 1 <= tries < 1000
+    assert f"searches end after 0.0001 minutes at the latest, and random tries until then at most ({tries}" in ended.out
+
+
+def test_a_time_that_was_interrupted_is_marked() -> None:
+    row = {"seconds": 60.0, "database_seconds": 30.0, "resumed": True}
+    assert _minutes(row) == "≥ 1.5"
+    assert _minutes(row | {"resumed": False}) == "1.5"
+
+
+def test_all_takes_the_steps_that_the_recipe_has() -> None:
+    def names(*assignments: str) -> list[str]:
+        return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
+
+    assert names() == [*BASELINES, "darwinlm", "darwinlm+refit"]
+    assert names("refit.enabled=false") == [*BASELINES, "darwinlm"]
+    assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
+    assert names("recovery.tokens=1M", "refit.enabled=false")[-2:] == ["darwinlm", "darwinlm+recovery"]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +215,14 @@ def test_variant_of_the_search_is_a_row_of_its_own(
         (("--methods", "xyzzy"), "known are uniform, random"),
         (("--methods", ","), "--methods is empty"),
         (("--methods", "ziplm,ziplm"), "--methods names one twice"),
+        (("--methods", "ziplm+rifit"), "what follows a method is +refit, +recovery or +refit+recovery"),
+        (("--methods", "ziplm+recovery+refit"), "not 'ziplm+recovery+refit'"),
+        (("--methods", "ziplm+recovery"), "recovery.tokens is 0: say how many tokens to train on"),
+        (("--variant", "a+b=x.yaml"), "the name 'a+b' must do without"),
+        (
+            ("--methods", "ziplm+recovery", "--set", "recovery.tokens=1k", "--set", "recovery.batch_tokens=80"),
+            "can't share evenly",
+        ),
         (("--domain", "books"), "--domain takes NAME=SOURCE, not 'books'"),
         (("--domain", "other=x.txt"), "--domain names 'other' twice"),
         (("--domain", "held out=x.txt"), "--domain names 'held out' twice"),

@@ -185,10 +185,13 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen = best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    chosen, drawn = best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    assert drawn == 5
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3))
-    assert chosen == best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    assert loss(chosen) <= loss(best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)[0])
+    assert (chosen, 5) == best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    first = best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)
+    assert best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3, seconds=0) == first
     for allocation in (uniform, even_uniform(space, parameter_costs(space), budget)):
         assert space.params(allocation) <= budget.upper
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
@@ -38,12 +39,42 @@ def even_uniform(space: SearchSpace, cost: CostModel, budget: Bounds) -> Allocat
 
 
 def best_random(
-    space: SearchSpace, cost: CostModel, budget: Bounds, loss: Loss, *, tries: int, seed: int
-) -> Allocation:
-    """The best of so many random allocations. Raises BudgetError when none fits."""
+    space: SearchSpace,
+    cost: CostModel,
+    budget: Bounds,
+    loss: Loss,
+    *,
+    tries: int,
+    seed: int,
+    seconds: float | None = None,
+) -> tuple[Allocation, int]:
+    """The best of so many random allocations, or of as many as there is time for.
+
+    Args:
+        space: modules and levels.
+        cost: of every level.
+        budget: its bounds are kept.
+        loss: of an allocation.
+        tries: how many are drawn; the same one twice is evaluated once.
+        seed: of the draws.
+        seconds: wall-clock after which no further one is drawn; at least one is.
+
+    Returns:
+        The allocation, and how many were drawn.
+
+    Raises:
+        BudgetError: none fits.
+    """
     rng = random.Random(seed)  # noqa: S311
-    drawn = dict.fromkeys(random_start(space, cost, budget, rng) for _ in range(tries))
-    return min(drawn, key=loss)
+    begun = time.monotonic()
+    losses: dict[Allocation, float] = {}
+    drawn = 0
+    while drawn < tries and (not drawn or seconds is None or time.monotonic() - begun < seconds):
+        allocation = random_start(space, cost, budget, rng)
+        drawn += 1
+        if allocation not in losses:
+            losses[allocation] = loss(allocation)
+    return min(losses, key=losses.__getitem__), drawn
 
 
 def least_local_error(space: SearchSpace, cost: CostModel, budget: Bounds, database: DatabaseReader) -> Allocation:

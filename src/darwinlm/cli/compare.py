@@ -15,7 +15,8 @@ MethodsOption = Annotated[
     str,
     typer.Option(
         "--methods",
-        help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm,darwinlm+refit.",
+        help="all, or some of uniform,random,magnitude,minitron,shortgpt,ziplm,sheared,darwinlm and names of variants; "
+        "each may be followed by +refit, +recovery or +refit+recovery.",
     ),
 ]
 DomainOption = Annotated[
@@ -24,7 +25,9 @@ DomainOption = Annotated[
 ]
 VariantOption = Annotated[
     list[str] | None,
-    typer.Option("--variant", help="NAME=RECIPE.yaml of another search, one more row; repeatable.", show_default=False),
+    typer.Option(
+        "--variant", help="NAME=RECIPE.yaml of another search, a method more; repeatable.", show_default=False
+    ),
 ]
 
 
@@ -50,25 +53,23 @@ def compare(
     from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
-    from darwinlm.stages.compare import Comparison, comparison_cells, parse_methods, parse_named
+    from darwinlm.stages.compare import Comparison
     from darwinlm.stages.compare import compare as run_comparison
+    from darwinlm.stages.comparison_table import comparison_cells
+    from darwinlm.stages.rows import parse_methods, parse_named
 
-    wanted = Comparison(
-        parse_methods(methods),
-        parse_named("--domain", domain or ()),
-        parse_named("--variant", variant or ()),
-        suite,
-        data_dir,
-        limit,
-    )
     overrides: dict[str, Any] = {
         "model": model,
         "budget.keep": keep,
         "text.source": text,
         "allow_remote_code": allow_remote_code or None,
     }
+    chosen = load_recipe(recipe, assignments or (), overrides)
+    domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
+    rows = parse_methods(methods, chosen, [name for name, _ in variants])
+    wanted = Comparison(rows, domains, variants, suite, data_dir, limit)
     console = Console()
-    run = Run(load_recipe(recipe, assignments or (), overrides), out, Reporter(console))
+    run = Run(chosen, out, Reporter(console))
     headings, cells, remarks = comparison_cells(run_comparison(run, wanted))
     console.print(summary.terminal(headings, cells))
     for remark in remarks:

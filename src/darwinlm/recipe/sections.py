@@ -135,7 +135,7 @@ class Baselines(Section):
     """Settings of the other methods that `darwinlm compare` runs."""
 
     random_tries: int = Field(16, ge=1)
-    """Random allocations of which the best is taken."""
+    """Random allocations of which the best is taken; with `search.minutes`, at most as many as there is time for."""
     sheared_tokens: int = Field(65536, gt=0)
     """Calibration tokens that masks and weights are trained on; the text is repeated when it is shorter."""
     sheared_batch_tokens: int = Field(2048, gt=0)

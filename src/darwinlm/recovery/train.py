@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from darwinlm.artifact import read_json
 from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
-from darwinlm.recovery.trainer import LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
+from darwinlm.recovery.trainer import SECONDS, LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -60,7 +61,7 @@ class Trained:
 
     Attributes:
         model: the trained model, float32, adapters merged.
-        record: steps, tokens, seconds of this process, and the log: losses and held-out figures by step.
+        record: steps, tokens, seconds, and the log: losses and held-out figures by step.
     """
 
     model: Any
@@ -138,13 +139,12 @@ def train(
         trainer.remove_callback(callback)
     if checkpoint is not None:
         say(f"recovery: going on from {checkpoint.name}")
-    begun = time.monotonic()
+        trainer.seconds_before = float(read_json(checkpoint / SECONDS))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = time.monotonic() - begun
     record = {
         "steps": trainer.state.global_step,
         "tokens": trainer.state.global_step * plan.step_rows * plan.length,
-        "seconds": round(seconds, 1),
+        "seconds": trainer.seconds,
         "processes": trainer.args.world_size,
         "sharded": trainer.is_fsdp_enabled,
         "log": [_logged(entry, plan) for entry in trainer.state.log_history if "train_runtime" not in entry],

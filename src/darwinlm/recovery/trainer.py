@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from darwinlm.errors import ArtifactError, NumericsError, StorageError
 from darwinlm.recovery.heads import Objective, batch_loss, held_out_sums, run_dense
 
 RUN = "run.json"
+SECONDS = "seconds.json"
 PARTIAL = "partial"
 _SMOOTHING = 0.9
 _SETTLED = 10
@@ -97,9 +99,16 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.held_out = held_out
         self.run = json.loads(json.dumps(run, default=str))
         self.guard = guard
+        self.seconds_before = 0.0
+        self._begun = time.monotonic()
         self._step_loss: float | Tensor = 0.0
         self._saving = False
         _learn_to_return_losses(self.accelerator.unwrap_model(self.model), objective)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock so far, that of an interrupted training up to its last checkpoint included."""
+        return round(self.seconds_before + time.monotonic() - self._begun, 1)
 
     # ------------------------------------------------------------------------------------------------- the loss
 
@@ -171,6 +180,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                write_json(folder / PARTIAL / name / SECONDS, self.seconds)
                 write_json(folder / PARTIAL / name / RUN, self.run)
                 for path in (folder / PARTIAL / name).rglob("*"):
                     _flush(path)

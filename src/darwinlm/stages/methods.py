@@ -72,9 +72,15 @@ def _uniform(bench: Bench, _: Path) -> Made:
 
 def _random(bench: Bench, _: Path) -> Made:
     reader, recipe = bench.database.reader, bench.run.recipe
-    tries = recipe.baselines.random_tries
-    chosen = best_random(
-        bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader), tries=tries, seed=recipe.search.seed
+    minutes = recipe.search.minutes
+    chosen, tries = best_random(
+        bench.plan.space,
+        bench.plan.cost,
+        bench.plan.budget,
+        bench.loss(reader),
+        tries=recipe.baselines.random_tries,
+        seed=recipe.search.seed,
+        seconds=None if minutes is None else 60 * minutes,
     )
     return Made(reader, chosen, {"tries": tries})
 
@@ -141,6 +147,7 @@ class Method:
         source: the paper it follows.
         make: decides; the folder is for what must be kept.
         database: whether it works from the pruning database.
+        searches: whether `search.minutes` bounds it.
     """
 
     name: str
@@ -148,13 +155,14 @@ class Method:
     source: str
     make: Callable[[Bench, Path], Made]
     database: bool = False
+    searches: bool = False
 
 
 BASELINES = {
     method.name: method
     for method in (
         Method("uniform", "Uniform", "the best of all equal cuts, same database", _uniform, database=True),
-        Method("random", "Random", "the best of some random allocations, same database", _random, database=True),
+        Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
         Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
         Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
         Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
@@ -162,4 +170,4 @@ BASELINES = {
         Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
     )
 }
-"""By name. `darwinlm` and `darwinlm+refit` are the pipeline itself; see `darwinlm.stages.compare`."""
+"""By name. `darwinlm` is the pipeline itself, and refit and recovery may follow any; see `darwinlm.stages.rows`."""

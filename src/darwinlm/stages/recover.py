@@ -59,6 +59,28 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
     return recover_model(run, texts, run.teacher, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
 
 
+def check_recovery(run: Run) -> tuple[str, int, int, int]:
+    """Refuse what can be refused before there is a model to train.
+
+    Returns:
+        Source of the text, tokens in a sequence, sequences that one process runs at once, and how often in a step.
+
+    Raises:
+        RecipeError: a step can't be divided, or weights can't be dealt out.
+        DataError: the text is missing, or a benchmark's own.
+        MissingExtraError: a package isn't installed.
+    """
+    settings, text = run.recipe.recovery, run.recipe.text
+    source = settings.text or text.source
+    assert source is not None, "the stage text refuses that"
+    length = settings.sequence_length or text.sequence_length
+    check_packages(settings)
+    check_sharding(settings, run.device.type)
+    check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
+    rows, times = accumulation(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
+    return source, length, rows, times
+
+
 def recover_model(
     run: Run,
     texts: Texts,
@@ -88,15 +110,9 @@ def recover_model(
     """
     settings = run.recipe.recovery
     small, tokenizer = described
-    source = settings.text or run.recipe.text.source
-    assert source is not None
-    length = settings.sequence_length or run.recipe.text.sequence_length
-    check_packages(settings)
-    check_sharding(settings, run.device.type)
-    check_not_evaluation_text(source, allow_benchmark_text=run.recipe.text.allow_benchmark_text)
+    source, length, rows, times = check_recovery(run)
     distils = settings.distillation > 0 or settings.hidden > 0
     check_length(settings, length, small, *([teacher] if distils else []))
-    rows, times = accumulation(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # Nothing in here depends on how many processes share the work or how they divide it.
     how = settings.model_dump(exclude={"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints"})
