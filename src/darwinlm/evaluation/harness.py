@@ -84,12 +84,10 @@ def run_suite(
         DataError: a local file is missing or wrong. All are read before the first task runs.
     """
     lm_eval = _harness()
-    from lm_eval.models.huggingface import HFLM
-
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)
     local = {one.task: read_task(data_dir, one) for one in wanted} if data_dir is not None else {}
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    lm = _wrapped(model)(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[TaskScore] = []
     for number, one in enumerate(wanted):
         before = (done or {}).get(one.task)
@@ -101,6 +99,15 @@ def run_suite(
         save(scores)
         progress(number + 1, len(wanted))
     return scores
+
+
+def _wrapped(model: Any) -> Any:
+    """The harness's class for a model: on a CPU, where no batch is needed to use it, answers share their context."""
+    from lm_eval.models.huggingface import HFLM
+
+    from darwinlm.evaluation.shared_context import SharedContextLM
+
+    return SharedContextLM if model.device.type == "cpu" else HFLM
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:

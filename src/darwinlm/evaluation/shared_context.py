@@ -1,0 +1,80 @@
+"""The harness's model with the context of a question read once for all of its answers.
+
+The harness runs context and answer together for every answer. Here the context's keys and values are kept, and logits
+are made of answers only, so that four answers to one question cost about one. What is computed is the same, up to
+rounding. Worth it where a single sequence keeps the device busy: on a CPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers.cache_utils import DynamicCache
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+Answer = tuple[float, bool]
+
+
+class SharedContextLM(HFLM):  # type: ignore[misc]
+    """A causal LM of the harness whose requests with equal contexts share that context's forward pass."""
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        """Log-likelihood of each answer, and whether it is the likeliest; in the order of the requests."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            groups.setdefault(tuple(context), []).append(index)
+        answers: dict[int, Answer] = {}
+        alone: list[int] = []
+        for shared, members in groups.items():
+            continuations = [requests[index][2] for index in members]
+            found = self._shared(list(shared), continuations) if len(members) > 1 else None
+            if found is None:
+                alone += members
+                continue
+            for index, answer in zip(members, found, strict=True):
+                answers[index] = answer
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+        if alone:
+            rest = super()._loglikelihood_tokens([requests[index] for index in alone], disable_tqdm, override_bs)
+            answers.update(zip(alone, rest, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    @torch.no_grad()
+    def _shared(self, context: list[int], continuations: list[list[int]]) -> list[Answer] | None:
+        """Answers to one context; None where it must be cut, or the model keeps something else than keys and values."""
+        longest = max(len(continuation) for continuation in continuations)
+        if len(context) + longest > self.max_length or "logits_to_keep" not in _arguments(self.model):
+            return None
+        read = self.model(input_ids=self._tensor([context]), use_cache=True, logits_to_keep=1)
+        past = read.past_key_values
+        if type(past) is not DynamicCache:
+            return None
+        count = len(continuations)
+        logits = read.logits.expand(count, -1, -1)
+        if longest > 1:
+            past.batch_repeat_interleave(count)
+            # Each answer without its last token, which predicts nothing; what fills shorter ones up comes after them.
+            padded = [continuation[:-1] + [0] * (longest - len(continuation)) for continuation in continuations]
+            more = self.model(input_ids=self._tensor(padded), past_key_values=past, use_cache=True).logits
+            logits = torch.cat([logits, more], 1)
+        scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
+        found = []
+        for row, continuation in zip(scores, continuations, strict=True):
+            tokens = torch.tensor(continuation, device=row.device)
+            own = row[: len(tokens)]
+            likely = own.gather(-1, tokens[:, None]).sum()
+            found.append((float(likely), bool((own.argmax(-1) == tokens).all())))
+        return found
+
+    def _tensor(self, rows: list[list[int]]) -> Any:
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+
+def _arguments(model: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)

@@ -1,0 +1,98 @@
+"""Answers that share a context: the harness's own figures with far fewer tokens run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny.pruned import pruned_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+def requests(longest: int) -> list[tuple[Any, list[int], list[int]]]:
+    """Questions with answers of one length and of several, equal answers, one-token answers; one that must be cut."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, 250, (count,), generator=generator).tolist()
+
+    made: list[tuple[Any, list[int], list[int]]] = []
+    for length, answers in ((12, (3, 1, 5)), (30, (1, 1)), (1, (2, 2)), (longest - 3, (2, 6)), (7, (4,)), (9, (0,))):
+        context = tokens(length)
+        made += [(("question", "answer"), context, tokens(max(1, count))) for count in answers]
+    made.append((("question", "answer"), made[0][1], made[0][2]))
+    order = torch.randperm(len(made), generator=generator)
+    return [made[index] for index in order]
+
+
+def pair(folder: Path) -> tuple[Any, Any, list[int]]:
+    """The harness's model and ours around the same weights, and a count of the tokens that are run."""
+    from lm_eval.models.huggingface import HFLM
+
+    from darwinlm.evaluation.shared_context import SharedContextLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    run: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, x, __: run.append(x[0].numel()))
+    settings = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": 1, "max_length": 64}
+    return HFLM(**settings), SharedContextLM(**settings), run
+
+
+def folder_of(kind: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    if kind != "pruned":
+        return tiny_folder(kind)
+    # No attention in the first block, no MLP in the second, nothing in the third.
+    rows = {0: (0, 0, 64), 1: (2, 1, 0), 2: (0, 0, 0)}
+    return pruned_checkpoint(tmp_path / "model", "llama", rows, num_hidden_layers=4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mistral", "pruned"])
+def test_answers_are_the_harness_own(kind: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    theirs, ours, run = pair(folder_of(kind, tiny_folder, tmp_path))
+    asked = requests(64)
+    expected = theirs._loglikelihood_tokens(asked, disable_tqdm=True)
+    before = sum(run)
+    found = ours._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert sum(run) - before < before
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+
+
+def test_four_answers_cost_little_more_than_one(tiny_llama: Path) -> None:
+    _, ours, run = pair(tiny_llama)
+    context = list(range(3, 43))
+    ours._loglikelihood_tokens([(None, context, [5, 6, 7 + answer]) for answer in range(4)], disable_tqdm=True)
+    assert run == [40, 4 * 2]
+
+
+def test_likeliest_answer_is_marked(tiny_llama: Path) -> None:
+    theirs, ours, _ = pair(tiny_llama)
+    context = [5, 9, 13]
+    with torch.no_grad():
+        best = int(theirs.model(torch.tensor([context])).logits[0, -1].argmax())
+    found = ours._loglikelihood_tokens([(None, context, [best]), (None, context, [best ^ 1])], disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [True, False]
+
+
+def test_models_without_plain_keys_and_values_go_the_harness_way(tiny_llama: Path) -> None:
+    theirs, ours, _ = pair(tiny_llama)
+    asked = requests(64)
+    expected = theirs._loglikelihood_tokens(asked, disable_tqdm=True)
+    whole = ours.model.forward
+
+    def without_cache(input_ids: Any, **_: Any) -> Any:
+        return whole(input_ids=input_ids, use_cache=False)
+
+    ours.model.forward = without_cache  # takes no `logits_to_keep`
+    assert ours._loglikelihood_tokens(asked, disable_tqdm=True) == expected
