@@ -1,14 +1,25 @@
 """Recovery of several allocations: perplexity and KL to the dense model on held-out text against tokens trained on.
 
-Starts from smaller models that exist: a finished run (its searched allocation, stitched and refitted, and on request
-the uniform one of the same database), or any folder. Each is trained by distillation on the same tokens in the same
-order, once for every point with a schedule of its own, since a cosine that is cut short isn't recovery. Prints one JSON
-line for each model, seed and number of tokens; lines that stand in the file given by ``--lines`` are left out, and a
-training that was killed goes on from its last checkpoint, so the same command resumes.
+Starts from smaller models that exist: a finished run's, or any folder. Each is trained by distillation, in two ways:
+
+- one long training with the first seed, up to the last of the points, and measured at every point on the way. Its
+  learning rate is `--schedule`'s. With `wsd`, the default, all points but the last lie before the rate falls (they are
+  refused otherwise): they say what this training has reached by then, not what one that ends there would;
+- for every further seed one short training on the first `--cheap` tokens of the text, with a whole schedule of its own.
+  `--short-first` makes one with the first seed too, so that all seeds can be compared.
+
+A seed is that of the order of the text; its tokens are the same for all models. `--cached-top-k K` lets the dense model
+pass over the text once, stores its K likeliest tokens at each place, and distils all models and seeds from these.
+
+Prints one JSON line for each model, seed, kind of training (`start`, `long` or `short`) and number of tokens, with the
+seconds spent on training so far in this process. Lines that stand in the file given by `--lines` are left out and a
+training that was killed goes on from its last checkpoint, so the same command resumes. Short trainings come first;
+`--seeds 0` alone makes the long ones. `--plot FILE.svg` draws the lines at the end, or alone without a dense model.
 
     python benchmarks/recovery.py DENSE --model ours=runs/half/model --model uniform=runs/uniform/model \
         --text c4=texts/c4.jsonl.gz --text books=texts/books.jsonl.gz --points 100k,300k,1M --seeds 0,1,2 \
-        --cheap 100k --out runs/recovery
+        --cheap 100k --cached-top-k 64 --out runs/recovery --plot runs/recovery/curves.svg
+    python benchmarks/recovery.py --lines runs/recovery/lines.jsonl --plot docs/recovery.svg
 """
 
 from __future__ import annotations
@@ -17,23 +28,28 @@ import argparse
 import json
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from darwinlm.data import read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
+from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recovery
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
+from darwinlm.recovery.cache import CacheKey, cached_text
 from darwinlm.recovery.checks import accumulation, check_teacher
 from darwinlm.recovery.train import plan_steps, train
+from recovery_plot import draw
 
 
-class Mixed(torch.utils.data.Dataset[dict[str, Tensor]]):
+class Mixed(Dataset[dict[str, Tensor]]):
     """Blocks of several texts in turn."""
 
     def __init__(self, parts: list[PackedText]) -> None:
@@ -45,6 +61,114 @@ class Mixed(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, block: int) -> dict[str, Tensor]:
         number, place = block % len(self.parts), block // len(self.parts)
         return self.parts[number][place]
+
+
+@dataclass
+class Lines:
+    """The lines that are there, and where further ones go.
+
+    Attributes:
+        path: the file.
+        settings: what a line must agree on with this call to count as done.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.done = [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def lack(self, **name: Any) -> bool:
+        """Whether no line says that."""
+        return not any(line.items() >= (self.settings | name).items() for line in self.done)
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Print a line and keep it."""
+        line = {"benchmark": "recovery", **facts, **self.settings, "load": round(os.getloadavg()[0], 1)}
+        self.done.append(line)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+@dataclass
+class Bench:
+    """What all trainings share."""
+
+    options: argparse.Namespace
+    lines: Lines
+    dense: Any
+    text: Dataset[dict[str, Tensor]]
+    held_out: dict[str, Any]
+
+    def measured(self, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Perplexity and KL of models by name on the evaluation text of each source."""
+        found: dict[str, dict[str, Any]] = {name: {} for name in models}
+        for source, parts in self.held_out.items():
+            tokens = parts["evaluation"].tokens
+            for name, quality in measure_quality(self.dense, models, tokens, batch_tokens=4096).items():
+                figures = {"perplexity": round(quality.perplexity, 3), "kl": round(quality.kl, 4)}
+                found[name][source] = {**figures, "tokens": quality.tokens}
+        return found
+
+    def start(self, smalls: dict[str, Checkpoint]) -> None:
+        """Measure what no training has touched."""
+        lacking = [name for name in smalls if self.lines.lack(model=name, kind="start")]
+        found = self.measured({name: smalls[name].load(torch.bfloat16) for name in lacking}) if lacking else {}
+        for name, held_out in found.items():
+            self.lines.add({"model": name, "kind": "start", "seed": None, "tokens": 0, "held_out": held_out})
+
+    def training(self, name: str, small: Checkpoint, kind: str, seed: int, points: list[int]) -> None:
+        """Train a model up to the last of the points, and measure it at every one that isn't done."""
+        options = self.options
+        title = {"model": name, "kind": kind, "seed": seed, "until": points[-1]}
+        lacking = [point for point in points if self.lines.lack(**title, tokens=point)]
+        if not lacking:
+            return
+        settings = Recovery(
+            tokens=points[-1],
+            batch_tokens=options.batch_tokens,
+            learning_rate=options.learning_rate,
+            schedule=options.schedule,
+            top_k=options.cached_top_k,
+            evaluate_every=max(points[-1] // 10, options.batch_tokens),
+            save_every=options.save_every,
+            keep_checkpoints=1,
+            seed=seed,
+        )
+        plan = plan_steps(settings, options.length, *accumulation(settings, options.length, options.micro_tokens, 1))
+        steps = {point // options.batch_tokens * plan.step_rows * plan.length: point for point in lacking}
+        ready = small.load(torch.bfloat16)
+        begun, apart = time.monotonic(), 0.0
+
+        def look(tokens: int, model: Any) -> None:
+            nonlocal apart
+            if tokens not in steps:
+                return
+            at = time.monotonic()
+            ready.load_state_dict(model.state_dict())
+            facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - apart)}
+            self.lines.add(title | facts | {"held_out": self.measured({name: ready})[name]})
+            apart += time.monotonic() - at
+
+        trained = train(
+            small.load(torch.float32),
+            self.dense,
+            Subset(self.text, range(plan.blocks)),
+            torch.cat([parts["validation"].tokens for parts in self.held_out.values()]),
+            plan,
+            settings,
+            options.out / f"{name}-{seed}-{kind}-{points[-1]}",
+            {"model": small.digest, "kind": kind, "tokens": points[-1], "seed": seed, **self.lines.settings},
+            device=torch.device("cpu"),
+            say=lambda message: print(message, flush=True),
+            each_step=look,
+        )
+        if self.lines.lack(**title, tokens=points[-1]):
+            # Its last checkpoint was whole, but the lines are gone.
+            look(trained.record["tokens"], trained.model)
 
 
 def count(text: str) -> int:
@@ -82,24 +206,21 @@ def training_text(
     return Mixed(parts)
 
 
-def measured(dense: Any, model: Any, held_out: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, parts in held_out.items():
-        quality = measure_quality(dense, {"model": model}, parts["evaluation"].tokens, batch_tokens=4096)["model"]
-        found[name] = {"perplexity": round(quality.perplexity, 3), "kl": round(quality.kl, 4), "tokens": quality.tokens}
-    return found
-
-
-def main() -> None:
+def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dense", type=Path)
-    parser.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--text", action="append", required=True, metavar="NAME=SOURCE")
+    parser.add_argument("dense", type=Path, nargs="?")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--text", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--points", default="100k,300k,1M", help="tokens at which to measure; the last one ends it")
-    parser.add_argument("--cheap", default="100k", help="the last point for all seeds but the first")
-    parser.add_argument("--seeds", default="0", help="of the order of the text")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cheap", default="100k", help="tokens of the short trainings")
+    parser.add_argument("--seeds", default="0", help="of the order of the text; the first is that of the long training")
+    parser.add_argument("--short-first", action="store_true", help="a short training with the first seed too")
+    parser.add_argument("--schedule", default="wsd", choices=("wsd", "cosine", "constant"))
+    parser.add_argument("--cached-top-k", type=int, metavar="K", help="distil from the K likeliest tokens, stored once")
+    parser.add_argument("--cache", type=Path, help="by default teacher-cache in the output folder")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--lines", type=Path, help="by default lines.jsonl in the output folder")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a file of any type that matplotlib writes")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=16384, help="tokens of each source that are measured on")
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -107,69 +228,64 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--save-every", type=int, default=40960, help="tokens between checkpoints")
     options = parser.parse_args()
+    if options.dense is not None and not (options.model and options.text and options.out):
+        parser.error("a dense model needs --model, --text and --out beside it")
+    if options.dense is None and not (options.plot and options.lines):
+        parser.error("name the dense model, or --lines and --plot to draw what was measured")
+    if options.lines is None:
+        options.lines = options.out / "lines.jsonl"
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    points = sorted(count(point) for point in options.points.split(","))
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    falls = (1 - Recovery().decay) * points[-1]
+    if options.schedule == "wsd" and any(falls < point < points[-1] for point in points):
+        raise RecipeError(f"--points: {options.points}, but the learning rate falls from {falls:,.0f} tokens on")
     options.out.mkdir(parents=True, exist_ok=True)
-    lines = options.lines or options.out / "lines.jsonl"
-    done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     teacher = Checkpoint.open(options.dense)
     tokenizer = teacher.tokenizer()
+    smalls = {}
+    for pair in options.model:
+        name, folder = pair.split("=", 1)
+        smalls[name] = Checkpoint.open(Path(folder))
+        check_teacher(teacher, smalls[name], tokenizer)
     sources = dict(pair.split("=", 1) for pair in options.text)
     held_out = held_out_of(sources, tokenizer, options.length, options.held_out)
-    points = [count(point) for point in options.points.split(",")]
-    text = training_text(
+    text: Any = training_text(
         sources, held_out, tokenizer, options.out, points[-1], options.length, int(teacher.config.vocab_size)
     )
     dense = teacher.load(torch.bfloat16)
-    validation = torch.cat([parts["validation"].tokens for parts in held_out.values()])
+    if options.cached_top_k:
+        text = cached_text(
+            text,
+            dense,
+            options.cache or options.out / "teacher-cache",
+            CacheKey(teacher.digest, "bfloat16", options.cached_top_k),
+            batch_rows=max(1, options.micro_tokens // options.length),
+            say=lambda message: print(message, flush=True),
+        )
+    settings = {"learning_rate": options.learning_rate, "batch_tokens": options.batch_tokens}
+    settings |= {"schedule": options.schedule, "top_k": options.cached_top_k}
+    bench = Bench(options, Lines(options.lines, settings), dense, text, held_out)
+    bench.start(smalls)
+    for seed in seeds[0 if options.short_first else 1 :]:
+        for name, small in smalls.items():
+            bench.training(name, small, "short", seed, [count(options.cheap)])
+    for name, small in smalls.items():
+        bench.training(name, small, "long", seeds[0], points)
 
-    def tell(name: str, seed: int, tokens: int, model: Any, **facts: Any) -> None:
-        line = {"benchmark": "recovery", "model": name, "seed": seed, "tokens": tokens, **facts}
-        line |= {"learning_rate": options.learning_rate, "batch_tokens": options.batch_tokens}
-        line |= {"load": round(os.getloadavg()[0], 1), "held_out": measured(dense, model, held_out)}
-        with lines.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
 
-    def is_done(name: str, seed: int, tokens: int) -> bool:
-        return any((line["model"], line["seed"], line["tokens"]) == (name, seed, tokens) for line in done)
-
-    for number, seed in enumerate(int(seed) for seed in options.seeds.split(",")):
-        last = points[-1] if number == 0 else count(options.cheap)
-        for pair in options.model:
-            name, folder = pair.split("=", 1)
-            small = Checkpoint.open(Path(folder))
-            check_teacher(teacher, small, tokenizer)
-            if number == 0 and not is_done(name, seed, 0):
-                tell(name, seed, 0, small.load(torch.bfloat16))
-            for tokens in (point for point in points if point <= last):
-                if is_done(name, seed, tokens):
-                    continue
-                settings = Recovery(
-                    tokens=tokens,
-                    batch_tokens=options.batch_tokens,
-                    learning_rate=options.learning_rate,
-                    evaluate_every=max(tokens // 5, options.batch_tokens),
-                    save_every=options.save_every,
-                    keep_checkpoints=1,
-                    seed=seed,
-                )
-                rows, times = accumulation(settings, options.length, options.micro_tokens, 1)
-                plan = plan_steps(settings, options.length, rows, times)
-                begun = time.monotonic()
-                trained = train(
-                    small.load(torch.float32),
-                    dense,
-                    torch.utils.data.Subset(text, range(plan.blocks)),
-                    validation,
-                    plan,
-                    settings,
-                    options.out / f"{name}-{seed}-{tokens}",
-                    {"model": small.digest, "tokens": tokens, "seed": seed, "rate": options.learning_rate},
-                    device=torch.device("cpu"),
-                    say=lambda message: print(message, flush=True),
-                )
-                seconds = round(time.monotonic() - begun)
-                curve = [entry for entry in trained.record["log"] if "eval_kl" in entry]
-                tell(name, seed, tokens, trained.model.bfloat16(), seconds=seconds, validation=curve)
+def main() -> None:
+    options = options_of()
+    try:
+        if options.dense is not None:
+            run(options)
+        if options.plot is not None:
+            draw(options.lines, options.plot)
+    except DarwinLMError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ class Recovery(Section):
     """T of both distributions in the distillation."""
     top_k: int | None = Field(None, ge=1)
     """Use only so many of the dense model's logits, the rest as one more; none uses all."""
+    teacher_cache: str | None = None
+    """Folder in which the `top_k` log-probabilities of the dense model are kept, 6 bytes each or 4 where its vocabulary
+    has no more than 65,536 tokens, so that it passes over a text once for all epochs, seeds and smaller models."""
     logit_chunk: int = Field(1024, gt=0)
     """Tokens whose logits exist at once."""
     learning_rate: float = Field(4e-4, gt=0)
@@ -86,4 +89,8 @@ class Recovery(Section):
             raise ValueError("distillation and cross_entropy are both 0: give one of them a weight")
         if self.tokens and self.tokens < self.batch_tokens:
             raise ValueError(f"tokens is {self.tokens}, less than one step of batch_tokens ({self.batch_tokens})")
+        if self.teacher_cache is not None and self.top_k is None:
+            raise ValueError("teacher_cache stores the top_k likeliest tokens: set top_k, such as 64")
+        if self.teacher_cache is not None and (self.hidden > 0 or self.distillation == 0):
+            raise ValueError("teacher_cache stores what distillation needs: set distillation above 0 and hidden to 0")
         return self

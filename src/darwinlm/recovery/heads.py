@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from darwinlm.recovery.losses import forward_kl, hidden_loss, next_token_loss
+from darwinlm.recovery.losses import TopK, forward_kl, hidden_loss, next_token_loss, top_k_kl, top_of
 
 Forward = Callable[..., Any]
 
@@ -86,15 +86,25 @@ def decoder_of(model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Dense:
-    """What the dense model gave for a batch.
+    """What the dense model gave for a batch: just now, or when its likeliest tokens were stored.
 
     Attributes:
-        hidden: [b, t, m] behind its final norm.
+        hidden: [b, t, m] behind its final norm; None where `top` stands for it.
         stream: its residual stream before every block and at the end; empty where it isn't asked for.
+        top: [b, t, k] its likeliest tokens at the objective's temperature, as they were stored.
     """
 
-    hidden: Tensor
-    stream: tuple[Tensor, ...]
+    hidden: Tensor | None
+    stream: tuple[Tensor, ...] = ()
+    top: TopK | None = None
+
+    @property
+    def flat(self) -> Tensor | TopK:
+        """What the model's logits are compared with, a row for each token."""
+        if self.top is not None:
+            return self.top.flatten()
+        assert self.hidden is not None, "a dense model's result is its residual streams or its likeliest tokens"
+        return self.hidden.flatten(0, 1)
 
 
 @torch.no_grad()
@@ -102,6 +112,16 @@ def run_dense(teacher: Any, tokens: Tensor, objective: Objective) -> Dense:
     """Run the dense model over tokens [b, t]."""
     output = decoder_of(teacher)(input_ids=tokens, use_cache=False, output_hidden_states=objective.hidden > 0)
     return Dense(output.last_hidden_state, tuple(output.hidden_states or ()))
+
+
+@torch.no_grad()
+def dense_top(teacher: Any, tokens: Tensor, k: int, temperature: float, chunk: int) -> TopK:
+    """The dense model's k likeliest tokens behind every one of tokens [b, t], as [b, t, k]."""
+    hidden = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    parts = [top_of(logits_of(teacher, part), k, temperature) for part in torch.split(hidden, chunk)]
+    joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
+    log_p, places, log_rest = (tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined)
+    return TopK(log_p, places, log_rest)
 
 
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
@@ -118,10 +138,11 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
     hidden = output.last_hidden_state.flatten(0, 1)
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
     counts = (len(hidden), int((following >= 0).sum()))
+    reference = None if dense is None else dense.flat
     total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(hidden), objective.chunk):
         rows = slice(start, start + objective.chunk)
-        behind = None if dense is None else dense.hidden.flatten(0, 1)[rows]
+        behind = None if reference is None else reference[rows]
         arguments = (model, teacher, hidden[rows], behind, following[rows], objective, counts)
         if torch.is_grad_enabled():
             # Logits are made again on the way back, so that only one chunk's exist.
@@ -140,7 +161,7 @@ def _chunk_loss(
     model: Any,
     teacher: Any,
     hidden: Tensor,
-    behind: Tensor | None,
+    behind: Tensor | TopK | None,
     following: Tensor,
     objective: Objective,
     counts: tuple[int, int],
@@ -148,9 +169,12 @@ def _chunk_loss(
     logits = logits_of(model, hidden)
     loss = logits.new_zeros((), dtype=torch.float32)
     if objective.distillation > 0 and behind is not None:
-        with torch.no_grad():
-            dense = logits_of(teacher, behind)
-        divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
+        if isinstance(behind, TopK):
+            divergence = top_k_kl(logits, behind, temperature=objective.temperature)
+        else:
+            with torch.no_grad():
+                dense = logits_of(teacher, behind)
+            divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
         loss = loss + objective.distillation * divergence / counts[0]
     if objective.cross_entropy > 0:
         loss = loss + objective.cross_entropy * next_token_loss(logits, following) / counts[1]

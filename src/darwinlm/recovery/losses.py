@@ -6,36 +6,79 @@ T² · KL(softmax(z_dense / T) ‖ softmax(z / T)), in nats per token.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
+@dataclass(frozen=True)
+class TopK:
+    """The likeliest tokens of the dense distributions over some tokens, at one temperature.
+
+    Attributes:
+        log_p: [..., k] floating, their log-probabilities.
+        places: [..., k] int64, which tokens they are.
+        log_rest: [...] float32, log of the probability of all others together.
+    """
+
+    log_p: Tensor
+    places: Tensor
+    log_rest: Tensor
+
+    def __getitem__(self, rows: slice) -> TopK:
+        """Those of some tokens."""
+        return TopK(self.log_p[rows], self.places[rows], self.log_rest[rows])
+
+    def flatten(self) -> TopK:
+        """[b, t, k] as [b·t, k]."""
+        return TopK(self.log_p.flatten(0, 1), self.places.flatten(0, 1), self.log_rest.flatten())
+
+
+def top_of(dense: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """The k likeliest tokens, from logits [n, v] of the dense model."""
+    log_p, places = torch.log_softmax(dense.float() / temperature, dim=-1).topk(min(k, dense.shape[-1]), dim=-1)
+    return TopK(log_p, places, _log_rest(log_p))
+
+
 def forward_kl(logits: Tensor, dense: Tensor, *, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
     """Sum over tokens of T² · KL(dense ‖ model).
-
-    With `top_k` the dense distribution is known at its k likeliest tokens only; what is left of it, and of the model's,
-    counts as one further token. That is never more than the full KL, and equals it for k = v - 1.
 
     Args:
         logits: [n, v] of the model.
         dense: [n, v] of the dense model.
         temperature: T.
-        top_k: k; None compares the whole distributions.
+        top_k: k, see `top_k_kl`; None compares the whole distributions.
 
     Returns:
         A scalar, float32.
     """
+    if top_k is not None and top_k < dense.shape[-1]:
+        return top_k_kl(logits, top_of(dense, top_k, temperature), temperature=temperature)
     log_q = torch.log_softmax(logits.float() / temperature, dim=-1)
     log_p = torch.log_softmax(dense.float() / temperature, dim=-1)
-    if top_k is None or top_k >= log_p.shape[-1]:
-        divergence = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-        return divergence * temperature**2
-    log_p, places = log_p.topk(top_k, dim=-1)
-    log_q = log_q.gather(-1, places)
+    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
+
+
+def top_k_kl(logits: Tensor, top: TopK, *, temperature: float = 1.0) -> Tensor:
+    """Sum over tokens of T² · KL(dense ‖ model), the dense distribution being known at its k likeliest tokens only.
+
+    What is left of it, and of the model's, counts as one further token. That is never more than the full KL, and equals
+    it for k = v - 1.
+
+    Args:
+        logits: [n, v] of the model.
+        top: of the dense model, [n, k], at the same temperature.
+        temperature: T.
+
+    Returns:
+        A scalar, float32.
+    """
+    log_q = torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, top.places)
+    log_p, log_rest = top.log_p.float(), top.log_rest.float()
     kept = (log_p.exp() * (log_p - log_q)).sum()
-    rest_p, rest_q = (_log_rest(part) for part in (log_p, log_q))
-    return (kept + (rest_p.exp() * (rest_p - rest_q)).sum()) * temperature**2
+    return (kept + (log_rest.exp() * (log_rest - _log_rest(log_q))).sum()) * temperature**2
 
 
 def _log_rest(log_part: Tensor) -> Tensor:

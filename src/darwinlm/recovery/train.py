@@ -93,13 +93,15 @@ def train(
     device: torch.device,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    each_step: Callable[[int, Any], None] = lambda tokens, model: None,
 ) -> Trained:
     """Train, or go on from the last checkpoint in `folder`.
 
     Args:
         model: the smaller model in float32; it is changed.
         teacher: the dense model in the type of the forward pass; None where the objective needs none.
-        text: training text, one epoch of it.
+        text: training text, one epoch of it; with what the dense model says about it where that was stored
+            (`darwinlm.recovery.cache`).
         held_out: [n, t] validation tokens.
         plan: the steps.
         settings: the recipe's section.
@@ -108,6 +110,8 @@ def train(
         device: where; of several processes each has its own.
         say: prints a line.
         progress: called with finished and total steps.
+        each_step: called with the tokens so far and the model after each step, before a checkpoint of it is written;
+            the model's call returns losses while it is trained, so that logits need its weights in another one.
 
     Raises:
         NumericsError: the loss isn't finite or has come apart; the last good checkpoint is kept.
@@ -119,7 +123,7 @@ def train(
     check_room(folder, model, settings.keep_checkpoints)
     guard = LossGuard(settings.divergence)
     watch = StepWatch(guard)
-    teller = _Teller(say, progress, plan)
+    teller = _Teller(say, progress, each_step, plan)
     trainer = RecoveryTrainer(
         teacher=teacher,
         objective=objective_of(settings),
@@ -264,15 +268,23 @@ def _reloaded(model: Any, state: dict[str, Tensor]) -> Any:
 class _Teller(TrainerCallback):  # type: ignore[misc]
     """One line for each log and evaluation, and the bar."""
 
-    def __init__(self, say: Callable[[str], None], progress: Callable[[int, int], None], plan: Plan) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        progress: Callable[[int, int], None],
+        each_step: Callable[[int, Any], None],
+        plan: Plan,
+    ) -> None:
         self.say = say
         self.progress = progress
+        self.each_step = each_step
         self.plan = plan
         self.begun: tuple[float, int] | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Move the bar."""
         self.progress(state.global_step, state.max_steps)
+        self.each_step(state.global_step * self.plan.step_rows * self.plan.length, model)
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
             control.should_save = True

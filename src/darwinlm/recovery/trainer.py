@@ -19,7 +19,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from darwinlm.artifact import digest_of, read_json, storage_error, write_json
 from darwinlm.errors import ArtifactError, NumericsError, StorageError
-from darwinlm.recovery.heads import Objective, batch_loss, held_out_sums, run_dense
+from darwinlm.recovery.cache import STORED
+from darwinlm.recovery.heads import Dense, Objective, batch_loss, held_out_sums, run_dense
+from darwinlm.recovery.losses import TopK
 
 RUN = "run.json"
 SECONDS = "seconds.json"
@@ -113,9 +115,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------- the loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
-        """Mean loss per token of a batch."""
+        """Mean loss per token of a batch; the dense model runs unless the batch carries what it gave."""
         tokens = inputs["input_ids"]
-        dense = run_dense(self.teacher, tokens, self.objective) if self.objective.needs_teacher else None
+        dense: Dense | None
+        if STORED[0] in inputs:
+            dense = Dense(None, top=TopK(*(inputs[name] for name in STORED)))
+        else:
+            dense = run_dense(self.teacher, tokens, self.objective) if self.objective.needs_teacher else None
         loss: Tensor = model(input_ids=tokens, teacher=self.teacher, dense=dense)
         return loss
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from darwinlm.run import Run
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts, fingerprint
+
+if TYPE_CHECKING:
+    from darwinlm.recovery.cache import CachedText
 
 RECORD = "record.json"
 
@@ -115,7 +118,8 @@ def recover_model(
     check_length(settings, length, small, *([teacher] if distils else []))
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # Nothing in here depends on how many processes share the work or how they divide it.
-    how = settings.model_dump(exclude={"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints"})
+    apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
+    how = settings.model_dump(exclude=apart) | ({"cached": True} if settings.teacher_cache else {})
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
@@ -154,9 +158,11 @@ def _train(
             _pack(
                 run, described, work, settings.skip_tokens + plan.blocks * plan.length, source, reserved, stage.digest
             )
-    text = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens)
     with parallel.agree():
-        dense = None if teacher is None else teacher.load(DTYPES[settings.dtype])
+        packed = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens)
+        dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
+    text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, rows)
+    with parallel.agree():
         trained = train(
             student(),
             dense,
@@ -175,6 +181,25 @@ def _train(
             save_model(trained.model, stage.folder / "model", tokenizer=described[1])
             write_json(stage.folder / RECORD, trained.record)
             shutil.rmtree(work)
+
+
+def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) -> PackedText | CachedText:
+    """The text with what the dense model says about it, where the recipe asks for that to be stored."""
+    from darwinlm.recovery.cache import CacheKey, cached_text
+
+    settings = run.recipe.recovery
+    if settings.teacher_cache is None or settings.top_k is None:
+        return text
+    return cached_text(
+        text,
+        dense,
+        Path(settings.teacher_cache).expanduser(),
+        CacheKey(digest, settings.dtype, settings.top_k, settings.temperature),
+        batch_rows=rows,
+        chunk=settings.logit_chunk,
+        say=run.reporter.say,
+        progress=run.reporter.advance,
+    )
 
 
 def _work_folder(run: Run) -> Path:

@@ -1,0 +1,220 @@
+"""The dense model's likeliest tokens, stored once for every training on the same text.
+
+A shard holds some sequences. Its name is the digest of all that its numbers depend on: the tokens, the dense model and
+the type of its passes, k and the temperature. So epochs, seeds, smaller models and longer trainings on text that begins
+alike share shards, and a shard of something else is never taken.
+
+Letters: b sequences, t tokens, k of the vocabulary. A token takes k · (2 + 2) + 4 bytes, or k · (2 + 4) + 4 where the
+vocabulary has more than 65,536 tokens. A float16 log-probability is off by less than 0.4 % of the probability wherever
+that is above 10⁻⁷.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from darwinlm import parallel
+from darwinlm.artifact import digest_of, write_tensors
+from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.recovery.heads import dense_top
+
+STORED = ("top_log_p", "top_places", "top_log_rest")
+"""What a batch carries besides its tokens, in the order of `TopK`'s fields."""
+SHARD_TOKENS = 1 << 16
+_SMALL_VOCABULARY = 1 << 16
+_LEAST = -6e4
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What stored log-probabilities depend on, besides the tokens.
+
+    Attributes:
+        teacher: digest of the dense model.
+        dtype: of its passes.
+        top_k: how many tokens are kept at each place.
+        temperature: of the distribution.
+    """
+
+    teacher: str
+    dtype: str
+    top_k: int
+    temperature: float = 1.0
+
+
+class CachedText(Dataset[dict[str, Tensor]]):
+    """Training text with what the dense model says about it, as `cached_text` stored it.
+
+    Args:
+        text: blocks of tokens.
+        shards: files, in the order of the blocks.
+        shard_blocks: blocks in each of them.
+    """
+
+    def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
+        self.text = text
+        self.shard_blocks = shard_blocks
+        self._shards: list[Any] = [safe_open(path, framework="pt") for path in shards]
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.text))
+
+    def __getitem__(self, block: int) -> dict[str, Tensor]:
+        """`input_ids` [t], and `top_log_p` [t, k] float16, `top_places` [t, k] int64, `top_log_rest` [t] float32."""
+        shard, row = divmod(block, self.shard_blocks)
+        found = dict(self.text[block])
+        for name in STORED:
+            found[name] = self._shards[shard].get_slice(name)[row]
+        found["top_places"] = found["top_places"].to(torch.int64)
+        return found
+
+
+def cached_text(
+    text: Dataset[dict[str, Tensor]],
+    teacher: Any,
+    folder: Path,
+    key: CacheKey,
+    *,
+    batch_rows: int,
+    chunk: int = 1024,
+    shard_tokens: int = SHARD_TOKENS,
+    say: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CachedText:
+    """Take what the folder holds of a text, let the dense model run over the rest, and check all of it.
+
+    Several processes share the work. An interrupted call leaves whole shards, which the next one takes.
+
+    Args:
+        text: blocks of tokens of one length, `input_ids` [t].
+        teacher: the dense model, where it is to run.
+        folder: of the cache; it may hold shards of other texts and models.
+        key: what is stored.
+        batch_rows: blocks in one pass.
+        chunk: tokens whose logits exist at once.
+        shard_tokens: tokens in a shard.
+        say: told what it takes before it is made.
+        progress: called with finished and total shards.
+
+    Raises:
+        ArtifactError: a shard is damaged or another one's, or the folder isn't one.
+        StorageError: there is too little room, or the disk can't be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file, but the teacher cache needs a folder: choose another teacher_cache")
+    blocks = len(cast(Sized, text))
+    length = len(text[0]["input_ids"])
+    shard_blocks = max(1, shard_tokens // length)
+    parts = [range(start, min(start + shard_blocks, blocks)) for start in range(0, blocks, shard_blocks)]
+    keys = [{**asdict(key), "tokens": _digest_of_tokens(_tokens(text, part))} for part in parts]
+    paths = [folder / f"top{key.top_k}_{digest_of(shard)}.safetensors" for shard in keys]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    vocabulary = int(teacher.config.vocab_size)
+    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(key.top_k, vocabulary)
+    with parallel.agree():
+        if parallel.is_main():
+            say(_announcement(folder, key, blocks * length, len(missing), len(parts), size))
+            _check_room(folder, size)
+        mine = parallel.mine(missing)
+    with parallel.agree():
+        for done, number in enumerate(mine):
+            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], key, batch_rows, chunk)
+            progress(done + 1, len(mine))
+    with parallel.agree():
+        for path, wanted in zip(paths, keys, strict=True):
+            _check(path, wanted)
+    return CachedText(text, paths, shard_blocks)
+
+
+def bytes_per_token(top_k: int, vocabulary: int) -> int:
+    """What a token takes on disk, without the few bytes of a shard's header."""
+    return min(top_k, vocabulary) * (2 + _places_type(vocabulary).itemsize) + 4
+
+
+def _places_type(vocabulary: int) -> torch.dtype:
+    return torch.uint16 if vocabulary <= _SMALL_VOCABULARY else torch.int32
+
+
+def _announcement(folder: Path, key: CacheKey, tokens: int, missing: int, total: int, size: int) -> str:
+    what = f"teacher cache: top {key.top_k} of {tokens:,} tokens in {folder}"
+    if not missing:
+        return f"{what}: all there"
+    return f"{what}: {missing} of {total} shards are made now, which take {size / 1e9:.2f} GB on disk"
+
+
+def _check_room(folder: Path, size: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"can't make {folder}, the teacher cache: {error}") from error
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise StorageError(
+            f"{folder}: the teacher cache takes {size / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free: free some "
+            "space, choose another folder, or lower recovery.top_k"
+        )
+
+
+def _tokens(text: Dataset[dict[str, Tensor]], part: range) -> Tensor:
+    return torch.stack([text[block]["input_ids"] for block in part])
+
+
+def _digest_of_tokens(tokens: Tensor) -> str:
+    shape = json.dumps(list(tokens.shape)).encode()
+    return hashlib.blake2b(shape + tokens.to(torch.int64).numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in STORED:
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write(
+    teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], key: CacheKey, batch_rows: int, chunk: int
+) -> None:
+    """Run the dense model over tokens [b, t] and store what it gave."""
+    tops = []
+    for batch in torch.split(tokens, batch_rows):
+        top = dense_top(teacher, batch.to(teacher.device), key.top_k, key.temperature, chunk)
+        # What is less likely than float16 can say has no probability anyway.
+        log_p = top.log_p.clamp_min(_LEAST).to(torch.float16)
+        places = top.places.cpu().to(_places_type(int(teacher.config.vocab_size)))
+        tops.append((log_p.cpu(), places, top.log_rest.cpu()))
+    tensors = {name: torch.cat(of) for name, of in zip(STORED, zip(*tops, strict=True), strict=True)}
+    write_tensors(path, tensors, {"key": json.dumps(shard), "content": _digest_of_tensors(tensors)})
+
+
+def _check(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if json.loads(facts.get("key", "{}")) != wanted:
+                raise ArtifactError(
+                    f"{path} holds another dense model's or another text's log-probabilities under this name: it isn't "
+                    "a shard of this teacher cache; delete it, or choose another recovery.teacher_cache"
+                )
+            intact = _digest_of_tensors({name: file.get_tensor(name) for name in STORED}) == facts.get("content")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+    if not intact:
+        raise _damaged(path, "its numbers aren't those that were written")
+
+
+def _damaged(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path}, a shard of the teacher cache, is damaged ({reason}): delete that file and run the same command "
+        "again; it is then made afresh"
+    )

@@ -1,0 +1,196 @@
+"""Stored log-probabilities of the dense model: the same losses, made once, and nothing foreign or damaged taken."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load
+from tests.tiny.models import tiny_model
+from torch.utils.data import Dataset, default_collate
+
+from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.recovery import cache
+from darwinlm.recovery.cache import STORED, CacheKey, bytes_per_token, cached_text
+from darwinlm.recovery.heads import Dense, Objective, batch_loss, run_dense
+from darwinlm.recovery.losses import TopK
+
+LENGTH = 16
+KEY = CacheKey("a model", "float32", 12)
+
+
+class Blocks(Dataset):
+    """Random text."""
+
+    def __init__(self, count, seed=0):
+        self.tokens = torch.randint(3, 250, (count, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, block):
+        return {"input_ids": self.tokens[block]}
+
+
+class Passes:
+    """Counts the blocks that a dense model runs over, and stops it after some."""
+
+    def __init__(self, monkeypatch, stop_after=10**9):
+        self.blocks = 0
+        whole = cache.dense_top
+
+        def counting(teacher, tokens, *rest):
+            self.blocks += len(tokens)
+            if self.blocks > stop_after:
+                raise KeyboardInterrupt
+            return whole(teacher, tokens, *rest)
+
+        monkeypatch.setattr(cache, "dense_top", counting)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return tiny_model("llama").requires_grad_(False)
+
+
+@pytest.fixture
+def store(teacher, tmp_path):
+    """Store seven blocks in shards of two, or what else is asked for."""
+
+    def run(text=None, key=KEY, folder=tmp_path / "cache", **more):
+        more = {"batch_rows": 1, "chunk": 5, "shard_tokens": 2 * LENGTH} | more
+        return cached_text(text or Blocks(7), more.pop("teacher", teacher), folder, key, **more)
+
+    return run
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_the_loss_is_that_of_the_same_top_k_from_the_living_model(store, model_type, temperature):
+    living, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
+    stored = store(key=CacheKey("a", "float32", 12, temperature), teacher=living)
+    batch = default_collate([stored[block] for block in (6, 0, 3)])
+    objective = Objective(0.8, cross_entropy=0.1, temperature=temperature, top_k=12, chunk=7)
+    tokens = batch["input_ids"]
+    assert torch.equal(tokens, Blocks(7).tokens[[6, 0, 3]])
+    kept = Dense(None, top=TopK(*(batch[name] for name in STORED)))
+    found = batch_loss(ours, None, tokens, kept, objective)
+    expected = batch_loss(again, living, tokens, run_dense(living, tokens, objective), objective)
+    for loss in (found, expected):
+        loss.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for ours_of, theirs in zip(ours.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours_of.grad, theirs.grad, rtol=1e-2, atol=1e-4)
+    other = Objective(0.8, cross_entropy=0.1, temperature=temperature, top_k=3, chunk=7)
+    assert abs(batch_loss(again, living, tokens, run_dense(living, tokens, other), other) - expected) > 1e-2
+
+
+@torch.no_grad()
+def test_what_is_stored_are_the_likeliest_tokens_and_the_rest(store, teacher):
+    entry = store()[5]
+    log_p = torch.log_softmax(teacher(input_ids=Blocks(7).tokens[5:6]).logits[0], -1)
+    top, places = log_p.topk(12)
+    assert torch.equal(entry["top_places"], places)
+    torch.testing.assert_close(entry["top_log_p"].float(), top, rtol=1e-3, atol=1e-3)
+    rest = log_p.exp().scatter(-1, places, 0.0).sum(-1).log()
+    torch.testing.assert_close(entry["top_log_rest"], rest, rtol=1e-4, atol=1e-4)
+
+
+def test_text_is_gone_over_once_and_longer_text_takes_what_it_shares(store, monkeypatch):
+    passes = Passes(monkeypatch)
+    first = store(Blocks(6))
+    assert passes.blocks == 6
+    again = store(Blocks(6))
+    assert passes.blocks == 6
+    assert all(torch.equal(first[block][name], again[block][name]) for block in range(6) for name in STORED)
+    longer = Blocks(9)
+    longer.tokens[:6] = Blocks(6).tokens
+    store(longer)
+    assert passes.blocks == 9
+    for key in (CacheKey("another", "float32", 12), CacheKey("a model", "float32", 12, 2.0)):
+        store(Blocks(6), key)
+    assert passes.blocks == 21
+
+
+def test_an_interrupted_pass_leaves_whole_shards(store, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        Passes(patched, stop_after=5)
+        with pytest.raises(KeyboardInterrupt):
+            store()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    passes = Passes(monkeypatch)
+    store()
+    assert passes.blocks == 3
+
+
+@pytest.mark.parametrize("vocabulary", [300, 70_000])
+def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
+    said = []
+    living = tiny_model("llama", vocab_size=vocabulary, intermediate_size=8)
+    store(say=said.append, teacher=living)
+    files = list((tmp_path / "cache").iterdir())
+    payload = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            payload += sum(file.get_tensor(name).nbytes for name in STORED)
+    assert payload == 7 * LENGTH * bytes_per_token(12, vocabulary)
+    assert said == [
+        f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are made now, which take 0.00 GB "
+        "on disk"
+    ]
+    store(say=said.append, teacher=living)
+    assert said[1].endswith(": all there")
+
+
+# ------------------------------------------------------------------------------------------------- bad input
+
+
+def shards(folder):
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("how", ["flipped", "short", "empty"])
+def test_a_damaged_shard_is_refused(store, tmp_path, how):
+    store()
+    path = shards(tmp_path / "cache")[1]
+    whole = path.read_bytes()
+    numbers = load(whole)
+    broken = {"flipped": whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:], "short": whole[:-9], "empty": b""}
+    path.write_bytes(broken[how])
+    with pytest.raises(ArtifactError, match=rf"{path.name}, a shard of the teacher cache, is damaged .*delete that"):
+        store()
+    path.unlink()
+    store()
+    again = load(path.read_bytes())
+    assert all(torch.equal(again[name], numbers[name]) for name in STORED)
+
+
+def test_a_shard_of_something_else_is_refused(store, tmp_path):
+    store()
+    store(key=CacheKey("another", "float32", 12), folder=tmp_path / "other")
+    path = shards(tmp_path / "cache")[0]
+    shutil.copy(shards(tmp_path / "other")[0], path)
+    with pytest.raises(ArtifactError, match=rf"{path.name} holds another dense model's or another text's"):
+        store()
+
+
+def test_a_file_instead_of_a_folder(store, tmp_path):
+    (tmp_path / "cache").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"cache is a file, but the teacher cache needs a folder"):
+        store()
+
+
+def test_no_room(store, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match=r"the teacher cache takes 0.00 GB more, but 0.00 GB are free.*top_k"):
+        store()
+
+
+def test_a_folder_that_cannot_be_made(store, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match=r"can't make .*the teacher cache"):
+        store(folder=tmp_path / "file" / "cache")
