@@ -33,7 +33,7 @@ def damaged(folder: Path, model_type: str, noise: float, names: tuple[str, ...] 
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith(tuple(f"{part}.weight" for part in names)):
+            if name.removesuffix(".weight").endswith(names):
                 weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=generator))
     model.save_pretrained(folder)
     return folder
@@ -67,13 +67,14 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
     small = damaged(tmp_path / "small", model_type, 0.3)
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", Options((1e-7,)))
     dense = tiny_model(model_type).state_dict()
-    # Experts have no single output projection: there the attentions alone are fitted.
-    assert len(found.weights) == len(found.outcome.modules) >= 4
+    assert len(found.weights) == len(found.outcome.modules) == 8
+    # Experts share tokens and take turns; and what is left of the error sends later tokens to other experts.
+    mixture = families()[model_type].mlp.experts is not None
     for name, weight in found.weights.items():
         difference = float((weight - dense[name]).norm() / dense[name].norm())
-        assert difference < 0.02, f"{name} is {difference:.3f} away"
+        assert difference < (0.15 if mixture else 0.02), f"{name} is {difference:.3f} away"
     assert found.before > 0.01
-    assert found.after < 1e-3 * found.before
+    assert found.after < (0.03 if mixture else 1e-3) * found.before
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))

@@ -5,6 +5,8 @@ Letters: n tokens, k experts chosen for each, m residual width, d channels of an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,35 +23,62 @@ def expert_module(owner: nn.Module | None, experts: Experts | None) -> Any | Non
     return None if owner is None or experts is None else getattr(owner, experts.name, None)
 
 
+@dataclass(frozen=True)
+class Routing:
+    """What the experts of a mixture are asked.
+
+    Attributes:
+        hidden: [n, m] input of the mixture.
+        chosen: [n, k] the experts of each token.
+        weights: [n, k] what their outputs are multiplied by.
+    """
+
+    hidden: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+
+def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHandle:
+    """Note whatever the experts are called with, until the handle is removed.
+
+    Args:
+        module: holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
+        note: is called before the experts are.
+    """
+
+    def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        others = (named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)
+        note(Routing(*arguments, *others))
+
+    return module.register_forward_pre_hook(called, with_kwargs=True)  # type: ignore[no-any-return]
+
+
 def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> RemovableHandle:
     """Add to the moments whatever the experts are called with, until the handle is removed.
 
     Args:
-        module: holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
+        module: as in `watch_routing`.
         experts: names of its tensors.
         moments: of its experts.
     """
 
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        hidden, chosen, weights = _three(arguments, named)
-        moments.count += hidden.shape[0]
-        for expert in torch.unique(chosen).tolist():
-            token, place = torch.where(chosen == expert)
-            moments.add(expert, _channels(module, experts, expert, hidden[token]), weights[token, place])
+    def note(routing: Routing) -> None:
+        moments.count += len(routing.hidden)
+        for expert in torch.unique(routing.chosen).tolist():
+            moments.add(expert, expert_inputs(module, experts, routing, expert)[1])
 
-    return module.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore[no-any-return]
+    return watch_routing(module, note)
 
 
-def _three(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    values = [*arguments, *(named[name] for name in ("hidden_states", "top_k_index", "top_k_weights") if name in named)]
-    hidden, chosen, weights = values
-    return hidden, chosen, weights
+def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) -> tuple[Tensor, Tensor]:
+    """The tokens [n] that ask an expert, and what goes into its output projection for them, weighted, [n, d] float32.
 
-
-def _channels(module: Any, experts: Experts, expert: int, hidden: Tensor) -> Tensor:
-    """Input of an expert's output projection, [n, m] -> [n, d]: act(gate) * up."""
+    Weighted by the router, the projections of all experts add up to the mixture's output.
+    """
+    token, place = torch.where(routing.chosen == expert)
+    hidden = routing.hidden[token]
     gate, up = (part for name in experts.segments for part in _halves(module, experts, name, expert, hidden))
-    return module.act_fn(gate) * up  # type: ignore[no-any-return]
+    return token, (module.act_fn(gate) * up).float() * routing.weights[token, place].float()[:, None]
 
 
 def _halves(module: Any, experts: Experts, name: str, expert: int, hidden: Tensor) -> tuple[Tensor, ...]:

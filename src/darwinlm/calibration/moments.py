@@ -50,10 +50,9 @@ class ExpertMoments:
         self._sum = torch.zeros(experts, width, width, dtype=torch.float32, device=device)
         self.count = 0
 
-    def add(self, expert: int, inputs: Tensor, weights: Tensor) -> None:
-        """Add the inputs [n, d] of one expert, whose outputs are multiplied by weights [n]."""
-        rows = inputs.float() * weights.float()[:, None]
-        self._sum[expert].addmm_(rows.T, rows)
+    def add(self, expert: int, inputs: Tensor) -> None:
+        """Add the inputs [n, d] of one expert, float32, multiplied by what its outputs are multiplied by."""
+        self._sum[expert].addmm_(inputs.T, inputs)
 
     def mean(self) -> Tensor:
         """[e, d, d] float32, over the tokens counted in `count`."""

@@ -9,7 +9,7 @@ under the same condition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
-from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
 from darwinlm.families.family import KINDS, ModuleKind
-from darwinlm.surgery.fitting import fit_output, module_moments, output_gain, watched_spread
+from darwinlm.families.shapes import output_name
+from darwinlm.surgery.experts import fit_experts, mixture_of
+from darwinlm.surgery.fitting import Fit, fit_output, module_moments, output_gain, watched_spread
 from darwinlm.surgery.local import LocalChoice, distil_block
 from darwinlm.surgery.walk import BlockWalk
 
@@ -32,7 +34,8 @@ class Choice:
     Attributes:
         block: its block.
         kind: attention or mlp.
-        ridge: the strength that was best on validation text; None kept the stitched weights.
+        ridge: the strength that was best on validation text, of a mixture for most of its experts; None kept the
+            stitched weights.
         before: validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: validation error of the chosen weights.
     """
@@ -172,29 +175,22 @@ def _refit_block(
     """Advance all streams through one block, fitting its modules on the way."""
     both = (fit, validation)
     checkpoint = fit.small.checkpoint
-    layer = fit.small.decoder.blocks[block]
-    dense = [BlockWalk(streams.dense, block, memory=0) for streams in both]
-    small = [BlockWalk(streams.small, block, options.memory) for streams in both]
+    dense = (BlockWalk(fit.dense, block, memory=0), BlockWalk(validation.dense, block, memory=0))
+    small = (BlockWalk(fit.small, block, options.memory), BlockWalk(validation.small, block, options.memory))
     start = [list(streams.small.hidden) for streams in both] if options.local_steps else []
     stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[Choice] = []
     for kind in KINDS:
+        name = output_name(checkpoint.family.module(kind), stitched)
         spreads = []
         for walk in dense:
             with watched_spread(walk, kind) as spread:
                 walk.finish(kind)
             spreads.append(spread)
-        if output_projection(layer, checkpoint.family, kind) is not None:
-            part = checkpoint.family.module(kind)
-            gain = output_gain(layer, checkpoint, kind)
-            seen, held_out = (
-                module_moments(walk, kind, streams.dense.hidden, spread, gain)
-                for walk, streams, spread in zip(small, both, spreads, strict=True)
-            )
-            name = f"{part.name}.{part.output}.weight"
+        if name is not None:
             W0 = stitched[name].to(fit.small.device)
-            found = fit_output(seen, held_out, W0, gain, options.ridges, f"block {block} {kind}")
+            found = _fit_module(kind, small, dense, spreads, W0, options)
             choices.append(Choice(block, kind, found.ridge, found.before, found.after))
             if found.ridge is not None:
                 weights[name] = found.weight
@@ -222,3 +218,36 @@ def _refit_block(
         put_weights(streams.small.decoder.blocks[block], trained)
         streams.small.run(block)
     return weights | trained, choices, local
+
+
+def _fit_module(
+    kind: ModuleKind,
+    small: tuple[BlockWalk, BlockWalk],
+    dense: tuple[BlockWalk, BlockWalk],
+    spreads: Sequence[list[Tensor]],
+    W0: Tensor,
+    options: Options,
+) -> Fit:
+    """Fit what a module ends in.
+
+    Args:
+        kind: the module.
+        small: the smaller streams before the module, over the text that is fitted and over validation text.
+        dense: the dense streams behind it, likewise.
+        spreads: see `watched_spread`, likewise.
+        W0: [r, d] float32 the stitched weights, [e, r, d] of a mixture's experts.
+        options: how.
+    """
+    label = f"block {small[0].block} {kind}"
+    if W0.ndim == 3:
+        (seen, _), (held_out, energy) = (
+            mixture_of(walk, target.stream.hidden) for walk, target in zip(small, dense, strict=True)
+        )
+        return fit_experts(seen, held_out, energy, W0, options.ridges, label)
+    stream = small[0].stream
+    gain = output_gain(stream.decoder.blocks[small[0].block], stream.checkpoint, kind)
+    fitted, unseen = (
+        module_moments(walk, kind, target.stream.hidden, spread, gain)
+        for walk, target, spread in zip(small, dense, spreads, strict=True)
+    )
+    return fit_output(fitted, unseen, W0, gain, options.ridges, label)

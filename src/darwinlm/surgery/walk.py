@@ -87,6 +87,12 @@ class BlockWalk:
                 )
             stream.hidden[index] = result
 
+    @torch.no_grad()
+    def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:
+        """For each batch the residual stream behind a sub-layer, which isn't moved there, [b, t, m]."""
+        for hidden in self.stream.hidden:
+            yield self._half(kind, hidden)
+
     def _half(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
         """The residual stream behind one sub-layer."""
         (other,) = (k for k in KINDS if k != kind)
