@@ -8,8 +8,10 @@ Starts from smaller models that exist: a finished run's, or any folder. Each is 
 - for every further seed one short training on the first `--cheap` tokens of the text, with a whole schedule of its own.
   `--short-first` makes one with the first seed too, so that all seeds can be compared.
 
-A seed is that of the order of the text; its tokens are the same for all models. `--cached-top-k K` lets the dense model
-pass over the text once, stores its K likeliest tokens at each place, and distils all models and seeds from these.
+A seed is that of the order of the text; its tokens are the same for all models. Held-out text is disjoint by document
+from it, and from all text of the run that a model's folder lies in (calibration, fitness, validation, evaluation).
+`--cached-top-k K` lets the dense model pass over the text once, stores its K likeliest tokens at each place, and
+distils all models and seeds from these.
 
 Prints one JSON line for each model, seed, kind of training (`start`, `long` or `short`) and number of tokens, with the
 seconds spent on training so far in this process. Lines that stand in the file given by `--lines` are left out and a
@@ -36,8 +38,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from darwinlm.data import read_documents, split_documents
+from darwinlm.data import TokenBlocks, read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
+from darwinlm.data.packing import document_hash
 from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
@@ -175,13 +178,22 @@ def count(text: str) -> int:
     return round(parse_quantity(text, COUNTS, "300k"))
 
 
-def held_out_of(sources: dict[str, str], tokenizer: Any, length: int, tokens: int) -> dict[str, Any]:
-    """Validation and evaluation text of each source, the same for every model and seed."""
+def held_out_of(
+    sources: dict[str, str], tokenizer: Any, length: int, tokens: int, seen: set[str]
+) -> dict[str, dict[str, TokenBlocks]]:
+    """Validation and evaluation text of each source, without seen documents, the same for every model and seed."""
     shares = {"validation": 4096, "evaluation": tokens}
-    return {
-        name: split_documents(read_documents(source), shares, tokenizer, length, 0, source=source)
-        for name, source in sources.items()
-    }
+    found = {}
+    for name, source in sources.items():
+        unseen = (text for text in read_documents(source) if document_hash(text) not in seen)
+        found[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source)
+    return found
+
+
+def documents_behind(folder: Path) -> set[str]:
+    """Hashes of the documents of the run that a model lies in: what it was calibrated, searched and fitted on."""
+    texts = [path for parent in folder.resolve().parents for path in (parent / "stages" / "text").glob("*/blocks.json")]
+    return {hashed for path in texts for hashed in TokenBlocks.load(path.parent).document_hashes}
 
 
 def training_text(
@@ -246,13 +258,15 @@ def run(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     teacher = Checkpoint.open(options.dense)
     tokenizer = teacher.tokenizer()
-    smalls = {}
+    smalls, seen = {}, set()
     for pair in options.model:
         name, folder = pair.split("=", 1)
         smalls[name] = Checkpoint.open(Path(folder))
         check_teacher(teacher, smalls[name], tokenizer)
+        seen |= documents_behind(Path(folder))
+    print(f"{len(seen)} documents of the runs that the models come from aren't measured on", flush=True)
     sources = dict(pair.split("=", 1) for pair in options.text)
-    held_out = held_out_of(sources, tokenizer, options.length, options.held_out)
+    held_out = held_out_of(sources, tokenizer, options.length, options.held_out, seen)
     text: Any = training_text(
         sources, held_out, tokenizer, options.out, points[-1], options.length, int(teacher.config.vocab_size)
     )

@@ -105,6 +105,12 @@ def lines_of(out):
     return [json.loads(line) for line in (out / "lines.jsonl").read_text().splitlines()]
 
 
+def documents_of(run):
+    """What a run's text was made of."""
+    parts = (run / "stages" / "text").glob("*/blocks.json")
+    return {hashed for path in parts for hashed in json.loads(path.read_text())["document_hashes"]}
+
+
 def figures(lines):
     return {
         (line["model"], line["kind"], line["seed"], line["tokens"]): line["held_out"]["tiny"]["kl"] for line in lines
@@ -133,6 +139,7 @@ def test_one_long_training_is_measured_on_the_way_and_short_ones_stand_beside_it
         patched.setattr(cache, "dense_top", lambda *_: pytest.fail("the dense model runs over the text again"))
         said = benchmark(*given, f"--plot={tmp_path / 'curves.svg'}")
     assert "going on from checkpoint-4" in said
+    assert int(said.split()[0]) == len(documents_of(inputs[0].parent)) > 0, "what made the model isn't measured on"
     lines = lines_of(tmp_path / "out")
     assert lines[: len(before)] == before
     found = figures(lines)
