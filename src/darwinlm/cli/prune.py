@@ -93,6 +93,7 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
+    from darwinlm.report.finalists import finalists_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -102,6 +103,9 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return
+    finalists = finalists_table(found["search"])
+    if finalists is not None:
+        console.print(finalists, "")
     console.print(comparison_table(found))
     for number, prompt in enumerate(found["prompts"]):
         console.print(f"\n[bold]{prompt!r}[/bold] goes on")

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
+from darwinlm.report.finalists import last_choice
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 _PURPOSES = {
@@ -119,6 +120,7 @@ def _search(summary: Mapping[str, Any]) -> dict[str, Any] | None:
             f"{wording.duration(search['seconds'])}: {search['ended']}.{beside}"
         ),
         "svg": Markup(plots.search_plot(history)) if history else None,  # noqa: S704
+        "last_choice": last_choice(search),
     }
 
 
