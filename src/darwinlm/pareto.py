@@ -24,8 +24,11 @@ def prune_family(
 ) -> list[dict[str, Any]]:
     """Make a model smaller in several sizes, the largest first; text, database and scores are made once.
 
+    It is what `darwinlm prune --keep 75%,50%` does.
+
     Args:
-        recipes: equal but for the bound, which is of one kind.
+        recipes: equal but for the bound, which is of one kind; `darwinlm.load_recipes` makes them of a recipe whose
+            bound has several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
         out: output folder; each model has a folder of its own in it, such as `keep-75`.
         until: last stage, as in `run_stages`.
         reporter: tells the user; None prints to the terminal.

@@ -62,6 +62,8 @@ def prune(
 ) -> Result:
     """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
 
+    For several sizes from one database see `darwinlm.prune_family`.
+
     Args:
         model: hub id, folder or GGUF file; overrides the recipe's.
         out: output folder, new or of an earlier run of the same kind, which is then resumed.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import Budget, Recipe, load_recipe, load_recipes, merge, parse_recipe
@@ -103,6 +104,24 @@ def test_one_bound_is_one_recipe():
     assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
     with pytest.raises(RecipeError, match="a value is there twice"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
+
+
+@pytest.mark.parametrize("given_as", ["75%,50%", ["75%", 0.5]])
+def test_one_recipe_has_one_bound(given_as):
+    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_family"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(None, (), {"budget.keep": given_as})
+    with pytest.raises(RecipeError, match=message):
+        merge(Recipe(), (), {"budget.keep": given_as})
+    with pytest.raises(RecipeError, match=message):
+        darwinlm.prune("model", keep=given_as)
+
+
+def test_a_family_is_public():
+    (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
+    assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
+    with pytest.raises(RecipeError, match="a family's budgets must differ; these are keep-75, keep-75"):
+        darwinlm.prune_family([large, large], "nowhere")
     with pytest.raises(RecipeError, match=r"budget\.keep"):
         load_recipe(None, (), {"budget.keep": "50%,40%"})
 

@@ -45,7 +45,8 @@ def load_recipe(
         overrides: dotted field names and values; None values are left out.
 
     Raises:
-        RecipeError: the file can't be read, a field is unknown (the message suggests a near one) or a value is wrong.
+        RecipeError: the file can't be read, a field is unknown (the message suggests a near one), a value is wrong, or
+            the budget has several (see `load_recipes`).
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -71,16 +72,23 @@ def load_recipes(
     tree = _read_yaml(find_recipe(path)) if path is not None else {}
     where = str(path) if path else "the options"
     _assemble(tree, assignments, overrides or {})
-    budget = tree.get("budget")
-    several = [kind for kind in BUDGETS if isinstance(budget, dict) and len(_values(budget.get(kind))) > 1]
-    if not isinstance(budget, dict) or not several:
+    kind = _several(tree)
+    if kind is None:
         return [parse_recipe(tree, where)]
-    kind = several[0]
+    budget = tree["budget"]
     recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
     bounds = [getattr(recipe.budget, kind) for recipe in recipes]
     if len(set(bounds)) < len(bounds):
         raise RecipeError(f"budget.{kind}: a value is there twice in '{budget[kind]}'")
     return recipes
+
+
+def _several(tree: Mapping[str, Any]) -> str | None:
+    """The kind of budget that has several values."""
+    budget = tree.get("budget")
+    if not isinstance(budget, dict):
+        return None
+    return next((kind for kind in BUDGETS if len(_values(budget.get(kind))) > 1), None)
 
 
 def _values(given: Any) -> list[Any]:
@@ -91,6 +99,12 @@ def _values(given: Any) -> list[Any]:
 
 def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
     _assemble(tree, assignments, overrides)
+    kind = _several(tree)
+    if kind is not None:
+        raise RecipeError(
+            f"budget.{kind} takes one value here, not '{tree['budget'][kind]}': several make a family of models, with "
+            "darwinlm prune, or in Python with load_recipes and prune_family"
+        )
     return parse_recipe(tree, where)
 
 
