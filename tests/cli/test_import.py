@@ -76,6 +76,25 @@ def test_zeros_are_cut_out(command, tmp_path, model_type):
     assert report["bytes"] < (folder / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+def test_zeros_are_cut_out_of_fused_projections(command, tmp_path, uneven):
+    folder = plain_checkpoint(tmp_path / "zeros", "phi3", tie_word_embeddings=False)
+
+    def change(tensors):
+        without_heads(tensors, 0, (1,) if uneven else (0, 1))
+        tensors[name(1, "self_attn.qkv_proj")][4 * H + 2 * H + H :] = 0  # the values of the last KV head
+        tensors[name(2, "mlp.gate_up_proj")][90:96] = 0  # of gates
+        tensors[name(2, "mlp.gate_up_proj")][96 : 96 + 20] = 0  # of what they open for
+
+    edited(folder, change)
+    expected = logits(folder)
+    ended = command("import", folder, "--out", tmp_path / "out")
+    assert ended.code == 0, ended
+    first = (set(), 3, 3, 96) if uneven else (set(), 2, 1, 96)
+    assert layers(tmp_path / "out") == [first, (set(), 2, 1, 96), (set(), 4, 2, 70)]
+    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+
+
 def test_values_of_zeros_make_a_group_useless(command, tmp_path):
     folder = edited(
         plain_checkpoint(tmp_path / "zeros", "llama"), lambda tensors: tensors[name(1, "self_attn.v_proj")][:H].zero_()
@@ -201,9 +220,7 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out, "--head-dim", 7).refused("--head-dim")
     command("import", plain, "--out", out, "--query-groups", "last").refused("must be first or spread")
     command("import", plain, "--out", plain).refused("is where the model itself lies")
-    command("import", plain_checkpoint(tmp_path / "phi", "phi3"), "--out", out).refused(
-        "several projections in one tensor"
-    )
+    command("import", plain_checkpoint(tmp_path / "moe", "mixtral"), "--out", out).refused("is a mixture of experts")
     path = plain / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("head_dim", "num_attention_heads")}))

@@ -46,8 +46,22 @@ def planted(monkeypatch, change):
 @pytest.mark.parametrize("quantisation", ["f32", "f16", "q8_0", "q4_0"])
 def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
     model = pruned_checkpoint(tmp_path / "model", "llama", ROWS)
-    monkeypatch.setattr(tensors, "permute_rows", lambda tensor, heads: tensor)
+    monkeypatch.setattr(tensors, "permute_rows", lambda tensor, *_: tensor)
     refused(tmp_path, model, "block 0 attention", quantisation=quantisation)
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"), [("_score_scale", "block 0 attention"), ("permute_rows", "block 0 attention")]
+)
+def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fault, place):
+    """Gemma 2 scales its scores by a number of its own; of Phi-3's heads only a half turns."""
+    kinds = {"layer_types": ["full_attention"] * 3, "query_pre_attn_scalar": 48}
+    model_type, overrides = ("gemma2", kinds) if fault == "_score_scale" else ("phi3", {})
+    model = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+    whole = tensors.permute_rows
+    wrong = {"_score_scale": lambda *_: 1.0, "permute_rows": lambda tensor, heads, turned: whole(tensor, heads)}
+    monkeypatch.setattr(tensors, fault, wrong[fault])
+    refused(tmp_path, model, place, quantisation="f16")
 
 
 def test_a_permutation_too_many(tmp_path, monkeypatch):

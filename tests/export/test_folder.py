@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,15 +22,21 @@ def logits(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite"]
-)
+EXPERTS = {0: (4, 2, 64), 1: (4, 2, 0), 2: (4, 2, 24)}
+"""Of mixtures of experts the MLPs alone are pruned."""
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
     overrides = {"no_rope_layers": [1, 0, 1]} if model_type == "smollm3" else {}
     if model_type in ("gemma2", "gemma3_text"):
         overrides = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-    folder = pruned_checkpoint(tmp_path / "model", model_type, MIXED, **overrides)
+    if model_type == "qwen3_moe":
+        overrides = {"mlp_only_layers": [], "moe_intermediate_size": 96}
+    rows = EXPERTS if model_type in ("mixtral", "qwen3_moe") else MIXED
+    folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     report = export_model(folder, tmp_path / "dense", to="dense")
+    assert report.comparisons[0].left == "masked dense"
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
     assert config["model_type"] == model_type
     assert "auto_map" not in config
@@ -38,8 +45,9 @@ def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
     assert any("as large and as slow" in note for note in report.notes)
 
 
-def test_dense_of_unevenly_shared_heads(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_dense_of_unevenly_shared_heads(tmp_path, model_type):
+    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
     export_model(folder, tmp_path / "dense", to="dense")
     torch.testing.assert_close(logits(tmp_path / "dense"), logits(folder), atol=2e-5, rtol=2e-5)
 
@@ -61,11 +69,12 @@ def test_vllm_gets_a_zero_head_where_attention_is_gone(tmp_path, model_type):
     assert "one zero head instead of no attention: blocks 0" in report.notes
 
 
-def test_vllm_gets_plain_linear_layers_for_unevenly_shared_heads(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
+@pytest.mark.parametrize(("model_type", "projection"), [("llama", "k_proj"), ("phi3", "qkv_proj")])
+def test_vllm_gets_plain_linear_layers_for_unevenly_shared_heads(tmp_path, model_type, projection):
+    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
     export_model(folder, tmp_path / "out", to="vllm")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(model.model.layers[1].self_attn.k_proj) is torch.nn.Linear
+    assert type(getattr(model.model.layers[1].self_attn, projection)) is torch.nn.Linear
     torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
 
 

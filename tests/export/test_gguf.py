@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import Row, plain_checkpoint, pruned_checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.engines import EngineProcess
 from darwinlm.errors import ExportError
 from darwinlm.export.run import export_model
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
-TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."
 FULL = (4, 2, 96)
 ODD: dict[str, tuple[dict[int, Row], str]] = {
     "a KV group gone": ({0: (2, 1, 96), 2: (2, 1, 64)}, ""),
@@ -33,34 +27,6 @@ ODD: dict[str, tuple[dict[int, Row], str]] = {
     "nothing in the last block": ({1: (4, 2, 64), 2: (0, 0, 0)}, "left out: block 2, of which nothing was left"),
     "no attention in the last block": ({2: (0, 0, 32)}, ""),
 }
-
-
-def exported(folder: Path, out: Path, **options: object) -> dict:
-    report = export_model(folder, out, to="gguf", **options)
-    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_dict()))
-    return report.as_dict()
-
-
-def assert_same_as_transformers(folder: Path, file: Path, tolerance: float) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].numpy()
-        made = model.generate(
-            torch.tensor([ids]),
-            do_sample=False,
-            min_new_tokens=12,
-            max_new_tokens=12,
-            pad_token_id=0,
-            eos_token_id=None,
-        )[0, len(ids) :].tolist()
-    with EngineProcess("llama.cpp", file, exact=True, context=256) as engine:
-        assert engine.tokenize(TEXT) == ids
-        found = engine.logits(ids)
-        greedy = engine.greedy(ids, 12)
-    assert found.shape == logits.shape
-    assert np.abs(found - logits).max() < tolerance * np.abs(logits).max()
-    assert greedy == made
 
 
 @pytest.mark.parametrize("case", ODD)
@@ -161,10 +127,16 @@ def test_quantised_files(tmp_path, quantisation):
     [
         ("qwen3", MIXED, {"tie_word_embeddings": False}, "its layers differ, and the only architecture with normed"),
         ("gemma", MIXED, {}, "its layers differ, and no architecture with sizes per layer"),
-        ("mistral", MIXED, {"sliding_window": 8}, "slides over a window of 8 tokens"),
         ("smollm3", MIXED, {"no_rope_layers": [1, 1, 1]}, "its layers differ"),
         ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
-        ("phi3", {}, {}, "doesn't describe this family"),
+        ("mixtral", {0: (4, 2, 64)}, {}, "its layers differ, and in llama.cpp all experts of a model are of one width"),
+        ("gemma2", MIXED, {"layer_types": ["full_attention"] * 3}, "its layers differ, and no architecture"),
+        ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "all layers slide but every 6"),
+        ("gemma2", {}, {"layer_types": ["sliding_attention"] * 3}, "all layers slide but every 2"),
+        ("gemma2", {1: (0, 0, 0)}, {"layer_types": ["full_attention"] * 3}, "whole blocks are gone"),
+        ("gemma3_text", {}, {"layer_types": ["sliding_attention"] * 3, "final_logit_softcapping": 30.0}, "it caps"),
+        ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "some of its MLPs aren't mixtures of experts"),
+        ("qwen3_moe", {}, {"mlp_only_layers": [], "norm_topk_prob": False}, "don't add up to one"),
     ],
 )
 def test_models_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):

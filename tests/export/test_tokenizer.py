@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import WORDS
-from tests.tiny.pruned import pruned_checkpoint
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines import EngineProcess
-from darwinlm.errors import ExportError
+from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
 
 TEXTS = (
     "the river turns slowly under the silver bridge",
@@ -35,8 +38,8 @@ GEMMA = {
 }
 
 
-def sentence_piece(folder: Path, **options: object) -> Any:
-    """Train a BPE of SentencePiece, save it as tokenizer.model, and return the library's own processor of it."""
+def sentence_piece(folder: Path, model_type: str = "bpe", **options: object) -> Any:
+    """Train a model of SentencePiece, save it as tokenizer.model, and return the library's own processor of it."""
     library = pytest.importorskip("sentencepiece", reason="comes with the extra gguf")
     lines = [" ".join(WORDS[start:] + WORDS[:start]) for start in range(len(WORDS))]
     trained = io.BytesIO()
@@ -44,7 +47,8 @@ def sentence_piece(folder: Path, **options: object) -> Any:
         sentence_iterator=iter(lines),
         model_writer=trained,
         vocab_size=320,
-        model_type="bpe",
+        model_type=model_type,
+        hard_vocab_limit=False,
         byte_fallback=True,
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
@@ -82,6 +86,10 @@ def unigram() -> Tokenizer:
     return Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0))
 
 
+def whole_pieces() -> Tokenizer:
+    return Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+
+
 def split_its_own_way() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "ab"])}
@@ -100,7 +108,8 @@ def too_many() -> Tokenizer:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (unigram, "its model is Unigram, not BPE.*--tokenizer-from"),
+        (unigram, "its model is Unigram, and llama.cpp.*--tokenizer-from"),
+        (whole_pieces, "its model is WordPiece, not BPE.*--tokenizer-from"),
         (whole_words, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
         (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't one.*--tokenizer-from"),
         (too_many, "the tokenizer knows 357 tokens, but the embedding has 320 rows"),
@@ -113,3 +122,38 @@ def test_tokenizers_that_are_refused(tmp_path, made, reason):
     with pytest.raises(ExportError, match=reason):
         export_model(folder, tmp_path / "m.gguf", to="gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def unigram_checkpoint(folder: Path) -> tuple[Path, Any]:
+    """A checkpoint that carries a Unigram `tokenizer.model` and no tokenizer.json, as older ones do."""
+    oracle = sentence_piece(folder / "sentencepiece", "unigram")
+    model = plain_checkpoint(folder / "model", "llama")
+    for path in model.glob("token*"):
+        path.unlink()
+    shutil.copy(folder / "sentencepiece" / "tokenizer.model", model)
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    return model, oracle
+
+
+@pytest.mark.parametrize("to", ["gguf", "hf"])
+def test_a_unigram_model_that_transformers_reads_as_bpe_is_refused(tmp_path, to):
+    model, oracle = unigram_checkpoint(tmp_path)
+    misread = LlamaTokenizer.from_pretrained(model)
+    assert misread(TEXTS[0], add_special_tokens=False)["input_ids"] != oracle.encode(TEXTS[0])
+    with pytest.raises(CheckpointError, match=r"tokenizer.model is a Unigram model of SentencePiece.*tokenizer.json"):
+        export_model(model, tmp_path / "out", to=to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sentencepiece"]
+
+
+def test_a_damaged_sentence_piece_model_is_refused(tmp_path):
+    model, _ = unigram_checkpoint(tmp_path)
+    (model / "tokenizer.model").write_bytes(b"\xff" * 100)
+    with pytest.raises(ModelError, match=r"tokenizer"):
+        Checkpoint.open(model).tokenizer()
+
+
+def test_a_unigram_model_with_its_tokenizer_json_is_read(tmp_path):
+    model, _ = unigram_checkpoint(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=unigram()).save_pretrained(model)
+    assert (model / "tokenizer.model").is_file()
+    assert Checkpoint.open(model).tokenizer()("a")["input_ids"]

@@ -52,7 +52,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def layer_row(row: Row, query_groups: Sequence[int] | None = None) -> dict[str, Any]:
+def layer_row(
+    row: Row, query_groups: Sequence[int] | None = None, width_field: str = "intermediate_size"
+) -> dict[str, Any]:
     """Overrides of one layer."""
     heads, groups, width = row
     made: dict[str, Any] = {}
@@ -61,7 +63,7 @@ def layer_row(row: Row, query_groups: Sequence[int] | None = None) -> dict[str, 
     if query_groups is not None:
         made |= {"num_key_value_heads": heads, "query_groups": list(query_groups), "stored_kv_heads": groups}
     if width:
-        made["intermediate_size"] = width
+        made[width_field] = width
     gone = [name for name, size in (("attention", heads), ("mlp", width)) if not size]
     return made | ({"skip": gone} if gone else {})
 
@@ -95,7 +97,8 @@ def pruned_checkpoint(
     family = families()[model_type]
     config_class, _, causal = pruned_classes(*family.class_names)
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
-    table = {block: layer_row(row, (query_groups or {}).get(block)) for block, row in rows.items()}
+    field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
+    table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

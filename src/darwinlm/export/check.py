@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.errors import ExportError, ModelError
+from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
 
@@ -93,6 +93,8 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
     length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
     try:
         ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
+    except CheckpointError:
+        raise
     except ModelError:
         report.notes.append("the folder holds no tokenizer: compared on random tokens instead of text")
         generator = torch.Generator().manual_seed(0)

@@ -12,12 +12,12 @@ import torch
 from transformers import GenerationConfig
 
 from darwinlm.artifact import write_json
-from darwinlm.errors import ExportError, ModelError
+from darwinlm.errors import CheckpointError, ExportError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
 from darwinlm.export.dense import check_masked, masked_dense
 from darwinlm.export.hf import is_custom, save_model, saved_bytes, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
-from darwinlm.export.sizes import BlockSizes, require_separate
+from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes
 
@@ -58,8 +58,6 @@ def export_folder(
     if to == "hf":
         model = checkpoint.load(dtype)
     elif to == "dense":
-        if is_custom(checkpoint.config):
-            require_separate(checkpoint.family)
         model = masked_dense(reshaper, dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
         report.notes.append(SLOW)
     else:
@@ -76,6 +74,8 @@ def export_folder(
 def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
     try:
         tokenizer = checkpoint.tokenizer()
+    except CheckpointError:
+        raise
     except ModelError:
         tokenizer = None  # the check's report says so
     if (checkpoint.folder / "generation_config.json").is_file():
@@ -90,8 +90,7 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
     tokens = check_tokens(checkpoint, report)
     model = checkpoint.load(torch.float32)
     pruned = model_streams(model, checkpoint.family, tokens)
-    if checkpoint.family.mlp.experts is None and _separate(reshaper):
-        check_masked(reshaper, pruned, tokens, report)
+    check_masked(reshaper, pruned, tokens, report)
     rounded, name = pruned, "pruned in memory"
     if dtype not in (torch.float32, checkpoint.dtype):
         for parameter in model.parameters():
@@ -101,14 +100,6 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
     again = Checkpoint.open(folder)
     written = model_streams(again.load(torch.float32), again.family, tokens)
     report.comparisons.append(compare((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
-
-
-def _separate(reshaper: Reshaper) -> bool:
-    try:
-        require_separate(reshaper.family)
-    except ExportError:
-        return False
-    return True
 
 
 def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:

@@ -12,7 +12,6 @@ from darwinlm.export.sizes import (
     Tensors,
     block_sizes,
     expand_groups,
-    require_separate,
     split_block,
     stock_config,
     widen_attention,
@@ -21,7 +20,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, Attention
-from darwinlm.families.shapes import head_dim
+from darwinlm.families.shapes import head_dim, output_name
 
 
 class Reshaper:
@@ -52,17 +51,16 @@ class Reshaper:
 
     def full(self, block: int) -> BlockSizes:
         """Sizes of a block before anything was pruned."""
-        stock = self.stock
+        stock, template = self.stock, self.template[block]
         groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
-        return BlockSizes(block, stock.num_attention_heads, groups, stock.intermediate_size)
+        output = output_name(self.family.mlp, template)
+        assert output is not None
+        return BlockSizes(block, stock.num_attention_heads, groups, template[output].shape[-1])
 
     def block(self, target: BlockSizes) -> Tensors:
         """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
 
         A sub-layer that the target doesn't have is left out; one that the model doesn't have is zeros.
-
-        Raises:
-            ExportError: the sizes differ, and the family keeps several projections in one tensor.
         """
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
@@ -79,7 +77,6 @@ class Reshaper:
             if _same(sizes, target, attention=attention):
                 made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
                 continue
-            require_separate(self.family)
             if isinstance(part, Attention):
                 own, plain = expand_groups(own, part, sizes, self.columns) if _expands(sizes, target) else (own, sizes)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Attention, Family, Mlp
-from darwinlm.families.shapes import head_dim, module_shapes
+from darwinlm.families.family import Attention, Mlp, Rows
+from darwinlm.families.shapes import head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]
 
@@ -54,7 +54,7 @@ class BlockSizes:
 
 
 def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers of the shards."""
+    """Shape of every stored tensor, from the headers of the shards."""
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in sorted(set(checkpoint.shards.values())):
         with safe_open(checkpoint.folder / shard, framework="pt") as stream:
@@ -64,7 +64,9 @@ def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     """Sizes of all blocks, read from the weights; the width of a mixture of experts is that of one expert."""
-    modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, tensor_shapes(checkpoint))}
+    stored = tensor_shapes(checkpoint)
+    shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
+    modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, shapes)}
     found = []
     for block in range(checkpoint.n_blocks):
         attention, mlp = modules.get((block, "attention")), modules.get((block, "mlp"))
@@ -73,16 +75,6 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
         owners = attention.query_groups if attention else None
         found.append(BlockSizes(block, heads, groups, mlp.width if mlp else 0, owners))
     return found
-
-
-def require_separate(family: Family) -> None:
-    """Raise ExportError where one tensor holds several projections, or an MLP is a mixture of experts."""
-    names = [*family.attention.query, *family.attention.key_value, *family.mlp.inputs]
-    if len(set(names)) != len(names) or family.mlp.experts is not None:
-        raise ExportError(
-            f"models of the family {family.model_type} keep several projections in one tensor; this export can't take "
-            "them apart"
-        )
 
 
 def stock_config(checkpoint: Checkpoint) -> Any:
@@ -109,10 +101,14 @@ def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns:
     """Give every query head a KV head of its own where they aren't shared evenly: the same function, plain shapes."""
     if sizes.owners is None:
         return tensors, sizes
-    rows = _rows(sizes.owners, columns)
-    wider = {
-        name: tensor[rows] if name.partition(".")[0] in part.key_value else tensor for name, tensor in tensors.items()
-    }
+    rows = {"query": _rows(range(sizes.heads), columns), "key_value": _rows(sizes.owners, columns)}
+    have = _attention_rows(sizes, columns)
+    wider: Tensors = {}
+    for name, tensor in tensors.items():
+        segments = row_segments(part, name)
+        pieces = split_rows(tensor, segments, have)
+        taken = [piece.index_select(row_axis(piece), rows[kind]) for kind, piece in zip(segments, pieces, strict=True)]
+        wider[name] = torch.cat(taken, row_axis(tensor)) if segments else tensor
     return wider, BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
 
 
@@ -142,33 +138,55 @@ def widen_attention(
             )
         slots.append(owner * share + taken[owner])
         taken[owner] += 1
-    query, key_value = _rows(slots, columns), _rows(range(sizes.groups), columns)
-    wider: Tensors = {}
-    for name, tensor in tensors.items():
-        owner_name, _, leaf = name.rpartition(".")
-        if owner_name in part.query:
-            wider[name] = _spread(tensor, query, target.heads * columns, 0)
-        elif owner_name in part.key_value:
-            wider[name] = _spread(tensor, key_value, target.groups * columns, 0)
-        elif owner_name == part.output and leaf == "weight":
-            wider[name] = _spread(tensor, query, target.heads * columns, 1)
-        else:
-            wider[name] = tensor
-    return wider
+    places: dict[Rows, Tensor] = {"query": _rows(slots, columns), "key_value": _rows(range(sizes.groups), columns)}
+    have, want = _attention_rows(sizes, columns), _attention_rows(target, columns)
+    return _widened(tensors, part, have, want, places)
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
-    """Add zero channels to an MLP up to `width`; rows of inputs [channels, m], output [m, channels]."""
+    """Add zero channels to an MLP, or to each of its experts, up to `width`; rows of inputs are channels."""
+    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
+    assert output is not None
+    have = tensors[output.removeprefix(f"{part.name}.")].shape[-1]
+    return _widened(tensors, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
+
+
+def _widened(
+    tensors: Mapping[str, Tensor],
+    part: Attention | Mlp,
+    have: Mapping[Rows, int],
+    want: Mapping[Rows, int],
+    places: Mapping[Rows, Tensor],
+) -> Tensors:
+    """Rows of projections and columns of the output put into larger ones of zeros."""
+    inner: Rows = "query" if isinstance(part, Attention) else "channel"
+    output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     wider: Tensors = {}
     for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        if owner in part.inputs:
-            wider[name] = _spread(tensor, torch.arange(tensor.shape[0]), width, 0)
-        elif owner == part.output and leaf == "weight":
-            wider[name] = _spread(tensor, torch.arange(tensor.shape[1]), width, 1)
+        segments = row_segments(part, name)
+        if f"{part.name}.{name}" == output:
+            wider[name] = _spread(tensor, places[inner], want[inner], tensor.ndim - 1)
+        elif segments:
+            pieces = zip(segments, split_rows(tensor, segments, have), strict=True)
+            axis = row_axis(tensor)
+            wider[name] = torch.cat([_spread(piece, places[kind], want[kind], axis) for kind, piece in pieces], axis)
         else:
             wider[name] = tensor
     return wider
+
+
+def row_axis(tensor: Tensor) -> int:
+    """The dimension that counts a projection's rows: the first, or the second behind that which counts experts."""
+    return max(tensor.ndim - 2, 0)
+
+
+def split_rows(tensor: Tensor, segments: Sequence[Rows], sizes: Mapping[Rows, int]) -> list[Tensor]:
+    """The parts of a projection, which is one tensor for all of them where several segments are named."""
+    return list(torch.split(tensor, [sizes[kind] for kind in segments], row_axis(tensor))) if segments else []
+
+
+def _attention_rows(sizes: BlockSizes, columns: int) -> dict[Rows, int]:
+    return {"query": sizes.heads * columns, "key_value": sizes.groups * columns}
 
 
 def zero_sublayer(
@@ -186,21 +204,20 @@ def zero_sublayer(
     Returns:
         Its tensors, norms included, by name inside the block.
     """
+    inner: Rows = "query" if isinstance(part, Attention) else "channel"
+    each: dict[Rows, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
+    output = output_name(part, template)
     made: Tensors = {}
     for name, tensor in template.items():
-        inside, leaf = name.partition(".")[0] == part.name, name.rpartition(".")[2]
-        if not inside and name.partition(".")[0] not in part.norms:
+        if name.partition(".")[0] not in (part.name, *part.norms):
             continue
         shape = list(tensor.shape)
-        owner = name.removeprefix(part.name + ".").rpartition(".")[0]
-        rows = part.segments.get(owner, [])
-        inner = sizes.heads * columns if isinstance(part, Attention) else sizes.width
-        each = {"query": sizes.heads * columns, "key_value": sizes.groups * columns, "channel": sizes.width}
-        if inside and rows:
-            shape[0] = sum(each[row] for row in rows)
-        elif inside and owner == part.output and leaf == "weight":
-            shape[1] = inner
-        norm = len(shape) == 1 and leaf == "weight"
+        rows = row_segments(part, name.removeprefix(part.name + ".")) if name.startswith(part.name + ".") else []
+        if name == output:
+            shape[-1] = each[inner]
+        elif rows:
+            shape[row_axis(tensor)] = sum(each[row] for row in rows)
+        norm = len(shape) == 1 and name.endswith(".weight")
         made[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
     return made
 

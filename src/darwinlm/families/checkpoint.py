@@ -23,6 +23,7 @@ from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.families.family import PREFIX, Family, families, family_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.sentence_piece import check_sentence_piece
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -202,11 +203,14 @@ class Checkpoint:
 
         Raises:
             ModelError: the folder holds none that can be read.
+            CheckpointError: transformers would read it as one of another kind.
         """
         try:
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:
             raise ModelError(f"{self.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
+        check_sentence_piece(self.folder, found)
+        return found
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
         """The whole model, ready for inference.

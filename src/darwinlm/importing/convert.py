@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.artifact import write_json
-from darwinlm.errors import ModelError
+from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, unchecked
-from darwinlm.export.sizes import BlockSizes, Tensors, split_block, widen_attention, widen_mlp, zero_sublayer
+from darwinlm.export.sizes import (
+    BlockSizes,
+    Tensors,
+    split_block,
+    split_rows,
+    widen_attention,
+    widen_mlp,
+    zero_sublayer,
+)
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, Attention
+from darwinlm.families.family import KINDS, Attention, Mlp, Rows
 from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
-from darwinlm.importing.zeros import useful_channels, useful_heads
+from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
 from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 
 REPORT = "import.json"
@@ -81,6 +89,8 @@ def import_model(
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return checkpoint.tokenizer()
+    except CheckpointError:
+        raise
     except ModelError:
         return None  # the check's report says so
 
@@ -97,12 +107,13 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
         row: dict[str, Any] = {}
         gone = []
         inside = checkpoint.read(prefix)
+        rows: dict[Rows, int] = {"query": foreign.heads[block] * columns, "key_value": foreign.groups[block] * columns}
         for kind in KINDS:
             part = family.module(kind)
             own, norms = split_block(inside, part)
             if isinstance(part, Attention):
                 there = foreign.heads[block]
-                kept = useful_heads(own, part, foreign.owners[block], columns) if there else []
+                kept = useful_heads(own, part, rows, foreign.owners[block], columns) if there else []
             else:
                 there = foreign.widths[block]
                 kept = useful_channels(own, part) if there else []
@@ -112,10 +123,10 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
                 gone.append(kind)
                 continue
             if isinstance(part, Attention):
-                own, sizes = _cut_attention(own, part, kept, foreign.owners[block], columns)
+                own, sizes = _cut_attention(own, part, kept, rows, foreign.owners[block], columns)
                 row |= sizes
             else:
-                own = _take(own, dict.fromkeys(part.inputs, kept), part.output, kept)
+                own = _take(own, part, {"channel": there}, {"channel": kept}, kept)
                 row[part.width] = len(kept)
             found |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in own.items()}
             found |= {prefix + name: tensor for name, tensor in norms.items()}
@@ -127,7 +138,7 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
 
 
 def _cut_attention(
-    tensors: Tensors, part: Attention, heads: list[int], owners: tuple[int, ...], columns: int
+    tensors: Tensors, part: Attention, heads: list[int], have: Sizes, owners: tuple[int, ...], columns: int
 ) -> tuple[Tensors, dict[str, Any]]:
     """An attention with some of its query heads and the KV heads that they use, and its sizes."""
     used = sorted({owners[head] for head in heads})
@@ -135,21 +146,25 @@ def _cut_attention(
     shared = [place[owners[head]] for head in heads]
     query = [head * columns + i for head in heads for i in range(columns)]
     key_value = [group * columns + i for group in used for i in range(columns)]
-    rows = dict.fromkeys(part.query, query) | dict.fromkeys(part.key_value, key_value)
     even = shared == [number * len(used) // len(heads) for number in range(len(heads))] and len(heads) % len(used) == 0
     sizes: dict[str, Any] = {"num_attention_heads": len(heads), "num_key_value_heads": len(used)}
     if not even:
         sizes |= {"num_key_value_heads": len(heads), "query_groups": shared, "stored_kv_heads": len(used)}
-    return _take(tensors, rows, part.output, query), sizes
+    return _take(tensors, part, have, {"query": query, "key_value": key_value}, query), sizes
 
 
-def _take(tensors: Tensors, rows: dict[str, list[int]], output: str, columns: list[int]) -> Tensors:
+def _take(
+    tensors: Tensors, part: Attention | Mlp, have: Sizes, kept: Mapping[Rows, list[int]], columns: list[int]
+) -> Tensors:
+    """Some rows of the projections, `have` counting all of each, and some columns of the output."""
     cut: Tensors = {}
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        if owner in rows:
-            cut[name] = tensor[rows[owner]]
-        elif owner == output and leaf == "weight":
+        segments = part.segments.get(owner, [])
+        if segments:
+            pieces = zip(segments, split_rows(tensor, segments, have), strict=True)
+            cut[name] = torch.cat([piece[kept[kind]] for kind, piece in pieces])
+        elif owner == part.output and leaf == "weight":
             cut[name] = tensor[:, columns].contiguous()
         else:
             cut[name] = tensor

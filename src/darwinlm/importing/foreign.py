@@ -16,9 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError
-from darwinlm.export.sizes import require_separate, tensor_shapes
+from darwinlm.export.sizes import tensor_shapes
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import PREFIX, Family, families
+from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
 QUERY_GROUPS = ("first", "spread")
@@ -67,16 +67,20 @@ def open_foreign(
         raise ModelError(f"{folder} is a model of this package already: nothing needs to be converted")
     shapes = tensor_shapes(Checkpoint(folder, None, next(iter(families().values())), str(folder)))
     described = _family(model_type, family, shapes)
-    require_separate(described)
+    if described.mlp.experts is not None:
+        raise FamilyError(f"{folder} is a mixture of experts ({described.model_type}), which can't be imported yet")
     blocks = _count_blocks(described, shapes, folder)
     columns = head_dim or raw.get("head_dim") or _columns(raw, folder)
     attention, mlp = described.attention, described.mlp
 
-    def rows(part: str, name: str) -> tuple[int, ...]:
-        return tuple(shapes.get(f"{described.layers}.{i}.{part}.{name}.weight", (0,))[0] for i in range(blocks))
+    def shape(part: Attention | Mlp, name: str, axis: int) -> list[int]:
+        found = (shapes.get(f"{described.layers}.{i}.{part.name}.{name}.weight") for i in range(blocks))
+        return [size[axis] if size else 0 for size in found]
 
-    query, key = rows(attention.name, attention.query[0]), rows(attention.name, attention.key_value[0])
-    widths = rows(mlp.name, mlp.inputs[0])
+    query, key, widths = shape(attention, attention.output, 1), [], tuple(shape(mlp, mlp.output, 1))
+    segments = attention.segments[attention.key_value[0]]
+    for rows, own in zip(shape(attention, attention.key_value[0], 0), query, strict=True):
+        key.append((rows - segments.count("query") * own) // segments.count("key_value"))
     for block, count in enumerate((*query, *key)):
         if count % columns:
             raise CheckpointError(

@@ -9,23 +9,26 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from darwinlm.families.family import Attention, Mlp
+from darwinlm.export.sizes import split_rows
+from darwinlm.families.family import Attention, Mlp, Rows
 
 Tensors = Mapping[str, Tensor]
+Sizes = Mapping[Rows, int]
 
 
-def useful_heads(tensors: Tensors, part: Attention, owners: tuple[int, ...], columns: int) -> list[int]:
+def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[int, ...], columns: int) -> list[int]:
     """Query heads that add something: their columns of the output aren't zero, nor are their values.
 
     Args:
         tensors: of the attention by name inside it.
         part: names of its projections.
+        sizes: rows of its queries and of its keys.
         owners: KV head of each query head.
         columns: h.
     """
     output = tensors[f"{part.output}.weight"].reshape(-1, len(owners), columns)
     written = output.ne(0).any(-1).any(0)
-    values = _rows(tensors, part.key_value[1]).reshape(-1, columns).any(-1)
+    values = _rows(tensors, part, part.key_value[1], sizes)[-1].reshape(-1, columns).any(-1)
     kept = [head for head, owner in enumerate(owners) if bool(written[head]) and bool(values[owner])]
     return kept or ([0] if _has_bias(tensors, part.output) else [])
 
@@ -33,17 +36,18 @@ def useful_heads(tensors: Tensors, part: Attention, owners: tuple[int, ...], col
 def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
     """Channels that add something: no projection into or out of them is zero; silu and gelu map zero to zero."""
     useful = tensors[f"{part.output}.weight"].ne(0).any(0)
-    for name in part.inputs:
-        useful = useful & _rows(tensors, name)
+    for name in dict.fromkeys(part.inputs):
+        for rows in _rows(tensors, part, name, {"channel": len(useful)}):
+            useful = useful & rows
     kept = [int(channel) for channel in useful.nonzero()[:, 0]]
     return kept or ([0] if _has_bias(tensors, part.output) else [])
 
 
-def _rows(tensors: Tensors, name: str) -> Tensor:
-    """Which rows of a projection aren't zero, bias included."""
+def _rows(tensors: Tensors, part: Attention | Mlp, name: str, sizes: Sizes) -> list[Tensor]:
+    """Which rows of a projection aren't zero, bias included; of each of those that one tensor holds."""
     found = tensors[f"{name}.weight"].ne(0).any(1)
     bias = tensors.get(f"{name}.bias")
-    return found if bias is None else found | bias.ne(0)
+    return split_rows(found if bias is None else found | bias.ne(0), part.segments[name], sizes)
 
 
 def _has_bias(tensors: Tensors, name: str) -> bool:

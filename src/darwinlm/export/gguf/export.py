@@ -136,7 +136,7 @@ def _check(
 ) -> None:
     """The chain: masked dense, pruned, the file's tensors before they were quantised, the file, llama.cpp."""
     checkpoint = reshaper.checkpoint
-    tokens = check_tokens(checkpoint, report)
+    tokens = check_tokens(checkpoint, report)[: layout.features.context]
     blocks = [target.block for target in layout.targets]
     pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
     check_masked(reshaper, pruned, tokens, report)

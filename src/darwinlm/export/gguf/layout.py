@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from darwinlm.errors import ExportError
+from darwinlm.export.gguf.features import EXPERTS, PERIODS, Features, read_features, refused
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
 
@@ -25,37 +25,50 @@ class Architecture:
     Attributes:
         name: `general.architecture`.
         permuted: rows of Q and K are reordered, because its rope turns neighbouring columns instead of halves.
+        whole_heads: its rope turns all columns of a head.
         fused: Q, K and V are one tensor.
+        fused_mlp: both inputs of an MLP are one tensor.
         per_layer: head counts and widths may differ between layers.
         skips_attention: layers after the first may have no head.
         unit_norms: norm weights are stored with 1 added (Gemma).
+        biases: projections may have biases.
+        frequencies: it reads divisors of the rotary frequencies.
+        square: query heads fill the residual width.
     """
 
     name: str
     permuted: bool = False
+    whole_heads: bool = True
     fused: bool = False
+    fused_mlp: bool = False
     per_layer: bool = False
     skips_attention: bool = False
     unit_norms: bool = False
+    biases: bool = False
+    frequencies: bool = False
+    square: bool = False
 
 
-LLAMA = Architecture("llama", permuted=True)
-DECI = Architecture("deci", permuted=True, per_layer=True, skips_attention=True)
+LLAMA = Architecture("llama", permuted=True, biases=True, frequencies=True)
+DECI = Architecture("deci", permuted=True, per_layer=True, skips_attention=True, biases=True, frequencies=True)
 OPENELM = Architecture("openelm", fused=True, per_layer=True)
 STOCK = {
     "llama": LLAMA,
     "mistral": LLAMA,
-    "qwen2": Architecture("qwen2"),
+    "mixtral": LLAMA,
+    "qwen2": Architecture("qwen2", biases=True, square=True),
     "qwen3": Architecture("qwen3"),
+    "qwen3_moe": Architecture("qwen3moe"),
     "gemma": Architecture("gemma", unit_norms=True),
+    "gemma2": Architecture("gemma2", unit_norms=True),
+    "gemma3_text": Architecture("gemma3", unit_norms=True),
     "smollm3": Architecture("smollm3", permuted=True),
-    "granite": Architecture("granite", permuted=True),
+    "granite": Architecture("granite", permuted=True, biases=True, frequencies=True),
+    "phi3": Architecture("phi3", whole_heads=False, fused=True, fused_mlp=True, frequencies=True, square=True),
 }
 """Architecture of a model with equal layers, by model type."""
-
-ACTIVATIONS = {"gemma": ("gelu", "gelu_pytorch_tanh")}
-SILU = ("silu", "swish")
-NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3")
+"""Families whose blocks a Llama computes, after their tensors were rearranged."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +78,14 @@ class Layout:
     Attributes:
         architecture: of llama.cpp.
         targets: sizes of the blocks in the file, in order, each with its index in the model.
+        features: what else the keys say.
         notes: what was padded, left out or expanded, for people.
         scaled: multipliers of Granite that are multiplied into the weights.
     """
 
     architecture: Architecture
     targets: tuple[BlockSizes, ...]
+    features: Features
     notes: tuple[str, ...]
     scaled: bool = False
 
@@ -87,18 +102,13 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
-        raise _refused(family, "the export doesn't describe this family to llama.cpp yet")
-    _check_features(family, config)
+        raise refused(family, "the export doesn't describe this family to llama.cpp yet")
+    features = read_features(family, config, reshaper.columns)
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
     if not kept:
-        raise _refused(family, "nothing is left in any block")
-    equal = len({sizes.sizes for sizes in kept}) == 1 and 0 not in kept[0].sizes
-    unequal = None if equal else "its layers differ"
-    if family == "qwen2" and equal and kept[0].heads * reshaper.columns != config.hidden_size:
-        unequal = "its heads don't fill the hidden size"  # stock `qwen2` wants square projections
-    if family == "smollm3" and len(kept) < len(reshaper.sizes):
-        unequal = "whole blocks are gone"
-    architecture = STOCK[family] if unequal is None else _unequal(family, config, unequal)
+        raise refused(family, "nothing is left in any block")
+    why = _unfit(reshaper, kept, features)
+    architecture = STOCK[family] if why is None else _unequal(family, config, features, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
         for sizes in reshaper.sizes
@@ -109,7 +119,22 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         notes.append(f"left out: {_blocks(left_out)}, of which nothing was left ({len(kept)} blocks in the file)")
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
     notes += _pad_notes(kept, targets)
-    return Layout(architecture, tuple(targets), tuple(notes), scaled=family == "granite" and architecture is DECI)
+    scaled = family == "granite" and architecture is DECI
+    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled)
+
+
+def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
+    """Why the family's own architecture doesn't hold the model; None where it does."""
+    family, own = reshaper.family.model_type, STOCK[reshaper.family.model_type]
+    if len({sizes.sizes for sizes in kept}) > 1 or 0 in kept[0].sizes:
+        return "its layers differ"
+    if own.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+        return "its heads don't fill the hidden size"
+    if (family == "smollm3" or family in PERIODS) and len(kept) < len(reshaper.sizes):
+        return "whole blocks are gone"
+    if features.rope.per_frequency and not own.frequencies:
+        return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
+    return None
 
 
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
@@ -141,48 +166,22 @@ def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _unequal(family: str, config: Any, why: str) -> Architecture:
-    if family in ("llama", "mistral", "qwen2", "granite"):
+def _unequal(family: str, config: Any, features: Features, why: str) -> Architecture:
+    if family in LIKE_LLAMA:
         return DECI
+    if family in EXPERTS:
+        raise refused(family, f"{why}, and in llama.cpp all experts of a model are of one width")
     if family == "qwen3":
         if not config.tie_word_embeddings:
-            raise _refused(
+            raise refused(
                 family, f"{why}, and the only architecture with normed queries and keys per layer has a tied output"
             )
-        if _rope_type(config) == "llama3":
-            raise _refused(family, f"{why}, and the architecture for it knows no rope scaling of the type llama3")
-        return OPENELM
-    raise _refused(family, f"{why}, and no architecture with sizes per layer computes this family's blocks")
-
-
-def _rope_type(config: Any) -> str:
-    return str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
-
-
-def _check_features(family: str, config: Any) -> None:
-    """Refuse what an architecture of llama.cpp would ignore without a word."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or []
-    if (window and window < config.max_position_embeddings and not kinds) or "sliding_attention" in kinds:
-        raise _refused(family, f"its attention slides over a window of {window} tokens")
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation not in ACTIVATIONS.get(family, SILU):
-        raise _refused(family, f"its MLPs use {activation}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise _refused(family, "only a part of each head is rotated")
-    if _rope_type(config) not in ("default", "linear", "llama3"):
-        raise _refused(family, f"its rope scaling is of the type {_rope_type(config)}")
-    if family == "smollm3":
-        step = [int((i + 1) % NO_ROPE_STEP != 0) for i in range(config.num_hidden_layers)]
-        if list(config.no_rope_layers) != step:
-            raise _refused(
-                family, "llama.cpp leaves out the rotary embedding in every fourth layer, this model elsewhere"
+        if features.rope.per_frequency:
+            kind = features.rope.kind
+            raise refused(
+                family,
+                f"its rope scaling of the type {kind} has a divisor for every frequency, which no architecture with "
+                "normed queries and keys reads",
             )
-
-
-def _refused(family: str, reason: str) -> ExportError:
-    return ExportError(
-        f"no architecture of stock llama.cpp can hold this {family} model: {reason}. Use --to vllm or --to hf, or "
-        "--to dense for a model of stock shapes that any converter takes"
-    )
+        return OPENELM
+    raise refused(family, f"{why}, and no architecture with sizes per layer computes this family's blocks")

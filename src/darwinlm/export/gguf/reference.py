@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, linear, rms_norm, silu
 
-Get = Callable[[str], Tensor | None]
-NEIGHBOURS = ("llama", "deci", "granite", "smollm3")
-"""Architectures whose rotary embedding turns neighbouring columns together; the others turn halves."""
+from darwinlm.export.gguf.rotation import Get, rotate
+
+PERIODS = {"gemma2": 2, "gemma3": 6}
+"""Architectures with sliding layers: all but every so many."""
 
 
 class GgufFile:
@@ -86,7 +87,8 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
         found[f"block {block} mlp"] = x
     head = get("output.weight")
     x = runner.norm(x, "output_norm")
-    found["logits"] = x @ (embedding if head is None else head).T / runner.logit_scale
+    logits = x @ (embedding if head is None else head).T / runner.logit_scale
+    found["logits"] = logits if runner.logit_cap is None else runner.logit_cap * torch.tanh(logits / runner.logit_cap)
     return found
 
 
@@ -96,13 +98,20 @@ class _Runner:
         self.keys = {name.removeprefix(f"{self.architecture}."): value for name, value in keys.items()}
         self.get = get
         self.columns = int(self.keys["attention.key_length"])
-        width = int(self.keys["embedding_length"])
-        gemma, granite = self.architecture == "gemma", self.architecture == "granite"
+        width, heads = int(self.keys["embedding_length"]), self.per_layer("attention.head_count", 0)
+        gemma, granite = self.architecture.startswith("gemma"), self.architecture == "granite"
         self.embedding_scale = width**0.5 if gemma else float(self.keys["embedding_scale"]) if granite else 1.0
         self.residual_scale = float(self.keys["residual_scale"]) if granite else 1.0
         self.logit_scale = float(self.keys["logit_scale"]) if granite else 1.0
         self.attention_scale = float(self.keys["attention.scale"]) if granite else self.columns**-0.5
+        if (self.architecture, self.keys["block_count"]) in (("gemma2", 46), ("gemma3", 62)):
+            self.attention_scale = (width // heads) ** -0.5
+        self.logit_cap = self.cap("final_logit_softcapping")
+        self.score_cap = self.cap("attn_logit_softcapping")
         self.activation: Callable[[Tensor], Tensor] = (lambda x: gelu(x, approximate="tanh")) if gemma else silu
+
+    def cap(self, key: str) -> float | None:
+        return float(self.keys[key]) if key in self.keys else None
 
     def per_layer(self, key: str, number: int) -> int:
         value = self.keys[key]
@@ -122,6 +131,13 @@ class _Runner:
             x, (x.shape[-1],), self.need(f"{name}.weight"), eps=float(self.keys["attention.layer_norm_rms_epsilon"])
         )
 
+    def after(self, x: Tensor, name: str) -> Tensor:
+        """The norm of a sub-layer's result, where there is one."""
+        return x if self.get(f"{name}.weight") is None else self.norm(x, name)
+
+    def slides(self, number: int) -> bool:
+        return self.architecture in PERIODS and (number + 1) % PERIODS[self.architecture] != 0
+
     def attention(self, x: Tensor, number: int, heads: int, groups: int) -> Tensor:
         prefix, h = f"blk.{number}.", self.columns
         x = self.norm(x, f"{prefix}attn_norm")
@@ -134,32 +150,42 @@ class _Runner:
         if self.get(f"{prefix}attn_q_norm.weight") is not None:
             q, k = self.norm(q, f"{prefix}attn_q_norm"), self.norm(k, f"{prefix}attn_k_norm")
         if not (self.architecture == "smollm3" and (number + 1) % 4 == 0):
-            q, k = self.rotate(q), self.rotate(k)
+            q, k = (rotate(part, self.keys, self.get, slides=self.slides(number)) for part in (q, k))
         share = heads // groups
         k, v = (part.repeat_interleave(share, dim=1) for part in (k, v))
         q, k, v = (part.transpose(0, 1) for part in (q, k, v))
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.attention_scale)
-        return self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output")
+        scores = q @ k.transpose(1, 2) * self.attention_scale
+        if self.score_cap is not None:
+            scores = self.score_cap * torch.tanh(scores / self.score_cap)
+        place = torch.arange(len(x))
+        distance = place[:, None] - place
+        seen = distance >= 0
+        if self.slides(number):
+            seen = seen & (distance < int(self.keys["attention.sliding_window"]))
+        mixed = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+        return self.after(
+            self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output"), f"{prefix}post_attention_norm"
+        )
 
     def mlp(self, x: Tensor, number: int) -> Tensor:
         prefix = f"blk.{number}."
         x = self.norm(x, f"{prefix}ffn_norm")
-        gate = self.activation(self.linear(x, f"{prefix}ffn_gate"))
-        return self.linear(gate * self.linear(x, f"{prefix}ffn_up"), f"{prefix}ffn_down")
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotary embedding of [t, heads, h]."""
-        steps = torch.arange(0, self.columns, 2, dtype=torch.float32)
-        frequencies = float(self.keys["rope.freq_base"]) ** -(steps / self.columns)
-        divisors = self.get("rope_freqs.weight")
-        if divisors is not None:
-            frequencies = frequencies / divisors
-        if self.keys.get("rope.scaling.type") == "linear":
-            frequencies = frequencies / float(self.keys["rope.scaling.factor"])
-        angles = torch.arange(len(x), dtype=torch.float32)[:, None, None] * frequencies
-        if self.architecture in NEIGHBOURS:
-            first, second = x[..., 0::2], x[..., 1::2]
+        if self.get(f"{prefix}ffn_gate_inp.weight") is not None:
+            return self.experts(x, prefix)
+        if self.get(f"{prefix}ffn_gate.weight") is None:
+            gate, up = self.linear(x, f"{prefix}ffn_up").chunk(2, -1)
         else:
-            first, second = x.chunk(2, -1)
-        turned = first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()
-        return torch.stack(turned, -1).flatten(-2) if self.architecture in NEIGHBOURS else torch.cat(turned, -1)
+            gate, up = self.linear(x, f"{prefix}ffn_gate"), self.linear(x, f"{prefix}ffn_up")
+        return self.after(self.linear(self.activation(gate) * up, f"{prefix}ffn_down"), f"{prefix}post_ffw_norm")
+
+    def experts(self, x: Tensor, prefix: str) -> Tensor:
+        """Each token's best experts, weighted by their share of the router's softmax."""
+        chosen = self.linear(x, f"{prefix}ffn_gate_inp").softmax(-1).topk(int(self.keys["expert_used_count"]), -1)
+        weights = chosen.values / chosen.values.sum(-1, keepdim=True)
+        gate, up, down = (self.need(f"{prefix}ffn_{part}_exps.weight") for part in ("gate", "up", "down"))
+        made = torch.zeros_like(x)
+        for expert in range(len(down)):
+            share = (weights * (chosen.indices == expert)).sum(-1, keepdim=True)
+            inner = self.activation(linear(x, gate[expert])) * linear(x, up[expert])
+            made += share * linear(inner, down[expert])
+        return made

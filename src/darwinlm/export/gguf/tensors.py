@@ -5,21 +5,27 @@ Letters: m residual width, h columns of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
 from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
-from darwinlm.export.sizes import BlockSizes, Tensors
+from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
+from darwinlm.families.family import Attention, Mlp, Rows
+from darwinlm.families.shapes import row_segments
 
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 PARTS = ("attn_q", "attn_k", "attn_v")
+MLP_PARTS = ("ffn_gate", "ffn_up")
+LARGE = {46: "gemma2", 62: "gemma3"}
+"""Numbers of blocks by which llama.cpp knows the Gemma of 27B, whose scores it scales in another way."""
 
 
-def permute_rows(tensor: Tensor, heads: int) -> Tensor:
+def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
     """Reorder the rows of Q or K from halves to neighbours: row j of a head's first half, then of its second.
 
     A rotary embedding of transformers turns columns j and j + h/2 together, that of llama.cpp's older architectures
@@ -28,9 +34,13 @@ def permute_rows(tensor: Tensor, heads: int) -> Tensor:
     Args:
         tensor: [heads · h, ...].
         heads: in it.
+        turned: rows of a head that are turned, from the first on; None means all. The others keep their places.
     """
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+    by_head = tensor.reshape(heads, -1, *tensor.shape[1:])
+    turned = turned or by_head.shape[1]
+    halves = by_head[:, :turned].reshape(heads, 2, turned // 2, *tensor.shape[1:])
+    neighbours = halves.transpose(1, 2).reshape(heads, turned, *tensor.shape[1:])
+    return torch.cat([neighbours, by_head[:, turned:]], 1).reshape(tensor.shape)
 
 
 def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
@@ -40,9 +50,7 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
         ExportError: the model has a tensor that the architecture has no place for.
     """
     yield from _outside(reshaper, layout)
-    frequencies = rope_frequencies(reshaper)
-    if frequencies is not None:
-        yield "rope_freqs.weight", frequencies
+    yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()
     for number, target in enumerate(layout.targets):
         for name, tensor in block_tensors(reshaper, layout, target).items():
             yield f"blk.{number}.{name}", tensor.contiguous()
@@ -74,57 +82,106 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
 
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """One block's tensors under the names that follow `blk.N.`."""
-    family, config = reshaper.family, reshaper.checkpoint.config
-    attention, mlp = family.attention, family.mlp
-    places = {
-        **{f"{attention.name}.{name}": "attn_q" for name in attention.query},
-        **{f"{attention.name}.{old}": new for old, new in zip(attention.key_value, PARTS[1:], strict=True)},
+    places = _places(reshaper)
+    made: Tensors = {}
+    for name, raw in _separate(reshaper, target).items():
+        owner, _, leaf = name.rpartition(".")
+        known = name in places
+        if (not known and owner not in places) or (leaf == "bias" and not layout.architecture.biases):
+            raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
+        place = places[name if known else owner]
+        made[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
+    if layout.architecture.fused:
+        made = _joined(made, PARTS, "attn_qkv", layout)
+    return _joined(made, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else made
+
+
+def _places(reshaper: Reshaper) -> dict[str, str]:
+    """Where projections and norms go, by their names in a block whose fused tensors were taken apart."""
+    attention, mlp = reshaper.family.attention, reshaper.family.mlp
+    found = {
+        **{f"{attention.name}.{part}": part for part in PARTS},
         f"{attention.name}.{attention.output}": "attn_output",
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
-        **{f"{mlp.name}.{old}": new for old, new in zip(mlp.inputs, ("ffn_gate", "ffn_up"), strict=True)},
+        **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
         f"{mlp.name}.{mlp.output}": "ffn_down",
         attention.norms[0]: "attn_norm",
         mlp.norms[0]: "ffn_norm",
     }
-    made: Tensors = {}
-    for name, raw in reshaper.block(target).items():
-        owner, _, leaf = name.rpartition(".")
-        if owner not in places:
-            raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
-        place, tensor = places[owner], raw.float()
-        if layout.architecture.permuted and place in ("attn_q", "attn_k"):
-            tensor = permute_rows(tensor, target.heads if place == "attn_q" else target.groups)
-        if place.endswith("_norm"):
-            tensor = _norm(tensor, layout)
-        if layout.scaled and place == "attn_q":
-            tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
-        if layout.scaled and place in ("attn_output", "ffn_down"):
-            tensor = tensor * family.residual_scale(config)
-        made[f"{place}.{leaf}"] = tensor
-    return _fused(made, layout) if layout.architecture.fused else made
+    if attention.post_norm and mlp.post_norm:
+        found |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
+    if mlp.experts is not None:
+        experts = f"{mlp.name}.{mlp.experts.name}"
+        found |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
+        found |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
+    return found
 
 
-def rope_frequencies(reshaper: Reshaper) -> Tensor | None:
-    """Divisors of the rotary frequencies [h / 2] where the model stretches them one by one (Llama 3.1), else None."""
-    config = reshaper.checkpoint.config
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    if rope.get("rope_type") != "llama3":
-        return None
-    base = float(rope["rope_theta"])
-    plain = base ** -(torch.arange(0, reshaper.columns, 2, dtype=torch.float64) / reshaper.columns)
-    factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    length = float(rope["original_max_position_embeddings"])
-    turns = length * plain / (2 * torch.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    stretched = plain * (blend + (1 - blend) / factor)
-    return (plain / stretched).float()
+def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
+    """A block's tensors with Q, K, V, gate and up each by itself, under the file's names for them."""
+    attention, mlp = reshaper.family.attention, reshaper.family.mlp
+    projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
+        (attention, attention.name, (*attention.query, *attention.key_value), PARTS),
+        (mlp, mlp.name, mlp.inputs, MLP_PARTS),
+    ]
+    if mlp.experts is not None:
+        projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
+    sizes: dict[Rows, int] = {
+        "query": target.heads * reshaper.columns,
+        "key_value": target.groups * reshaper.columns,
+        "channel": target.width,
+    }
+    made = dict(reshaper.block(target))
+    for part, holder, stored, names in projections:
+        for name in [name for name in made if name.startswith(holder + ".")]:
+            own, dot, leaf = name.removeprefix(holder + ".").partition(".")
+            places = [i for i, each in enumerate(stored) if each == own]
+            if places:
+                segments = row_segments(part, name.removeprefix(part.name + "."))
+                pieces = split_rows(made.pop(name), segments, sizes)
+                made |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
+    return made
 
 
-def _fused(tensors: Tensors, layout: Layout) -> Tensors:
-    for name in [name for name in tensors if name.startswith(PARTS) and name.endswith(".bias")]:
-        raise _no_place(name, layout)
-    parts = [tensors.pop(f"{part}.weight") for part in PARTS if f"{part}.weight" in tensors]
-    return tensors | ({"attn_qkv.weight": torch.cat(parts)} if parts else {})
+def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+    """One tensor of a block as the architecture wants it."""
+    config, rope = reshaper.checkpoint.config, layout.features.rope
+    if place.endswith("_norm"):
+        tensor = _norm(tensor, layout)
+    if place == "attn_q_norm" and layout.architecture.name == "gemma3":
+        return tensor * _score_scale(reshaper, layout)
+    if place in ("attn_q", "attn_k"):
+        heads = target.heads if place == "attn_q" else target.groups
+        if layout.architecture.permuted:
+            tensor = permute_rows(tensor, heads, rope.turned)
+        if layout.architecture.whole_heads and rope.turned < rope.columns:
+            # llama.cpp multiplies all columns by the rotation's factor, transformers those that it turns.
+            still = torch.ones(rope.columns)
+            still[rope.turned :] /= rope.attention
+            tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
+    if place == "attn_q" and layout.architecture.name == "gemma2":
+        tensor = tensor * _score_scale(reshaper, layout)
+    if layout.scaled and place == "attn_q":
+        tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
+    if layout.scaled and place in ("attn_output", "ffn_down"):
+        tensor = tensor * reshaper.family.residual_scale(config)
+    return tensor
+
+
+def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
+    """What queries are multiplied by so that llama.cpp's scale of the scores becomes the configuration's."""
+    config, target = reshaper.checkpoint.config, layout.targets[0]
+    largest = LARGE.get(len(layout.targets)) == layout.architecture.name
+    assumed = config.hidden_size // target.heads if largest else reshaper.columns
+    return float((assumed / config.query_pre_attn_scalar) ** 0.5)
+
+
+def _joined(tensors: Tensors, parts: Sequence[str], name: str, layout: Layout) -> Tensors:
+    """Several projections as one tensor, one under the other."""
+    for odd in [odd for odd in tensors if odd.startswith(tuple(parts)) and odd.endswith(".bias")]:
+        raise _no_place(odd, layout)
+    pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
+    return tensors | ({f"{name}.weight": torch.cat(pieces)} if pieces else {})
 
 
 def _norm(tensor: Tensor, layout: Layout) -> Tensor:

@@ -62,6 +62,10 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     else:
         raise ExportError(f"{folder} holds no tokenizer.json; save the tokenizer with tokenizer.save_pretrained first")
     model = tree["model"]
+    if model.get("type") == "Unigram":
+        raise _unknown(
+            folder, "its model is Unigram, and llama.cpp's SentencePiece merges pieces as BPE does, into other tokens"
+        )
     if model.get("type") != "BPE":
         raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
     tokens, types = _tokens(tree, vocabulary, folder)

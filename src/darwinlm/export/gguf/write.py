@@ -12,6 +12,7 @@ from torch import Tensor
 
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.gguf.rope import write_rope
 from darwinlm.export.gguf.tensors import gguf_tensors
 from darwinlm.export.gguf.tokenizer import TokenizerKeys, write_tokenizer
 from darwinlm.export.reshape import Reshaper
@@ -22,7 +23,11 @@ BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_
 """Quantisations that llama.cpp's own quantiser computes."""
 QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
+ROUTER = "ffn_gate_inp.weight"
+"""Chooses experts: small, and a rounded choice would be another one."""
 LARGEST_F16 = 65504.0
+NO_CAP = 1e5
+"""A soft cap that changes nothing: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
 def require_gguf() -> Any:
@@ -97,7 +102,7 @@ def types_in(path: Path) -> Counter[str]:
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1:
+    if tensor.ndim == 1 or name.endswith(ROUTER):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head suffer most, and most engines keep them finer
@@ -117,7 +122,7 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 
 def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any, quantisation: str) -> None:
-    config = reshaper.checkpoint.config
+    config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     uniform = not layout.architecture.per_layer
     writer.add_type("model")
@@ -125,7 +130,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
     writer.add_quantization_version(2)
     writer.add_vocab_size(int(config.vocab_size))
-    writer.add_context_length(int(config.max_position_embeddings))
+    writer.add_context_length(features.context)
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
@@ -133,20 +138,19 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_head_count_kv(groups[0] if uniform else groups)
     writer.add_key_length(reshaper.columns)
     writer.add_value_length(reshaper.columns)
-    writer.add_rope_dimension_count(reshaper.columns)
     writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
-    _write_rope(writer, dict(getattr(config, "rope_parameters", None) or {}))
-    if layout.architecture.name == "granite":
+    write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
+    if name == "granite":
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
         writer.add_logit_scale(float(config.logits_scaling))
-
-
-def _write_rope(writer: Any, rope: dict[str, Any]) -> None:
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
-    if rope.get("rope_type", "default") == "linear":  # the type llama3 is a tensor of its own
-        from gguf import RopeScalingType
-
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+    if features.window is not None:
+        writer.add_sliding_window(features.window)
+    if name == "gemma2":
+        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
+        writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
+    if reshaper.family.mlp.experts is not None:
+        writer.add_expert_count(int(getattr(config, "num_experts", 0) or config.num_local_experts))
+        writer.add_expert_used_count(int(config.num_experts_per_tok))
+        writer.add_expert_feed_forward_length(widths[0])

@@ -1,0 +1,122 @@
+"""What a model's configuration asks of an architecture of llama.cpp; what none of them computes is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from darwinlm.errors import ExportError
+from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
+
+TANH_GELU = ("gelu_pytorch_tanh",)
+ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU}
+SILU = ("silu", "swish")
+NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
+PERIODS = {"gemma2": 2, "gemma3_text": 6}
+"""Families whose architecture has sliding layers: the last of every so many layers doesn't slide."""
+EXPERTS = ("mixtral", "qwen3_moe")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What goes into a file's keys.
+
+    Attributes:
+        rope: the rotary embedding.
+        context: tokens up to which the file computes what the model does.
+        window: tokens that sliding layers see, where the architecture has such layers.
+        notes: for people.
+    """
+
+    rope: Rope
+    context: int
+    window: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_features(model_type: str, config: Any, columns: int) -> Features:
+    """Read what the file must say, from the configuration.
+
+    Args:
+        model_type: the family.
+        config: of the model.
+        columns: of a head.
+
+    Raises:
+        ExportError: no architecture of stock llama.cpp computes this; the message says why.
+    """
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in ACTIVATIONS.get(model_type, SILU):
+        raise refused(model_type, f"its MLPs use {activation}")
+    try:
+        rope = read_rope(config, columns)
+    except UnknownRopeError as error:
+        raise refused(model_type, str(error)) from error
+    if rope.turned < columns and model_type != "phi3":
+        raise refused(model_type, "only a part of each head is rotated")
+    _check_family(model_type, config)
+    notes = []
+    context, window = int(config.max_position_embeddings), None
+    if model_type in PERIODS:
+        window = _window_of_some(model_type, config)
+    elif (seen := _window_of_all(config)) is not None:
+        notes.append(
+            f"its attention slides over a window of {seen} tokens, which llama.cpp has no layers for: up to so many "
+            f"tokens both compute the same, so the file's context is {seen} instead of {context}"
+        )
+        context = seen
+    if rope.kind == "dynamic":
+        notes.append(f"its rope scaling of the type dynamic starts after the file's context of {context} tokens")
+    if rope.kind == "longrope" and context > rope.original:
+        notes.append(
+            f"rope factors for long texts: llama.cpp takes them where its context is larger than {rope.original} "
+            "tokens, transformers where the text is longer"
+        )
+    return Features(rope, context, window, tuple(notes))
+
+
+def _window_of_all(config: Any) -> int | None:
+    """Tokens that sliding layers see, where there are such layers."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    slides = 0 < window < config.max_position_embeddings and (not kinds or "sliding_attention" in kinds)
+    return window if slides else None
+
+
+def _window_of_some(model_type: str, config: Any) -> int:
+    """The same for an architecture that knows which layers slide."""
+    period = PERIODS[model_type]
+    slide = [kind == "sliding_attention" for kind in config.layer_types]
+    as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
+    if not as_known and (model_type == "gemma3_text" or _window_of_all(config) is not None):
+        raise refused(
+            model_type, f"llama.cpp lets all layers slide but every {period}. one, this model has them in another order"
+        )
+    return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
+
+
+def _check_family(model_type: str, config: Any) -> None:
+    if model_type == "smollm3":
+        step = [int((i + 1) % NO_ROPE_STEP != 0) for i in range(config.num_hidden_layers)]
+        if list(config.no_rope_layers) != step:
+            raise refused(
+                model_type, "llama.cpp leaves out the rotary embedding in every fourth layer, this model elsewhere"
+            )
+    if model_type == "gemma3_text":
+        if config.final_logit_softcapping or config.attn_logit_softcapping:
+            raise refused(model_type, "it caps scores or logits, which llama.cpp does for Gemma 2 only")
+        if getattr(config, "use_bidirectional_attention", False):
+            raise refused(model_type, "its attention looks in both directions")
+    if model_type == "qwen3_moe":
+        if config.mlp_only_layers or config.decoder_sparse_step != 1:
+            raise refused(model_type, "some of its MLPs aren't mixtures of experts, in llama.cpp all of them are")
+        if not config.norm_topk_prob:
+            raise refused(model_type, "the weights of the chosen experts don't add up to one, in llama.cpp they do")
+
+
+def refused(model_type: str, reason: str) -> ExportError:
+    """The message for people."""
+    return ExportError(
+        f"no architecture of stock llama.cpp can hold this {model_type} model: {reason}. Use --to vllm or --to hf, or "
+        "--to dense for a model of stock shapes that any converter takes"
+    )

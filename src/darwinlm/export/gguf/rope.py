@@ -1,0 +1,204 @@
+"""The rotary embedding of a model as a GGUF file states it: keys, and tensors of divisors.
+
+llama.cpp turns pair j of a head's h columns by `position · base^(-2j/h) / divisor_j`. Architectures that always turn
+whole heads hold a rotation of the first r columns too: a pair's divisor makes up for the other exponent, and that of a
+pair which isn't turned is so large that nothing moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STILL = 1e30
+"""Divisor of a pair that isn't turned."""
+KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")
+FAST, SLOW = 32.0, 1.0
+"""Turns that bound YaRN's ramp. llama.cpp ignores a file's other lower bound (seen in b9190)."""
+SLIDING_BASE = 10000.0
+"""Base that Gemma 3 in llama.cpp takes for sliding layers, whatever the file says in older versions."""
+
+
+class UnknownRopeError(Exception):
+    """llama.cpp has no such rotary embedding; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotary embedding.
+
+    Attributes:
+        kind: one of `KINDS`.
+        base: of the frequencies.
+        turned: columns of a head that are turned, from the first on.
+        columns: of a head.
+        attention: what cosines and sines are multiplied by.
+        values: the configuration's own fields.
+    """
+
+    kind: str
+    base: float
+    turned: int
+    columns: int
+    attention: float = 1.0
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def per_frequency(self) -> bool:
+        """Every pair has a divisor of its own: a tensor, which not all architectures read."""
+        return self.kind in ("llama3", "longrope") or (self.kind == "yarn" and not self.plain_yarn)
+
+    @property
+    def plain_yarn(self) -> bool:
+        """The bounds of its ramp are those that llama.cpp takes."""
+        return _yarn_bounds(self.values) == (FAST, SLOW) and bool(self.values.get("truncate", True))
+
+    @property
+    def original(self) -> int:
+        """Tokens that the model was first trained on (yarn and longrope)."""
+        return int(self.values["original_max_position_embeddings"])
+
+
+def read_rope(config: Any, columns: int) -> Rope:
+    """Read it from a configuration of transformers.
+
+    Args:
+        config: of the model.
+        columns: of a head.
+
+    Raises:
+        UnknownRopeError: llama.cpp can't compute it.
+    """
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    if "full_attention" in rope:
+        sliding = rope.get("sliding_attention") or {}
+        if sliding.get("rope_type", "default") != "default" or float(sliding.get("rope_theta", 1e4)) != SLIDING_BASE:
+            raise UnknownRopeError(
+                f"its sliding layers have a rotary embedding other than the default one of base {SLIDING_BASE:.0f}"
+            )
+        rope = dict(rope["full_attention"])
+        if rope.get("rope_type", "default") not in ("default", "linear"):
+            raise UnknownRopeError(f"its rope scaling is of the type {rope['rope_type']}")
+    kind = str(rope.get("rope_type", "default"))
+    if kind not in KINDS:
+        raise UnknownRopeError(f"its rope scaling is of the type {kind}")
+    share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
+    turned = int(columns * (1.0 if share is None else float(share)))
+    attention = 1.0
+    if kind == "yarn":
+        attention = _yarn_attention(rope)
+    if kind == "longrope":
+        rope.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        attention = _long_attention(rope, int(config.max_position_embeddings))
+    return Rope(kind, float(rope.get("rope_theta", 10000.0)), turned, columns, attention, rope)
+
+
+def _yarn_attention(rope: Mapping[str, Any]) -> float:
+    """YaRN, arXiv 2309.00071, section 3.4: 0.1 ln(s) + 1, or what the configuration states."""
+    stated, factor = rope.get("attention_factor"), float(rope["factor"])
+    if stated is not None:
+        return float(stated)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return _magnitude(factor, rope["mscale"]) / _magnitude(factor, rope["mscale_all_dim"])
+    return _magnitude(factor, 1.0)
+
+
+def _magnitude(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _long_attention(rope: Mapping[str, Any], longest: int) -> float:
+    """LongRoPE, arXiv 2402.13753: sqrt(1 + ln(s) / ln(original length)), or what the configuration states."""
+    stated, original = rope.get("attention_factor"), int(rope["original_max_position_embeddings"])
+    if stated is not None:
+        return float(stated)
+    factor = float(rope.get("factor") or longest / original)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
+    """Add the keys to a file.
+
+    Args:
+        writer: of the package `gguf`.
+        rope: what is stated.
+        whole_heads: the architecture turns whole heads only.
+    """
+    from gguf import RopeScalingType
+
+    writer.add_rope_dimension_count(rope.columns if whole_heads else rope.turned)
+    writer.add_rope_freq_base(rope.base)
+    if rope.kind == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope.values["factor"]))
+    elif rope.kind == "yarn" and not rope.plain_yarn:
+        writer.add_rope_scaling_attn_factors(rope.attention)  # the rest is in the divisors
+    elif rope.kind == "yarn":
+        factor = float(rope.values["factor"])
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_orig_ctx_len(rope.original)
+        writer.add_rope_scaling_attn_factors(rope.attention / _magnitude(factor, 1.0))  # llama.cpp multiplies by it
+    elif rope.kind == "longrope":
+        writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(rope.original)
+        writer.add_rope_scaling_attn_factors(rope.attention)
+
+
+def rope_tensors(rope: Rope, *, whole_heads: bool) -> dict[str, Tensor]:
+    """Divisors of the frequencies [h / 2], or [turned / 2], by the names of their tensors in the file."""
+    if rope.kind == "longrope":
+        return {
+            f"rope_factors_{name}.weight": _divisors(rope, torch.tensor(rope.values[f"{name}_factor"]), whole_heads)
+            for name in ("long", "short")
+        }
+    if rope.per_frequency:
+        stretched = _llama3(rope) if rope.kind == "llama3" else _yarn(rope)
+        return {"rope_freqs.weight": _divisors(rope, stretched, whole_heads)}
+    if whole_heads and rope.turned < rope.columns:
+        return {"rope_freqs.weight": _divisors(rope, torch.ones(rope.turned // 2), whole_heads)}
+    return {}
+
+
+def _divisors(rope: Rope, stretched: Tensor, whole_heads: bool) -> Tensor:
+    """From divisors [turned / 2] of the model's own frequencies to those of the file's."""
+    if not whole_heads or rope.turned == rope.columns:
+        return stretched.float()
+    pairs = torch.arange(0, rope.turned, 2, dtype=torch.float64)
+    moved = rope.base ** (pairs / rope.turned - pairs / rope.columns)
+    still = torch.full((rope.columns // 2 - len(pairs),), STILL, dtype=torch.float64)
+    return torch.cat([stretched.double() * moved, still]).float()
+
+
+def _llama3(rope: Rope) -> Tensor:
+    """Divisors of Llama 3.1: none for high frequencies, the factor for low ones, a blend between."""
+    plain = rope.base ** -(torch.arange(0, rope.turned, 2, dtype=torch.float64) / rope.turned)
+    factor, low, high = (float(rope.values[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = rope.original * plain / (2 * torch.pi)
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return 1 / (blend + (1 - blend) / factor)
+
+
+def _yarn_bounds(rope: Mapping[str, Any]) -> tuple[float, float]:
+    return float(rope.get("beta_fast") or FAST), float(rope.get("beta_slow") or SLOW)
+
+
+def _yarn(rope: Rope) -> Tensor:
+    """Divisors of YaRN: none for pairs that turn often within the original length, the factor for those that don't."""
+    factor = float(rope.values["factor"])
+
+    def place(turns: float) -> float:
+        return rope.turned * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+
+    low, high = (place(turns) for turns in _yarn_bounds(rope.values))
+    if rope.values.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.turned - 1)
+    steps = torch.arange(rope.turned // 2, dtype=torch.float64)
+    kept = 1 - ((steps - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return 1 / (kept + (1 - kept) / factor)

@@ -1,0 +1,49 @@
+"""SentencePiece models that transformers reads wrongly, found before a token of theirs is used.
+
+The tokenizer classes of Llama, Gemma and others make BPE of any `tokenizer.model`, without a word and without its
+Unigram scores: text is then split into other tokens than the model was trained on (seen in transformers 5.24).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from darwinlm.errors import CheckpointError
+
+MODEL = "tokenizer.model"
+UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType
+
+
+def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
+    """Refuse a Unigram model that became something else.
+
+    Args:
+        folder: of the checkpoint.
+        tokenizer: what transformers made of it.
+
+    Raises:
+        CheckpointError: it was read wrongly, or isn't a SentencePiece model at all.
+    """
+    path = folder / MODEL
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if (folder / "tokenizer.json").is_file() or not path.is_file() or backend is None:
+        return
+    if json.loads(backend.to_str())["model"]["type"] != "Unigram" and _is_unigram(path):
+        raise CheckpointError(
+            f"{path} is a Unigram model of SentencePiece, which this release of transformers reads as BPE and so "
+            "splits text wrongly: put a tokenizer.json beside it, saved by the release that the model was made with"
+        )
+
+
+def _is_unigram(path: Path) -> bool:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is no SentencePiece model ({error}): fetch the model again") from error
+    return int(model.trainer_spec.model_type) == UNIGRAM

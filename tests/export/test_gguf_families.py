@@ -1,0 +1,104 @@
+"""Families with norms after sub-layers, capped scores, windows, fused projections or experts, in the real llama.cpp."""
+
+from __future__ import annotations
+
+import pytest
+from tests.tiny.llama_cpp import assert_checked_in_the_library, assert_same_as_transformers, exported
+from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+
+from darwinlm.errors import ExportError
+from darwinlm.export.gguf.reference import GgufFile
+
+pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+
+MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+SQUARE = {"hidden_size": 128}
+WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+
+
+def gemma(blocks, period, **more):
+    """A window that is much shorter than the text, and scores scaled by something else than the head size."""
+    kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(blocks)]
+    sizes = {"num_hidden_layers": blocks, "layer_types": kinds, "sliding_window": 8, "query_pre_attn_scalar": 48}
+    return sizes | more
+
+
+EQUAL = {
+    "gemma2": ("gemma2", "gemma2", gemma(3, 2)),
+    "gemma2 without caps": (
+        "gemma2",
+        "gemma2",
+        gemma(3, 2, attn_logit_softcapping=None, final_logit_softcapping=None),
+    ),
+    "gemma2 that never slides": ("gemma2", "gemma2", gemma(3, 2, layer_types=["full_attention"] * 3)),
+    "gemma3": ("gemma3_text", "gemma3", gemma(7, 6)),
+    "gemma3 as large as 27B": ("gemma3_text", "gemma3", gemma(62, 6, **SMALL)),
+    "phi3": ("phi3", "phi3", SQUARE | WHOLE),
+    "phi3 that turns half of a head": ("phi3", "phi3", SQUARE),
+    "phi3 with fewer heads": ("phi3", "deci", WHOLE),
+    "phi3 with fewer heads of which half turns": ("phi3", "deci", {}),
+    "mixtral": ("mixtral", "llama", {"sliding_window": None}),
+    "qwen3_moe": ("qwen3_moe", "qwen3moe", {"mlp_only_layers": []}),
+    "llama with biases": ("llama", "llama", {"attention_bias": True, "mlp_bias": True}),
+    "granite with biases": ("granite", "granite", {"attention_bias": True, "mlp_bias": True}),
+}
+CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe")
+"""Where greedy tokens are compared too."""
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_equal_layers(tmp_path, case):
+    model_type, architecture, overrides = EQUAL[case]
+    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["architecture"] == architecture
+    assert report["notes"] == []
+    # llama.cpp looks gelu up in a table of float16 numbers
+    assert_checked_in_the_library(report, 2e-3 if "gemma" in case else 1e-5)
+    if case in CONTINUED:
+        assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3 if "gemma" in case else 1e-4)
+
+
+@pytest.mark.parametrize("overrides", [WHOLE, {}], ids=["whole heads turn", "half of each head turns"])
+def test_unequal_layers_of_phi3(tmp_path, overrides):
+    folder = pruned_checkpoint(tmp_path / "model", "phi3", MIXED, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["architecture"] == "deci"
+    assert report["comparisons"][0]["left"] == "masked dense"
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "quantisation"), [("gemma2", "q8_0"), ("phi3", "q4_k_m"), ("mixtral", "q8_0"), ("mixtral", "q4_k_m")]
+)
+def test_quantised_families(tmp_path, model_type, quantisation):
+    folder = plain_checkpoint(tmp_path / "model", model_type, **(gemma(3, 2) if model_type == "gemma2" else {}))
+    report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation)
+    assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
+    types = report["details"]["tensor_types"]
+    assert types["F32"] == {"gemma2": 13, "phi3": 8, "mixtral": 10}[model_type]  # norms, divisors and routers
+    assert report["details"]["same_top_after_rounding"] > 0.5
+    # A router whose input is rounded may choose another expert for a token or two.
+    assert 0 < report["details"]["kl_of_rounding"] < (0.05 if quantisation == "q8_0" else 2)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "phi3", "mixtral"])
+def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type):
+    """Up to there both compute the same, which is also as far as the check looks."""
+    folder = plain_checkpoint(tmp_path / "model", model_type, sliding_window=100)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert any("slides over a window of 100 tokens" in note for note in report["notes"])
+    assert report["comparisons"][-1]["tokens"] == 100
+    assert_checked_in_the_library(report, 1e-5)
+    keys = GgufFile(tmp_path / "m.gguf").keys
+    assert keys[f"{report['details']['architecture']}.context_length"] == 100
+
+
+def test_a_bias_that_an_architecture_ignores_is_refused(tmp_path):
+    folder = plain_checkpoint(tmp_path / "model", "qwen3", attention_bias=True)
+    with pytest.raises(
+        ExportError, match=r"a tensor model.layers.0.self_attn.\w+.bias, for which .* qwen3 has no place"
+    ):
+        exported(folder, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,53 @@
+"""Exports to GGUF, compared with transformers in the real llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.engines import EngineProcess
+from darwinlm.export.run import export_model
+
+TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."
+
+
+def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Export, and return the report, which must be the one that lies beside the file."""
+    report = export_model(folder, out, to="gguf", **options)
+    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_dict()))
+    return report.as_dict()
+
+
+def assert_checked_in_the_library(report: dict[str, Any], tolerance: float) -> None:
+    """The export's own chain of comparisons led from transformers to the real library, each within the tolerance."""
+    assert report["comparisons"][-2]["left"] == "pruned in memory"
+    assert report["comparisons"][-1]["right"] == "the file in llama.cpp"
+    assert all(row["relative"] < tolerance and row["tokens"] > 40 for row in report["comparisons"])
+
+
+def assert_same_as_transformers(folder: Path, file: Path, tolerance: float) -> None:
+    """The file tokenizes, computes and continues as the folder does in transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].numpy()
+        made = model.generate(
+            torch.tensor([ids]),
+            do_sample=False,
+            min_new_tokens=12,
+            max_new_tokens=12,
+            pad_token_id=0,
+            eos_token_id=None,
+        )[0, len(ids) :].tolist()
+    with EngineProcess("llama.cpp", file, exact=True, context=256) as engine:
+        assert engine.tokenize(TEXT) == ids
+        found = engine.logits(ids)
+        greedy = engine.greedy(ids, 12)
+    assert found.shape == logits.shape
+    assert np.abs(found - logits).max() < tolerance * np.abs(logits).max()
+    assert greedy == made
