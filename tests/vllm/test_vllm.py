@@ -18,7 +18,7 @@ from darwinlm.engines import EngineProcess
 from darwinlm.export.run import export_model
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many
 
 TOKENS = [5, 17, 101, 33, 250, 8, 99, 4, 61, 12, 7]
 NEW = 24
