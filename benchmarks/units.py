@@ -1,0 +1,96 @@
+"""Units of attention, and the orders of removal, at equal parameters: which leaves the better model, before any search.
+
+For each seed (of the split of the text) and each arm: a database of the demo's model, single-module losses of three
+levels of each module, the knapsack's allocation at half of the block parameters, and the best allocation with equal
+layers; KL to the dense model and perplexity of both on held-out text. Arms are the four units, and `loss`, the
+default units with the gradient-weighted order. One JSON line each; finished ones are in OUT/results.jsonl and aren't
+repeated.
+
+    python benchmarks/units.py --out runs/units --seed 0 --seed 1 --seed 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.families.decoder import Decoder
+from darwinlm.run import Run
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.scores import local_errors, measure_levels, spread_all
+from darwinlm.search.space import Allocation
+from darwinlm.search.start import knapsack_start, uniform_allocations
+from darwinlm.surgery.stitch import as_dtype, stitch
+from search import Bench, Json, machine, open_bench
+
+ARMS = {
+    "lattice": ("units.attention=lattice",),
+    "kv_group": ("units.attention=kv_group",),
+    "group_heads": ("units.attention=group_heads",),
+    "query_head": ("units.attention=query_head",),
+    "loss": ("database.saliency=loss",),
+}
+
+
+def held_out(bench: Bench, run: Run, reader: DatabaseReader, allocations: dict[str, Allocation]) -> Json:
+    """Held-out KL and perplexity of stitched models."""
+    dense = bench.checkpoint.load(run.dtype, run.device)
+    models = {name: as_dtype(stitch(reader, each), run.dtype) for name, each in allocations.items()}
+    found = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
+    return {name: {"kl": round(found[name].kl, 4), "perplexity": round(found[name].perplexity, 2)} for name in models}
+
+
+def measure(options: argparse.Namespace, arm: str, seed: int) -> Json:
+    """One arm with one split of the text."""
+    folder = options.out / f"{arm}-{seed}"
+    bench = open_bench(argparse.Namespace(out=folder, run=None, set=options.set), *ARMS[arm], f"search.seed={seed}")
+    run, plan = bench.run(folder / "run")
+    reader = bench.database(run.recipe.units).reader
+    model = bench.checkpoint.load(run.dtype, run.device)
+    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    settings = run.recipe.search
+    rows = -(-settings.score_tokens // run.recipe.text.sequence_length)
+    fitness = Fitness(bank, bench.texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
+    uniforms = uniform_allocations(plan.space, plan.cost, plan.budget)
+    uniform = min(zip(fitness.kls(uniforms, settings.score_tokens), uniforms, strict=True))[1]
+    errors = local_errors(plan.space, reader)
+    scores: dict[str, float] = {}
+    begun = time.monotonic()
+    measure_levels(
+        plan.space, errors, fitness, n_tokens=settings.score_tokens, n_levels=settings.score_levels, known=scores
+    )
+    seconds = round(time.monotonic() - begun)
+    allocations = {"knapsack": knapsack_start(plan.cost, plan.budget, spread_all(errors, scores)), "uniform": uniform}
+    row: Json = {"benchmark": "units", "arm": arm, "seed": seed, "scores": len(scores), "scores_s": seconds}
+    row["levels"] = {module.kind: len(module.levels) for module in plan.space.modules[:2]}
+    row["used"] = {name: plan.cost.of(each) / plan.budget.limit for name, each in allocations.items()}
+    return row | held_out(bench, run, reader, allocations) | machine(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/units"))
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--arm", action="append", choices=list(ARMS))
+    parser.add_argument("--set", action="append", default=[], help="section.field=value, as `darwinlm demo` takes it")
+    options = parser.parse_args()
+    results = options.out / "results.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    finished = {(row["arm"], row["seed"]) for row in done}
+    for seed in options.seed or [0]:
+        for arm in options.arm or ARMS:
+            if (arm, seed) in finished:
+                continue
+            row = measure(options, arm, seed)
+            print(json.dumps(row), flush=True)
+            with results.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
