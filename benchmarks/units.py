@@ -1,8 +1,8 @@
 """Units of attention, and the orders of removal, at equal parameters: which leaves the better model, before any search.
 
 For each seed (of the split of the text) and each arm: a database of the demo's model, single-module losses of three
-levels of each module, the knapsack's allocation at half of the block parameters, and the best allocation with equal
-layers; KL to the dense model and perplexity of both on held-out text. Arms are the four units, and `loss`, the
+levels of each module, the knapsack's allocation at half of the block parameters, the one after a second look at the
+levels that it chose (`search.score_adaptive`), and the best allocation with equal layers; KL to the dense model and perplexity of both on held-out text. Arms are the four units, and `loss`, the
 default units with the gradient-weighted order. One JSON line each; finished ones are in OUT/results.jsonl and aren't
 repeated.
 
@@ -22,7 +22,7 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import local_errors, measure_levels, spread_all
+from darwinlm.search.scores import levels_around, local_errors, measure, measure_levels, spread_all
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, uniform_allocations
 from darwinlm.surgery.stitch import as_dtype, stitch
@@ -45,7 +45,7 @@ def held_out(bench: Bench, run: Run, reader: DatabaseReader, allocations: dict[s
     return {name: {"kl": round(found[name].kl, 4), "perplexity": round(found[name].perplexity, 2)} for name in models}
 
 
-def measure(options: argparse.Namespace, arm: str, seed: int) -> Json:
+def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     """One arm with one split of the text."""
     folder = options.out / f"{arm}-{seed}"
     bench = open_bench(argparse.Namespace(out=folder, run=None, set=options.set), *ARMS[arm], f"search.seed={seed}")
@@ -65,8 +65,13 @@ def measure(options: argparse.Namespace, arm: str, seed: int) -> Json:
         plan.space, errors, fitness, n_tokens=settings.score_tokens, n_levels=settings.score_levels, known=scores
     )
     seconds = round(time.monotonic() - begun)
-    allocations = {"knapsack": knapsack_start(plan.cost, plan.budget, spread_all(errors, scores)), "uniform": uniform}
     row: Json = {"benchmark": "units", "arm": arm, "seed": seed, "scores": len(scores), "scores_s": seconds}
+    curves = spread_all(errors, scores)
+    allocations = {"uniform": uniform, "knapsack": knapsack_start(plan.cost, plan.budget, curves)}
+    again = levels_around(curves, allocations["knapsack"])
+    measure(plan.space, again, fitness, n_tokens=settings.score_tokens, known=scores)
+    allocations["second look"] = knapsack_start(plan.cost, plan.budget, spread_all(errors, scores))
+    row |= {"scores_second_look": len(scores), "allocations": allocations}
     row["levels"] = {module.kind: len(module.levels) for module in plan.space.modules[:2]}
     row["used"] = {name: plan.cost.of(each) / plan.budget.limit for name, each in allocations.items()}
     return row | held_out(bench, run, reader, allocations) | machine(run)
@@ -86,7 +91,7 @@ def main() -> None:
         for arm in options.arm or ARMS:
             if (arm, seed) in finished:
                 continue
-            row = measure(options, arm, seed)
+            row = compete(options, arm, seed)
             print(json.dumps(row), flush=True)
             with results.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
