@@ -1,6 +1,7 @@
 """Selection with training against selection without, at equal total cost, on the demo's model and text.
 
-For each seed three contestants search from the same knapsack start. `trained` evolves for half of --minutes, then
+For each seed three contestants search from the same knapsack start, whose single-module losses are measured once for
+all of them and aren't counted. `trained` evolves for half of --minutes, then
 trains its finalists in rounds, and the best trained one wins. `proxy` evolves as long and ranks its finalists by
 gradient agreement. `plain` spends all the time that `trained` took, training included, on evolution. Every answer is
 then recovered alike, on the same text, which no finalist saw, with the same steps; held-out KL before and after. The
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,9 @@ def compete(
     bench: Bench, options: argparse.Namespace, name: str, seed: int, evolution: float
 ) -> tuple[Json, Allocation]:
     """One search; `evolution` is in minutes."""
-    folder = options.out / f"{name}-{seed}"
+    folder, losses = options.out / f"{name}-{seed}", options.out / "start" / "stages" / "scores"
+    if losses.exists():
+        shutil.copytree(losses, folder / "stages" / "scores", dirs_exist_ok=True)
     settings = ("search.generations=100000", f"search.minutes={evolution}", f"search.seed={seed}")
     run, plan = bench.run(folder, *contestants(options)[name], *settings)
     begun = time.perf_counter()
@@ -128,6 +132,8 @@ def main() -> None:
     recovery = Recovery(bench, options)
     results: Path = options.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    run, plan = bench.run(options.out / "start", "search.generations=1", "search.minutes=0.001")
+    search_stage(run, bench.texts, bench.database(run.recipe.units), plan)
     for seed in options.seed or [0]:
         for name in contestants(options):
             if any(row["contestant"] == name and row["seed"] == seed for row in rows):
