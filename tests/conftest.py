@@ -26,6 +26,7 @@ from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+from tests.tiny.command import Command, command_runner
 
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
@@ -61,6 +62,12 @@ def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run_settings() -> tuple[str, ...]:
     """Assignments that make a run take seconds."""
     return SETTINGS
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process: command("prune", folder, "--keep", "50%")."""
+    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -6,18 +6,12 @@ import json
 
 import pytest
 import torch
-from tests.tiny.command import command_runner
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines import ENGINES
 from darwinlm.evaluation.speed import time_call
 
 FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture

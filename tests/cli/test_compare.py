@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
-from tests.tiny.command import Command, command_runner
+from tests.tiny.command import Command
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import read_json
@@ -19,11 +19,6 @@ from darwinlm.stages.rows import parse_methods
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
 SHEARED = ("--set", "baselines.sheared_tokens=1024", "--set", "baselines.sheared_batch_tokens=64")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

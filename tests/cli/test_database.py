@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.test_bad_input import Ended, assert_nothing_half_written, command, flip, prune  # noqa: F401
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
+from tests.tiny.command import Ended
+from tests.tiny.damage import assert_nothing_half_written, flip
 
 from darwinlm.artifact import read_json
 from darwinlm.calibration import hidden
@@ -47,8 +48,8 @@ def settings(assignments: tuple[str, ...]) -> list[str]:
 
 
 def test_database_alone_then_inspect_then_prune(
-    command: Callable[..., Ended],  # noqa: F811
-    prune: Callable[..., Ended],  # noqa: F811
+    command: Callable[..., Ended],
+    prune: Callable[..., Ended],
     tiny_llama: Path,
     tiny_text_file: Path,
     tiny_run_settings: tuple[str, ...],
@@ -96,7 +97,7 @@ def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, t
     assert [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")] == []
 
 
-def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):  # noqa: F811
+def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -107,39 +108,39 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):  # noqa: F8
 
 
 @pytest.mark.parametrize("size", ["much", "-1", "0"])
-def test_a_memory_limit_that_is_none(prune, size):  # noqa: F811
+def test_a_memory_limit_that_is_none(prune, size):
     prune("--set", f"compute.hidden_memory={size}").refused("compute.hidden_memory")
 
 
-def test_a_database_of_another_model(prune, made, tmp_path):  # noqa: F811
+def test_a_database_of_another_model(prune, made, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
     ended = prune("--database", made, model=other)
     ended.refused(str(made), "was made from another model", str(other))
     assert_nothing_half_written(tmp_path / "out")
 
 
-def test_a_database_of_other_units(prune, made):  # noqa: F811
+def test_a_database_of_other_units(prune, made):
     ended = prune("--database", made, "--set", "units.attention=query_head")
     ended.refused(str(made), "was made for units.attention=lattice, not query_head")
 
 
-def test_a_database_serves_every_grid_of_levels(prune, made):  # noqa: F811
+def test_a_database_serves_every_grid_of_levels(prune, made):
     grid = ("--set", "units.mlp_multiple=16", "--set", "units.levels=[75%, 50%, 25%]", "--set", "budget.tolerance=0.1")
     assert prune("--database", made, *grid, "--until", "search").code == 0
 
 
-def test_a_database_that_saw_the_evaluation_text(prune, made):  # noqa: F811
+def test_a_database_that_saw_the_evaluation_text(prune, made):
     ended = prune("--database", made, "--set", "search.seed=1")
     ended.refused(str(made), "was calibrated on", "documents that are now", "the seed that it was made with")
 
 
-def test_other_text_is_fine(prune, made, tmp_path):  # noqa: F811
+def test_other_text_is_fine(prune, made, tmp_path):
     assert prune("--database", made, "--until", "search", text=tiny_text(tmp_path / "new.txt", seed=9)).code == 0
 
 
 @pytest.mark.parametrize("how", ["inspect", "prune"])
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
-def test_a_damaged_database(command, prune, copied, how, damage):  # noqa: F811
+def test_a_damaged_database(command, prune, copied, how, damage):
     path = copied / "stages" / "database" / "block_0002.safetensors"
     flip(path) if damage == "flipped" else path.unlink()
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
@@ -147,13 +148,13 @@ def test_a_damaged_database(command, prune, copied, how, damage):  # noqa: F811
 
 
 @pytest.mark.parametrize("how", ["inspect", "prune"])
-def test_a_database_that_is_not_finished(command, prune, copied, how):  # noqa: F811
+def test_a_database_that_is_not_finished(command, prune, copied, how):
     (copied / "stages" / "database" / "manifest.json").unlink()
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
     ended.refused(f"the database in {copied} isn't finished", "run the command that made it again")
 
 
-def test_a_folder_that_is_no_database(command, tmp_path):  # noqa: F811
+def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
 

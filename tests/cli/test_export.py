@@ -6,13 +6,7 @@ import json
 import shutil
 
 import pytest
-from tests.tiny.command import command_runner
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -6,18 +6,13 @@ import json
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import Ended, command_runner
+from tests.tiny.command import Ended
 from transformers import AutoModelForCausalLM
 
 import darwinlm
 from darwinlm import pipeline
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ class Ended:
     err: str
 
     def refused(self, *parts: str) -> None:
-        """It ended with status 2, and the last line on stderr is one message that holds all the parts."""
+        """It ended with status 2 and one message on stderr that holds all the parts."""
         assert self.code == 2, self
-        line = self.err.strip().splitlines()[-1]
-        assert line.startswith("error: "), self.err
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: "), self.err
         for part in parts:
-            assert part in line, line
+            assert part in lines[0], lines[0]
         assert "Traceback" not in self.out + self.err
 
 

@@ -1,0 +1,128 @@
+"""Output folders of others, damaged and half-made ones: nothing is lost, and the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny.damage import assert_nothing_half_written, flip
+
+from darwinlm import artifact, pipeline
+
+# -------------------------------------------------------------------------------------------------- the output folder
+
+
+def test_an_output_folder_that_holds_something_else(prune, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("three years of work")
+    prune().refused("holds something else", "choose a new or empty output folder")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_folder_that_is_a_file(prune, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    prune().refused("is a file: choose another output folder")
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_an_output_folder_below_a_file(prune, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    prune(out=tmp_path / "file" / "out").refused("can't write")
+
+
+@pytest.mark.parametrize("marker", ["{}", "[]", '{"made_by": "somebody"}', "{"])
+def test_an_output_folder_of_somebody_else(prune, tmp_path, marker):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "darwinlm.json").write_text(marker)
+    prune().refused("darwinlm.json")
+
+
+def test_the_model_itself_as_output_folder(prune, model_copy):
+    before = sorted(path.name for path in model_copy.iterdir())
+    prune(model=model_copy, out=model_copy).refused("holds something else")
+    assert sorted(path.name for path in model_copy.iterdir()) == before
+
+
+@pytest.fixture
+def finished(finished_llama: Path, tmp_path: Path) -> Path:
+    """A finished run that may be damaged."""
+    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text/calibration/tokens.safetensors",
+        "plan/plan.json",
+        "database/block_0001.safetensors",
+        "search/result.json",
+        "refit/choices.json",
+    ],
+)
+def test_a_damaged_artifact_of_an_earlier_stage(prune, tmp_path, name):
+    """The message names the file; doing what it says mends the run."""
+    assert prune("--until", "refit").code == 0
+    path = tmp_path / "out" / "stages" / name
+    flip(path)
+    ended = prune()
+    ended.refused(str(path), "is damaged", "run the same command again")
+    assert_nothing_half_written(tmp_path / "out")
+    folder = re.search(r"delete the folder (\S+) and", ended.err)
+    assert folder is not None
+    shutil.rmtree(folder[1])
+    assert prune("--until", "refit").code == 0
+
+
+def test_a_damaged_manifest(prune, finished):
+    path = finished / "stages" / "search" / "manifest.json"
+    path.write_text("{")
+    prune("--keep", "60%").refused(str(path), "is damaged")
+
+
+def test_a_full_disk(prune, tmp_path, monkeypatch):
+    original, count = artifact.save_file, [0]
+
+    def save(tensors: Any, to: Path, metadata: Any) -> None:
+        count[0] += 1
+        if count[0] == 7:  # the third block of the database
+            Path(to).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(tensors, to, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "save_file", save)
+        prune().refused("the disk is full", "run the same command again; finished work is kept")
+    database = tmp_path / "out" / "stages" / "database"
+    assert {path.name for path in database.iterdir()} == {
+        "key.json",
+        "block_0000.safetensors",
+        "block_0001.safetensors",
+    }
+    assert prune().code == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize("stage", ["text", "database", "search", "refit", "evaluate"])
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch, stage):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, f"{stage}_stage", interrupted)
+        ended = prune("--keep", "50 %")
+    assert ended.code == 130
+    lines = ended.err.strip().splitlines()
+    assert len(lines) == 1, ended.err
+    assert "interrupted" in lines[0]
+    assert "finished work is kept" in lines[0]
+    assert "darwinlm prune" in lines[0]
+    assert f"--out {tmp_path / 'out'}" in lines[0]
+    assert "--keep '50 %'" in lines[0], "as a shell takes it"
+    assert "Traceback" not in ended.err
+    assert prune("--keep", "50 %", "--until", "plan").code == 0

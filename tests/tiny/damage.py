@@ -1,0 +1,39 @@
+"""Checkpoints and artifacts made bad, and what must not be left behind then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    return json.loads((folder / INDEX).read_text())["weight_map"]
+
+
+def write_index(folder: Path, shards: dict[str, str]) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def assert_nothing_half_written(out: Path) -> None:
+    """No model, no report, no temporary file; a stage is finished or holds no result."""
+    assert not (out / "model").exists()
+    assert not (out / "summary.json").exists()
+    assert not (out / "report.html").exists()
+    assert [path for path in out.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
+    for stage in (out / "stages").glob("*"):
+        if not (stage / "manifest.json").exists():
+            assert {path.name for path in stage.iterdir()} <= {"key.json"}
