@@ -25,12 +25,18 @@ from typing import Any
 
 from darwinlm.demo import REASON, demo_model, demo_text
 from darwinlm.evaluation import summary
-from darwinlm.stages.compare import comparison_cells
+from darwinlm.evaluation.suites import parse_suite
+from darwinlm.stages.comparison_table import comparison_cells
+from darwinlm.stages.methods import BASELINES
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
-SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit")
+ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")
+SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
 """Methods whose result depends on a seed."""
-PAPER_ROWS = ("uniform", "ziplm", "sheared", "darwinlm", "darwinlm+refit")
+PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")
+"""Rows of the paper's suite, and those of them that are trained in the first table."""
+DRAWS = 1_000_000
+"""Random allocations, more than there is time for: random searches as long as the others."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,22 @@ class Part:
 
 def parts(options: argparse.Namespace) -> list[Part]:
     """All comparisons, the cheap and the telling ones first."""
-    half = [Part("half-0", "half-0", "50%", ("all",), 0, options.suite, options.limit)]
+    trained = tuple(options.recovered) if options.recovery else ()
+    ours = tuple(name for name in trained if name.startswith("darwinlm+"))
+    quick, paper = (_suite(name, options) for name in (options.suite, "paper"))
+    half = [Part("half-0", "half-0", "50%", (*ALL, *trained), 0, quick, options.limit)]
     half += [Part(f"half-{seed}", f"half-{seed}", "50%", SEARCHING, seed) for seed in range(1, options.seeds)]
-    budgets = [Part(keep.strip("%"), f"keep-{keep.strip('%')}", keep, ("all",)) for keep in options.keep]
+    budgets = [Part(keep.strip("%"), f"keep-{keep.strip('%')}", keep, (*ALL, *ours)) for keep in options.keep]
     if options.paper_limit:
-        half.append(Part("paper-suite", "half-0", "50%", PAPER_ROWS, 0, "paper", options.paper_limit))
+        half.append(Part("paper-suite", "half-0", "50%", (*PAPER_ROWS, *trained), 0, paper, options.paper_limit))
     return [*half, *budgets]
+
+
+def _suite(name: str, options: argparse.Namespace) -> str | None:
+    """The suite's tasks; without BoolQ where the models are made with its passages."""
+    tasks = parse_suite(name) if name else ()
+    spared = () if options.text else ("boolq",)
+    return ",".join(f"{one.task}:{one.shots}" for one in tasks if one.task not in spared) or None
 
 
 def command(part: Part, options: argparse.Namespace) -> list[str]:
@@ -76,7 +92,11 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     if part.suite:
         line += ["--suite", part.suite, "--limit", str(part.limit)]
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", *options.settings]
+    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", f"baselines.random_tries={DRAWS}"]
+    if options.recovery:
+        settings.append(f"recovery.tokens={options.recovery}")
+        settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
+    settings += options.settings
     if not options.text:
         settings.append(f"text.allow_benchmark_text={REASON}")
     for setting in settings:
@@ -129,7 +149,15 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--keep", nargs="*", default=["75%", "35%"], help="other budgets")
-    parser.add_argument("--minutes", default="10m", help="of each search")
+    parser.add_argument("--minutes", default="10m", help="of each search, random's included")
+    parser.add_argument("--recovery", default="300k", help="tokens that each trained row trains on; '' for none")
+    parser.add_argument("--recovery-text", help="source of them; default: --text")
+    parser.add_argument(
+        "--recovered",
+        nargs="*",
+        default=["darwinlm+refit+recovery", "paper+recovery", "sheared+recovery", "minitron+recovery"],
+        help="rows that are trained",
+    )
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
