@@ -1,11 +1,12 @@
-"""`darwinlm plan` against what a run takes: seconds of the stages that compute, on this machine's CPU.
+"""`darwinlm plan` against what a run takes: seconds and peak memory of the stages that compute, on this machine's CPU.
 
-Prints one JSON line per stage: seconds planned and taken, their ratio, memory planned and the process's peak so far
-(libraries included). The CPU is measured right before and right after each stage, and the plan uses the mean, so that
-other load on the machine falls on both sides; the load average is part of the result. The default model and text are
-the demo's.
+Every stage runs in a process of its own and prints one JSON line: seconds planned and taken, peak memory planned and
+taken, and both ratios. The CPU is measured right before and right after each stage, and the plan uses the mean. With
+`--clock cpu` and one thread, seconds are those that the process itself got, so that other load on the machine, which is
+part of the result, doesn't count. The default model and text are the demo's; what OUT holds is reused, not timed.
 
-    python benchmarks/plan.py --calibration 16384 --generations 2
+    python benchmarks/plan.py --set text.calibration_tokens=16384 --set refit.tokens=16384 --set search.generations=2
+    python benchmarks/plan.py --random --set text.calibration_tokens=2048 --set refit.enabled=false   # 1.1B parameters
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
-import resource
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from calibration import peak_bytes
 from darwinlm.console import Reporter
 from darwinlm.demo import demo_recipe
 from darwinlm.pipeline import run_stages
@@ -28,72 +33,121 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import Recipe, merge
 from darwinlm.run import Run
+from random_llama import write_llama
 
-STAGES = {"database": (), "search": ("scores",), "refit": (), "evaluate": ("stitch", "export")}
-"""Stages that are planned, and those that are timed along with them."""
+STAGES = ("database", "search", "refit", "recover", "evaluate")
+"""Stages that are planned."""
+
+BEFORE = {"database": "plan", "search": "database", "refit": "stitch", "recover": "refit", "evaluate": "export"}
+"""What has to be there first, so that it isn't timed."""
+
+RANDOM: dict[str, Any] = {
+    "num_hidden_layers": 22,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 49152,
+}
+"""A Llama of 1.1B parameters, with the vocabulary of the demo's tokenizer."""
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def between(before: Device, after: Device) -> Device:
     """A device halfway between two measurements."""
     rates = {kind: (rate + after.rates[kind]) / 2 for kind, rate in before.rates.items()}
-    return dataclasses.replace(before, rates=rates, bandwidth=(before.bandwidth + after.bandwidth) / 2)
+    halves = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("bandwidth", "block_seconds")}
+    return dataclasses.replace(before, rates=rates, **halves)
+
+
+def opened(recipe: Recipe, folder: Path) -> Run:
+    """The run, opened anew: what is done is reused."""
+    return Run(recipe, folder, Reporter(Console(quiet=True)))
+
+
+def prepare(recipe: Recipe, folder: Path, until: str) -> None:
+    """Run what has to be there before a stage."""
+    run_stages(opened(recipe, folder), until)
+
+
+def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, Any] | None:
+    """Run one stage in this process; None where the recipe has none or its result was there."""
+    now = CLOCKS[clock]
+    before = measure_cpu(now)
+    run = opened(recipe, folder)
+    begun = now()
+    run_stages(run, stage)
+    taken = now() - begun
+    if any(entry["reused"] for entry in run.timings if entry["name"] == stage):
+        return None
+    measure_cpu.cache_clear()
+    device = between(before, measure_cpu(now))
+    need = next((need for need in make_plan(Sizes(run.checkpoint, recipe), device).needs if need.name == stage), None)
+    if need is None:
+        return None
+    planned, memory, peak = need.seconds(device), need.device_bytes(device), peak_bytes()
+    return {
+        "benchmark": "plan",
+        "model": run.checkpoint.source,
+        "stage": stage,
+        "planned_s": round(planned, 1),
+        "taken_s": round(taken, 1),
+        "ratio": round(planned / taken, 2),
+        "planned_memory_mb": round(memory / 1e6),
+        "peak_memory_mb": round(peak / 1e6),
+        "memory_ratio": round(memory / peak, 2),
+        "passes": f"{need.passes:.3g}",
+        "products": {kind: f"{count:.3g}" for kind, count in need.operations.items()},
+        "moved": f"{need.moved:.3g}",
+        "calls": round(need.calls),
+        "rates": {kind: f"{rate:.3g}" for kind, rate in device.rates.items()},
+        "bandwidth": f"{device.bandwidth:.3g}",
+        "block_s": f"{device.block_seconds:.2g}",
+        "clock": clock,
+        "device": device.source,
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def alone(action: Any, *arguments: Any) -> Any:
+    """Call it in a process of its own, whose peak of memory is then its own too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(action, *arguments).result()
+
+
+def random_model(folder: Path) -> Path:
+    """Write the random model with the demo's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from darwinlm.demo import demo_model
+
+    write_llama(folder, **RANDOM)
+    demo = demo_model()
+    AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id; default: the demo's")
+    parser.add_argument("--random", action="store_true", help="a random Llama of 1.1B parameters")
     parser.add_argument("--text", help="source; default: the demo's")
-    parser.add_argument("--calibration", type=int, default=65536)
-    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="folder of the run; default: a temporary one")
+    parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
-    recipe = demo_recipe(
-        (
-            f"text.calibration_tokens={options.calibration}",
-            f"refit.tokens={options.calibration}",
-            f"search.generations={options.generations}",
-            "compute.device=cpu",
-            *options.settings,
-        )
-    )
-    recipe = merge(recipe, (), {"model": options.model, "text.source": options.text})
-    with tempfile.TemporaryDirectory() as folder:
-        run_stages(opened(recipe, folder), "plan")
-        for stage, others in STAGES.items():
-            measure_cpu.cache_clear()
-            before = measure_cpu()
-            run = opened(recipe, folder)
-            run_stages(run, stage)
-            measure_cpu.cache_clear()
-            device = between(before, measure_cpu())
-            plan = make_plan(Sizes(run.checkpoint, recipe), device)
-            need = next((need for need in plan.needs if need.name == stage), None)
-            if need is None:
-                continue
-            taken = sum(entry["seconds"] for entry in run.timings if entry["name"] in (stage, *others))
-            planned = need.seconds(device)
-            line = {
-                "benchmark": "plan",
-                "stage": stage,
-                "planned_s": round(planned, 1),
-                "taken_s": round(taken, 1),
-                "ratio": round(planned / taken, 2),
-                "passes": f"{need.passes:.3g}",
-                "products": {kind: f"{count:.3g}" for kind, count in need.operations.items()},
-                "moved": f"{need.moved:.3g}",
-                "rates": {kind: f"{rate:.3g}" for kind, rate in device.rates.items()},
-                "bandwidth": f"{device.bandwidth:.3g}",
-                "planned_memory_mb": round(need.device_bytes(device) / 2**20),
-                "peak_so_far_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                "device": device.source,
-                "load": round(os.getloadavg()[0], 1),
-            }
-            print(json.dumps(line), flush=True)
-
-
-def opened(recipe: Recipe, folder: str) -> Run:
-    """The run, opened anew: what is done is reused."""
-    return Run(recipe, Path(folder) / "run", Reporter(Console(quiet=True)))
+    with tempfile.TemporaryDirectory(dir=options.out and options.out.parent) as work:
+        model = str(random_model(Path(work) / "model")) if options.random else options.model
+        recipe = demo_recipe(("compute.device=cpu", *options.settings))
+        recipe = merge(recipe, (), {"model": model, "text.source": options.text})
+        folder = options.out or Path(work) / "run"
+        for stage in options.stages:
+            alone(prepare, recipe, folder, BEFORE[stage])
+            line = alone(measure, recipe, folder, stage, options.clock)
+            if line is not None:
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.devices import find_device, measure_cpu
 from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.plan import make_plan
-from darwinlm.recipe import load_recipe
+from darwinlm.recipe import load_recipe, merge
 
 
 @pytest.fixture
@@ -102,13 +102,19 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
     folder = published_config(tmp_path, "llama3.1-8b-4.6b")
     recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     device = find_device("a100")
+    recipe = merge(recipe, ["compute.hidden_memory=1TB"], {})  # not in a file
     (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
     fits = problem.partition("text.calibration_tokens=")[2].split()[0]
-    smaller = load_recipe("llama3.1-8b-4.6b", (f"text.calibration_tokens={fits}",), {"model": str(folder)})
+    smaller = merge(recipe, [f"text.calibration_tokens={fits}"], {})
     again = make_plan(Sizes(Checkpoint.describe(folder), smaller), device)
     assert not any(line.startswith("database") for line in again.problems)
+    in_file = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
+    (need, *_) = make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs
+    assert need.device_bytes(device) < 0.9 * device.memory
+    assert need.scratch is not None
+    assert need.scratch.bytes == in_file.text.calibration_tokens * 4096 * 2
     tiny = dataclasses.replace(device, memory=1e9)
     (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
     assert "no single setting makes it fit; the most goes to" in hopeless

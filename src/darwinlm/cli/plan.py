@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,9 @@ def plan(
     recipe: RecipeOption = None,
     keep: KeepOption = None,
     device: Annotated[str, typer.Option("--device", help="h100, h200, a100, l40s, rtx4090 or cpu.")] = "cpu",
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Of torchrun, each on a device of its own.")] = 1,
+    ram: Annotated[str | None, typer.Option("--ram", help="The machine's memory, such as 256GB.")] = None,
+    disk: Annotated[str | None, typer.Option("--disk", help="Free space where the run writes, such as 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
@@ -37,14 +41,17 @@ def plan(
     found = find_device(device)
     console = Console()
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
-        made = make_plan(Sizes(checkpoint, chosen), found)
+        room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
+        if found.is_cpu and disk is None:
+            room["disk"] = float(shutil.disk_usage(".").free)
+        made = make_plan(Sizes(checkpoint, chosen, processes), found, **room)
         sizes = made.sizes
         least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(
             f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
             f"{least:.3f} to {most:.3f} B, "
             f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
-            f"{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
+            f"{f'{processes} x ' if processes > 1 else ''}{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
             highlight=False,
             soft_wrap=True,
         )
@@ -53,3 +60,16 @@ def plan(
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:
             write_json(out, made.as_json())
+
+
+def read_bytes(option: str, text: str | None) -> float | None:
+    """A size such as 256GB. Raises RecipeError."""
+    from darwinlm.errors import RecipeError
+    from darwinlm.recipe.quantities import BYTES, parse_quantity
+
+    if text is None:
+        return None
+    try:
+        return float(parse_quantity(text, BYTES, "256GB"))
+    except ValueError as error:
+        raise RecipeError(f"{option} {text}: {error}") from error

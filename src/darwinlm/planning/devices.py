@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 
 import torch
@@ -28,6 +29,7 @@ class Device:
         bandwidth: bytes per second.
         efficiency: share of `rates` that a forward pass reaches.
         product_efficiency: share of `rates` that other large matrix products reach.
+        block_seconds: that a pass through one block takes however few its tokens are.
         source: where the figures come from.
     """
 
@@ -37,6 +39,7 @@ class Device:
     bandwidth: float
     efficiency: float
     product_efficiency: float
+    block_seconds: float
     source: str
 
     @property
@@ -48,6 +51,12 @@ class Device:
 GPU_EFFICIENCY = 0.4
 """Share of the stated throughput that forward and backward passes of language models reach; our choice, what well-tuned
 training reports as its model FLOPs utilisation (PaLM, arXiv 2204.02311, section 4.1, reached 0.46)."""
+
+GPU_BLOCK_SECONDS = 4e-4
+"""Seconds that a block's pass takes on a GPU at least: about forty kernels that Python launches; our choice."""
+
+BLOCK_CALLS = 60
+"""Small operations of PyTorch in a block's pass, norms and rotary embeddings included; counted on a Llama."""
 
 CPU_EFFICIENCY = 0.8
 """Share of a large matrix product's speed that a forward pass reaches on a CPU; measured, see docs/results.md."""
@@ -70,31 +79,44 @@ def find_device(name: str) -> Device:
     row = table[name]
     rates = {kind: row[kind] * TERA for kind in ("bfloat16", "float32", "float64")}
     return Device(
-        name, row["memory"] * GIGA, rates, row["bandwidth"] * GIGA, GPU_EFFICIENCY, GPU_EFFICIENCY, row["source"]
+        name,
+        row["memory"] * GIGA,
+        rates,
+        row["bandwidth"] * GIGA,
+        GPU_EFFICIENCY,
+        GPU_EFFICIENCY,
+        GPU_BLOCK_SECONDS,
+        row["source"],
     )
 
 
 @cache
-def measure_cpu() -> Device:
-    """This machine with PyTorch's present number of threads: matrix products and a copy, about a second."""
+def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
+    """This machine with PyTorch's present number of threads: matrix products and a copy, about a second.
+
+    Args:
+        clock: gives seconds; that of the process doesn't see what other programs take, with one thread.
+    """
+
+    def best(action: Callable[[], object]) -> float:
+        return min(_seconds(action, clock) for _ in range(6))
+
     rates = {}
     for kind, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("float64", torch.float64)):
         a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 2048).to(dtype)
-        rates[kind] = 2 * a.numel() * b.shape[1] / _best_seconds(lambda a=a, b=b: a @ b)
+        rates[kind] = 2 * a.numel() * b.shape[1] / best(partial(torch.matmul, a, b))
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _best_seconds(lambda: target.copy_(source))
+    bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
+    small = torch.ones(1, 64)
+    call = best(lambda: [small.mul(1.0) for _ in range(100)]) / 100
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     threads = torch.get_num_threads()
-    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, 1.0, f"measured here, {threads} threads")
+    source_words = f"measured here, {threads} threads"
+    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, 1.0, BLOCK_CALLS * call, source_words)
 
 
-def _best_seconds(action: object) -> float:
-    assert callable(action)
+def _seconds(action: Callable[[], object], clock: Callable[[], float]) -> float:
+    begun = clock()
     action()
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+    return clock() - begun

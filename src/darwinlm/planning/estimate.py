@@ -1,16 +1,17 @@
 """Memory, operations and time of every stage, counted from sizes; each line beside what it counts.
 
-Times are operations over the device's throughput and bytes over its bandwidth. Everything is counted for one process;
-the stages that several processes share (database, search, recovery) take their part each.
+Times are operations over the device's throughput and bytes over its bandwidth, and what a pass through a block takes
+however small it is. Operations, tokens and bytes moved are those of all processes together, memory is that of one; the
+stages that several processes share are database, search and recovery.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import Item, StageNeed
+from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
 
 REUSED = 0.55
 """Share of the blocks that a candidate runs on average: its first changed block lies anywhere, its loss comes last."""
@@ -21,79 +22,14 @@ KL_BYTES = 40
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
-STEP = 3e-4
-"""Seconds that one removal takes besides its operations: about twenty small calls."""
+LIBRARIES = 0.45e9
+"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/results.md."""
+
+HEAD_TOKENS = 512
+"""Tokens whose logits the search makes at once."""
 
 ACTIVATIONS = 12
 """Widths of the residual stream that a block's pass holds at once, beside its MLP's channels."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something that takes memory.
-
-    Attributes:
-        name: what it is.
-        bytes: how much.
-        setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
-        value: of that field now.
-        remedy: another setting that would take most of it away, with its value.
-    """
-
-    name: str
-    bytes: float
-    setting: str = ""
-    value: int = 0
-    remedy: str = ""
-
-
-@dataclass
-class StageNeed:
-    """What one stage needs.
-
-    Attributes:
-        name: of the stage.
-        tokens: that it reads, over and over ones counted each time.
-        passes: operations of passes through blocks and head.
-        kind: arithmetic type of the passes.
-        operations: of other matrix products, by arithmetic type.
-        moved: bytes through memory besides those of matrix products.
-        steps: that wait for each other and take a while however small they are.
-        device: what lies in the device's memory at the peak.
-        ram: what lies in the machine's memory besides.
-        disk: bytes that it leaves.
-    """
-
-    name: str
-    tokens: float = 0
-    passes: float = 0
-    kind: str = "bfloat16"
-    operations: dict[str, float] = field(default_factory=dict)
-    moved: float = 0
-    steps: float = 0
-    device: list[Item] = field(default_factory=list)
-    ram: list[Item] = field(default_factory=list)
-    disk: float = 0
-
-    @property
-    def flops(self) -> float:
-        """Operations of all types."""
-        return self.passes + sum(self.operations.values())
-
-    def seconds(self, on: Device) -> float:
-        """Time on a device."""
-        passes = self.passes / (on.rates[self.kind] * on.efficiency)
-        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
-        return passes + products + self.moved / on.bandwidth + STEP * self.steps
-
-    def device_bytes(self, on: Device) -> float:
-        """Memory of the device at the peak; on a CPU that is all memory."""
-        items = [*self.device, *(self.ram if on.is_cpu else [])]
-        return sum(item.bytes for item in items)
-
-    def ram_bytes(self, on: Device) -> float:
-        """Memory of the machine at the peak."""
-        return sum(item.bytes for item in (*self.device, *self.ram)) if on.is_cpu else sum(i.bytes for i in self.ram)
 
 
 def estimate(sizes: Sizes) -> list[StageNeed]:
@@ -101,8 +37,13 @@ def estimate(sizes: Sizes) -> list[StageNeed]:
     makers: list[Callable[[Sizes], StageNeed]] = [_database, _search]
     if sizes.recipe.refit.enabled:
         makers.append(_refit)
+    if sizes.recipe.recovery.tokens:
+        makers.append(recovery_need)
     makers.append(_evaluate)
-    return [make(sizes) for make in makers]
+    needs = [make(sizes) for make in makers]
+    for need in needs:
+        need.ram.append(Item("libraries", LIBRARIES))
+    return needs
 
 
 def _forward_type(sizes: Sizes) -> tuple[str, int]:
@@ -110,15 +51,24 @@ def _forward_type(sizes: Sizes) -> tuple[str, int]:
 
 
 def _pass_items(sizes: Sizes, size: int) -> list[Item]:
-    recipe = sizes.recipe
-    batch = max(recipe.compute.batch_tokens, recipe.text.sequence_length)
+    batch = _batch(sizes)
     widest = max(shape.width for shape in sizes.shapes)
     activations = batch * (ACTIVATIONS * sizes.width + 4 * widest) * size
     return [Item("activations of one pass", activations, "compute.batch_tokens", batch)]
 
 
+def _batches(sizes: Sizes, tokens: float) -> float:
+    """Passes that so many tokens are cut into."""
+    return -(-tokens // _batch(sizes))
+
+
+def _batch(sizes: Sizes) -> int:
+    """Tokens in one pass."""
+    return max(sizes.recipe.compute.batch_tokens, sizes.recipe.text.sequence_length)
+
+
 def _logit_items(sizes: Sizes) -> list[Item]:
-    batch = max(sizes.recipe.compute.batch_tokens, sizes.recipe.text.sequence_length)
+    batch = _batch(sizes)
     return [Item("logits of one pass", batch * sizes.vocabulary * 4.0, "compute.batch_tokens", batch)]
 
 
@@ -129,6 +79,8 @@ def _database(sizes: Sizes) -> StageNeed:
     need = StageNeed(
         "database", tokens=tokens, passes=tokens * sizes.forward, kind=kind, operations={"float32": 0.0, "float64": 0.0}
     )
+    need.calls = _batches(sizes, tokens) * sizes.checkpoint.n_blocks
+    need.processes = sizes.processes
     largest = 0.0
     for shape in sizes.shapes:
         if len(next(m.levels for m in sizes.space.modules if (m.block, m.kind) == (shape.block, shape.kind))) == 1:
@@ -141,8 +93,12 @@ def _database(sizes: Sizes) -> StageNeed:
         need.steps += count * (d if shape.kind == "mlp" else d / shape.head_dim)
         need.disk += experts * d * (d + 1) / 2 * 4 + count * d * 12
         largest = max(largest, experts * d * d * 4 + d * d * 40)
+    stream = tokens * sizes.width * size / sizes.processes
+    if stream > recipe.compute.hidden_memory:
+        need.scratch = Item("residual stream of the calibration text", stream * sizes.processes)
+        stream = 0.0
     need.device = [
-        Item("residual stream of the calibration text", tokens * sizes.width * size, "text.calibration_tokens", tokens),
+        Item("residual stream of the calibration text", stream, "text.calibration_tokens", tokens),
         Item("weights of one block", sizes.block * (size + sizes.element)),
         Item("second moments and factors of one module", largest),
         *_pass_items(sizes, size),
@@ -166,25 +122,28 @@ def _search(sizes: Sizes) -> StageNeed:
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
     uniform = max(attention, default=1) * whole(settings.score_tokens)
     scores = len(cut) * settings.score_levels * whole(settings.score_tokens) if settings.start == "knapsack" else 0
-    a_generation, last = 0, settings.offspring
-    for number, stage in enumerate(settings.stages):
-        parent = 1 if number == 0 and number < len(settings.stages) - 1 else 0
-        a_generation += (last + parent) * whole(stage.tokens)
-        last = stage.survivors
-    evolution = settings.generations * a_generation
+    a_generation, runs, last, before = 0.0, 0.0, settings.offspring, 0
+    for stage in settings.stages:
+        # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
+        new = whole(stage.tokens) if stage.training_tokens else whole(stage.tokens) - before
+        a_generation += last * new
+        runs += last * _batches(sizes, new)
+        last, before = stage.survivors, whole(stage.tokens)
+    # The parent's losses are known; its block inputs are made anew where it has changed.
     fitness = whole(max(settings.score_tokens, *(stage.tokens for stage in settings.stages)))
-    tokens = uniform + scores + evolution
+    evolution = settings.generations * a_generation
+    tokens = uniform + scores + evolution + fitness
     # A scored candidate is dense but for one module; the others keep the budget's share.
     blocks = scores * REUSED + (evolution * REUSED + uniform) * sizes.kept
-    operations = blocks * sizes.forward + tokens * sizes.head + fitness * (sizes.forward + sizes.head)
+    bases = settings.generations * 0.5 * before * sizes.kept
+    operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
+    singles = len(cut) * settings.score_levels * _batches(sizes, settings.score_tokens) if scores else 0
+    calls = (settings.generations * (runs * REUSED + 0.5 * _batches(sizes, before)) + singles * REUSED) * sizes.depth
     changed = len(cut) * settings.score_levels + settings.generations * settings.offspring * 3
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
-    trained, finalists = _trained(sizes)
-    # Forward and backward pass of the smaller model, and the dense one's forward pass that it learns from.
-    operations += trained * 3 * (sizes.kept * sizes.forward + sizes.head)
-    operations += trained * (sizes.forward + sizes.head)
-    need = StageNeed("search", tokens + trained, operations, kind, {"float64": changed * cuts})
+    need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
+    need.processes, need.bound = sizes.processes, settings.minutes
     need.moved = tokens * sizes.vocabulary * float(KL_BYTES) + changed * reads * 3
     need.device = [
         Item("dense model", sizes.params * size),
@@ -197,48 +156,48 @@ def _search(sizes: Sizes) -> StageNeed:
         ),
         Item("modules in use and kept for later", min(4 * 2**30, sizes.blocks * size * 4.0)),
         *_pass_items(sizes, size),
-        *_logit_items(sizes),
+        Item("logits", max(10.0 * HEAD_TOKENS, float(_batch(sizes)) * size) * sizes.vocabulary),
     ]
-    if trained:
-        small = sizes.kept * sizes.blocks + sizes.outside
-        batch = settings.training.batch_tokens
-        saved = batch * (ACTIVATIONS * sizes.width + 4 * max(shape.width for shape in sizes.shapes)) * size
-        need.device += [
-            # Master weights, gradient and two moments of one candidate; states of the others that are still in.
-            _candidate(sizes, small),
-            Item(
-                "activations of its backward pass",
-                saved * sizes.checkpoint.n_blocks,
-                "search.training.batch_tokens",
-                batch,
-            ),
-        ]
-        need.ram.append(Item("trained candidates that go on", 4 * small * finalists))
-    need.ram += [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
+    need.ram = [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
+    _train_candidates(sizes, need, size)
     return need
 
 
-def _candidate(sizes: Sizes, small: float) -> Item:
-    _, size = _forward_type(sizes)
-    if sizes.recipe.search.training.lora_rank:
-        return Item("candidate in training", (size + 1) * small)
-    return Item("candidate in training", 16 * small, remedy="search.training.lora_rank=16")
-
-
-def _trained(sizes: Sizes) -> tuple[float, int]:
-    """Tokens that candidates are trained on in the whole search, and how many trained ones are held at once."""
-    settings = sizes.recipe.search
-    tokens, last, held = 0.0, settings.offspring, 0
-    for stage in settings.stages:
-        tokens += settings.generations * last * stage.training_tokens
-        held = max(held, last if stage.training_tokens else 0)
-        last = stage.survivors
+def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:
+    """What training adds to a search: those of a round learn side by side, and the dense model reads the text once."""
+    settings, recipe = sizes.recipe.search, sizes.recipe.search.training
+    text, tokens, held = 0.0, 0.0, 0
+    last = settings.offspring
+    for stage in settings.stages if any(stage.training_tokens for stage in settings.stages) else ():
+        text += settings.generations * stage.training_tokens
+        tokens += settings.generations * (last + 1) * stage.training_tokens
+        held, last = max(held, last + 1), stage.survivors
     last = settings.finalists
     for part in settings.finalist_rounds if settings.finalists else ():
+        text += part.training_tokens
         tokens += last * part.training_tokens
-        held = max(held, last)
-        last = part.survivors
-    return tokens, held
+        held, last = max(held, last), part.survivors
+    if not tokens:
+        return
+    need.tokens += tokens
+    # Forward and backward pass; of the head only what leads back to the blocks.
+    need.passes += tokens * (3 * sizes.kept * sizes.forward + 2 * sizes.head) + text * (sizes.forward + sizes.head)
+    small, piece = sizes.kept * sizes.blocks, max(HEAD_TOKENS, sizes.recipe.text.sequence_length)
+    trained = adapters(sizes, recipe.lora_rank) if recipe.lora_rank else small
+    need.moved += (
+        tokens + text
+    ) * sizes.vocabulary * LOSS_BYTES / 2 + tokens / recipe.batch_tokens * trained * UPDATE_BYTES
+    need.calls += (3 * tokens + text) / piece * sizes.depth
+    here = -(-held // sizes.processes)
+    need.device += [
+        # Weights and gradients in the type of the passes, float32 weights and AdamW's two moments.
+        Item(
+            f"{here} candidates in training",
+            here * (12.0 + 2 * size) * trained + (size * small if recipe.lora_rank else 0),
+        ),
+        Item("activations of the backward pass", piece * saved(sizes, size, size)),
+        Item("logits of training", 24.0 * piece * sizes.vocabulary),
+    ]
 
 
 def _refit(sizes: Sizes) -> StageNeed:
@@ -249,6 +208,7 @@ def _refit(sizes: Sizes) -> StageNeed:
     # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
     passes = everything * sizes.forward * (1 + sizes.kept * 2)
     need = StageNeed("refit", everything, passes, kind, {"float32": 0.0, "float64": 0.0})
+    need.calls = _batches(sizes, everything) * sizes.depth * 3
     largest = 0.0
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
@@ -271,7 +231,7 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
     kind, size = _forward_type(sizes)
     tokens = recipe.text.evaluation_tokens
-    smaller = 3 if recipe.refit.enabled else 2
+    smaller = 2 + recipe.refit.enabled + bool(recipe.recovery.tokens)
     models = 1 + smaller * sizes.kept
     need = StageNeed("evaluate", tokens * (1 + smaller), kind=kind)
     need.passes = tokens * (models * sizes.forward + (1 + smaller) * sizes.head)
@@ -280,6 +240,7 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     # Every decoded token reads all weights.
     decoded = recipe.evaluation.new_tokens * (runs + len(recipe.evaluation.prompts))
     weights = (models * sizes.blocks + (1 + smaller) * sizes.outside) * size
+    need.calls = (1 + smaller) * sizes.depth * (_batches(sizes, tokens) + runs + decoded)
     need.moved = tokens * (1 + smaller) * sizes.vocabulary * float(KL_BYTES) + decoded * weights
     need.device = [
         Item("models side by side", weights),

@@ -6,7 +6,7 @@ Letters: m residual width, v vocabulary, d columns of an output projection, r it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from darwinlm.errors import ModelError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Recipe
+from darwinlm.recipe import Recipe, merge
 from darwinlm.search.cost import Bounds, CostModel, bounds_of
 from darwinlm.search.space import SearchSpace
 from darwinlm.stages.plan import counted_costs
@@ -31,10 +31,19 @@ class Sizes:
     Attributes:
         checkpoint: configuration and family; no weights are there.
         recipe: units and budget.
+        processes: that share the work, each on a device of its own.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
+    processes: int = 1
+
+    def with_settings(self, assignments: Sequence[str], processes: int) -> Sizes:
+        """The same model under settings that leave units and budget alone."""
+        other = Sizes(self.checkpoint, merge(self.recipe, assignments, {}), processes)
+        for name in ("shapes", "space", "cost", "budget", "params"):
+            other.__dict__[name] = getattr(self, name)
+        return other
 
     @cached_property
     def shapes(self) -> list[ModuleShape]:
@@ -98,6 +107,11 @@ class Sizes:
         for module in self.space.modules:
             inside[module.block] = inside.get(module.block, 0) + module.levels[-1].params
         return max(inside.values())
+
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return self.checkpoint.n_blocks
 
     @property
     def width(self) -> int:

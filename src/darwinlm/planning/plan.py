@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.planning.devices import Device
-from darwinlm.planning.estimate import StageNeed, estimate
+from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import Item, StageNeed
 
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
@@ -53,43 +55,131 @@ class Plan:
                     "device_bytes": need.device_bytes(self.device),
                     "ram_bytes": need.ram_bytes(self.device),
                     "disk_bytes": need.disk,
+                    "scratch_bytes": need.disk_bytes - need.disk,
                     "items": {item.name: item.bytes for item in (*need.device, *need.ram)},
                 }
                 for need in self.needs
             ],
+            "processes": sizes.processes,
             "seconds": self.seconds,
             "problems": list(self.problems),
         }
 
 
-def make_plan(sizes: Sizes, device: Device) -> Plan:
-    """Count everything. Raises BudgetError and RecipeError as the run itself would."""
+def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
+    """Count everything.
+
+    Args:
+        sizes: of model and recipe.
+        device: to plan for.
+        ram: bytes of the machine's memory; None doesn't check it. On a CPU it is the device's.
+        disk: bytes that are free where the run writes; None doesn't check them.
+
+    Raises:
+        BudgetError, RecipeError: as the run itself would.
+    """
     _ = sizes.budget
     needs = tuple(estimate(sizes))
-    problems = [problem for need in needs for problem in _problems(need, device)]
-    return Plan(sizes, device, needs, tuple(problems))
+    problems = [problem for need in needs for problem in _problems(sizes, need, device, ram)]
+    return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
 
-def _problems(need: StageNeed, device: Device) -> list[str]:
-    room = device.memory * RESERVE
-    used = need.device_bytes(device)
-    if used <= room:
+CHECKPOINTING, SHARDING = "recovery.gradient_checkpointing=true", "recovery.sharding=fsdp"
+ADAPTERS, CANDIDATES = "recovery.lora_rank=16", "search.training.lora_rank=16"
+
+
+def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
+    """Settings that need less memory, with a number of processes; what changes the result least comes first."""
+    if stage == "search":
+        return [((CANDIDATES,), sizes.processes)] if sizes.recipe.search.training_needed else []
+    if stage != "recover":
         return []
-    over = f"{need.name} needs {gigabytes(used)} of memory, but {device.name} has {gigabytes(room)} to spare"
-    items = [*need.device, *(need.ram if device.is_cpu else [])]
-    by_setting: dict[str, tuple[float, int]] = {}
+    recovery = sizes.recipe.recovery
+    micro = f"recovery.micro_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}"
+    base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
+    more = [processes for processes in (1, 2, 4, 8, 16, 32) if processes > sizes.processes]
+    sharded = () if recovery.sharding == "fsdp" else (SHARDING,)
+    found = [((*base, *small), sizes.processes) for small in ((), (micro,))]
+    for processes in (sizes.processes, *more):
+        found += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
+    return [*found, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
+
+
+def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) -> list[str]:
+    found = []
+    room = device.memory * RESERVE
+    if need.device_bytes(device) > room:
+        items = [*need.device, *(need.ram if device.is_cpu else [])]
+        over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
+        over += f"{gigabytes(room)} to spare"
+        found.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
+    if ram is not None and not device.is_cpu and need.ram_bytes(device) > ram * RESERVE:
+        over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM, but the machine has "
+        over += f"{gigabytes(ram * RESERVE)} to spare"
+        found.append(f"{over}: {_proportional(need.ram, ram * RESERVE) or _hopeless(need.ram)}")
+    whole = need.unbounded_seconds(device)
+    if need.bound is not None and whole > 60 * need.bound:
+        share, minutes = 60 * need.bound / whole, math.ceil(whole / 60)
+        found.append(
+            f"{need.name} takes {hours(whole)}, but search.minutes={need.bound:g} ends it after {share:.0%} of that: "
+            f"search.minutes={minutes} lets it finish, or lower search.generations"
+        )
+    return found
+
+
+def _proportional(items: list[Item], room: float) -> str:
+    """The one setting that makes it fit by being smaller; empty where none does."""
+    used = sum(item.bytes for item in items)
+    by_setting: dict[str, tuple[float, int, int]] = {}
     for item in items:
         if item.setting:
-            before = by_setting.get(item.setting, (0.0, item.value))
-            by_setting[item.setting] = (before[0] + item.bytes, item.value)
-    for setting, (size, value) in sorted(by_setting.items(), key=lambda entry: -entry[1][0]):
-        fits = int(value * (room - (used - size)) / size)
-        if fits > 0:
-            return [f"{over}: {setting}={_rounded(fits)} would fit (it is {value})"]
+            before = by_setting.get(item.setting, (0.0, item.value, 1))
+            by_setting[item.setting] = (before[0] + item.bytes, item.value, max(before[2], item.least))
+    for setting, (size, value, least) in sorted(by_setting.items(), key=lambda entry: -entry[1][0]):
+        fits = _rounded(int(value * (room - (used - size)) / size))
+        if fits >= least:
+            return f"{setting}={fits} would fit (it is {value})"
+    return ""
+
+
+def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
+    """Other settings, each planned anew, the first that fits; empty where none does."""
+    for settings, processes in _remedies(sizes, need.name):
+        if SHARDING in settings and device.is_cpu:
+            continue
+        again = next(each for each in estimate(sizes.with_settings(settings, processes)) if each.name == need.name)
+        if again.device_bytes(device) <= device.memory * RESERVE:
+            several = f" on {processes} devices" if processes > sizes.processes else ""
+            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes(device))})"
+    return ""
+
+
+def _hopeless(items: list[Item]) -> str:
     largest = max(items, key=lambda item: item.bytes)
-    if largest.remedy:
-        return [f"{over}: the most goes to '{largest.name}' ({gigabytes(largest.bytes)}), try {largest.remedy}"]
-    return [f"{over}: no single setting makes it fit; the most goes to '{largest.name}' ({gigabytes(largest.bytes)})"]
+    return f"no single setting makes it fit; the most goes to '{largest.name}' ({gigabytes(largest.bytes)})"
+
+
+def disk_of(needs: tuple[StageNeed, ...]) -> float:
+    """Disk that a run takes at its peak: what stages leave, and what the hungriest takes while it works."""
+    left, most = 0.0, 0.0
+    for need in needs:
+        most = max(most, left + need.disk_bytes)
+        left += need.disk
+    return max(most, left)
+
+
+def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
+    wanted = disk_of(needs)
+    if disk is None or wanted <= disk:
+        return []
+    largest = max(needs, key=lambda need: need.disk_bytes)
+    over = f"the run takes {gigabytes(wanted)} of disk, but {gigabytes(disk)} are free"
+    part = largest.scratch
+    # One checkpoint stays, and one is on its way.
+    if part is not None and part.setting and wanted - part.bytes * (1 - 2 / (part.value + 1)) <= disk:
+        return [f"{over}: {part.setting}=1 would fit (it is {part.value}, {gigabytes(part.bytes)})"]
+    most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
+    return [f"{over}: no single setting makes it fit; the most goes to {most}"]
 
 
 def _rounded(count: int) -> int:
@@ -103,7 +193,7 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.3g} GB"
 
 
-HEADINGS = ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "hours")
+HEADINGS = ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time")
 
 
 def cells(plan: Plan) -> list[tuple[str, ...]]:
@@ -113,7 +203,7 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
             need.name,
             gigabytes(need.device_bytes(plan.device)),
             gigabytes(need.ram_bytes(plan.device)),
-            gigabytes(need.disk),
+            gigabytes(need.disk_bytes),
             f"{need.tokens:,.0f}",
             f"{need.flops:.2e}",
             hours(need.seconds(plan.device)),
@@ -125,9 +215,12 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
         f"{sum(n.flops for n in plan.needs):.2e}",
         hours(plan.seconds),
     )
-    return [*rows, ("all", "", "", gigabytes(sum(n.disk for n in plan.needs)), *total)]
+    return [*rows, ("all", "", "", gigabytes(disk_of(plan.needs)), *total)]
 
 
 def hours(seconds: float) -> str:
-    """Hours with two digits, minutes below one."""
-    return f"{seconds / 3600:.2f}" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    """Seconds, minutes, hours or days, with about three digits."""
+    for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,99 @@
+"""What one stage needs, and how long that takes on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from darwinlm.planning.devices import Device
+
+STEP = 3e-4
+"""Seconds that one removal takes besides its operations: about twenty small calls."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that takes memory or disk.
+
+    Attributes:
+        name: what it is.
+        bytes: how much.
+        setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
+        value: of that field now.
+        least: below which that field makes no sense.
+    """
+
+    name: str
+    bytes: float
+    setting: str = ""
+    value: int = 0
+    least: int = 1
+
+
+@dataclass
+class StageNeed:
+    """What one stage needs.
+
+    Attributes:
+        name: of the stage.
+        tokens: that it reads, over and over ones counted each time.
+        passes: operations of passes through blocks and head.
+        kind: arithmetic type of the passes.
+        operations: of other matrix products, by arithmetic type.
+        moved: bytes through memory besides those of matrix products.
+        steps: that wait for each other and take a while however small they are.
+        calls: passes through one block, each of which takes a while however few its tokens are.
+        host: seconds on one processor that no device makes shorter.
+        bound: minutes after which the stage ends, whatever is left.
+        processes: that share its work; the figures above are those of all together.
+        device: what lies in the device's memory at the peak.
+        ram: what lies in the machine's memory besides.
+        disk: bytes that it leaves.
+        scratch: what takes disk only while the stage works; None where nothing does.
+    """
+
+    name: str
+    tokens: float = 0
+    passes: float = 0
+    kind: str = "bfloat16"
+    operations: dict[str, float] = field(default_factory=dict)
+    moved: float = 0
+    steps: float = 0
+    calls: float = 0
+    host: float = 0
+    bound: float | None = None
+    processes: int = 1
+    device: list[Item] = field(default_factory=list)
+    ram: list[Item] = field(default_factory=list)
+    disk: float = 0
+    scratch: Item | None = None
+
+    @property
+    def disk_bytes(self) -> float:
+        """Disk at the peak of the stage, without what others leave."""
+        return self.disk + (self.scratch.bytes if self.scratch else 0)
+
+    @property
+    def flops(self) -> float:
+        """Operations of all types."""
+        return self.passes + sum(self.operations.values())
+
+    def unbounded_seconds(self, on: Device) -> float:
+        """Time on a device, each process on one of its own, if nothing ended it early."""
+        passes = self.passes / (on.rates[self.kind] * on.efficiency)
+        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
+        waits = STEP * self.steps + on.block_seconds * self.calls
+        return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host
+
+    def seconds(self, on: Device) -> float:
+        """Time on a device, each process on one of its own."""
+        seconds = self.unbounded_seconds(on)
+        return seconds if self.bound is None else min(seconds, 60 * self.bound)
+
+    def device_bytes(self, on: Device) -> float:
+        """Memory of the device at the peak; on a CPU that is all memory."""
+        items = [*self.device, *(self.ram if on.is_cpu else [])]
+        return sum(item.bytes for item in items)
+
+    def ram_bytes(self, on: Device) -> float:
+        """Memory of the machine at the peak, for one process."""
+        return sum(item.bytes for item in (*self.device, *self.ram)) if on.is_cpu else sum(i.bytes for i in self.ram)

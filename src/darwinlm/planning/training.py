@@ -1,0 +1,142 @@
+"""What recovery will need: the smaller model's forward and backward passes, the dense one's forward pass, AdamW.
+
+Letters: P trained parameters, v vocabulary, m residual width.
+"""
+
+from __future__ import annotations
+
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import Item, StageNeed
+
+TOKENISED = 4e5
+"""Tokens of text that are read, tokenised and packed in a second, by one process; measured, see docs/results.md."""
+
+LOSS_BYTES = 120
+"""Bytes moved for one logit of training: log-softmax of both models in float32, KL and its gradient, and once again."""
+
+UPDATE_BYTES = 60
+"""Bytes moved for one parameter in one step: norm and cut of the gradient, AdamW's two moments, the weight, zeroing."""
+
+MICRO_BYTES = 18
+"""Bytes moved for one parameter each time that gradients are added up: its copy in bfloat16, and the sum."""
+
+LOGIT_BYTES = 30
+"""Bytes of one logit that exist at once: those of both models, their float32 log-softmax, and gradients."""
+
+
+def recovery_need(sizes: Sizes) -> StageNeed:
+    """Continued training as the recipe's section `recovery` has it."""
+    settings = sizes.recipe.recovery
+    length = settings.sequence_length or sizes.recipe.text.sequence_length
+    micro = min(max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens)
+    tokens, small = float(settings.tokens), sizes.kept_blocks[1] + sizes.outside
+    distils = settings.distillation > 0 or settings.hidden > 0
+    need = StageNeed("recover", tokens, kind=settings.dtype, processes=sizes.processes)
+
+    # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. The head's logits are made
+    # twice and differentiated once.
+    again = 1 if settings.gradient_checkpointing else 0
+    need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + 4 * sizes.head)
+    seen = tokens / settings.epochs if settings.teacher_cache else tokens
+    if distils:
+        heads = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
+        need.passes += seen * (sizes.forward + heads)
+    evaluations = 2 + settings.tokens // settings.evaluate_every
+    held_out = evaluations * sizes.recipe.text.validation_tokens
+    need.passes += held_out * (sizes.kept * sizes.forward + sizes.head)
+    need.passes += held_out * (sizes.forward + sizes.head) if distils else 0
+
+    trained = adapters(sizes, settings.lora_rank) if settings.lora_rank else small
+    steps, micros = tokens / settings.batch_tokens, tokens / micro
+    need.moved = (
+        tokens * sizes.vocabulary * float(LOSS_BYTES) + steps * trained * UPDATE_BYTES + micros * small * MICRO_BYTES
+    )
+    blocks = sizes.checkpoint.n_blocks
+    need.calls = micros * blocks * ((3 + again) + (1 if distils else 0))
+    need.host = tokens / settings.epochs / TOKENISED
+    _memory(sizes, need, micro, trained)
+    return need
+
+
+def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
+    settings = sizes.recipe.recovery
+    small = sizes.kept_blocks[1] + sizes.outside
+    size = 2 if settings.dtype == "bfloat16" else 4
+    shards = sizes.processes if settings.sharding == "fsdp" else 1
+    distils = settings.distillation > 0 or settings.hidden > 0
+    need.device = [
+        Item("weights of the smaller model, float32", 4.0 * small / shards),
+        Item("gradients", 4.0 * trained / shards),
+        Item("AdamW's two moments", 8.0 * trained / shards),
+    ]
+    if size == 2:
+        once = sizes.kept * (sizes.blocks if shards == 1 else sizes.block)
+        need.device.append(Item("its weights in bfloat16", 2.0 * (once + sizes.outside)))
+    if distils:
+        need.device.append(Item("dense model", float(sizes.params * size)))
+    need.device += [
+        Item(
+            "activations of the backward pass",
+            micro * saved(sizes, size, 4, checkpointing=settings.gradient_checkpointing),
+            "recovery.micro_tokens",
+            micro,
+            least=settings.sequence_length or sizes.recipe.text.sequence_length,
+        ),
+        Item(
+            "logits of one piece",
+            float(min(settings.logit_chunk, micro) * sizes.vocabulary * LOGIT_BYTES),
+            "recovery.logit_chunk",
+            settings.logit_chunk,
+            least=64,
+        ),
+    ]
+    need.ram = [Item("both models while they are read", 4.0 * small + (sizes.params * size if distils else 0))]
+    whole = settings.keep_checkpoints + 1
+    one = 4.0 * (trained if settings.lora_rank else small) + 8.0 * trained
+    packed = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
+    need.scratch = Item("checkpoints", whole * one + packed, "recovery.keep_checkpoints", settings.keep_checkpoints)
+    stored = 0.0
+    if settings.teacher_cache and settings.top_k:
+        pair = 4 if sizes.vocabulary <= 1 << 16 else 6
+        stored = settings.tokens / settings.epochs * (settings.top_k * pair + 4.0)
+    need.disk = stored + 4.0 * small
+
+
+def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False) -> float:
+    """Bytes that one token leaves in the smaller model for the way back.
+
+    A block keeps what went into its two norms, the same normed, and that in the type of the products; queries, keys
+    and values for every head, what attention gave, and four widths of its MLP. With checkpointing only the stream
+    between blocks stays, and one block's inside at a time.
+
+    Args:
+        sizes: of the dense model; the budget's share of its widths counts.
+        size: bytes of one number in products.
+        residual: bytes of one number of the residual stream.
+        checkpointing: whether blocks are computed again on the way back.
+    """
+    inside = 0.0
+    for shape in sizes.shapes:
+        width = shape.width * sizes.kept
+        if shape.kind == "mlp":
+            experts = getattr(sizes.checkpoint.config, "num_experts_per_tok", 1) if shape.experts else 1
+            inside += 4 * size * width * experts
+        else:
+            inside += 4 * size * width
+    stream = sizes.depth * sizes.width * (2.0 * residual + 2 * 4 + 2 * size)
+    if checkpointing:
+        return sizes.depth * sizes.width * residual + (stream + inside) / sizes.depth
+    return stream + inside
+
+
+def adapters(sizes: Sizes, rank: int) -> float:
+    """Parameters of low-rank adapters on every projection of the smaller model."""
+    total = 0.0
+    for shape in sizes.shapes:
+        width = shape.width * sizes.kept
+        if shape.kind == "mlp":
+            total += max(shape.experts, 1) * 3 * rank * (width + sizes.width)
+        else:
+            narrow = shape.groups * shape.head_dim * sizes.kept
+            total += 2 * rank * (width + sizes.width) + 2 * rank * (narrow + sizes.width)
+    return total

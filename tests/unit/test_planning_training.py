@@ -1,0 +1,251 @@
+"""The plan of training: operations, what is kept for the way back, optimiser states, and what would make it fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import Command, command_runner
+from tests.tiny.published import published_config
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import run_stages
+from darwinlm.planning.devices import find_device
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import StageNeed
+from darwinlm.planning.plan import Plan, disk_of, make_plan
+from darwinlm.planning.training import adapters, saved
+from darwinlm.recipe import load_recipe
+from darwinlm.recovery.heads import Objective, batch_loss, run_dense
+
+TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return command_runner(monkeypatch, capsys)
+
+
+def sizes_of(folder: Path, *assignments: str, processes: int = 1) -> Sizes:
+    recipe = load_recipe(None, (*SETTINGS, *TRAINING, *assignments), {"model": str(folder)})
+    return Sizes(Checkpoint.describe(folder), recipe, processes)
+
+
+def need_of(plan: Plan, name: str) -> StageNeed:
+    return next(need for need in plan.needs if need.name == name)
+
+
+def item(need: StageNeed, name: str) -> float:
+    return next(each.bytes for each in (*need.device, *need.ram) if each.name == name)
+
+
+def published(tmp_path: Path, name: str, *assignments: str, processes: int = 1) -> Sizes:
+    folder = published_config(tmp_path, name.removesuffix("-fast"))
+    return Sizes(Checkpoint.describe(folder), load_recipe(name, assignments, {"model": str(folder)}), processes)
+
+
+@pytest.mark.parametrize("distillation", [1, 0])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, checkpointing: bool) -> None:
+    """The smaller model is a dense one here: keep 100 % of it, so that both are counted alike."""
+    settings = (f"recovery.distillation={distillation}", "recovery.cross_entropy=1", "budget.keep=99.9%")
+    settings += (f"recovery.gradient_checkpointing={checkpointing}", "text.validation_tokens=32")
+    sizes = sizes_of(tiny_llama, *settings)
+    model, dense = (Checkpoint.open(tiny_llama).load(torch.float32) for _ in range(2))
+    for each in (model, dense):
+        each.set_attn_implementation("eager")
+    model.requires_grad_(True).train()
+    if checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    tokens = torch.arange(4 * 32).view(4, 32)
+    objective = Objective(distillation=distillation, cross_entropy=1.0)
+    with FlopCounterMode(display=False) as counter:
+        seen = run_dense(dense, tokens, objective) if distillation else None
+        batch_loss(model, dense if distillation else None, tokens, seen, objective).backward()
+    need = need_of(make_plan(sizes, find_device("h100")), "recover")
+    assert need.passes / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_what_is_kept_for_the_way_back(model_type: str, tiny_folder: Callable[[str], Path]) -> None:
+    folder = tiny_folder(model_type)
+    sizes = sizes_of(folder, "budget.keep=99.9%")
+    model = Checkpoint.open(folder).load(torch.float32).requires_grad_(True).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.numel() >= 4 * tokens.numel():  # not the rotation's tables
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.arange(4 * 32).view(4, 32)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.model(input_ids=tokens, use_cache=False)
+    assert saved(sizes, 4, 4) == pytest.approx(sum(kept.values()) / tokens.numel(), rel=0.25)
+
+
+def test_weights_gradients_and_moments_are_the_optimisers(tiny_llama: Path) -> None:
+    sizes = sizes_of(tiny_llama, "budget.keep=99.9%", "recovery.dtype=float32")
+    need = need_of(make_plan(sizes, find_device("h100")), "recover")
+    model = Checkpoint.open(tiny_llama).load(torch.float32).requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    states = [tensor for state in optimiser.state.values() for name, tensor in state.items() if name != "step"]
+    for name, tensors in (
+        ("weights of the smaller model, float32", list(model.parameters())),
+        ("gradients", [parameter.grad for parameter in model.parameters()]),
+        ("AdamW's two moments", states),
+    ):
+        assert item(need, name) == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=0.01), name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_adapters_are_pefts(tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        Checkpoint.open(tiny_llama).load(torch.float32),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert adapters(sizes_of(tiny_llama, "budget.keep=99.9%"), 4) == pytest.approx(counted, rel=0.01)
+
+
+def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_path: Path) -> None:
+    """Two checkpoints stay while it runs: here they are counted just before they are removed."""
+    from darwinlm.stages import recover
+
+    assignments = (*TRAINING, "recovery.save_every=512", "recovery.evaluate_every=2048", "recovery.dtype=float32")
+    left: list[int] = []
+    remove = recover.shutil.rmtree
+
+    def count(folder: Path, *rest: Any, **more: Any) -> None:
+        if Path(folder).name == "recover-work":
+            files = [*Path(folder).rglob("optimizer.pt"), *Path(folder).rglob("*.safetensors")]
+            left.append(sum(path.stat().st_size for path in files))
+        remove(folder, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recover.shutil, "rmtree", count)
+        run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "recover")
+    need = need_of(make_plan(sizes_of(tiny_llama, "budget.keep=60%"), find_device("h100")), "recover")
+    assert need.scratch is not None
+    assert need.scratch.bytes * 2 / 3 == pytest.approx(left[-1], rel=0.1)
+
+
+def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    whole = DenseDistribution.kl
+
+    def counting(self: DenseDistribution, logits: Tensor, *rest: object, **more: object) -> Tensor:
+        counted.append(len(logits))
+        return whole(self, logits, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DenseDistribution, "kl", counting)
+    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
+    run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
+    need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
+    assert need.tokens == pytest.approx(sum(counted), rel=0.2)
+
+
+def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:
+    long = ("search.generations=100000", "search.minutes=2")
+    plan = make_plan(sizes_of(tiny_llama, *long), find_device("h100"))
+    search = need_of(plan, "search")
+    assert search.seconds(plan.device) == 120
+    (problem,) = plan.problems
+    assert problem.startswith("search takes ")
+    enough = problem.partition("search.minutes=2 ends it after ")[2].partition("search.minutes=")[2].split()[0]
+    again = make_plan(sizes_of(tiny_llama, long[0], f"search.minutes={enough}"), find_device("h100"))
+    assert not again.problems
+
+
+def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
+    sizes = published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B", "recovery.keep_checkpoints=5")
+    needed = disk_of(make_plan(sizes, find_device("h200")).needs)
+    (problem,) = make_plan(sizes, find_device("h200"), disk=needed - 1).problems
+    assert "recovery.keep_checkpoints=1 would fit (it is 5" in problem
+    (hopeless,) = make_plan(sizes, find_device("h200"), disk=1e9).problems
+    assert "no single setting makes it fit; the most goes to recover" in hopeless
+
+
+def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    sizes = published(tmp_path, "llama2-7b-2.7b-fast")
+    assert not make_plan(sizes, find_device("h200"), ram=256e9).problems
+    problems = make_plan(sizes, find_device("h200"), ram=1e9).problems
+    assert any("of RAM, but the machine has 0.9 GB to spare" in problem for problem in problems)
+
+
+def test_weights_that_do_not_fit_are_dealt_out(tmp_path: Path) -> None:
+    """What the plan says would fit is planned again, and fits."""
+
+    def problems(*assignments: str, processes: int = 1) -> list[str]:
+        sizes = published(tmp_path, "qwen2.5-14b-8.4b-fast", "recovery.tokens=10B", *assignments, processes=processes)
+        return [each for each in make_plan(sizes, find_device("h100")).problems if each.startswith("recover")]
+
+    (alone,) = problems()
+    remedy = re.search(r"to spare: (.*) on (\d+) devices would fit", alone)
+    assert remedy is not None, alone
+    assert "recovery.sharding=fsdp" in remedy[1]
+    assert not problems(*remedy[1].split(" and "), processes=int(remedy[2]))
+    (many,) = problems("recovery.sharding=fsdp", "recovery.micro_tokens=65536", processes=8)
+    fits = many.partition("recovery.micro_tokens=")[2].split()[0]
+    assert not problems("recovery.sharding=fsdp", f"recovery.micro_tokens={fits}", processes=8)
+
+
+def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
+    device = find_device("h100")
+    one, eight = (
+        {
+            need.name: need.seconds(device)
+            for need in make_plan(
+                published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B", processes=n), device
+            ).needs
+        }
+        for n in (1, 8)
+    )
+    for stage, seconds in one.items():
+        shared = stage in ("database", "search", "recover")
+        assert (eight[stage] < 0.3 * seconds) if shared else eight[stage] == seconds, stage
+
+
+def test_candidates_that_learn_side_by_side(tmp_path: Path) -> None:
+    """The paper's offspring with all of their weights don't fit; low-rank adapters do."""
+    plan = make_plan(published(tmp_path, "llama2-7b-2.7b"), find_device("h100"))
+    (problem,) = [each for each in plan.problems if each.startswith("search")]
+    assert "17 candidates in training" in [each.name for each in need_of(plan, "search").device]
+    assert "search.training.lora_rank=16 would fit" in problem
+    low = make_plan(published(tmp_path, "llama2-7b-2.7b", "search.training.lora_rank=16"), find_device("h100"))
+    assert not [each for each in low.problems if each.startswith("search")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ram", "lots"), "--ram lots: must be a number with a unit"),
+        (("--disk", "5 parsecs"), "--disk 5 parsecs: has an unknown unit"),
+    ],
+)
+def test_wrong_sizes(options: tuple[str, ...], message: str, command: Command, tiny_llama: Path) -> None:
+    command("plan", tiny_llama, "--device", "h100", *options).refused(message)
+
+
+def test_command_takes_processes_memory_and_disk(command: Command, tiny_llama: Path) -> None:
+    sets = [word for setting in (*SETTINGS, *TRAINING) for word in ("--set", setting)]
+    ended = command("plan", tiny_llama, "--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB", *sets)
+    assert ended.code == 0, ended.err
+    assert "2 x h100: 80 GB" in ended.out
+    assert "recover" in ended.out
+    assert "doesn't fit: the run takes" in ended.out
