@@ -48,6 +48,9 @@ class SubLayer(Closed):
     """The one of `norms` that the output projection's result goes through before it is added to the residual stream
     (Gemma 2 and 3). It maps zero to zero. A least-squares fit of the projection has its target before this norm."""
 
+    bias: str | None = None
+    """Field of the configuration that gives each projection of the sub-layer a bias, if there is one."""
+
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
         if self.post_norm is not None and self.post_norm not in self.norms[1:]:

@@ -33,18 +33,22 @@ def pruned_classes(prefix: str, module: str, infix: str = "") -> tuple[type, typ
     return config, model, causal
 
 
-def pruned_config(config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]]) -> Any:
+def pruned_config(
+    config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]], changes: Mapping[str, Any] | None = None
+) -> Any:
     """The configuration of a model cut from `dense`.
 
     Args:
         config_class: The first of `pruned_classes`.
         dense: Configuration of the model that is cut.
         per_layer: For each layer that differs num_attention_heads, num_key_value_heads, intermediate_size or `skip`.
+        changes: Fields of the whole model that differ from those of `dense`.
 
     Returns:
         A configuration of class `config_class`, with the attention implementation of `dense`.
     """
     of_the_class = ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config")
     values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
+    values |= changes or {}
     layers = {index: dict(overrides) for index, overrides in per_layer.items()}
     return config_class(**values, per_layer_config=layers, attn_implementation=dense._attn_implementation)

@@ -143,6 +143,17 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     return total
 
 
+def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
+    """Parameters that a module gains when each of its projections gets a bias; those that it has don't count again."""
+    if width == 0:
+        return 0
+    part = family.module(shape.kind)
+    sizes: dict[Rows, int] = {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+    rows = {name: sum(sizes[segment] for segment in segments) for name, segments in part.segments.items()}
+    rows[part.output] = shape.tensors[shape.output][0]
+    return sum(count for name, count in rows.items() if f"{part.name}.{name}.bias" not in shape.tensors)
+
+
 def row_segments(part: Attention | Mlp, name: str) -> list[Rows]:
     """What the rows of a tensor inside a sub-layer belong to, in order; nothing where none of them is ever cut."""
     owner = name.rpartition(".")[0]

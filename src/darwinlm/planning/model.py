@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from darwinlm.database.levels import module_levels, variants
+from darwinlm.database.levels import variants
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -21,7 +21,7 @@ from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.cost import Bounds, CostModel, bounds_of
 from darwinlm.search.space import SearchSpace
-from darwinlm.stages.plan import counted_costs
+from darwinlm.stages.plan import counted_costs, dense_parameters, space_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Sizes:
     @cached_property
     def space(self) -> SearchSpace:
         """Modules and their levels."""
-        family, units = self.checkpoint.family, self.recipe.units
-        return SearchSpace(tuple(module_levels(family, shape, units) for shape in self.shapes))
+        return space_of(self.recipe, self.checkpoint, self.shapes)
 
     @cached_property
     def cost(self) -> CostModel:
@@ -79,7 +78,7 @@ class Sizes:
     @property
     def blocks(self) -> int:
         """Parameters in its blocks."""
-        return self.space.params(self.space.dense)
+        return dense_parameters(self.checkpoint, self.shapes)
 
     @property
     def outside(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import Budget
@@ -94,6 +94,16 @@ class Database(Section):
     """A finished database of this model to search in, instead of making one."""
 
 
+def _modules(value: Any) -> Any:
+    """True and false as all kinds of modules and none."""
+    if isinstance(value, bool):
+        return ("attention", "mlp") if value else ()
+    return value
+
+
+Modules = Annotated[tuple[Literal["attention", "mlp"], ...], BeforeValidator(_modules)]
+
+
 class Refit(Section):
     """Least-squares correction of the stitched model's output projections toward the dense residual stream."""
 
@@ -103,6 +113,12 @@ class Refit(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+    bias: Modules = ()
+    """Fit a bias of the output projection along: false, true, or a list of attention and mlp. The family's
+    configuration must have a field for it. The projections into such a module get biases of zeros, and all count."""
+    inputs: Modules = ()
+    """Fit the projections into a module too, kept where the module comes out better: false, true, or a list. Experts of
+    a mixture stay as they are."""
     local_steps: int = Field(0, ge=0)
     """Steps of distillation of each block's weights toward the dense block after its fit, kept where they help."""
     local_rate: float = Field(2e-4, gt=0)

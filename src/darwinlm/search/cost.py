@@ -31,11 +31,13 @@ class CostModel:
         unit: what is counted.
         costs: of each level of each module; one level means that it is never cut.
         fixed: of everything that isn't pruned.
+        added: what the largest levels together cost more than the dense modules, because they are given biases.
     """
 
     unit: Unit
     costs: Costs
     fixed: int = 0
+    added: int = 0
 
     def of(self, allocation: Sequence[int]) -> int:
         """Cost of the whole model."""
@@ -44,7 +46,7 @@ class CostModel:
     @property
     def dense(self) -> int:
         """Cost of the model as it is."""
-        return self.fixed + sum(row[-1] for row in self.costs)
+        return self.fixed + sum(row[-1] for row in self.costs) - self.added
 
     @property
     def smallest(self) -> int:
@@ -105,10 +107,13 @@ class Bounds:
         return f"{amount_words(low, self.unit)} and {amount_words(high, self.unit)}"
 
 
-def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostModel:
-    """Parameters of the blocks, or of the whole model when those outside the blocks are given as `fixed`."""
+def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int = 0) -> CostModel:
+    """Parameters of the blocks, or of the whole model when those outside the blocks are given as `fixed`.
+
+    `added` are parameters that the largest levels have more than the dense modules.
+    """
     costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
-    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0)
+    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0, added)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class KvCache:
         return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
 
 
-def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache) -> CostModel:
+def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
     """Bytes of weights and KV cache.
 
     Args:
@@ -143,6 +148,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         outside: parameters that aren't pruned.
         itemsize: bytes of a saved weight.
         cache: how the KV cache is counted.
+        added: parameters that the largest levels have more than the dense modules.
     """
     costs = []
     with_attention = set()
@@ -154,7 +160,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
     gone = Level(0, 0, 0, 0)
     kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
-    return CostModel("bytes", tuple(costs), outside * itemsize + kept)
+    return CostModel("bytes", tuple(costs), outside * itemsize + kept, added * itemsize)
 
 
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:

@@ -29,6 +29,7 @@ from darwinlm.stages.rows import HELD_OUT, OURS, MethodRow, StepsRun, variant_ru
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
 from darwinlm.stages.text import text_stage
+from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 Row = dict[str, Any]
@@ -149,6 +150,8 @@ def _baseline(bench: Bench, name: str) -> tuple[Stitched, Row]:
         "database": bench.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
     }
+    biased = biased_kinds(run.recipe.refit, run.checkpoint)
+    key |= {"bias": biased} if biased else {}
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
         if work:
@@ -157,7 +160,7 @@ def _baseline(bench: Bench, name: str) -> tuple[Stitched, Row]:
             used = cost.of(made.allocation)
             if used > bench.plan.budget.limit:
                 raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
-            save_model(stitch(made.reader, made.allocation), stage.folder / "model")
+            save_model(stitch(made.reader, made.allocation, biased), stage.folder / "model")
             write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
         result = read_json(stage.folder / "result.json")
     return Stitched(stage, Checkpoint.open(stage.folder / "model")), {

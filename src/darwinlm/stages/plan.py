@@ -10,13 +10,14 @@ import torch
 from darwinlm.artifact import write_json
 from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import ModuleShape, head_dim, module_shapes
+from darwinlm.families.shapes import ModuleShape, head_dim, module_parameters, module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.run import Run
 from darwinlm.search.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.space import SearchSpace, biased_space
 from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
+from darwinlm.surgery.bias import biased_kinds
 
 KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
@@ -47,9 +48,10 @@ def plan_stage(run: Run) -> Plan:
     """
     recipe = run.recipe
     shapes = module_shapes(run.checkpoint)
-    space = SearchSpace(tuple(module_levels(run.checkpoint.family, shape, recipe.units) for shape in shapes))
+    space = space_of(recipe, run.checkpoint, shapes)
     whole = sum(parameter.numel() for parameter in run.checkpoint.skeleton().parameters())
-    outside = whole - space.params(space.dense)
+    dense = dense_parameters(run.checkpoint, shapes)
+    outside = whole - dense
     cost = _cost(run, space, shapes, outside)
     budget = bounds_of(cost, recipe.budget)
     key = {
@@ -67,7 +69,7 @@ def plan_stage(run: Run) -> Plan:
             write_json(
                 stage.folder / "plan.json",
                 {
-                    "dense_block_params": space.params(space.dense),
+                    "dense_block_params": dense,
                     "params_outside_blocks": outside,
                     "unit": cost.unit,
                     "dense": cost.dense,
@@ -79,6 +81,22 @@ def plan_stage(run: Run) -> Plan:
                 },
             )
     return Plan(space, cost, budget, outside)
+
+
+def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
+    """Modules and levels, with the biases that the refit is to give them.
+
+    Raises:
+        RecipeError: the units don't fit the model, or it can't carry such biases.
+    """
+    kinds = biased_kinds(recipe.refit, checkpoint)
+    space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
+    return biased_space(space, shapes, checkpoint.family, kinds)
+
+
+def dense_parameters(checkpoint: Checkpoint, shapes: list[ModuleShape]) -> int:
+    """Parameters of the dense model's modules."""
+    return sum(module_parameters(checkpoint.family, shape, shape.groups, shape.width) for shape in shapes)
 
 
 def _cost(run: Run, space: SearchSpace, shapes: list[ModuleShape], outside: int) -> CostModel:
@@ -99,13 +117,14 @@ def counted_costs(
         shapes: of all modules.
         outside: parameters outside the blocks.
     """
+    added = space.params(space.dense) - dense_parameters(checkpoint, shapes)
     if recipe.budget.kind == "keep":
-        return parameter_costs(space)
+        return parameter_costs(space, added=added)
     if recipe.budget.kind == "params":
-        return parameter_costs(space, fixed=outside)
+        return parameter_costs(space, fixed=outside, added=added)
     dtype = saved_dtype(recipe, checkpoint)
     cache = _cache(recipe, checkpoint, shapes, dtype)
-    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache)
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, added=added)
 
 
 def _cache(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:

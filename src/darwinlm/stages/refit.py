@@ -16,9 +16,12 @@ from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
+from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.refit import Options, Outcome, Streams, refit
 
 RECORD = "record.json"
+ADDED = ("bias", "inputs")
+"""Settings that take no part in a key while they are off: runs from before they were there go on."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,12 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     settings = run.recipe.refit
     if not settings.enabled:
         return None
+    off = {name for name in ADDED if not getattr(settings, name)}
     key = {
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(exclude={"input_memory"}),
+        "refit": settings.model_dump(exclude={"input_memory", *off}),
         "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }
@@ -89,6 +93,8 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 settings.local_rate,
                 settings.local_tokens,
                 run.recipe.search.seed,
+                biased_kinds(settings, run.checkpoint),
+                settings.inputs,
             )
             outcome = refit(stage, fit, validation, options, run.reporter.advance)
             unchanged = small(texts["validation"])

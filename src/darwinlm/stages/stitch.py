@@ -10,6 +10,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.database import Database
 from darwinlm.stages.search import Found
+from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import stitch
 
 
@@ -23,8 +24,9 @@ class Stitched:
 
 def stitch_stage(run: Run, database: Database, found: Found) -> Stitched:
     """Make and save the smaller model in the dense checkpoint's own element types. Raises StorageError."""
-    key = {"database": database.stage.digest, "allocation": found.allocation}
+    biased = biased_kinds(run.recipe.refit, run.checkpoint)
+    key = {"database": database.stage.digest, "allocation": found.allocation} | ({"bias": biased} if biased else {})
     with run.stage("stitch", key, "stitch") as (stage, work):
         if work:
-            save_model(stitch(database.reader, found.allocation), stage.folder / "model")
+            save_model(stitch(database.reader, found.allocation, biased), stage.folder / "model")
     return Stitched(stage, Checkpoint.open(stage.folder / "model"))

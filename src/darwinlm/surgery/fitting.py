@@ -3,7 +3,8 @@
 A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
 a: c = a. Gemma 2 and 3 put a root-mean-square norm behind the projection: c is its gain times a, and s, different for
 each token, the root mean square of W x, taken from the dense model. With V = diag(c) W the fit of V (x / s) to the
-residual stream's wanted increment is least squares in every case.
+residual stream's wanted increment is least squares in every case. Where a bias is fitted along, x has one more column,
+of ones, and W one more, the bias.
 
 Letters: b sequences, t tokens, r outputs, d inputs.
 """
@@ -69,7 +70,14 @@ class Fit:
 
 
 def fit_output(
-    seen: Moments, held_out: Moments, W0: Tensor, gain: Tensor | None, ridges: Iterable[float], name: str
+    seen: Moments,
+    held_out: Moments,
+    W0: Tensor,
+    gain: Tensor | None,
+    ridges: Iterable[float],
+    name: str,
+    *,
+    bias: bool = False,
 ) -> Fit:
     """The best weights on held-out text: the given ones or those of one of the ridges.
 
@@ -80,6 +88,7 @@ def fit_output(
         gain: c, [r]; None where it is 1.
         ridges: strengths to try.
         name: what is fitted, for messages.
+        bias: whether the last column is a bias.
 
     Raises:
         NumericsError: moments aren't finite or can't be factorised.
@@ -88,7 +97,7 @@ def fit_output(
     best, chosen, before = W0, None, held_out.error(V0)
     least = before
     for ridge in ridges:
-        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, name=name)
+        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, bias=bias, name=name)
         W = V
         if gain is not None:
             # Where the gain is nearly zero the residual stream sees nothing of the output.
@@ -136,7 +145,13 @@ def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
 
 
 def module_moments(
-    walk: BlockWalk, kind: ModuleKind, targets: Iterable[Tensor], spread: list[Tensor], gain: Tensor | None
+    walk: BlockWalk,
+    kind: ModuleKind,
+    targets: Iterable[Tensor],
+    spread: list[Tensor],
+    gain: Tensor | None,
+    *,
+    fits_bias: bool = False,
 ) -> Moments:
     """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream.
 
@@ -146,19 +161,20 @@ def module_moments(
         targets: the dense residual stream behind the module, [b, t, m] for each batch.
         spread: s for each batch, or nothing.
         gain: c, [r] or None.
+        fits_bias: whether the bias is fitted along; else the one that is there stays, and its part is taken off.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)
     assert output is not None
-    moments = Moments(output.in_features, output.out_features, stream.device)
+    moments = Moments(output.in_features + fits_bias, output.out_features, stream.device)
     for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
         wanted = target.float() - before.float()
-        bias = None if output.bias is None else output.bias.float()
+        bias = None if output.bias is None or fits_bias else output.bias.float()
         if bias is not None and gain is not None:
             bias = gain * bias
-        scaled = x
+        scaled = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if fits_bias else x
         if spread:
-            scaled = x.float() / spread[index]
+            scaled = scaled.float() / spread[index]
             bias = None if bias is None else bias / spread[index]
         if bias is not None:
             wanted = wanted - bias

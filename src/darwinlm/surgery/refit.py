@@ -3,8 +3,8 @@
 Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
 fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
 that module. The strength of the pull toward the stitched weights is chosen on validation text, and where no fit
-beats the stitched weights there, they stay. On request all weights of a block then take a few steps of distillation,
-under the same condition.
+beats the stitched weights there, they stay. On request biases are fitted along, the projections into a module before,
+and all weights of a block take a few steps of distillation at last, under the same condition.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.fitting import Fit, fit_output, module_moments, output_gain, watched_spread
+from darwinlm.surgery.inputs import InputFit, fit_inputs, input_moments
 from darwinlm.surgery.local import LocalChoice, distil_block
 from darwinlm.surgery.walk import BlockWalk
 
@@ -38,6 +39,7 @@ class Choice:
             stitched weights.
         before: validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: validation error of the chosen weights.
+        inputs: the strength at which the projections into the module were fitted; None kept the stitched ones.
     """
 
     block: int
@@ -45,6 +47,7 @@ class Choice:
     ridge: float | None
     before: float
     after: float
+    inputs: float | None = None
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Options:
         local_rate: its learning rate.
         local_tokens: tokens in one of its steps.
         seed: of its order.
+        bias: modules whose output projection's bias is fitted along; it must have one.
+        inputs: modules whose input projections are fitted too.
     """
 
     ridges: tuple[float, ...]
@@ -74,6 +79,8 @@ class Options:
     local_rate: float = 2e-4
     local_tokens: int = 2048
     seed: int = 0
+    bias: tuple[ModuleKind, ...] = ()
+    inputs: tuple[ModuleKind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,19 +190,17 @@ def _refit_block(
     choices: list[Choice] = []
     for kind in KINDS:
         name = output_name(checkpoint.family.module(kind), stitched)
+        # What both streams see before the module, while the dense one is still there.
+        inputs = None if name is None else _fitted_inputs(block, kind, both, stitched, options)
         spreads = []
         for walk in dense:
             with watched_spread(walk, kind) as spread:
                 walk.finish(kind)
             spreads.append(spread)
         if name is not None:
-            W0 = stitched[name].to(fit.small.device)
-            found = _fit_module(kind, small, dense, spreads, W0, options)
-            choices.append(Choice(block, kind, found.ridge, found.before, found.after))
-            if found.ridge is not None:
-                weights[name] = found.weight
-                for streams in both:
-                    put_weights(streams.small.decoder.blocks[block], {name: found.weight})
+            choice, found = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
+            choices.append(choice)
+            weights |= found
         for walk in small:
             walk.finish(kind)
     if not options.local_steps or not choices:
@@ -220,34 +225,94 @@ def _refit_block(
     return weights | trained, choices, local
 
 
-def _fit_module(
-    kind: ModuleKind,
-    small: tuple[BlockWalk, BlockWalk],
-    dense: tuple[BlockWalk, BlockWalk],
-    spreads: Sequence[list[Tensor]],
-    W0: Tensor,
-    options: Options,
-) -> Fit:
-    """Fit what a module ends in.
+def _fitted_inputs(
+    block: int, kind: ModuleKind, both: tuple[Streams, Streams], stitched: dict[str, Tensor], options: Options
+) -> InputFit | None:
+    """The projections into a module of the smaller model, where fitting them helps them; experts aren't fitted."""
+    checkpoint = both[0].small.checkpoint
+    part = checkpoint.family.module(kind)
+    if kind not in options.inputs or any(f"{part.name}.{name}.weight" not in stitched for name in part.segments):
+        return None
+    seen, held_out = (
+        input_moments(
+            getattr(streams.small.decoder.blocks[block], part.norms[0]),
+            streams.dense.hidden,
+            streams.small.hidden,
+            int(checkpoint.config.hidden_size),
+            streams.small.device,
+        )
+        for streams in both
+    )
+    return fit_inputs(part, stitched, seen, held_out, options.ridges, f"block {block} {kind}, inputs")
 
-    Args:
-        kind: the module.
+
+@dataclass(frozen=True)
+class _Module:
+    """One module on its way.
+
+    Attributes:
+        kind: attention or mlp.
+        output: name of the output projection's weight inside the block.
         small: the smaller streams before the module, over the text that is fitted and over validation text.
         dense: the dense streams behind it, likewise.
         spreads: see `watched_spread`, likewise.
-        W0: [r, d] float32 the stitched weights, [e, r, d] of a mixture's experts.
+        stitched: the block's weights, float32 by name inside it.
         options: how.
     """
-    label = f"block {small[0].block} {kind}"
-    if W0.ndim == 3:
-        (seen, _), (held_out, energy) = (
-            mixture_of(walk, target.stream.hidden) for walk, target in zip(small, dense, strict=True)
+
+    kind: ModuleKind
+    output: str
+    small: tuple[BlockWalk, BlockWalk]
+    dense: tuple[BlockWalk, BlockWalk]
+    spreads: Sequence[list[Tensor]]
+    stitched: dict[str, Tensor]
+    options: Options
+
+    def fit(self, inputs: InputFit | None) -> tuple[Choice, dict[str, Tensor]]:
+        """Fit what the module ends in, also behind fitted inputs, and leave the better of the two in the block."""
+        chosen, ridge = self._fit_output(), None
+        before, weights = chosen.before, self._named(chosen)
+        if inputs is not None:
+            self._put(inputs.weights)
+            found = self._fit_output()
+            if found.after < chosen.after:
+                chosen, ridge, weights = found, inputs.ridge, inputs.weights | self._named(found)
+            else:
+                self._put({name: self.stitched[name] for name in inputs.weights})
+                for walk in self.small:
+                    walk.forget()
+        self._put(weights)
+        return Choice(self.small[0].block, self.kind, chosen.ridge, before, chosen.after, ridge), weights
+
+    def _fit_output(self) -> Fit:
+        walk = self.small[0]
+        label = f"block {walk.block} {self.kind}"
+        W0 = self.stitched[self.output].to(walk.stream.device)
+        pairs = list(zip(self.small, self.dense, strict=True))
+        if W0.ndim == 3:
+            (seen, _), (held_out, energy) = (mixture_of(walk, target.stream.hidden) for walk, target in pairs)
+            return fit_experts(seen, held_out, energy, W0, self.options.ridges, label)
+        gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, self.kind)
+        biased = self.kind in self.options.bias
+        if biased:
+            W0 = torch.cat([W0, self.stitched[self._bias].to(W0.device)[:, None]], dim=1)
+        fitted, unseen = (
+            module_moments(walk, self.kind, target.stream.hidden, spread, gain, fits_bias=biased)
+            for (walk, target), spread in zip(pairs, self.spreads, strict=True)
         )
-        return fit_experts(seen, held_out, energy, W0, options.ridges, label)
-    stream = small[0].stream
-    gain = output_gain(stream.decoder.blocks[small[0].block], stream.checkpoint, kind)
-    fitted, unseen = (
-        module_moments(walk, kind, target.stream.hidden, spread, gain)
-        for walk, target, spread in zip(small, dense, spreads, strict=True)
-    )
-    return fit_output(fitted, unseen, W0, gain, options.ridges, label)
+        return fit_output(fitted, unseen, W0, gain, self.options.ridges, label, bias=biased)
+
+    @property
+    def _bias(self) -> str:
+        return self.output.removesuffix("weight") + "bias"
+
+    def _named(self, found: Fit) -> dict[str, Tensor]:
+        if found.ridge is None:
+            return {}
+        if self.kind not in self.options.bias:
+            return {self.output: found.weight}
+        return {self.output: found.weight[:, :-1], self._bias: found.weight[:, -1]}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for walk in self.small:
+            put_weights(walk.stream.decoder.blocks[walk.block], weights)

@@ -1,7 +1,9 @@
 """Ridge regression toward given weights, from second moments.
 
 Letters: r outputs, d inputs. X are inputs and Y the wanted outputs; ‖W X - Y‖² + λ ‖W - W₀‖² is least at
-W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹, and everything needed of X and Y is in H = E[x xᵀ], C = E[y xᵀ] and E‖y‖².
+W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹, and everything needed of X and Y is in H = E[x xᵀ], C = E[y xᵀ] and E‖y‖². A bias is
+the weight of one more input, which is always 1 and isn't pulled anywhere: the other weights are then those of the
+centred regression.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from darwinlm.errors import NumericsError
 
 
 @torch.no_grad()
-def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str = "module") -> Tensor:
+def ridge_solution(
+    H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, bias: bool = False, name: str = "module"
+) -> Tensor:
     """Weights that fit the outputs while staying near the given ones.
 
     Args:
@@ -21,6 +25,7 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
         C: [r, d] floating, E[y xᵀ].
         W0: [r, d] floating, where the weights are pulled to.
         ridge: λ relative to the mean of the diagonal of H.
+        bias: the last input is the bias's: it isn't pulled, and doesn't count in that mean.
         name: what is fitted, for messages.
 
     Returns:
@@ -31,11 +36,13 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")
-    scale = float(H.diagonal().mean())
+    scale = float(H.diagonal()[:-1].mean() if bias else H.diagonal().mean())
     if scale == 0:
         return W0.float()
-    strength = ridge * scale
-    damped = H.double() + strength * torch.eye(len(H), dtype=torch.float64, device=H.device)
+    strength = torch.full((len(H),), ridge * scale, dtype=torch.float64, device=H.device)
+    if bias:
+        strength[-1] = 0.0
+    damped = H.double() + torch.diag(strength)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):
         raise NumericsError(f"{name}: the moments of the refit can't be factorised; use a larger ridge or more text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
+from darwinlm.surgery.bias import bias_fields, fill_biases
 from darwinlm.surgery.shrink import QUERY_GROUPS, layer_overrides, shrink_tensors
 
 SKIP = "skip"
@@ -50,25 +51,33 @@ def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict
     return table
 
 
-def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> Any:
+def smaller_config(
+    checkpoint: Checkpoint, table: dict[int, dict[str, Any]], changes: Mapping[str, Any] | None = None
+) -> Any:
     """Configuration of the smaller model.
 
     Equal layers give the family's own configuration class, unequal ones ours with `per_layer_config`.
+
+    Args:
+        checkpoint: the dense model.
+        table: as `layer_table` makes it.
+        changes: fields of the whole model that differ from the dense one's.
     """
+    changes = dict(changes or {})
     family = checkpoint.family
     sizes = _common_sizes(table)
     tree = checkpoint.config.to_dict()
     if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= sizes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        tree |= sizes | changes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
         # Some families refuse, in their own class, head counts that don't divide the hidden size; ours takes them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
             config.architectures = [f"{family.class_prefix}ForCausalLM"]
             return config
     config_class, _, causal = pruned_classes(*family.class_names)
-    config = pruned_config(config_class, checkpoint.config, table)
+    config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]
     return config
 
@@ -113,22 +122,26 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                     yield prefix + name, tensor
 
 
-def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
+def stitch(database: DatabaseReader, allocation: tuple[int, ...], biased: Collection[ModuleKind] = ()) -> Any:
     """The smaller model of an allocation, in memory, in the checkpoint's own types.
 
     Args:
         database: pruned modules and the dense checkpoint.
         allocation: level index of each of `database.modules`.
+        biased: modules whose projections get biases of zeros where they have none.
     """
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
-    config = smaller_config(checkpoint, layer_table(checkpoint.n_blocks, chosen, database))
+    table = layer_table(checkpoint.n_blocks, chosen, database)
+    config = smaller_config(checkpoint, table, bias_fields(checkpoint.family, biased))
     model = empty_model(config, checkpoint)
     tensors = {}
     for name, tensor in stitched_tensors(database, chosen):
         tensors[name] = tensor.clone()
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
+    if biased:
+        fill_biases(model)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise AssertionError(f"stitching left {left} without weights")

@@ -64,6 +64,10 @@ class BlockWalk:
                 self._kept[index] = x
             yield x, hidden
 
+    def forget(self) -> None:
+        """Let go of kept inputs, because what feeds the output projection has changed."""
+        self._kept.clear()
+
     @torch.no_grad()
     def finish(self, kind: ModuleKind) -> None:
         """Move the stream past a sub-layer, with the output projection as it is now.

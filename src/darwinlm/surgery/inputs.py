@@ -1,0 +1,110 @@
+"""Fit the projections into a sub-layer: from the smaller stream they are to see what the dense ones see.
+
+A kept row of such a projection is the dense row w itself, and its pre-activation on the dense stream is w n, n being
+the stream behind the sub-layer's norm. The smaller model has n' there, so each row is fitted to
+E(w' n' - w n)² + λ ‖w' - w‖². Every row's solution is the same linear map: w' = w A with
+A = (E[n n'ᵀ] + λ I)(E[n' n'ᵀ] + λ I)⁻¹, one ridge regression for all projections of a sub-layer.
+
+Letters: m residual width, b sequences, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.calibration.moments import CrossMoment, SecondMoment
+from darwinlm.families.family import Attention, Mlp
+from darwinlm.surgery.ridge import ridge_solution
+
+
+@dataclass(frozen=True)
+class InputFit:
+    """What came of one sub-layer.
+
+    Attributes:
+        weights: of the projections into it, float32 by name inside the block.
+        ridge: the strength that was best on validation text.
+    """
+
+    weights: dict[str, Tensor]
+    ridge: float
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """What a sub-layer's projections see in both streams.
+
+    Attributes:
+        small: E[n' n'ᵀ], [m, m].
+        cross: E[n n'ᵀ], [m, m].
+        dense: E[n nᵀ], [m, m].
+    """
+
+    small: Tensor
+    cross: Tensor
+    dense: Tensor
+
+    def error(self, G: Tensor, A: Tensor) -> float:
+        """E‖W (A n' - n)‖² with G = Wᵀ W, relative to E‖W n‖²."""
+        A64, G64 = A.double(), G.double()
+        both = A64 @ self.small.double() @ A64.T - 2 * A64 @ self.cross.double().T + self.dense.double()
+        energy = float((G64 * self.dense.double()).sum())
+        return float((G64 * both).sum()) / energy if energy else 0.0
+
+
+@torch.no_grad()
+def input_moments(
+    norm: nn.Module, dense: Iterable[Tensor], small: Iterable[Tensor], width: int, device: torch.device
+) -> InputMoments:
+    """Moments of two residual streams [b, t, m] before a sub-layer, behind its norm."""
+    of_small, of_dense = SecondMoment(width, device), SecondMoment(width, device)
+    cross = CrossMoment(width, width, device)
+    for theirs, ours in zip(dense, small, strict=True):
+        n, seen = norm(theirs), norm(ours)
+        of_small.add(seen)
+        of_dense.add(n)
+        cross.add(n, seen)
+    return InputMoments(of_small.take(), cross.mean(), of_dense.take())
+
+
+def fit_inputs(
+    part: Attention | Mlp,
+    weights: Mapping[str, Tensor],
+    seen: InputMoments,
+    held_out: InputMoments,
+    ridges: Sequence[float],
+    label: str,
+) -> InputFit | None:
+    """The projections that give pre-activations nearest to the dense ones on held-out text; None: the given ones do.
+
+    Args:
+        part: names of the projections.
+        weights: the block's weights, float32 by name inside it.
+        seen: moments of the text that is fitted.
+        held_out: moments of validation text.
+        ridges: strengths to try.
+        label: what is fitted, for messages.
+
+    Raises:
+        NumericsError: moments aren't finite or can't be factorised.
+    """
+    device = seen.small.device
+    names = [f"{part.name}.{projection}.weight" for projection in part.segments]
+    given = {name: weights[name].to(device) for name in names}
+    stacked = torch.cat(list(given.values())).double()
+    G = stacked.T @ stacked
+    identity = torch.eye(len(G), device=device)
+    best, least = None, held_out.error(G, identity)
+    for ridge in ridges:
+        A = ridge_solution(seen.small, seen.cross, identity, ridge, name=label)
+        error = held_out.error(G, A)
+        if error < least:
+            best, least = (A, ridge), error
+    if best is None:
+        return None
+    A, ridge = best
+    return InputFit({name: W @ A for name, W in given.items()}, ridge)
