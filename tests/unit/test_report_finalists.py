@@ -6,7 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.unit.test_report import Page, searched
+from tests.tiny.summaries import Page, searched
 
 from darwinlm.report.finalists import finalists_table, last_choice
 from darwinlm.report.page import render_page

@@ -1,0 +1,171 @@
+"""Summaries of runs as reports get them, and readers of pages and cards."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import yaml
+
+NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+def model(params, blocks, perplexity, kl, speed, decode, texts):
+    return {
+        "params": params,
+        "block_params": blocks,
+        "bytes": 2 * params,
+        "perplexity": perplexity,
+        "kl": kl,
+        "tokens_per_second": speed,
+        "decode_tokens_per_second": decode,
+        "continuations": texts,
+    }
+
+
+def searched(blocks=30):
+    """A run as it usually is: layers that differ, searched and refitted."""
+    allocation = [
+        {
+            "block": block,
+            "groups": (0, 1, 2, 3)[block % 4],
+            "heads": (0, 3, 6, 9)[block % 4],
+            "width": 0 if block == 7 else 32 * ((block * 7) % 48 + 1),
+            "dense_groups": 3,
+            "dense_heads": 9,
+            "dense_width": 1536,
+        }
+        for block in range(blocks)
+    ]
+    history = [
+        {
+            "number": number,
+            "kl": 0.92 * 0.97**number,
+            "improved": number > 0,
+            "evaluations": 1 + 12 * number,
+            "seconds": 7.5 * number,
+        }
+        for number in range(20)
+    ]
+    choices = [
+        {
+            "block": block,
+            "kind": kind,
+            "ridge": None if block % 9 == 0 else 0.3,
+            "before": 0.2 + 0.01 * block,
+            "after": 0.2 + 0.01 * block if block % 9 == 0 else 0.15 + 0.008 * block,
+        }
+        for block in range(blocks)
+        for kind in ("attention", "mlp")
+    ]
+    return {
+        "version": "0.1.0",
+        "model": "HuggingFaceTB/SmolLM2-135M",
+        "budget": {
+            "keep": 0.5,
+            "dense_block_params": 106202880,
+            "upper": 53101440,
+            "block_params": 53000000,
+            "unused": 0.0019,
+        },
+        "models": {
+            "dense": model(134515008, 106202880, 24.91, 0.0, 254.2, 13.3, [" Paris, the capital.", " it is hot."]),
+            "uniform": model(81400000, 53090000, 73.04, 1.37, 512.0, 23.1, [" the the the", " the water"]),
+            "stitched": model(81312128, 53000000, 55.2, 0.982, 540.9, 24.7, [" a city in\n\nFrance", ""]),
+            "refit": model(81312128, 53000000, 48.36, 0.871, 541.3, 24.6, [" Paris <b>now</b>", " it boils."]),
+        },
+        "prompts": ["The capital of France is", "Water boils when"],
+        "allocation": allocation,
+        "search": {
+            "start": "knapsack",
+            "start_kl": 0.92,
+            "uniform_kl": 1.3,
+            "kl": history[-1]["kl"],
+            "evaluations": 229,
+            "seconds": 303.4,
+            "ended": "all generations done",
+            "history": history,
+        },
+        "refit": {"choices": choices},
+        "text": {
+            "source": "hf:HuggingFaceFW/fineweb-edu",
+            "sequence_length": 512,
+            "purposes": {
+                "calibration": {"tokens": 65536, "documents": 71},
+                "fitness": {"tokens": 8192, "documents": 9},
+                "validation": {"tokens": 8192, "documents": 10},
+                "evaluation": {"tokens": 16384, "documents": 17},
+            },
+        },
+        "stages": [
+            {"name": "database", "seconds": 61.25, "reused": True},
+            {"name": "search", "seconds": 303.4, "reused": False},
+        ],
+        "export": {"folder": "model", "custom_code": True, "dtype": "bfloat16"},
+        "machine": {
+            "device": "cpu",
+            "threads": 2,
+            "torch": "2.13.0",
+            "transformers": "5.24.0",
+            "compute_dtype": "bfloat16",
+        },
+        "recipe": {"model": "HuggingFaceTB/SmolLM2-135M", "budget": {"keep": 0.5}, "refit": {"ridges": [0.03, 0.3]}},
+    }
+
+
+def plain():
+    """A run without search and refit: equal layers, no custom code."""
+    summary = searched()
+    summary["search"] = summary["refit"] = None
+    del summary["models"]["refit"], summary["models"]["uniform"]
+    for entry in summary["allocation"]:
+        entry.update(groups=2, heads=6, width=704)
+    summary["export"]["custom_code"] = False
+    return summary
+
+
+SUMMARIES = {"searched": searched, "plain": plain}
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed in order; collects ids, resources and visible text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.ids, self.resources, self.words = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._note(tag, dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._note(tag, dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not set(self.open) & {"style", "svg"}:
+            self.words.append(data)
+
+    def _note(self, tag, attrs):
+        if attrs.get("id"):
+            self.ids.append(attrs["id"])
+        links = [attrs[name] for name in ("src", "href", "xlink:href") if attrs.get(name)]
+        if tag != "a":
+            self.resources += [link for link in links if not link.startswith("#")]
+        assert tag not in {"script", "iframe", "link", "object"}
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def front_matter(card):
+    opening, matter, body = card.split("---\n", 2)
+    assert opening == ""
+    return yaml.safe_load(matter), body

@@ -1,0 +1,120 @@
+"""Text that benchmarks are measured on is refused, wherever it comes from."""
+
+from __future__ import annotations
+
+import pytest
+
+from darwinlm.data import DEFAULT_SOURCE, check_not_evaluation_text
+from darwinlm.errors import DataError
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hf_datasets/boolq/none/validation/data.jsonl",
+        "sciq/test.jsonl",
+        "piqa-valid.jsonl",
+        "winogrande_xl/dev/0.jsonl",
+        "arc_easy/test-00000.jsonl",
+        "ARC-Challenge/ARC-Challenge-Test.jsonl",
+        "ai2_arc/data.jsonl",
+        "hellaswag_val.jsonl",
+        "test/logiqa.jsonl",
+        "train/boolq/validation.jsonl",
+        "mmlu/all/test.jsonl",
+        "hendrycks_test/0.jsonl",
+        "datasets--allenai--sciq/snapshots/0a/data/test-00000.jsonl",
+        "wikitext-2-raw/wiki.test.txt",
+        "wiki.test.txt",
+        "wikitext/test/0.parquet",
+    ],
+)
+def test_local_evaluation_text_is_refused(tmp_path, path):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with pytest.raises(DataError, match=r"looks like evaluation text of .* reason"):
+        check_not_evaluation_text(str(file))
+    check_not_evaluation_text(str(file), allow_benchmark_text="the demo measures on other text")
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_a_blank_reason_is_none(tmp_path, reason):
+    path = tmp_path / "sciq.jsonl"
+    path.touch()
+    with pytest.raises(DataError, match="looks like evaluation text of SciQ"):
+        check_not_evaluation_text(str(path), allow_benchmark_text=reason)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "boolq/train/0.jsonl",
+        "boolq_train.jsonl",
+        "evaluation/boolq/train.jsonl",
+        "wikitext-103/wiki.train.txt",
+        "wikitext.txt",
+        "architecture/test.jsonl",
+        "novels/test.txt",
+        "march_easy.txt",
+    ],
+)
+def test_other_local_text_is_fine(tmp_path, path):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    check_not_evaluation_text(str(file))
+
+
+def test_folders_and_links_are_looked_through(tmp_path):
+    folder = tmp_path / "boolq"
+    (folder / "train").mkdir(parents=True)
+    (folder / "validation").mkdir()
+    (folder / "train" / "0.txt").write_text("a")
+    check_not_evaluation_text(str(folder))
+    hidden = folder / "validation" / "0.txt"
+    hidden.write_text("b")
+    with pytest.raises(DataError, match=r"validation/0\.txt looks like evaluation text of BoolQ"):
+        check_not_evaluation_text(str(folder))
+    link = tmp_path / "harmless.txt"
+    link.symlink_to(hidden)
+    with pytest.raises(DataError, match="evaluation text of BoolQ"):
+        check_not_evaluation_text(str(link))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf:allenai/sciq@test",
+        "hf:google/boolq@validation",
+        "hf:google/boolq@test+train",
+        "hf:google/boolq@all",
+        "hf:allenai/ai2_arc:ARC-Easy@validation",
+        "hf:someone/suite:hellaswag@validation[:50%]",
+        "hf:cais/mmlu:all@dev",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1@test",
+    ],
+)
+def test_evaluation_splits_of_the_hub_are_refused(source):
+    with pytest.raises(DataError, match="looks like evaluation text"):
+        check_not_evaluation_text(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        DEFAULT_SOURCE,
+        "hf:allenai/sciq",
+        "hf:cais/mmlu:all@auxiliary_train",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1",
+        "hf:Salesforce/wikitext:wikitext-2-raw-v1@validation",
+        "hf:someone/novels@test",
+    ],
+)
+def test_other_text_of_the_hub_is_fine(source):
+    check_not_evaluation_text(source)
+
+
+def test_a_missing_source_is_missing_here_too(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        check_not_evaluation_text(str(tmp_path / "boolq.jsonl"))

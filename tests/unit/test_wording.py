@@ -1,0 +1,138 @@
+"""Headline, figures and model card: the same words everywhere, and safe for any name."""
+
+from __future__ import annotations
+
+import ast
+import math
+
+import pytest
+from tests.tiny.summaries import NASTY, front_matter, plain, searched
+
+from darwinlm.report import wording
+from darwinlm.report.card import model_card
+from darwinlm.report.page import render_page
+from darwinlm.report.table import comparison_rows
+
+
+def test_headline():
+    assert wording.headline(searched()) == (
+        "53.0 M of 106.2 M block parameters kept (49.9 %), perplexity 24.9 → 48.4 (73.0 for a uniform model of the "
+        "same size), prompts read 2.1 times and text written 1.8 times as fast, 163 MB of weights instead of 269 MB."
+    )
+    assert "uniform" not in wording.headline(plain())
+
+
+def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
+    summary = searched()
+    summary["models"]["uniform"]["block_params"] = 50_000_000
+    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
+    assert comparison_rows(summary)[1].cells[0] == "uniform, same budget"
+    assert "same size" not in render_page(summary)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "expected"),
+    [
+        (wording.count, 820, "820"),
+        (wording.count, 999_999, "1.0 M"),
+        (wording.count, 53_101_440, "53.1 M"),
+        (wording.count, 1_235_814_400, "1.24 B"),
+        (wording.count, None, "–"),
+        (wording.megabytes, 52_000, "0.052"),
+        (wording.megabytes, 2_471_645_608, "2,472"),
+        (wording.perplexity, 4.312, "4.31"),
+        (wording.perplexity, 9.999, "10.0"),
+        (wording.perplexity, 999.96, "1,000"),
+        (wording.perplexity, 2.5e7, "2e7"),
+        (wording.perplexity, math.inf, "∞"),
+        (wording.perplexity, math.nan, "–"),
+        (wording.divergence, 0.87149, "0.871"),
+        (wording.divergence, math.inf, "∞"),
+        (wording.rate, 1234.5, "1,234"),
+        (wording.rate, math.nan, "–"),
+        (wording.duration, 0.04, "0.0 s"),
+        (wording.duration, 59.97, "1 min 0 s"),
+        (wording.duration, 4350, "1 h 12 min"),
+        (wording.duration, 3599.9, "1 h 0 min"),
+        (wording.short_source, "/home/someone/models/tiny.gguf", "tiny.gguf"),
+        (wording.short_source, "C:\\models\\tiny\\", "tiny"),
+        (wording.short_source, "hf:owner/name:config", "hf:owner/name:config"),
+        (wording.short_source, None, "unnamed"),
+        (wording.hub_id, "owner/name", "owner/name"),
+        (wording.hub_id, "./models/tiny", None),
+        (wording.hub_id, "models/tiny.gguf", None),
+    ],
+)
+def test_figures_for_people(write, value, expected):
+    assert write(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"),
+    [
+        (18, 10, "1.8"),
+        (10, 10, "1.0"),
+        (9, 10, "0.9"),
+        (0.947, 1, "0.9"),
+        (1, 30, "0.033"),
+        (99.9, 10, "10"),
+        (None, 1, ""),
+        (1, 0, ""),
+    ],
+)
+def test_factors(value, reference, expected):
+    assert wording.factor(value, reference) == expected
+
+
+def test_card_of_a_searched_model():
+    fields, body = front_matter(model_card(searched()))
+    assert fields == {
+        "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["darwinlm", "pruning", "structured-pruning", "custom_code"],
+        "datasets": ["HuggingFaceFW/fineweb-edu"],
+    }
+    for expected in (
+        "# `HuggingFaceTB/SmolLM2-135M`, made smaller",
+        wording.headline(searched()),
+        "| **searched + refit** | **81.3 M** |",
+        "8 attention and 1 MLP sub-layers of 30 blocks are gone",
+        "trust_remote_code=True",
+        "2502.07780",
+        "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
+        "wasn't recovered by training",
+        "ridge regression",
+        "229 evaluations",
+    ):
+        assert expected in body, expected
+
+
+def test_card_of_a_plain_model():
+    fields, body = front_matter(model_card(plain()))
+    assert "custom_code" not in fields["tags"]
+    assert "trust_remote_code" not in body
+    assert "not searched" in body
+    assert "ridge" not in body
+
+
+def test_card_keeps_paths_and_markup_out():
+    summary = searched()
+    summary["model"] = "/home/someone/secret/we`ird\n.gguf"
+    summary["text"]["source"] = "/home/someone/secret/<b>_text_.txt"
+    card = model_card(summary)
+    fields, body = front_matter(card)
+    assert "base_model" not in fields
+    assert "datasets" not in fields
+    assert "secret" not in card
+    assert "`` we`ird .gguf ``" in body
+    assert "\\<b\\>\\_text\\_.txt" in body
+
+
+@pytest.mark.parametrize("prompt", ["plain", "with \"both\" 'quotes'", "back\\slash\nand newline", "naïve 🙂", NASTY])
+def test_loading_code_is_python(prompt):
+    summary = searched()
+    summary["prompts"] = [prompt]
+    code = wording.loading_code(summary)
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert prompt in strings
