@@ -1,0 +1,100 @@
+"""Models whose layers differ, loaded in the ways that transformers and accelerate offer, edited, and saved again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.tiny.cutting import MIXED, NAMES, PLANS, cut, logits, near, tokens
+from tests.tiny.models import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from darwinlm.families.pruned import auto_map
+
+
+@pytest.fixture(params=["llama", "gemma3_text", "phi3"], scope="module")
+def saved(request, tmp_path_factory):
+    """A model without its first attention and with an empty block, and its folder."""
+    model = cut(tiny_model(request.param), MIXED)
+    model.generation_config.eos_token_id = None
+    folder = tmp_path_factory.mktemp("saved") / request.param
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def test_a_model_from_its_configuration(saved):
+    model, folder = saved
+    config = AutoConfig.from_pretrained(folder)
+    fresh = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert type(fresh) is type(model)
+    assert {k: w.shape for k, w in fresh.state_dict().items()} == {k: w.shape for k, w in model.state_dict().items()}
+    assert {m.config._attn_implementation for m in fresh.modules() if hasattr(m, "o_proj")} == {"eager"}
+    ids = tokens()
+    assert (logits(fresh.eval(), ids) - logits(model, ids)).abs().max() > 0.1  # its weights are random
+    fresh.load_state_dict(model.state_dict())
+    near(logits(fresh, ids), logits(model, ids))
+
+
+def test_generation_with_eager_attention(saved):
+    model, folder = saved
+    eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    assert {m.config._attn_implementation for m in eager.modules() if hasattr(m, "o_proj")} == {"eager"}
+    ids = tokens(length=12)
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    for more in ({}, {"cache_implementation": "static"}, {"num_beams": 3}):
+        assert torch.equal(eager.generate(ids, **options, **more), model.generate(ids, **options, **more)), more
+
+
+@pytest.mark.parametrize("plan", ["no attention first", "nothing first", "query heads"])
+def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
+    """What doesn't fit into the memory lies on the disk and is fetched block by block."""
+    accelerate = pytest.importorskip("accelerate", reason="the extra train")
+    model = cut(tiny_model("llama"), PLANS[plan])
+    model.save_pretrained(tmp_path / "model")
+    total = sum(w.numel() * w.element_size() for w in model.parameters())
+
+    def split(whole):
+        """Blocks that are split between memory and disk at one of many sizes of the memory."""
+        found = set()
+        for share in range(10, 100, 3):
+            memory = {"cpu": total * share // 100}
+            places = accelerate.infer_auto_device_map(model, memory, no_split_module_classes=list(whole))
+            found |= {".".join(name.split(".")[:3]) for name in places if name.count(".") > 2 and ".layers." in name}
+        return found
+
+    assert split([])
+    assert split(model._no_split_modules) == set()
+    placed = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map="auto",
+        max_memory={"cpu": total * 17 // 20},
+        offload_folder=tmp_path / "offload",
+    ).eval()
+    assert set(placed.hf_device_map.values()) == {"cpu", "disk"}
+    ids = tokens()
+    near(logits(placed, ids), logits(model, ids))
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(placed.generate(ids, **options), model.generate(ids, **options))
+
+
+def test_an_edited_model_is_saved_as_edited(saved, tmp_path):
+    """Other weights, and more tokens: sizes of layers stay as they are."""
+    model, folder = saved
+    edited = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows = edited.config.vocab_size
+    torch.manual_seed(0)
+    edited.resize_token_embeddings(rows + 7, mean_resizing=False)
+    with torch.no_grad():
+        edited.model.layers[1].mlp.down_proj.weight.mul_(0.5)
+        edited.model.norm.weight.add_(0.1)
+    edited.save_pretrained(tmp_path / "edited")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "edited").eval()
+    ids = tokens()
+    assert torch.equal(logits(again, ids), logits(edited, ids))
+    assert logits(again, ids).shape[-1] == again.config.vocab_size == rows + 7
+    assert (logits(again, ids)[..., :rows] - logits(model, ids)).abs().max() > 0.01
+    stored = json.loads((tmp_path / "edited" / "config.json").read_text())
+    assert stored["auto_map"] == auto_map(NAMES[stored["model_type"].removeprefix("darwinlm_")][0])
+    assert stored["per_layer_config"] == json.loads((folder / "config.json").read_text())["per_layer_config"]
+    assert (tmp_path / "edited" / "modeling_darwinlm.py").is_file()
