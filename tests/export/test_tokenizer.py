@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines import EngineProcess
 from darwinlm.errors import CheckpointError, ExportError, ModelError
+from darwinlm.export.gguf.tokenizer import MERGED, PATTERNS
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -74,6 +75,32 @@ def test_a_sentence_piece_tokenizer(tmp_path, tokenizer_class, options, add_bos)
     with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
         for text in TEXTS:
             assert engine.tokenize(text) == [oracle.bos_id()] * add_bos + oracle.encode(text), text
+
+
+CASES = "It's HERE: don't CamelCaseWords, WE'RE 1234567 ok/\n\n  two  spaces\tand Ünïcode's naïveté 漢字 🙂 // x"
+
+
+@pytest.mark.parametrize(
+    ("name", "ignores_merges"),
+    [("llama-bpe", True), ("dbrx", False), ("qwen2", False), ("tekken", True), ("gpt-4o", False)],
+)
+def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores_merges):
+    """It knows a word that no merges lead to: some tokenizers take it, others can't."""
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    pattern = next(regex for regex, known in PATTERNS.items() if name in (known, MERGED.get(known)))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "er", "1", "12", "34", "Ġt", "HERE"])}
+    merges = [("e", "r"), ("1", "2"), ("3", "4"), ("Ġ", "t")]
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=ignores_merges))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    folder = pruned_checkpoint(tmp_path / "model", "llama", {1: (2, 1, 64)}, tokenizer=tokenizer)
+    report = export_model(folder, tmp_path / "m.gguf", to="gguf", quantisation="f32")
+    assert report.details["tokenizer"] == f"gpt2 {name}"
+    with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
+        for text in (*TEXTS, CASES, " HERE HERE"):
+            assert engine.tokenize(text) == tokenizer(text)["input_ids"], text
 
 
 def whole_words() -> Tokenizer:

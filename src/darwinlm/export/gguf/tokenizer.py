@@ -18,12 +18,16 @@ _SLASHED = _REST.replace("[\\r\\n]*", "[\\r\\n/]*", 1)
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _START = r"[^\r\n\p{L}\p{N}]?"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 PATTERNS = {
     rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
     rf"{_WORD}|\p{{N}}|{_REST}": "qwen2",
     rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}": "tekken",
+    rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}": "gpt-4o",
 }
 """Names under which llama.cpp knows the splitting patterns of byte-level tokenizers."""
+MERGED = {"llama-bpe": "dbrx"}
+"""The name of the same pattern where words are always merged; `llama-bpe` takes a word that is one token as it is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     pre = _pre_tokenizers(tree)
     if any(step["type"] == "ByteLevel" for step in pre):
         kind = "gpt2"
-        values |= {"pre": _pre_name(pre, folder), "merges": [_merge(merge) for merge in model["merges"]]}
+        name = _pre_name(pre, folder, ignores_merges=bool(model.get("ignore_merges")))
+        values |= {"pre": name, "merges": [_merge(merge) for merge in model["merges"]]}
         if not values["merges"]:
             raise _unknown(folder, "it has no merges")
     elif model.get("byte_fallback"):
@@ -166,7 +171,7 @@ def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
     return list(_steps(tree.get("pre_tokenizer"), "pretokenizers"))
 
 
-def _pre_name(steps: list[dict[str, Any]], folder: Path) -> str:
+def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
     """Name of the splitting in llama.cpp."""
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -176,7 +181,8 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path) -> str:
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         pattern = steps[0]["pattern"].get("Regex", "")
         if pattern in PATTERNS:
-            return PATTERNS[pattern]
+            name = PATTERNS[pattern]
+            return name if ignores_merges else MERGED.get(name, name)
     raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't one that llama.cpp is known to have")
 
 
