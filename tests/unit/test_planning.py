@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import Command, command_runner
+from tests.tiny.command import Command
 from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,11 +19,6 @@ from darwinlm.planning.devices import find_device, measure_cpu
 from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return command_runner(monkeypatch, capsys)
 
 
 def sizes_of(folder: Path, *assignments: str) -> Sizes:

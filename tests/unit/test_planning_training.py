@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import Command, command_runner
+from tests.tiny.command import Command
 from tests.tiny.published import published_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,11 +27,6 @@ from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return command_runner(monkeypatch, capsys)
 
 
 def sizes_of(folder: Path, *assignments: str, processes: int = 1) -> Sizes:

@@ -52,7 +52,7 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
         if len(context) + longest > self.max_length or "logits_to_keep" not in _arguments(self.model):
             return None
         read = self.model(input_ids=self._tensor([context]), use_cache=True, logits_to_keep=1)
-        past = read.past_key_values
+        past = read.get("cache") or read.get("past_key_values")  # the newer and the older name
         if type(past) is not DynamicCache:
             return None
         count = len(continuations)
@@ -61,7 +61,8 @@ class SharedContextLM(HFLM):  # type: ignore[misc]
             past.batch_repeat_interleave(count)
             # Each answer without its last token, which predicts nothing; what fills shorter ones up comes after them.
             padded = [continuation[:-1] + [0] * (longest - len(continuation)) for continuation in continuations]
-            more = self.model(input_ids=self._tensor(padded), past_key_values=past, use_cache=True).logits
+            kept = "cache" if "cache" in _arguments(self.model) else "past_key_values"
+            more = self.model(input_ids=self._tensor(padded), use_cache=True, **{kept: past}).logits
             logits = torch.cat([logits, more], 1)
         scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         found = []

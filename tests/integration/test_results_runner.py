@@ -1,0 +1,111 @@
+"""The runner of the published comparison, all of its parts, on a tiny model; and again, when all of it is reused."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tests.tiny.benchmarks import tiny_benchmarks
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+from tests.tiny.command import Command
+
+from darwinlm.artifact import read_json
+from darwinlm.stages.methods import BASELINES
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
+TINY = (
+    *SETTINGS,
+    "baselines.sheared_tokens=256",
+    "baselines.sheared_batch_tokens=64",
+    "recovery.batch_tokens=64",
+    "recovery.dtype=float32",
+    "recovery.evaluate_every=128",
+)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> ModuleType:
+    """The script, its commands run in this process."""
+    spec = importlib.util.spec_from_file_location("results_runner", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "results_runner", module)
+    spec.loader.exec_module(module)
+
+    def run(line: list[str], *, check: bool) -> None:
+        assert check
+        assert line[:3] == [sys.executable, "-m", "darwinlm.cli"]
+        ended = command(*line[3:])
+        assert ended.code == 0, ended.err
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    paper = tmp_path / "paper.yaml"
+    paper.write_text("search: {start: uniform, trade: same_kind, screen: false}\nunits: {levels: paper}\n", "utf-8")
+    monkeypatch.setattr(module, "PAPER", paper)  # its own numbers are for more text
+    # The paper's nine tasks with their shots are run elsewhere; here two of them do, for two rows.
+    monkeypatch.setattr(module, "PAPER_ROWS", ("uniform", "paper"))
+    whole = module.parse_suite
+    monkeypatch.setattr(module, "parse_suite", lambda name: whole("sciq:0,winogrande:5" if name == "paper" else name))
+    return module
+
+
+def test_all_parts_of_the_comparison(
+    runner: ModuleType, tmp_path: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=512)
+    data = tiny_benchmarks(tmp_path / "data")
+    other = tiny_text(tmp_path / "other.txt", seed=7)
+    out = tmp_path / "out"
+    line = ["results.py", "--out", out, "--model", model, "--text", tiny_text_file, "--domain", f"web={other}"]
+    line += ["--data-dir", data, "--suite", "piqa:0", "--limit", 2, "--paper-limit", 2, "--seeds", 2, "--keep", "75%"]
+    line += ["--minutes", "0.02", "--recovery", 128, "--recovered", "darwinlm+refit+recovery", "ziplm+recovery"]
+    line += [word for setting in TINY for word in ("--set", setting)]
+
+    def run() -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
+        runner.main()
+        return {name: read_json(out / f"{name}.json") for name in ("half-0", "half-1", "paper-suite", "75")}
+
+    found = run()
+    rows = {name: [row["method"] for row in part["rows"]] for name, part in found.items()}
+    trained = ["darwinlm+refit+recovery", "ziplm+recovery"]
+    everything = ["dense", *BASELINES, "darwinlm", "darwinlm+refit", "paper"]
+    assert rows["half-0"] == [*everything, *trained]
+    assert rows["half-1"] == ["dense", "random", "sheared", "darwinlm", "darwinlm+refit", "paper"]
+    assert rows["paper-suite"] == ["dense", "uniform", "paper", *trained]
+    assert rows["75"] == [*everything, "darwinlm+refit+recovery"]
+    for part in found.values():
+        assert set(part["texts"]) == {"held out", "web"}
+        assert part["recipe"]["search"]["minutes"] == pytest.approx(0.02)
+    assert [score["task"] for score in found["paper-suite"]["rows"][0]["tasks"]] == ["sciq", "winogrande"]
+    table = (out / "results.md").read_text(encoding="utf-8")
+    assert table.index("## half-0") < table.index("## half-1") < table.index("## 75")
+    assert "## Half, 2 seeds: mean and standard deviation" in table
+    assert "| DarwinLM + refit + recovery |" in table
+    assert "searches end after 0.02 minutes at the latest" in table
+
+    models = list(out.rglob("*.safetensors"))
+    written = {path: path.stat().st_mtime_ns for path in models}
+    assert run() == found
+    assert {path: path.stat().st_mtime_ns for path in models} == written
+
+
+def test_models_made_of_boolqs_passages_are_not_judged_by_boolq(runner: ModuleType) -> None:
+    class Options:
+        text = None
+
+    assert "boolq" not in runner._suite("quick", Options())
+    Options.text = "books.txt"
+    assert "boolq:0" in runner._suite("quick", Options())
