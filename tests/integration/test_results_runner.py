@@ -14,7 +14,6 @@ from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command
 
 from darwinlm.artifact import read_json
-from darwinlm.stages.methods import BASELINES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -54,13 +53,16 @@ def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) ->
     paper = tmp_path / "paper.yaml"
     paper.write_text("search: {start: uniform, trade: same_kind, screen: false}\nunits: {levels: paper}\n", "utf-8")
     monkeypatch.setattr(module, "PAPER", paper)  # its own numbers are for more text
-    # The paper's nine tasks with their shots are run elsewhere; here two of them do, for two rows.
-    monkeypatch.setattr(module, "PAPER_ROWS", ("uniform", "paper"))
+    # All methods, and the paper's nine tasks with their shots, are run elsewhere; here some of them do.
+    monkeypatch.setattr(module, "ALL", ("uniform", "random", "darwinlm", "darwinlm+refit", "paper"))
+    monkeypatch.setattr(module, "SEARCHING", ("random", "paper"))
+    monkeypatch.setattr(module, "PAPER_ROWS", ("uniform",))
     whole = module.parse_suite
     monkeypatch.setattr(module, "parse_suite", lambda name: whole("sciq:0,winogrande:5" if name == "paper" else name))
     return module
 
 
+@pytest.mark.timeout(900)
 def test_all_parts_of_the_comparison(
     runner: ModuleType, tmp_path: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +72,7 @@ def test_all_parts_of_the_comparison(
     out = tmp_path / "out"
     line = ["results.py", "--out", out, "--model", model, "--text", tiny_text_file, "--domain", f"web={other}"]
     line += ["--data-dir", data, "--suite", "piqa:0", "--limit", 2, "--paper-limit", 2, "--seeds", 2, "--keep", "75%"]
-    line += ["--minutes", "0.02", "--recovery", 128, "--recovered", "darwinlm+refit+recovery", "ziplm+recovery"]
+    line += ["--minutes", "0.02", "--recovery", 128, "--recovered", "darwinlm+refit+recovery"]
     line += [word for setting in TINY for word in ("--set", setting)]
 
     def run() -> dict[str, Any]:
@@ -80,12 +82,12 @@ def test_all_parts_of_the_comparison(
 
     found = run()
     rows = {name: [row["method"] for row in part["rows"]] for name, part in found.items()}
-    trained = ["darwinlm+refit+recovery", "ziplm+recovery"]
-    everything = ["dense", *BASELINES, "darwinlm", "darwinlm+refit", "paper"]
-    assert rows["half-0"] == [*everything, *trained]
-    assert rows["half-1"] == ["dense", "random", "sheared", "darwinlm", "darwinlm+refit", "paper"]
-    assert rows["paper-suite"] == ["dense", "uniform", "paper", *trained]
-    assert rows["75"] == [*everything, "darwinlm+refit+recovery"]
+    assert rows == {
+        "half-0": ["dense", *runner.ALL, "darwinlm+refit+recovery"],
+        "half-1": ["dense", "random", "paper"],
+        "paper-suite": ["dense", "uniform", "darwinlm+refit+recovery", "paper"],
+        "75": ["dense", *runner.ALL, "darwinlm+refit+recovery"],
+    }
     for part in found.values():
         assert set(part["texts"]) == {"held out", "web"}
         assert part["recipe"]["search"]["minutes"] == pytest.approx(0.02)

@@ -1,6 +1,6 @@
 """The command `darwinlm`: one small file of thin commands for each thing that users do."""
 
-from darwinlm.cli import bench, compare, database, evaluate, export, import_, info, plan, prune, recover
+from darwinlm.cli import bench, compare, database, evaluate, export, import_, info, plan, prune, recover, scores
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main
 
@@ -17,4 +17,5 @@ __all__ = [
     "plan",
     "prune",
     "recover",
+    "scores",
 ]

@@ -55,8 +55,8 @@ training reports as its model FLOPs utilisation (PaLM, arXiv 2204.02311, section
 GPU_BLOCK_SECONDS = 4e-4
 """Seconds that a block's pass takes on a GPU at least: about forty kernels that Python launches; our choice."""
 
-BLOCK_CALLS = 60
-"""Small operations of PyTorch in a block's pass, norms and rotary embeddings included; counted on a Llama."""
+BLOCK_CALLS = 90
+"""Small operations that take as long as a block's pass over one token; measured on a Llama of hardly any width."""
 
 CPU_EFFICIENCY = 0.8
 """Share of a large matrix product's speed that a forward pass reaches on a CPU; measured, see docs/results.md."""

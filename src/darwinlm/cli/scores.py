@@ -1,0 +1,34 @@
+"""`darwinlm scores`: saved evaluations side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from darwinlm.cli.app import app
+
+
+@app.command()
+def scores(
+    files: Annotated[list[Path], typer.Argument(help="What darwinlm evaluate wrote with --out, one for each model.")],
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file.")] = None,
+) -> None:
+    """Compare saved evaluations: one table, and the difference of two with its standard error."""
+    from darwinlm.artifact import write_text
+    from darwinlm.evaluation import summary
+    from darwinlm.evaluation.side_by_side import read_saved, task_table, text_table
+
+    saved = read_saved(files)
+    console = Console()
+    parts: list[str] = []
+    for table in filter(None, (text_table(saved), task_table(saved))):
+        headings, cells, remarks = table
+        console.print(summary.terminal(headings, cells))
+        for remark in remarks:
+            console.print(remark, highlight=False, markup=False, soft_wrap=True)
+        parts.append(summary.markdown(headings, cells, remarks))
+    if markdown is not None:
+        write_text(markdown, "\n".join(parts))

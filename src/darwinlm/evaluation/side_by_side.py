@@ -1,0 +1,116 @@
+"""Saved evaluations of several models in one table, and what keeps them from being compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from darwinlm.artifact import read_json
+from darwinlm.errors import ArtifactError, RecipeError
+from darwinlm.evaluation.harness import TaskScore, from_json
+from darwinlm.evaluation.summary import average, notes, percent
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
+
+
+def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What `darwinlm evaluate --out` wrote, by the files' names.
+
+    Raises:
+        RecipeError: a file is named twice.
+        ArtifactError: a file is missing or holds something else.
+    """
+    if len(set(paths)) < len(paths):
+        raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    found = {}
+    for name, path in zip(names, paths, strict=True):
+        if not path.is_file():
+            raise ArtifactError(f"there is no file {path}: give what darwinlm evaluate was told as --out")
+        saved = read_json(path)
+        if not isinstance(saved, dict) or not {"request", "tasks", "texts"} <= set(saved):
+            raise ArtifactError(f"{path} holds no evaluation: give what darwinlm evaluate was told as --out")
+        found[name] = saved
+    return found
+
+
+def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Scores by task, one column for each model; of two, their difference too. None where no tasks were scored.
+
+    Tasks are taken as independent samples: the standard error of a difference is that of two unpaired ones.
+    """
+    scores = {name: from_json(one["tasks"]) for name, one in saved.items()}
+    tasks = list(dict.fromkeys(task for each in scores.values() for task in each))
+    if not tasks:
+        return None
+    pair = len(scores) == 2
+    headings = ("task", "shots", *(f"{name}, %" for name in scores), *(["difference"] if pair else []))
+    cells = []
+    remarks: list[str] = []
+    for task in tasks:
+        row = [scores[name].get(task) for name in scores]
+        unlike = _unlike(list(scores), row)
+        remarks += [unlike] if unlike else []
+        one = next(score for score in row if score is not None)
+        line = [one.title.partition(" (")[0], "" if one.shots is None else str(one.shots)]
+        line += ["-" if score is None else _cell(score.value, score.stderr, failed=bool(score.error)) for score in row]
+        pairs = [(None, None) if score is None else (score.value, score.stderr) for score in row]
+        cells.append((*line, *([_difference(pairs)] if pair and not unlike else ["-"] if pair else [])))
+    if len(tasks) > 1 and not remarks:
+        means = [average(list(each.values())) for each in scores.values()]
+        pairs = [(mean.value, mean.stderr) for mean in means]
+        line = ["average", "", *(_cell(*both) for both in pairs)]
+        cells.append((*line, *([_difference(pairs)] if pair else [])))
+    for name, each in scores.items():
+        remarks += [f"{name}: {note}" for note in notes(list(each.values()))]
+    return headings, cells, remarks
+
+
+def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Perplexity, and KL where it was measured, by text. None where no text was measured."""
+    sources = list(dict.fromkeys(text["source"] for one in saved.values() for text in one["texts"]))
+    if not sources:
+        return None
+    headings = ("text", *(f"{figure}, {name}" for name in saved for figure in ("perplexity", "KL")))
+    cells, remarks = [], []
+    for source in sources:
+        row = [next((text for text in one["texts"] if text["source"] == source), None) for one in saved.values()]
+        line = [source]
+        for text in row:
+            line.append("-" if text is None else f"{text['perplexity']:.4g}")
+            line.append("-" if text is None or text["kl"] is None else f"{text['kl']:.4f}")
+        cells.append(tuple(line))
+        counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text is not None}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            remarks.append(f"{source}: not the same predictions: {told}")
+    return headings, cells, remarks
+
+
+def _unlike(names: Sequence[str], row: Sequence[TaskScore | None]) -> str:
+    """Why scores of one task can't be compared, in words; empty where they can."""
+    there = [(name, score) for name, score in zip(names, row, strict=True) if score is not None]
+    title = there[0][1].title
+    if len(there) < len(names):
+        missing = ", ".join(name for name, score in zip(names, row, strict=True) if score is None)
+        return f"{title}: not scored in {missing}"
+    scored = [(name, score) for name, score in there if score.value is not None]
+    told = {name: f"{score.items} items, {score.shots} shots, {score.metric}" for name, score in scored}
+    if len(set(told.values())) > 1:
+        return f"{title}: not alike: " + "; ".join(f"{name} {how}" for name, how in told.items())
+    return "" if len(scored) == len(there) else f"{title}: failed in one of them"
+
+
+def _cell(value: float | None, stderr: float | None, *, failed: bool = False) -> str:
+    return "failed" if failed else "-" if value is None else f"{percent(value)} ± {percent(stderr)}"
+
+
+def _difference(pairs: Sequence[tuple[float | None, float | None]]) -> str:
+    (first, first_error), (second, second_error) = pairs
+    if first is None or second is None:
+        return "-"
+    spread = None if first_error is None or second_error is None else math.hypot(first_error, second_error)
+    return f"{100 * (second - first):+.2f} ± {percent(spread)}"
