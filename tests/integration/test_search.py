@@ -249,6 +249,6 @@ def test_candidates_that_overflow_drop_out(searched, tiny_llama, make_run, tmp_p
 
 def test_a_start_that_overflows_is_refused(searched, tiny_llama, make_run, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
-    monkeypatch.setattr(Fitness, "_run", lambda self, index, begin, end, first: [math.inf] * (end - begin))
+    monkeypatch.setattr(Fitness, "_run", lambda self, piece, inputs: [math.inf] * (piece[1] - piece[0]))
     with pytest.raises(NumericsError, match=r"aren't finite: try compute\.dtype=float32"):
         run_stages(make_run(tiny_llama, folder, "search.seed=0", "search.generations=9"), "search")

@@ -125,8 +125,8 @@ class Fitness:
         self.asked = []
         self.bases = []
 
-    def set_base(self, allocation, n_tokens):
-        self.bases.append((allocation, n_tokens))
+    def set_base(self, allocation):
+        self.bases.append(allocation)
 
     def kls(self, allocations, n_tokens):
         self.asked += [(allocation, n_tokens) for allocation in allocations]
@@ -141,7 +141,7 @@ def score(known, fitness, n_levels=2, **more):
 def test_each_candidate_differs_from_the_dense_model_in_one_module():
     fitness, known = Fitness(), {}
     scores = score(known, fitness)
-    assert fitness.bases == [(SPACE.dense, 64)]
+    assert fitness.bases == [SPACE.dense]
     for allocation, n_tokens in fitness.asked:
         assert n_tokens == 64
         assert sum(a != b for a, b in zip(allocation, SPACE.dense, strict=True)) == 1

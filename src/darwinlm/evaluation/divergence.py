@@ -5,10 +5,16 @@ Letters: n tokens, v vocabulary. KL(dense ‖ candidate) = Σ_v p (log p - log q
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 ROWS = 64
+"""Most tokens that are compared at once."""
+
+CPU_ELEMENTS = 1 << 20
+"""On a CPU, most float32 logits at once: they then stay in its caches from the first look at them to the last."""
 
 
 class DenseDistribution:
@@ -41,22 +47,37 @@ class DenseDistribution:
             normalisers: their `log_normalisers`, [n'], where the caller has them.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-        for row in range(0, len(logits), ROWS):
-            z = logits[row : row + ROWS].float()
-            at = slice(start + row, start + row + len(z))
+        for row, z in _float_rows(logits):
+            rows, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
             cross = torch.linalg.vecdot(self.probabilities[at], z)
-            total = torch.logsumexp(z, dim=-1) if normalisers is None else normalisers[row : row + len(z)]
-            divergence[row : row + len(z)] = self.negative_entropy[at] - cross + total
+            total = _log_sum_exp_(z) if normalisers is None else normalisers[rows]
+            divergence[rows] = self.negative_entropy[at] - cross + total
         return divergence
 
 
 def log_normalisers(logits: Tensor) -> Tensor:
     """Log of the sum of exponentials of each token's logits, [n, v] -> [n] float32."""
     normalisers = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    for start in range(0, len(logits), ROWS):
-        rows = slice(start, start + ROWS)
-        normalisers[rows] = torch.logsumexp(logits[rows].float(), dim=-1)
+    for row, z in _float_rows(logits):
+        normalisers[row : row + len(z)] = _log_sum_exp_(z)
     return normalisers
+
+
+def _float_rows(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """A few rows after the other in float32, each with the number of its first one; all in the same memory."""
+    rows = ROWS
+    if logits.device.type == "cpu":
+        rows = max(min(ROWS, CPU_ELEMENTS // max(logits.shape[-1], 1)), 1)
+    room = torch.empty(min(rows, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
+    for row in range(0, len(logits), rows):
+        part = logits[row : row + rows]
+        yield row, room[: len(part)].copy_(part)
+
+
+def _log_sum_exp_(z: Tensor) -> Tensor:
+    """Log Σ_v exp(z) in float32, [n, v] -> [n]; z is overwritten."""
+    largest = z.amax(dim=-1, keepdim=True)
+    return z.sub_(largest).exp_().sum(dim=-1).log_().add_(largest[:, 0])
 
 
 def token_losses(logits: Tensor, targets: Tensor, normalisers: Tensor | None = None) -> Tensor:

@@ -121,6 +121,10 @@ class Decoder:
             result: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         return result
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [n, v] of residual streams behind the last block, [n, m]."""
+        return self.logits(torch.zeros(1, 1, dtype=torch.int64), hidden[None], len(self.blocks))[0]
+
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
         originals = {i: self.blocks[i] for i in stand_ins}

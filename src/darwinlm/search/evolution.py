@@ -164,7 +164,7 @@ def _rounds(
 ) -> tuple[float, Allocation]:
     """Selection without training: the best of the candidates and the parent, with its loss."""
     parent = state.parent
-    fitness.set_base(parent, settings.stages[0].tokens)
+    fitness.set_base(parent)
     last = len(settings.stages) - 1
     ranked: list[tuple[float, Allocation]] = []
     for number, stage in enumerate(settings.stages):

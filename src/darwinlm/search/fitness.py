@@ -1,17 +1,17 @@
 """How far candidates stray from the dense model, evaluated from their first changed block on.
 
 Block inputs of one allocation, the base, are kept. A candidate shares everything before its first changed block with
-it, so only the rest is run. All candidates see the same tokens: differences between them are paired. What a candidate
-lost on each sequence is remembered, so that a later round on more text runs only the text that is new. Several
-processes share the candidates of a round.
+it, so only the rest is run; the base itself is run no further than the candidates at hand share it. All candidates see
+the same tokens: differences between them are paired. What a candidate lost on each sequence is remembered, so that a
+later round on more text runs only the text that is new. Several processes share the candidates of a round.
 
-A loss depends on the candidate, the base and the sequences alone, never on which process measured it or when.
+A loss depends on the candidate and the sequences alone, never on the base, nor on which process measured it or when.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ from darwinlm.search.space import Allocation
 
 HEAD_TOKENS = 512
 """Tokens whose logits are made at once: a vocabulary's worth of them for a whole batch would not stay in the caches."""
+
+CPU_TOKENS = 1024
+"""Most tokens in one forward pass on a CPU, whose caches hold no more of the residual stream."""
+
+CPU_LOGITS = 24 << 20
+"""Most bytes of logits made at once on a CPU: larger pieces of memory go back to the system each time (glibc), and come
+back page by page."""
+
+Piece = tuple[int, int]
+"""Sequences from the first number on, up to the second, that are run in one forward pass."""
 
 
 class Fitness:
@@ -41,49 +51,45 @@ class Fitness:
     def __init__(self, bank: ModuleBank, tokens: Tensor, *, batch_tokens: int) -> None:
         self.bank = bank
         self.decoder = bank.decoder
-        rows = max(1, batch_tokens // tokens.shape[1])
-        self.sequence_length = tokens.shape[1]
-        self.batches = list(torch.split(tokens, rows))
-        self.n_sequences = len(tokens)
+        on_cpu = self.decoder.device.type == "cpu"
+        self.tokens = tokens
+        self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
-        self._rows = rows
+        self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
+        self._head_tokens = self._tokens_at_the_head() if on_cpu else HEAD_TOKENS
         self._known: dict[Allocation, list[float]] = {}
         self._dense: list[DenseDistribution] = []
         self._base: Allocation | None = None
-        self._base_rows = 0
-        self._inputs: list[list[Tensor]] = []
+        self._inputs: dict[Piece, list[Tensor]] = {}
         self._prepare_dense()
+
+    def _tokens_at_the_head(self) -> int:
+        embedding: Tensor = self.decoder.model.get_input_embeddings().weight
+        return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), HEAD_TOKENS), 16)
 
     @torch.no_grad()
     def _prepare_dense(self) -> None:
         self.bank.apply(self.bank.space.dense)
-        for batch in self.batches:
-            self._dense.append(DenseDistribution(self.decoder.logits(batch).flatten(0, 1)))
+        for begin, end in self._pieces(0, self.n_sequences):
+            self._dense.append(DenseDistribution(self.decoder.logits(self.tokens[begin:end]).flatten(0, 1)))
 
-    @torch.no_grad()
-    def set_base(self, allocation: Allocation | None, n_tokens: int | None = None) -> None:
-        """Keep the block inputs of this allocation; candidates near it are then cheap.
+    def set_base(self, allocation: Allocation | None) -> None:
+        """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
 
         Args:
-            allocation: the base; None forgets the present one.
-            n_tokens: of the text on which they are kept; None keeps them on all of it.
+            allocation: the base; None keeps no block's inputs.
         """
-        rows = self.n_sequences if n_tokens is None else self.sequences(n_tokens)
-        if allocation == self._base and rows == self._base_rows:
-            return
-        self._base, self._base_rows, self._inputs = allocation, rows, []
-        if allocation is None:
-            return
-        self.bank.apply(allocation)
-        for start, batch in zip(range(0, rows, self._rows), self.batches, strict=False):
-            part = batch[: rows - start]
-            arguments = self.decoder.block_arguments(part)
-            hidden = self.decoder.embed(part)
-            inputs = []
-            for block in range(len(self.decoder.blocks)):
-                inputs.append(hidden)
-                hidden = self.decoder.run_block(block, hidden, arguments[block])
-            self._inputs.append(inputs)
+        if allocation != self._base:
+            self._base = allocation
+            # What goes into the first block is the same for all.
+            self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
+
+    def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
+        """Sequences in parts for one forward pass each, whose borders are always at the same places."""
+        while begin < end:
+            border = min((begin // self._rows + 1) * self._rows, end)
+            yield begin, border
+            begin = border
 
     def sequences(self, n_tokens: int) -> int:
         """Whole sequences that hold so many tokens, as far as there are any."""
@@ -107,7 +113,9 @@ class Fitness:
         wanted = self.sequences(n_tokens)
         missing = [each for each in dict.fromkeys(allocations) if len(self._known.get(each, ())) < wanted]
         with parallel.agree():
-            found = {each: self._evaluate(each, wanted) for each in parallel.mine(missing)}
+            own = parallel.mine(missing)
+            self._run_base(own, wanted)
+            found = {each: self._evaluate(each, wanted) for each in own}
         for part in parallel.gather(found):
             for each, losses in part.items():
                 self._known[each] = [*self._known.get(each, ()), *losses]
@@ -117,12 +125,11 @@ class Fitness:
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
         """Mean KL of whatever the decoder holds now, in this process; infinite where its logits aren't finite."""
-        wanted = self.sequences(n_tokens)
-        losses: list[float] = []
-        for index, batch in enumerate(self.batches):
-            end = min(wanted - index * self._rows, len(batch))
-            if end > 0:
-                losses += self._run(index, 0, end, 0)
+        losses = [
+            loss
+            for piece in self._pieces(0, self.sequences(n_tokens))
+            for loss in self._run(piece, self._embedded(piece))
+        ]
         return _mean(losses, self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
@@ -134,35 +141,63 @@ class Fitness:
         self._known[allocation] = list(losses)
 
     @torch.no_grad()
+    def _run_base(self, candidates: Sequence[Allocation], wanted: int) -> None:
+        """Block inputs of the base as far as any of these candidates shares them."""
+        shared: dict[Piece, int] = {}
+        for each in candidates:
+            for piece in self._missing(each, wanted):
+                shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
+        for piece, first in shared.items():
+            inputs = self._embedded(piece)
+            if len(inputs) <= first:
+                assert self._base is not None
+                self.bank.apply(self._base)
+                inputs += self._through(piece, inputs[-1], len(inputs) - 1, first)
+
+    @torch.no_grad()
     def _evaluate(self, allocation: Allocation, wanted: int) -> list[float]:
         """Losses of the sequences that aren't known yet."""
         self.bank.apply(allocation)
         first = self._first_changed(allocation)
-        known = len(self._known.get(allocation, ()))
-        found: list[float] = []
-        for index, batch in enumerate(self.batches):
-            start = index * self._rows
-            low, high = max(known - start, 0), min(wanted - start, len(batch))
-            kept = min(max(self._base_rows - start, 0), len(batch)) if first else 0
-            for begin, end, block in ((low, min(high, kept), first), (max(low, kept), high, 0)):
-                if begin < end:
-                    found += self._run(index, begin, end, block)
-        return found
+        return [
+            loss
+            for piece in self._missing(allocation, wanted)
+            for loss in self._run(piece, self._embedded(piece)[: first + 1])
+        ]
 
-    def _run(self, index: int, begin: int, end: int, first: int) -> list[float]:
-        """Losses of some sequences of a batch, from block `first` on."""
-        rows = self.batches[index][begin:end]
-        arguments = self.decoder.block_arguments(rows)
-        hidden = self._inputs[index][first][begin:end] if first else self.decoder.embed(rows)
-        count = len(self.decoder.blocks)
-        for block in range(first, count):
+    def _missing(self, allocation: Allocation, wanted: int) -> Iterator[Piece]:
+        return self._pieces(len(self._known.get(allocation, ())), wanted)
+
+    def _embedded(self, piece: Piece) -> list[Tensor]:
+        """What is kept of a piece: the base's inputs of the first blocks, of the very first one at least."""
+        if piece not in self._inputs:
+            self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
+        return self._inputs[piece]
+
+    def _through(self, piece: Piece, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
+        """The residual stream behind each of the blocks from `first` on up to `end`."""
+        arguments = self.decoder.block_arguments(self.tokens[slice(*piece)])
+        for block in range(first, end):
             hidden = self.decoder.run_block(block, hidden, arguments[block])
-        found: list[float] = []
-        step = max(1, HEAD_TOKENS // self.sequence_length)
-        for at in range(0, len(rows), step):
-            logits = self.decoder.logits(rows[at : at + step], hidden[at : at + step], count)
-            divergence = self._dense[index].kl(logits.flatten(0, 1), (begin + at) * self.sequence_length)
-            found += divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
+            yield hidden
+
+    def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
+        """Losses of the sequences of a piece, given what goes into the first blocks: the last of them is run first."""
+        hidden = inputs[-1]
+        for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
+            hidden = behind
+        hidden = hidden.flatten(0, 1)
+        distribution = self._dense[piece[0] // self._rows]
+        start = piece[0] % self._rows * self.sequence_length
+        divergence = torch.cat(
+            [
+                distribution.kl(self.decoder.head(part), start + at)
+                for at, part in zip(
+                    range(0, len(hidden), self._head_tokens), torch.split(hidden, self._head_tokens), strict=True
+                )
+            ]
+        )
+        found = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in found]
 
     def _first_changed(self, allocation: Allocation) -> int:

@@ -113,7 +113,7 @@ def measure(
     save: Callable[[], None] = lambda: None,
 ) -> None:
     """Measure (module, level) pairs; see `measure_levels`. Raises NumericsError."""
-    fitness.set_base(space.dense, n_tokens)
+    fitness.set_base(space.dense)
     missing = [pair for pair in wanted if f"{pair[0]}:{pair[1]}" not in known]
     done = len(wanted) - len(missing)
     for start in range(0, len(missing), TOGETHER):
