@@ -1,9 +1,12 @@
 """The search against its alternatives, on the demo's model, text and database; one JSON line for each measurement.
 
 `rate`: one generation of candidates, without training, evaluated in two ways: plainly (the model deep-copied for every
-evaluation, changed layers read from disk at dense shapes with zeros, the whole forward pass, KL over the whole batch at
+evaluation, changed layers read from disk at dense shapes with zeros, the whole forward pass, KL over a whole batch at
 once), and by the search (one model, small modules swapped in, blocks before the first change and text of earlier rounds
 not run again). The same candidates in the same rounds; the largest difference between the two ways' KL is reported.
+Both begin as in the middle of a search, with the parent in memory: the search remembers the parent's loss from the
+generation that found it, the plain way measures it with the last round's candidates. Running the parent for its block
+inputs counts, as after a generation that found a better one.
 
 `race`: the search for equal wall-clock, single-module scores included, from the knapsack start, from the uniform start,
 and by the paper's rules (one level between modules of one kind, its grid of levels, without training); held-out KL and
@@ -174,9 +177,9 @@ def measure_rate(options: argparse.Namespace) -> None:
     model = bench.checkpoint.load(run.dtype, run.device)
     bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
     fitness = Fitness(bank, tokens, batch_tokens=4096)
-    bank.apply(parent)  # both ways hold the parent already, as in the middle of a search
+    fitness.kl(parent, ROUNDS[-1][0])
     begun = time.perf_counter()
-    fitness.set_base(parent, ROUNDS[0][0])
+    fitness.set_base(parent)
     ours = generation(candidates, parent, fitness.kls)
     ours_seconds = time.perf_counter() - begun
 
