@@ -2,7 +2,8 @@
 
 Prints one JSON line. By default the model has 1.1B parameters (22 blocks, 2048 wide, 5632 MLP channels, 32 heads over 4
 KV heads, bfloat16, 2.2 GB on disk). What is measured is a process of its own. `--factorise N` orders and factorises the
-last N blocks only: the others are run through, which needs less memory and much less time.
+last N blocks only: the others are run through, which needs less memory and much less time. With fewer tokens than
+channels the second moments are singular, and the order may need float64 and one more matrix of that type.
 
     python benchmarks/calibration.py --factorise 2
 """
@@ -94,7 +95,7 @@ def main() -> None:
         "heads": 32,
         "kv-heads": 4,
         "vocabulary": 32000,
-        "tokens": 4096,
+        "tokens": 8192,
         "sequence": 512,
         "batch-tokens": 512,
         "hidden-memory": 2 << 30,

@@ -12,11 +12,13 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
 from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.devices import find_device, measure_cpu
 from darwinlm.planning.model import Sizes, described
+from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
 
@@ -78,6 +80,25 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
     assert longer["search"]["seconds"] > 2 * base["search"]["seconds"]
     assert longer["database"] == base["database"]
     assert "refit" not in need("refit.enabled=false")
+
+
+def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> None:
+    """See docs/results.md: with fewer tokens than channels, the order took two float64 matrices in place of one."""
+    config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
+    LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
+    cpu, gpu = find_device("cpu"), find_device("h100")
+
+    def database(tokens: int) -> StageNeed:
+        settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "units.attention=kv_group")
+        more = (f"text.calibration_tokens={tokens}", "refit.enabled=false")
+        recipe = load_recipe(None, (*settings, *more), {"model": str(tmp_path)})
+        return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), gpu).needs[0]
+
+    few, enough = database(1024), database(8192)
+    assert few.device_bytes(cpu) == pytest.approx(1.055e9, rel=0.1)
+    stream = (8192 - 1024) * 2048 * 2
+    assert few.device_bytes(cpu) - enough.device_bytes(cpu) + stream == pytest.approx(8 * 5632**2, rel=0.05)
+    assert enough.device_bytes(gpu) > 24 * 5632**2
 
 
 def test_published_models_are_planned_without_weights(command: Command, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ stages that several processes share are database, search and recovery.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
@@ -81,10 +83,8 @@ def _database(sizes: Sizes) -> StageNeed:
     )
     need.calls = _batches(sizes, tokens) * sizes.checkpoint.n_blocks
     need.processes = sizes.processes
-    largest = 0.0
-    for shape in sizes.shapes:
-        if len(next(m.levels for m in sizes.space.modules if (m.block, m.kind) == (shape.block, shape.kind))) == 1:
-            continue
+    cut = [shape for shape in sizes.shapes if sizes.is_cut(shape)]
+    for shape in cut:
         d, r = float(shape.width), float(sizes.width)
         experts, count = max(shape.experts, 1), sizes.factor_count(shape)
         # Second moment; removal orders; Cholesky factor and target of every order, in float64.
@@ -92,21 +92,52 @@ def _database(sizes: Sizes) -> StageNeed:
         need.operations["float64"] += count * (d**3 / 3 + 2 * d * d * r)
         need.steps += count * (d if shape.kind == "mlp" else d / shape.head_dim)
         need.disk += experts * d * (d + 1) / 2 * 4 + count * d * 12
-        largest = max(largest, experts * d * d * 4 + d * d * 40)
     stream = tokens * sizes.width * size / sizes.processes
     if stream > recipe.compute.hidden_memory:
         need.scratch = Item("residual stream of the calibration text", stream * sizes.processes)
         stream = 0.0
     need.device = [
         Item("residual stream of the calibration text", stream, "text.calibration_tokens", tokens),
-        Item("weights of one block", sizes.block * (size + sizes.element)),
-        Item("second moments and factors of one module", largest),
-        *_pass_items(sizes, size),
+        *_block_items(sizes, cut, size),
     ]
-    need.ram = [Item("embedding", sizes.outside / 2 * size)]
     # The checkpoint is hashed and read once.
     need.moved = 2.0 * sizes.params * sizes.element
     return need
+
+
+def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
+    """What a block takes while it is run through or while its modules are factorised, whichever is more.
+
+    On a CPU the moments wait in files, and a module is factorised in the memory of one float64 matrix, or of two where
+    there are fewer tokens than columns and its order needs float64. On a GPU the moments stay, and matrix, factor and
+    inverse lie side by side.
+    """
+    tokens, r = sizes.recipe.text.calibration_tokens, sizes.width
+    inside: dict[int, list[ModuleShape]] = {}
+    for shape in cut:
+        inside.setdefault(shape.block, []).append(shape)
+    largest = max(inside.values(), key=lambda own: sum(max(each.experts, 1) * each.width**2 for each in own))
+    moments, outputs, work, squares = 0.0, 0.0, 0.0, 0.0
+    for shape in largest:
+        d, experts = shape.width, max(shape.experts, 1)
+        moments += experts * d * d * 4
+        outputs += experts * r * d * sizes.element
+        squares = max(squares, d * d)
+        # Packed factors of experts, alone and together; float64 copies of moment, weights and target of each variant.
+        own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
+        own += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
+        work = max(work, own)
+    read = sizes.block * sizes.element
+    passing = [
+        Item("weights of one block", sizes.block * size if size == sizes.element else sizes.block * size + read),
+        Item("second moments of one block", moments),
+        *_pass_items(sizes, size),
+    ]
+    factorising = [Item("output projections of one block", outputs), Item("factors of one module", work)]
+    passes, factors = (sum(item.bytes for item in items) for items in (passing, factorising))
+    chosen = passing if passes > factors else factorising
+    more = max(0.0, factors + moments + 16 * squares - max(passes, factors))
+    return [chosen[0], replace(chosen[1], on_gpu=more), *chosen[2:]]
 
 
 def _search(sizes: Sizes) -> StageNeed:

@@ -127,6 +127,11 @@ class Sizes:
         """Bytes of one saved weight; of float32 where the configuration states none."""
         return int(getattr(self.checkpoint.dtype, "itemsize", 4))
 
+    def is_cut(self, shape: ModuleShape) -> bool:
+        """Whether a module has levels to choose from."""
+        levels = next(m.levels for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind))
+        return len(levels) > 1
+
     def active(self, shape: ModuleShape) -> float:
         """Parameters of a module that a token meets: of a mixture, the experts that it is sent to."""
         levels = next(m for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind)).levels

@@ -16,7 +16,8 @@ class Item:
 
     Attributes:
         name: what it is.
-        bytes: how much.
+        bytes: how much; on a CPU, where a GPU needs more.
+        on_gpu: how much more a GPU needs.
         setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
         value: of that field now.
         least: below which that field makes no sense.
@@ -27,6 +28,11 @@ class Item:
     setting: str = ""
     value: int = 0
     least: int = 1
+    on_gpu: float = 0
+
+    def on(self, device: Device) -> float:
+        """Bytes on a device."""
+        return self.bytes + (0 if device.is_cpu else self.on_gpu)
 
 
 @dataclass
@@ -92,7 +98,7 @@ class StageNeed:
     def device_bytes(self, on: Device) -> float:
         """Memory of the device at the peak; on a CPU that is all memory."""
         items = [*self.device, *(self.ram if on.is_cpu else [])]
-        return sum(item.bytes for item in items)
+        return sum(item.on(on) for item in items)
 
     def ram_bytes(self, on: Device) -> float:
         """Memory of the machine at the peak, for one process."""

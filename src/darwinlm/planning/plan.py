@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from darwinlm.planning.devices import Device
@@ -56,7 +56,7 @@ class Plan:
                     "ram_bytes": need.ram_bytes(self.device),
                     "disk_bytes": need.disk,
                     "scratch_bytes": need.disk_bytes - need.disk,
-                    "items": {item.name: item.bytes for item in (*need.device, *need.ram)},
+                    "items": {item.name: item.on(self.device) for item in (*need.device, *need.ram)},
                 }
                 for need in self.needs
             ],
@@ -110,6 +110,7 @@ def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) 
     room = device.memory * RESERVE
     if need.device_bytes(device) > room:
         items = [*need.device, *(need.ram if device.is_cpu else [])]
+        items = [replace(item, bytes=item.on(device), on_gpu=0) for item in items]
         over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
         over += f"{gigabytes(room)} to spare"
         found.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
