@@ -7,17 +7,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny.command import command_runner
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
 TOKENS = torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])
 H = 32  # columns of a head
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return command_runner(monkeypatch, capsys)
 
 
 @torch.no_grad()
