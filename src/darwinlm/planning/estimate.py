@@ -271,13 +271,15 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     # Every decoded token reads all weights.
     decoded = recipe.evaluation.new_tokens * (runs + len(recipe.evaluation.prompts))
     weights = (models * sizes.blocks + (1 + smaller) * sizes.outside) * size
+    pair = ((1 + sizes.kept) * sizes.blocks + 2 * sizes.outside) * size
     need.calls = (1 + smaller) * sizes.depth * (_batches(sizes, tokens) + runs + decoded)
     need.moved = tokens * (1 + smaller) * sizes.vocabulary * float(KL_BYTES) + decoded * weights
     need.device = [
-        Item("models side by side", weights),
+        Item("dense model and one of the others", pair),
         *_pass_items(sizes, size),
         *_logit_items(sizes),
         *_logit_items(sizes),
     ]
+    need.ram = [Item("the other models", weights - pair)]
     need.disk = 2 * (sizes.kept_blocks[1] + sizes.outside) * float(sizes.element)
     return need

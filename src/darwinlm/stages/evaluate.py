@@ -42,13 +42,13 @@ def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
     with run.stage("evaluate", key, "evaluate") as (stage, work):
         if work:
             models = {
-                "dense": run.teacher.load(run.dtype, run.device),
-                "uniform": _ready(stitch(found["database"].reader, search.uniform), run),
-                "stitched": found["stitch"].checkpoint.load(run.dtype, run.device),
+                "dense": run.teacher.load(run.dtype),
+                "uniform": as_dtype(stitch(found["database"].reader, search.uniform), run.dtype),
+                "stitched": found["stitch"].checkpoint.load(run.dtype),
             }
-            final = Checkpoint.open(exported.folder).load(run.dtype, run.device)
+            final = Checkpoint.open(exported.folder).load(run.dtype)
             if found["refit"] is not None and found["recover"] is not None:
-                models["refit"] = _ready(found["refit"].model(found["stitch"].checkpoint), run)
+                models["refit"] = as_dtype(found["refit"].model(found["stitch"].checkpoint), run.dtype)
             elif found["refit"] is not None:
                 models["refit"] = final
             if found["recover"] is not None:
@@ -58,11 +58,31 @@ def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
     return measured
 
 
-def _ready(model: Any, run: Run) -> Any:
-    return as_dtype(model, run.dtype).to(run.device)
+def room_for_models(device: torch.device) -> float | None:
+    """Bytes of a GPU that models may fill, half of what is free being left to passes; None where it is all RAM."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
+
+
+def together(sizes: dict[str, int], room: float | None) -> list[list[str]]:
+    """Models that are measured side by side: all of them, or each with the dense one where there is no room for all."""
+    names = list(sizes)
+    if room is None or sum(sizes.values()) <= room:
+        return [names]
+    return [["dense", name] for name in names if name != "dense"]
 
 
 def _measure(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -> Measured:
+    sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
+    measured: Measured = {}
+    for names in together(sizes, room_for_models(run.device)):
+        here = {name: models[name].to(run.device) for name in names}
+        measured = {**_measure_together(run, here, texts, dtype), **measured}
+        for name in names[1:]:
+            models[name].to("cpu")
+    return {name: measured[name] for name in models}
+
+
+def _measure_together(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -> Measured:
     settings = run.recipe.evaluation
     tokens = texts["evaluation"].tokens
     quality = measure_quality(
