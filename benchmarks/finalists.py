@@ -87,11 +87,11 @@ def compete(
     bench: Bench, options: argparse.Namespace, name: str, seed: int, evolution: float
 ) -> tuple[Json, Allocation]:
     """One search; `evolution` is in minutes."""
-    folder, losses = options.out / f"{name}-{seed}", options.out / "start" / "stages" / "scores"
-    if losses.exists():
-        shutil.copytree(losses, folder / "stages" / "scores", dirs_exist_ok=True)
+    folder = options.out / f"{name}-{seed}"
     settings = ("search.generations=100000", f"search.minutes={evolution}", f"search.seed={seed}")
     run, plan = bench.run(folder, *contestants(options)[name], *settings)
+    losses = options.out / "start" / "stages" / "scores"
+    shutil.copytree(losses, folder / "stages" / "scores", dirs_exist_ok=True)
     begun = time.perf_counter()
     found = search_stage(run, bench.texts, bench.database(run.recipe.units), plan)
     seconds = time.perf_counter() - begun
