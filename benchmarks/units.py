@@ -3,8 +3,8 @@
 For each seed (of the split of the text) and each arm: a database of the demo's model, single-module losses of three
 levels of each module, and three allocations at half of the block parameters: the knapsack's, the one after a second
 look at the levels that it chose (`search.score_adaptive`), and the best one with equal layers; KL to the dense model
-and perplexity of each on held-out text. Arms are the four units, and `loss`, the default units with the
-gradient-weighted order. One JSON line each; finished ones are in OUT/results.jsonl and aren't repeated.
+and perplexity of each on held-out text. Arms are the four units, and `loss`, the lattice and query heads with
+the gradient-weighted order. One JSON line each; finished ones are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/units.py --out runs/units --seed 0 --seed 1 --seed 2
 """
@@ -34,6 +34,7 @@ ARMS = {
     "group_heads": ("units.attention=group_heads",),
     "query_head": ("units.attention=query_head",),
     "loss": ("database.saliency=loss",),
+    "loss query_head": ("database.saliency=loss", "units.attention=query_head"),
 }
 
 

@@ -90,6 +90,8 @@ class Database(Section):
     """Added to the diagonal of the second moment, relative to its mean."""
     saliency: Literal["output", "loss"] = "output"
     """What the removal order spares: all errors of a module's `output` alike, or those that the `loss` feels."""
+    saliency_tokens: int = Field(8192, gt=0)
+    """Calibration tokens whose gradients say what the loss feels; at most `text.calibration_tokens` are used."""
     folder: str | None = None
     """A finished database of this model to search in, instead of making one."""
 

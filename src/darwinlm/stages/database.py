@@ -18,6 +18,7 @@ from darwinlm.database.ready import TEXT, calibration_documents, check_fits, fin
 from darwinlm.database.store import DatabaseReader, block_file
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
+from darwinlm.recipe import Database as DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
@@ -60,7 +61,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
         "model": run.checkpoint.digest,
         "calibration": texts["calibration"].digest,
         "units": recipe.units.attention,
-        "database": recipe.database.model_dump(exclude={"folder"}),
+        "database": recipe.database.model_dump(exclude=_without_effect(recipe.database)),
         "arithmetic": run.arithmetic,
     }
     text = texts["calibration"]
@@ -69,7 +70,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
             f"text.calibration_tokens: {len(text.tokens)} blocks of text can't be shared by {parallel.size()} processes"
         )
     tokens = text.tokens[parallel.place() :: parallel.size()]
-    weights = _saliency_stage(run, text, tokens) if recipe.database.saliency == "loss" else lambda block: {}
+    weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}
     with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(recipe.compute.hidden_memory, stage.folder)
@@ -83,9 +84,17 @@ def database_stage(run: Run, texts: Texts) -> Database:
     return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))
 
 
-def _saliency_stage(run: Run, text: TokenBlocks, tokens: Tensor) -> Saliency:
-    """Second moments of output gradients on the calibration text, one file for each block."""
-    key = {"model": run.checkpoint.digest, "calibration": text.digest, "arithmetic": run.arithmetic}
+def _without_effect(settings: DatabaseSettings) -> set[str]:
+    """Fields that the pruned modules don't depend on."""
+    return {"folder"} if settings.saliency == "loss" else {"folder", "saliency_tokens"}
+
+
+def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
+    """Second moments of output gradients on the first of the calibration text, one file for each block."""
+    wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
+    rows = min(max(wanted, parallel.size()), len(text.tokens))
+    tokens = text.tokens[:rows][parallel.place() :: parallel.size()]
+    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": rows, "arithmetic": run.arithmetic}
     with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(run.recipe.compute.hidden_memory, stage.folder)
