@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
+from darwinlm.artifact import read_json
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream, output_projection
@@ -71,3 +72,23 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
     level = plain.reader.modules[1].levels[6]
     assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1
+
+
+def test_as_many_tokens_are_measured_as_asked_for(tmp_path, make_run, tiny_folder):
+    folder = tiny_folder("llama")
+
+    def build(name, *settings):
+        run_stages(make_run(folder, tmp_path / name, *settings), "database")
+        saliency = tmp_path / name / "stages" / "saliency"
+        return find_database(tmp_path / name), read_json(saliency / "key.json")["rows"] if saliency.exists() else None
+
+    length, total = 32, 8
+    settings = (f"text.sequence_length={length}", f"text.calibration_tokens={length * total}", f"refit.tokens={length}")
+    few, rows = build("few", *settings, "database.saliency=loss", f"database.saliency_tokens={2 * length + 1}")
+    assert rows == 3, "whole blocks of text"
+    whole, rows = build("all", *settings, "database.saliency=loss", "database.saliency_tokens=1000000")
+    assert rows == total, "no more than there is"
+    assert few.digest != whole.digest
+    plain, rows = build("plain", *settings, "database.saliency_tokens=64")
+    assert rows is None
+    assert plain.digest == build("plain too", *settings, "database.saliency_tokens=96")[0].digest, "it has no effect"
