@@ -29,6 +29,8 @@ from darwinlm.errors import (
     RecipeError,
     StorageError,
 )
+from darwinlm.recipe import Recovery
+from darwinlm.recovery.checks import check_sharding
 from darwinlm.recovery.trainer import RecoveryTrainer, StepWatch
 
 WORK = Path("stages/recover-work")
@@ -232,6 +234,35 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
 
 
+@pytest.mark.timeout(600)
+def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tmp_path):
+    """FSDP2 under gloo: killed behind a checkpoint, both go on from it, and end like the one that wasn't."""
+    port = 40_000 + os.getpid() % 20_000
+    shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    more = ["--shard", "--set", "recovery.micro_tokens=64", "--set", "recovery.sharding=fsdp"]
+
+    def run(port, *options):
+        started = [
+            program(*inputs, tmp_path / "out", *more, *options, RANK=rank, LOCAL_RANK=rank, MASTER_PORT=port, **shared)
+            for rank in (0, 1)
+        ]
+        said = [process.communicate(timeout=250)[0].decode() for process in started]
+        return [process.returncode for process in started], said[0][-3000:] + said[1][-3000:]
+
+    codes, said = run(port, "--kill-at", 6)
+    assert set(codes) == {-signal.SIGKILL}, said
+    work = tmp_path / "out" / WORK / "training"
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
+    codes, said = run(port + 1)
+    assert codes == [0, 0], said
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, True)
+    assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
+    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
+    assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
+
+
 # ----------------------------------------------------------------------------------------- it stops before harm
 
 
@@ -321,7 +352,6 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
         ("recovery.distillation=0", "distillation and cross_entropy are both 0"),
         ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 96"),
         ("recovery.schedule=linear", "recovery.schedule"),
-        ("recovery.sharding=fsdp", "recovery.sharding=fsdp deals weights out over GPUs only"),
         ("rounds=[50%, 75%]", "rounds: shares must fall"),
         ("rounds=[75%, 60%]", "budget.keep is 50%, but rounds end at 60%"),
     ],
@@ -329,6 +359,23 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
 def test_wrong_settings(refused, setting, message):
     more = ("recovery.micro_tokens=96",) if "batch" in setting else ("budget.keep=50%",) if "60%" in setting else ()
     refused(RecipeError, message, setting, *more)
+
+
+def test_weights_that_cannot_be_dealt_out(refused):
+    shard = "recovery.sharding=fsdp"
+    refused(
+        RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", shard, "recovery.lora_rank=4"
+    )
+    with pytest.raises(RecipeError, match=r"recovery\.sharding=fsdp deals weights out over GPUs only"):
+        check_sharding(Recovery(sharding="fsdp"), "cpu", 2)
+    for device, processes in (("cpu", 1), ("cuda", 1), ("cuda", 2)):
+        check_sharding(Recovery(sharding="fsdp"), device, processes)
+
+
+def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
+    summary = recover_tiny(*inputs, tmp_path / "out", "recovery.sharding=fsdp")
+    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (1, False)
+    assert losses(summary) == losses(whole[1])
 
 
 @pytest.mark.parametrize(

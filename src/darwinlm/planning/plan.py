@@ -102,6 +102,8 @@ def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
     found = [((*base, *small), sizes.processes) for small in ((), (micro,))]
     for processes in (sizes.processes, *more):
         found += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
+    if recovery.sharding == "fsdp":  # deals out no adapters
+        return found
     return [*found, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
 
 

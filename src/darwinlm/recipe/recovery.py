@@ -67,7 +67,8 @@ class Recovery(Section):
     lora_alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: alpha / rank."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Of several processes: `none` holds the model in each (DDP), `fsdp` deals its weights out (FSDP2, GPUs only)."""
+    """Of several processes: `none` holds the model in each (DDP), `fsdp` deals its weights out (FSDP2, GPUs only,
+    no adapters). A single process has all of them either way."""
     evaluate_every: Count = Field(1_000_000, gt=0)
     """Tokens between two evaluations on validation text."""
     save_every: Count = Field(10_000_000, gt=0)

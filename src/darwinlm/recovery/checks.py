@@ -62,9 +62,21 @@ def accumulation(settings: Recovery, length: int, micro: int, processes: int) ->
     return rows, settings.batch_tokens // together
 
 
-def check_sharding(settings: Recovery, device: str) -> None:
-    """Refuse to shard where accelerate would silently not do it. Raises RecipeError."""
-    if settings.sharding == "fsdp" and device == "cpu":
+def check_sharding(settings: Recovery, device: str, processes: int) -> None:
+    """Refuse to shard where it would silently not be done, or can't be; a single process has nothing to deal out.
+
+    Raises:
+        RecipeError: weights can't be sharded there, or not together with adapters.
+    """
+    if settings.sharding != "fsdp":
+        return
+    if settings.lora_rank:
+        raise RecipeError(
+            "recovery.sharding=fsdp deals out weights that are trained, not adapters (recovery.lora_rank="
+            f"{settings.lora_rank}): set recovery.sharding to none, which shares the work of a step over the processes "
+            "(DDP), or recovery.lora_rank to 0"
+        )
+    if device == "cpu" and processes > 1:
         raise RecipeError(
             "recovery.sharding=fsdp deals weights out over GPUs only, but this runs on the CPU: set it to none, which "
             "shares the work of a step over the processes (DDP)"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from darwinlm import parallel
 from darwinlm.artifact import read_json
 from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
@@ -198,9 +199,11 @@ def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.devic
         "constant": {},
     }
     sharded: dict[str, Any] = {}
-    if settings.sharding == "fsdp":
-        blocks = list(getattr(model, "_no_split_modules", None) or [])
-        sharded = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": blocks}}
+    if settings.sharding == "fsdp" and parallel.size() > 1:
+        # Those that the class names and the model has: without odd layers there is none of ours.
+        named = getattr(model, "_no_split_modules", None) or []
+        blocks = sorted({type(module).__name__ for module in model.modules()} & set(named))
+        sharded = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": blocks}}
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=plan.rows,
@@ -242,7 +245,7 @@ def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.devic
 
 def _finished(trainer: RecoveryTrainer, settings: Recovery) -> Any:
     """The trained model as a plain one; under FSDP its weights are gathered."""
-    if settings.sharding == "fsdp" and trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model)
         model = trainer.accelerator.unwrap_model(trainer.model)
         return _reloaded(model, state)
@@ -257,10 +260,16 @@ def _reloaded(model: Any, state: dict[str, Tensor]) -> Any:
     """A plain model around gathered weights; in the other processes, which gather nothing, None."""
     if not state:
         return None
-    config = model.config
+    from torch.distributed.fsdp import FSDPModule
+
+    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
+    unsharded: Any = next(own for own in type(model).__mro__ if not issubclass(own, FSDPModule))
     with torch.device("meta"):
-        plain = type(model).__mro__[1](config) if type(model).__name__.startswith("FSDP") else type(model)(config)
+        plain = unsharded(model.config)
     plain.load_state_dict({name: tensor.cpu().float() for name, tensor in state.items()}, assign=True, strict=False)
+    for name in [name for name, buffer in plain.named_buffers() if buffer.is_meta]:
+        owner, _, leaf = name.rpartition(".")
+        plain.get_submodule(owner)._buffers[leaf] = buffers[name]
     plain.tie_weights()
     return plain.eval().requires_grad_(requires_grad=False)
 

@@ -78,7 +78,7 @@ def check_recovery(run: Run) -> tuple[str, int, int, int]:
     assert source is not None, "the stage text refuses that"
     length = settings.sequence_length or text.sequence_length
     check_packages(settings)
-    check_sharding(settings, run.device.type)
+    check_sharding(settings, run.device.type, parallel.size())
     check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
     rows, times = accumulation(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
     return source, length, rows, times
