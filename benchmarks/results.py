@@ -5,10 +5,27 @@ can be repeated alone. The tables are written to OUT/results.md after every part
 
     python benchmarks/results.py --out runs/results --text TEXT --domain web=WEB --data-dir DATA
 
-- `half-SEED`: half of the block parameters, every method, with the quick suite for the first seed; further seeds run
-  the methods that search.
+- `half-SEED`: half of the block parameters; for the first seed every method, some of them trained, and the quick suite;
+  further seeds run the methods that search.
 - `paper-suite`: the paper's nine tasks with its shots for the rows that the paper compares; the models are reused.
 - `75` and `35`: other budgets, perplexity and KL only.
+
+What `half-0` should take on two idle cores with the demo's model, estimated and not run: tokens (counted, but for
+BoolQ's) over 675 a second in the dense model's forward pass, half as many again in a half's, and 220 in training.
+
+    each row     perplexity and KL, two texts of 16,384 tokens                 2 min
+                 quick suite, 200 items a task: 105,000 tokens on a CPU        2.5 min dense, 2 min halves
+                 (210,000, were the context not shared among answers)
+    uniform, magnitude, ziplm                                                  1 min
+    minitron, shortgpt: a pass over the calibration text                       2 min
+    random, darwinlm, paper: --minutes; sheared: 65,536 tokens in float32      10 min each
+    database: 2.5 min, and once more for the paper's units                     5 min
+    +refit, 65,536 tokens                                                      3 min
+    trained rows, 300,000 tokens, the dense model's pass included              25 min each
+    all: 10 methods, the refit, 4 trained rows                                 about 4 hours
+
+`--set recovery.teacher_cache=FOLDER --set recovery.top_k=64` takes the dense model's pass from all trained rows but the
+first, about a quarter of their time, and changes their loss a little.
 """
 
 from __future__ import annotations
@@ -35,6 +52,8 @@ SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
 """Methods whose result depends on a seed."""
 PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")
 """Rows of the paper's suite, and those of them that are trained in the first table."""
+STEP_TOKENS = 4096
+"""Tokens in one step of a trained row."""
 DRAWS = 1_000_000
 """Random allocations, more than there is time for: random searches as long as the others."""
 
@@ -94,7 +113,8 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", f"baselines.random_tries={DRAWS}"]
     if options.recovery:
-        settings.append(f"recovery.tokens={options.recovery}")
+        # The recipe's steps are for long trainings: so few tokens would be nine of them.
+        settings += [f"recovery.tokens={options.recovery}", f"recovery.batch_tokens={STEP_TOKENS}"]
         settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
     settings += options.settings
     if not options.text:

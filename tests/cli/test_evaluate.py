@@ -93,6 +93,21 @@ def test_scores_are_the_harness_own(
     assert ours["items"] == ours["total"] == 8
 
 
+def test_harness_shows_no_bars_and_starts_no_programs(
+    command: Command, data: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    def started(*arguments: Any, **_: Any) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    ended = command("evaluate", tiny_llama, "--suite", "piqa:0", "--data-dir", data, "--limit", 2)
+    assert ended.code == 0, ended.err
+    assert "requests" not in ended.out + ended.err
+    assert "Tokenizing" not in ended.out + ended.err
+
+
 def test_whole_paper_suite_runs_from_local_files(
     command: Command, data: Path, long_llama: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -103,11 +104,25 @@ def run_suite(
 
 def _wrapped(model: Any) -> Any:
     """The harness's class for a model: on a CPU, where no batch is needed to use it, answers share their context."""
-    from lm_eval.models.huggingface import HFLM
+    from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
 
-    from darwinlm.evaluation.shared_context import SharedContextLM
+    return SharedContextLM if model.device.type == "cpu" else QuietLM
 
-    return SharedContextLM if model.device.type == "cpu" else HFLM
+
+@contextmanager
+def _no_machine_report() -> Iterator[None]:
+    """Keep the harness from starting programs (git, pip, lscpu) to describe the machine in results we don't keep."""
+    from lm_eval import evaluator
+
+    replaced: dict[str, Callable[..., None]] = {"add_env_info": lambda _: None, "get_git_commit_hash": lambda: None}
+    before = {name: getattr(evaluator, name) for name in replaced if hasattr(evaluator, name)}
+    for name in before:
+        setattr(evaluator, name, replaced[name])
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(evaluator, name, function)
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
@@ -157,9 +172,10 @@ def _score(
         share = limit
         if limit is not None and hasattr(task, "get_all_tasks"):
             share = -(-limit // len(task.get_all_tasks()))
-        found = lm_eval.simple_evaluate(
-            lm, tasks=[task], limit=share, task_manager=manager, log_samples=False, bootstrap_iters=1000
-        )
+        with _no_machine_report():
+            found = lm_eval.simple_evaluate(
+                lm, tasks=[task], limit=share, task_manager=manager, log_samples=False, bootstrap_iters=1000
+            )
     except (
         ValueError,
         RuntimeError,

@@ -19,8 +19,16 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 Answer = tuple[float, bool]
 
 
-class SharedContextLM(HFLM):  # type: ignore[misc]
-    """A causal LM of the harness whose requests with equal contexts share that context's forward pass."""
+class QuietLM(HFLM):  # type: ignore[misc]
+    """A causal LM of the harness without its bars, which it shows whatever the environment says."""
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """As the harness's."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+
+class SharedContextLM(QuietLM):
+    """The same, and requests with equal contexts share that context's forward pass."""
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
