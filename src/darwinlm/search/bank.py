@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.families.attention import use_blocked_attention
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.search.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
@@ -32,7 +31,6 @@ class ModuleBank:
         self, decoder: Decoder, database: DatabaseReader, space: SearchSpace, *, cache_bytes: int = 4 << 30
     ) -> None:
         self.decoder = decoder
-        use_blocked_attention(decoder.model)
         self.database = database
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
