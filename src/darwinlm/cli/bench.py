@@ -56,7 +56,8 @@ def bench(
 
 def _show(console: Console, found: Bench) -> None:
     settings = found.settings
-    title = f"{found.engine}, {settings['threads']} threads, {settings['runs']} runs: median (lowest to highest)"
+    threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
+    title = f"{found.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"
     table = Table("model", "file MB", "memory MB", "prompt tokens/s", "first token ms", "decode tokens/s", title=title)
     for row in found.models:
         sizes = (f"{row.file_bytes / 1e6:.1f}", f"{row.peak_memory / 1e6:.0f}")

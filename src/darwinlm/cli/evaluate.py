@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import RemoteCode, app
+from darwinlm.cli.tables import show_tables
 
 SuiteOption = Annotated[
     str | None,
@@ -36,8 +37,6 @@ def evaluate(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Measure a model: a benchmark suite through lm-evaluation-harness, perplexity, KL to the dense model."""
-    from darwinlm.artifact import write_text
-    from darwinlm.evaluation import summary
     from darwinlm.stages.assess import Request, evaluate_model
 
     request = Request(
@@ -56,14 +55,7 @@ def evaluate(
     )
     console = Console()
     found = evaluate_model(request, out, console)
-    parts: list[str] = []
-    for headings, cells, remarks in found.tables():
-        console.print(summary.terminal(headings, cells))
-        for remark in remarks:
-            console.print(remark, highlight=False, markup=False, soft_wrap=True)
-        parts.append(summary.markdown(headings, cells, remarks))
-    if markdown is not None:
-        write_text(markdown, "\n".join(parts))
+    show_tables(found.tables(), console, markdown)
     _fail_if_incomplete(found)
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import app
+from darwinlm.cli.tables import show_tables
 
 
 @app.command()
@@ -17,18 +18,7 @@ def scores(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file.")] = None,
 ) -> None:
     """Compare saved evaluations: one table, and the difference of two with its standard error."""
-    from darwinlm.artifact import write_text
-    from darwinlm.evaluation import summary
     from darwinlm.evaluation.side_by_side import read_saved, task_table, text_table
 
     saved = read_saved(files)
-    console = Console()
-    parts: list[str] = []
-    for table in filter(None, (text_table(saved), task_table(saved))):
-        headings, cells, remarks = table
-        console.print(summary.terminal(headings, cells))
-        for remark in remarks:
-            console.print(remark, highlight=False, markup=False, soft_wrap=True)
-        parts.append(summary.markdown(headings, cells, remarks))
-    if markdown is not None:
-        write_text(markdown, "\n".join(parts))
+    show_tables(filter(None, (text_table(saved), task_table(saved))), Console(), markdown)

@@ -10,9 +10,7 @@ from typing import Any
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation.harness import TaskScore, from_json
-from darwinlm.evaluation.summary import average, notes, percent
-
-Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
+from darwinlm.evaluation.summary import Table, average, notes, percent
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

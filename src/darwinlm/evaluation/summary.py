@@ -9,6 +9,9 @@ from typing import Any
 
 from darwinlm.evaluation.harness import TaskScore
 
+Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
+"""Headings, rows of cells, and remarks below."""
+
 
 @dataclass(frozen=True)
 class Average:

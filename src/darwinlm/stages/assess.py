@@ -14,11 +14,11 @@ from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
+from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
 from darwinlm.run import resolve_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darwinlm.evaluation import harness, summary
-
-Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
+from darwinlm.evaluation.summary import Table
 
 
 def comparison_cells(found: Mapping[str, Any]) -> Table:
