@@ -1,12 +1,11 @@
 """Selection with training against selection without, at equal total cost, on the demo's model and text.
 
 For each seed three contestants search from the same knapsack start, whose single-module losses are measured once for
-all of them and aren't counted. `trained` evolves for half of --minutes, then
-trains its finalists in rounds, and the best trained one wins. `proxy` evolves as long and ranks its finalists by
-gradient agreement. `plain` spends all the time that `trained` took, training included, on evolution. Every answer is
-then recovered alike, on the same text, which no finalist saw, with the same steps; held-out KL before and after. The
-ranks of all finalists before and after training are in the lines. Finished ones are in OUT/results.jsonl and aren't
-repeated.
+all of them and aren't counted. `trained` evolves for half of --minutes, then trains its finalists in rounds, and the
+best trained one wins. `proxy` evolves as long and ranks its finalists by gradient agreement. `plain` spends all the
+time that `trained` took, training included, on evolution. Every answer is then recovered alike, on the same text,
+which no finalist saw, with the same steps; held-out KL before and after. The ranks of all finalists before and after
+training are in the lines. Finished ones are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/finalists.py --out runs/finalists --minutes 10 --seed 0 --seed 1 --seed 2
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny.llama_cpp import assert_same_as_transformers, exported
+from tests.tiny.llama_cpp import LLAMA3, assert_same_as_transformers, exported
 from tests.tiny.pruned import Row, plain_checkpoint, pruned_checkpoint
 
 from darwinlm.errors import ExportError
@@ -51,14 +51,7 @@ UNEQUAL = {
         {
             "attention_bias": True,
             "mlp_bias": True,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
+            **LLAMA3,
         },
     ),
 }

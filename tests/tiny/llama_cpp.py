@@ -14,6 +14,16 @@ from darwinlm.engines import EngineProcess
 from darwinlm.export.run import export_model
 
 TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."
+LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+}
 
 
 def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
