@@ -297,6 +297,12 @@ def test_a_gguf_file_that_is_none(prune, tmp_path):
     prune(model=tmp_path / "junk.gguf").refused("can't read the GGUF file", "junk.gguf")
 
 
+def test_a_gguf_file_that_splits_text_in_an_unknown_way(prune, gguf_bytes, tmp_path):
+    (tmp_path / "odd.gguf").write_bytes(gguf_bytes.replace(b"smollm", b"smallm"))
+    prune(model=tmp_path / "odd.gguf").refused("can't read the GGUF file", "odd.gguf", "tokenizer.ggml.pre is 'smallm'")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_whole_gguf_file(prune, gguf_bytes, tmp_path):
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf_bytes)

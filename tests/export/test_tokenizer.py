@@ -16,9 +16,10 @@ from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.engines import EngineProcess
 from darwinlm.errors import CheckpointError, ExportError, ModelError
-from darwinlm.export.gguf.tokenizer import MERGED, PATTERNS
+from darwinlm.export.gguf.tokenizer import read_tokenizer
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.pre_tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, split_as_named
 
 TEXTS = (
     "the river turns slowly under the silver bridge",
@@ -85,13 +86,18 @@ CASES = "It's HERE: don't CamelCaseWords, WE'RE 1234567 ok/\n\n  two  spaces\tan
     [("llama-bpe", True), ("dbrx", False), ("qwen2", False), ("tekken", True), ("gpt-4o", False)],
 )
 def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores_merges):
-    """It knows a word that no merges lead to: some tokenizers take it, others can't."""
+    """It knows a word that no merges lead to: some tokenizers take it, others can't.
+
+    A tokenizer that is told its splitting by name, as when a GGUF file is read, finds the same tokens.
+    """
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     pattern = next(regex for regex, known in PATTERNS.items() if name in (known, MERGED.get(known)))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "er", "1", "12", "34", "Ġt", "HERE"])}
     merges = [("e", "r"), ("1", "2"), ("3", "4"), ("Ġ", "t")]
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=ignores_merges))
+    named = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=merges)))
+    split_as_named(named, name)
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
@@ -101,6 +107,28 @@ def test_a_byte_level_tokenizer_that_splits_by_a_pattern(tmp_path, name, ignores
     with EngineProcess("llama.cpp", tmp_path / "m.gguf", context=256) as engine:
         for text in (*TEXTS, CASES, " HERE HERE"):
             assert engine.tokenize(text) == tokenizer(text)["input_ids"], text
+            assert engine.tokenize(text) == named(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("name", [PLAIN, DIGITS, *ALIASES])
+def test_a_splitting_by_name_is_the_one_that_exports_know(tmp_path, name):
+    pytest.importorskip("gguf", reason="the extra gguf")
+    vocabulary = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary | {"ab": 256}, merges=[("a", "b")]))
+    )
+    split_as_named(tokenizer, name)
+    folder = plain_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer)
+    assert read_tokenizer(folder, tokenizer, 320).values["pre"] == ALIASES.get(name, name)
+
+
+@pytest.mark.parametrize("name", [None, "chatglm-bpe"])
+def test_an_unknown_splitting_is_refused(name):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=split_its_own_way())
+    before = tokenizer.backend_tokenizer.to_str()
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre is .*known are .*original folder or hub id"):
+        split_as_named(tokenizer, name)
+    assert tokenizer.backend_tokenizer.to_str() == before
 
 
 def whole_words() -> Tokenizer:

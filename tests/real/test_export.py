@@ -85,6 +85,21 @@ def perplexity(logits: list[torch.Tensor], tokens: torch.Tensor) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
+def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    try:
+        dense = resolve_model(str(demo_model()), tmp_path / "dense")
+        documents = [document for _, document in zip(range(200), read_documents(demo_text()), strict=False)]
+    except (ModelError, DataError, MissingExtraError) as missing:
+        pytest.skip(str(missing))
+    tokenizer = dense.tokenizer()
+    texts = [*documents, "a  12 and\n\n  3400 or x7\t 8"]
+    assert sum(text.count(f" {digit}") for text in texts for digit in range(10)) > 100
+    with EngineProcess("llama.cpp", demo_model(), context=SEQUENCE) as engine:
+        for text in texts:
+            assert engine.tokenize(text) == tokenizer(text)["input_ids"], text
+
+
 @torch.no_grad()
 def test_held_out_perplexity_in_llama_cpp(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")

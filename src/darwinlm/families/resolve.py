@@ -13,6 +13,10 @@ from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.pre_tokenizer import split_as_named
+
+BYTE_LEVEL = "gpt2"
+"""A GGUF file's name for byte-level BPE."""
 
 
 def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -59,7 +63,7 @@ def _download(model: str) -> Path:
 
 def _dequantise(path: Path, work: Path) -> Path:
     """Turn a GGUF file into a folder of float32 safetensors, once."""
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": 2})
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": 3})
     if stage.is_complete():
         return work
     for package in ("gguf", "accelerate"):  # transformers wants both, and says so late
@@ -70,8 +74,11 @@ def _dequantise(path: Path, work: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        kind, pre = _tokenizer_keys(path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if kind == BYTE_LEVEL:
+            split_as_named(tokenizer, pre)
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
@@ -96,3 +103,12 @@ def _dequantise(path: Path, work: Path) -> Path:
 def _plain_config(config: Any) -> Any:
     tree = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     return type(config).from_dict(tree)
+
+
+def _tokenizer_keys(path: Path) -> tuple[str | None, str | None]:
+    """Kind of tokenizer, and name of its splitting, as a GGUF file states them."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    kind, pre = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    return (str(kind.contents()) if kind else None), (str(pre.contents()) if pre else None)

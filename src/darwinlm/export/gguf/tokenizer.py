@@ -9,25 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.errors import ExportError
+from darwinlm.families.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 PREFIX = "tokenizer."
-
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SLASHED = _REST.replace("[\\r\\n]*", "[\\r\\n/]*", 1)
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_START = r"[^\r\n\p{L}\p{N}]?"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-PATTERNS = {
-    rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
-    rf"{_WORD}|\p{{N}}|{_REST}": "qwen2",
-    rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}": "tekken",
-    rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}": "gpt-4o",
-}
-"""Names under which llama.cpp knows the splitting patterns of byte-level tokenizers."""
-MERGED = {"llama-bpe": "dbrx"}
-"""The name of the same pattern where words are always merged; `llama-bpe` takes a word that is one token as it is."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +160,9 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
     """Name of the splitting in llama.cpp."""
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
+        return PLAIN
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
-        return "smollm"
+        return DIGITS
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         pattern = steps[0]["pattern"].get("Regex", "")
         if pattern in PATTERNS:
