@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.allocator import kept_memory
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 
 
@@ -50,20 +51,21 @@ def measure_quality(
     loss = dict.fromkeys(models, 0.0)
     divergence = dict.fromkeys(models, 0.0)
     starts = range(0, len(tokens), rows)
-    for done, start in enumerate(starts):
-        batch = tokens[start : start + rows].to(dense.device)
-        targets = batch[:, 1:].reshape(-1)
-        reference = dense(input_ids=batch, use_cache=False).logits
-        distribution = DenseDistribution(reference.flatten(0, 1))
-        for name, model in models.items():
-            logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits
-            totals = log_normalisers(logits.flatten(0, 1))
-            before = totals.view(len(batch), -1)[:, :-1].flatten()
-            losses = token_losses(logits[:, :-1].flatten(0, 1), targets, before)
-            loss[name] += float(losses.sum(dtype=torch.float64))
-            kl = distribution.kl(logits.flatten(0, 1), normalisers=totals)
-            divergence[name] += float(kl.sum(dtype=torch.float64))
-        progress(done + 1, len(starts))
+    with kept_memory(dense.device):
+        for done, start in enumerate(starts):
+            batch = tokens[start : start + rows].to(dense.device)
+            targets = batch[:, 1:].reshape(-1)
+            reference = dense(input_ids=batch, use_cache=False).logits
+            distribution = DenseDistribution(reference.flatten(0, 1))
+            for name, model in models.items():
+                logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits
+                totals = log_normalisers(logits.flatten(0, 1))
+                before = totals.view(len(batch), -1)[:, :-1].flatten()
+                losses = token_losses(logits[:, :-1].flatten(0, 1), targets, before)
+                loss[name] += float(losses.sum(dtype=torch.float64))
+                kl = distribution.kl(logits.flatten(0, 1), normalisers=totals)
+                divergence[name] += float(kl.sum(dtype=torch.float64))
+            progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
     return {
         name: Quality(_perplexity(loss[name] / predictions), max(divergence[name] / tokens.numel(), 0.0), predictions)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from darwinlm import parallel
+from darwinlm.allocator import kept_memory
 from darwinlm.artifact import read_json
 from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
@@ -145,7 +146,8 @@ def train(
     if checkpoint is not None:
         say(f"recovery: going on from {checkpoint.name}")
         trainer.seconds_before = float(read_json(checkpoint / SECONDS))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with kept_memory(device):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     record = {
         "steps": trainer.state.global_step,
         "tokens": trainer.state.global_step * plan.step_rows * plan.length,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darwinlm import parallel
+from darwinlm.allocator import kept_memory
 from darwinlm.recipe import Training
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.fitness import HEAD_TOKENS, Fitness
@@ -133,8 +134,9 @@ class CandidateTrainer:
         self._position += rows
         students = [self._student(each) for each in candidates if self._owner[each] == parallel.rank()]
         if students:
-            for batch in torch.split(text, self._rows):
-                self._learn(batch, students)
+            with kept_memory(self.bank.decoder.device):
+                for batch in torch.split(text, self._rows):
+                    self._learn(batch, students)
 
     def _student(self, allocation: Allocation) -> Student:
         if allocation not in self._students:

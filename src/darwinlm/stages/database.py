@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from darwinlm import parallel
+from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
@@ -99,11 +100,12 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
         if work:
             memory = HiddenMemory(run.recipe.compute.hidden_memory, stage.folder)
             total = run.checkpoint.n_blocks
-            for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
-                with parallel.agree():
-                    if parallel.is_main():
-                        write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
-                run.reporter.advance(total - block, total)
+            with kept_memory(run.device):
+                for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
+                    with parallel.agree():
+                        if parallel.is_main():
+                            write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
+                    run.reporter.advance(total - block, total)
     folder, device = stage.folder, run.device
 
     def of_block(block: int) -> dict[str, Tensor]:

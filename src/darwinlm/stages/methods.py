@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from darwinlm.allocator import kept_memory
 from darwinlm.baselines.choose import best_random, best_uniform, even_uniform, least_local_error, without_blocks
 from darwinlm.baselines.importance import activation_scores, block_influence, magnitude_scores
 from darwinlm.baselines.ranked import DenseReader, RankedReader
@@ -127,9 +128,10 @@ def _sheared(bench: Bench, folder: Path) -> Made:
         warmup=settings.sheared_warmup,
         seed=run.recipe.search.seed,
     )
-    scores, record = shear(
-        model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
-    )
+    with kept_memory(run.device):
+        scores, record = shear(
+            model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
+        )
     trained = folder / "trained"
     save_model(model.to("cpu"), trained)
     checkpoint = Checkpoint.open(trained)
