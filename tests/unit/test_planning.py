@@ -11,9 +11,12 @@ import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
 from tests.tiny.published import PARAMETERS, published_config
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import LlamaConfig
 
+from darwinlm.calibration.gradients import output_gradients
+from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.planning.devices import find_device, measure_cpu
@@ -21,6 +24,18 @@ from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
+
+
+class Operations(TorchDispatchMode):
+    """Counts as FlopCounterMode does, whose tracking of modules can't follow gradients of inputs alone."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def sizes_of(folder: Path, *assignments: str) -> Sizes:
@@ -80,6 +95,27 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
     assert longer["search"]["seconds"] > 2 * base["search"]["seconds"]
     assert longer["database"] == base["database"]
     assert "refit" not in need("refit.enabled=false")
+    assert "saliency" not in need("database.saliency=output")
+    fewer = need("database.saliency_tokens=32")
+    assert fewer["saliency"]["flops"] < 0.5 * base["saliency"]["flops"]
+    assert fewer["database"] == base["database"]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folder) -> None:
+    folder = tiny_folder(model_type)
+    sizes = sizes_of(folder, "text.sequence_length=32", "database.saliency_tokens=128")
+    (need, *_) = make_plan(sizes, find_device("h100")).needs
+    assert (need.name, need.tokens) == ("saliency", 128)
+    tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
+    stream = BlockStream(
+        Checkpoint.open(folder), tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=64
+    )
+    stream.decoder.model.set_attn_implementation("eager")
+    with Operations() as counter:
+        moments = [part for _, part in output_gradients(stream, tokens)]
+    assert sum(len(part) for part in moments) == len(sizes.shapes)
+    assert need.flops == pytest.approx(counter.total, rel=0.1)
 
 
 def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> None:
@@ -90,7 +126,7 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
 
     def database(tokens: int) -> StageNeed:
         settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "units.attention=kv_group")
-        more = (f"text.calibration_tokens={tokens}", "refit.enabled=false")
+        more = (f"text.calibration_tokens={tokens}", "refit.enabled=false", "database.saliency=output")
         recipe = load_recipe(None, (*settings, *more), {"model": str(tmp_path)})
         return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), gpu).needs[0]
 
@@ -109,7 +145,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         assert ended.code == 0, ended.err
         found = json.loads(out.read_text(encoding="utf-8"))
         assert found["dense_params"] == params
-        assert [stage["stage"] for stage in found["stages"]] == ["database", "search", "refit", "evaluate"]
+        assert [stage["stage"] for stage in found["stages"]] == ["saliency", "database", "search", "refit", "evaluate"]
         assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
         assert f"{params / 1e9:.3f} B parameters" in ended.out
 
@@ -128,6 +164,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
     assert not any(line.startswith("database") for line in again.problems)
     in_file = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     (need, *_) = make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs
+    assert need.name == "database", "the paper's order needs no gradients"
     assert need.device_bytes(device) < 0.9 * device.memory
     assert need.scratch is not None
     assert need.scratch.bytes == in_file.text.calibration_tokens * 4096 * 2

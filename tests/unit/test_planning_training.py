@@ -212,7 +212,7 @@ def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
         for n in (1, 8)
     )
     for stage, seconds in one.items():
-        shared = stage in ("database", "search", "recover")
+        shared = stage in ("saliency", "database", "search", "recover")
         assert (eight[stage] < 0.3 * seconds) if shared else eight[stage] == seconds, stage
 
 

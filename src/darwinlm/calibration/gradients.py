@@ -25,6 +25,9 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import KINDS, ModuleKind
 
+HEAD_TOKENS = 512
+"""Tokens whose logits exist at once."""
+
 
 def output_gradients(
     stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None = None
@@ -70,12 +73,16 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
     batches = torch.split(tokens, stream.rows)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            logits = stream.decoder.logits(batch, hidden, stream.checkpoint.n_blocks)[:, :-1].float()
-            targets = batch[:, 1:].to(logits.device)
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-            (found,) = torch.autograd.grad(loss, hidden)
+        following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
+        found = torch.empty_like(hidden)
+        flat = found.view(-1, hidden.shape[-1])
+        for start in range(0, len(flat), HEAD_TOKENS):
+            rows = slice(start, start + HEAD_TOKENS)
+            with torch.enable_grad():
+                part = hidden.reshape(flat.shape)[rows].detach().requires_grad_()
+                logits = stream.decoder.head(part).float()
+                loss = nn.functional.cross_entropy(logits, following[rows], ignore_index=-1, reduction="sum")
+                flat[rows] = torch.autograd.grad(loss, part)[0]
         return found
 
     pairs = zip(stream.hidden, batches, strict=True)

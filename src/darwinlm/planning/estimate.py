@@ -37,6 +37,8 @@ ACTIVATIONS = 12
 def estimate(sizes: Sizes) -> list[StageNeed]:
     """Needs of the stages that work, in order."""
     makers: list[Callable[[Sizes], StageNeed]] = [_database, _search]
+    if sizes.recipe.database.saliency == "loss":
+        makers.insert(0, _gradients)
     if sizes.recipe.refit.enabled:
         makers.append(_refit)
     if sizes.recipe.recovery.tokens:
@@ -72,6 +74,41 @@ def _batch(sizes: Sizes) -> int:
 def _logit_items(sizes: Sizes) -> list[Item]:
     batch = _batch(sizes)
     return [Item("logits of one pass", batch * sizes.vocabulary * 4.0, "compute.batch_tokens", batch)]
+
+
+def _gradients(sizes: Sizes) -> StageNeed:
+    """Gradients of the loss at the outputs of modules: a walk, and back through every block, which is run again."""
+    recipe = sizes.recipe
+    kind, size = _forward_type(sizes)
+    length, width = recipe.text.sequence_length, sizes.width
+    wanted = min(recipe.database.saliency_tokens, recipe.text.calibration_tokens)
+    tokens = -(-wanted // length) * length
+    # Weights get no gradients, so the way back costs as much as the way there.
+    need = StageNeed("saliency", tokens, tokens * (3 * sizes.forward + 2 * sizes.head), kind)
+    need.calls, need.processes = 3 * _batches(sizes, tokens) * sizes.depth, sizes.processes
+    outputs = len(sizes.shapes)
+    need.operations = {"float32": 2.0 * tokens * width**2 * outputs}
+    need.moved = tokens * sizes.vocabulary * float(LOSS_BYTES) / 2 + 2.0 * sizes.params * sizes.element
+    need.disk = 4.0 * width**2 * outputs
+    streams = tokens * width * size * (sizes.depth + 1) / sizes.processes
+    if streams > recipe.compute.hidden_memory:
+        need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
+        streams = 0.0
+    batch = _batch(sizes)
+    need.device = [
+        Item("residual streams in front of every block", streams, "database.saliency_tokens", tokens),
+        Item("weights of one block", sizes.block * (size + sizes.element)),
+        Item("embedding and head", float(sizes.outside * size)),
+        Item(
+            "activations of the backward pass",
+            batch * saved(sizes, size, size, kept=1.0) / max(sizes.depth, 1),
+            "compute.batch_tokens",
+            batch,
+        ),
+        Item("logits of one piece", float(min(HEAD_TOKENS, batch) * sizes.vocabulary * (size + 12))),
+        Item("second moments of one block", 2 * 4.0 * width**2),
+    ]
+    return need
 
 
 def _database(sizes: Sizes) -> StageNeed:

@@ -102,7 +102,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     need.disk = stored + 4.0 * small
 
 
-def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False) -> float:
+def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False, kept: float | None = None) -> float:
     """Bytes that one token leaves in the smaller model for the way back.
 
     A block keeps what went into its two norms, the same normed, and that in the type of the products; queries, keys
@@ -110,14 +110,15 @@ def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False
     between blocks stays, and one block's inside at a time.
 
     Args:
-        sizes: of the dense model; the budget's share of its widths counts.
+        sizes: of the dense model.
         size: bytes of one number in products.
         residual: bytes of one number of the residual stream.
         checkpointing: whether blocks are computed again on the way back.
+        kept: share of the widths that counts; none takes the budget's.
     """
     inside = 0.0
     for shape in sizes.shapes:
-        width = shape.width * sizes.kept
+        width = shape.width * (sizes.kept if kept is None else kept)
         if shape.kind == "mlp":
             experts = getattr(sizes.checkpoint.config, "num_experts_per_tok", 1) if shape.experts else 1
             inside += 4 * size * width * experts

@@ -88,8 +88,8 @@ class Database(Section):
 
     damping: float = Field(0.01, gt=0)
     """Added to the diagonal of the second moment, relative to its mean."""
-    saliency: Literal["output", "loss"] = "output"
-    """What the removal order spares: all errors of a module's `output` alike, or those that the `loss` feels."""
+    saliency: Literal["output", "loss"] = "loss"
+    """What the removal order spares: what the `loss` feels, or all errors of an `output` alike (as in the paper)."""
     saliency_tokens: int = Field(8192, gt=0)
     """Calibration tokens whose gradients say what the loss feels; at most `text.calibration_tokens` are used."""
     folder: str | None = None
