@@ -4,6 +4,8 @@ Prints one JSON line. By default the model has 1.1B parameters (22 blocks, 2048 
 KV heads, bfloat16, 2.2 GB on disk). What is measured is a process of its own. `--factorise N` orders and factorises the
 last N blocks only: the others are run through, which needs less memory and much less time. With fewer tokens than
 channels the second moments are singular, and the order may need float64 and one more matrix of that type.
+`--gradients` also measures the output gradients that weight the order, on the same tokens: residual streams in front of
+all blocks are then kept, in memory or in files above `--hidden-memory`.
 
     python benchmarks/calibration.py --factorise 2
 """
@@ -23,7 +25,9 @@ from pathlib import Path
 
 import torch
 
+from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, write_tensors
+from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.build import build_database
@@ -64,8 +68,14 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         memory=HiddenMemory(options.hidden_memory, out),
     )
     build_database(stage, stream, Units(attention=options.units), 0.01)
+    database_peak = peak_bytes()
+    if options.gradients:
+        del stream
+        run_gradients(checkpoint, tokens, dtype, out, options)
     seconds = time.perf_counter() - begun
     hidden = tokens.numel() * checkpoint.config.hidden_size * dtype.itemsize
+    streams = hidden * (checkpoint.n_blocks + 1) if options.gradients else hidden
+    in_file = streams > options.hidden_memory
     weights = sum((model / shard).stat().st_size for shard in set(checkpoint.shards.values()))
     stored = sum(path.stat().st_size for path in sorted(out.glob("block_*"))[-options.factorise :])
     return {
@@ -77,13 +87,28 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         "load": round(os.getloadavg()[0], 1),
         "seconds": round(seconds, 1),
         "checkpoint_bytes": weights,
-        "hidden_bytes": hidden,
-        "hidden_in_file": stream.hidden.in_file,
+        "hidden_bytes": streams,
+        "hidden_in_file": in_file,
         "start_bytes": start,
+        "database_peak_bytes": database_peak,
         "peak_bytes": peak_bytes(),
-        "share_of_checkpoint": round((peak_bytes() - hidden) / weights, 3),
+        "share_of_checkpoint": round((peak_bytes() - (0 if in_file else streams)) / weights, 3),
         "stored_bytes": stored,
     }
+
+
+def run_gradients(
+    checkpoint: Checkpoint, tokens: torch.Tensor, dtype: torch.dtype, out: Path, options: argparse.Namespace
+) -> None:
+    """Second moments of all output gradients, as the stage before the database computes them."""
+    memory = HiddenMemory(options.hidden_memory, out)
+    device = torch.device(options.device)
+    stream = BlockStream(
+        checkpoint, tokens, dtype=dtype, device=device, batch_tokens=options.batch_tokens, memory=memory
+    )
+    with kept_memory(device):
+        for block, moments in output_gradients(stream, tokens, memory):
+            write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
 
 
 def main() -> None:
@@ -103,6 +128,7 @@ def main() -> None:
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of checkpoint and passes")
+    parser.add_argument("--gradients", action="store_true", help="those that weight the order too")
     parser.add_argument("--units", default="kv_group")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, help="folder for model and database; a temporary one by default")
