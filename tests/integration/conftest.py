@@ -1,10 +1,11 @@
-"""Models cut by hand, made once for each file."""
+"""Models cut by hand, and what a recovery starts from, made once for each file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from tests.tiny.checkpoint import tiny_text
 from tests.tiny.cutting import PLANS, Kept, cut
 from tests.tiny.models import FAMILIES, tiny_model
 
@@ -27,3 +28,10 @@ def pruned(dense: Any, plan: list[Kept]) -> Any:
     model = cut(dense, plan)
     model.generation_config.eos_token_id = None
     return model
+
+
+@pytest.fixture(scope="module")
+def inputs(finished_llama, tiny_llama, tmp_path_factory):
+    """The smaller model, the dense one, and text for training."""
+    folder = tmp_path_factory.mktemp("recovery")
+    return finished_llama / "model", tiny_llama, tiny_text(folder / "text.txt", 400, seed=7)

@@ -29,6 +29,24 @@ RECOVERY = (
 """Twelve steps, with checkpoints after the fourth, the eighth and the last."""
 
 
+class Stopped(BaseException):
+    """What a kill looks like from inside."""
+
+
+def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
+    """Raise an error in a step, before its update."""
+    from darwinlm.recovery.trainer import StepWatch
+
+    whole = StepWatch.on_pre_optimizer_step
+
+    def stopping(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == step:
+            raise error
+        whole(self, args, state, control, **more)
+
+    monkeypatch.setattr(StepWatch, "on_pre_optimizer_step", stopping)
+
+
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> dict[str, Any]:
     """Recover a tiny model in this process."""
     from rich.console import Console
