@@ -51,6 +51,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
         "refit.tokens": 45056,
+        "search.score_levels": 2,
         "search.generations": 10,
         "budget.keep": 0.5,
     }

@@ -11,7 +11,7 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import Command
 from transformers import AutoModelForCausalLM
 
-from darwinlm.artifact import read_json
+from darwinlm.artifact import MANIFEST, read_json
 from darwinlm.recipe import load_recipe
 from darwinlm.stages.comparison_table import _minutes
 from darwinlm.stages.methods import BASELINES
@@ -60,6 +60,9 @@ def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_
 
     searched = read_json(folder / "out" / "stages" / "search" / "result.json")
     assert rows["uniform"]["allocation"] == searched["uniform"]
+    made = [read_json(folder / "out" / "stages" / stage / MANIFEST)["facts"] for stage in ("saliency", "database")]
+    assert rows["ziplm"]["database_seconds"] == pytest.approx(sum(facts["seconds"] for facts in made))
+    assert rows["magnitude"]["database_seconds"] is None
     assert rows["darwinlm"]["allocation"] == searched["allocation"]
     assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
 
