@@ -52,7 +52,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.evaluation_tokens": 16384,
         "refit.tokens": 45056,
         "search.score_levels": 2,
-        "search.generations": 10,
+        "search.generations": 8,
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

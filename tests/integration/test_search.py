@@ -181,7 +181,9 @@ def test_the_ziplm_start_has_the_least_local_error(searched, tiny_llama, make_ru
 
 def test_a_second_look_measures_what_the_knapsack_chose(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
-    run_stages(make_run(tiny_llama, folder, "search.score_adaptive=true", "search.generations=1"), "search")
+    run_stages(make_run(tiny_llama, folder, "search.score_adaptive=false", "search.generations=1"), "search")
+    assert not (folder / "stages" / "search" / "scores.json").exists()
+    run_stages(make_run(tiny_llama, folder, "search.generations=1"), "search")
     first = json.loads((folder / "stages" / "scores" / "scores.json").read_text())
     both = json.loads((folder / "stages" / "search" / "scores.json").read_text())
     assert first.items() < both.items()

@@ -27,6 +27,9 @@ ORDER = 8.0
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers before there is a model; measured, see docs/results.md."""
 
+SECOND_LOOK = 0.75
+"""Share of the modules whose chosen level is measured in a second look: the others stay whole, or it is known."""
+
 HEAD_TOKENS = 512
 """Tokens whose logits the search makes at once."""
 
@@ -189,7 +192,9 @@ def _search(sizes: Sizes) -> StageNeed:
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
     uniform = max(attention, default=1) * whole(settings.score_tokens)
-    scores = len(cut) * settings.score_levels * whole(settings.score_tokens) if settings.start == "knapsack" else 0
+    levels = settings.score_levels + SECOND_LOOK * settings.score_adaptive
+    measured = len(cut) * levels if settings.start == "knapsack" else 0.0
+    scores = measured * whole(settings.score_tokens)
     a_generation, runs, last, before = 0.0, 0.0, settings.offspring, 0
     for stage in settings.stages:
         # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
@@ -205,9 +210,9 @@ def _search(sizes: Sizes) -> StageNeed:
     blocks = scores * REUSED + (evolution * REUSED + uniform) * sizes.kept
     bases = settings.generations * 0.5 * before * sizes.kept
     operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
-    singles = len(cut) * settings.score_levels * _batches(sizes, settings.score_tokens) if scores else 0
+    singles = measured * _batches(sizes, settings.score_tokens)
     calls = (settings.generations * (runs * REUSED + 0.5 * _batches(sizes, before)) + singles * REUSED) * sizes.depth
-    changed = len(cut) * settings.score_levels + settings.generations * settings.offspring * 3
+    changed = measured + settings.generations * settings.offspring * 3
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
