@@ -21,7 +21,7 @@ from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_FAMILY = frozenset({"source", "text", "latency", "database", "scores"})
+OF_FAMILY = frozenset({"source", "text", "latency", "saliency", "database", "scores"})
 """Stages that runs with different budgets have in common."""
 
 

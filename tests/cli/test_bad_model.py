@@ -312,4 +312,4 @@ def test_a_whole_gguf_file(prune, gguf_bytes, tmp_path):
     assert model.dtype == torch.bfloat16
     again = prune(model=path)
     assert again.code == 0
-    assert again.out.count("done before, reused") == 8
+    assert again.out.count("done before, reused") == 9

@@ -95,7 +95,8 @@ def test_variant_of_the_search_is_a_row_of_its_own(
     assert list(rows) == ["dense", "darwinlm", "paper"]
     assert rows["paper"]["title"] == "DarwinLM, paper"
     assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
-    assert not (folder / "out" / "variants" / "paper" / "stages" / "text").exists()
+    for shared in ("text", "saliency"):
+        assert not (folder / "out" / "variants" / "paper" / "stages" / shared).exists()
     searched = read_json(folder / "out" / "variants" / "paper" / "stages" / "search" / "result.json")
     assert searched["record"]["start"] == "uniform"
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")

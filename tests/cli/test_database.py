@@ -60,7 +60,7 @@ def test_database_alone_then_inspect_then_prune(
     out = tmp_path / "db"
     ended = command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *settings(tiny_run_settings))
     assert ended.code == 0, ended.err
-    assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "database"}
+    assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "saliency", "database"}
     ended = command("inspect", out)
     assert ended.code == 0
     assert "heads per group" in ended.out

@@ -63,7 +63,7 @@ def test_a_second_prune_says_that_it_reuses(prune):
     assert prune().code == 0
     ended = prune()
     assert ended.code == 0
-    assert ended.out.count("done before, reused") == 8
+    assert ended.out.count("done before, reused") == 9
 
 
 def test_until_search_stops_there(prune, tmp_path):
@@ -73,6 +73,7 @@ def test_until_search_stops_there(prune, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out" / "stages").iterdir()) == [
         "database",
         "plan",
+        "saliency",
         "scores",
         "search",
         "text",

@@ -91,7 +91,14 @@ def test_the_interrupts_above_fall_into_every_long_stage(uninterrupted):
     titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in shares}
     assert "calibration and database" in titles
     assert titles & {"single-module losses", "search"}
-    assert set(counted.titles) == {"calibration and database", "single-module losses", "search", "refit", "evaluate"}
+    assert set(counted.titles) == {
+        "output gradients",
+        "calibration and database",
+        "single-module losses",
+        "search",
+        "refit",
+        "evaluate",
+    }
 
 
 @pytest.mark.parametrize("title", ["single-module losses", "search"])
@@ -161,7 +168,8 @@ def stages_done(summary: dict[str, Any]) -> dict[str, bool]:
     return {stage["name"]: stage["reused"] for stage in summary["stages"]}
 
 
-ALL_REUSED = dict.fromkeys(("text", "plan", "database", "search", "stitch", "refit", "export", "evaluate"), True)
+STAGES = ("text", "plan", "saliency", "database", "search", "stitch", "refit", "export", "evaluate")
+ALL_REUSED = dict.fromkeys(STAGES, True)
 
 
 def test_a_second_run_does_nothing_but_the_report(tiny_llama, make_run, tmp_path, monkeypatch):
@@ -193,7 +201,7 @@ def test_a_model_that_was_moved_is_the_same_model(copied, tiny_llama, make_run, 
 def test_a_change_to_the_search_keeps_text_and_database(copied, tiny_llama, make_run):
     summary = run_stages(make_run(tiny_llama, copied, "search.generations=2"), "report")
     done = stages_done(summary)
-    assert [name for name, reused in done.items() if reused][:3] == ["text", "plan", "database"]
+    assert [name for name, reused in done.items() if reused][:4] == list(STAGES[:4])
     assert not done["search"]
 
 
@@ -223,7 +231,7 @@ def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
     assert set(found) == {"search"}
     assert not (tmp_path / "out" / "model").exists()
     summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report")
-    assert [name for name, reused in stages_done(summary).items() if reused] == ["text", "plan", "database", "search"]
+    assert [name for name, reused in stages_done(summary).items() if reused] == list(STAGES[:5])
 
 
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "emptied"])

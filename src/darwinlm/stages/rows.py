@@ -128,8 +128,9 @@ class Variant(_Inside):
     """Another search: it shares the text, and the database where the units are the same."""
 
     def __init__(self, base: Run, name: str, recipe: Recipe) -> None:
-        same = recipe.units == base.recipe.units and recipe.database == base.recipe.database
-        self.common = {"text", *(("plan", "database") if same else ())}
+        self.common = {"text"}
+        if recipe.database == base.recipe.database:
+            self.common |= {"saliency"} | ({"plan", "database"} if recipe.units == base.recipe.units else set())
         super().__init__(base, recipe, base.folder / "variants" / name)
 
     def path(self, stage: str) -> Path:
