@@ -242,7 +242,8 @@ def test_candidates_that_overflow_drop_out(searched, tiny_llama, make_run, tmp_p
 
     monkeypatch.setattr(Fitness, "kls", kls)
     found = {}
-    run_stages(make_run(tiny_llama, folder, "search.generations=2"), "search", found)
+    settings = ("search.generations=2", "search.score_adaptive=false")
+    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
     assert len(spoilt) == 2
     assert found["search"].allocation not in spoilt
     state = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
