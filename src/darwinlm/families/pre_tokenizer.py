@@ -23,6 +23,8 @@ PATTERNS = {
 """Names under which llama.cpp knows the splitting patterns of byte-level tokenizers."""
 MERGED = {"llama-bpe": "dbrx"}
 """The name of the same pattern where words are always merged; `llama-bpe` takes a word that is one token as it is."""
+WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
+"""Splittings with which llama.cpp takes a word that is one token as it is, whatever merges lead to it."""
 PLAIN, DIGITS = "gpt-2", "smollm"
 """GPT-2's own pattern, and the same after every digit was set apart."""
 ALIASES = {
@@ -68,4 +70,4 @@ def split_as_named(tokenizer: Any, name: str | None) -> None:
         )
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
-    backend.model.ignore_merges = known in MERGED
+    backend.model.ignore_merges = known in WHOLE_WORDS
