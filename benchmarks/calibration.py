@@ -69,13 +69,13 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
     )
     build_database(stage, stream, Units(attention=options.units), 0.01)
     database_peak = peak_bytes()
+    in_file = stream.hidden.in_file
     if options.gradients:
         del stream
-        run_gradients(checkpoint, tokens, dtype, out, options)
+        in_file = run_gradients(checkpoint, tokens, dtype, out, options)
     seconds = time.perf_counter() - begun
     hidden = tokens.numel() * checkpoint.config.hidden_size * dtype.itemsize
     streams = hidden * (checkpoint.n_blocks + 1) if options.gradients else hidden
-    in_file = streams > options.hidden_memory
     weights = sum((model / shard).stat().st_size for shard in set(checkpoint.shards.values()))
     stored = sum(path.stat().st_size for path in sorted(out.glob("block_*"))[-options.factorise :])
     return {
@@ -99,8 +99,12 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
 
 def run_gradients(
     checkpoint: Checkpoint, tokens: torch.Tensor, dtype: torch.dtype, out: Path, options: argparse.Namespace
-) -> None:
-    """Second moments of all output gradients, as the stage before the database computes them."""
+) -> bool:
+    """Second moments of all output gradients, as the stage before the database computes them.
+
+    Returns:
+        Whether the residual stream lay in a file; those in front of blocks do from a smaller limit on.
+    """
     memory = HiddenMemory(options.hidden_memory, out)
     device = torch.device(options.device)
     stream = BlockStream(
@@ -109,6 +113,7 @@ def run_gradients(
     with kept_memory(device):
         for block, moments in output_gradients(stream, tokens, memory):
             write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
+    return stream.hidden.in_file
 
 
 def main() -> None:

@@ -21,21 +21,29 @@ _MOST_DYNAMIC = 32 << 20
 """Where glibc's own threshold ends when it has grown with what was freed; it stops growing once it is set by hand."""
 
 
+_kept = False
+
+
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep freed memory while the body runs, then give it back. Does nothing on a GPU, or where there is no glibc.
+    """Keep freed memory while the body runs, then give it back; one inside another is part of the outer one.
+
+    Does nothing on a GPU, or where there is no glibc.
 
     Args:
         device: where the work is done.
     """
+    global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
     library = _glibc() if device.type == "cpu" else None
-    if library is None:
+    if library is None or _kept:
         yield
         return
     _set(library, _ALWAYS, _ALWAYS)
+    _kept = True
     try:
         yield
     finally:
+        _kept = False
         _set(library, _MOST_DYNAMIC, 2 * _MOST_DYNAMIC)
         library.malloc_trim(0)
 

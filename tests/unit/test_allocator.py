@@ -37,6 +37,18 @@ def test_freed_memory_stays_while_the_body_runs_and_goes_back_after_it():
 
 
 @glibc
+def test_one_inside_another_does_not_end_it():
+    with kept_memory(CPU):
+        with kept_memory(CPU):
+            pass
+        large = torch.ones(MEGABYTES << 20, dtype=torch.uint8)
+        full = resident()
+        del large
+        assert resident() > full - MEGABYTES / 8
+    assert resident() < full - MEGABYTES / 2
+
+
+@glibc
 def test_it_ends_with_an_error_too():
     with pytest.raises(ValueError, match="no"), kept_memory(CPU):
         raise ValueError("no")
