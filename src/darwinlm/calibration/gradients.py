@@ -25,7 +25,7 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import KINDS, ModuleKind
 
-HEAD_TOKENS = 512
+HEAD_TOKENS = 128
 """Tokens whose logits exist at once."""
 
 
@@ -86,7 +86,9 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
         return found
 
     pairs = zip(stream.hidden, batches, strict=True)
-    return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), _elements(stream), memory)
+    gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), _elements(stream), memory)
+    stream.unload_head()
+    return gradients
 
 
 def _elements(stream: BlockStream) -> int:

@@ -103,6 +103,17 @@ class BlockStream:
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         model.tie_weights()
 
+    def unload_head(self) -> None:
+        """Let go of everything outside the blocks."""
+        model = self.decoder.model
+        for name in self.checkpoint.names_outside_blocks():
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if leaf in dict(module.named_parameters(recurse=False)):
+                empty = getattr(module, leaf).to("meta")
+                setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
+        model.tie_weights()
+
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, give them to the block, and return them in the checkpoint's own type."""
         weights = self.checkpoint.read(self.checkpoint.block_prefix(block))

@@ -30,6 +30,9 @@ LIBRARIES = 0.45e9
 SECOND_LOOK = 0.75
 """Share of the modules whose chosen level is measured in a second look: the others stay whole, or it is known."""
 
+GRADIENT_TOKENS = 128
+"""Tokens whose logits the output gradients make at once."""
+
 HEAD_TOKENS = 512
 """Tokens whose logits the search makes at once."""
 
@@ -108,7 +111,7 @@ def _gradients(sizes: Sizes) -> StageNeed:
             "compute.batch_tokens",
             batch,
         ),
-        Item("logits of one piece", float(min(HEAD_TOKENS, batch) * sizes.vocabulary * (size + 12))),
+        Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (size + 12))),
         Item("second moments of one block", 2 * 4.0 * width**2),
     ]
     return need
