@@ -101,18 +101,24 @@ def _gradients(sizes: Sizes) -> StageNeed:
         need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
         streams = 0.0
     batch = _batch(sizes)
-    need.device = [
-        Item("residual streams in front of every block", streams, "database.saliency_tokens", tokens),
-        Item("weights of one block", sizes.block * (size + sizes.element)),
+    # The head is let go of before the first block is read for the way back.
+    at_the_head = [
         Item("embedding and head", float(sizes.outside * size)),
+        Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (size + 12))),
+    ]
+    in_a_block = [
+        Item("weights of one block", sizes.block * (size + sizes.element)),
         Item(
             "activations of the backward pass",
             batch * saved(sizes, size, size, kept=1.0) / max(sizes.depth, 1),
             "compute.batch_tokens",
             batch,
         ),
-        Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (size + 12))),
         Item("second moments of one block", 2 * 4.0 * width**2),
+    ]
+    need.device = [
+        Item("residual streams in front of every block", streams, "database.saliency_tokens", tokens),
+        *max(at_the_head, in_a_block, key=lambda items: sum(item.bytes for item in items)),
     ]
     return need
 
