@@ -189,6 +189,19 @@ def test_a_second_look_measures_what_the_knapsack_chose(searched, tiny_llama, ma
     assert first.items() < both.items()
 
 
+def test_a_second_look_that_was_interrupted_counts_what_it_had_measured(searched, tiny_llama, make_run, tmp_path):
+    folder = Path(shutil.copytree(searched, tmp_path / "out"))
+    first = json.loads((folder / "stages" / "scores" / "scores.json").read_text())
+    both = json.loads((folder / "stages" / "search" / "scores.json").read_text())
+    assert len(both) > len(first) + 1
+    for name in ("manifest.json", "result.json", "evolution.json"):
+        (folder / "stages" / "search" / name).unlink()
+    half = dict(list(both.items())[: (len(first) + len(both)) // 2])
+    (folder / "stages" / "search" / "scores.json").write_text(json.dumps(half))
+    run_stages(make_run(tiny_llama, folder), "search")
+    assert result(folder) == result(searched)
+
+
 def test_time_ends_the_search_with_its_best(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
     found = {}

@@ -175,6 +175,8 @@ def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> C
         return scores.curves
     plan, fitness = searcher.plan, searcher.fitness
     known = {**scores.measured, **read_scores(stage, searcher.errors)}
+    # Those of an interrupted second look were evaluated too.
+    fitness.evaluations += len(known) - len(scores.measured)
 
     def save() -> None:
         if parallel.is_main():
