@@ -186,7 +186,7 @@ def held_out_of(
     found = {}
     for name, source in sources.items():
         unseen = (text for text in read_documents(source) if document_hash(text) not in seen)
-        found[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source)
+        found[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source, document_tokens=length)
     return found
 
 

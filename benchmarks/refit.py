@@ -38,7 +38,9 @@ def texts_of(sources: dict[str, str], tokenizer: Any, seed: int, held_out: int, 
     """Blocks of each source for each purpose."""
     shares = {"calibration": fitted, "validation": 8192, "evaluation": held_out}
     return {
-        name: split_documents(read_documents(source), shares, tokenizer, LENGTH, seed, source=source)
+        name: split_documents(
+            read_documents(source), shares, tokenizer, LENGTH, seed, source=source, document_tokens=LENGTH
+        )
         for name, source in sources.items()
     }
 

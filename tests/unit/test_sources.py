@@ -120,6 +120,20 @@ def test_a_path_may_have_a_hash_sign(tmp_path):
     assert read(write(tmp_path / "c#.txt", "hello")) == ["hello"]
 
 
+def test_files_of_a_folder_are_read_in_turn(tmp_path):
+    for name, count in (("a", 3), ("b", 1), ("c", 2)):
+        lines = [json.dumps({"text": f"{name}{number}"}) for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    assert list(read_documents(str(tmp_path))) == ["a0", "b0", "c0", "a1", "c1", "a2"]
+
+
+def test_a_file_that_ends_makes_room_for_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("darwinlm.data.files.OPEN_FILES", 2)
+    for name, count in (("a", 1), ("b", 3), ("c", 2)):
+        (tmp_path / f"{name}.txt").write_text("\n\n\n".join(f"{name}{number}" for number in range(count)))
+    assert list(read_documents(str(tmp_path))) == ["a0", "b0", "b1", "b2", "c0", "c1"]
+
+
 def test_folder_is_read_in_sorted_order_without_what_is_no_text(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / ".cache").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def counting(tokenizer):
     return Counting(), seen
 
 
-def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source=""):
-    return split_documents(texts, shares, tokenizer, seq_len, seed, source=source)
+def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=None):
+    return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
 
 
 # ------------------------------------------------------------------------------------------------------- dealing
@@ -149,6 +150,56 @@ def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer
     assert split(texts, shares, tokenizer=tokenizer, seq_len=64, seed=seed) == result
 
 
+# ------------------------------------------------------------------------------------------------ from one document
+
+
+def ids(tokenizer, text):
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], EOS_ID]
+
+
+def places(whole, part):
+    return [start for start in range(len(whole)) if whole[start : start + len(part)] == part]
+
+
+def test_long_documents_give_a_part_each_from_their_own_place(tokenizer):
+    texts = list(documents(200, words=80))
+    many = split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32)
+    few = split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer)
+    assert [len(blocks.document_hashes) for blocks in many.values()] == [20, 10]
+    assert [len(blocks.document_hashes) for blocks in few.values()] == [2, 1]
+    by_hash = {document_hash(text): ids(tokenizer, text) for text in texts}
+    starts = []
+    for hashed, block in zip(many["fitness"].document_hashes, many["fitness"].tokens.tolist(), strict=True):
+        starts += places(by_hash[hashed], block)
+    assert len(starts) == 20
+    assert len(set(starts)) > 10, "beginnings of documents aren't like the rest of them"
+    assert_disjoint(many)
+    assert split(texts, {"fitness": 640, "evaluation": 320}, tokenizer=tokenizer, most=32) == many
+
+
+def test_shorter_documents_are_taken_whole(tokenizer):
+    texts = list(documents(300))
+    assert split(texts, tokenizer=tokenizer, most=10_000) == split(texts, tokenizer=tokenizer)
+
+
+def test_more_of_each_document_in_turn_when_there_are_no_others(tokenizer):
+    texts = [f"{index} " * 300 for index in range(4)]
+    result = split(texts, {"fitness": 1024}, tokenizer=tokenizer, most=16)["fitness"]
+    assert len(result.document_hashes) == 4
+    tokens = result.tokens.flatten().tolist()
+    counts = [tokens.count(tokenizer(str(index), add_special_tokens=False)["input_ids"][0]) for index in range(4)]
+    assert max(counts) - min(counts) <= 2 * 16, "no document gives all of what lacks while another has more"
+    everything = split(texts, {"fitness": 2048}, tokenizer=tokenizer, most=16)["fitness"]
+    there = Counter(token for text in texts for token in ids(tokenizer, text))
+    assert Counter(everything.tokens.flatten().tolist()) <= there, "nothing is taken twice"
+
+
+def test_documents_that_another_purpose_left_come_before_more_of_the_same(tokenizer):
+    texts = list(documents(12, words=80))
+    result = split(texts, {"calibration": 32, "fitness": 32 * 11}, tokenizer=tokenizer, most=32)
+    assert [len(blocks.document_hashes) for blocks in result.values()] == [1, 11]
+
+
 # ------------------------------------------------------------------------------------------------------- packing
 
 
@@ -211,6 +262,11 @@ def test_too_little_text_names_every_purpose_that_lacks(tokenizer):
 def test_plans_out_of_range(shares, seq_len, message):
     with pytest.raises(RecipeError, match=message):
         TextPlan(shares, seq_len)
+
+
+def test_no_part_of_a_document_is_out_of_range():
+    with pytest.raises(RecipeError, match=r"text\.document_tokens is 0: it has to be at least 1"):
+        TextPlan({"fitness": 1}, 4, document_tokens=0)
 
 
 def test_no_document_has_a_purpose_when_nothing_is_wanted():

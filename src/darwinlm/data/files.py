@@ -22,6 +22,9 @@ _ARROW_EXTENSIONS = (".parquet", ".arrow")
 EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _ARROW_EXTENSIONS
 """Ends of the file names that can be read."""
 
+OPEN_FILES = 64
+"""Most files of a folder that are read at once."""
+
 _ROWS_PER_BATCH = 256
 
 
@@ -37,22 +40,39 @@ def listed(names: Sequence[str]) -> str:
 
 
 def read_files(files: list[Path], field: str | None) -> Iterator[str]:
-    """Read the documents of files in order; `field` holds the text of a record, none looks for one of `TEXT_FIELDS`.
+    """Read the documents of files, one of each in turn, so that what is read first comes from all of them.
+
+    A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
+
+    Args:
+        files: in order.
+        field: of a record, holds the text; none looks for one of `TEXT_FIELDS`.
 
     Raises:
         DataError: a file is unreadable or damaged, or a record has no text.
         MissingExtraError: the format needs an optional package that isn't installed.
     """
-    for path in files:
-        extension = extension_of(path)
-        if extension in _TEXT_EXTENSIONS:
-            if field is not None:
-                raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
-            yield from _split_text(path)
-        elif extension in _JSON_EXTENSIONS:
-            yield from _read_json_lines(path, field)
-        else:
-            yield from _read_arrow(path, field, is_parquet=extension == ".parquet")
+    waiting = [_read_file(path, field) for path in files]
+    while waiting:
+        ended = []
+        for documents in waiting[:OPEN_FILES]:
+            try:
+                yield next(documents)
+            except StopIteration:
+                ended.append(documents)
+        waiting = [documents for documents in waiting if documents not in ended]
+
+
+def _read_file(path: Path, field: str | None) -> Iterator[str]:
+    extension = extension_of(path)
+    if extension in _TEXT_EXTENSIONS:
+        if field is not None:
+            raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
+        yield from _split_text(path)
+    elif extension in _JSON_EXTENSIONS:
+        yield from _read_json_lines(path, field)
+    else:
+        yield from _read_arrow(path, field, is_parquet=extension == ".parquet")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -42,6 +42,9 @@ _BATCH_CHARACTERS = 1 << 18
 _SPARE_CHARACTERS_PER_TOKEN = 16
 """How much text of full purposes is kept for the end, for each token that is wanted."""
 
+_LEFT = 4
+"""What is kept of documents that gave a part only, for the end: so many times the tokens that a purpose wants."""
+
 _TOKENS_FILE = "tokens.safetensors"
 _DESCRIPTION_FILE = "blocks.json"
 _FORMAT = 1
@@ -139,6 +142,7 @@ class TextPlan:
         shares: Tokens wanted for each purpose, some of `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
         seed: Another seed deals the documents out differently.
+        document_tokens: Most tokens taken from one document, while there are others; None takes documents whole.
 
     Raises:
         RecipeError: A purpose is unknown, or a number is out of range.
@@ -147,10 +151,13 @@ class TextPlan:
     shares: Mapping[str, int]
     seq_len: int
     seed: int = 0
+    document_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.seq_len < 1:
             raise RecipeError(f"text.sequence_length is {self.seq_len}: a block needs at least one token.")
+        if self.document_tokens is not None and self.document_tokens < 1:
+            raise RecipeError(f"text.document_tokens is {self.document_tokens}: it has to be at least 1.")
         unknown = sorted(set(self.shares) - set(PURPOSES))
         if unknown:
             raise RecipeError(f"Text has no purpose '{unknown[0]}': the purposes are {', '.join(PURPOSES)}.")
@@ -198,6 +205,7 @@ def split_documents(
     seed: int,
     *,
     source: str = "",
+    document_tokens: int | None = None,
 ) -> dict[str, TokenBlocks]:
     """Deal documents out to the purposes, disjointly, and pack each purpose's text into blocks.
 
@@ -208,7 +216,9 @@ def split_documents(
 
     Packing: a document becomes the tokenizer's bos token (if the tokenizer adds one by default), its own tokens without
     special ones, and the eos token (if there is one); these are joined end to end and cut into blocks of exactly T
-    tokens. What is left at the end is dropped.
+    tokens. What is left at the end is dropped. Of a document with more than `document_tokens` tokens so many go in, in
+    a row, from a place that its hash decides: a few thousand tokens would otherwise be a handful of documents. More of
+    the same documents follows, as much of each in turn, only where the documents end while purposes still lack text.
 
     Args:
         documents: Texts, read lazily.
@@ -217,6 +227,7 @@ def split_documents(
         seq_len: Tokens in a block, T.
         seed: Decides, together with a document's hash, whose it is.
         source: Where the documents come from; goes into messages and into the result.
+        document_tokens: Most tokens taken from one document while there are others; None takes documents whole.
 
     Returns:
         For each purpose of `shares`, blocks [B, T]; B is 0 where the share is.
@@ -225,8 +236,12 @@ def split_documents(
         DataError: There is too little text; the message says what lacks how much and which settings to lower.
         RecipeError: A purpose is unknown, or a number is out of range.
     """
-    plan = TextPlan(shares, seq_len, seed)
-    shelves = {purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len) for purpose in PURPOSES if purpose in shares}
+    plan = TextPlan(shares, seq_len, seed, document_tokens)
+    shelves = {
+        purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len, document_tokens)
+        for purpose in PURPOSES
+        if purpose in shares
+    }
     dealer = _Dealer(plan, shelves, Packer(tokenizer))
     if any(shelf.lacks for shelf in shelves.values()):
         dealer.deal(documents)
@@ -247,11 +262,14 @@ def split_documents(
 class _Shelf:
     """The text that one purpose has so far."""
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, document_tokens: int | None) -> None:
         self.wanted = wanted
+        self.document_tokens = document_tokens
         self.n_tokens = 0
         self.hashes: list[str] = []
         self._pieces: list[NDArray[np.int64]] = []
+        self._left: list[NDArray[np.int64]] = []
+        self._left_tokens = 0
 
     @property
     def lacks(self) -> int:
@@ -263,12 +281,30 @@ class _Shelf:
         """Tokens there are, and tokens wanted."""
         return f"{self.n_tokens} of {self.wanted}"
 
-    def put(self, hashed: str, tokens: NDArray[np.int64]) -> None:
-        """Add a document's tokens, as many as are needed."""
+    def put(self, hashed: str, tokens: NDArray[np.int64]) -> int:
+        """Add a document's tokens, as many as are needed and may be taken; returns how many may."""
+        most = min(self.document_tokens or len(tokens), len(tokens))
+        start = int(hashed, 16) % (len(tokens) - most + 1)
+        self.hashes.append(hashed)
+        self._add(tokens[start : start + most])
+        for left in (tokens[start + most :], tokens[:start]):
+            if len(left) and self._left_tokens < _LEFT * self.wanted:
+                self._left.append(left)
+                self._left_tokens += len(left)
+        return most
+
+    def fill(self) -> None:
+        """Add what is left of the documents, as much of each in turn, as far as tokens are needed."""
+        most = self.document_tokens or self.wanted
+        while self.lacks and self._left:
+            for left in self._left:
+                self._add(left[:most])
+            self._left = [left[most:] for left in self._left if len(left) > most]
+
+    def _add(self, tokens: NDArray[np.int64]) -> None:
         kept = tokens[: self.lacks]
         self._pieces.append(kept)
         self.n_tokens += len(kept)
-        self.hashes.append(hashed)
 
     def blocks(self, seq_len: int) -> torch.Tensor:
         """Join the tokens and cut them: [B, T]."""
@@ -334,18 +370,16 @@ class _Dealer:
     def _place(self, batch: list[tuple[str, Document]]) -> None:
         self._packer.tokenise([document for _, document in batch])
         for purpose, document in batch:
-            self._tokenised_characters += len(document.text)
-            self._tokenised_tokens += 0 if document.tokens is None else len(document.tokens)
             shelf = self._shelves[purpose]
             if shelf.lacks:
-                self._put(shelf, document)
+                self._tokenised_characters += len(document.text)
+                self._tokenised_tokens += self._put(shelf, document)
             else:
                 self._set_aside(document)
 
-    def _put(self, shelf: _Shelf, document: Document) -> None:
+    def _put(self, shelf: _Shelf, document: Document) -> int:
         assert document.tokens is not None, "documents are tokenised before they are placed"
-        if len(document.tokens):
-            shelf.put(document.hashed, document.tokens)
+        return shelf.put(document.hashed, document.tokens) if len(document.tokens) else 0
 
     def _set_aside(self, document: Document) -> None:
         """Keep a document of a full purpose for the end, unless so much is kept already that it can't be needed."""
@@ -356,12 +390,10 @@ class _Dealer:
     def _hand_out_spare(self) -> None:
         spare = iter(sorted(self._spare, key=lambda document: document.hashed))
         for shelf in self._shelves.values():
-            while shelf.lacks:
-                document = next(spare, None)
-                if document is None:
-                    return
+            while shelf.lacks and (document := next(spare, None)) is not None:
                 self._packer.tokenise([document])
                 self._put(shelf, document)
+            shelf.fill()
 
 
 def _digest(tokens: torch.Tensor) -> str:

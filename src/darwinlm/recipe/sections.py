@@ -40,6 +40,9 @@ class Text(Section):
     """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in one block of packed text."""
+    document_tokens: int = Field(512, gt=0)
+    """Most tokens taken from one document, so that a few thousand tokens come from many documents. Only a source that
+    is too short gives more of each."""
     calibration_tokens: int = Field(65536, gt=0)
     """For the second moments of the database, and for the refit."""
     fitness_tokens: int = Field(8192, gt=0)

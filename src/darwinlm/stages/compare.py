@@ -214,6 +214,7 @@ def _domains(run: Run, bench: Bench, comparison: Comparison) -> dict[str, TokenB
             settings.sequence_length,
             run.recipe.search.seed,
             source=source,
+            document_tokens=settings.document_tokens,
         )["evaluation"]
         assert_disjoint({**bench.texts, name: blocks})
         found[name] = blocks

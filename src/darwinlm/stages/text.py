@@ -48,13 +48,20 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "tokenizer": _tokenizer_digest(tokenizer),
         "shares": shares,
         "sequence_length": settings.sequence_length,
+        "document_tokens": settings.document_tokens,
         "seed": run.recipe.search.seed,
     }
     with run.stage("text", key, "text") as (stage, work):
         if work:
             documents = read_documents(settings.source)
             blocks = split_documents(
-                documents, shares, tokenizer, settings.sequence_length, run.recipe.search.seed, source=settings.source
+                documents,
+                shares,
+                tokenizer,
+                settings.sequence_length,
+                run.recipe.search.seed,
+                source=settings.source,
+                document_tokens=settings.document_tokens,
             )
             assert_disjoint(blocks)
             for purpose, part in blocks.items():
