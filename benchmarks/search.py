@@ -8,10 +8,11 @@ Both begin as in the middle of a search, with the parent in memory: the search r
 generation that found it, the plain way measures it with the last round's candidates. Running the parent for its block
 inputs counts, as after a generation that found a better one.
 
-`race`: the search for equal wall-clock, single-module scores included, from the knapsack start, from the uniform start,
-and by the paper's rules (one level between modules of one kind, its grid of levels, without training); held-out KL and
-perplexity of the stitched model, for each seed. Finished ones are in OUT/results.jsonl and aren't repeated; an
-interrupted one goes on.
+`race`: the search for equal wall-clock, single-module scores included, from the knapsack start, the same without
+joined switches (`mutation`), from the uniform start, and by the paper's rules (one level between modules of one kind,
+its grid of levels, without training); held-out KL and perplexity of the stitched model, for each seed. `mutation` takes
+the scores of `knapsack`, and so many seconds less. Every seed has a split of the text and a database of its own.
+Finished ones are in OUT/results.jsonl and aren't repeated; an interrupted one goes on.
 
     python benchmarks/search.py rate --out runs/bench
     python benchmarks/search.py race --out runs/bench --minutes 5 --seed 0 --seed 1 --seed 2
@@ -25,6 +26,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +87,10 @@ class Bench:
         return run, plan_stage(run)
 
 
-def open_bench(options: argparse.Namespace, *assignments: str) -> Bench:
+def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run") -> Bench:
     """Make text and database in OUT, or take those of a run that is there."""
     recipe = demo_recipe((*assignments, *(options.set or ())))
-    folder = options.run or options.out / "run"
+    folder = options.run or options.out / name
     if options.run is None:
         run_stages(Run(recipe, folder, Reporter()), "database")
     texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
@@ -233,11 +235,13 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
     )
     return {
         "knapsack": ("search.start=knapsack", SCREENED),
+        "mutation": ("search.start=knapsack", "search.recombine=0", SCREENED),
         "uniform": ("search.start=uniform", SCREENED),
         "paper": (
             "search.start=uniform",
             "search.trade=same_kind",
             "search.screen=false",
+            "search.recombine=0",
             "search.offspring=16",
             "units.levels=paper",
             f"search.stages=[{rounds}]",
@@ -247,18 +251,20 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
 
 
 def race(options: argparse.Namespace) -> None:
-    bench = open_bench(options)
-    available = bench.texts["fitness"].n_tokens
     results = options.out / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     finished = {(row["arm"], row["seed"], row["minutes"]) for row in done}
     dense: Any = None
     for seed in options.seed or [0]:
-        for arm, assignments in arms(available).items():
+        bench = open_bench(options, f"search.seed={seed}", name=f"run-{seed}")
+        for arm, assignments in arms(bench.texts["fitness"].n_tokens).items():
             if (arm, seed, options.minutes) in finished or (options.arm and arm not in options.arm):
                 continue
             name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
-            settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
+            minutes = options.minutes
+            if arm == "mutation":
+                minutes -= take_scores(options.out / f"race-knapsack-{seed}-{options.minutes:g}", name) / 60
+            settings = (*assignments, f"search.minutes={minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
             database = bench.database(run.recipe.units)
             found = search_stage(run, bench.texts, database, plan)
@@ -284,6 +290,15 @@ def race(options: argparse.Namespace) -> None:
             print(json.dumps(row), flush=True)
             with results.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
+
+
+def take_scores(other: Path, folder: Path) -> float:
+    """Copy the single-module losses of another run, and say how many seconds they took; 0 without them."""
+    theirs, ours = other / "stages" / "scores", folder / "stages" / "scores"
+    if not (theirs / "manifest.json").is_file():
+        return 0.0
+    shutil.copytree(theirs, ours, dirs_exist_ok=True)
+    return float(read_json(theirs / "manifest.json")["facts"]["seconds"])
 
 
 def machine(run: Run) -> Json:

@@ -238,6 +238,23 @@ def test_the_papers_rules_trade_single_levels_between_equals(searched, tiny_llam
         assert sum(abs(a - b) for a, b in zip(child, parent, strict=True)) <= 6
 
 
+def test_the_best_switches_of_a_generation_are_put_together(searched, tiny_llama, make_run, tmp_path):
+    states = {}
+    for joins in (0, 3):
+        folder = Path(shutil.copytree(searched, tmp_path / str(joins)))
+        settings = ("search.generations=6", "search.offspring=8", f"search.recombine={joins}")
+        run_stages(make_run(tiny_llama, folder, *settings), "search")
+        states[joins] = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
+        result = json.loads((folder / "stages" / "search" / "result.json").read_text())
+        judged = {tuple(child) for _, child, _ in states[joins]["observations"]}
+        assert tuple(result["allocation"]) in {tuple(each) for each in states[joins]["seen"]}
+        assert judged <= {tuple(each) for each in states[joins]["seen"]}
+    offspring = [len(states[joins]["seen"]) - 1 for joins in (0, 3)]
+    assert offspring[0] == 48
+    assert 48 < offspring[1] <= 48 + 18
+    assert states[0]["observations"][:8] == states[3]["observations"][:8], "the first children are the same"
+
+
 # ---------------------------------------------------------------------------------------------------- no finite values
 
 

@@ -60,7 +60,11 @@ class Search(Section):
     """Rounds of mutation and selection."""
     offspring: int = Field(12, ge=1)
     """Candidates made from the parent in each generation."""
-    stages: tuple[SearchStage, ...] = (SearchStage(tokens=1024, survivors=3), SearchStage(tokens=4096, survivors=1))
+    stages: tuple[SearchStage, ...] = (
+        SearchStage(tokens=1024, survivors=4),
+        SearchStage(tokens=4096, survivors=2),
+        SearchStage(tokens=8192, survivors=1),
+    )
     """Rounds of selection; the parent takes part in the last."""
     trade: Literal["any", "same_kind"] = "any"
     """`any`: attention and MLP may trade, steps anneal. `same_kind`: the paper's switch, one level between equals."""
@@ -68,6 +72,9 @@ class Search(Section):
     """Largest level switch of the first generation, as a share of a module's levels; it shrinks to one level."""
     screen: bool = True
     """Propose many children and evaluate those that earlier evaluations speak for; a quarter stays random."""
+    recombine: int = Field(3, ge=0)
+    """Candidates of a generation that join the switches of its best children, made after the first stage has told
+    which those are: two of them, three, and so on. 0 for none; children that are trained aren't joined."""
     finalists: int = Field(0, ge=0)
     """Best distinct allocations of the evolution that are trained before the last choice; 0 leaves that out."""
     finalist_rounds: tuple[FinalistRound, ...] = (
@@ -129,6 +136,7 @@ PAPER: dict[str, Any] = {
         "offspring": 16,
         "trade": "same_kind",
         "screen": False,
+        "recombine": 0,
         "stages": [
             {"tokens": 1024, "survivors": 8, "training_tokens": 10_000},
             {"tokens": 2048, "survivors": 4, "training_tokens": 50_000},

@@ -20,7 +20,7 @@ from darwinlm.errors import BudgetError, NumericsError
 from darwinlm.recipe import Search
 from darwinlm.search.cost import Bounds, CostModel
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.mutation import level_switch, paper_switch
+from darwinlm.search.mutation import joined, level_switch, paper_switch
 from darwinlm.search.space import Allocation
 from darwinlm.search.state import EvolutionState, Generation
 from darwinlm.search.surrogate import Surrogate
@@ -153,14 +153,14 @@ def _one_generation(
         assert trainer is not None
         best_kl, best = _trained_rounds(parent, candidates, settings, trainer)
     else:
-        best_kl, best = _rounds(state, candidates, fitness, settings)
+        best_kl, best = _rounds(state, candidates, fitness, problem, settings)
     state.done += 1
     state.parent, state.kl, state.parent_losses = best, best_kl, fitness.losses(best)
     state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
 
 
 def _rounds(
-    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, settings: Search
+    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, problem: Problem, settings: Search
 ) -> tuple[float, Allocation]:
     """Selection without training: the best of the candidates and the parent, with its loss."""
     parent = state.parent
@@ -170,6 +170,10 @@ def _rounds(
     for number, stage in enumerate(settings.stages):
         pool = [*candidates, parent] if number in (0, last) else candidates
         losses = dict(zip(pool, fitness.kls(pool, stage.tokens), strict=True))
+        if number == 0:
+            together = _together(state, losses, problem, settings)
+            candidates = [*candidates, *together]
+            losses |= zip(together, fitness.kls(together, stage.tokens), strict=True)
         losses = {candidate: loss for candidate, loss in losses.items() if math.isfinite(loss)}
         if parent in pool and parent not in losses:
             raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
@@ -183,6 +187,18 @@ def _rounds(
     distinct = {candidate: loss for loss, candidate in [*state.best, *ranked]}
     state.best = sorted((loss, candidate) for candidate, loss in distinct.items())[:BEST_KEPT]
     return ranked[0]
+
+
+def _together(
+    state: EvolutionState, losses: dict[Allocation, float], problem: Problem, settings: Search
+) -> list[Allocation]:
+    """New candidates that join the switches by which the first stage saw children improve on their parent."""
+    better = sorted((loss, child) for child, loss in losses.items() if loss < losses[state.parent])
+    children = [child for _, child in better]
+    found = joined(state.parent, children, problem.cost.costs, problem.budget, settings.recombine)
+    new = [child for child in found if child not in set(state.seen)]
+    state.seen.extend(new)
+    return new
 
 
 def _trained_rounds(
