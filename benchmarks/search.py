@@ -261,11 +261,15 @@ def race(options: argparse.Namespace) -> None:
             if (arm, seed, options.minutes) in finished or (options.arm and arm not in options.arm):
                 continue
             name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
+            scores = options.out / f"race-knapsack-{seed}-{options.minutes:g}" / "stages" / "scores"
+            shared = arm == "mutation" and (scores / "manifest.json").is_file()
             minutes = options.minutes
-            if arm == "mutation":
-                minutes -= take_scores(options.out / f"race-knapsack-{seed}-{options.minutes:g}", name) / 60
+            if shared:
+                minutes -= read_json(scores / "manifest.json")["facts"]["seconds"] / 60
             settings = (*assignments, f"search.minutes={minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
+            if shared:
+                shutil.copytree(scores, name / "stages" / "scores", dirs_exist_ok=True)
             database = bench.database(run.recipe.units)
             found = search_stage(run, bench.texts, database, plan)
             dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)
@@ -290,15 +294,6 @@ def race(options: argparse.Namespace) -> None:
             print(json.dumps(row), flush=True)
             with results.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
-
-
-def take_scores(other: Path, folder: Path) -> float:
-    """Copy the single-module losses of another run, and say how many seconds they took; 0 without them."""
-    theirs, ours = other / "stages" / "scores", folder / "stages" / "scores"
-    if not (theirs / "manifest.json").is_file():
-        return 0.0
-    shutil.copytree(theirs, ours, dirs_exist_ok=True)
-    return float(read_json(theirs / "manifest.json")["facts"]["seconds"])
 
 
 def machine(run: Run) -> Json:
