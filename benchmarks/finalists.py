@@ -119,6 +119,7 @@ def main() -> None:
     common_options(parser)
     parser.add_argument("--minutes", type=float, default=10.0, help="of every contestant, all in all")
     parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--contestant", action="append", choices=["trained", "proxy", "plain"], help="by default all")
     parser.add_argument("--finalists", type=int, default=6)
     parser.add_argument("--rounds", type=int, nargs="+", default=[8192, 16384], help="training tokens of each round")
     parser.add_argument("--recovery-tokens", type=int, default=65536)
@@ -135,6 +136,8 @@ def main() -> None:
     search_stage(run, bench.texts, bench.database(run.recipe.units), plan)
     for seed in options.seed or [0]:
         for name in contestants(options):
+            if options.contestant and name not in options.contestant:
+                continue
             if any(row["contestant"] == name and row["seed"] == seed for row in rows):
                 continue
             evolution = options.minutes / 2

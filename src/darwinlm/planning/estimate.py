@@ -30,6 +30,9 @@ LIBRARIES = 0.45e9
 SECOND_LOOK = 0.75
 """Share of the modules whose chosen level is measured in a second look: the others stay whole, or it is known."""
 
+JOINED = 0.5
+"""Share of `search.recombine` candidates that a generation comes to: often too few children improve on the parent."""
+
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
 
@@ -204,7 +207,9 @@ def _search(sizes: Sizes) -> StageNeed:
     levels = settings.score_levels + SECOND_LOOK * settings.score_adaptive
     measured = len(cut) * levels if settings.start == "knapsack" else 0.0
     scores = measured * whole(settings.score_tokens)
-    a_generation, runs, last, before = 0.0, 0.0, settings.offspring, 0
+    trained = any(stage.training_tokens for stage in settings.stages)
+    first = settings.offspring + (0 if trained else JOINED * settings.recombine)
+    a_generation, runs, last, before = 0.0, 0.0, first, 0
     for stage in settings.stages:
         # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
         new = whole(stage.tokens) if stage.training_tokens else whole(stage.tokens) - before
@@ -221,7 +226,7 @@ def _search(sizes: Sizes) -> StageNeed:
     operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
     singles = measured * _batches(sizes, settings.score_tokens)
     calls = (settings.generations * (runs * REUSED + 0.5 * _batches(sizes, before)) + singles * REUSED) * sizes.depth
-    changed = measured + settings.generations * settings.offspring * 3
+    changed = measured + settings.generations * first * 3
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
