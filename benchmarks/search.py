@@ -9,9 +9,9 @@ generation that found it, the plain way measures it with the last round's candid
 inputs counts, as after a generation that found a better one.
 
 `race`: the search for equal wall-clock, single-module scores included, from the knapsack start, the same without
-joined switches (`mutation`), from the uniform start, and by the paper's rules (one level between modules of one kind,
-its grid of levels, without training); held-out KL and perplexity of the stitched model, for each seed. `mutation` takes
-the scores of `knapsack`, and so many seconds less. Every seed has a split of the text and a database of its own.
+gradients (`curves`), from the uniform start, and by the paper's rules (one level between modules of one kind, its grid
+of levels, without training); held-out KL and perplexity of the stitched model, for each seed. `curves` takes the scores
+of `knapsack`, and so many seconds less. Every seed has a split of the text and a database of its own.
 Finished ones are in OUT/results.jsonl and aren't repeated; an interrupted one goes on.
 
     python benchmarks/search.py rate --out runs/bench
@@ -235,7 +235,7 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
     )
     return {
         "knapsack": ("search.start=knapsack", SCREENED),
-        "mutation": ("search.start=knapsack", "search.recombine=0", SCREENED),
+        "curves": ("search.start=knapsack", "search.slope_tokens=0", SCREENED),
         "uniform": ("search.start=uniform", SCREENED),
         "paper": (
             "search.start=uniform",
@@ -262,7 +262,7 @@ def race(options: argparse.Namespace) -> None:
                 continue
             name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
             scores = options.out / f"race-knapsack-{seed}-{options.minutes:g}" / "stages" / "scores"
-            shared = arm == "mutation" and (scores / "manifest.json").is_file()
+            shared = arm == "curves" and (scores / "manifest.json").is_file()
             minutes = options.minutes
             if shared:
                 minutes -= read_json(scores / "manifest.json")["facts"]["seconds"] / 60

@@ -52,7 +52,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.evaluation_tokens": 16384,
         "refit.tokens": 45056,
         "search.score_levels": 2,
-        "search.generations": 8,
+        "search.generations": 4,
         "search.stages": [{"tokens": 1024, "survivors": 3}, {"tokens": 4096, "survivors": 1}],
         "budget.keep": 0.5,
     }

@@ -232,7 +232,7 @@ def test_the_papers_rules_trade_single_levels_between_equals(searched, tiny_llam
             for each in seen["seen"]
         }
         assert len(totals) == 1, "what one gives, another of its kind takes"
-    children = [child for before, child, _ in seen["observations"] if tuple(before) == parent]
+    children = [child for before, child, *_ in seen["observations"] if tuple(before) == parent]
     assert children
     for child in children:
         assert sum(abs(a - b) for a, b in zip(child, parent, strict=True)) <= 6
@@ -242,11 +242,11 @@ def test_the_best_switches_of_a_generation_are_put_together(searched, tiny_llama
     states = {}
     for joins in (0, 3):
         folder = Path(shutil.copytree(searched, tmp_path / str(joins)))
-        settings = ("search.generations=6", "search.offspring=8", f"search.recombine={joins}")
+        settings = ("search.generations=6", "search.offspring=8", "search.slope_tokens=0", f"search.recombine={joins}")
         run_stages(make_run(tiny_llama, folder, *settings), "search")
         states[joins] = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
         result = json.loads((folder / "stages" / "search" / "result.json").read_text())
-        judged = {tuple(child) for _, child, _ in states[joins]["observations"]}
+        judged = {tuple(child) for _, child, *_ in states[joins]["observations"]}
         assert tuple(result["allocation"]) in {tuple(each) for each in states[joins]["seen"]}
         assert judged <= {tuple(each) for each in states[joins]["seen"]}
     offspring = [len(states[joins]["seen"]) - 1 for joins in (0, 3)]
@@ -277,7 +277,7 @@ def test_candidates_that_overflow_drop_out(searched, tiny_llama, make_run, tmp_p
     assert len(spoilt) == 2
     assert found["search"].allocation not in spoilt
     state = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
-    assert all(tuple(child) not in spoilt for _, child, _ in state["observations"])
+    assert all(tuple(child) not in spoilt for _, child, *_ in state["observations"])
 
 
 def test_a_start_that_overflows_is_refused(searched, tiny_llama, make_run, tmp_path, monkeypatch):

@@ -33,6 +33,9 @@ SECOND_LOOK = 0.75
 JOINED = 0.5
 """Share of `search.recombine` candidates that a generation comes to: often too few children improve on the parent."""
 
+IMPROVED = 0.5
+"""Share of the generations that find a better allocation, whose block inputs and slopes are made anew."""
+
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
 
@@ -222,11 +225,15 @@ def _search(sizes: Sizes) -> StageNeed:
     tokens = uniform + scores + evolution + fitness
     # A scored candidate is dense but for one module; the others keep the budget's share.
     blocks = scores * REUSED + (evolution * REUSED + uniform) * sizes.kept
-    bases = settings.generations * 0.5 * before * sizes.kept
+    bases = settings.generations * IMPROVED * before * sizes.kept
     operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
     singles = measured * _batches(sizes, settings.score_tokens)
-    calls = (settings.generations * (runs * REUSED + 0.5 * _batches(sizes, before)) + singles * REUSED) * sizes.depth
-    changed = measured + settings.generations * first * 3
+    calls = (
+        settings.generations * (runs * REUSED + IMPROVED * _batches(sizes, before)) + singles * REUSED
+    ) * sizes.depth
+    sloped = min(whole(settings.slope_tokens), fitness) if settings.screen else 0
+    # Children that are solved for move most modules, some of which were cut before.
+    changed = measured + settings.generations * (first * 3 + (2 * len(cut) if sloped else 0))
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
@@ -246,8 +253,23 @@ def _search(sizes: Sizes) -> StageNeed:
         Item("logits", max(10.0 * HEAD_TOKENS, float(_batch(sizes)) * size) * sizes.vocabulary),
     ]
     need.ram = [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
+    if sloped:
+        _slopes(sizes, need, sloped)
     _train_candidates(sizes, need, size)
     return need
+
+
+def _slopes(sizes: Sizes, need: StageNeed, tokens: int) -> None:
+    """Gradients at every new best allocation: its blocks twice forward and once back, what dense modules make of it."""
+    times = IMPROVED * sizes.recipe.search.generations
+    need.tokens += times * tokens
+    need.passes += times * tokens * ((3 * sizes.kept + 1) * sizes.forward + 3 * sizes.head)
+    # A module's product of gradients and inputs, and one triangular solve for all of its widths.
+    products = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes) * sizes.width
+    need.operations["float32"] = need.operations.get("float32", 0.0) + times * products
+    need.calls += times * 4 * _batches(sizes, tokens) * sizes.depth
+    depth = sizes.checkpoint.n_blocks
+    need.device.append(Item("block inputs on the way back", float(_batch(sizes)) * sizes.width * depth * 2))
 
 
 def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:

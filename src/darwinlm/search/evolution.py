@@ -18,12 +18,14 @@ from typing import Protocol
 from darwinlm import parallel
 from darwinlm.errors import BudgetError, NumericsError
 from darwinlm.recipe import Search
+from darwinlm.search.bends import Bends, Rows
 from darwinlm.search.cost import Bounds, CostModel
 from darwinlm.search.fitness import Fitness
+from darwinlm.search.guided import guided
 from darwinlm.search.mutation import joined, level_switch, paper_switch
 from darwinlm.search.space import Allocation
 from darwinlm.search.state import EvolutionState, Generation
-from darwinlm.search.surrogate import Surrogate
+from darwinlm.search.surrogate import Surrogate, sloped
 
 PROPOSALS = 16
 """Children proposed for each one that is evaluated, when proposals are screened."""
@@ -54,12 +56,20 @@ class Problem:
         budget: bounds.
         kinds: of each module, for switches between equals.
         curves: of each module over its levels, for screening proposals; None evaluates every proposal.
+        slopes: gives first-order losses of all levels around an allocation; some children are then solved for.
+        bends: of the modules, where there are slopes.
     """
 
     cost: CostModel
     budget: Bounds
     kinds: Sequence[str]
-    curves: Sequence[Sequence[float]] | None = None
+    curves: Rows | None = None
+    slopes: Callable[[Allocation], Rows] | None = None
+    bends: Bends | None = None
+
+    def sloped(self, parent: Allocation, child: Allocation) -> float:
+        """Change of the loss to first order, 0 where there are no slopes."""
+        return sloped(self.slopes(parent), parent, child) if self.slopes else 0.0
 
 
 def evolve(
@@ -178,8 +188,11 @@ def _rounds(
         if parent in pool and parent not in losses:
             raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
         if number == 0:
-            changes = [(child, losses[child] - losses[parent]) for child in candidates if child in losses]
-            state.observations += [(parent, child, change) for child, change in changes]
+            state.observations += [
+                (parent, child, losses[child] - losses[parent], problem.sloped(parent, child))
+                for child in candidates
+                if child in losses
+            ]
         if number != last:
             losses.pop(parent, None)
         ranked = sorted((loss, candidate) for candidate, loss in losses.items())
@@ -224,7 +237,7 @@ def _trained_rounds(
 
 
 def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, step: float) -> list[Allocation]:
-    """New children of the parent: three in four are the most promising of many proposals, the others are random."""
+    """New children of the parent: a quarter random, up to half solved for, the others the most promising of many."""
     rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
     costs, budget, curves = problem.cost.costs, problem.budget, problem.curves
@@ -242,7 +255,16 @@ def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, ste
         pass  # The neighbourhood is exhausted: what was found is what there is.
     if curves is None or len(proposals) <= settings.offspring:
         return proposals[: settings.offspring]
-    surrogate = Surrogate(curves, state.observations)
+    slopes = problem.slopes(state.parent) if problem.slopes else None
+    # What the modules lose alone, or their errors, may be in another unit than what they lose together.
+    alone = sum(curve[level] for curve, level in zip(curves, state.parent, strict=True))
+    worth = state.kl / alone if alone > 0 else 1.0
+    surrogate = Surrogate(curves, state.observations, bends=problem.bends, slopes=slopes, worth=worth)
     n_random = settings.offspring // 4
+    chosen = proposals[:n_random]
+    if slopes is not None:
+        solved = guided(state.parent, surrogate, problem.cost, budget)
+        chosen += [child for child in solved if child not in {*state.seen, *chosen}][: settings.offspring // 2]
     promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
-    return proposals[:n_random] + promising[: settings.offspring - n_random]
+    chosen += [child for child in promising if child not in chosen]
+    return chosen[: settings.offspring]

@@ -44,7 +44,7 @@ class EvolutionState:
         seconds: wall-clock used.
         seen: every allocation that was a candidate.
         best: distinct allocations with the least loss on the tokens of the last stage, best first.
-        observations: (parent, child, change of the loss) on the tokens of the first stage.
+        observations: changes of the loss on the tokens of the first stage.
         history: one entry per generation.
         ended: why the search is over, empty while it isn't.
     """
@@ -80,7 +80,8 @@ class EvolutionState:
             tree["parent"] = tuple(tree["parent"])
             tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
             tree["best"] = [(float(loss), tuple(allocation)) for loss, allocation in tree["best"]]
-            tree["observations"] = [(tuple(a), tuple(b), float(change)) for a, b, change in tree["observations"]]
+            found = tree["observations"]
+            tree["observations"] = [(tuple(a), tuple(b), float(change), float(by)) for a, b, change, by in found]
             tree["history"] = [Generation(**entry) for entry in tree["history"]]
             state = cls(**tree)
             known = [state.parent, *state.seen, *(allocation for _, allocation in state.best)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,14 @@ from darwinlm.errors import BudgetError
 from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
+from darwinlm.search.bends import Bends, removed_together
 from darwinlm.search.evolution import Problem, evolve
 from darwinlm.search.finalists import choose
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.mutation import filled
 from darwinlm.search.proxy import GradientAgreement
 from darwinlm.search.scores import Curves, levels_around, local_errors, measure, spread_all
+from darwinlm.search.slopes import Gradients
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
 from darwinlm.search.state import EvolutionState
@@ -76,6 +78,12 @@ class _Searcher:
         tokens = self.texts["fitness"].tokens
         rows = -(-self.settings.fitness_needed // tokens.shape[1])
         return Fitness(self.bank, tokens[:rows], batch_tokens=self.run.batch_tokens)
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        # The end of the text: the first stages, which slopes choose candidates for, read its beginning.
+        count = self.fitness.sequences(self.settings.slope_tokens)
+        return Gradients(self.bank, self.fitness.tokens[-count:], batch_tokens=self.run.batch_tokens)
 
     @cached_property
     def errors(self) -> Curves:
@@ -145,9 +153,12 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
     uniform = searcher.uniform()
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     curves = _curves(searcher, scores, stage)
-    problem = Problem(
-        plan.cost, plan.budget, [module.kind for module in plan.space.modules], curves if settings.screen else None
-    )
+    problem = Problem(plan.cost, plan.budget, [module.kind for module in plan.space.modules])
+    if settings.screen:
+        problem = replace(problem, curves=curves)
+    if settings.screen and settings.slope_tokens:
+        bends = Bends(curves, searcher.errors, removed_together(plan.space, searcher.database.reader))
+        problem = replace(problem, slopes=searcher.gradients.around, bends=bends)
     state = evolve(
         fitness,
         problem,

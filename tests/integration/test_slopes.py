@@ -1,0 +1,133 @@
+"""First-order losses of all levels around an allocation, against finite differences of the loss itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from darwinlm.artifact import read_json
+from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.pipeline import run_stages
+from darwinlm.search.bank import ModuleBank
+from darwinlm.search.slopes import Gradients
+from darwinlm.search.surrogate import sloped
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.text import text_stage
+
+STEP = 1e-3
+
+
+class Mixed(nn.Module):
+    """A step from one module's output toward another's."""
+
+    def __init__(self, standing: nn.Module, other: nn.Module, step: float) -> None:
+        super().__init__()
+        self.standing, self.other, self.step = standing, other, step
+
+    def forward(self, *arguments, **named):
+        here, there = self.standing(*arguments, **named), self.other(*arguments, **named)
+        if isinstance(here, tuple):
+            return torch.lerp(here[0], there[0], self.step), None
+        return torch.lerp(here, there, self.step)
+
+
+def bank_of(make_run, model, folder, *settings):
+    run_stages(make_run(model, folder, *settings), "database")
+    # Experts' products exist in single precision at most.
+    dtype = torch.float32 if "moe" in model.name else torch.float64
+    run = make_run(model, folder, *settings)
+    texts, plan = text_stage(run), plan_stage(run)
+    reader = database_stage(run, texts).reader
+    bank = ModuleBank(Decoder(run.checkpoint.load(dtype), run.checkpoint.family), reader, plan.space)
+    return bank, texts["fitness"].tokens[:4]
+
+
+def middle(space):
+    """Modules that are dense, gone and in between."""
+    return tuple((0, top // 2, top, max(top - 1, 0))[index % 4] for index, top in enumerate(space.dense))
+
+
+def mean_kl(bank, tokens, allocation):
+    """KL to the dense model in nats per token, float64, from whole logits."""
+    with torch.no_grad():
+        found = bank.decoder.logits(tokens).log_softmax(-1)
+        bank.apply(bank.space.dense)
+        dense = bank.decoder.logits(tokens).log_softmax(-1)
+    bank.apply(allocation)
+    return float((dense.exp() * (dense - found)).sum() / tokens.numel())
+
+
+def by_difference(bank, tokens, allocation, index, level):
+    losses = []
+    for step in (STEP, -STEP):
+        bank.apply(allocation)
+        modules = [bank.module(place, at) for place, at in enumerate(allocation)]
+        modules[index] = Mixed(modules[index], bank.module(index, level), step)
+        bank.place(modules)
+        losses.append(mean_kl(bank, tokens, allocation))
+    return (losses[0] - losses[1]) / (2 * STEP)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "granite", "phi3", "qwen3_moe"])
+def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
+    bank, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
+    allocation = middle(bank.space)
+    slopes = Gradients(bank, tokens, batch_tokens=64).around(allocation)
+    compared = 0
+    for index, row in enumerate(slopes):
+        module = bank.space.modules[index]
+        gone = isinstance(bank.module(index, allocation[index]), Absent)
+        untold = bank.database.shape(module.block, module.kind).experts or (
+            gone and bank.decoder.family.module(module.kind).post_norm
+        )
+        if untold:
+            assert set(row) == {0.0}, module
+            continue
+        for level in {0, len(row) // 2, len(row) - 1}:
+            expected = by_difference(bank, tokens, allocation, index, level)
+            assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=1e-5), (module, level)
+            compared += abs(expected) > 1e-3
+    assert compared > 2
+
+
+def test_slopes_do_not_depend_on_how_the_text_is_split(tiny_llama, make_run, tmp_path):
+    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    allocation = middle(bank.space)
+    whole, parts = (Gradients(bank, tokens, batch_tokens=size).around(allocation) for size in (10**6, 1))
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+def test_only_another_allocation_is_measured_anew(tiny_llama, make_run, tmp_path):
+    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(bank, tokens, batch_tokens=64)
+    allocation = middle(bank.space)
+    first = gradients.around(allocation)
+    assert gradients.around(allocation) is first
+    gradients.around(bank.space.dense)
+    assert gradients.around(allocation) == first
+    dense = gradients.around(bank.space.dense)
+    assert all(abs(value) < 1e-6 for row in dense for value in (row[level] - row[-1] for level in range(len(row)))), (
+        "the dense model has no loss to fall"
+    )
+
+
+def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
+    settings = ("search.slope_tokens=64", "search.generations=2")
+    run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
+    bank, _ = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
+    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
+    run = make_run(tiny_llama, tmp_path / "run", *settings)
+    fitness = text_stage(run)["fitness"].tokens[: -(-run.recipe.search.fitness_needed // 32)]
+    gradients = Gradients(bank, fitness[-2:], batch_tokens=64)
+    assert tree["observations"]
+    for parent, child, _, slope in tree["observations"]:
+        assert slope == pytest.approx(sloped(gradients.around(tuple(parent)), parent, child), rel=1e-3, abs=1e-6)
+
+
+def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
+    run_stages(make_run(tiny_llama, tmp_path / "run", "search.slope_tokens=0", "search.generations=2"), "search")
+    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
+    assert {slope for *_, slope in tree["observations"]} == {0.0}
