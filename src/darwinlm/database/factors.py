@@ -168,9 +168,9 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
     place = torch.empty_like(whole.columns)
     place[whole.columns] = torch.arange(len(place), device=place.device)
     L = whole.factor.to(torch.float64)
-    rows = L.index_select(0, place[columns])
+    rows = L.index_select(0, place[columns].to(L.device))
     factor = _factor(rows @ rows.T, "the database")
-    WH = (W.index_select(1, whole.columns).to(L) @ L) @ rows.T
+    WH = (W.index_select(1, whole.columns.to(W.device)).to(L) @ L) @ rows.T
     target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
     return NestedFactors(columns, factor.float(), target.float(), errors)
 

@@ -30,6 +30,8 @@ from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Units
 
+CPU = torch.device("cpu")
+
 
 def block_file(block: int) -> str:
     """File name of one block."""
@@ -96,13 +98,23 @@ class DatabaseReader:
         folder: of the finished database.
         checkpoint: the model it was made from.
         units: what its modules are cut into.
-        cache_bytes: factors that stay in memory.
+        device: on which weights are made of factors.
+        cache_bytes: factors that stay in its memory.
     """
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, units: Units, *, cache_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        units: Units,
+        *,
+        device: torch.device = CPU,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
         self.folder = folder
         self.checkpoint = checkpoint
         self.units = units
+        self.device = device
         self.shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
         self.modules: tuple[ModuleLevels, ...] = tuple(
             module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
@@ -152,9 +164,9 @@ class DatabaseReader:
         names = (f"{kind}.{variant}.columns", f"{kind}.factor", f"{kind}.{variant}.errors")
         columns, packed, errors = self._tensors(block, *names)
         if not shape.experts:
-            return (_full_factors(columns, packed, errors, W),)
+            return (_full_factors(columns, packed, errors, W, self.device),)
         experts = zip(columns, packed, errors, W, strict=True)
-        return tuple(_full_factors(own, lower, curve, weight) for own, lower, curve, weight in experts)
+        return tuple(_full_factors(own, lower, curve, weight, self.device) for own, lower, curve, weight in experts)
 
     def _tensors(self, block: int, *names: str) -> list[Tensor]:
         """Stored tensors of a block. Raises ArtifactError."""
@@ -249,9 +261,9 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
     return torch.tensor(groups, dtype=torch.int64), None if even else places
 
 
-def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
+def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor, device: torch.device) -> NestedFactors:
     """Factors over every column, whose target the dense weights give back."""
-    factor = unpack_lower(packed, len(columns))
+    factor = unpack_lower(packed, len(columns)).to(device)
     return NestedFactors(columns.long(), factor, full_target(factor, W, columns), errors)
 
 

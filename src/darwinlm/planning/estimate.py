@@ -252,7 +252,9 @@ def _search(sizes: Sizes) -> StageNeed:
         *_pass_items(sizes, size),
         Item("logits", max(10.0 * HEAD_TOKENS, float(_batch(sizes)) * size) * sizes.vocabulary),
     ]
-    need.ram = [Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))]
+    need.device.append(
+        Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))
+    )
     if sloped:
         _slopes(sizes, need, sloped)
     _train_candidates(sizes, need, size)

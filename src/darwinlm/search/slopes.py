@@ -149,7 +149,7 @@ class Gradients:
     def _levels(self, index: int, C: Tensor) -> Tensor:
         """⟨W_k, C_k⟩ of every level of a module, float64."""
         module, reader = self.bank.space.modules[index], self.bank.database
-        C = C.cpu()
+        C = C.to(reader.device)
         sums: dict[int, Tensor] = {}
         found = torch.zeros(len(module.levels), dtype=torch.float64)
         for at, level in enumerate(module.levels):
@@ -157,7 +157,7 @@ class Gradients:
                 variant = reader.variant(module.block, module.kind, level)
                 if variant not in sums:
                     (factors,) = reader.factors(module.block, module.kind, variant)
-                    sums[variant] = inner_products(factors, C)
+                    sums[variant] = inner_products(factors, C).cpu()
                 found[at] = sums[variant][level.width]
         return found
 

@@ -57,7 +57,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
     if recipe.database.folder is not None:
         with parallel.agree():
             stage = _ready_database(run, Path(recipe.database.folder), texts)
-        return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))
+        return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
     key = {
         "model": run.checkpoint.digest,
         "calibration": texts["calibration"].digest,
@@ -82,7 +82,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
                 if parallel.is_main():
                     about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
                     write_json(stage.folder / TEXT, about)
-    return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units))
+    return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
 
 
 def _without_effect(settings: DatabaseSettings) -> set[str]:
