@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from darwinlm.artifact import read_json
+from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.bank import ModuleBank
@@ -112,6 +115,14 @@ def test_only_another_allocation_is_measured_anew(tiny_llama, make_run, tmp_path
     assert all(abs(value) < 1e-6 for row in dense for value in (row[level] - row[-1] for level in range(len(row)))), (
         "the dense model has no loss to fall"
     )
+
+
+def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path, monkeypatch):
+    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(bank, tokens, batch_tokens=64)
+    monkeypatch.setattr(gradients, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
+    with pytest.raises(NumericsError, match="isn't finite: try compute.dtype=float32, or search.slope_tokens=0"):
+        gradients.around(middle(bank.space))
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
