@@ -121,7 +121,7 @@ def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path
     bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
     gradients = Gradients(bank, tokens, batch_tokens=64)
     monkeypatch.setattr(gradients, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
-    with pytest.raises(NumericsError, match="isn't finite: try compute.dtype=float32, or search.slope_tokens=0"):
+    with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.slope_tokens=0"):
         gradients.around(middle(bank.space))
 
 
