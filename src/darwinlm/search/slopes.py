@@ -8,6 +8,9 @@ output projection. With C = Σ g xᵀ over tokens, [r, d],
 
 and one triangular solve serves every width of a factor (`database/factors.py` has the letters). Only differences
 between the levels of a module mean something, and only near the allocation: curvature isn't in them.
+
+First-order (Taylor) importance is known for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771); here
+it is of whole levels, with the weights that each of them would get.
 """
 
 from __future__ import annotations
