@@ -53,7 +53,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "refit.tokens": 45056,
         "search.score_levels": 2,
         "search.generations": 4,
-        "search.stages": [{"tokens": 1024, "survivors": 3}, {"tokens": 4096, "survivors": 1}],
+        "search.stages": [{"tokens": 2048, "survivors": 3}, {"tokens": 4096, "survivors": 1}],
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

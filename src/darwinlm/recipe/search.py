@@ -61,8 +61,7 @@ class Search(Section):
     offspring: int = Field(12, ge=1)
     """Candidates made from the parent in each generation."""
     stages: tuple[SearchStage, ...] = (
-        SearchStage(tokens=1024, survivors=4),
-        SearchStage(tokens=4096, survivors=2),
+        SearchStage(tokens=2048, survivors=4),
         SearchStage(tokens=8192, survivors=1),
     )
     """Rounds of selection; the parent takes part in the last."""

@@ -30,6 +30,9 @@ from darwinlm.search.surrogate import Surrogate, sloped
 PROPOSALS = 16
 """Children proposed for each one that is evaluated, when proposals are screened."""
 
+TOGETHER = 1.2
+"""How much more the loss bends where modules move together than by their own bends, before anything was observed."""
+
 BEST_KEPT = 64
 """Best distinct allocations that the state remembers, for the finalists."""
 
@@ -257,13 +260,13 @@ def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, ste
         return proposals[: settings.offspring]
     slopes = problem.slopes(state.parent) if problem.slopes else None
     # What the modules lose alone, or their errors, may be in another unit than what they lose together.
-    alone = sum(curve[level] for curve, level in zip(curves, state.parent, strict=True))
-    worth = state.kl / alone if alone > 0 else 1.0
+    alone = sum(curve[level] for curve, level in zip(curves, state.seen[0], strict=True))
+    worth = TOGETHER * state.history[0].kl / alone if alone > 0 else 1.0
     surrogate = Surrogate(curves, state.observations, bends=problem.bends, slopes=slopes, worth=worth)
     n_random = settings.offspring // 4
     chosen = proposals[:n_random]
     if slopes is not None:
-        solved = guided(state.parent, surrogate, problem.cost, budget)
+        solved = guided(state.parent, surrogate, problem.cost, budget, first=state.parent == state.seen[0])
         chosen += [child for child in solved if child not in {*state.seen, *chosen}][: settings.offspring // 2]
     promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
     chosen += [child for child in promising if child not in chosen]

@@ -2,6 +2,9 @@
 
 The model is that of `surrogate.py`. It knows each module's own curvature and not what modules do to each other's, so it
 is solved for several strengths of the bends: the stronger they are taken to be, the closer a child stays.
+
+Around the first parent there is a second model, the curves that it was solved for with some of the slopes added. It
+takes long steps that the first one finds too dear; further on, the curves would only pull back.
 """
 
 from __future__ import annotations
@@ -16,20 +19,32 @@ from darwinlm.search.knapsack import solve_knapsack
 from darwinlm.search.space import Allocation
 from darwinlm.search.surrogate import Surrogate
 
-CAUTIONS = (1.0, 1.4, 2.0, 2.8, 4.0)
-"""Strengths of the bends."""
+CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
+"""Strengths of the bends: the weight that the observations speak for, and around it."""
 
 
-def guided(parent: Allocation, surrogate: Surrogate, cost: CostModel, budget: Bounds) -> list[Allocation]:
-    """Distinct answers of the model, the boldest first, the parent not among them.
+SHARES = (0.15, 0.3, 0.45)
+"""Shares of the slopes that are added to the curves."""
+
+
+def guided(
+    parent: Allocation, surrogate: Surrogate, cost: CostModel, budget: Bounds, *, first: bool
+) -> list[Allocation]:
+    """Distinct answers of the models, the parent not among them.
 
     Args:
         parent: level of each module.
         surrogate: the model around it, with slopes.
         cost: of every level.
         budget: bounds.
+        first: whether the parent is the search's first one.
     """
-    found = (_solved(surrogate.losses(parent, caution), cost, budget) for caution in CAUTIONS)
+    assert surrogate.slopes is not None
+    losses = [surrogate.losses(parent, caution) for caution in (CAUTIONS[1:-1] if first else CAUTIONS)]
+    if first:
+        rows = [(curve, np.asarray(slope)) for curve, slope in zip(surrogate.curves, surrogate.slopes, strict=True)]
+        losses += [[curve + share * slope for curve, slope in rows] for share in SHARES]
+    found = (_solved(each, cost, budget) for each in losses)
     return [child for child in dict.fromkeys(found) if child not in (None, parent)]
 
 
