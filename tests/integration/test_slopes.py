@@ -138,7 +138,8 @@ def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_
         assert slope == pytest.approx(sloped(gradients.around(tuple(parent)), parent, child), rel=1e-3, abs=1e-6)
 
 
-def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
-    run_stages(make_run(tiny_llama, tmp_path / "run", "search.slope_tokens=0", "search.generations=2"), "search")
+@pytest.mark.parametrize("setting", ["search.slope_tokens=0", "search.trade=same_kind", "search.screen=false"])
+def test_without_slopes_nothing_is_said_of_them(setting, tiny_llama, make_run, tmp_path):
+    run_stages(make_run(tiny_llama, tmp_path / "run", setting, "search.generations=2"), "search")
     tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
     assert {slope for *_, slope in tree["observations"]} == {0.0}

@@ -133,6 +133,7 @@ def test_the_paper_preset_has_the_papers_numbers():
     search = load_recipe(None, (), {"preset": "paper"}).search
     assert (search.start, search.generations, search.offspring) == ("uniform", 200, 16)
     assert (search.trade, search.screen, search.recombine) == ("same_kind", False, 0)
+    assert not search.uses_slopes
     assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
     assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
     assert [stage.training_tokens for stage in search.stages] == [10_000, 50_000, 100_000, 200_000]

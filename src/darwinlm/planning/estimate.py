@@ -231,7 +231,7 @@ def _search(sizes: Sizes) -> StageNeed:
     calls = (
         settings.generations * (runs * REUSED + IMPROVED * _batches(sizes, before)) + singles * REUSED
     ) * sizes.depth
-    sloped = min(whole(settings.slope_tokens), fitness) if settings.screen else 0
+    sloped = min(whole(settings.slope_tokens), fitness) if settings.uses_slopes else 0
     # Children that are solved for move most modules, some of which were cut before.
     changed = measured + settings.generations * (first * 3 + (2 * len(cut) if sloped else 0))
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)

@@ -156,7 +156,7 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
     problem = Problem(plan.cost, plan.budget, [module.kind for module in plan.space.modules])
     if settings.screen:
         problem = replace(problem, curves=curves)
-    if settings.screen and settings.slope_tokens:
+    if settings.uses_slopes:
         bends = Bends(curves, searcher.errors, removed_together(plan.space, searcher.database.reader))
         problem = replace(problem, slopes=searcher.gradients.around, bends=bends)
     state = evolve(
