@@ -13,6 +13,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.bank import ModuleBank
+from darwinlm.search.bends import removed_together
 from darwinlm.search.slopes import Gradients
 from darwinlm.search.surrogate import sloped
 from darwinlm.stages.database import database_stage
@@ -93,6 +94,23 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
             assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=1e-5), (module, level)
             compared += abs(expected) > 1e-3
     assert compared > 2
+
+
+def test_what_two_levels_both_remove_is_counted(tiny_llama, make_run, tmp_path):
+    bank, _ = bank_of(make_run, tiny_llama, tmp_path / "run")
+    seen = 0
+    for module, shared in zip(bank.space.modules, removed_together(bank.space, bank.database), strict=True):
+        assert (shared is None) == (module.kind == "mlp"), "only attentions have variants that aren't nested"
+        if shared is None:
+            continue
+        every = set(range(bank.database.shape(module.block, module.kind).width))
+        kept = [set(bank.database.columns(module.block, module.kind, level).tolist()) for level in module.levels]
+        for one, own in enumerate(kept):
+            for other, theirs in enumerate(kept):
+                gone, both = every - own, every - own - theirs
+                assert shared[one, other] == pytest.approx(len(both) / len(gone) if gone else 1)
+                seen += 0 < len(both) < min(len(gone), len(every - theirs))
+    assert seen, "some levels aren't nested"
 
 
 def test_slopes_do_not_depend_on_how_the_text_is_split(tiny_llama, make_run, tmp_path):

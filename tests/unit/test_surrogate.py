@@ -69,6 +69,13 @@ def test_changes_by_slopes_are_differences_within_modules():
     assert sloped(SLOPES, PARENT, PARENT) == 0
 
 
+def test_bends_weigh_what_they_are_said_to_be_worth():
+    flat = [[0.0] * 3] * 3
+    once, twice = (Surrogate(CURVES, bends=BENDS, slopes=flat, worth=worth) for worth in (1.0, 2.0))
+    assert twice.change(PARENT, (2, 0, 1)) == pytest.approx(2 * once.change(PARENT, (2, 0, 1)))
+    assert once.change(PARENT, (2, 0, 1)) > 0
+
+
 @pytest.mark.parametrize("true", [(0.5, 0.8), (2.0, 0.0), (0.0, 1.0), (3.0, 2.0)])
 def test_weights_of_bends_and_slopes_are_learnt(true):
     by_bends, by_slopes = true

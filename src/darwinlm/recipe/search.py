@@ -73,8 +73,8 @@ class Search(Section):
     """Propose many children and evaluate those that earlier evaluations speak for; a quarter stays random."""
     slope_tokens: int = Field(4096, ge=0)
     """Fitness tokens, as far as there are so many, on which the gradient of the loss is taken at every new best
-    allocation: proposals are screened by it, and half of the children solved for. 0 for none; needs `screen`
-    and `trade: any`."""
+    allocation: proposals are screened by it, and up to half of the children solved for. 0 for none; needs `screen` and
+    `trade: any`."""
     recombine: int = Field(3, ge=0)
     """Candidates of a generation that join the switches of its best children, made after the first stage has told
     which those are: two of them, three, and so on. 0 for none; children that are trained aren't joined."""

@@ -22,7 +22,6 @@ from darwinlm.search.surrogate import Surrogate
 CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
 """Strengths of the bends: the weight that the observations speak for, and around it."""
 
-
 SHARES = (0.15, 0.3, 0.45)
 """Shares of the slopes that are added to the curves."""
 
