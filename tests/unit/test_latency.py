@@ -7,6 +7,7 @@ import random
 import pytest
 
 from darwinlm.search.latency import ABSENT, LatencyTable, lines_of, measured_lines, refine
+from darwinlm.search.timing import ModelTimer, steady
 
 WIDTHS = [(1, 1, width) for width in range(32, 1537, 32)]
 
@@ -58,3 +59,36 @@ def test_modules_take_their_share_of_the_models_time():
     assert table.seconds("mlp", ABSENT) == 0
     assert table.seconds("mlp", (1, 1, 15)) == pytest.approx(0.5)
     assert table.seconds("mlp", (1, 1, 25)) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "enough"),
+    [
+        ([0.7], True),
+        ([0.700, 0.701, 0.702], True),
+        ([0.70, 0.60, 0.80], False),
+        ([0.70, 0.70, 0.99, 0.70], True),
+        # As far apart as the three above, and so many that their median is certain.
+        ([0.69, 0.70, 0.71] * 3, True),
+        ([0.60, 0.70, 0.80] * 3, False),
+    ],
+)
+def test_ratios_are_steady_where_their_median_is_certain_to_one_per_cent(ratios, enough):
+    assert steady(ratios) is enough
+
+
+@pytest.mark.parametrize(("noise", "passes"), [((1.0, 1.0, 1.0), 3), ((1.0, 1.3, 0.7), 9)])
+def test_a_busy_machine_is_timed_for_longer(monkeypatch, noise, passes):
+    timer = ModelTimer.__new__(ModelTimer)
+    timer.runs, timer._reference = 3, "dense"
+    timed = []
+
+    def seconds(self, model):
+        timed.append(model)
+        return 2.0 if model == "dense" else 1.0 * noise[timed.count(model) % 3]
+
+    monkeypatch.setattr(ModelTimer, "build", lambda self, choice: "small")
+    monkeypatch.setattr(ModelTimer, "seconds", seconds)
+    ratio, dense = timer.compare({}, {})
+    assert (ratio, dense) == (0.5, 2.0)
+    assert timed.count("dense") == passes

@@ -42,7 +42,7 @@ class Budget(Section):
     latency_points: int = Field(9, ge=2)
     """Most widths of one kind of module that are timed; times between them are interpolated."""
     latency_runs: int = Field(3, ge=1)
-    """Timed passes at each width; the median counts."""
+    """Timed passes at each width, of which the median counts; up to three times as many where they don't agree."""
 
     @model_validator(mode="before")
     @classmethod

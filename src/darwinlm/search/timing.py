@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,12 @@ from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
 """Decoded tokens whose median time stands for all of them."""
+
+STEADY = 0.01
+"""Standard error of a ratio of times below which no more passes are timed."""
+
+PATIENCE = 3
+"""How many times as many passes are timed where the ratios don't agree."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class ModelTimer:
         request: what is timed.
         dtype: of the weights.
         device: where.
-        runs: timed passes of each model.
+        runs: timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
     """
 
     def __init__(
@@ -82,7 +89,9 @@ class ModelTimer:
             self.seconds(self._reference)
         model = self.build(choice)
         self.seconds(model)
-        pairs = [(self.seconds(self._reference), self.seconds(model)) for _ in range(self.runs)]
+        pairs: list[tuple[float, float]] = []
+        while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
+            pairs.append((self.seconds(self._reference), self.seconds(model)))
         return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
     def build(self, choice: Choice) -> Any:
@@ -142,3 +151,11 @@ class ModelTimer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def steady(ratios: Sequence[float]) -> bool:
+    """Whether the median of the ratios is known well enough, by their median distance from it; a single one is."""
+    middle = statistics.median(ratios)
+    spread = statistics.median(abs(each - middle) for each in ratios)
+    # For normal errors the deviation is 1.48 median distances, and a median's standard error 1.25 of a mean's.
+    return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle
