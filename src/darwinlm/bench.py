@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from darwinlm.compute import DTYPES
 from darwinlm.engines import EngineProcess, Timing, require_engine
 from darwinlm.errors import EngineError, ModelError
 from darwinlm.export.gguf.export import export_gguf
@@ -22,8 +23,6 @@ from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
 from darwinlm.export.source import MARKER, open_source
 from darwinlm.families.resolve import resolve_model
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

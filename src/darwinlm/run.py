@@ -14,6 +14,7 @@ import torch
 
 from darwinlm import __version__, parallel
 from darwinlm.artifact import KEY, StageFolder, read_json, write_json
+from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
@@ -42,7 +43,6 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
         if recipe.model is None:
             raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
-        self.recipe = recipe
         self.folder = folder
         self.shared = shared
         self.timings: list[dict[str, Any]] = []
@@ -50,13 +50,14 @@ class Run:
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
+            self.recipe = settled(recipe, self.device)
         with parallel.agree():
             _check_output(folder)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of forward passes."""
-        return torch.float32 if self.recipe.compute.dtype == "float32" else torch.bfloat16
+        return DTYPES[self.recipe.compute.dtype]
 
     @property
     def arithmetic(self) -> dict[str, str]:
@@ -188,21 +189,6 @@ class Run:
             (folder / MARKER).unlink()
             if not existed:
                 folder.rmdir()
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that a recipe names. Raises RecipeError when this machine has none of it."""
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", parallel.local_rank()) if parallel.size() > 1 else torch.device("cuda")
-    if name == "auto":
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"compute.device: '{name}' is no device; use auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"compute.device: this machine's PyTorch finds no GPU for '{name}'; use auto or cpu")
-    return device
 
 
 def _check_output(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
         (["--engine", "torch", "--quant", "q8_0"], ["only the engine llama.cpp takes it"]),
         (["--engine", "llama.cpp", "--dtype", "float32"], ["takes --quant"]),
         (["--engine", "llama.cpp", "--quant", "q1"], ["there is no quantisation 'q1'"]),
-        (["--dtype", "int8"], ["the types are float32"]),
+        (["--dtype", "int8"], ["the types are bfloat16, float16, float32"]),
         (["--against", "nowhere"], ["there is no model at 'nowhere'"]),
         (["--runs", "0"], ["--runs"]),
     ],

@@ -236,7 +236,7 @@ def test_family_that_cannot_be_pruned_is_measured(
         ((), "nothing to measure: give --suite, --text or both"),
         (("--suite", "pica"), "there is no task 'pica': did you mean 'piqa'"),
         (("--suite", "piqa", "--against", "x"), "--against needs --text"),
-        (("--suite", "piqa", "--dtype", "int8"), "--dtype int8: use bfloat16"),
+        (("--suite", "piqa", "--dtype", "int8"), "--dtype int8: use auto, bfloat16"),
         (("--suite", "piqa", "--data-dir", "nowhere"), "there is no such folder"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
     ],

@@ -49,7 +49,7 @@ def test_an_unfinished_run(command, finished_llama, tmp_path):
         (["--to", "gguf", "--quant", "q1"], ["there is no quantisation 'q1'", "q8_0"]),
         (["--to", "gguf", "--dtype", "float16"], ["--to gguf takes --quant"]),
         (["--to", "hf", "--quant", "q8_0"], ["only --to gguf quantises"]),
-        (["--to", "hf", "--dtype", "int8"], ["the types are float32"]),
+        (["--to", "hf", "--dtype", "int8"], ["the types are bfloat16, float16, float32"]),
         (["--to", "hf", "--tensor-parallel", "2"], ["belongs to --to vllm"]),
         (["--to", "vllm", "--tensor-parallel", "0"], ["must be 1 or more"]),
         (["--to", "vllm", "--tensor-parallel", "4"], ["--tensor-parallel 4", "block 0 (KV heads 2)"]),

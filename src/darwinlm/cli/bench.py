@@ -26,7 +26,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens decoded after the first.")] = 64,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds after the warm-up.")] = 5,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads.")] = 1,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="In torch and vllm: float32, bfloat16, float16.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="In torch and vllm: bfloat16, float16, float32.")] = None,
     quant: Annotated[str | None, typer.Option("--quant", help="In llama.cpp: convert to this type first.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     allow_remote_code: RemoteCode = False,

@@ -33,7 +33,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file; the same one again resumes.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")] = "auto",
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Measure a model: a benchmark suite through lm-evaluation-harness, perplexity, KL to the dense model."""

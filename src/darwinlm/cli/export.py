@@ -27,7 +27,7 @@ def export(
         str | None,
         typer.Option("--quant", help="Of gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the others: float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the others: bfloat16, float16 or float32.")] = None,
     tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="Of vllm: parts of every layer.")] = 1,
     tokenizer_from: Annotated[
         Path | None, typer.Option("--tokenizer-from", help="Of gguf: copy the tokenizer of this GGUF file.")

@@ -27,6 +27,7 @@ def plan(
 ) -> None:
     """Say what a run needs and gives: parameters, memory, disk, tokens, FLOPs and hours of every stage."""
     from darwinlm.artifact import write_json
+    from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
     from darwinlm.evaluation import summary
     from darwinlm.planning.devices import find_device
@@ -44,7 +45,7 @@ def plan(
         room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
         if found.is_cpu and disk is None:
             room["disk"] = float(shutil.disk_usage(".").free)
-        made = make_plan(Sizes(checkpoint, chosen, processes), found, **room)
+        made = make_plan(Sizes(checkpoint, settled(chosen, found.kind), processes), found, **room)
         sizes = made.sizes
         least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from darwinlm.compute import DTYPES
 from darwinlm.families.checkpoint import Checkpoint
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Torch:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from darwinlm.artifact import write_json
+from darwinlm.compute import DTYPES
 from darwinlm.errors import ExportError
 from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.source import check_target, open_source
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALL_FORMATS = (*FORMATS, "gguf")
 
 

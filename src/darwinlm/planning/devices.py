@@ -47,6 +47,11 @@ class Device:
         """Whether what is on the device is in RAM."""
         return self.name == "cpu"
 
+    @property
+    def kind(self) -> torch.device:
+        """What PyTorch would call it."""
+        return torch.device("cpu" if self.is_cpu else "cuda")
+
 
 GPU_EFFICIENCY = 0.4
 """Share of the stated throughput that forward and backward passes of language models reach; our choice, what well-tuned

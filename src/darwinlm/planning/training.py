@@ -31,7 +31,7 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     micro = min(max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens)
     tokens, small = float(settings.tokens), sizes.kept_blocks[1] + sizes.outside
     distils = settings.distillation > 0 or settings.hidden > 0
-    need = StageNeed("recover", tokens, kind=settings.dtype, processes=sizes.processes)
+    need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
 
     # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. The head's logits are made
     # twice and differentiated once.
@@ -58,10 +58,14 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     return need
 
 
+def _kind(sizes: Sizes) -> str:
+    return "float32" if sizes.recipe.recovery.dtype == "float32" else "bfloat16"
+
+
 def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     settings = sizes.recipe.recovery
     small = sizes.kept_blocks[1] + sizes.outside
-    size = 2 if settings.dtype == "bfloat16" else 4
+    size = 2 if _kind(sizes) == "bfloat16" else 4
     shards = sizes.processes if settings.sharding == "fsdp" else 1
     distils = settings.distillation > 0 or settings.hidden > 0
     need.device = [

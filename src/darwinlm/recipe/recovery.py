@@ -58,8 +58,9 @@ class Recovery(Section):
     """Of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Longer gradients are cut to this."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of forward and backward passes; the weights that are trained are float32 in any case."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of forward and backward passes, `auto` as in `compute.dtype`; the weights that are trained are float32 in any
+    case."""
     gradient_checkpointing: bool = False
     """Compute every block's inside again on the way back: less memory, about a third more time."""
     lora_rank: int = Field(0, ge=0)

@@ -21,8 +21,6 @@ from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
 from darwinlm.recovery.trainer import SECONDS, LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.artifact import read_json, write_json
+from darwinlm.compute import DTYPES, fast_dtype, resolve_device
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
-from darwinlm.run import resolve_device
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Request:
     sequence_length: int = 512
     batch_size: int = 8
     device: str = "auto"
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     allow_remote_code: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
@@ -44,13 +42,17 @@ class Request:
             raise RecipeError("nothing to measure: give --suite, --text or both")
         if self.against is not None and not self.texts:
             raise RecipeError("--against needs --text: KL is measured on a text")
-        if self.dtype not in DTYPES:
-            raise RecipeError(f"--dtype {self.dtype}: use {', '.join(DTYPES)}")
+        if self.dtype not in ("auto", *DTYPES):
+            raise RecipeError(f"--dtype {self.dtype}: use auto, {', '.join(DTYPES)}")
         resolve_device(self.device)
         wanted = () if self.suite is None else parse_suite(self.suite)
         if wanted:
             harness.check_suite(wanted, self.data_dir)
         return wanted
+
+    def settled(self) -> Request:
+        """The same with the element type that `auto` stands for here."""
+        return replace(self, dtype=fast_dtype(resolve_device(self.device))) if self.dtype == "auto" else self
 
     def key(self) -> dict[str, Any]:
         """What an earlier result must have been asked for to be used again."""
@@ -125,6 +127,7 @@ def evaluate_model(request: Request, out: Path | None = None, console: Any = Non
         ArtifactError: the JSON file is of another request.
     """
     wanted = request.check()
+    request = request.settled()
     done = _resumed(request, out)
     device = resolve_device(request.device)
     dtype = DTYPES[request.dtype]

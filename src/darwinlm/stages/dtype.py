@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from darwinlm.compute import DTYPES
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.run import Run
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def export_dtype(run: Run) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
+from darwinlm.compute import DTYPES
 from darwinlm.data import check_not_evaluation_text, read_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.errors import ArtifactError
@@ -147,7 +148,7 @@ def _train(
     student: Callable[[], Any],
     details: tuple[str, list[str], int, int],
 ) -> None:
-    from darwinlm.recovery.train import DTYPES, plan_steps, train
+    from darwinlm.recovery.train import plan_steps, train
 
     settings = run.recipe.recovery
     source, reserved, rows, times = details
