@@ -35,8 +35,8 @@ def result(folder):
     """What the search found, without what a clock says."""
     found = json.loads((folder / "stages" / "search" / "result.json").read_text())
     found["record"].pop("seconds")
-    for generation in found["record"]["history"]:
-        generation.pop("seconds")
+    for part in [*found["record"]["history"], *(found["record"]["descent"] or ())]:
+        part.pop("seconds")
     return found
 
 
@@ -117,6 +117,11 @@ def interrupted(searched, tmp_path):
         ("search/evolution.json", lambda tree: json.dumps({**tree, "parent": [99] * 8}), "state of another search"),
         ("search/evolution.json", lambda tree: json.dumps({**tree, "done": 99}), "state of another search"),
         ("search/evolution.json", lambda tree: json.dumps({**tree, "kl": None}), "doesn't hold the state of a search"),
+        ("search/descent.json", lambda tree: "{", "is damaged"),
+        ("search/descent.json", lambda tree: json.dumps([1]), "doesn't hold the steps of a search"),
+        ("search/descent.json", lambda tree: json.dumps({**tree, "parent": [99] * 8}), "steps of another search"),
+        ("search/descent.json", lambda tree: json.dumps({**tree, "slopes": [[0.0]] * 8}), "steps of another search"),
+        ("search/descent.json", lambda tree: json.dumps({**tree, "worth": "x"}), "doesn't hold the steps of a search"),
     ],
 )
 def test_a_damaged_state_is_refused_with_what_to_do(interrupted, tiny_llama, make_run, file, spoil, said):

@@ -144,7 +144,7 @@ def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
-    settings = ("search.slope_tokens=64", "search.generations=2")
+    settings = ("search.slope_tokens=64", "search.generations=2", "search.descent_steps=0")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
     bank, _ = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
     tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")

@@ -10,7 +10,8 @@ import pytest
 
 from darwinlm.search.bends import Bends
 from darwinlm.search.cost import Bounds, CostModel
-from darwinlm.search.guided import CAUTIONS, SHARES, guided
+from darwinlm.search.evolution import CAUTIONS, SHARES
+from darwinlm.search.guided import guided
 from darwinlm.search.surrogate import Surrogate, sloped
 
 ERRORS = [[1.0, 0.4, 0.0], [1.0, 0.5, 0.0], [1.0, 0.3, 0.0]]
@@ -107,7 +108,7 @@ def least(losses):
 
 def test_children_are_the_best_of_what_the_model_says():
     surrogate = Surrogate(CURVES, bends=BENDS, slopes=[[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, first=False)
+    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS)
     expected = dict.fromkeys(least(surrogate.losses(PARENT, caution)) for caution in CAUTIONS)
     assert (2, 0, 1) in found
     assert found == [each for each in expected if each != PARENT]
@@ -116,7 +117,7 @@ def test_children_are_the_best_of_what_the_model_says():
 def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     slopes = np.array([[0.0, 0.0, -9.0], [-4.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
     surrogate = Surrogate(CURVES, bends=BENDS, slopes=slopes)
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, first=True)
+    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS, shares=SHARES)
     expected = [least(np.array(CURVES) + share * slopes) for share in SHARES]
     assert {each for each in expected if each != PARENT} <= set(found)
     assert set(expected) - {PARENT}
@@ -124,9 +125,10 @@ def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
 
 def test_the_parent_is_no_child_of_its_own():
     flat = Surrogate(CURVES, bends=BENDS, slopes=[[0.0] * 3] * 3)
-    assert PARENT not in guided(PARENT, flat, CostModel("block parameters", COSTS), BUDGET, first=True)
+    cost = CostModel("block parameters", COSTS)
+    assert PARENT not in guided(PARENT, flat, cost, BUDGET, cautions=CAUTIONS, shares=SHARES)
 
 
 def test_a_budget_that_no_choice_meets_gives_no_children():
     surrogate = Surrogate(CURVES, bends=BENDS, slopes=SLOPES)
-    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Bounds(16, 17), first=True) == []
+    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Bounds(16, 17), cautions=(1.0,)) == []

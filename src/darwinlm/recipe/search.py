@@ -75,6 +75,12 @@ class Search(Section):
     """Fitness tokens, as far as there are so many, on which the gradient of the loss is taken at every new best
     allocation: proposals are screened by it, and up to half of the children solved for. 0 for none; needs `screen` and
     `trade: any`."""
+    descent_steps: int = Field(8, ge=0)
+    """Most steps from the start downhill before the evolution, each of one gradient and a few children that are solved
+    for; two in a row that find nothing better end it. 0 for none; where gradients are off there are none."""
+    descent_tokens: int = Field(2048, gt=0)
+    """Fitness tokens of one step's gradient, and of the window behind them on which its children are measured; steps
+    go round the text of the last stage."""
     recombine: int = Field(3, ge=0)
     """Candidates of a generation that join the switches of its best children, made after the first stage has told
     which those are: two of them, three, and so on. 0 for none; children that are trained aren't joined."""
@@ -120,6 +126,11 @@ class Search(Section):
     def uses_slopes(self) -> bool:
         """Whether gradients of the loss propose children."""
         return self.screen and self.trade == "any" and self.slope_tokens > 0
+
+    @property
+    def descends(self) -> bool:
+        """Whether the search goes downhill first."""
+        return self.uses_slopes and self.descent_steps > 0
 
     @property
     def fitness_needed(self) -> int:

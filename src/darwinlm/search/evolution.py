@@ -24,14 +24,17 @@ from darwinlm.search.fitness import Fitness
 from darwinlm.search.guided import guided
 from darwinlm.search.mutation import joined, level_switch, paper_switch
 from darwinlm.search.space import Allocation
-from darwinlm.search.state import EvolutionState, Generation
-from darwinlm.search.surrogate import Surrogate, sloped
+from darwinlm.search.state import EvolutionState, First, Generation
+from darwinlm.search.surrogate import TOGETHER, Surrogate, sloped
 
 PROPOSALS = 16
 """Children proposed for each one that is evaluated, when proposals are screened."""
 
-TOGETHER = 1.2
-"""How much more the loss bends where modules move together than by their own bends, before anything was observed."""
+CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
+"""Strengths of the bends that children are solved for."""
+
+SHARES = (0.15, 0.3, 0.45)
+"""Shares of the slopes that are added to the curves around the first parent."""
 
 BEST_KEPT = 64
 """Best distinct allocations that the state remembers, for the finalists."""
@@ -79,7 +82,7 @@ def evolve(
     fitness: Fitness,
     problem: Problem,
     settings: Search,
-    start: Callable[[], Allocation],
+    start: Callable[[], First],
     state_file: Path,
     *,
     trainer: Trainer | None = None,
@@ -128,7 +131,7 @@ def evolve(
 
 
 def _begin(
-    fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], Allocation], state_file: Path
+    fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], First], state_file: Path
 ) -> EvolutionState:
     final_tokens = settings.stages[-1].tokens
     with parallel.agree():
@@ -139,10 +142,18 @@ def _begin(
         fitness.remember(state.parent, state.parent_losses)
         return state
     begun = time.monotonic()
-    parent = start()
+    first = start()
+    parent = first.allocation
     fitness.set_base(None)
     kl = fitness.kl(parent, final_tokens)
-    state = EvolutionState(parent, kl, fitness.losses(parent), seen=[parent], best=[(kl, parent)])
+    state = EvolutionState(
+        parent,
+        kl,
+        fitness.losses(parent),
+        seen=[*dict.fromkeys([parent, *first.tried])],
+        best=[(kl, parent)],
+        observations=list(first.observations),
+    )
     spent = time.monotonic() - begun
     state.history.append(Generation(0, kl, improved=False, evaluations=fitness.evaluations, seconds=spent))
     if parallel.is_main():
@@ -266,7 +277,10 @@ def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, ste
     n_random = settings.offspring // 4
     chosen = proposals[:n_random]
     if slopes is not None:
-        solved = guided(state.parent, surrogate, problem.cost, budget, first=state.parent == state.seen[0])
+        # A first parent that was descended to is past the curves.
+        first = not state.observations
+        cautions, shares = (CAUTIONS[1:-1], SHARES) if first else (CAUTIONS, ())
+        solved = guided(state.parent, surrogate, problem.cost, budget, cautions=cautions, shares=shares)
         chosen += [child for child in solved if child not in {*state.seen, *chosen}][: settings.offspring // 2]
     promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
     chosen += [child for child in promising if child not in chosen]

@@ -10,6 +10,7 @@ A loss depends on the candidate and the sequences alone, never on the base, nor 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -35,6 +36,9 @@ back page by page."""
 Piece = tuple[int, int]
 """Sequences from the first number on, up to the second, that are run in one forward pass."""
 
+Window = tuple[int, int]
+"""Sequences from the first number on, up to the second, that candidates are compared on."""
+
 
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
@@ -57,7 +61,7 @@ class Fitness:
         self.evaluations = 0
         self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
         self._head_tokens = self._tokens_at_the_head() if on_cpu else HEAD_TOKENS
-        self._known: dict[Allocation, list[float]] = {}
+        self._known: dict[Allocation, dict[int, float]] = {}
         self._dense: list[DenseDistribution] = []
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
@@ -95,6 +99,12 @@ class Fitness:
         """Whole sequences that hold so many tokens, as far as there are any."""
         return min(-(-n_tokens // self.sequence_length), self.n_sequences)
 
+    def windows(self, n_tokens: int) -> list[Window]:
+        """The text in windows of whole sequences that hold so many tokens; the last one may be longer."""
+        rows = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - rows, 0) + 1, rows)
+        return [(start, self.n_sequences if start == starts[-1] else start + rows) for start in starts]
+
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
 
@@ -109,18 +119,22 @@ class Fitness:
         return mean
 
     def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each candidate; infinite where its logits aren't finite."""
-        wanted = self.sequences(n_tokens)
-        missing = [each for each in dict.fromkeys(allocations) if len(self._known.get(each, ())) < wanted]
+        """Mean KL of each candidate over the first tokens; infinite where its logits aren't finite."""
+        return self.kl_on(allocations, (0, self.sequences(n_tokens)))
+
+    def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
+        """Mean KL of each candidate over a window; infinite where its logits aren't finite."""
+        wanted = range(*window)
+        missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
         with parallel.agree():
             own = parallel.mine(missing)
-            self._run_base(own, wanted)
-            found = {each: self._evaluate(each, wanted) for each in own}
+            self._run_base(own, window)
+            found = {each: self._evaluate(each, window) for each in own}
         for part in parallel.gather(found):
             for each, losses in part.items():
-                self._known[each] = [*self._known.get(each, ()), *losses]
+                self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
-        return [_mean(self._known[each][:wanted], self.sequence_length) for each in allocations]
+        return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
 
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
@@ -133,19 +147,20 @@ class Fitness:
         return _mean(losses, self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
-        """What was measured of a candidate: the sum of KL over each sequence, in the order of the text."""
-        return list(self._known.get(allocation, ()))
+        """The sum of a candidate's KL over each sequence, from the first one on as far as they were measured."""
+        known = self._known.get(allocation, {})
+        return [known[number] for number in itertools.takewhile(known.__contains__, itertools.count())]
 
     def remember(self, allocation: Allocation, losses: Sequence[float]) -> None:
         """Take the losses from an earlier run of the same search as measured."""
-        self._known[allocation] = list(losses)
+        self._known[allocation] = dict(enumerate(losses))
 
     @torch.no_grad()
-    def _run_base(self, candidates: Sequence[Allocation], wanted: int) -> None:
+    def _run_base(self, candidates: Sequence[Allocation], window: Window) -> None:
         """Block inputs of the base as far as any of these candidates shares them."""
         shared: dict[Piece, int] = {}
         for each in candidates:
-            for piece in self._missing(each, wanted):
+            for piece in self._missing(each, window):
                 shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
         for piece, first in shared.items():
             inputs = self._embedded(piece)
@@ -155,18 +170,23 @@ class Fitness:
                 inputs += self._through(piece, inputs[-1], len(inputs) - 1, first)
 
     @torch.no_grad()
-    def _evaluate(self, allocation: Allocation, wanted: int) -> list[float]:
-        """Losses of the sequences that aren't known yet."""
+    def _evaluate(self, allocation: Allocation, window: Window) -> dict[int, float]:
+        """Losses of the window's sequences that aren't known yet."""
         self.bank.apply(allocation)
         first = self._first_changed(allocation)
-        return [
-            loss
-            for piece in self._missing(allocation, wanted)
-            for loss in self._run(piece, self._embedded(piece)[: first + 1])
-        ]
+        found: dict[int, float] = {}
+        for piece in self._missing(allocation, window):
+            losses = self._run(piece, self._embedded(piece)[: first + 1])
+            found |= zip(range(*piece), losses, strict=True)
+        return found
 
-    def _missing(self, allocation: Allocation, wanted: int) -> Iterator[Piece]:
-        return self._pieces(len(self._known.get(allocation, ())), wanted)
+    def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
+        """What of a window isn't known of a candidate."""
+        known = self._known.get(allocation, {})
+        for piece in self._pieces(*window):
+            unknown = [number for number in range(*piece) if number not in known]
+            if unknown:
+                yield unknown[0], unknown[-1] + 1
 
     def _embedded(self, piece: Piece) -> list[Tensor]:
         """What is kept of a piece: the base's inputs of the first blocks, of the very first one at least."""

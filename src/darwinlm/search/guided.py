@@ -19,15 +19,15 @@ from darwinlm.search.knapsack import solve_knapsack
 from darwinlm.search.space import Allocation
 from darwinlm.search.surrogate import Surrogate
 
-CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
-"""Strengths of the bends: the weight that the observations speak for, and around it."""
-
-SHARES = (0.15, 0.3, 0.45)
-"""Shares of the slopes that are added to the curves."""
-
 
 def guided(
-    parent: Allocation, surrogate: Surrogate, cost: CostModel, budget: Bounds, *, first: bool
+    parent: Allocation,
+    surrogate: Surrogate,
+    cost: CostModel,
+    budget: Bounds,
+    *,
+    cautions: Sequence[float],
+    shares: Sequence[float] = (),
 ) -> list[Allocation]:
     """Distinct answers of the models, the parent not among them.
 
@@ -36,13 +36,13 @@ def guided(
         surrogate: the model around it, with slopes.
         cost: of every level.
         budget: bounds.
-        first: whether the parent is the search's first one.
+        cautions: strengths of the bends: the weight that the observations speak for, and around it.
+        shares: of the slopes that are added to the curves, for the first parent alone.
     """
     assert surrogate.slopes is not None
-    losses = [surrogate.losses(parent, caution) for caution in (CAUTIONS[1:-1] if first else CAUTIONS)]
-    if first:
-        rows = [(curve, np.asarray(slope)) for curve, slope in zip(surrogate.curves, surrogate.slopes, strict=True)]
-        losses += [[curve + share * slope for curve, slope in rows] for share in SHARES]
+    losses = [surrogate.losses(parent, caution) for caution in cautions]
+    rows = [(curve, np.asarray(slope)) for curve, slope in zip(surrogate.curves, surrogate.slopes, strict=True)]
+    losses += [[curve + share * slope for curve, slope in rows] for share in shares]
     found = (_solved(each, cost, budget) for each in losses)
     return [child for child in dict.fromkeys(found) if child not in (None, parent)]
 

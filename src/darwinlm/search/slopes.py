@@ -15,6 +15,7 @@ it is of whole levels, with the weights that each of them would get.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +27,7 @@ from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import CPU_TOKENS
+from darwinlm.search.fitness import CPU_TOKENS, Window
 from darwinlm.search.space import Allocation
 
 HEAD_TOKENS = 128
@@ -37,7 +38,7 @@ Slopes = list[list[float]]
 
 
 class Gradients:
-    """First-order losses of all levels around an allocation; those of the last one asked for are kept.
+    """First-order losses of all levels around an allocation; those that were asked for last are kept.
 
     Args:
         bank: swaps candidates into the one model.
@@ -50,35 +51,50 @@ class Gradients:
         self.decoder = bank.decoder
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
-        self.parts = torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))
-        self.n_tokens = tokens.numel()
+        self.tokens = tokens
+        self._rows = max(1, batch_tokens // tokens.shape[1])
         self._places = {(module.block, module.kind): index for index, module in enumerate(bank.space.modules)}
-        self._last: tuple[Allocation, Slopes] | None = None
-        bank.apply(bank.space.dense)
-        self._dense = [self._inputs(part)[-1] for part in self.parts]
+        self._last: tuple[Allocation, Window, Slopes] | None = None
+        self._dense: dict[Window, Tensor] = {}
 
-    def around(self, allocation: Allocation) -> Slopes:
+    def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
         """Of every level, zero for a mixture of experts, whose tokens take different ways.
 
         Processes share the text; what is found doesn't depend on how many they are.
 
+        Args:
+            allocation: level of every module.
+            window: sequences of the text; None takes all.
+
         Raises:
             NumericsError: the gradient isn't finite.
         """
-        if self._last is None or self._last[0] != allocation:
+        window = window or (0, len(self.tokens))
+        if self._last is None or self._last[:2] != (allocation, window):
+            pieces = [(at, min(at + self._rows, window[1])) for at in range(window[0], window[1], self._rows)]
             with parallel.agree():
+                mine = parallel.mine(pieces)
+                self._run_dense(mine)
                 self.bank.apply(allocation)
-                own = {number: self._of_part(number) for number in parallel.mine(range(len(self.parts)))}
-            found = {number: part for share in parallel.gather(own) for number, part in share.items()}
-            total = sum((found[number] for number in sorted(found)), torch.zeros(()))
+                own = {piece: self._of_piece(piece) for piece in mine}
+            found = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+            total = sum((found[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
                     "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
                     "search.slope_tokens=0"
                 )
-            split = torch.split(total / self.n_tokens, [len(module.levels) for module in self.bank.space.modules])
-            self._last = allocation, [row.tolist() for row in split]
-        return self._last[1]
+            n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
+            split = torch.split(total / n_tokens, [len(module.levels) for module in self.bank.space.modules])
+            self._last = allocation, window, [row.tolist() for row in split]
+        return self._last[2]
+
+    def _run_dense(self, pieces: Sequence[Window]) -> None:
+        """The dense model's last residual stream, which is kept."""
+        missing = [piece for piece in pieces if piece not in self._dense]
+        if missing:
+            self.bank.apply(self.bank.space.dense)
+            self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[-1] for piece in missing}
 
     @torch.no_grad()
     def _inputs(self, tokens: Tensor) -> list[Tensor]:
@@ -89,11 +105,12 @@ class Gradients:
             inputs.append(self.decoder.run_block(block, inputs[-1], arguments[block]))
         return inputs
 
-    def _of_part(self, number: int) -> Tensor:
-        """Slopes of all levels of all modules in a row, summed over the tokens of a part, float64."""
-        inputs = self._inputs(self.parts[number])
-        arguments = self.decoder.block_arguments(self.parts[number])
-        gradient = self._behind_last_block(inputs.pop(), self._dense[number])
+    def _of_piece(self, piece: Window) -> Tensor:
+        """Slopes of all levels of all modules in a row, summed over the tokens of a piece, float64."""
+        tokens = self.tokens[slice(*piece)]
+        inputs = self._inputs(tokens)
+        arguments = self.decoder.block_arguments(tokens)
+        gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
         rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.bank.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])

@@ -32,6 +32,21 @@ class Generation:
     seconds: float
 
 
+@dataclass(frozen=True)
+class First:
+    """What a search starts from.
+
+    Attributes:
+        allocation: the first parent.
+        tried: allocations that needn't be tried again.
+        observations: changes of the loss that were seen on the way to it.
+    """
+
+    allocation: Allocation
+    tried: Sequence[Allocation] = ()
+    observations: Sequence[Observation] = ()
+
+
 @dataclass
 class EvolutionState:
     """Everything that a resumed search needs.

@@ -26,6 +26,10 @@ Observation = tuple[Allocation, Allocation, float, float]
 """Parent, child, measured change of the loss, and the change that the slopes around the parent gave, or 0."""
 
 
+TOGETHER = 1.2
+"""How much more the loss bends where modules move together than by their own bends, before anything was observed."""
+
+
 class Surrogate:
     """Predicted change of the loss between two allocations.
 

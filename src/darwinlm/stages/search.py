@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from darwinlm import parallel
@@ -15,7 +16,8 @@ from darwinlm.errors import BudgetError
 from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.bends import Bends, removed_together
+from darwinlm.search.bends import Bends, Rows, removed_together
+from darwinlm.search.descent import Descent, Slope, descend
 from darwinlm.search.evolution import Problem, evolve
 from darwinlm.search.finalists import choose
 from darwinlm.search.fitness import Fitness
@@ -25,7 +27,7 @@ from darwinlm.search.scores import Curves, levels_around, local_errors, measure,
 from darwinlm.search.slopes import Gradients
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
-from darwinlm.search.state import EvolutionState
+from darwinlm.search.state import EvolutionState, First
 from darwinlm.search.training import CandidateTrainer
 from darwinlm.stages.database import Database
 from darwinlm.stages.plan import Plan
@@ -34,6 +36,7 @@ from darwinlm.stages.text import Texts
 
 RESULT = "result.json"
 STATE = "evolution.json"
+DESCENT = "descent.json"
 FINALISTS = "finalists.json"
 SCORES = "scores.json"
 PROXY_TOKENS = 2048
@@ -81,9 +84,12 @@ class _Searcher:
 
     @cached_property
     def gradients(self) -> Gradients:
+        return Gradients(self.bank, self.fitness.tokens, batch_tokens=self.run.batch_tokens)
+
+    def slopes(self, allocation: Allocation) -> Rows:
         # The end of the text: the first stages, which slopes choose candidates for, read its beginning.
-        count = self.fitness.sequences(self.settings.slope_tokens)
-        return Gradients(self.bank, self.fitness.tokens[-count:], batch_tokens=self.run.batch_tokens)
+        end = self.fitness.n_sequences
+        return self.gradients.around(allocation, (end - self.fitness.sequences(self.settings.slope_tokens), end))
 
     @cached_property
     def errors(self) -> Curves:
@@ -158,12 +164,13 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
         problem = replace(problem, curves=curves)
     if settings.uses_slopes:
         bends = Bends(curves, searcher.errors, removed_together(plan.space, searcher.database.reader))
-        problem = replace(problem, slopes=searcher.gradients.around, bends=bends)
+        problem = replace(problem, slopes=searcher.slopes, bends=bends)
+    way_down = _WayDown(searcher, problem, stage.folder / DESCENT, begun)
     state = evolve(
         fitness,
         problem,
         settings,
-        lambda: _start(searcher, curves, uniform),
+        lambda: way_down.first(_start(searcher, curves, uniform)),
         stage.folder / STATE,
         trainer=searcher.trainer,
         used=time.monotonic() - begun,
@@ -174,8 +181,59 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
         rounds = searcher.trainer if settings.finalist_rounds else None
         allocation, finalists = choose(state.best, settings, rounds, _proxy(searcher), stage.folder / FINALISTS)
     result = _result(state, allocation, uniform, uniform_kl, searcher, finalists)
+    result["record"] |= way_down.record()
     if parallel.is_main():
         write_json(stage.folder / RESULT, result)
+
+
+class _WayDown:
+    """The descent before the evolution, where the recipe has one.
+
+    Args:
+        searcher: what the search works with.
+        problem: with slopes and bends, where there are any.
+        state_file: of the descent.
+        begun: when the search did, on the monotonic clock.
+    """
+
+    def __init__(self, searcher: _Searcher, problem: Problem, state_file: Path, begun: float) -> None:
+        self.searcher = searcher
+        self.problem = problem
+        self.state_file = state_file
+        self.begun = begun
+
+    def first(self, start: Allocation) -> First:
+        """Go down from the start."""
+        searcher, settings = self.searcher, self.searcher.settings
+        if not settings.descends:
+            return First(start)
+        assert self.problem.curves is not None
+        assert self.problem.bends is not None
+        slope = Slope(
+            self.problem.cost, self.problem.budget, self.problem.curves, self.problem.bends, searcher.gradients.around
+        )
+        found = descend(
+            searcher.fitness,
+            slope,
+            start,
+            self.state_file,
+            n_steps=settings.descent_steps,
+            tokens=settings.descent_tokens,
+            left=self._left,
+            report=lambda done: searcher.run.reporter.advance(done, settings.descent_steps),
+        )
+        return First(found.parent, [start, *found.tried], found.observations)
+
+    def record(self) -> dict[str, Any]:
+        """For the report: the steps, and the loss of the start in place of what they led to."""
+        if not self.searcher.settings.descends:
+            return {"descent": None}
+        found = Descent.load(self.state_file, self.problem.cost.costs)
+        return {"descent": [asdict(step) for step in found.steps], "start_kl": found.start_kl}
+
+    def _left(self) -> float:
+        minutes = self.searcher.settings.minutes
+        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self.begun)
 
 
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
