@@ -47,13 +47,13 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.source": demo_text(),
         "text.allow_benchmark_text": REASON,
         "text.calibration_tokens": 65536,
-        "text.fitness_tokens": 4096,
+        "text.fitness_tokens": 8192,
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
         "refit.tokens": 45056,
         "search.score_levels": 2,
-        "search.generations": 4,
-        "search.stages": [{"tokens": 2048, "survivors": 3}, {"tokens": 4096, "survivors": 1}],
+        "search.generations": 1,
+        "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

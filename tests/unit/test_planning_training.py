@@ -25,6 +25,7 @@ from darwinlm.planning.plan import Plan, disk_of, make_plan
 from darwinlm.planning.training import adapters, saved
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
+from darwinlm.search.fitness import Window
 from darwinlm.search.slopes import Gradients
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
@@ -149,14 +150,14 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
         counted.append(len(logits))
         return whole(self, logits, *rest, **more)  # type: ignore[arg-type]
 
-    back = Gradients._of_part
+    back = Gradients._of_piece
 
-    def sloping(self: Gradients, number: int) -> Tensor:
-        counted.append(self.parts[number].numel())
-        return back(self, number)
+    def sloping(self: Gradients, piece: Window) -> Tensor:
+        counted.append((piece[1] - piece[0]) * self.tokens.shape[1])
+        return back(self, piece)
 
     monkeypatch.setattr(DenseDistribution, "kl", counting)
-    monkeypatch.setattr(Gradients, "_of_part", sloping)
+    monkeypatch.setattr(Gradients, "_of_piece", sloping)
     assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")

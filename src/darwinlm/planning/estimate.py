@@ -36,6 +36,9 @@ JOINED = 0.5
 IMPROVED = 0.5
 """Share of the generations that find a better allocation, whose block inputs and slopes are made anew."""
 
+STEP_CHILDREN = 4
+"""Candidates of a step of the descent that are evaluated on its window, the parent among them."""
+
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
 
@@ -256,14 +259,28 @@ def _search(sizes: Sizes) -> StageNeed:
         Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))
     )
     if sloped:
-        _slopes(sizes, need, sloped)
+        _slopes(sizes, need, sloped, IMPROVED * settings.generations)
+    if settings.descends:
+        window = min(whole(settings.descent_tokens), fitness)
+        _descent(sizes, need, window, 2 * len(cut) * cuts)
     _train_candidates(sizes, need, size)
     return need
 
 
-def _slopes(sizes: Sizes, need: StageNeed, tokens: int) -> None:
-    """Gradients at every new best allocation: its blocks twice forward and once back, what dense modules make of it."""
-    times = IMPROVED * sizes.recipe.search.generations
+def _descent(sizes: Sizes, need: StageNeed, window: int, cuts: float) -> None:
+    """Steps before the evolution: a gradient, and the parent and its children on a window."""
+    steps = sizes.recipe.search.descent_steps
+    evaluated = steps * window * STEP_CHILDREN
+    need.tokens += evaluated
+    need.passes += evaluated * (sizes.kept * sizes.forward + sizes.head)
+    need.moved += evaluated * sizes.vocabulary * float(KL_BYTES)
+    need.operations["float64"] = need.operations.get("float64", 0.0) + steps * cuts
+    need.calls += steps * STEP_CHILDREN * _batches(sizes, window) * sizes.depth
+    _slopes(sizes, need, window, steps)
+
+
+def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
+    """Gradients at new best allocations: their blocks twice forward and once back, what dense modules make of it."""
     need.tokens += times * tokens
     need.passes += times * tokens * ((3 * sizes.kept + 1) * sizes.forward + 3 * sizes.head)
     # A module's product of gradients and inputs, and one triangular solve for all of its widths.
