@@ -158,10 +158,11 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 
     monkeypatch.setattr(DenseDistribution, "kl", counting)
     monkeypatch.setattr(Gradients, "_of_piece", sloping)
-    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
+    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group", "search.descent_steps=2")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
-    assert need.tokens == pytest.approx(sum(counted), rel=0.2)
+    # After a descent fewer generations find something better than the plan's half.
+    assert need.tokens == pytest.approx(sum(counted), rel=0.3)
 
 
 def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:
