@@ -17,7 +17,7 @@ from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, plain, se
 
 from darwinlm.report import plots, wording
 from darwinlm.report.card import model_card
-from darwinlm.report.page import render_page
+from darwinlm.report.page import _with_descent, render_page
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
 
 
@@ -111,6 +111,30 @@ def test_names_with_html_are_escaped():
         entry["continuations"][0] = NASTY
     page = Page(render_page(summary))  # refuses script elements
     assert page.text.count(NASTY) > 10
+
+
+@pytest.mark.parametrize(("moves", "words"), [((12, 0, 3), "3 steps downhill and "), ((0,), "1 step downhill and ")])
+def test_the_way_down_is_told_and_drawn(moves, words):
+    summary = searched()
+    search = summary["search"]
+    search["descent"] = [
+        {
+            "moved": moved,
+            "change": -0.1 if moved else 0.0,
+            "predicted": 0.0,
+            "evaluations": 90 + 4 * at,
+            "seconds": at + 1.0,
+        }
+        for at, moved in enumerate(moves)
+    ]
+    search["history"][0] |= {"kl": 0.8, "seconds": 60.0, "evaluations": 110}
+    text = render_page(summary)
+    assert f"{words}229 evaluations" in text
+    assert "at KL 0.92" in text
+    first, second = _with_descent(search)[:2]
+    assert first == {"kl": 0.92, "improved": False, "seconds": 60.0 - len(moves), "evaluations": 90}
+    assert second == {**search["history"][0], "improved": any(moves)}
+    assert _with_descent(search)[2:] == search["history"][1:]
 
 
 @pytest.mark.parametrize("blocks", [1, 30, 80])

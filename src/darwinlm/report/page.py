@@ -110,18 +110,36 @@ def _search(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     search = summary.get("search")
     if search is None:
         return None
-    history = search.get("history") or []
+    history = _with_descent(search)
+    steps = len(search.get("descent") or ())
+    downhill = f"{steps} step{'s' if steps > 1 else ''} downhill and " if steps else ""
     uniform = search.get("uniform_kl")
     beside = "" if uniform is None else f" On the same text a uniform model has KL {wording.divergence(uniform)}."
     return {
         "words": (
             f"It began with the {search['start']} start at KL {wording.divergence(search['start_kl'])} and ended at "
-            f"{wording.divergence(search['kl'])} nats per token after {search['evaluations']:,} evaluations in "
-            f"{wording.duration(search['seconds'])}: {search['ended']}.{beside}"
+            f"{wording.divergence(search['kl'])} nats per token after {downhill}{search['evaluations']:,} evaluations "
+            f"in {wording.duration(search['seconds'])}: {search['ended']}.{beside}"
         ),
         "svg": Markup(plots.search_plot(history)) if history else None,  # noqa: S704
         "last_choice": last_choice(search),
     }
+
+
+def _with_descent(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The history, with the start in front of what the steps downhill made of it."""
+    history = list(search.get("history") or [])
+    descent = search.get("descent")
+    if not history or not descent:
+        return history
+    reached = {**history[0], "improved": any(step["moved"] for step in descent)}
+    begun = {
+        "kl": search["start_kl"],
+        "improved": False,
+        "seconds": max(0.0, reached["seconds"] - descent[-1]["seconds"]),
+        "evaluations": descent[0]["evaluations"],
+    }
+    return [begun, reached, *history[1:]]
 
 
 def _refit(summary: Mapping[str, Any]) -> dict[str, Any] | None:
