@@ -217,6 +217,25 @@ def test_time_ends_the_search_with_its_best(searched, tiny_llama, make_run, tmp_
     assert record["seconds"] < 4.5
 
 
+def test_a_first_generation_that_takes_too_long_is_not_begun(searched, tiny_llama, make_run, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(searched, tmp_path / "out"))
+    measured = Fitness.kl_on
+
+    def kl_on(self, allocations, window):  # as if every evaluation so far had taken a minute
+        losses = measured(self, allocations, window)
+        self.seconds = 60.0 * self.tokens_run / (self.n_sequences * self.sequence_length)
+        return losses
+
+    monkeypatch.setattr(Fitness, "kl_on", kl_on)
+    found = {}
+    settings = ("search.minutes=2m", "search.generations=9", "search.descent_steps=0")
+    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
+    record = found["search"].record
+    assert record["ended"] == "time is up (2 minutes)"
+    assert len(record["history"]) == 1
+    assert record["seconds"] < 60
+
+
 def test_the_papers_rules_trade_single_levels_between_equals(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
     found = {}

@@ -36,6 +36,9 @@ CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
 SHARES = (0.15, 0.3, 0.45)
 """Shares of the slopes that are added to the curves around the first parent."""
 
+GRADIENT_PASSES = 4
+"""Evaluations on the same tokens that a gradient takes as long as."""
+
 BEST_KEPT = 64
 """Best distinct allocations that the state remembers, for the finalists."""
 
@@ -111,7 +114,7 @@ def evolve(
     begun = time.monotonic()
     state = _begin(fitness, problem, settings, start, state_file)
     used_before = state.seconds or used
-    longest = 0.0
+    longest = parallel.broadcast(_expected_seconds(fitness, settings)) if settings.minutes is not None else 0.0
     while not state.ended:
         state.seconds = parallel.broadcast(used_before + time.monotonic() - begun)
         if state.done >= settings.generations:
@@ -159,6 +162,17 @@ def _begin(
     if parallel.is_main():
         state.save(state_file)
     return state
+
+
+def _expected_seconds(fitness: Fitness, settings: Search) -> float:
+    """What a generation without training should take, at the speed of the evaluations so far."""
+    candidates, before, tokens = settings.offspring + settings.recombine, 0, 0
+    for stage in settings.stages:
+        tokens += candidates * max(stage.tokens - before, 0)
+        candidates, before = stage.survivors, stage.tokens
+    if settings.uses_slopes:
+        tokens += GRADIENT_PASSES * settings.slope_tokens
+    return tokens * fitness.seconds / max(fitness.tokens_run, 1)
 
 
 def _one_generation(

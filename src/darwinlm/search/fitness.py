@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -50,6 +51,8 @@ class Fitness:
 
     Attributes:
         evaluations: times that a candidate was run on some text.
+        seconds: of wall-clock that they took.
+        tokens_run: candidates' tokens in them.
     """
 
     def __init__(self, bank: ModuleBank, tokens: Tensor, *, batch_tokens: int) -> None:
@@ -59,6 +62,8 @@ class Fitness:
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
+        self.seconds = 0.0
+        self.tokens_run = 0
         self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
         self._head_tokens = self._tokens_at_the_head() if on_cpu else HEAD_TOKENS
         self._known: dict[Allocation, dict[int, float]] = {}
@@ -126,6 +131,7 @@ class Fitness:
         """Mean KL of each candidate over a window; infinite where its logits aren't finite."""
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
+        begun = time.monotonic()
         with parallel.agree():
             own = parallel.mine(missing)
             self._run_base(own, window)
@@ -134,6 +140,8 @@ class Fitness:
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
+        self.seconds += time.monotonic() - begun
+        self.tokens_run += len(missing) * len(wanted) * self.sequence_length
         return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
 
     @torch.no_grad()
