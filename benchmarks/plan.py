@@ -87,7 +87,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     measure_cpu.cache_clear()
     device = between(before, measure_cpu(now))
     parts = (stage, *PARTS.get(stage, ()))
-    needs = [need for need in make_plan(Sizes(run.checkpoint, recipe), device).needs if need.name in parts]
+    needs = [need for need in make_plan(Sizes(run.checkpoint, run.recipe), device).needs if need.name in parts]
     if not needs:
         return None
     planned, peak = sum(need.seconds(device) for need in needs), peak_bytes()
