@@ -15,7 +15,6 @@ from tests.tiny.published import published_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
@@ -26,6 +25,7 @@ from darwinlm.planning.training import adapters, saved
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 from darwinlm.search.fitness import Window
+from darwinlm.search.reference import ExpectedRows
 from darwinlm.search.slopes import Gradients
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
@@ -144,11 +144,11 @@ def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_pa
 
 def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    whole = DenseDistribution.kl
+    whole = ExpectedRows.kl
 
-    def counting(self: DenseDistribution, logits: Tensor, *rest: object, **more: object) -> Tensor:
-        counted.append(len(logits))
-        return whole(self, logits, *rest, **more)  # type: ignore[arg-type]
+    def counting(self: ExpectedRows, hidden: Tensor, start: int = 0) -> Tensor:
+        counted.append(len(hidden))
+        return whole(self, hidden, start)
 
     back = Gradients._of_piece
 
@@ -156,13 +156,20 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
         counted.append((piece[1] - piece[0]) * self.tokens.shape[1])
         return back(self, piece)
 
-    monkeypatch.setattr(DenseDistribution, "kl", counting)
+    monkeypatch.setattr(ExpectedRows, "kl", counting)
     monkeypatch.setattr(Gradients, "_of_piece", sloping)
     assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group", "search.descent_steps=2")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
     # After a descent fewer generations find something better than the plan's half.
     assert need.tokens == pytest.approx(sum(counted), rel=0.3)
+
+
+@pytest.mark.parametrize(("model_type", "kept"), [("gemma", 48 + 1), ("gemma2", 300)])
+def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, kept: int, tiny_folder) -> None:
+    settings = ("search.generations=1", "search.score_tokens=32", "search.stages=[{tokens: 64, survivors: 1}]")
+    need = need_of(make_plan(sizes_of(tiny_folder(model_type), *settings), find_device("h100")), "search")
+    assert item(need, "dense model's side of the loss") == kept * 64 * 4
 
 
 def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from darwinlm.families.family import Family, ModuleKind
 
+LARGE = 1e4
+"""Made-up logits, far above any soft cap."""
+
 
 class _AllRecorded(Exception):  # noqa: N818
-    """Ends a forward pass whose block arguments have been seen."""
+    """Ends a forward pass in which all that was wanted has been seen."""
 
 
 class _Recorder(nn.Module):
@@ -124,6 +127,41 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [n, v] of residual streams behind the last block, [n, m]."""
         return self.logits(torch.zeros(1, 1, dtype=torch.int64), hidden[None], len(self.blocks))[0]
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """What reaches the output embedding, [n, m], of residual streams behind the last block, [n, m]."""
+        found: list[Tensor] = []
+
+        def record(_: nn.Module, given: tuple[Tensor]) -> None:
+            found.append(given[0])
+            raise _AllRecorded
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(record)
+        try:
+            self.head(hidden)
+        except _AllRecorded:
+            return found[0][0]
+        finally:
+            hook.remove()
+        raise AssertionError("the model's forward never reached its output embedding")
+
+    @torch.no_grad()
+    def logit_scale(self) -> float | None:
+        """What the model multiplies its output embedding's results by; None where logits aren't a multiple of them."""
+        made: list[Tensor] = []
+
+        def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            made.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return made[0].view(output.shape)
+
+        hook = self.model.get_output_embeddings().register_forward_hook(replace)
+        try:
+            seen = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
+        finally:
+            hook.remove()
+        given = made[0].double()
+        scale = float(seen[-1] / given[-1])
+        return scale if torch.allclose(seen, scale * given, rtol=2.0**-6, atol=0.0) else None
 
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:

@@ -19,7 +19,10 @@ REUSED = 0.55
 """Share of the blocks that a candidate runs on average: its first changed block lies anywhere, its loss comes last."""
 
 KL_BYTES = 40
-"""Bytes moved for one logit of a candidate: written, read as float32, exponentiated, multiplied with the dense side."""
+"""Bytes moved for one logit of a model: written, read as float32, exponentiated, multiplied with the dense side."""
+
+NORMALISER_BYTES = 12
+"""The same where only the logits' normaliser is made, a part of the vocabulary after the other, within the caches."""
 
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
@@ -241,10 +244,11 @@ def _search(sizes: Sizes) -> StageNeed:
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
     need.processes, need.bound = sizes.processes, settings.minutes
-    need.moved = tokens * sizes.vocabulary * float(KL_BYTES) + changed * reads * 3
+    need.moved = tokens * _kl_bytes(sizes) + changed * reads * 3
+    kept = sizes.width + 1 if sizes.linear_head else sizes.vocabulary
     need.device = [
         Item("dense model", sizes.params * size),
-        Item("dense distributions", fitness * sizes.vocabulary * 4.0, "text.fitness_tokens", fitness),
+        Item("dense model's side of the loss", fitness * kept * 4.0, "text.fitness_tokens", fitness),
         Item(
             "block inputs of the parent",
             fitness * sizes.width * sizes.checkpoint.n_blocks * size,
@@ -253,7 +257,7 @@ def _search(sizes: Sizes) -> StageNeed:
         ),
         Item("modules in use and kept for later", min(4 * 2**30, sizes.blocks * size * 4.0)),
         *_pass_items(sizes, size),
-        Item("logits", max(10.0 * HEAD_TOKENS, float(_batch(sizes)) * size) * sizes.vocabulary),
+        Item("logits", 10.0 * HEAD_TOKENS * sizes.vocabulary),
     ]
     need.device.append(
         Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))
@@ -267,13 +271,18 @@ def _search(sizes: Sizes) -> StageNeed:
     return need
 
 
+def _kl_bytes(sizes: Sizes) -> float:
+    """Bytes moved for the loss of one token of a candidate."""
+    return float(sizes.vocabulary) * (NORMALISER_BYTES if sizes.linear_head else KL_BYTES)
+
+
 def _descent(sizes: Sizes, need: StageNeed, window: int, cuts: float) -> None:
     """Steps before the evolution: a gradient, and the parent and its children on a window."""
     steps = sizes.recipe.search.descent_steps
     evaluated = steps * window * STEP_CHILDREN
     need.tokens += evaluated
     need.passes += evaluated * (sizes.kept * sizes.forward + sizes.head)
-    need.moved += evaluated * sizes.vocabulary * float(KL_BYTES)
+    need.moved += evaluated * _kl_bytes(sizes)
     need.operations["float64"] = need.operations.get("float64", 0.0) + steps * cuts
     need.calls += steps * STEP_CHILDREN * _batches(sizes, window) * sizes.depth
     _slopes(sizes, need, window, steps)

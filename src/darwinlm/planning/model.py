@@ -123,6 +123,11 @@ class Sizes:
         return int(self.checkpoint.config.vocab_size)
 
     @property
+    def linear_head(self) -> bool:
+        """Whether logits are a linear function of what reaches the head (`search/reference.py`)."""
+        return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
+
+    @property
     def element(self) -> int:
         """Bytes of one saved weight; of float32 where the configuration states none."""
         return int(getattr(self.checkpoint.dtype, "itemsize", 4))

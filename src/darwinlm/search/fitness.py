@@ -20,19 +20,12 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.errors import NumericsError
-from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.search.bank import ModuleBank
+from darwinlm.search.reference import Distributions, ExpectedRows, LinearHead, Reference
 from darwinlm.search.space import Allocation
-
-HEAD_TOKENS = 512
-"""Tokens whose logits are made at once: a vocabulary's worth of them for a whole batch would not stay in the caches."""
 
 CPU_TOKENS = 1024
 """Most tokens in one forward pass on a CPU, whose caches hold no more of the residual stream."""
-
-CPU_LOGITS = 24 << 20
-"""Most bytes of logits made at once on a CPU: larger pieces of memory go back to the system each time (glibc), and come
-back page by page."""
 
 Piece = tuple[int, int]
 """Sequences from the first number on, up to the second, that are run in one forward pass."""
@@ -65,22 +58,22 @@ class Fitness:
         self.seconds = 0.0
         self.tokens_run = 0
         self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
-        self._head_tokens = self._tokens_at_the_head() if on_cpu else HEAD_TOKENS
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._dense: list[DenseDistribution] = []
+        self._dense: list[Reference] = []
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
         self._prepare_dense()
 
-    def _tokens_at_the_head(self) -> int:
-        embedding: Tensor = self.decoder.model.get_input_embeddings().weight
-        return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), HEAD_TOKENS), 16)
-
     @torch.no_grad()
     def _prepare_dense(self) -> None:
         self.bank.apply(self.bank.space.dense)
-        for begin, end in self._pieces(0, self.n_sequences):
-            self._dense.append(DenseDistribution(self.decoder.logits(self.tokens[begin:end]).flatten(0, 1)))
+        head = LinearHead.of(self.decoder)
+        for piece in self._pieces(0, self.n_sequences):
+            hidden = self._last(piece, self._embedded(piece)).flatten(0, 1)
+            if head is None:
+                self._dense.append(Distributions(self.decoder, hidden))
+            else:
+                self._dense.append(ExpectedRows(self.decoder, head, hidden))
 
     def set_base(self, allocation: Allocation | None) -> None:
         """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
@@ -209,22 +202,17 @@ class Fitness:
             hidden = self.decoder.run_block(block, hidden, arguments[block])
             yield hidden
 
-    def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
-        """Losses of the sequences of a piece, given what goes into the first blocks: the last of them is run first."""
+    def _last(self, piece: Piece, inputs: Sequence[Tensor]) -> Tensor:
+        """The stream behind the last block, given what goes into the first blocks, of which the last is run first."""
         hidden = inputs[-1]
         for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
             hidden = behind
-        hidden = hidden.flatten(0, 1)
-        distribution = self._dense[piece[0] // self._rows]
+        return hidden
+
+    def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
+        """Losses of the sequences of a piece, given what goes into the first blocks."""
         start = piece[0] % self._rows * self.sequence_length
-        divergence = torch.cat(
-            [
-                distribution.kl(self.decoder.head(part), start + at)
-                for at, part in zip(
-                    range(0, len(hidden), self._head_tokens), torch.split(hidden, self._head_tokens), strict=True
-                )
-            ]
-        )
+        divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
         found = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in found]
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from darwinlm import parallel
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import HEAD_TOKENS
+from darwinlm.search.reference import HEAD_TOKENS
 from darwinlm.search.space import Allocation
 
 

@@ -18,7 +18,8 @@ from darwinlm import parallel
 from darwinlm.allocator import kept_memory
 from darwinlm.recipe import Training
 from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import HEAD_TOKENS, Fitness
+from darwinlm.search.fitness import Fitness
+from darwinlm.search.reference import HEAD_TOKENS
 from darwinlm.search.space import Allocation
 
 WARMUP = 4

@@ -1,0 +1,140 @@
+"""KL without the dense model's logits, against that with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny.models import FAMILIES, tiny_model
+from torch import nn
+
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.families.decoder import Decoder
+from darwinlm.families.family import families
+from darwinlm.search import reference
+from darwinlm.search.reference import Distributions, ExpectedRows, LinearHead
+
+N, M, V = 37, 24, 700
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(bias=False, scale=1.0, dtype=torch.float32):
+    return LinearHead(random(V, M, seed=1).to(dtype), random(V, seed=2).to(dtype) if bias else None, scale)
+
+
+def logits(of, x):
+    z = x.double() @ of.weight.double().T
+    return of.scale * (z if of.bias is None else z + of.bias.double())
+
+
+@pytest.mark.parametrize("part", [1, 300 * N, 1 << 21])
+@pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 1.0), (True, 0.25)])
+def test_normalisers_are_log_sums_over_the_whole_vocabulary(monkeypatch, part, bias, scale):
+    monkeypatch.setitem(reference.PART, "cpu", part)
+    x = random(N, M) * 3
+    found = head(bias, scale).normalisers(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), logits(head(bias, scale), x).logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_normalisers_stand_logits_that_would_overflow():
+    rising = LinearHead(torch.arange(V, dtype=torch.float32)[:, None], None, 1.0)
+    for x in (torch.tensor([[100.0]]), torch.tensor([[-100.0]])):
+        torch.testing.assert_close(rising.normalisers(x).double(), logits(rising, x).logsumexp(-1))
+
+
+def test_logits_that_are_not_finite_show():
+    x = random(2, M)
+    x[1, 3] = torch.nan
+    found = head().normalisers(x)
+    assert torch.isfinite(found).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 1.0), (True, 0.25)])
+def test_the_cross_term_is_the_mean_logit(bias, scale):
+    of, x, p = head(bias, scale), random(N, M), random(N, V, seed=5).softmax(-1)
+    rows, constant = of.cross(p)
+    expected = (p.double() * logits(of, x)).sum(-1)
+    torch.testing.assert_close(((rows * x).sum(-1) + constant).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def decoder_of(name, **overrides):
+    return Decoder(tiny_model(name, **overrides), families()[name])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_all_families(name):
+    """Gemma 2 caps its logits; Granite divides them by 2."""
+    found = LinearHead.of(decoder_of(name))
+    if name == "gemma2":
+        assert found is None
+    else:
+        assert found is not None
+        assert found.scale == (0.5 if name == "granite" else 1.0)
+
+
+def test_a_cap_that_small_logits_hardly_feel_is_seen():
+    assert LinearHead.of(decoder_of("gemma2", final_logit_softcapping=1e3)) is None
+    assert LinearHead.of(decoder_of("gemma2", final_logit_softcapping=None)) is not None
+
+
+def test_a_head_that_is_no_plain_linear_layer_is_left_alone():
+    decoder = decoder_of("llama")
+
+    class Odd(nn.Linear):
+        pass
+
+    decoder.model.set_output_embeddings(Odd(48, 300, bias=False))
+    assert LinearHead.of(decoder) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma", "gemma2"])
+@torch.no_grad()
+def test_both_references_are_the_divergence_of_the_logits(name, dtype):
+    decoder = decoder_of(name)
+    decoder.model.to(dtype)
+    dense, candidate = (random(N, 48, seed=seed).to(dtype) * 2 for seed in (3, 4))
+    expected = DenseDistribution(decoder.head(dense)).kl(decoder.head(candidate))
+    of = LinearHead.of(decoder)
+    references = [Distributions(decoder, dense)] + ([ExpectedRows(decoder, of, dense)] if of else [])
+    assert len(references) == (1 if name == "gemma2" else 2)
+    for each in references:
+        exact = dtype == torch.float32 or isinstance(each, Distributions)
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if exact else {"rtol": 0.02, "atol": 0.02}
+        torch.testing.assert_close(each.kl(candidate), expected, **tolerance)
+        torch.testing.assert_close(each.kl(candidate[5:9], 5), expected[5:9], **tolerance)
+
+
+@pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 0.5)])
+def test_rounding_is_that_of_the_logits(bias, scale):
+    of, x, tokens = head(bias, scale, torch.bfloat16), random(N, M).bfloat16(), torch.arange(N) * 3
+    z = nn.functional.linear(x, of.weight, of.bias).float() * scale
+    expected = (z.double() - logits(of, x))[torch.arange(N), tokens]
+    torch.testing.assert_close(of.rounding(x, tokens).double(), expected, rtol=0, atol=1e-5)
+    assert not head(bias, scale).rounding(x.float(), tokens).any()
+
+
+@torch.no_grad()
+def test_rounding_of_what_both_models_are_sure_of_cancels():
+    """Logits around 40 are rounded to a quarter, and one token has nearly all of the probability."""
+    decoder = decoder_of("llama")
+    decoder.model.to(torch.bfloat16)
+    dense = (random(N, 48) * 2).bfloat16()
+    x = decoder.head_inputs(dense)
+    decoder.model.lm_head.weight *= 40 / decoder.head(dense).float().amax(-1).mean()
+    of = LinearHead.of(decoder)
+    found = ExpectedRows(decoder, of, dense)
+    rounding = of.rounding(x, found.likeliest)
+    assert rounding.abs().max() > 0.1
+    assert found.kl(dense).abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_the_expected_row_keeps_no_vocabulary():
+    decoder = decoder_of("llama")
+    kept = ExpectedRows(decoder, LinearHead.of(decoder), random(N, 48))
+    assert kept.rows.shape == (N, 48)
+    assert kept.constant.shape == (N,)
