@@ -13,7 +13,7 @@ import torch
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.search import descent
+from darwinlm.search import descent, evolution
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.knapsack import solve_knapsack
@@ -141,6 +141,45 @@ def test_a_parent_that_overflows_is_named(folder, tiny_llama, make_run, monkeypa
     monkeypatch.setattr(Fitness, "kl", lambda self, allocation, n_tokens: 1.0)
     with pytest.raises(NumericsError, match=r"the allocation's values aren't finite: try compute\.dtype=float32"):
         run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
+
+
+def test_runners_up_are_ranked_by_the_sum_of_what_was_seen():
+    start, low, lower, high, beside = ((level,) for level in range(5))
+    seen = [(start, low, -0.3, 0.0), (start, high, 0.2, 0.0), (low, lower, -0.2, 0.0), (low, beside, 0.1, 0.0)]
+    found = descent.Descent(lower, observations=seen).runners_up()
+    assert found == [low, beside, start, high]
+    assert descent.Descent(start).runners_up() == []
+
+
+def test_finalists_come_from_the_way_where_no_generation_was_begun(folder, tiny_llama, make_run, monkeypatch):
+    monkeypatch.setattr(evolution, "_expected_seconds", lambda fitness, settings: math.inf)
+    settings = (
+        *SETTINGS,
+        "search.minutes=60",
+        "search.finalists=3",
+        "search.finalist_rounds=[]",
+        "search.proxy=gradient",
+    )
+    found = {}
+    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
+    record, state = found["search"].record, state_of(folder)
+    assert len(record["history"]) == 1
+    candidates = record["finalists"]["candidates"]
+    assert len(candidates) == 3
+    losses = [each["kl_before"] for each in candidates]
+    assert losses == sorted(losses)
+    assert losses[0] == record["history"][0]["kl"]
+    named = [tuple(each["allocation"]) for each in candidates]
+    assert len(set(named)) == 3
+    assert set(named) <= {tuple(each) for each in (state["parent"], *state["tried"])} | {tuple(first_of(folder))}
+    assert record["evaluations"] == state["steps"][-1]["evaluations"] + 2 + 2, (
+        "start and end on all text, and two others"
+    )
+
+
+def first_of(folder):
+    """The start, which the evolution names behind its first parent."""
+    return json.loads((folder / "stages" / "search" / "evolution.json").read_text())["seen"][1]
 
 
 # ------------------------------------------------------------------------------------------------------------- windows

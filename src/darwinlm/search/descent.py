@@ -85,6 +85,13 @@ class Descent:
     ended: str = ""
     start_kl: float | None = None
 
+    def runners_up(self) -> list[Allocation]:
+        """What was passed or left beside the way, the least loss first, as far as single windows tell."""
+        losses: dict[Allocation, float] = {}
+        for parent, child, change, _ in self.observations:
+            losses[child] = losses.setdefault(parent, 0.0) + change
+        return sorted((each for each in losses if each != self.parent), key=losses.__getitem__)
+
     @classmethod
     def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> Descent:
         """Read what was saved. Raises ArtifactError when it can't be read, or is another search's."""

@@ -146,15 +146,16 @@ def _begin(
         return state
     begun = time.monotonic()
     first = start()
-    parent = first.allocation
     fitness.set_base(None)
-    kl = fitness.kl(parent, final_tokens)
+    kl = fitness.kl(first.allocation, final_tokens)
+    best = [(kl, first.allocation), *_more_finalists(first, fitness, settings)]
+    kl, parent = min(best, key=lambda pair: pair[0])
     state = EvolutionState(
         parent,
         kl,
         fitness.losses(parent),
         seen=[*dict.fromkeys([parent, *first.tried])],
-        best=[(kl, parent)],
+        best=sorted(best),
         observations=list(first.observations),
     )
     spent = time.monotonic() - begun
@@ -162,6 +163,16 @@ def _begin(
     if parallel.is_main():
         state.save(state_file)
     return state
+
+
+def _more_finalists(first: First, fitness: Fitness, settings: Search) -> list[tuple[float, Allocation]]:
+    """Others for the final selection, which mustn't be without a choice where time ends before a generation."""
+    others = first.others[: max(settings.finalists - 1, 0)]
+    evaluations = fitness.evaluations
+    losses = fitness.kls(others, settings.stages[-1].tokens)
+    # An interrupted search measures again what another one knows.
+    fitness.evaluations = evaluations + len(others)
+    return [(loss, each) for loss, each in zip(losses, others, strict=True) if math.isfinite(loss)]
 
 
 def _expected_seconds(fitness: Fitness, settings: Search) -> float:

@@ -40,11 +40,13 @@ class First:
         allocation: the first parent.
         tried: allocations that needn't be tried again.
         observations: changes of the loss that were seen on the way to it.
+        others: of those that were tried, what promises most behind it, best first.
     """
 
     allocation: Allocation
     tried: Sequence[Allocation] = ()
     observations: Sequence[Observation] = ()
+    others: Sequence[Allocation] = ()
 
 
 @dataclass

@@ -222,7 +222,7 @@ class _WayDown:
             left=self._left,
             report=lambda done: searcher.run.reporter.advance(done, settings.descent_steps),
         )
-        return First(found.parent, [start, *found.tried], found.observations)
+        return First(found.parent, [start, *found.tried], found.observations, found.runners_up())
 
     def record(self) -> dict[str, Any]:
         """For the report: the steps, and the loss of the start in place of what they led to."""
