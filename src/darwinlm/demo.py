@@ -36,7 +36,7 @@ def demo_text() -> str:
 
 
 def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
-    """The recipe of `darwinlm demo`: half of the block parameters, sized for two processor cores.
+    """The recipe of `darwinlm demo`: half of the block parameters, then a short training, sized for two processor cores.
 
     Raises:
         ModelError, DataError: a package that it needs isn't installed.
@@ -54,6 +54,9 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "search.score_levels": 2,
         "search.generations": 1,
         "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
+        "recovery.tokens": 24576,
+        "recovery.batch_tokens": 2048,
+        "recovery.evaluate_every": 24576,
         "budget.keep": 0.5,
     }
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}

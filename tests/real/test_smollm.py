@@ -31,11 +31,14 @@ SMALLER = (
     "search.generations=6",
     "search.offspring=6",
     "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
+    "recovery.tokens=4096",
+    "recovery.batch_tokens=1024",
+    "recovery.evaluate_every=4096",
     "evaluation.prompts=['The capital of France is']",
     "evaluation.new_tokens=16",
     "evaluation.speed_runs=1",
 )
-MODELS = ("dense", "uniform", "stitched", "refit")
+MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
 
 
@@ -68,10 +71,11 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
         assert all(text.strip() for text in figures["continuations"]), f"{name} has nothing to say"
 
     # Held-out text decides; nothing was chosen by it.
-    losses = [models[name]["perplexity"] for name in ("dense", "refit", "stitched", "uniform")]
-    assert losses == sorted(losses), dict(zip(("dense", "refit", "stitched", "uniform"), losses, strict=True))
+    better = ("dense", "recovered", "refit", "stitched", "uniform")
+    losses = [models[name]["perplexity"] for name in better]
+    assert losses == sorted(losses), dict(zip(better, losses, strict=True))
     assert models["dense"]["kl"] == pytest.approx(0, abs=1e-4)
-    assert models["refit"]["kl"] < models["uniform"]["kl"]
+    assert models["recovered"]["kl"] < models["refit"]["kl"] < models["uniform"]["kl"]
 
     budget = summary["budget"]
     assert 0 <= budget["unused"] <= 0.005
@@ -85,7 +89,7 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
 
     folder = tmp_path / "out" / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) == models["refit"]["params"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == models["recovered"]["params"]
     assert block_parameters(model, "model.layers") == budget["block_params"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("Water boils when", return_tensors="pt")

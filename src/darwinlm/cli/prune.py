@@ -67,7 +67,7 @@ def prune(
 
 @app.command()
 def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> None:
-    """Prune the embedded SmolLM2-135M-Instruct to half of its blocks and compare."""
+    """Prune the embedded SmolLM2-135M-Instruct to half of its blocks, train it briefly, and compare."""
     from darwinlm.demo import demo_recipe
 
     _run(demo_recipe(tuple(assignments or ())), out, "report")
