@@ -85,7 +85,8 @@ def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002
 
 def factorise(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """What the database stores, as it makes it."""
-    return whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
+    packed, errors, _ = whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
+    return packed, errors
 
 
 def growth(results: list[dict[str, object]]) -> dict[str, object]:

@@ -8,10 +8,10 @@ Both begin as in the middle of a search, with the parent in memory: the search r
 generation that found it, the plain way measures it with the last round's candidates. Running the parent for its block
 inputs counts, as after a generation that found a better one.
 
-`race`: the search for equal wall-clock, single-module scores included, from the knapsack start, the same without
-gradients (`curves`), from the uniform start, and by the paper's rules (one level between modules of one kind, its grid
-of levels, without training); held-out KL and perplexity of the stitched model, for each seed. `curves` takes the scores
-of `knapsack`, and so many seconds less. Every seed has a split of the text and a database of its own.
+`race`: the search for equal wall-clock, from the knapsack on the database's estimates, on measured single-module losses
+(`measured`, their time included), without gradients (`curves`), from the uniform start, and by the paper's rules (one
+level between modules of one kind, its grid of levels, without training); held-out KL and perplexity of the stitched
+model, for each seed. Every seed has a split of the text and a database of its own.
 Finished ones are in OUT/results.jsonl and aren't repeated; an interrupted one goes on.
 
     python benchmarks/search.py rate --out runs/bench
@@ -26,7 +26,6 @@ import copy
 import json
 import os
 import random
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +234,7 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
     )
     return {
         "knapsack": ("search.start=knapsack", SCREENED),
+        "measured": ("search.start=knapsack", "search.score_levels=3", SCREENED),
         "curves": ("search.start=knapsack", "search.slope_tokens=0", SCREENED),
         "uniform": ("search.start=uniform", SCREENED),
         "paper": (
@@ -261,15 +261,8 @@ def race(options: argparse.Namespace) -> None:
             if (arm, seed, options.minutes) in finished or (options.arm and arm not in options.arm):
                 continue
             name = options.out / f"race-{arm}-{seed}-{options.minutes:g}"
-            scores = options.out / f"race-knapsack-{seed}-{options.minutes:g}" / "stages" / "scores"
-            shared = arm == "curves" and (scores / "manifest.json").is_file()
-            minutes = options.minutes
-            if shared:
-                minutes -= read_json(scores / "manifest.json")["facts"]["seconds"] / 60
-            settings = (*assignments, f"search.minutes={minutes}", f"search.seed={seed}")
+            settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
-            if shared:
-                shutil.copytree(scores, name / "stages" / "scores", dirs_exist_ok=True)
             database = bench.database(run.recipe.units)
             found = search_stage(run, bench.texts, database, plan)
             dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)

@@ -36,7 +36,7 @@ def demo_text() -> str:
 
 
 def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
-    """The recipe of `darwinlm demo`: half of the block parameters, then a short training, sized for two processor cores.
+    """The recipe of `darwinlm demo`: half of the block parameters, then a short training, for two processor cores.
 
     Raises:
         ModelError, DataError: a package that it needs isn't installed.
@@ -51,7 +51,6 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "text.validation_tokens": 8192,
         "text.evaluation_tokens": 16384,
         "refit.tokens": 45056,
-        "search.score_levels": 2,
         "search.generations": 1,
         "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
         "recovery.tokens": 24576,

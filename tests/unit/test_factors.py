@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from darwinlm.database.factors import (
+    estimated_losses,
     full_target,
     kept_weights,
     narrower_factors,
@@ -136,11 +137,31 @@ def test_what_is_stored_is_the_factor_over_all_columns(kind):
     expected = nested_factors(damp(H.double()), W, columns)
     ordered = ordered_moment(H, columns)
     assert torch.equal(ordered, H[columns][:, columns].double())
-    packed, errors = whole_factor_(damp_(ordered), W, columns, name="block 0 mlp")
+    packed, errors, losses = whole_factor_(damp_(ordered), W, columns, name="block 0 mlp")
     torch.testing.assert_close(unpack_lower(packed, 300), expected.factor)
     torch.testing.assert_close(errors, expected.errors)
+    assert losses is None
     with pytest.raises(NumericsError, match=r"block 0 mlp: .* positive definite"):
         whole_factor_(-torch.eye(300, dtype=torch.float64), W, columns, name="block 0 mlp")
+
+
+@pytest.mark.parametrize("p", [300, 180])
+def test_estimated_losses_weigh_the_error_by_the_gradients(p):
+    """tr(S (W - W_k) H (W - W_k)ᵀ) / 2, whether some columns were gone before or not, stored or from all factors."""
+    H, W, columns = second_moment(300, "outliers").float(), weight(20, 300).float(), permutation(300)[:p]
+    S = second_moment(20, "steep").float()
+    damped = damp(H.double())
+    factors = nested_factors(damped, W, columns)
+    found = estimated_losses(factors, damped, W, S)
+    assert found.shape == (p + 1,)
+    for k in {0, 1, p // 2, p}:
+        error = W.double().clone()
+        error[:, columns[:k]] -= kept_weights(factors, k).double()
+        expected = (S.double() @ error @ damped @ error.T).trace() / 2
+        torch.testing.assert_close(found[k], expected, rtol=1e-4, atol=1e-5 * float(found[0]))
+    if p == 300:
+        _, _, stored = whole_factor_(damp_(ordered_moment(H, columns)), W, columns, S)
+        torch.testing.assert_close(stored, found, rtol=1e-3, atol=1e-5 * float(found[0]))
 
 
 def test_empty_subset():

@@ -13,7 +13,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
-from darwinlm.database.factors import kept_weights, nested_factors, whole_factor_
+from darwinlm.database.factors import estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
 from darwinlm.database.parked import Parked
@@ -130,23 +130,25 @@ def module_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor
         NumericsError: values aren't finite.
         StorageError: the disk is full.
     """
-    if shape.experts:
-        return experts_tensors(expert_factors(method, shape, moment, W))
-    W = W.to(method.device)
     S = method.saliency(shape.block).get(shape.kind)
+    if shape.experts:
+        return experts_tensors(expert_factors(method, shape, moment, W, S))
+    W = W.to(method.device)
     curves, (variant, units) = _narrow_curves(method, shape, moment, W, S)
     removal = Removal(moment.rows(), W, units, saliency=S, damping=method.damping, name=shape.name)
     columns = removal.run().columns(units)
     del removal
     A = damp_(ordered_moment(moment.rows(), columns), method.damping)
-    packed, errors = whole_factor_(A, W, columns, name=shape.name)
-    curves[variant] = Curve(columns, errors)
+    packed, errors, losses = whole_factor_(A, W, columns, S, name=shape.name)
+    curves[variant] = Curve(columns, errors, losses)
     if shape.kind == "attention":
         packed = packed.clone()  # without the memory of A: the MLP comes next
     return module_tensors(shape.kind, curves, packed)
 
 
-def expert_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor) -> Iterator[tuple[Curve, Tensor]]:
+def expert_factors(
+    method: Method, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
+) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
 
     An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
@@ -159,8 +161,8 @@ def expert_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor
         seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
         columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
         A = damp_(ordered_moment(H, columns), method.damping)
-        packed, errors = whole_factor_(A, own, columns, name=name)
-        yield Curve(columns, errors), packed.clone()  # without the memory of A
+        packed, errors, losses = whole_factor_(A, own, columns, S, name=name)
+        yield Curve(columns, errors, losses), packed.clone()  # without the memory of A
 
 
 def _narrow_curves(
@@ -199,7 +201,7 @@ def _narrow_curve(method: Method, name: str, H: Tensor, W: Tensor, units: Tensor
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, damping=method.damping, name=name)
     found = nested_factors(damped, W, order.columns(units), name=name)
-    return Curve(found.columns, found.errors)
+    return Curve(found.columns, found.errors, None if S is None else estimated_losses(found, damped, W, S))
 
 
 def _finished(stage: StageFolder, total: int) -> int:

@@ -17,6 +17,14 @@ Keeping the first k of π, the weights with the least squared output error ``tr(
 The last term is what even the widest choice can't recover; it is zero when π has every column, and T is then ``W_π L``,
 which needs no storing. Nor do L and T of any other π: the L of all columns holds H, and they follow from it.
 
+With S the second moment of the output gradients, half of the error that S weights,
+
+    tr(S (W - W_k) H (W - W_k)ᵀ) / 2,
+
+is the second-order estimate of KL(dense ‖ pruned) in nats per token: it has no slope at the dense model, and its
+curvature there is the gradients' second moment (Fisher), taken as independent of the inputs as in K-FAC (Martens &
+Grosse 2015, arXiv 1503.05671).
+
 These are the weights and losses that removing columns one by one arrives at (Optimal Brain Surgeon, Hassibi & Stork
 1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
 """
@@ -97,18 +105,47 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
 
 
 @torch.no_grad()
-def whole_factor_(A: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> tuple[Tensor, Tensor]:
+def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Tensor) -> Tensor:
+    """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
+
+    Args:
+        factors: of H and W.
+        H_damped: [d, d] floating.
+        W: [r, d] floating.
+        S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
+    """
+    W = W.to(H_damped)
+    energy = ((S.to(W) @ W) * (W @ H_damped)).sum(dtype=torch.float64)
+    return _losses(_weighted_squares(factors.target, S), energy)
+
+
+def _weighted_squares(T: Tensor, S: Tensor) -> Tensor:
+    """t_jᵀ S t_j of every column, float64."""
+    squares: Tensor = torch.linalg.vecdot(S.to(T) @ T, T, dim=0)
+    return squares.double()
+
+
+def _losses(squares: Tensor, energy: Tensor) -> Tensor:
+    recovered = torch.cat([squares.new_zeros(1), squares.cumsum(0)])
+    return (energy - recovered).clamp_(min=0) / 2
+
+
+@torch.no_grad()
+def whole_factor_(
+    A: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What of `nested_factors` over every column is worth storing, in little memory.
 
     Args:
         A: [d, d] float64, damped second moment whose rows and columns are in the order of `columns`; overwritten.
         W: [r, d] floating, output projection of the dense module.
         columns: [d] int64, every column once, the last one to be removed first.
+        S: [r, r] floating, second moment of the output gradients.
         name: what A and W belong to, for messages.
 
     Returns:
-        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), and the errors [d + 1]
-        float64.
+        [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), the errors [d + 1]
+        float64, and with S the losses as `estimated_losses`.
 
     Raises:
         NumericsError: A isn't positive definite.
@@ -118,9 +155,17 @@ def whole_factor_(A: Tensor, W: Tensor, columns: Tensor, *, name: str = "module"
     for rows in torch.split(W, ROWS):
         losses += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
     errors = torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)])
+    estimates = None
+    if S is not None:
+        ordered = W.index_select(1, columns).to(L.device, torch.float32)
+        starts = range(0, len(L), ROWS)
+        parts = [_weighted_squares(ordered[:, at:] @ L[at:, at : at + ROWS].float(), S) for at in starts]
+        squares = torch.cat(parts)
+        estimates = _losses(squares, squares.sum())
+        del ordered
     # The columns of L lie one after the other.
     transposed, room = halves_(L.mT.contiguous())
-    return pack_lower(transposed.mT, room.view(-1)), errors
+    return pack_lower(transposed.mT, room.view(-1)), errors, estimates
 
 
 def _factor(A: Tensor, name: str) -> Tensor:

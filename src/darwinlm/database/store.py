@@ -1,7 +1,8 @@
 """The database on disk: one safetensors file per block, read a module at a time.
 
 For each module it holds one packed factor over all columns, and for each way to cut it (each number of query heads per
-KV group) the columns in removal order and the error of every width. Everything else follows from these and the weights.
+KV group) the columns in removal order, the error of every width and, where there were output gradients, the estimated
+loss. Everything else follows from these and the weights.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class Curve:
     Attributes:
         columns: [p] int64, the columns that may be kept, the last one to be removed first.
         errors: [p + 1] float64, squared output error of keeping the first k of them.
+        losses: [p + 1] float64, estimated loss of the model then, in nats per token; None without output gradients.
     """
 
     columns: Tensor
     errors: Tensor
+    losses: Tensor | None = None
 
 
 def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
@@ -63,6 +66,8 @@ def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor
     for variant, curve in curves.items():
         tensors[f"{kind}.{variant}.columns"] = curve.columns.to(torch.int32)
         tensors[f"{kind}.{variant}.errors"] = curve.errors
+        if curve.losses is not None:
+            tensors[f"{kind}.{variant}.losses"] = curve.losses
     return tensors
 
 
@@ -70,7 +75,9 @@ def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
     """Named tensors of a mixture: curves and packed factors of its experts along a new first dimension."""
     curves, packed = zip(*found, strict=True)
     columns, errors = torch.stack([own.columns for own in curves]), torch.stack([own.errors for own in curves])
-    return module_tensors("mlp", {1: Curve(columns, errors)}, torch.stack(packed))
+    losses = [own.losses for own in curves if own.losses is not None]
+    curve = Curve(columns, errors, torch.stack(losses) if losses else None)
+    return module_tensors("mlp", {1: curve}, torch.stack(packed))
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class DatabaseReader:
         )
         self._verified: set[int] = set()
         self._errors: dict[tuple[int, ModuleKind, int], Tensor] = {}
+        self._losses: dict[int, dict[str, Tensor]] = {}
         self._cache: OrderedDict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = OrderedDict()
         self._cache_bytes = cache_bytes
 
@@ -178,6 +186,19 @@ class DatabaseReader:
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
 
+    def _estimates(self, block: int) -> dict[str, Tensor]:
+        """Estimated losses of a block's variants by name, as far as there are any. Raises ArtifactError."""
+        if block not in self._losses:
+            path = self.folder / block_file(block)
+            self._verify(block, path)
+            try:
+                with safe_open(path, framework="pt") as stream:
+                    names = [name for name in stream.keys() if name.endswith(".losses")]  # noqa: SIM118
+                    self._losses[block] = {name: stream.get_tensor(name) for name in names}
+            except (OSError, SafetensorError) as error:
+                raise damaged(path, str(error)) from error
+        return self._losses[block]
+
     def _verify(self, block: int, path: Path) -> None:
         """Compare a file with the hash that the manifest has of it, once. Raises ArtifactError."""
         if block in self._verified:
@@ -211,6 +232,19 @@ class DatabaseReader:
             return 0.0
         errors = self.errors(block, kind, self.variant(block, kind, level))
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
+
+    def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
+        """Estimated loss of the model with this level alone, in nats per token; None where there is no estimate.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        if level.width == self.shape(block, kind).width:
+            return 0.0
+        name = f"{kind}.{self.variant(block, kind, level)}.losses"
+        if name not in self._estimates(block):
+            return None
+        return float(self._estimates(block)[name][..., level.width].sum())
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """[k] int64 (or [e, k]), ascending columns of the output projection that a level keeps."""

@@ -14,6 +14,8 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
+from darwinlm.recipe import Recipe
+from darwinlm.recipe.search import UNESTIMATED_LEVELS
 
 REUSED = 0.55
 """Share of the blocks that a candidate runs on average: its first changed block lies anywhere, its loss comes last."""
@@ -213,8 +215,7 @@ def _search(sizes: Sizes) -> StageNeed:
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
     uniform = max(attention, default=1) * whole(settings.score_tokens)
-    levels = settings.score_levels + SECOND_LOOK * settings.score_adaptive
-    measured = len(cut) * levels if settings.start == "knapsack" else 0.0
+    measured = len(cut) * _levels_measured(sizes.recipe) if settings.start == "knapsack" else 0.0
     scores = measured * whole(settings.score_tokens)
     trained = any(stage.training_tokens for stage in settings.stages)
     first = settings.offspring + (0 if trained else JOINED * settings.recombine)
@@ -269,6 +270,15 @@ def _search(sizes: Sizes) -> StageNeed:
         _descent(sizes, need, window, 2 * len(cut) * cuts)
     _train_candidates(sizes, need, size)
     return need
+
+
+def _levels_measured(recipe: Recipe) -> float:
+    """Levels of each module whose loss is measured, the second look included."""
+    settings = recipe.search
+    levels = settings.score_levels
+    if levels is None:
+        levels = 0 if recipe.database.saliency == "loss" else UNESTIMATED_LEVELS
+    return levels + SECOND_LOOK * settings.score_adaptive if levels else 0.0
 
 
 def _kl_bytes(sizes: Sizes) -> float:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.quantities import Minutes
 
+UNESTIMATED_LEVELS = 3
+"""Levels of each module whose loss is measured where nothing else is said and the database has no estimates."""
+
 Start = Literal["knapsack", "uniform", "random", "ziplm"]
 
 
@@ -51,11 +54,14 @@ class Search(Section):
     """The first parent. `knapsack`: single-module losses, solved exactly; `ziplm`: local errors, solved exactly;
     `uniform`; `random`."""
     score_tokens: int = Field(1024, gt=0)
-    """Fitness tokens for single-module losses."""
-    score_levels: int = Field(3, ge=1)
-    """Levels of each module whose loss is measured; the others follow the module's local error."""
+    """Fitness tokens for single-module losses that are measured."""
+    score_levels: int | None = Field(None, ge=0)
+    """Levels of each module whose loss is measured; the others follow the database's estimate or, where it has none,
+    the module's local error. 0 takes the estimates as they are. None measures nothing where there are estimates
+    (`database.saliency: loss`), 3 levels elsewhere."""
     score_adaptive: bool = True
-    """Then measure the levels that the budget chose too, and choose again: about a quarter more losses."""
+    """Where levels were measured, then measure those that the budget chose too, and choose again: about a quarter more
+    losses."""
     generations: int = Field(40, ge=1)
     """Rounds of mutation and selection."""
     offspring: int = Field(12, ge=1)

@@ -1,7 +1,8 @@
 """Single-module losses: what the whole model loses when one module alone is at a level.
 
-A few levels of each module are measured (KL on few tokens, the blocks before the module reused); the others follow
-the module's local error, which the database knows exactly: the loss is taken as a piecewise linear function of it.
+The database estimates them to second order where it was made with output gradients (`database/factors.py`). A few
+levels of each module can be measured instead (KL on few tokens, the blocks before the module reused); the others then
+follow the estimate, or the module's local error: the loss is taken as a piecewise linear function of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ TOGETHER = 8
 def local_errors(space: SearchSpace, database: DatabaseReader) -> Curves:
     """Relative local error of every level of every module."""
     return [[database.error(module.block, module.kind, level) for level in module.levels] for module in space.modules]
+
+
+def estimated_losses(space: SearchSpace, database: DatabaseReader) -> Curves | None:
+    """Estimated loss of every level of every module, in nats per token; None where the database has none."""
+    found: Curves = []
+    for module in space.modules:
+        row = [database.loss(module.block, module.kind, level) for level in module.levels]
+        if any(loss is None for loss in row):
+            return None
+        found.append([loss for loss in row if loss is not None])
+    return found
 
 
 def levels_to_measure(errors: Sequence[float], count: int) -> list[int]:

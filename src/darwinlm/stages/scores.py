@@ -22,45 +22,45 @@ class Scores:
         curves: loss of every level of every module.
     """
 
-    def __init__(self, measured: Measured, errors: Curves) -> None:
+    def __init__(self, measured: Measured, shapes: Curves) -> None:
         self.measured = measured
-        self.errors = errors
-        self.curves = spread_all(errors, measured)
+        self.curves = spread_all(shapes, measured)
 
 
-def scores_stage(run: Run, key: dict[str, Any], plan: Plan, errors: Curves, fitness: Fitness) -> Scores:
+def scores_stage(run: Run, key: dict[str, Any], plan: Plan, shapes: Curves, fitness: Fitness, n_levels: int) -> Scores:
     """Measure a few levels of every module, or reuse what was measured.
 
     Args:
         run: the run.
         key: what the losses depend on.
         plan: the space.
-        errors: local error of every level of every module.
+        shapes: estimated loss or local error of every level of every module.
         fitness: evaluates; its base becomes the dense model.
+        n_levels: levels measured for each module.
 
     Raises:
         NumericsError: losses aren't finite.
         ArtifactError: the file is damaged.
     """
     settings = run.recipe.search
-    key = {**key, "tokens": settings.score_tokens, "levels": settings.score_levels}
+    key = {**key, "tokens": settings.score_tokens, "levels": n_levels}
     with run.stage("scores", key, "single-module losses", shared=True) as (stage, work):
-        known = read_scores(stage, errors)
+        known = read_scores(stage, shapes)
         if work:
             measure_levels(
                 plan.space,
-                errors,
+                shapes,
                 fitness,
                 n_tokens=settings.score_tokens,
-                n_levels=settings.score_levels,
+                n_levels=n_levels,
                 known=known,
                 progress=run.reporter.advance,
                 save=lambda: _save(stage, known),
             )
-    return Scores(known, errors)
+    return Scores(known, shapes)
 
 
-def read_scores(stage: StageFolder, errors: Curves) -> Measured:
+def read_scores(stage: StageFolder, shapes: Curves) -> Measured:
     """The losses in a stage's folder, those of an interrupted run included: what the first process reads.
 
     Raises:
@@ -72,7 +72,7 @@ def read_scores(stage: StageFolder, errors: Curves) -> Measured:
     found = parallel.broadcast(found)
     try:
         known = {str(name): float(loss) for name, loss in found.items()}
-        fits = all(0 <= int(level) < len(errors[int(index)]) for index, level in (name.split(":") for name in known))
+        fits = all(0 <= int(level) < len(shapes[int(index)]) for index, level in (name.split(":") for name in known))
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise damaged(path, f"it doesn't hold single-module losses: {error}") from error
     if not fits:

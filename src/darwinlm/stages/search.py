@@ -12,8 +12,9 @@ from typing import Any
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, write_json
-from darwinlm.errors import BudgetError
+from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.decoder import Decoder
+from darwinlm.recipe.search import UNESTIMATED_LEVELS
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.bends import Bends, Rows, removed_together
@@ -23,7 +24,7 @@ from darwinlm.search.finalists import choose
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.mutation import filled
 from darwinlm.search.proxy import GradientAgreement
-from darwinlm.search.scores import Curves, levels_around, local_errors, measure, spread_all
+from darwinlm.search.scores import Curves, estimated_losses, levels_around, local_errors, measure, spread_all
 from darwinlm.search.slopes import Gradients
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
@@ -96,6 +97,26 @@ class _Searcher:
         return local_errors(self.plan.space, self.database.reader)
 
     @cached_property
+    def estimates(self) -> Curves | None:
+        return estimated_losses(self.plan.space, self.database.reader)
+
+    @property
+    def shapes(self) -> Curves:
+        """What the losses of a module's levels follow."""
+        return self.estimates or self.errors
+
+    @property
+    def score_levels(self) -> int:
+        """Levels of each module whose loss is measured. Raises RecipeError."""
+        wanted = self.settings.score_levels
+        if wanted == 0 and self.estimates is None:
+            raise RecipeError(
+                f"search.score_levels=0 takes the database's estimated losses, but {self.database.stage.folder} was "
+                "made without output gradients: make it with database.saliency=loss, or give 1 level or more"
+            )
+        return (UNESTIMATED_LEVELS if self.estimates is None else 0) if wanted is None else wanted
+
+    @cached_property
     def trainer(self) -> CandidateTrainer | None:
         if not self.settings.training_needed:
             return None
@@ -141,8 +162,8 @@ def search_stage(
     searcher = _Searcher(run, texts, database, plan, neighbour)
     scores: Scores | None = None
     begun = time.monotonic()
-    if recipe.search.start == "knapsack" and not run.is_done("search", key):
-        scores = scores_stage(run, shared, plan, searcher.errors, searcher.fitness)
+    if recipe.search.start == "knapsack" and not run.is_done("search", key) and searcher.score_levels:
+        scores = scores_stage(run, shared, plan, searcher.shapes, searcher.fitness, searcher.score_levels)
     with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
             _search(searcher, scores, stage, begun)
@@ -163,7 +184,7 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
     if settings.screen:
         problem = replace(problem, curves=curves)
     if settings.uses_slopes:
-        bends = Bends(curves, searcher.errors, removed_together(plan.space, searcher.database.reader))
+        bends = Bends(curves, searcher.shapes, removed_together(plan.space, searcher.database.reader))
         problem = replace(problem, slopes=searcher.slopes, bends=bends)
     way_down = _WayDown(searcher, problem, stage.folder / DESCENT, begun)
     state = evolve(
@@ -237,13 +258,13 @@ class _WayDown:
 
 
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
-    """Losses of every level: local errors, single-module losses, or those with a second look at what they choose."""
+    """Losses of every level: local errors, estimates, measured ones, those after a second look at what they choose."""
     if scores is None:
-        return searcher.errors
+        return searcher.errors if searcher.settings.start == "ziplm" else searcher.shapes
     if not searcher.settings.score_adaptive:
         return scores.curves
     plan, fitness = searcher.plan, searcher.fitness
-    known = {**scores.measured, **read_scores(stage, searcher.errors)}
+    known = {**scores.measured, **read_scores(stage, searcher.shapes)}
     # Those of an interrupted second look were evaluated too.
     fitness.evaluations += len(known) - len(scores.measured)
 
@@ -253,7 +274,7 @@ def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> C
 
     wanted = levels_around(scores.curves, knapsack_start(plan.cost, plan.budget, scores.curves))
     measure(plan.space, wanted, fitness, n_tokens=searcher.settings.score_tokens, known=known, save=save)
-    return spread_all(searcher.errors, known)
+    return spread_all(searcher.shapes, known)
 
 
 def _start(searcher: _Searcher, curves: Curves, uniform: Allocation) -> Allocation:
