@@ -1,9 +1,9 @@
 """Selection with training against selection without, at equal total cost, on the demo's model and text.
 
-For each seed three contestants search from the same knapsack start, whose single-module losses are measured once for
-all of them and aren't counted. `trained` evolves for half of --minutes, then trains its finalists in rounds, and the
-best trained one wins. `proxy` evolves as long and ranks its finalists by gradient agreement. `plain` spends all the
-time that `trained` took, training included, on evolution. Every answer is then recovered alike, on the same text,
+For each seed, which has a split of the text and a database of its own, three contestants search from the same start.
+`trained` searches for half of --minutes, then trains its finalists in rounds, and the best trained one wins. `proxy`
+searches as long and ranks its finalists by gradient agreement. `plain` spends all the time that `trained` took, training
+included, on the search. Every answer is then recovered alike, on the same text,
 which no finalist saw, with the same steps; held-out KL before and after. The ranks of all finalists before and after
 training are in the lines. Finished ones are in OUT/results.jsonl and aren't repeated.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ Json = dict[str, Any]
 class Recovery:
     """Trains an answer on text that no finalist saw, and measures it on evaluation text."""
 
-    def __init__(self, bench: Bench, options: argparse.Namespace) -> None:
-        run, plan = bench.run(options.out / "recovery")
+    def __init__(self, bench: Bench, options: argparse.Namespace, seed: int) -> None:
+        run, plan = bench.run(options.out / f"recovery-{seed}")
         model = bench.checkpoint.load(run.dtype, run.device)
         reader = bench.database(run.recipe.units).reader
         bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
@@ -89,8 +88,6 @@ def compete(
     folder = options.out / f"{name}-{seed}"
     settings = ("search.generations=100000", f"search.minutes={evolution}", f"search.seed={seed}")
     run, plan = bench.run(folder, *contestants(options)[name], *settings)
-    losses = options.out / "start" / "stages" / "scores"
-    shutil.copytree(losses, folder / "stages" / "scores", dirs_exist_ok=True)
     begun = time.perf_counter()
     found = search_stage(run, bench.texts, bench.database(run.recipe.units), plan)
     seconds = time.perf_counter() - begun
@@ -126,15 +123,15 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     options = parser.parse_args()
     wanted = sum(options.rounds) + options.recovery_tokens + 8192
-    bench = open_bench(options, f"text.training_tokens={wanted}")
-    if "training" not in bench.texts:
-        raise SystemExit("the run has no training text: leave --run out, or give one made with text.training_tokens")
-    recovery = Recovery(bench, options)
     results: Path = options.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    run, plan = bench.run(options.out / "start", "search.generations=1", "search.minutes=0.001")
-    search_stage(run, bench.texts, bench.database(run.recipe.units), plan)
     for seed in options.seed or [0]:
+        bench = open_bench(options, f"text.training_tokens={wanted}", f"search.seed={seed}", name=f"run-{seed}")
+        if "training" not in bench.texts:
+            raise SystemExit(
+                "the run has no training text: leave --run out, or give one made with text.training_tokens"
+            )
+        recovery = Recovery(bench, options, seed)
         for name in contestants(options):
             if options.contestant and name not in options.contestant:
                 continue

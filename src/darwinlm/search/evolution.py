@@ -183,7 +183,7 @@ def _expected_seconds(fitness: Fitness, settings: Search) -> float:
         candidates, before = stage.survivors, stage.tokens
     if settings.uses_slopes:
         tokens += GRADIENT_PASSES * settings.slope_tokens
-    return tokens * fitness.seconds / max(fitness.tokens_run, 1)
+    return tokens * fitness.seconds_per_token
 
 
 def _one_generation(

@@ -75,6 +75,11 @@ class Fitness:
             else:
                 self._dense.append(ExpectedRows(self.decoder, head, hidden))
 
+    @property
+    def seconds_per_token(self) -> float:
+        """What one token of one candidate took so far."""
+        return self.seconds / max(self.tokens_run, 1)
+
     def set_base(self, allocation: Allocation | None) -> None:
         """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
 

@@ -253,8 +253,11 @@ class _WayDown:
         return {"descent": [asdict(step) for step in found.steps], "start_kl": found.start_kl}
 
     def _left(self) -> float:
-        minutes = self.searcher.settings.minutes
-        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - self.begun)
+        settings, fitness = self.searcher.settings, self.searcher.fitness
+        if settings.minutes is None:
+            return math.inf
+        others = max(settings.finalists - 1, 0) * settings.stages[-1].tokens * fitness.seconds_per_token
+        return 60 * settings.minutes - (time.monotonic() - self.begun) - others
 
 
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
