@@ -2,10 +2,10 @@
 
 For each seed, which has a split of the text and a database of its own, three contestants search from the same start.
 `trained` searches for half of --minutes, then trains its finalists in rounds, and the best trained one wins. `proxy`
-searches as long and ranks its finalists by gradient agreement. `plain` spends all the time that `trained` took, training
-included, on the search. Every answer is then recovered alike, on the same text,
-which no finalist saw, with the same steps; held-out KL before and after. The ranks of all finalists before and after
-training are in the lines. Finished ones are in OUT/results.jsonl and aren't repeated.
+searches as long and ranks its finalists by gradient agreement. `plain` spends all the time that `trained` took,
+training included, on the search. Every answer is then recovered alike, on the same text, which no finalist saw, with
+the same steps; held-out KL before and after. The ranks of all finalists before and after training are in the lines.
+Finished ones are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/finalists.py --out runs/finalists --minutes 10 --seed 0 --seed 1 --seed 2
 """
