@@ -65,6 +65,7 @@ def test_database_alone_then_inspect_then_prune(
     assert ended.code == 0
     assert "heads per group" in ended.out
     assert "units lattice" in ended.out
+    assert "KL at 50%" in " ".join(ended.out.split())
     ended = command("inspect", out / "stages" / "database", "--json")
     about = json.loads(ended.out)
     assert about["blocks"] == BLOCKS
@@ -79,6 +80,13 @@ def test_database_alone_then_inspect_then_prune(
         assert module["columns"][-1] == module["width"] == len(curve) - 1
         for column, error in zip(module["columns"], module["errors"], strict=True):
             assert error == pytest.approx(float(curve[column] / curve[0]))
+        assert len(module["losses"]) == len(module["columns"])
+        assert module["losses"] == sorted(module["losses"], reverse=True)
+        if module["kind"] == "mlp":
+            block = module["block"]
+            levels = next(each.levels for each in reader.modules if (each.block, each.kind) == (block, "mlp"))
+            assert module["losses"][0] == reader.loss(block, "mlp", levels[0]) > 0
+            assert module["losses"][-1] == pytest.approx(0, abs=1e-5)
     ended = prune("--database", out, "--keep", "60%")
     assert ended.code == 0, ended.err
     assert "is used" in ended.out

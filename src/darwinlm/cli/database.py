@@ -46,7 +46,7 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="Of a database, or of the run that made it.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a hundred points of every curve.")] = False,
 ) -> None:
-    """Show how much of each module's output is lost at every width."""
+    """Show how much of each module's output is lost at every width, and what that costs the model."""
     from darwinlm.database.ready import describe, find_database, read_curves
 
     stage = find_database(folder)
@@ -58,17 +58,24 @@ def inspect(
             points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
             own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}
             curve = {"columns": points, "errors": [float(found.errors[point]) for point in points]}
+            if found.losses is not None:
+                curve["losses"] = [float(found.losses[point]) for point in points]
             curves.append({**own, "width": width, **curve})
         typer.echo(json.dumps({**about, "modules": curves}, allow_nan=False))
         return
-    table = Table(title="squared output error relative to the output, by share of the columns kept")
-    for column in ("block", "module", "heads per group", "columns", *(f"{share:.0%}" for share in SHARES)):
+    table = Table(
+        title="by share of the columns kept: squared output error over the output, estimated KL to the dense model"
+    )
+    shares = [f"{share:.0%}" for share in SHARES]
+    for column in ("block", "module", "heads per group", "columns", *shares, "KL at 50%", "KL at 0"):
         table.add_column(column, justify="right")
     for found in read_curves(stage):
         width = len(found.errors) - 1
         heads = _heads(found.kind, found.variant)
-        losses = [f"{float(found.errors[round(share * width)]):.4f}" for share in SHARES]
-        table.add_row(str(found.block), found.kind, "" if heads is None else str(heads), str(width), *losses)
+        cells = [f"{float(found.errors[round(share * width)]):.4f}" for share in SHARES]
+        if found.losses is not None:
+            cells += [f"{float(found.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
+        table.add_row(str(found.block), found.kind, "" if heads is None else str(heads), str(width), *cells)
     console = Console()
     console.print(table)
     calibration = about["calibration"]

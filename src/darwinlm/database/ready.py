@@ -26,12 +26,14 @@ class ModuleCurves:
         kind: attention or mlp.
         variant: query heads per KV group; 0 stands for any query heads, and an MLP has 1.
         errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
+        losses: [p + 1] estimated KL to the dense model then, in nats per token; None without output gradients.
     """
 
     block: int
     kind: str
     variant: int
     errors: Tensor
+    losses: Tensor | None = None
 
 
 def find_database(path: Path) -> StageFolder:
@@ -93,13 +95,16 @@ def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
         path = stage.folder / block_file(block)
         try:
             with safe_open(path, framework="pt") as stream:
-                named = {name: stream.get_tensor(name) for name in stream.keys() if name.endswith(".errors")}  # noqa: SIM118
+                wanted = [name for name in stream.keys() if name.endswith((".errors", ".losses"))]  # noqa: SIM118
+                named = {name: stream.get_tensor(name) for name in wanted}
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
-        for name, errors in sorted(named.items()):
-            kind, variant, _ = name.split(".")
-            whole = errors.sum(dim=0) if errors.ndim == 2 else errors
-            yield ModuleCurves(block, kind, int(variant), whole / whole[0] if whole[0] else whole)
+        curves = {name: found.sum(dim=0) if found.ndim == 2 else found for name, found in sorted(named.items())}
+        for name, whole in curves.items():
+            if name.endswith(".errors"):
+                kind, variant, _ = name.split(".")
+                relative = whole / whole[0] if whole[0] else whole
+                yield ModuleCurves(block, kind, int(variant), relative, curves.get(f"{kind}.{variant}.losses"))
 
 
 def describe(stage: StageFolder) -> dict[str, Any]:
