@@ -56,7 +56,7 @@ def test_every_step_that_moves_lowers_the_loss_where_it_was_measured(descended, 
         assert step["change"] < 0 if step["moved"] else step["change"] == 0
     assert record["start_kl"] == state["start_kl"] > record["history"][0]["kl"] >= record["kl"]
     evaluations = [step["evaluations"] for step in record["descent"]]
-    assert evaluations == sorted(set(evaluations))
+    assert evaluations == sorted(evaluations)
     assert evaluations[-1] < record["evaluations"]
 
 
@@ -100,7 +100,7 @@ def test_it_ends_where_nothing_better_is_found(folder, tiny_llama, make_run, mon
     found = {}
     run_stages(make_run(tiny_llama, folder, *SETTINGS), "search", found)
     record = found["search"].record
-    assert [step["moved"] for step in record["descent"]] == [0, 0]
+    assert [step["moved"] for step in record["descent"]] == [0, 0, 0]
     assert state_of(folder)["ended"] == "nothing better found"
     assert record["start_kl"] == record["history"][0]["kl"]
 
@@ -172,9 +172,8 @@ def test_finalists_come_from_the_way_where_no_generation_was_begun(folder, tiny_
     named = [tuple(each["allocation"]) for each in candidates]
     assert len(set(named)) == 3
     assert set(named) <= {tuple(each) for each in (state["parent"], *state["tried"])} | {tuple(first_of(folder))}
-    assert record["evaluations"] == state["steps"][-1]["evaluations"] + 2 + 2, (
-        "start and end on all text, and two others"
-    )
+    # The two others were measured, unless their losses were known from the way.
+    assert record["evaluations"] == state["steps"][-1]["evaluations"] + 2
 
 
 def first_of(folder):

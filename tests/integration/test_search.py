@@ -266,7 +266,8 @@ def test_the_best_switches_of_a_generation_are_put_together(searched, tiny_llama
     states = {}
     for joins in (0, 3):
         folder = Path(shutil.copytree(searched, tmp_path / str(joins)))
-        settings = ("search.generations=6", "search.offspring=8", "search.slope_tokens=0", f"search.recombine={joins}")
+        settings = ("search.start=random", "search.generations=6", "search.offspring=8", "search.slope_tokens=0")
+        settings = (*settings, f"search.recombine={joins}")
         run_stages(make_run(tiny_llama, folder, *settings), "search")
         states[joins] = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
         result = json.loads((folder / "stages" / "search" / "result.json").read_text())

@@ -44,6 +44,9 @@ IMPROVED = 0.5
 STEP_CHILDREN = 4
 """Candidates of a step of the descent that are evaluated on its window, the parent among them."""
 
+STEP_CONFIRMED = 1.5
+"""Children of a step that are evaluated on the rest of the text too: two at most, those that did well on the window."""
+
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
 
@@ -267,7 +270,7 @@ def _search(sizes: Sizes) -> StageNeed:
         _slopes(sizes, need, sloped, IMPROVED * settings.generations)
     if settings.descends:
         window = min(whole(settings.descent_tokens), fitness)
-        _descent(sizes, need, window, 2 * len(cut) * cuts)
+        _descent(sizes, need, window, fitness, 2 * len(cut) * cuts)
     _train_candidates(sizes, need, size)
     return need
 
@@ -286,10 +289,10 @@ def _kl_bytes(sizes: Sizes) -> float:
     return float(sizes.vocabulary) * (NORMALISER_BYTES if sizes.linear_head else KL_BYTES)
 
 
-def _descent(sizes: Sizes, need: StageNeed, window: int, cuts: float) -> None:
+def _descent(sizes: Sizes, need: StageNeed, window: int, fitness: int, cuts: float) -> None:
     """Steps before the evolution: a gradient, and the parent and its children on a window."""
     steps = sizes.recipe.search.descent_steps
-    evaluated = steps * window * STEP_CHILDREN
+    evaluated = steps * (window * STEP_CHILDREN + (fitness - window) * STEP_CONFIRMED)
     need.tokens += evaluated
     need.passes += evaluated * (sizes.kept * sizes.forward + sizes.head)
     need.moved += evaluated * _kl_bytes(sizes)

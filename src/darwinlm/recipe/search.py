@@ -83,7 +83,7 @@ class Search(Section):
     `trade: any`."""
     descent_steps: int = Field(8, ge=0)
     """Most steps from the start downhill before the evolution, each of one gradient and a few children that are solved
-    for; two in a row that find nothing better end it. 0 for none; where gradients are off there are none."""
+    for; three in a row that find nothing better end it. 0 for none; where gradients are off there are none."""
     descent_tokens: int = Field(2048, gt=0)
     """Fitness tokens of one step's gradient, and of the window behind them on which its children are measured; steps
     go round the text of the last stage."""

@@ -1,9 +1,10 @@
 """Descent: the way down from the first allocation by cheap steps, each of one gradient and a few knapsacks.
 
 A step takes the gradient of the loss on one window of the fitness text, solves for a few children (`guided.py`), and
-measures them and their parent on the next window, which the gradient didn't see; the best goes on if it beats the
-parent. Windows take turns, and the slopes of earlier ones fade, so that in the end all of the text has spoken. A step
-moves all modules at once and costs a fraction of a generation of the evolution, which then goes on from here.
+measures them and their parent on the next window, which the gradient didn't see; the best of them are measured on all
+of the text, and one goes on if it beats the parent there. Windows take turns, and the slopes of earlier ones fade, so
+that in the end all of the text has spoken. A step moves all modules at once and costs a fraction of a generation of
+the evolution, which then goes on from here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ SHARES = (0.3,)
 MEMORY = 0.5
 """What the slopes of all earlier windows weigh beside those of the present one."""
 
-PATIENCE = 2
+CONFIRMED = 2
+"""Children of a step that are measured on all of the text: the best on the window. Of the first step, all are."""
+
+PATIENCE = 3
 """Steps in a row that find nothing better before the descent ends."""
 
 Gradient = Callable[[Allocation, Window], Rows]
@@ -48,7 +52,7 @@ class Step:
 
     Attributes:
         moved: modules whose level changed, 0 where nothing was better.
-        change: of KL on the window that the children were measured on.
+        change: of KL on all of the text.
         predicted: the same by the model that was solved.
         evaluations: candidates evaluated so far.
         seconds: of wall-clock so far.
@@ -186,14 +190,10 @@ def descend(
             report(len(state.steps))
         if parallel.is_main():
             write_json(state_file, asdict(state))
-    # Counted like this because an interrupted descent measures again what another one knows.
-    evaluations = (state.steps[-1].evaluations if state.steps else fitness.evaluations) + 2
+    evaluations = state.steps[-1].evaluations if state.steps else fitness.evaluations + 1
     fitness.set_base(None)
-    before, after = fitness.kl_on([start, state.parent], (0, fitness.n_sequences))
+    state.start_kl = fitness.kl_on([start, state.parent], (0, fitness.n_sequences))[0]
     fitness.evaluations = evaluations
-    # Windows are small: what was better on each of them may not be on all.
-    state.parent = state.parent if after < before else start
-    state.start_kl = before
     if parallel.is_main():
         write_json(state_file, asdict(state))
     return state
@@ -221,17 +221,25 @@ def _step(state: Descent, fitness: Fitness, slope: Slope, windows: Sequence[Wind
         for child in guided(parent, model, slope.cost, slope.budget, cautions=CAUTIONS, shares=shares)
         if child not in known
     ]
-    losses = fitness.kl_on(children, judged)
+    changes = dict(zip(children, (found - loss for found in fitness.kl_on(children, judged)), strict=True))
+    better = sorted((child for child in children if changes[child] < 0), key=changes.__getitem__)
+    # Windows are small, and the first step moves most modules: what looks good on one may be bad on another.
+    finalists = better[:CONFIRMED] if number else children
+    whole = (0, fitness.n_sequences)
+    before, *after = fitness.kl_on([parent, *finalists], whole)
+    changes |= {child: found - before for child, found in zip(finalists, after, strict=True)}
     state.tried += children
     state.observations += [
-        (parent, child, found - loss, sloped(state.slopes, parent, child))
-        for child, found in zip(children, losses, strict=True)
-        if math.isfinite(found)
+        (parent, child, change, sloped(state.slopes, parent, child))
+        for child, change in changes.items()
+        if math.isfinite(change)
     ]
-    best, chosen = min([(loss, parent), *zip(losses, children, strict=True)], key=lambda pair: pair[0])
+    best, chosen = min([(0.0, parent), *((changes[child], child) for child in finalists)], key=lambda pair: pair[0])
     moved = sum(a != b for a, b in zip(parent, chosen, strict=True))
-    evaluations = (state.steps[-1].evaluations if number else first) + 1 + len(children)
-    state.steps.append(Step(moved, best - loss, model.change(parent, chosen), evaluations, 0.0))
+    # Counted like this because a descent that goes on measures again what another one knows.
+    evaluations = state.steps[-1].evaluations if number else first + 1
+    evaluations += len(children) + len(finalists)
+    state.steps.append(Step(moved, best, model.change(parent, chosen), evaluations, 0.0))
     state.parent = chosen
 
 
