@@ -60,9 +60,7 @@ def test_nothing_is_measured_where_there_are_estimates(estimated):
     stages = estimated["database"].stage.folder.parent
     assert not (stages / "scores").exists()
     record = estimated["search"].record
-    uniform = 1
-    assert record["evaluations"] > uniform
-    assert estimated["search"].record["kl"] <= record["start_kl"]
+    assert record["kl"] <= record["start_kl"]
 
 
 def test_levels_are_measured_where_there_are_none(tiny_llama, make_run, tmp_path):
