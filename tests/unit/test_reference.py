@@ -32,7 +32,7 @@ def logits(of, x):
 @pytest.mark.parametrize("part", [1, 300 * N, 1 << 21])
 @pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 1.0), (True, 0.25)])
 def test_normalisers_are_log_sums_over_the_whole_vocabulary(monkeypatch, part, bias, scale):
-    monkeypatch.setitem(reference.PART, "cpu", part)
+    monkeypatch.setattr(reference, "CPU_PART", part)
     x = random(N, M) * 3
     found = head(bias, scale).normalisers(x)
     assert found.dtype == torch.float32
@@ -73,6 +73,15 @@ def test_heads_of_all_families(name):
     else:
         assert found is not None
         assert found.scale == (0.5 if name == "granite" else 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_half_precision_rounds_is_still_found(dtype):
+    decoder = decoder_of("granite", logits_scaling=13.0)
+    decoder.model.to(dtype)
+    found = LinearHead.of(decoder)
+    assert found is not None
+    assert found.scale == pytest.approx(1 / 13, rel=3e-4)
 
 
 def test_a_cap_that_small_logits_hardly_feel_is_seen():

@@ -14,8 +14,6 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
-from darwinlm.recipe import Recipe
-from darwinlm.recipe.search import UNESTIMATED_LEVELS
 
 REUSED = 0.55
 """Share of the blocks that a candidate runs on average: its first changed block lies anywhere, its loss comes last."""
@@ -218,7 +216,9 @@ def _search(sizes: Sizes) -> StageNeed:
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
     uniform = max(attention, default=1) * whole(settings.score_tokens)
-    measured = len(cut) * _levels_measured(sizes.recipe) if settings.start == "knapsack" else 0.0
+    levels = settings.levels_measured(estimated=recipe.database.saliency == "loss")
+    looks = levels + SECOND_LOOK * settings.score_adaptive if levels and settings.start == "knapsack" else 0.0
+    measured = len(cut) * looks
     scores = measured * whole(settings.score_tokens)
     trained = any(stage.training_tokens for stage in settings.stages)
     first = settings.offspring + (0 if trained else JOINED * settings.recombine)
@@ -249,7 +249,7 @@ def _search(sizes: Sizes) -> StageNeed:
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
     need.processes, need.bound = sizes.processes, settings.minutes
     need.moved = tokens * _kl_bytes(sizes) + changed * reads * 3
-    kept = sizes.width + 1 if sizes.linear_head else sizes.vocabulary
+    kept = sizes.width + 4 if sizes.linear_head else sizes.vocabulary
     need.device = [
         Item("dense model", sizes.params * size),
         Item("dense model's side of the loss", fitness * kept * 4.0, "text.fitness_tokens", fitness),
@@ -273,15 +273,6 @@ def _search(sizes: Sizes) -> StageNeed:
         _descent(sizes, need, window, fitness, 2 * len(cut) * cuts)
     _train_candidates(sizes, need, size)
     return need
-
-
-def _levels_measured(recipe: Recipe) -> float:
-    """Levels of each module whose loss is measured, the second look included."""
-    settings = recipe.search
-    levels = settings.score_levels
-    if levels is None:
-        levels = 0 if recipe.database.saliency == "loss" else UNESTIMATED_LEVELS
-    return levels + SECOND_LOOK * settings.score_adaptive if levels else 0.0
 
 
 def _kl_bytes(sizes: Sizes) -> float:

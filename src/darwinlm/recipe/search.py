@@ -128,6 +128,12 @@ class Search(Section):
         after = sum(part.training_tokens for part in self.finalist_rounds) if self.finalists else 0
         return max(inside, after)
 
+    def levels_measured(self, *, estimated: bool) -> int:
+        """Levels of each module whose loss is measured, from a database that has estimates or none."""
+        if self.score_levels is not None:
+            return self.score_levels
+        return 0 if estimated else UNESTIMATED_LEVELS
+
     @property
     def uses_slopes(self) -> bool:
         """Whether gradients of the loss propose children."""

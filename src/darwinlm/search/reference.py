@@ -4,7 +4,7 @@ A candidate's head is the dense model's. With logits z_v = s (w_v·x + b_v) of w
 
     KL(p ‖ q) = Σ_v p_v log p_v - s (x·Σ_v p_v w_v + Σ_v p_v b_v) + logsumexp_v z_v,
 
-so of the dense model m + 2 numbers a token have to be kept instead of a vocabulary's, and a candidate's logits are
+so of the dense model m + 4 numbers a token have to be kept instead of a vocabulary's, and a candidate's logits are
 needed for nothing but their normaliser, which is made for a part of the vocabulary after the other.
 
 Logits of half precision are rounded after the product. Where the same rounded logit stands in both terms it cancels,
@@ -33,9 +33,11 @@ CPU_LOGITS = 24 << 20
 """Most bytes of such logits on a CPU: larger pieces of memory go back to the system each time (glibc), and come back
 page by page."""
 
-PART = {"cpu": 1 << 21}
-"""Most float32 logits of a part of the vocabulary, all tokens together: what stays in a CPU's caches."""
+CPU_PART = 1 << 21
+"""Most float32 logits of a part of the vocabulary, all tokens together, on a CPU: what stays in its caches."""
+
 GPU_PART = 1 << 28
+"""The same on a GPU, where only memory bounds them: 1 GiB."""
 
 FEWEST = 256
 """Least tokens of the vocabulary in a part."""
@@ -77,7 +79,7 @@ class LinearHead:
 
     def normalisers(self, x: Tensor) -> Tensor:
         """Log-sum-exp of the logits, [n, m] -> [n] float32."""
-        elements = PART.get(x.device.type, GPU_PART)
+        elements = CPU_PART if x.device.type == "cpu" else GPU_PART
         size = max(elements // max(len(x), 1), FEWEST)
         top = x.new_full((len(x),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
@@ -103,7 +105,7 @@ class LinearHead:
 
     def cross(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Two sums, s Σ_v p_v w_v, [n, m], and s Σ_v p_v b_v, [n], float32, of probabilities [n, v] float32."""
-        size = max(PART["cpu"] // self.weight.shape[1], FEWEST)
+        size = max(CPU_PART // self.weight.shape[1], FEWEST)
         rows = probabilities.new_zeros(len(probabilities), self.weight.shape[1])
         for start in range(0, len(self.weight), size):
             part = slice(start, start + size)

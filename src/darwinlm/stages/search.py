@@ -14,7 +14,6 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_json, write_json
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.decoder import Decoder
-from darwinlm.recipe.search import UNESTIMATED_LEVELS
 from darwinlm.run import Run
 from darwinlm.search.bank import ModuleBank
 from darwinlm.search.bends import Bends, Rows, removed_together
@@ -108,13 +107,13 @@ class _Searcher:
     @property
     def score_levels(self) -> int:
         """Levels of each module whose loss is measured. Raises RecipeError."""
-        wanted = self.settings.score_levels
-        if wanted == 0 and self.estimates is None:
+        found = self.settings.levels_measured(estimated=self.estimates is not None)
+        if not found and self.estimates is None:
             raise RecipeError(
                 f"search.score_levels=0 takes the database's estimated losses, but {self.database.stage.folder} was "
                 "made without output gradients: make it with database.saliency=loss, or give 1 level or more"
             )
-        return (UNESTIMATED_LEVELS if self.estimates is None else 0) if wanted is None else wanted
+        return found
 
     @cached_property
     def trainer(self) -> CandidateTrainer | None:
