@@ -14,6 +14,7 @@ from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import NumericsError
 from darwinlm.search.scores import (
     TOGETHER,
+    level_losses,
     levels_around,
     levels_to_measure,
     measure_levels,
@@ -180,3 +181,19 @@ def test_a_loss_that_is_not_finite_is_refused():
 def test_a_second_look_is_at_pruned_levels_that_were_chosen():
     curves = spread_all(ERRORS, {"0:0": 3.0, "1:0": 5.0, "2:0": 2.0})
     assert levels_around(curves, (1, 5, 0)) == [(0, 1), (2, 0)]
+
+
+def test_measured_losses_follow_local_errors_where_nothing_is_estimated():
+    known = {"0:0": 3.0, "1:0": 5.0, "2:0": 2.0}
+    assert level_losses(ERRORS, None, known) == spread_all(ERRORS, known)
+
+
+def test_measured_losses_and_estimates_count_alike():
+    known = {"0:0": 3.0, "1:0": 5.0, "2:0": 2.0}
+    estimates = [[2.0 * error for error in row] for row in ERRORS]
+    spread = spread_all(ERRORS, known)
+    found = level_losses(ERRORS, estimates, known)
+    for row, first, second in zip(found, spread, estimates, strict=True):
+        assert row == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+    assert found[0][0] == pytest.approx((3.0 + estimates[0][0]) / 2)
+    assert all(row[-1] == 0.0 for row in found)

@@ -56,9 +56,9 @@ class Search(Section):
     score_tokens: int = Field(1024, gt=0)
     """Fitness tokens for single-module losses that are measured."""
     score_levels: int | None = Field(None, ge=0)
-    """Levels of each module whose loss is measured; the others follow the database's estimate or, where it has none,
-    the module's local error. 0 takes the estimates as they are. None measures nothing where there are estimates
-    (`database.saliency: loss`), 3 levels elsewhere."""
+    """Levels of each module whose loss is measured; between them it follows the module's local error. Where the
+    database has estimates, the mean of both is taken; 0 takes the estimates as they are. None measures nothing where
+    there are estimates (`database.saliency: loss`), 3 levels elsewhere."""
     score_adaptive: bool = True
     """Where levels were measured, then measure those that the budget chose too, and choose again: about a quarter more
     losses."""

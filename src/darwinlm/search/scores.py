@@ -1,8 +1,8 @@
 """Single-module losses: what the whole model loses when one module alone is at a level.
 
 The database estimates them to second order where it was made with output gradients (`database/factors.py`). A few
-levels of each module can be measured instead (KL on few tokens, the blocks before the module reused); the others then
-follow the estimate, or the module's local error: the loss is taken as a piecewise linear function of it.
+levels of each module can be measured too (KL on few tokens, the blocks before the module reused); those of the others
+are taken as a piecewise linear function of the module's local error. Where there are both, their mean chooses best.
 """
 
 from __future__ import annotations
@@ -77,6 +77,23 @@ def spread_all(errors: Curves, measured: Measured) -> Curves:
         index, level = map(int, name.split(":"))
         of_module[index][level] = loss
     return [spread_scores(row, found) for row, found in zip(errors, of_module, strict=True)]
+
+
+def level_losses(errors: Curves, estimates: Curves | None, measured: Measured) -> Curves:
+    """Losses of every level of every module from measured ones, and from estimates where there are any.
+
+    Args:
+        errors: relative local error of every level, which losses between the measured ones follow.
+        estimates: estimated loss of every level, nats per token; the result is the mean of both kinds.
+        measured: loss by "module:level".
+    """
+    spread = spread_all(errors, measured)
+    if estimates is None:
+        return spread
+    return [
+        [(first + second) / 2 for first, second in zip(*rows, strict=True)]
+        for rows in zip(spread, estimates, strict=True)
+    ]
 
 
 def measure_levels(

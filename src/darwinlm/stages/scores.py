@@ -8,7 +8,7 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, damaged, read_json, write_json
 from darwinlm.run import Run
 from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import Curves, Measured, measure_levels, spread_all
+from darwinlm.search.scores import Curves, Measured, level_losses, measure_levels
 from darwinlm.stages.plan import Plan
 
 SCORES = "scores.json"
@@ -22,19 +22,28 @@ class Scores:
         curves: loss of every level of every module.
     """
 
-    def __init__(self, measured: Measured, shapes: Curves) -> None:
+    def __init__(self, measured: Measured, errors: Curves, estimates: Curves | None) -> None:
         self.measured = measured
-        self.curves = spread_all(shapes, measured)
+        self.curves = level_losses(errors, estimates, measured)
 
 
-def scores_stage(run: Run, key: dict[str, Any], plan: Plan, shapes: Curves, fitness: Fitness, n_levels: int) -> Scores:
+def scores_stage(
+    run: Run,
+    key: dict[str, Any],
+    plan: Plan,
+    errors: Curves,
+    estimates: Curves | None,
+    fitness: Fitness,
+    n_levels: int,
+) -> Scores:
     """Measure a few levels of every module, or reuse what was measured.
 
     Args:
         run: the run.
         key: what the losses depend on.
         plan: the space.
-        shapes: estimated loss or local error of every level of every module.
+        errors: local error of every level of every module.
+        estimates: estimated loss of every level, where the database has them.
         fitness: evaluates; its base becomes the dense model.
         n_levels: levels measured for each module.
 
@@ -45,11 +54,11 @@ def scores_stage(run: Run, key: dict[str, Any], plan: Plan, shapes: Curves, fitn
     settings = run.recipe.search
     key = {**key, "tokens": settings.score_tokens, "levels": n_levels}
     with run.stage("scores", key, "single-module losses", shared=True) as (stage, work):
-        known = read_scores(stage, shapes)
+        known = read_scores(stage, errors)
         if work:
             measure_levels(
                 plan.space,
-                shapes,
+                errors,
                 fitness,
                 n_tokens=settings.score_tokens,
                 n_levels=n_levels,
@@ -57,10 +66,10 @@ def scores_stage(run: Run, key: dict[str, Any], plan: Plan, shapes: Curves, fitn
                 progress=run.reporter.advance,
                 save=lambda: _save(stage, known),
             )
-    return Scores(known, shapes)
+    return Scores(known, errors, estimates)
 
 
-def read_scores(stage: StageFolder, shapes: Curves) -> Measured:
+def read_scores(stage: StageFolder, errors: Curves) -> Measured:
     """The losses in a stage's folder, those of an interrupted run included: what the first process reads.
 
     Raises:
@@ -72,7 +81,7 @@ def read_scores(stage: StageFolder, shapes: Curves) -> Measured:
     found = parallel.broadcast(found)
     try:
         known = {str(name): float(loss) for name, loss in found.items()}
-        fits = all(0 <= int(level) < len(shapes[int(index)]) for index, level in (name.split(":") for name in known))
+        fits = all(0 <= int(level) < len(errors[int(index)]) for index, level in (name.split(":") for name in known))
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise damaged(path, f"it doesn't hold single-module losses: {error}") from error
     if not fits:

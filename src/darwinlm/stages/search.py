@@ -23,7 +23,7 @@ from darwinlm.search.finalists import choose
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.mutation import filled
 from darwinlm.search.proxy import GradientAgreement
-from darwinlm.search.scores import Curves, estimated_losses, levels_around, local_errors, measure, spread_all
+from darwinlm.search.scores import Curves, estimated_losses, level_losses, levels_around, local_errors, measure
 from darwinlm.search.slopes import Gradients
 from darwinlm.search.space import Allocation
 from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
@@ -162,7 +162,9 @@ def search_stage(
     scores: Scores | None = None
     begun = time.monotonic()
     if recipe.search.start == "knapsack" and not run.is_done("search", key) and searcher.score_levels:
-        scores = scores_stage(run, shared, plan, searcher.shapes, searcher.fitness, searcher.score_levels)
+        scores = scores_stage(
+            run, shared, plan, searcher.errors, searcher.estimates, searcher.fitness, searcher.score_levels
+        )
     with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
             _search(searcher, scores, stage, begun)
@@ -260,13 +262,13 @@ class _WayDown:
 
 
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
-    """Losses of every level: local errors, estimates, measured ones, those after a second look at what they choose."""
+    """Losses of every level: local errors, estimates, measured ones, those after a second look at their choice."""
     if scores is None:
         return searcher.errors if searcher.settings.start == "ziplm" else searcher.shapes
     if not searcher.settings.score_adaptive:
         return scores.curves
     plan, fitness = searcher.plan, searcher.fitness
-    known = {**scores.measured, **read_scores(stage, searcher.shapes)}
+    known = {**scores.measured, **read_scores(stage, searcher.errors)}
     # Those of an interrupted second look were evaluated too.
     fitness.evaluations += len(known) - len(scores.measured)
 
@@ -276,7 +278,7 @@ def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> C
 
     wanted = levels_around(scores.curves, knapsack_start(plan.cost, plan.budget, scores.curves))
     measure(plan.space, wanted, fitness, n_tokens=searcher.settings.score_tokens, known=known, save=save)
-    return spread_all(searcher.shapes, known)
+    return level_losses(searcher.errors, searcher.estimates, known)
 
 
 def _start(searcher: _Searcher, curves: Curves, uniform: Allocation) -> Allocation:
