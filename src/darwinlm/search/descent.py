@@ -173,19 +173,19 @@ def descend(
     state = found or Descent(start)
     before = state.steps[-1].seconds if state.steps else 0.0
     windows = fitness.windows(tokens)
-    longest = 0.0
+    latest = 0.0
     while not state.ended:
         now = before + parallel.broadcast(time.monotonic() - begun)
         if len(state.steps) >= n_steps:
             state.ended = "all steps taken"
         elif len(state.steps) >= PATIENCE and not any(step.moved for step in state.steps[-PATIENCE:]):
             state.ended = "nothing better found"
-        elif parallel.broadcast(left()) < 2 * longest:  # what comes after a step takes about as long as one
+        elif parallel.broadcast(left()) < latest:  # the next takes no longer: the first measures the dense model too
             state.ended = "time is up"
         else:
             _step(state, fitness, slope, windows)
             then = before + parallel.broadcast(time.monotonic() - begun)
-            longest = max(longest, then - now)
+            latest = then - now
             state.steps[-1].seconds = then
             report(len(state.steps))
         if parallel.is_main():
