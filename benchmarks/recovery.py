@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from darwinlm.compute import fast_dtype
 from darwinlm.data import TokenBlocks, read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import document_hash
@@ -50,6 +51,10 @@ from darwinlm.recovery.cache import CacheKey, cached_text
 from darwinlm.recovery.checks import accumulation, check_teacher
 from darwinlm.recovery.train import plan_steps, train
 from recovery_plot import draw
+
+
+DTYPE = fast_dtype(torch.device("cpu"))
+"""Of forward passes and of the dense model; training is in this one with float32 weights."""
 
 
 class Mixed(Dataset[dict[str, Tensor]]):
@@ -119,7 +124,7 @@ class Bench:
     def start(self, smalls: dict[str, Checkpoint]) -> None:
         """Measure what no training has touched."""
         lacking = [name for name in smalls if self.lines.lack(model=name, kind="start")]
-        found = self.measured({name: smalls[name].load(torch.bfloat16) for name in lacking}) if lacking else {}
+        found = self.measured({name: smalls[name].load(getattr(torch, DTYPE)) for name in lacking}) if lacking else {}
         for name, held_out in found.items():
             self.lines.add({"model": name, "kind": "start", "seed": None, "tokens": 0, "held_out": held_out})
 
@@ -140,10 +145,11 @@ class Bench:
             save_every=options.save_every,
             keep_checkpoints=1,
             seed=seed,
+            dtype=DTYPE,
         )
         plan = plan_steps(settings, options.length, *accumulation(settings, options.length, options.micro_tokens, 1))
         steps = {point // options.batch_tokens * plan.step_rows * plan.length: point for point in lacking}
-        ready = small.load(torch.bfloat16)
+        ready = small.load(getattr(torch, DTYPE))
         begun, apart = time.monotonic(), 0.0
 
         def look(tokens: int, model: Any) -> None:
@@ -270,18 +276,18 @@ def run(options: argparse.Namespace) -> None:
     text: Any = training_text(
         sources, held_out, tokenizer, options.out, points[-1], options.length, int(teacher.config.vocab_size)
     )
-    dense = teacher.load(torch.bfloat16)
+    dense = teacher.load(getattr(torch, DTYPE))
     if options.cached_top_k:
         text = cached_text(
             text,
             dense,
             options.cache or options.out / "teacher-cache",
-            CacheKey(teacher.digest, "bfloat16", options.cached_top_k),
+            CacheKey(teacher.digest, DTYPE, options.cached_top_k),
             batch_rows=max(1, options.micro_tokens // options.length),
             say=lambda message: print(message, flush=True),
         )
     settings = {"learning_rate": options.learning_rate, "batch_tokens": options.batch_tokens}
-    settings |= {"schedule": options.schedule, "top_k": options.cached_top_k}
+    settings |= {"schedule": options.schedule, "top_k": options.cached_top_k, "dtype": DTYPE}
     bench = Bench(options, Lines(options.lines, settings), dense, text, held_out)
     bench.start(smalls)
     for seed in seeds[0 if options.short_first else 1 :]:
