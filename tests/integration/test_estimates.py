@@ -60,7 +60,14 @@ def test_nothing_is_measured_where_there_are_estimates(estimated):
     stages = estimated["database"].stage.folder.parent
     assert not (stages / "scores").exists()
     record = estimated["search"].record
+    assert record["start"] == "uniform"
     assert record["kl"] <= record["start_kl"]
+
+
+def test_without_a_descent_the_estimates_are_solved_for(tiny_llama, make_run, tmp_path):
+    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, "search.descent_steps=0")
+    assert found["search"].record["start"] == "knapsack"
+    assert not (tmp_path / "out" / "stages" / "scores").exists()
 
 
 def test_levels_are_measured_where_there_are_none(tiny_llama, make_run, tmp_path):
@@ -69,6 +76,7 @@ def test_levels_are_measured_where_there_are_none(tiny_llama, make_run, tmp_path
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
     assert (tmp_path / "out" / "stages" / "scores" / "scores.json").is_file()
+    assert found["search"].record["start"] == "knapsack"
 
 
 def test_estimates_that_are_asked_for_and_missing(tiny_llama, make_run, tmp_path):

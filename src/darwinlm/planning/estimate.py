@@ -216,8 +216,10 @@ def _search(sizes: Sizes) -> StageNeed:
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
     uniform = max(attention, default=1) * whole(settings.score_tokens)
-    levels = settings.levels_measured(estimated=recipe.database.saliency == "loss")
-    looks = levels + SECOND_LOOK * settings.score_adaptive if levels and settings.start == "knapsack" else 0.0
+    estimated = recipe.database.saliency == "loss"
+    levels = settings.levels_measured(estimated=estimated)
+    scored = levels and settings.first_parent(estimated=estimated) == "knapsack"
+    looks = levels + SECOND_LOOK * settings.score_adaptive if scored else 0.0
     measured = len(cut) * looks
     scores = measured * whole(settings.score_tokens)
     trained = any(stage.training_tokens for stage in settings.stages)

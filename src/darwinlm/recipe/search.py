@@ -50,9 +50,10 @@ class Training(Section):
 class Search(Section):
     """Evolution over allocations: one level for every module."""
 
-    start: Start = "knapsack"
+    start: Start | None = None
     """The first parent. `knapsack`: single-module losses, solved exactly; `ziplm`: local errors, solved exactly;
-    `uniform`; `random`."""
+    `uniform`; `random`. None takes `uniform` where a descent on the database's estimates goes on from there, which it
+    ends lower from, and `knapsack` where there is none or `score_levels` are measured."""
     score_tokens: int = Field(1024, gt=0)
     """Fitness tokens for single-module losses that are measured."""
     score_levels: int | None = Field(None, ge=0)
@@ -81,7 +82,7 @@ class Search(Section):
     """Fitness tokens, as far as there are so many, on which the gradient of the loss is taken at every new best
     allocation: proposals are screened by it, and up to half of the children solved for. 0 for none; needs `screen` and
     `trade: any`."""
-    descent_steps: int = Field(8, ge=0)
+    descent_steps: int = Field(12, ge=0)
     """Most steps from the start downhill before the evolution, each of one gradient and a few children that are solved
     for; three in a row that find nothing better end it. 0 for none; where gradients are off there are none."""
     descent_tokens: int = Field(2048, gt=0)
@@ -133,6 +134,13 @@ class Search(Section):
         if self.score_levels is not None:
             return self.score_levels
         return 0 if estimated else UNESTIMATED_LEVELS
+
+    def first_parent(self, *, estimated: bool) -> Start:
+        """Where the search starts, on a database that has estimates or none."""
+        if self.start is not None:
+            return self.start
+        unmeasured = estimated and not self.levels_measured(estimated=True)
+        return "uniform" if unmeasured and self.descends else "knapsack"
 
     @property
     def uses_slopes(self) -> bool:

@@ -105,6 +105,11 @@ class _Searcher:
         return self.estimates or self.errors
 
     @property
+    def start(self) -> str:
+        """Where the search starts."""
+        return self.settings.first_parent(estimated=self.estimates is not None)
+
+    @property
     def score_levels(self) -> int:
         """Levels of each module whose loss is measured. Raises RecipeError."""
         found = self.settings.levels_measured(estimated=self.estimates is not None)
@@ -161,7 +166,7 @@ def search_stage(
     searcher = _Searcher(run, texts, database, plan, neighbour)
     scores: Scores | None = None
     begun = time.monotonic()
-    if recipe.search.start == "knapsack" and not run.is_done("search", key) and searcher.score_levels:
+    if not run.is_done("search", key) and searcher.start == "knapsack" and searcher.score_levels:
         scores = scores_stage(
             run, shared, plan, searcher.errors, searcher.estimates, searcher.fitness, searcher.score_levels
         )
@@ -264,7 +269,7 @@ class _WayDown:
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:
     """Losses of every level: local errors, estimates, measured ones, those after a second look at their choice."""
     if scores is None:
-        return searcher.errors if searcher.settings.start == "ziplm" else searcher.shapes
+        return searcher.errors if searcher.start == "ziplm" else searcher.shapes
     if not searcher.settings.score_adaptive:
         return scores.curves
     plan, fitness = searcher.plan, searcher.fitness
@@ -284,9 +289,9 @@ def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> C
 def _start(searcher: _Searcher, curves: Curves, uniform: Allocation) -> Allocation:
     settings, plan = searcher.settings, searcher.plan
     rng = random.Random(settings.seed)  # noqa: S311
-    if settings.start == "uniform":
+    if searcher.start == "uniform":
         own = filled(uniform, plan.cost.costs, plan.budget, rng)
-    elif settings.start == "random":
+    elif searcher.start == "random":
         own = random_start(plan.space, plan.cost, plan.budget, rng)
     else:
         own = knapsack_start(plan.cost, plan.budget, curves)
@@ -319,7 +324,7 @@ def _result(
 ) -> dict[str, Any]:
     plan = searcher.plan
     record = {
-        "start": searcher.settings.start,
+        "start": searcher.start,
         "start_kl": state.history[0].kl,
         "uniform_kl": uniform_kl,
         "kl": next((loss for loss, each in state.best if each == allocation), state.kl),
