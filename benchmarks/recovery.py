@@ -52,7 +52,6 @@ from darwinlm.recovery.checks import accumulation, check_teacher
 from darwinlm.recovery.train import plan_steps, train
 from recovery_plot import draw
 
-
 DTYPE = fast_dtype(torch.device("cpu"))
 """Of forward passes and of the dense model; training is in this one with float32 weights."""
 
