@@ -68,6 +68,7 @@ OBJECTIVES = {
     "both": Objective(distillation=0.7, cross_entropy=0.3, chunk=16),
     "text": Objective(distillation=0, cross_entropy=1, chunk=1000),
     "hidden": Objective(distillation=1, hidden=0.5, chunk=13),
+    "again": Objective(distillation=0.7, cross_entropy=0.3, chunk=7, again=True),
 }
 
 

@@ -12,7 +12,7 @@ TOKENISED = 4e5
 """Tokens of text that are read, tokenised and packed in a second, by one process; measured, see docs/results.md."""
 
 LOSS_BYTES = 120
-"""Bytes moved for one logit of training: log-softmax of both models in float32, KL and its gradient, and once again."""
+"""Bytes moved for one logit of training: log-softmax of both models in float32, KL and its gradient."""
 
 UPDATE_BYTES = 60
 """Bytes moved for one parameter in one step: norm and cut of the gradient, AdamW's two moments, the weight, zeroing."""
@@ -33,10 +33,11 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     distils = settings.distillation > 0 or settings.hidden > 0
     need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
 
-    # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. The head's logits are made
-    # twice and differentiated once.
+    # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. Of the head
+    # nothing is kept: each piece of its logits is differentiated at once, or made again where weights are dealt out.
+    shards = _shards(sizes)
     again = 1 if settings.gradient_checkpointing else 0
-    need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + 4 * sizes.head)
+    need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + (4 if shards > 1 else 3) * sizes.head)
     seen = tokens / settings.epochs if settings.teacher_cache else tokens
     if distils:
         heads = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
@@ -62,11 +63,15 @@ def _kind(sizes: Sizes) -> str:
     return "float32" if sizes.recipe.recovery.dtype == "float32" else "bfloat16"
 
 
+def _shards(sizes: Sizes) -> int:
+    return sizes.processes if sizes.recipe.recovery.sharding == "fsdp" else 1
+
+
 def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     settings = sizes.recipe.recovery
     small = sizes.kept_blocks[1] + sizes.outside
     size = 2 if _kind(sizes) == "bfloat16" else 4
-    shards = sizes.processes if settings.sharding == "fsdp" else 1
+    shards = _shards(sizes)
     distils = settings.distillation > 0 or settings.hidden > 0
     need.device = [
         Item("weights of the smaller model, float32", 4.0 * small / shards),
@@ -76,6 +81,9 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     if size == 2:
         once = sizes.kept * (sizes.blocks if shards == 1 else sizes.block)
         need.device.append(Item("its weights in bfloat16", 2.0 * (once + sizes.outside)))
+    if not settings.lora_rank and shards == 1:
+        # Untied it waits for the end of the way back beside the gradients that it is added to.
+        need.device.append(Item("gradient of the head", 4.0 * sizes.vocabulary * sizes.width))
     if distils:
         need.device.append(Item("dense model", float(sizes.params * size)))
     need.device += [

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from darwinlm.recovery.chunks import chunked_loss
 from darwinlm.recovery.losses import TopK, forward_kl, hidden_loss, next_token_loss, top_k_kl, top_of
 
 Forward = Callable[..., Any]
@@ -32,6 +32,7 @@ class Objective:
         temperature: of both distributions.
         top_k: logits of the dense model that are used; None uses all.
         chunk: tokens whose logits exist at once.
+        again: make them a second time on the way back, see `chunked_loss`.
     """
 
     distillation: float = 1.0
@@ -40,6 +41,7 @@ class Objective:
     temperature: float = 1.0
     top_k: int | None = None
     chunk: int = 1024
+    again: bool = False
 
     @property
     def needs_teacher(self) -> bool:
@@ -76,6 +78,11 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
         tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         result: Tensor = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
     return result
+
+
+def _head_weights(model: Any) -> list[Tensor]:
+    """The trained weights between the last residual stream and the logits, be they the embedding's as well."""
+    return [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -139,16 +146,12 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
     counts = (len(hidden), int((following >= 0).sum()))
     reference = None if dense is None else dense.flat
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(hidden), objective.chunk):
-        rows = slice(start, start + objective.chunk)
+
+    def loss_of(rows: slice, part: Tensor) -> Tensor:
         behind = None if reference is None else reference[rows]
-        arguments = (model, teacher, hidden[rows], behind, following[rows], objective, counts)
-        if torch.is_grad_enabled():
-            # Logits are made again on the way back, so that only one chunk's exist.
-            total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
-        else:
-            total = total + _chunk_loss(*arguments)
+        return _chunk_loss(model, teacher, part, behind, following[rows], objective, counts)
+
+    total = chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
     if objective.hidden > 0 and dense is not None:
         pairs = zip(output.hidden_states[1:], dense.stream[1:], strict=True)
         distances = [hidden_loss(ours, theirs) for ours, theirs in pairs]

@@ -77,7 +77,12 @@ def objective_of(settings: Recovery) -> Objective:
         settings.temperature,
         settings.top_k,
         settings.logit_chunk,
+        again=_sharded(settings),
     )
+
+
+def _sharded(settings: Recovery) -> bool:
+    return settings.sharding == "fsdp" and parallel.size() > 1
 
 
 def train(
@@ -199,7 +204,7 @@ def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.devic
         "constant": {},
     }
     sharded: dict[str, Any] = {}
-    if settings.sharding == "fsdp" and parallel.size() > 1:
+    if _sharded(settings):
         # Those that the class names and the model has: without odd layers there is none of ours.
         named = getattr(model, "_no_split_modules", None) or []
         blocks = sorted({type(module).__name__ for module in model.modules()} & set(named))
