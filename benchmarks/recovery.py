@@ -14,7 +14,9 @@ from it, and from all text of the run that a model's folder lies in (calibration
 distils all models and seeds from these.
 
 Prints one JSON line for each model, seed, kind of training (`start`, `long` or `short`) and number of tokens, with the
-seconds spent on training so far in this process. Lines that stand in the file given by `--lines` are left out and a
+seconds spent on training so far in this process. `--untrained NAME=FOLDER` is measured and
+not trained, such as a model before its refit; `--keep` writes every model that was measured, for other evaluations.
+Lines that stand in the file given by `--lines` are left out and a
 training that was killed goes on from its last checkpoint, so the same command resumes. Short trainings come first;
 `--seeds 0` alone makes the long ones. `--plot FILE.svg` draws the lines at the end, or alone without a dense model.
 
@@ -44,6 +46,7 @@ from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import document_hash
 from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recovery
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
@@ -158,6 +161,9 @@ class Bench:
             at = time.monotonic()
             ready.load_state_dict(model.state_dict())
             facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - apart)}
+            if options.keep:
+                kept = options.out / "models" / f"{name}-{seed}-{kind}-{steps[tokens]}"
+                save_model(ready, kept, tokenizer=small.tokenizer())
             self.lines.add(title | facts | {"held_out": self.measured({name: ready})[name]})
             apart += time.monotonic() - at
 
@@ -227,6 +233,7 @@ def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dense", type=Path, nargs="?")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--untrained", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--text", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--points", default="100k,300k,1M", help="tokens at which to measure; the last one ends it")
     parser.add_argument("--cheap", default="100k", help="tokens of the short trainings")
@@ -235,6 +242,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--schedule", default="wsd", choices=("wsd", "cosine", "constant"))
     parser.add_argument("--cached-top-k", type=int, metavar="K", help="distil from the K likeliest tokens, stored once")
     parser.add_argument("--cache", type=Path, help="by default teacher-cache in the output folder")
+    parser.add_argument("--keep", action="store_true", help="write the models that were measured")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--lines", type=Path, help="by default lines.jsonl in the output folder")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a file of any type that matplotlib writes")
@@ -264,7 +272,7 @@ def run(options: argparse.Namespace) -> None:
     teacher = Checkpoint.open(options.dense)
     tokenizer = teacher.tokenizer()
     smalls, seen = {}, set()
-    for pair in options.model:
+    for pair in (*options.model, *options.untrained):
         name, folder = pair.split("=", 1)
         smalls[name] = Checkpoint.open(Path(folder))
         check_teacher(teacher, smalls[name], tokenizer)
@@ -289,6 +297,8 @@ def run(options: argparse.Namespace) -> None:
     settings |= {"schedule": options.schedule, "top_k": options.cached_top_k, "dtype": DTYPE}
     bench = Bench(options, Lines(options.lines, settings), dense, text, held_out)
     bench.start(smalls)
+    for pair in options.untrained:
+        del smalls[pair.split("=", 1)[0]]
     for seed in seeds[0 if options.short_first else 1 :]:
         for name, small in smalls.items():
             bench.training(name, small, "short", seed, [count(options.cheap)])
