@@ -27,7 +27,7 @@ class Device:
         memory: bytes.
         rates: operations per second of dense matrix products by type.
         bandwidth: bytes per second.
-        efficiency: share of `rates` that a forward pass reaches.
+        efficiency: share of `rates` that a forward pass reaches, by type.
         product_efficiency: share of `rates` that other large matrix products reach.
         block_seconds: that a pass through one block takes however few its tokens are.
         source: where the figures come from.
@@ -37,7 +37,7 @@ class Device:
     memory: float
     rates: dict[str, float]
     bandwidth: float
-    efficiency: float
+    efficiency: dict[str, float]
     product_efficiency: float
     block_seconds: float
     source: str
@@ -63,8 +63,8 @@ GPU_BLOCK_SECONDS = 4e-4
 BLOCK_CALLS = 90
 """Small operations that take as long as a block's pass over one token; measured on a Llama of hardly any width."""
 
-CPU_EFFICIENCY = 0.8
-"""Share of a large matrix product's speed that a forward pass reaches on a CPU; measured, see docs/results.md."""
+CPU_EFFICIENCY = {"bfloat16": 0.8, "float32": 0.57}
+"""Share of a large matrix product's speed that passes reach on a CPU; measured, see docs/results.md."""
 
 
 def find_device(name: str) -> Device:
@@ -88,7 +88,7 @@ def find_device(name: str) -> Device:
         row["memory"] * GIGA,
         rates,
         row["bandwidth"] * GIGA,
-        GPU_EFFICIENCY,
+        dict.fromkeys(rates, GPU_EFFICIENCY),
         GPU_EFFICIENCY,
         GPU_BLOCK_SECONDS,
         row["source"],

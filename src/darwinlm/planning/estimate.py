@@ -13,6 +13,8 @@ from dataclasses import replace
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
+from darwinlm.planning.passes import batches, forward_type, logit_items, pass_items, pass_tokens
+from darwinlm.planning.refit import refit_need
 from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
 
 REUSED = 0.55
@@ -51,9 +53,6 @@ GRADIENT_TOKENS = 128
 HEAD_TOKENS = 512
 """Tokens whose logits the search makes at once."""
 
-ACTIVATIONS = 12
-"""Widths of the residual stream that a block's pass holds at once, beside its MLP's channels."""
-
 
 def estimate(sizes: Sizes) -> list[StageNeed]:
     """Needs of the stages that work, in order."""
@@ -61,7 +60,7 @@ def estimate(sizes: Sizes) -> list[StageNeed]:
     if sizes.recipe.database.saliency == "loss":
         makers.insert(0, _gradients)
     if sizes.recipe.refit.enabled:
-        makers.append(_refit)
+        makers.append(refit_need)
     if sizes.recipe.recovery.tokens:
         makers.append(recovery_need)
     makers.append(_evaluate)
@@ -71,42 +70,16 @@ def estimate(sizes: Sizes) -> list[StageNeed]:
     return needs
 
 
-def _forward_type(sizes: Sizes) -> tuple[str, int]:
-    return ("float32", 4) if sizes.recipe.compute.dtype == "float32" else ("bfloat16", 2)
-
-
-def _pass_items(sizes: Sizes, size: int) -> list[Item]:
-    batch = _batch(sizes)
-    widest = max(shape.width for shape in sizes.shapes)
-    activations = batch * (ACTIVATIONS * sizes.width + 4 * widest) * size
-    return [Item("activations of one pass", activations, "compute.batch_tokens", batch)]
-
-
-def _batches(sizes: Sizes, tokens: float) -> float:
-    """Passes that so many tokens are cut into."""
-    return -(-tokens // _batch(sizes))
-
-
-def _batch(sizes: Sizes) -> int:
-    """Tokens in one pass."""
-    return max(sizes.recipe.compute.batch_tokens, sizes.recipe.text.sequence_length)
-
-
-def _logit_items(sizes: Sizes) -> list[Item]:
-    batch = _batch(sizes)
-    return [Item("logits of one pass", batch * sizes.vocabulary * 4.0, "compute.batch_tokens", batch)]
-
-
 def _gradients(sizes: Sizes) -> StageNeed:
     """Gradients of the loss at the outputs of modules: a walk, and back through every block, which is run again."""
     recipe = sizes.recipe
-    kind, size = _forward_type(sizes)
+    kind, size = forward_type(sizes)
     length, width = recipe.text.sequence_length, sizes.width
     wanted = min(recipe.database.saliency_tokens, recipe.text.calibration_tokens)
     tokens = -(-wanted // length) * length
     # Weights get no gradients, so the way back costs as much as the way there.
     need = StageNeed("saliency", tokens, tokens * (3 * sizes.forward + 2 * sizes.head), kind)
-    need.calls, need.processes = 3 * _batches(sizes, tokens) * sizes.depth, sizes.processes
+    need.calls, need.processes = 3 * batches(sizes, tokens) * sizes.depth, sizes.processes
     outputs = len(sizes.shapes)
     need.operations = {"float32": 2.0 * tokens * width**2 * outputs}
     need.moved = tokens * sizes.vocabulary * float(LOSS_BYTES) / 2 + 2.0 * sizes.params * sizes.element
@@ -115,7 +88,7 @@ def _gradients(sizes: Sizes) -> StageNeed:
     if streams > recipe.compute.hidden_memory:
         need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
         streams = 0.0
-    batch = _batch(sizes)
+    batch = pass_tokens(sizes)
     # The head is let go of before the first block is read for the way back.
     at_the_head = [
         Item("embedding and head", float(sizes.outside * size)),
@@ -140,12 +113,12 @@ def _gradients(sizes: Sizes) -> StageNeed:
 
 def _database(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
-    kind, size = _forward_type(sizes)
+    kind, size = forward_type(sizes)
     tokens = recipe.text.calibration_tokens
     need = StageNeed(
         "database", tokens=tokens, passes=tokens * sizes.forward, kind=kind, operations={"float32": 0.0, "float64": 0.0}
     )
-    need.calls = _batches(sizes, tokens) * sizes.checkpoint.n_blocks
+    need.calls = batches(sizes, tokens) * sizes.checkpoint.n_blocks
     need.processes = sizes.processes
     cut = [shape for shape in sizes.shapes if sizes.is_cut(shape)]
     for shape in cut:
@@ -195,7 +168,7 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
     passing = [
         Item("weights of one block", sizes.block * size if size == sizes.element else sizes.block * size + read),
         Item("second moments of one block", moments),
-        *_pass_items(sizes, size),
+        *pass_items(sizes, size),
     ]
     factorising = [Item("output projections of one block", outputs), Item("factors of one module", work)]
     passes, factors = (sum(item.bytes for item in items) for items in (passing, factorising))
@@ -207,7 +180,7 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
 def _search(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
     settings = recipe.search
-    kind, size = _forward_type(sizes)
+    kind, size = forward_type(sizes)
     length = recipe.text.sequence_length
 
     def whole(tokens: int) -> int:
@@ -229,7 +202,7 @@ def _search(sizes: Sizes) -> StageNeed:
         # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
         new = whole(stage.tokens) if stage.training_tokens else whole(stage.tokens) - before
         a_generation += last * new
-        runs += last * _batches(sizes, new)
+        runs += last * batches(sizes, new)
         last, before = stage.survivors, whole(stage.tokens)
     # The parent's losses are known; its block inputs are made anew where it has changed.
     fitness = whole(max(settings.score_tokens, *(stage.tokens for stage in settings.stages)))
@@ -239,9 +212,9 @@ def _search(sizes: Sizes) -> StageNeed:
     blocks = scores * REUSED + (evolution * REUSED + uniform) * sizes.kept
     bases = settings.generations * IMPROVED * before * sizes.kept
     operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
-    singles = measured * _batches(sizes, settings.score_tokens)
+    singles = measured * batches(sizes, settings.score_tokens)
     calls = (
-        settings.generations * (runs * REUSED + IMPROVED * _batches(sizes, before)) + singles * REUSED
+        settings.generations * (runs * REUSED + IMPROVED * batches(sizes, before)) + singles * REUSED
     ) * sizes.depth
     sloped = min(whole(settings.slope_tokens), fitness) if settings.uses_slopes else 0
     # Children that are solved for move most modules, some of which were cut before.
@@ -262,7 +235,7 @@ def _search(sizes: Sizes) -> StageNeed:
             fitness,
         ),
         Item("modules in use and kept for later", min(4 * 2**30, sizes.blocks * size * 4.0)),
-        *_pass_items(sizes, size),
+        *pass_items(sizes, size),
         Item("logits", 10.0 * HEAD_TOKENS * sizes.vocabulary),
     ]
     need.device.append(
@@ -290,7 +263,7 @@ def _descent(sizes: Sizes, need: StageNeed, window: int, fitness: int, cuts: flo
     need.passes += evaluated * (sizes.kept * sizes.forward + sizes.head)
     need.moved += evaluated * _kl_bytes(sizes)
     need.operations["float64"] = need.operations.get("float64", 0.0) + steps * cuts
-    need.calls += steps * STEP_CHILDREN * _batches(sizes, window) * sizes.depth
+    need.calls += steps * STEP_CHILDREN * batches(sizes, window) * sizes.depth
     _slopes(sizes, need, window, steps)
 
 
@@ -301,9 +274,9 @@ def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
     # A module's product of gradients and inputs, and one triangular solve for all of its widths.
     products = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes) * sizes.width
     need.operations["float32"] = need.operations.get("float32", 0.0) + times * products
-    need.calls += times * 4 * _batches(sizes, tokens) * sizes.depth
+    need.calls += times * 4 * batches(sizes, tokens) * sizes.depth
     depth = sizes.checkpoint.n_blocks
-    need.device.append(Item("block inputs on the way back", float(_batch(sizes)) * sizes.width * depth * 2))
+    need.device.append(Item("block inputs on the way back", float(pass_tokens(sizes)) * sizes.width * depth * 2))
 
 
 def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:
@@ -343,36 +316,9 @@ def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:
     ]
 
 
-def _refit(sizes: Sizes) -> StageNeed:
-    recipe = sizes.recipe
-    kind, size = _forward_type(sizes)
-    tokens = recipe.refit.tokens
-    everything = tokens + recipe.text.validation_tokens
-    # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
-    passes = everything * sizes.forward * (1 + sizes.kept * 2)
-    need = StageNeed("refit", everything, passes, kind, {"float32": 0.0, "float64": 0.0})
-    need.calls = _batches(sizes, everything) * sizes.depth * 3
-    largest = 0.0
-    for shape in sizes.shapes:
-        d, r = shape.width * sizes.kept, float(sizes.width)
-        need.operations["float32"] += everything * (2 * d * d + 2 * d * r)
-        need.operations["float64"] += len(recipe.refit.ridges) * (d**3 / 3 + 4 * d * d * r)
-        largest = max(largest, (2 * d * d + d * r) * 4 + d * d * 16)
-    need.device = [
-        Item(
-            "residual streams, dense, smaller and target", 4.0 * everything * sizes.width * size, "refit.tokens", tokens
-        ),
-        Item("weights of one block, dense and smaller", sizes.block * (1 + sizes.kept) * (size + sizes.element)),
-        Item("moments of one module", largest),
-        *_pass_items(sizes, size),
-    ]
-    need.disk = sum(sizes.width * shape.width * sizes.kept * 4 for shape in sizes.shapes)
-    return need
-
-
 def _evaluate(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
-    kind, size = _forward_type(sizes)
+    kind, size = forward_type(sizes)
     tokens = recipe.text.evaluation_tokens
     smaller = 2 + recipe.refit.enabled + bool(recipe.recovery.tokens)
     models = 1 + smaller * sizes.kept
@@ -384,13 +330,13 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     decoded = recipe.evaluation.new_tokens * (runs + len(recipe.evaluation.prompts))
     weights = (models * sizes.blocks + (1 + smaller) * sizes.outside) * size
     pair = ((1 + sizes.kept) * sizes.blocks + 2 * sizes.outside) * size
-    need.calls = (1 + smaller) * sizes.depth * (_batches(sizes, tokens) + runs + decoded)
+    need.calls = (1 + smaller) * sizes.depth * (batches(sizes, tokens) + runs + decoded)
     need.moved = tokens * (1 + smaller) * sizes.vocabulary * float(KL_BYTES) + decoded * weights
     need.device = [
         Item("dense model and one of the others", pair),
-        *_pass_items(sizes, size),
-        *_logit_items(sizes),
-        *_logit_items(sizes),
+        *pass_items(sizes, size),
+        *logit_items(sizes),
+        *logit_items(sizes),
     ]
     need.ram = [Item("the other models", weights - pair)]
     need.disk = 2 * (sizes.kept_blocks[1] + sizes.outside) * float(sizes.element)

@@ -85,7 +85,7 @@ class StageNeed:
 
     def unbounded_seconds(self, on: Device) -> float:
         """Time on a device, each process on one of its own, if nothing ended it early."""
-        passes = self.passes / (on.rates[self.kind] * on.efficiency)
+        passes = self.passes / (on.rates[self.kind] * on.efficiency[self.kind])
         products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
         waits = STEP * self.steps + on.block_seconds * self.calls
         return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host

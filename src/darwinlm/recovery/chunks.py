@@ -41,7 +41,7 @@ def chunked_loss(
             else:
                 total += loss_of(rows, hidden[rows])
         return total
-    result: Tensor = _GradientsOnTheWay.apply(loss_of, chunk, hidden, *weights)
+    result: Tensor = _GradientsOnTheWay.apply(loss_of, chunk, hidden, *weights)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -20,6 +20,9 @@ from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.refit import Options, Outcome, Streams, refit
 
 RECORD = "record.json"
+HEAD_TOKENS = 512
+"""Tokens whose logits exist at once, in whole sequences."""
+
 ADDED = ("bias", "inputs")
 """Settings that take no part in a key while they are off: runs from before they were there go on."""
 
@@ -123,10 +126,14 @@ def compare(dense: BlockStream, others: list[BlockStream]) -> list[float]:
     for stream in (dense, *others):
         stream.load_head()
     for index, hidden in enumerate(dense.hidden):
-        reference = DenseDistribution(_logits(dense, hidden))
-        for number, other in enumerate(others):
-            sums[number] += float(reference.kl(_logits(other, other.hidden[index])).sum(dtype=torch.float64))
-        tokens += len(reference)
+        step = max(1, HEAD_TOKENS // hidden.shape[1])
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
+            reference = DenseDistribution(_logits(dense, hidden[rows]))
+            for number, other in enumerate(others):
+                divergence = reference.kl(_logits(other, other.hidden[index][rows]))
+                sums[number] += float(divergence.sum(dtype=torch.float64))
+            tokens += len(reference)
     return [max(total / tokens, 0.0) for total in sums]
 
 

@@ -1,0 +1,49 @@
+"""What the refit will need: both models' passes a block at a time, moments and solutions, and logits at the end."""
+
+from __future__ import annotations
+
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.need import Item, StageNeed
+from darwinlm.planning.passes import batches, forward_type, pass_items
+
+PIECE = 512
+"""Tokens whose logits the comparison makes at once."""
+
+
+def refit_need(sizes: Sizes) -> StageNeed:
+    """Output projections fitted anew, and the comparison on validation text that decides whether they stay."""
+    recipe = sizes.recipe
+    kind, size = forward_type(sizes)
+    tokens = recipe.refit.tokens
+    everything = tokens + recipe.text.validation_tokens
+    # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
+    passes = everything * sizes.forward * (1 + sizes.kept * 2)
+    need = StageNeed("refit", everything, passes, kind, {"float32": 0.0, "float64": 0.0})
+    need.calls = batches(sizes, everything) * sizes.depth * 3
+    largest = 0.0
+    for shape in sizes.shapes:
+        d, r = shape.width * sizes.kept, float(sizes.width)
+        need.operations["float32"] += everything * (2 * d * d + 2 * d * r)
+        need.operations["float64"] += len(recipe.refit.ridges) * (d**3 / 3 + 4 * d * d * r)
+        largest = max(largest, (2 * d * d + d * r) * 4 + d * d * 16)
+    held_out = recipe.text.validation_tokens
+    inputs = everything * max(shape.width for shape in sizes.shapes) * sizes.kept * size
+    in_a_block = [
+        Item("weights of one block, dense and smaller", sizes.block * (1 + sizes.kept) * (size + sizes.element)),
+        Item("moments of one module", largest),
+        Item("projection inputs", min(inputs, recipe.refit.input_memory * 2**30)),
+        *pass_items(sizes, size),
+    ]
+    at_the_end = [
+        Item("residual stream of the stitched model", float(held_out * sizes.width * size)),
+        Item("heads: dense, stitched, refitted", 3.0 * sizes.vocabulary * sizes.width * size),
+        Item("logits of one piece", float(PIECE) * sizes.vocabulary * (4 + 2 * size)),
+    ]
+    need.device = [
+        Item(
+            "residual streams, dense, smaller and target", 4.0 * everything * sizes.width * size, "refit.tokens", tokens
+        ),
+        *max(in_a_block, at_the_end, key=lambda items: sum(item.bytes for item in items)),
+    ]
+    need.disk = sum(sizes.width * shape.width * sizes.kept * 4 for shape in sizes.shapes)
+    return need
