@@ -35,19 +35,22 @@ def recovery_need(sizes: Sizes) -> StageNeed:
 
     # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. Of the head
     # nothing is kept: each piece of its logits is differentiated at once, or made again where weights are dealt out.
-    shards = _shards(sizes)
+    whole_head = settings.embeddings and not settings.lora_rank
+    heads = 2 + whole_head + (_shards(sizes) > 1)
     again = 1 if settings.gradient_checkpointing else 0
-    need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + (4 if shards > 1 else 3) * sizes.head)
+    need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + heads * sizes.head)
     seen = tokens / settings.epochs if settings.teacher_cache else tokens
     if distils:
-        heads = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
-        need.passes += seen * (sizes.forward + heads)
+        logits = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
+        need.passes += seen * (sizes.forward + logits)
     evaluations = 2 + settings.tokens // settings.evaluate_every
     held_out = evaluations * sizes.recipe.text.validation_tokens
     need.passes += held_out * (sizes.kept * sizes.forward + sizes.head)
     need.passes += held_out * (sizes.forward + sizes.head) if distils else 0
 
-    trained = adapters(sizes, settings.lora_rank) if settings.lora_rank else small
+    trained = float(small if settings.embeddings else small - sizes.outside + sizes.width)
+    if settings.lora_rank:
+        trained = adapters(sizes, settings.lora_rank)
     steps, micros = tokens / settings.batch_tokens, tokens / micro
     need.moved = (
         tokens * sizes.vocabulary * float(LOSS_BYTES) + steps * trained * UPDATE_BYTES + micros * small * MICRO_BYTES
@@ -81,7 +84,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     if size == 2:
         once = sizes.kept * (sizes.blocks if shards == 1 else sizes.block)
         need.device.append(Item("its weights in bfloat16", 2.0 * (once + sizes.outside)))
-    if not settings.lora_rank and shards == 1:
+    if settings.embeddings and not settings.lora_rank and shards == 1:
         # Untied it waits for the end of the way back beside the gradients that it is added to.
         need.device.append(Item("gradient of the head", 4.0 * sizes.vocabulary * sizes.width))
     if distils:

@@ -49,7 +49,8 @@ class Recovery(Section):
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: `cosine` down to the end; `wsd` stays, then falls in the last `decay`; `constant` stays."""
     warmup: float = Field(0.02, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises; where it isn't 0, in no fewer than ten, or a quarter of a
+    short training."""
     decay: float = Field(0.2, gt=0, lt=1)
     """Share of the steps in which `wsd` falls."""
     weight_decay: float = Field(0.0, ge=0)
@@ -63,6 +64,8 @@ class Recovery(Section):
     case."""
     gradient_checkpointing: bool = False
     """Compute every block's inside again on the way back: less memory, about a third more time."""
+    embeddings: bool = True
+    """Train the embedding and the head too, which pruning leaves as they were."""
     lora_rank: int = Field(0, ge=0)
     """Train low-rank adapters of this rank on every projection and merge them; 0 trains all weights."""
     lora_alpha: float = Field(16.0, gt=0)

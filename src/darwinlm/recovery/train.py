@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from darwinlm.allocator import kept_memory
 from darwinlm.artifact import read_json
 from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
+from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.trainer import SECONDS, LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
 
 
@@ -135,6 +137,7 @@ def train(
         held_out=held_out,
         run=run,
         guard=guard,
+        rate=partial(rate_share, settings, plan.steps),
         model=model,
         args=_arguments(settings, plan, folder, device, model),
         train_dataset=text,
@@ -168,7 +171,7 @@ def _logged(entry: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _prepared(model: Any, settings: Recovery) -> Any:
-    """Everything trainable, or adapters on every projection."""
+    """What is trained: everything, everything but the embedding and the head, or adapters on every projection."""
     model.config.use_cache = False
     if settings.gradient_checkpointing:
         options = {"use_reentrant": False}
@@ -177,7 +180,11 @@ def _prepared(model: Any, settings: Recovery) -> Any:
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if not settings.lora_rank:
-        return model.requires_grad_(requires_grad=True)
+        model.requires_grad_(requires_grad=True)
+        if not settings.embeddings:
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.requires_grad_(requires_grad=False)
+        return model
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(settings.seed)
@@ -196,13 +203,6 @@ def _prepared(model: Any, settings: Recovery) -> Any:
 
 def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.device, model: nn.Module) -> Any:
     step_tokens = plan.step_rows * plan.length
-    warmup = round(settings.warmup * plan.steps)
-    names = {"cosine": "cosine_with_min_lr", "wsd": "warmup_stable_decay", "constant": "constant_with_warmup"}
-    kwargs: dict[str, dict[str, Any]] = {
-        "cosine": {"min_lr_rate": settings.min_rate},
-        "wsd": {"num_decay_steps": max(1, round(settings.decay * plan.steps)), "min_lr_ratio": settings.min_rate},
-        "constant": {},
-    }
     sharded: dict[str, Any] = {}
     if _sharded(settings):
         # Those that the class names and the model has: without odd layers there is none of ours.
@@ -217,9 +217,6 @@ def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.devic
         num_train_epochs=settings.epochs,
         max_steps=plan.steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=names[settings.schedule],
-        lr_scheduler_kwargs=kwargs[settings.schedule],
-        warmup_steps=warmup,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.betas[0],
         adam_beta2=settings.betas[1],

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         held_out: [n, t] validation tokens.
         run: what identifies this training; a checkpoint of another one isn't taken.
         guard: watches the loss.
+        rate: share of the learning rate at a step, counted from 0.
         **arguments: those of the Trainer.
     """
 
@@ -93,6 +95,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         held_out: Tensor,
         run: dict[str, Any],
         guard: LossGuard,
+        rate: Callable[[int], float],
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -101,6 +104,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self.held_out = held_out
         self.run = json.loads(json.dumps(run, default=str))
         self.guard = guard
+        self.rate = rate
         self.seconds_before = 0.0
         self._begun = time.monotonic()
         self._step_loss: float | Tensor = 0.0
@@ -111,6 +115,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def seconds(self) -> float:
         """Wall-clock so far, that of an interrupted training up to its last checkpoint included."""
         return round(self.seconds_before + time.monotonic() - self._begun, 1)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Ours: those of transformers begin a warm-up with a step at a rate of 0."""
+        if self.lr_scheduler is None:  # type: ignore[has-type]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # ------------------------------------------------------------------------------------------------- the loss
 
@@ -261,14 +272,14 @@ def last_checkpoint(folder: Path, run: dict[str, Any]) -> Path | None:
 
 
 def check_room(folder: Path, model: nn.Module, checkpoints: int) -> None:
-    """Refuse to begin when the checkpoints won't fit: weights of each, AdamW's two moments of those that are trained.
+    """Refuse to begin when the checkpoints won't fit: weights or adapters, and AdamW's two moments of what is trained.
 
     Raises:
         StorageError: too little is free.
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    one = (trained if trained < weights else weights) + 2 * trained
+    one = (trained if hasattr(model, "peft_config") else weights) + 2 * trained
     wanted = one * (checkpoints + 1)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -1,0 +1,53 @@
+"""The learning rate over a training, and which weights it moves."""
+
+from __future__ import annotations
+
+import pytest
+from tests.tiny.models import tiny_model
+
+from darwinlm.recipe import Recovery
+from darwinlm.recovery.schedule import rate_share, warm_up_steps
+from darwinlm.recovery.train import _prepared
+
+CASES = [(1000, 0.02, 20), (100, 0.02, 10), (24, 0.02, 6), (3, 0.1, 0)]
+
+
+def shares(steps: int, **settings) -> list[float]:
+    recovery = Recovery(**settings)
+    return [rate_share(recovery, steps, step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("steps", "warmup", "expected"), CASES)
+def test_a_short_training_warms_up_for_ten_steps_or_a_quarter(steps, warmup, expected):
+    assert warm_up_steps(Recovery(warmup=warmup), steps) == expected
+    found = shares(steps, warmup=warmup, schedule="constant")
+    assert found[:expected] == pytest.approx([(step + 1) / (expected + 1) for step in range(expected)])
+    assert found[expected:] == [1.0] * (steps - expected)
+    assert warm_up_steps(Recovery(warmup=0), steps) == 0
+
+
+def test_cosine_falls_to_the_least_rate():
+    found = shares(101, warmup=0, schedule="cosine", min_rate=0.1)
+    assert found[0] == 1.0
+    assert found[50] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.01)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == pytest.approx(0.1, abs=0.001)
+
+
+def test_wsd_stays_and_falls_at_the_end():
+    found = shares(100, warmup=0.1, schedule="wsd", decay=0.2, min_rate=0.1)
+    assert found[10:81] == [1.0] * 71
+    assert found[90] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert found[-1] == pytest.approx(0.1 + 0.9 / 20)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_stay_where_the_recipe_says_so(tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    frozen = {
+        name
+        for name, weight in _prepared(model, Recovery(embeddings=False)).named_parameters()
+        if not weight.requires_grad
+    }
+    assert frozen == ({"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "lm_head.weight"})
+    assert all(weight.requires_grad for weight in _prepared(model, Recovery()).parameters())
