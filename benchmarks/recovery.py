@@ -143,7 +143,8 @@ class Bench:
             learning_rate=options.learning_rate,
             schedule=options.schedule,
             top_k=options.cached_top_k,
-            evaluate_every=max(points[-1] // 10, options.batch_tokens),
+            evaluate_every=max(points[-1] // 4, options.batch_tokens),
+            embeddings=not options.blocks_alone,
             save_every=options.save_every,
             keep_checkpoints=1,
             seed=seed,
@@ -251,6 +252,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--blocks-alone", action="store_true", help="leave the embedding and the head as they are")
     parser.add_argument("--save-every", type=int, default=40960, help="tokens between checkpoints")
     options = parser.parse_args()
     if options.dense is not None and not (options.model and options.text and options.out):
@@ -295,6 +297,7 @@ def run(options: argparse.Namespace) -> None:
         )
     settings = {"learning_rate": options.learning_rate, "batch_tokens": options.batch_tokens}
     settings |= {"schedule": options.schedule, "top_k": options.cached_top_k, "dtype": DTYPE}
+    settings |= {"embeddings": not options.blocks_alone}
     bench = Bench(options, Lines(options.lines, settings), dense, text, held_out)
     bench.start(smalls)
     for pair in options.untrained:
