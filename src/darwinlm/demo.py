@@ -57,6 +57,7 @@ def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
         "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
         "recovery.tokens": 24576,
         "recovery.batch_tokens": 2048,
+        "recovery.embeddings": False,
         "recovery.evaluate_every": 24576,
         "budget.keep": 0.5,
     }
