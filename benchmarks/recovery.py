@@ -14,10 +14,10 @@ from it, and from all text of the run that a model's folder lies in (calibration
 distils all models and seeds from these.
 
 Prints one JSON line for each model, seed, kind of training (`start`, `long` or `short`) and number of tokens, with the
-seconds spent on training so far in this process. `--untrained NAME=FOLDER` is measured and
-not trained, such as a model before its refit; `--keep` writes every model that was measured, for other evaluations.
-Lines that stand in the file given by `--lines` are left out and a
-training that was killed goes on from its last checkpoint, so the same command resumes. Short trainings come first;
+seconds spent on training so far in this process. `--untrained NAME=FOLDER` is measured and not trained, such as a model
+before its refit; `--keep` writes every model that was measured, for other evaluations. Lines that stand in the file
+given by `--lines` are left out and a training that was killed goes on from its last checkpoint, so the same command
+resumes. Short trainings come first;
 `--seeds 0` alone makes the long ones. `--plot FILE.svg` draws the lines at the end, or alone without a dense model.
 
     python benchmarks/recovery.py DENSE --model ours=runs/half/model --model uniform=runs/uniform/model \

@@ -19,11 +19,14 @@ from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.planning import estimate, refit
 from darwinlm.planning.devices import find_device, measure_cpu
 from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
+from darwinlm.search import reference
+from darwinlm.stages import refit as stages_refit
 
 
 class Operations(TorchDispatchMode):
@@ -250,3 +253,8 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
 def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
     with pytest.raises(BudgetError, match="smallest model"):
         make_plan(sizes_of(tiny_llama, "budget.keep=0.01%"), find_device("h100"))
+
+
+def test_pieces_of_logits_are_those_of_the_stages() -> None:
+    assert estimate.HEAD_TOKENS == reference.HEAD_TOKENS
+    assert refit.PIECE == stages_refit.HEAD_TOKENS

@@ -14,6 +14,7 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
+from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import compare, run_through
 from darwinlm.surgery.refit import Options, Outcome, Streams, refit
 
@@ -60,6 +61,18 @@ def refitted(dense: Path, small: Path, stage: Path, options: Options, progress=l
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         weights |= {prefix + name: weight.clone() for name, weight in read_tensors(path).items()}
     return Refit(outcome, weights, before, after)
+
+
+def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch):
+    dense = stream(tiny_folder("llama"), VALIDATION)
+    small = stream(damaged(tmp_path / "small", "llama", 0.3), VALIDATION)
+    for each in (dense, small):
+        run_through(each)
+    whole = compare(dense, [small, dense])
+    # Batches have ten sequences of 32 tokens: pieces of three leave a remainder.
+    monkeypatch.setattr(stages_refit, "HEAD_TOKENS", 100)
+    assert compare(dense, [small, dense]) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+    assert whole[0] > 1e-3 > whole[1]
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))
