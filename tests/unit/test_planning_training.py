@@ -71,6 +71,23 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     assert need.passes / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)
 
 
+def test_a_head_that_is_not_trained_saves_one_product_in_three(tiny_llama: Path) -> None:
+    model = Checkpoint.open(tiny_llama).load(torch.float32).requires_grad_(True).train()
+    tokens = torch.arange(4 * 32).view(4, 32)
+    counted, planned = [], []
+    for trained in (True, False):
+        model.get_output_embeddings().requires_grad_(trained)
+        model.get_input_embeddings().requires_grad_(trained)
+        with FlopCounterMode(display=False) as counter:
+            batch_loss(model, None, tokens, None, Objective(distillation=0, cross_entropy=1.0)).backward()
+        counted.append(counter.get_total_flops() / tokens.numel())
+        settings = ("recovery.distillation=0", "recovery.cross_entropy=1", f"recovery.embeddings={trained}")
+        need = need_of(make_plan(sizes_of(tiny_llama, *settings, "budget.keep=99.9%"), find_device("h100")), "recover")
+        planned.append(need.passes / need.tokens)
+    assert planned[0] - planned[1] == pytest.approx(counted[0] - counted[1], rel=0.01)
+    assert counted[0] > counted[1]
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_what_is_kept_for_the_way_back(model_type: str, tiny_folder: Callable[[str], Path]) -> None:
     folder = tiny_folder(model_type)
