@@ -3,6 +3,7 @@
 from darwinlm.data.files import EXTENSIONS, TEXT_FIELDS
 from darwinlm.data.leakage import assert_disjoint, check_not_evaluation_text
 from darwinlm.data.packing import document_hash
+from darwinlm.data.shuffle import Shuffle
 from darwinlm.data.sources import DEFAULT_SOURCE, read_documents
 from darwinlm.data.splits import PURPOSES, TextPlan, TokenBlocks, split_documents
 
@@ -11,6 +12,7 @@ __all__ = [
     "EXTENSIONS",
     "PURPOSES",
     "TEXT_FIELDS",
+    "Shuffle",
     "TextPlan",
     "TokenBlocks",
     "assert_disjoint",

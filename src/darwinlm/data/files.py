@@ -13,6 +13,8 @@ from darwinlm.errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from darwinlm.data.shuffle import Shuffle
+
 TEXT_FIELDS = ("text", "passage", "page", "content")
 """Fields that may hold a record's text, the most likely first."""
 
@@ -39,7 +41,7 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
-def read_files(files: list[Path], field: str | None) -> Iterator[str]:
+def read_files(files: Sequence[Path], field: str | None, shuffle: Shuffle | None = None) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that what is read first comes from all of them.
 
     A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
@@ -47,12 +49,17 @@ def read_files(files: list[Path], field: str | None) -> Iterator[str]:
     Args:
         files: in order.
         field: of a record, holds the text; none looks for one of `TEXT_FIELDS`.
+        shuffle: of the files, and of the documents in each; none keeps their order.
 
     Raises:
         DataError: a file is unreadable or damaged, or a record has no text.
         MissingExtraError: the format needs an optional package that isn't installed.
     """
     waiting = [_read_file(path, field) for path in files]
+    if shuffle is not None:
+        at_once = min(len(files), OPEN_FILES)
+        names = [path.name for path in files]
+        waiting = [shuffle.draw(waiting[number], names[number], files=at_once) for number in shuffle.order(names)]
     while waiting:
         ended = []
         for documents in waiting[:OPEN_FILES]:

@@ -9,7 +9,8 @@ A source is one of
 - a folder of such files, read in sorted order, subfolders included;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
-Everything is read lazily: a consumer that stops early has paid only for what it took.
+Everything is read lazily: a consumer that stops early has paid only for what it took, and where documents are shuffled
+for as many more as are held to be drawn from.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from darwinlm.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from darwinlm.data.shuffle import Shuffle
 
 DEFAULT_SOURCE = "hf:HuggingFaceFW/fineweb-edu"
 """Broad web text of good quality: what a model is calibrated and searched on unless the user says otherwise."""
@@ -133,7 +136,7 @@ def parse_source(source: str) -> LocalSource | HubSource:
     )
 
 
-def read_documents(source: str, *, limit: int | None = None) -> Iterator[str]:
+def read_documents(source: str, *, limit: int | None = None, shuffle: Shuffle | None = None) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
     A ``.txt`` file is split where two or more blank lines stand in a row (a line of white space is blank), so that
@@ -145,6 +148,8 @@ def read_documents(source: str, *, limit: int | None = None) -> Iterator[str]:
     Args:
         source: A file, a folder or a data set of the hub; see the top of this module.
         limit: The most documents to read; None reads them all.
+        shuffle: Takes the documents of each file, and the files, in a random order that its seed decides; of a data
+            set of the hub its shards and the rows, as `datasets` does it. None keeps the source's order.
 
     Returns:
         The documents. What is wrong with the source's name is raised by the call; what is wrong with its content is
@@ -159,9 +164,9 @@ def read_documents(source: str, *, limit: int | None = None) -> Iterator[str]:
         raise DataError(f"Text source {source!r}: limit is {limit}, but at least one document has to be read.")
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        documents = _read_hub(parsed, _load_dataset_function())
+        documents = _read_hub(parsed, _load_dataset_function(), shuffle)
     else:
-        documents = read_files(parsed.files(), parsed.field)
+        documents = read_files(parsed.files(), parsed.field, shuffle)
     return _visible(documents, source, limit)
 
 
@@ -187,19 +192,22 @@ def _load_dataset_function() -> Any:
     return datasets.load_dataset
 
 
-def _read_hub(source: HubSource, load_dataset: Any) -> Iterator[str]:
+def _read_hub(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[str]:
     field = source.field
-    rows = _hub_rows(source, load_dataset)
+    rows = _hub_rows(source, load_dataset, shuffle)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         field = text_field(list(row), field, where)
         yield text_of(row[field], field, where)
 
 
-def _hub_rows(source: HubSource, load_dataset: Any) -> Iterator[dict[str, Any]]:
+def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:
     """Stream the rows; whatever the library's several network stacks raise becomes one `DataError`."""
     try:
-        yield from load_dataset(source.name, source.config, split=source.split, streaming=True)
+        rows = load_dataset(source.name, source.config, split=source.split, streaming=True)
+        if shuffle is not None:
+            rows = rows.shuffle(seed=shuffle.seed, buffer_size=shuffle.documents)
+        yield from rows
     except Exception as error:
         raise _hub_error(source, error) from error
 

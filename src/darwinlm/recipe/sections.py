@@ -44,6 +44,9 @@ class Text(Section):
     document_tokens: int = Field(512, gt=0)
     """Most tokens taken from one document, so that a few thousand tokens come from many documents. Only a source that
     is too short gives more of each."""
+    shuffle_documents: int = Field(10000, ge=0)
+    """Documents that are held at once and drawn from at random, of all files together, since files are often ordered by
+    book, topic or date. 0 takes documents in the order of the files."""
     calibration_tokens: int = Field(65536, gt=0)
     """For the second moments of the database, and for the refit."""
     fitness_tokens: int = Field(8192, gt=0)

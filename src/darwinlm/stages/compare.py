@@ -28,7 +28,7 @@ from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.rows import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
-from darwinlm.stages.text import text_stage
+from darwinlm.stages.text import shuffle_of, text_stage
 from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import block_parameters, stitch
 
@@ -208,7 +208,7 @@ def _domains(run: Run, bench: Bench, comparison: Comparison) -> dict[str, TokenB
     settings = run.recipe.text
     for name, source in comparison.domains:
         blocks = split_documents(
-            read_documents(source),
+            read_documents(source, shuffle=shuffle_of(run)),
             {"evaluation": settings.evaluation_tokens},
             run.checkpoint.tokenizer(),
             settings.sequence_length,

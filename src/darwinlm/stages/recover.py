@@ -22,7 +22,7 @@ from darwinlm.recovery.checks import accumulation, check_length, check_packages,
 from darwinlm.run import Run
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts, fingerprint
+from darwinlm.stages.text import Texts, fingerprint, shuffle_of
 
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText
@@ -127,6 +127,8 @@ def recover_model(
         "recovery": how,
         "length": length,
         "source": fingerprint(source),
+        "shuffle_documents": run.recipe.text.shuffle_documents,
+        "seed": run.recipe.search.seed,
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
         "device": run.device.type,
@@ -222,7 +224,7 @@ def _pack(
         shutil.rmtree(work)
     write_json(marker, digest)
     pack_documents(
-        read_documents(source),
+        read_documents(source, shuffle=shuffle_of(run)),
         work / "text",
         tokens,
         described[1],

@@ -6,7 +6,14 @@ import hashlib
 from pathlib import Path
 
 from darwinlm.artifact import digest_of, file_digest
-from darwinlm.data import TokenBlocks, assert_disjoint, check_not_evaluation_text, read_documents, split_documents
+from darwinlm.data import (
+    Shuffle,
+    TokenBlocks,
+    assert_disjoint,
+    check_not_evaluation_text,
+    read_documents,
+    split_documents,
+)
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.run import Run
@@ -49,11 +56,12 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "shares": shares,
         "sequence_length": settings.sequence_length,
         "document_tokens": settings.document_tokens,
+        "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
     }
     with run.stage("text", key, "text") as (stage, work):
         if work:
-            documents = read_documents(settings.source)
+            documents = read_documents(settings.source, shuffle=shuffle_of(run))
             blocks = split_documents(
                 documents,
                 shares,
@@ -75,6 +83,12 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             f"{vocabulary - 1}: it belongs to another model"
         )
     return texts
+
+
+def shuffle_of(run: Run) -> Shuffle | None:
+    """In which order the run takes documents; None where it is that of the files."""
+    documents = run.recipe.text.shuffle_documents
+    return Shuffle(documents, run.recipe.search.seed) if documents else None
 
 
 def fingerprint(source: str) -> dict[str, object]:

@@ -1,0 +1,72 @@
+"""Take documents in a random order without holding all of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from darwinlm.errors import RecipeError
+
+BUFFER_CHARACTERS = 1 << 28
+"""Most characters that are held, whatever the number of documents: whole books may be records of one file."""
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How documents are drawn at random: files are often ordered, by book or by date, and a run reads little of them.
+
+    Attributes:
+        documents: That are held and drawn from, of all files together; as a file is read on, each one drawn makes room
+            for the next. A source with fewer is shuffled as a whole.
+        seed: Another seed gives another order.
+
+    Raises:
+        RecipeError: No document may be held.
+    """
+
+    documents: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.documents < 1:
+            raise RecipeError(f"text.shuffle_documents is {self.documents}: at least one document has to be held.")
+
+    def order(self, items: list[str]) -> list[int]:
+        """Numbers of the items in a random order, which depends on nothing but the items and the seed."""
+        numbers = list(range(len(items)))
+        self._generator("order", *items).shuffle(numbers)
+        return numbers
+
+    def draw(self, documents: Iterable[str], name: str, *, files: int = 1) -> Iterator[str]:
+        """Yield all documents of one file in a random order.
+
+        Args:
+            documents: Of the file, read as they are needed.
+            name: Of the file; two files with one name are shuffled alike.
+            files: That are read at once, and share what may be held.
+        """
+        generator = self._generator("file", name)
+        most = max(1, self.documents // files)
+        most_characters = BUFFER_CHARACTERS // files
+        held: list[str] = []
+        characters = 0
+        for document in documents:
+            held.append(document)
+            characters += len(document)
+            while held and (len(held) > most or characters > most_characters):
+                drawn = _take(held, generator)
+                characters -= len(drawn)
+                yield drawn
+        generator.shuffle(held)
+        yield from held
+
+    def _generator(self, *words: str) -> random.Random:
+        return random.Random("\0".join((str(self.seed), *words)))  # noqa: S311 - no secret hangs on it
+
+
+def _take(held: list[str], generator: random.Random) -> str:
+    """Remove one at random; the last takes its place."""
+    place = generator.randrange(len(held))
+    held[place], held[-1] = held[-1], held[place]
+    return held.pop()
