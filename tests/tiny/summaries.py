@@ -86,7 +86,7 @@ def searched(blocks=30):
             "ended": "all generations done",
             "history": history,
         },
-        "refit": {"choices": choices},
+        "refit": {"choices": choices, "kept": "refit", "strength": 0.5},
         "text": {
             "source": "hf:HuggingFaceFW/fineweb-edu",
             "sequence_length": 512,

@@ -65,6 +65,19 @@ def test_page_tells_everything_that_was_made():
         assert expected in text, expected
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"kept": "refit", "strength": 0.75}, "The model took 75% of the way to these weights"),
+        ({"kept": "stitched", "strength": 0.0}, "no better for it on validation text, so the stitched weights stay"),
+    ],
+)
+def test_page_says_how_far_the_refit_was_taken(record, words):
+    summary = searched()
+    summary["refit"] |= record
+    assert words in Page(render_page(summary)).text
+
+
 def test_page_without_search_and_refit():
     html = render_page(plain())
     text = Page(html).text

@@ -108,6 +108,19 @@ def test_card_of_a_searched_model():
         assert expected in body, expected
 
 
+def test_card_says_what_was_done_to_the_weights():
+    summary = searched()
+    body = front_matter(model_card(summary))[1]
+    assert "refitted by ridge regression" in body
+    assert "without its continued training" in body
+    summary["refit"] |= {"kept": "stitched", "strength": 0.0}
+    summary["recovery"] = {"tokens": 24576}
+    body = front_matter(model_card(summary))[1]
+    assert "refitted by ridge regression" not in body
+    assert "it was trained on 24,576 tokens" in body
+    assert "without its continued training" not in body
+
+
 def test_card_of_a_plain_model():
     fields, body = front_matter(model_card(plain()))
     assert "custom_code" not in fields["tags"]

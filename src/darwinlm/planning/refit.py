@@ -11,22 +11,26 @@ PIECE = 512
 
 
 def refit_need(sizes: Sizes) -> StageNeed:
-    """Output projections fitted anew, and the comparison on validation text that decides whether they stay."""
+    """Output projections fitted anew, and the comparisons on validation text that decide how far they are taken."""
     recipe = sizes.recipe
     kind, size = forward_type(sizes)
     tokens = recipe.refit.tokens
     everything = tokens + recipe.text.validation_tokens
     # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
     passes = everything * sizes.forward * (1 + sizes.kept * 2)
-    need = StageNeed("refit", everything, passes, kind, {"float32": 0.0, "float64": 0.0})
-    need.calls = batches(sizes, everything) * sizes.depth * 3
+    strengths = {0.0, *recipe.refit.strengths}
+    held_out = recipe.text.validation_tokens
+    # The fitted weights' own stream is there already; each comparison makes the dense model's logits again.
+    again = len(strengths - {1.0})
+    passes += held_out * (again * sizes.forward * sizes.kept + 2 * len(strengths) * sizes.head)
+    need = StageNeed("refit", everything + again * held_out, passes, kind, {"float32": 0.0, "float64": 0.0})
+    need.calls = (batches(sizes, everything) * 3 + batches(sizes, held_out) * again) * sizes.depth
     largest = 0.0
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
         need.operations["float32"] += everything * (2 * d * d + 2 * d * r)
         need.operations["float64"] += len(recipe.refit.ridges) * (d**3 / 3 + 4 * d * d * r)
         largest = max(largest, (2 * d * d + d * r) * 4 + d * d * 16)
-    held_out = recipe.text.validation_tokens
     inputs = everything * max(shape.width for shape in sizes.shapes) * sizes.kept * size
     in_a_block = [
         Item("weights of one block, dense and smaller", sizes.block * (1 + sizes.kept) * (size + sizes.element)),
@@ -35,8 +39,8 @@ def refit_need(sizes: Sizes) -> StageNeed:
         *pass_items(sizes, size),
     ]
     at_the_end = [
-        Item("residual stream of the stitched model", float(held_out * sizes.width * size)),
-        Item("heads: dense, stitched, refitted", 3.0 * sizes.vocabulary * sizes.width * size),
+        Item("residual stream on the way", float(held_out * sizes.width * size)),
+        Item("heads: dense, smaller", 2.0 * sizes.vocabulary * sizes.width * size),
         Item("logits of one piece", float(PIECE) * sizes.vocabulary * (4 + 2 * size)),
     ]
     need.device = [

@@ -122,6 +122,9 @@ class Refit(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    """Shares of the way from the stitched weights to the fitted ones that are tried for the whole model; it takes the
+    best of them on validation text, or none."""
     bias: Modules = ()
     """Fit a bias of the output projection along: false, true, or a list of attention and mlp. The family's
     configuration must have a field for it. The projections into such a module get biases of zeros, and all count."""

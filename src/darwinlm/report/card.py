@@ -124,12 +124,16 @@ def _method(summary: Mapping[str, Any]) -> str:
             f"KL {wording.divergence(search['start_kl'])} to {wording.divergence(search['kl'])} nats per token on the "
             "search's own text"
         )
-    if summary.get("refit") is not None:
+    refit, recovery = summary.get("refit"), summary.get("recovery")
+    if refit is not None and refit["kept"] == "refit":
         steps.append("the output projections were refitted by ridge regression toward the dense model")
+    if recovery is not None:
+        steps.append(f"it was trained on {recovery['tokens']:,} tokens")
+    trained = "" if recovery is not None else ", without its continued training"
     return (
         "; ".join(steps)
-        + f". The method is that of DarwinLM ([arXiv 2502.07780]({PAPER})), without its continued training; made with "
-        f"darwinlm {summary['version']}."
+        + f". The method is that of DarwinLM ([arXiv 2502.07780]({PAPER})){trained}; made with darwinlm "
+        f"{summary['version']}."
     )
 
 

@@ -148,11 +148,16 @@ def _refit(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     choices = refit["choices"]
     fitted = [choice for choice in choices if choice["ridge"] is not None]
+    taken = (
+        f"The model took {refit['strength']:.0%} of the way to these weights, which was best on validation text."
+        if refit["kept"] == "refit"
+        else "The whole model was no better for it on validation text, so the stitched weights stay."
+    )
     return {
         "words": (
             f"{len(fitted)} of {len(choices)} output projections were fitted toward the dense model; the others kept "
-            "their weights, because no fit was better on validation text. Errors are relative to the energy of what "
-            "the module should have given."
+            f"their weights, because no fit was better on validation text. {taken} Errors are relative to the energy of "
+            "what the module should have given."
         ),
         "svg": Markup(plots.refit_plot(choices)) if choices else None,  # noqa: S704
     }

@@ -1,8 +1,16 @@
-"""Refit: output projections corrected toward the dense residual stream, kept where the whole model is better for it."""
+"""Refit: output projections corrected toward the dense residual stream, as far as the whole model is better for it.
+
+Each module's fit is the best linear answer to all the error in front of it, yet the model with all of them overshoots:
+somewhere on the straight line from the stitched weights to the fitted ones it is nearer to the dense model than at
+either end. How far to go is one number for the whole model, taken from a few by KL on validation text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +20,13 @@ from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.bias import biased_kinds
-from darwinlm.surgery.refit import Options, Outcome, Streams, refit
+from darwinlm.surgery.refit import Options, Outcome, Streams, put_weights, refit, weights_file
 
 RECORD = "record.json"
 HEAD_TOKENS = 512
@@ -34,24 +43,29 @@ class Refitted:
     Attributes:
         stage: holds it.
         choices: what was decided for each module.
-        record: KL to the dense model on validation text before and after, what was kept, and local distillation.
+        record: KL to the dense model on validation text before, after and by strength, what was kept, how far the
+            weights go toward the fitted ones (`strength`), and local distillation.
     """
 
     stage: StageFolder
     choices: list[dict[str, Any]]
     record: dict[str, Any]
 
-    def weights(self, checkpoint: Any) -> dict[str, Tensor]:
-        """The corrected weights by tensor name, float32; none where the stitched model was the better one."""
+    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The corrected weights by tensor name, float32; none where the stitched model was the better one.
+
+        Args:
+            checkpoint: the stitched model.
+        """
         found: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
             return found
-        for path in sorted(self.stage.folder.glob("block_*.safetensors")):
-            prefix = checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
-            found |= {prefix + name: weight for name, weight in read_tensors(path).items()}
+        for block in range(checkpoint.n_blocks):
+            weights = _on_the_way(self.stage.folder, checkpoint, block, self.record["strength"])
+            found |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
         return found
 
-    def model(self, checkpoint: Any) -> Any:
+    def model(self, checkpoint: Checkpoint) -> Any:
         """The corrected model in memory, float32."""
         model = checkpoint.load(torch.float32)
         parameters = dict(model.named_parameters())
@@ -100,9 +114,12 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 settings.inputs,
             )
             outcome = refit(stage, fit, validation, options, run.reporter.advance)
-            unchanged = small(texts["validation"])
-            run_through(unchanged)
-            found = _record(outcome, *compare(validation.dense, [unchanged, validation.small]))
+            losses = {1.0: compare(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
+            for strength in sorted({0.0, *settings.strengths} - losses.keys()):
+                between = small(texts["validation"])
+                run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
+                losses[strength] = compare(validation.dense, [between])[0]
+            found = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
             write_json(stage.folder / RECORD, found)
             _tell(run, outcome, found)
@@ -110,10 +127,23 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     return Refitted(stage, made, record)
 
 
-def run_through(stream: BlockStream) -> None:
-    """Move a residual stream behind the last block. Raises NumericsError."""
+def _on_the_way(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
+    """A block's weights between those of the stitched checkpoint (0) and the fitted ones (1), float32 by name in it."""
+    path = folder / weights_file(block)
+    if strength == 0 or not path.exists():
+        return {}
+    fitted = read_tensors(path)
+    if strength == 1:
+        return fitted
+    stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
+    return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
+
+
+def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]] = lambda block: {}) -> None:
+    """Move a residual stream behind the last block, with other weights by name inside a block. Raises NumericsError."""
     for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
+        put_weights(stream.decoder.blocks[block], weights(block))
         stream.run(block)
         stream.unload(block)
 
@@ -134,6 +164,8 @@ def compare(dense: BlockStream, others: list[BlockStream]) -> list[float]:
                 divergence = reference.kl(_logits(other, other.hidden[index][rows]))
                 sums[number] += float(divergence.sum(dtype=torch.float64))
             tokens += len(reference)
+    for stream in others:
+        stream.unload_head()
     return [max(total / tokens, 0.0) for total in sums]
 
 
@@ -143,17 +175,26 @@ def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
     return stream.decoder.logits(tokens, hidden, stream.checkpoint.n_blocks).flatten(0, 1)
 
 
-def _record(outcome: Outcome, before: float, after: float) -> dict[str, Any]:
-    local = {str(block): asdict(choice) for block, choice in outcome.local.items()}
-    return {"kept": "refit" if after < before else "stitched", "kl_before": before, "kl_after": after, "local": local}
+def _record(outcome: Outcome, losses: dict[float, float]) -> dict[str, Any]:
+    """What was decided, from KL on validation text by strength; 0 is the stitched model."""
+    strength = min(sorted(losses), key=losses.__getitem__)
+    return {
+        "kept": "refit" if strength > 0 else "stitched",
+        "strength": strength,
+        "kl_before": losses[0.0],
+        "kl_after": min(loss for each, loss in losses.items() if each > 0),
+        "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
+        "local": {str(block): asdict(choice) for block, choice in outcome.local.items()},
+    }
 
 
 def _tell(run: Run, outcome: Outcome, record: dict[str, Any]) -> None:
     fitted = sum(choice.ridge is not None for choice in outcome.modules)
     distilled = sum(choice.steps > 0 for choice in outcome.local.values())
     local = f", {distilled} of {len(outcome.local)} blocks distilled" if outcome.local else ""
+    far = f", {record['strength']:.0%} of the way taken" if record["kept"] == "refit" else ""
     kept = "" if record["kept"] == "refit" else ": no better, the stitched weights stay"
     run.reporter.say(
-        f"refit: {fitted} of {len(outcome.modules)} modules fitted{local}; KL on validation text "
+        f"refit: {fitted} of {len(outcome.modules)} modules fitted{local}{far}; KL on validation text "
         f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"
     )

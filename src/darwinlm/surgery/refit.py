@@ -146,8 +146,13 @@ def refit(
     return outcome
 
 
+def weights_file(block: int) -> str:
+    """Name of the file of a block's fitted weights; there is none where all stitched ones stay."""
+    return f"block_{block:04d}.safetensors"
+
+
 def _weights_of(stage: StageFolder, block: int) -> Any:
-    return stage.folder / f"block_{block:04d}.safetensors"
+    return stage.folder / weights_file(block)
 
 
 def _notes_of(stage: StageFolder, block: int) -> Any:

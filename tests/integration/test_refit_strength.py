@@ -1,0 +1,72 @@
+"""How far a model goes toward its fitted weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny.whole import opened
+
+from darwinlm.artifact import read_json, read_tensors
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.stages import refit as stages_refit
+from darwinlm.stages.refit import refit_stage
+
+
+@pytest.fixture(scope="module")
+def whole(finished_llama, tiny_llama, make_run):
+    return opened(make_run(tiny_llama, finished_llama), read_json(finished_llama / "summary.json"))
+
+
+@pytest.fixture
+def refitted(whole, tiny_llama, make_run, tmp_path):
+    """Refit the finished run's stitched model anew, with other strengths."""
+
+    def make(*strengths):
+        run = make_run(tiny_llama, tmp_path / "out", f"refit.strengths={list(strengths)}")
+        return refit_stage(run, whole.texts, whole.stitched)
+
+    return make
+
+
+def test_it_goes_as_far_as_is_best_on_validation_text(whole):
+    record = whole.refitted.record
+    losses = {float(strength): loss for strength, loss in record["kl_by_strength"].items()}
+    assert set(losses) == {0.0, *whole.run.recipe.refit.strengths}
+    assert losses[record["strength"]] == min(losses.values()) == record["kl_after"]
+    assert record["kl_before"] == losses[0.0]
+    assert record["kept"] == "refit"
+
+
+@pytest.mark.parametrize("strengths", [(1.0,), (0.25,), (0.5, 0.75)])
+def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strengths):
+    found = refitted(*strengths)
+    losses = {float(strength): loss for strength, loss in found.record["kl_by_strength"].items()}
+    assert set(losses) == {0.0, *strengths}
+    assert found.record["strength"] in strengths, "any of them is better than none here"
+    checkpoint = whole.stitched.checkpoint
+    stitched = checkpoint.load(torch.float32).state_dict()
+    changed = found.weights(checkpoint)
+    paths = list(found.stage.folder.glob("block_*.safetensors"))
+    for path in paths:
+        prefix = checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
+        for name, fitted in read_tensors(path).items():
+            before = stitched[prefix + name]
+            expected = before + found.record["strength"] * (fitted - before)
+            torch.testing.assert_close(changed.pop(prefix + name), expected, rtol=1e-5, atol=1e-6)
+    assert paths
+    assert not changed
+    tokens = whole.texts["validation"].tokens
+    models = {"0": checkpoint.load(torch.float32), "best": found.model(checkpoint)}
+    measured = measure_quality(whole.checkpoint.load(torch.float32), models, tokens, batch_tokens=256)
+    assert losses[0.0] == pytest.approx(measured["0"].kl, rel=1e-3)
+    assert found.record["kl_after"] == pytest.approx(measured["best"].kl, rel=1e-3)
+
+
+def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
+    given = iter([2.0, 1.0, 1.5])  # all the way, none of it, half
+    monkeypatch.setattr(stages_refit, "compare", lambda dense, others: [next(given)])
+    found = refitted(0.5, 1.0)
+    assert found.record["kept"] == "stitched"
+    assert found.record["strength"] == 0
+    assert (found.record["kl_before"], found.record["kl_after"]) == (1.0, 1.5)
+    assert found.weights(whole.stitched.checkpoint) == {}
