@@ -156,8 +156,8 @@ def _refit(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "words": (
             f"{len(fitted)} of {len(choices)} output projections were fitted toward the dense model; the others kept "
-            f"their weights, because no fit was better on validation text. {taken} Errors are relative to the energy of "
-            "what the module should have given."
+            f"their weights, because no fit was better on validation text. {taken} Errors are relative to the energy "
+            "of what the module should have given."
         ),
         "svg": Markup(plots.refit_plot(choices)) if choices else None,  # noqa: S704
     }
