@@ -41,7 +41,8 @@ def chunked_loss(
             else:
                 total += loss_of(rows, hidden[rows])
         return total
-    result: Tensor = _GradientsOnTheWay.apply(loss_of, chunk, hidden, *weights)  # type: ignore[no-untyped-call]
+    apply: Any = _GradientsOnTheWay.apply  # without types in some releases of torch
+    result: Tensor = apply(loss_of, chunk, hidden, *weights)
     return result
 
 

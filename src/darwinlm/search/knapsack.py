@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -82,7 +83,7 @@ class _Problem:
         cost = np.concatenate([np.asarray(row, dtype=np.float64) for row in costs])
         owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
         shape = (len(self.sizes), len(self.loss))
-        one_each = csr_matrix((np.ones(len(self.loss)), (owner, np.arange(len(self.loss)))), shape=shape)
+        one_each: Any = csr_matrix((np.ones(len(self.loss)), (owner, np.arange(len(self.loss)))), shape=shape)
         ones = np.ones(len(self.sizes))
         self.constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]
 
