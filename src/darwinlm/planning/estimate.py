@@ -89,8 +89,11 @@ def _gradients(sizes: Sizes) -> StageNeed:
         need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
         streams = 0.0
     batch = pass_tokens(sizes)
-    # The head is let go of before the first block is read for the way back.
+    # The head is let go of before the first block is read for the way back. What the passes before it freed stays with
+    # the process on a CPU, in pieces between the streams.
+    freed = sum(item.bytes for item in pass_items(sizes, size))
     at_the_head = [
+        Item("activations freed by the passes before", freed, "compute.batch_tokens", batch, on_gpu=-freed),
         Item("embedding and head", float(sizes.outside * size)),
         Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (size + 12))),
     ]
