@@ -1,0 +1,114 @@
+"""Attention sinks: for which first tokens of a sequence a smaller model no longer makes one, and what that costs.
+
+Many models give a sequence's first token a residual stream far longer than any other's, which all later tokens
+attend to. It depends on that token alone, so every token that a text holds is run as a sequence of one. Its sink counts
+as lost where the longest residual stream between two blocks is less than a third of the dense model's; tokens that have
+none in the dense model are left out.
+
+Prints one JSON line for each model: distinct tokens with a lost sink, the share of the text's tokens that these are
+(the chance that a sequence which starts anywhere in the text lacks its sink), the most frequent ones, whether the
+tokenizer's bos token is among them, and KL to the dense model on sequences of `--length` tokens, those with and without
+a sink apart.
+
+    python benchmarks/sinks.py DENSE runs/half/model runs/uniform/model --text texts/web.jsonl --tokens 16384
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.compute import fast_dtype
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.evaluation.models import open_model
+from darwinlm.evaluation.text import pack
+from darwinlm.families.checkpoint import Checkpoint
+
+AT_ONCE = 512
+"""Sequences of one token in a pass."""
+
+LOST = 1 / 3
+"""Of the dense model's length."""
+
+LONG = 10.0
+"""A sink's residual stream is so many times as long as that of the same text's other tokens."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dense")
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--tokens", type=int, default=16384, help="of the text, for KL")
+    parser.add_argument("--length", type=int, default=512)
+    options = parser.parse_args()
+
+    dtype = fast_dtype(torch.device("cpu"))
+    dense = open_model(options.dense, dtype=dtype)
+    text = pack(options.text, dense.tokenizer, sequence_length=options.length, max_tokens=None)
+    counts = Counter(text.flatten().tolist())
+    bos = dense.tokenizer.bos_token_id
+    ids = torch.tensor(sorted({*counts, *([] if bos is None else [bos])}))
+    rows = text[: max(1, options.tokens // options.length)]
+    wanted = longest(dense.model, ids)
+    usual = longest(dense.model, rows[:1], skip=1).median()
+    has_one = wanted > LONG * usual
+    reference = [DenseDistribution(logits(dense.model, row)) for row in rows]
+    for name in options.models:
+        model = Checkpoint.open(Path(name)).load(dtype)
+        lost = has_one & (longest(model, ids) < LOST * wanted)
+        gone = {int(token) for token in ids[lost]}
+        kl = torch.stack([each.kl(logits(model, row)).mean() for each, row in zip(reference, rows, strict=True)])
+        without = torch.tensor([int(row[0]) in gone for row in rows])
+        line = {
+            "model": name,
+            "tokens": int(has_one.sum()),
+            "lost": len(gone),
+            "lost_share": sum(counts[token] for token in gone) / sum(counts.values()),
+            "bos": None if bos is None else bos in gone,
+            "most_frequent": [dense.tokenizer.decode([t]) for t in sorted(gone, key=lambda t: -counts[t])[:12]],
+            "kl": float(kl.mean()),
+            "rows": len(rows),
+            "rows_without": int(without.sum()),
+            "kl_with": float(kl[~without].mean()) if (~without).any() else None,
+            "kl_without": float(kl[without].mean()) if without.any() else None,
+        }
+        print(json.dumps(line, ensure_ascii=False))
+        sys.stdout.flush()
+
+
+@torch.no_grad()
+def longest(model: Any, tokens: Tensor, skip: int = 0) -> Tensor:
+    """Length of the longest residual stream between two blocks.
+
+    Args:
+        model: of transformers.
+        tokens: [n], each a sequence of its own; or [n, t] sequences.
+        skip: tokens at the start of every sequence that don't count.
+
+    Returns:
+        One for each token that counts, float32.
+    """
+    found = []
+    for batch in torch.split(tokens.view(len(tokens), -1), AT_ONCE):
+        states = model(input_ids=batch, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
+        lengths = torch.stack([state[:, skip:].float().norm(dim=-1) for state in states[:-1]])
+        found.append(lengths.amax(0).flatten())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def logits(model: Any, row: Tensor) -> Tensor:
+    """[t] -> [t, v]."""
+    return model(input_ids=row[None], use_cache=False).logits[0]
+
+
+if __name__ == "__main__":
+    main()
