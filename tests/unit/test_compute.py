@@ -28,7 +28,20 @@ def test_tiles_make_bfloat16_quick(processor):
     assert fast_dtype(CPU) == "bfloat16"
 
 
-@pytest.mark.parametrize("capabilities", [{"amx_bf16": False, "avx512_bf16": True}, {"avx2": True}, {"bf16": True}])
+def test_so_do_vectors_of_one_maker(processor):
+    processor(amx_bf16=False, avx512_bf16=True, cpu_name="AMD EPYC")
+    assert fast_dtype(CPU) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [
+        {"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"},
+        {"avx512_bf16": True},
+        {"avx512_bf16": False, "avx2": True, "cpu_name": "AMD EPYC"},
+        {"bf16": True},
+    ],
+)
 def test_other_processors_work_in_float32(processor, capabilities):
     processor(**capabilities)
     assert fast_dtype(CPU) == "float32"

@@ -26,8 +26,8 @@ class Compute(Section):
     device: str = "auto"
     """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of forward passes. `auto` is bfloat16 on a GPU and on a processor with matrix tiles (AMX), float32 on other ones,
-    which are slower with bfloat16. Second moments, factors and KL are float32 or better in any case."""
+    """Of forward passes. `auto` is bfloat16 on a GPU and on a processor that is quick with it (AMX, or AMD's AVX-512),
+    float32 on other ones. Second moments, factors and KL are float32 or better in any case."""
     batch_tokens: int = Field(4096, gt=0)
     """Tokens in one forward pass."""
     hidden_memory: ByteCount = Field(2 << 30, gt=0)
