@@ -43,7 +43,7 @@ from torch.utils.data import Dataset, Subset
 from darwinlm.compute import fast_dtype
 from darwinlm.data import TokenBlocks, read_documents, split_documents
 from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.packing import document_hash
+from darwinlm.data.packing import added_bos, document_hash
 from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import save_model
@@ -226,7 +226,7 @@ def training_text(
             vocabulary=size,
             source=source,
         )
-        parts.append(PackedText(folder, length, blocks))
+        parts.append(PackedText(folder, length, blocks, bos=added_bos(tokenizer)))
     return Mixed(parts)
 
 

@@ -48,6 +48,15 @@ def test_blocks_may_begin_later(tmp_path):
     assert torch.equal(read(tmp_path, 50, 20, skip=1234), tokens_of(DOCUMENTS)[1234:2234])
 
 
+def test_bos_takes_the_place_of_every_first_token(tmp_path):
+    pack(tmp_path)
+    text = PackedText(tmp_path, 50, 20, skip=1234, bos=7)
+    plain = tokens_of(DOCUMENTS)[1234:2234].view(20, 50)
+    found = torch.stack([text[number]["input_ids"] for number in range(20)])
+    assert found[:, 0].tolist() == [7] * 20
+    assert torch.equal(found[:, 1:], plain[:, 1:])
+
+
 def test_repeated_and_reserved_documents_are_left_out(tmp_path):
     reserved = {document_hash(text) for text in DOCUMENTS[3:9]}
     pack(tmp_path, documents=[*DOCUMENTS[:20], *DOCUMENTS], reserved=reserved)

@@ -146,7 +146,7 @@ def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer
     result = split(texts, shares, tokenizer=wrapped, seq_len=64, seed=seed)
     assert_disjoint(result)
     assert len(result["evaluation"].document_hashes) == 7
-    assert len(tokenised) - 1 == len(set(tokenised) - {"a"}) == 8
+    assert len(tokenised) == len(set(tokenised)) == 8
     assert split(texts, shares, tokenizer=tokenizer, seq_len=64, seed=seed) == result
 
 
@@ -218,6 +218,13 @@ def test_bos_is_kept_where_the_tokenizer_adds_it():
     tokens = split(["ab", "cd"], {"fitness": 8}, tokenizer=tiny_tokenizer(add_bos=True), seq_len=4)["fitness"].tokens
     assert tokens[:, 0].tolist() == [BOS_ID, BOS_ID]
     assert tokens[:, 3].tolist() == [EOS_ID, EOS_ID]
+
+
+def test_bos_begins_every_block_where_the_tokenizer_adds_it():
+    adding = tiny_tokenizer(add_bos=True)
+    tokens = split(["abcdefghij"], {"fitness": 12}, tokenizer=adding, seq_len=4)["fitness"].tokens
+    assert tokens[:, 0].tolist() == [BOS_ID] * 3
+    assert adding.decode(tokens[1]) == "<s>efg", "it takes the place of the d"
 
 
 def test_without_eos_nothing_stands_between_documents():

@@ -13,7 +13,7 @@ from darwinlm.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from darwinlm.data.splits import TokenBlocks
+    from darwinlm.data.blocks import TokenBlocks
 
 _BENCHMARKS = {
     "SciQ": r"sciq",

@@ -39,16 +39,18 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         seq_len: T; any length will do, whatever the shards were written for.
         blocks: B; as many must be there.
         skip: tokens that are passed over first.
+        bos: takes the place of every block's first token; None leaves it.
 
     Raises:
         ArtifactError: a shard is missing or shorter than it should be.
     """
 
-    def __init__(self, folder: Path, seq_len: int, blocks: int, skip: int = 0) -> None:
+    def __init__(self, folder: Path, seq_len: int, blocks: int, skip: int = 0, bos: int | None = None) -> None:
         index = read_json(folder / INDEX)
         self.seq_len = seq_len
         self.blocks = blocks
         self.skip = skip
+        self.bos = bos
         self._shard_tokens = int(index["shard_tokens"])
         self._shards = []
         for number in range(index["shards"]):
@@ -74,7 +76,10 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
             part = self._shards[shard][place : place + end - start]
             parts.append(part)
             start += len(part)
-        return {"input_ids": torch.from_numpy(np.concatenate(parts).astype(np.int64))}
+        tokens = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        if self.bos is not None:
+            tokens[0] = self.bos
+        return {"input_ids": tokens}
 
 
 def pack_documents(

@@ -35,16 +35,24 @@ class Document:
     tokens: NDArray[np.int64] | None = None
 
 
+def added_bos(tokenizer: Any) -> int | None:
+    """The bos token, if the tokenizer puts it in front of every text by default; else None.
+
+    Models with such a tokenizer hardly know sequences without it (Gemma's perplexity is in the thousands then), so
+    every block of text begins with it.
+    """
+    bos: int | None = tokenizer.bos_token_id
+    bare, by_default = (tokenizer("a", **how)["input_ids"] for how in ({"add_special_tokens": False}, {}))
+    return bos if bos is not None and by_default[:1] == [bos] and bare[:1] != [bos] else None
+
+
 class Packer:
     """Tokenises documents and joins a document's tokens as `splits.split_documents` describes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer: Any = tokenizer
-        bare = self._ids(["a"])[0]
-        by_default = list(tokenizer("a")["input_ids"])
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        adds_bos = bos is not None and by_default[:1] == [bos] and bare[:1] != [bos]
-        self._before = [bos] if adds_bos else []
+        bos, eos = added_bos(tokenizer), tokenizer.eos_token_id
+        self._before = [] if bos is None else [bos]
         self._after = [] if eos is None else [eos]
 
     def tokenise(self, documents: list[Document]) -> None:

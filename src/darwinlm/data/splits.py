@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from darwinlm.artifact import damaged, read_json, read_tensors, write_json, write_tensors
-from darwinlm.data.packing import Document, Packer, document_hash
+from darwinlm.data.blocks import TokenBlocks
+from darwinlm.data.packing import Document, Packer, added_bos, document_hash
 from darwinlm.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -44,89 +43,6 @@ _SPARE_CHARACTERS_PER_TOKEN = 16
 
 _LEFT = 4
 """What is kept of documents that gave a part only, for the end: so many times the tokens that a purpose wants."""
-
-_TOKENS_FILE = "tokens.safetensors"
-_DESCRIPTION_FILE = "blocks.json"
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TokenBlocks:
-    """Tokens of one purpose, cut into blocks of equal length.
-
-    Two are equal when their tokens, documents and source are.
-
-    Attributes:
-        tokens: Token ids, int64 [B, T].
-        document_hashes: `document_hash` of every document that gave at least one token, in the order of the tokens.
-        source: Where the text came from, for reports.
-        digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
-    """
-
-    tokens: torch.Tensor = field(compare=False, repr=False)
-    document_hashes: tuple[str, ...] = field(repr=False)
-    source: str
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        assert self.tokens.dim() == 2, "tokens are [blocks, tokens in a block]"
-        assert self.tokens.dtype == torch.int64, "tokens are int64"
-        object.__setattr__(self, "digest", _digest(self.tokens))
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of tokens in all blocks together."""
-        return self.tokens.numel()
-
-    def save(self, folder: Path | str) -> None:
-        """Write the blocks as ``tokens.safetensors`` and ``blocks.json``, the latter last.
-
-        Args:
-            folder: Where to write; it is made if need be, and earlier blocks in it are replaced.
-
-        Raises:
-            StorageError: The disk is full or can't be written.
-        """
-        home = Path(folder)
-        write_tensors(home / _TOKENS_FILE, {"tokens": self.tokens})
-        description = {
-            "format": _FORMAT,
-            "source": self.source,
-            "digest": self.digest,
-            "shape": list(self.tokens.shape),
-            "document_hashes": list(self.document_hashes),
-        }
-        write_json(home / _DESCRIPTION_FILE, description)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> TokenBlocks:
-        """Read what `save` wrote.
-
-        Args:
-            folder: Where the blocks lie.
-
-        Returns:
-            The same blocks.
-
-        Raises:
-            ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.
-        """
-        home = Path(folder)
-        path = home / _DESCRIPTION_FILE
-        description = read_json(path)
-        if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise damaged(path, f"it isn't format {_FORMAT} of token blocks")
-        tokens = read_tensors(home / _TOKENS_FILE).get("tokens")
-        if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise damaged(home / _TOKENS_FILE, "there are no blocks of tokens in it")
-        try:
-            blocks = cls(tokens, tuple(description["document_hashes"]), description["source"])
-            recorded = description["digest"]
-        except (KeyError, TypeError) as error:
-            raise damaged(path, f"it lacks {error}") from error
-        if blocks.digest != recorded:
-            raise damaged(home / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
-        return blocks
 
 
 def _setting(purpose: str) -> str:
@@ -216,7 +132,8 @@ def split_documents(
 
     Packing: a document becomes the tokenizer's bos token (if the tokenizer adds one by default), its own tokens without
     special ones, and the eos token (if there is one); these are joined end to end and cut into blocks of exactly T
-    tokens. What is left at the end is dropped. Of a document with more than `document_tokens` tokens so many go in, in
+    tokens, and where the tokenizer adds bos it takes the place of every block's first token. What is left at the end is
+    dropped. Of a document with more than `document_tokens` tokens so many go in, in
     a row, from a place that its hash decides: a few thousand tokens would otherwise be a handful of documents. More of
     the same documents follows, as much of each in turn, only where the documents end while purposes still lack text.
 
@@ -245,6 +162,7 @@ def split_documents(
     dealer = _Dealer(plan, shelves, Packer(tokenizer))
     if any(shelf.lacks for shelf in shelves.values()):
         dealer.deal(documents)
+    bos = added_bos(tokenizer)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
         lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
@@ -255,7 +173,8 @@ def split_documents(
             f"Give more text, or lower {' and '.join(map(_setting, short))}."
         )
     return {
-        purpose: TokenBlocks(shelf.blocks(seq_len), tuple(shelf.hashes), source) for purpose, shelf in shelves.items()
+        purpose: TokenBlocks(shelf.blocks(seq_len, bos), tuple(shelf.hashes), source)
+        for purpose, shelf in shelves.items()
     }
 
 
@@ -306,10 +225,13 @@ class _Shelf:
         self._pieces.append(kept)
         self.n_tokens += len(kept)
 
-    def blocks(self, seq_len: int) -> torch.Tensor:
-        """Join the tokens and cut them: [B, T]."""
+    def blocks(self, seq_len: int, bos: int | None) -> torch.Tensor:
+        """Join the tokens, cut them, and put bos in front if there is one: [B, T]."""
         joined = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int64)
-        return torch.from_numpy(joined.reshape(-1, seq_len))
+        blocks = torch.from_numpy(joined.reshape(-1, seq_len))
+        if bos is not None:
+            blocks[:, 0] = bos
+        return blocks
 
 
 class _Dealer:
@@ -394,9 +316,3 @@ class _Dealer:
                 self._packer.tokenise([document])
                 self._put(shelf, document)
             shelf.fill()
-
-
-def _digest(tokens: torch.Tensor) -> str:
-    shape = "x".join(map(str, tokens.shape))
-    little_endian = tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
-    return blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.data import read_documents
+from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError, ModelError
 from darwinlm.evaluation.quality import Quality, measure_quality
 
@@ -37,6 +38,8 @@ class TextScore:
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
     """The text's documents, each followed by the end mark, joined and cut into blocks [n, t].
 
+    Where the tokenizer adds bos, it takes the place of every block's first token.
+
     Args:
         source: as `darwinlm.data.read_documents` takes it.
         tokenizer: of the model.
@@ -59,7 +62,11 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
             f"Text source {source!r} has only {len(ids)} tokens, less than one block of {sequence_length}: give more "
             "text, or lower --sequence-length"
         )
-    return torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
+    blocks = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
+    bos = added_bos(tokenizer)
+    if bos is not None:
+        blocks[:, 0] = bos
+    return blocks
 
 
 def check_same_vocabulary(model: Any, dense: Any) -> None:

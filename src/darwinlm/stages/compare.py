@@ -11,8 +11,7 @@ import torch
 
 from darwinlm import __version__
 from darwinlm.artifact import digest_of, read_json, write_json
-from darwinlm.data import assert_disjoint, read_documents, split_documents
-from darwinlm.data.splits import TokenBlocks
+from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
 from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality

@@ -15,6 +15,7 @@ from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
 from darwinlm.compute import DTYPES
 from darwinlm.data import check_not_evaluation_text, read_documents
 from darwinlm.data.packed import PackedText, pack_documents
+from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -133,6 +134,9 @@ def recover_model(
         "held_out": texts["validation"].digest,
         "device": run.device.type,
     }
+    bos = added_bos(tokenizer)
+    if bos is not None:
+        key["blocks_begin_with"] = bos
     with run.stage("recover", key, "recovery", shared=True) as (stage, work):
         if work:
             if distils:
@@ -162,7 +166,8 @@ def _train(
                 run, described, work, settings.skip_tokens + plan.blocks * plan.length, source, reserved, stage.digest
             )
     with parallel.agree():
-        packed = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens)
+        bos = added_bos(described[1])
+        packed = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens, bos)
         dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, rows)
     with parallel.agree():

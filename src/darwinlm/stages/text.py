@@ -14,6 +14,7 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
+from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.run import Run
@@ -59,6 +60,9 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
     }
+    bos = added_bos(tokenizer)
+    if bos is not None:
+        key["blocks_begin_with"] = bos
     with run.stage("text", key, "text") as (stage, work):
         if work:
             documents = read_documents(settings.source, shuffle=shuffle_of(run))

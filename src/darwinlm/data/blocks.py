@@ -1,0 +1,103 @@
+"""Blocks of tokens of one purpose, in memory and on disk.
+
+Letters: B blocks, T tokens in a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+
+from darwinlm.artifact import damaged, read_json, read_tensors, write_json, write_tensors
+
+_TOKENS_FILE = "tokens.safetensors"
+_DESCRIPTION_FILE = "blocks.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Tokens of one purpose, cut into blocks of equal length.
+
+    Two are equal when their tokens, documents and source are.
+
+    Attributes:
+        tokens: Token ids, int64 [B, T].
+        document_hashes: `document_hash` of every document that gave at least one token, in the order of the tokens.
+        source: Where the text came from, for reports.
+        digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
+    """
+
+    tokens: torch.Tensor = field(compare=False, repr=False)
+    document_hashes: tuple[str, ...] = field(repr=False)
+    source: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.tokens.dim() == 2, "tokens are [blocks, tokens in a block]"
+        assert self.tokens.dtype == torch.int64, "tokens are int64"
+        object.__setattr__(self, "digest", _digest(self.tokens))
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens in all blocks together."""
+        return self.tokens.numel()
+
+    def save(self, folder: Path | str) -> None:
+        """Write the blocks as ``tokens.safetensors`` and ``blocks.json``, the latter last.
+
+        Args:
+            folder: Where to write; it is made if need be, and earlier blocks in it are replaced.
+
+        Raises:
+            StorageError: The disk is full or can't be written.
+        """
+        home = Path(folder)
+        write_tensors(home / _TOKENS_FILE, {"tokens": self.tokens})
+        description = {
+            "format": _FORMAT,
+            "source": self.source,
+            "digest": self.digest,
+            "shape": list(self.tokens.shape),
+            "document_hashes": list(self.document_hashes),
+        }
+        write_json(home / _DESCRIPTION_FILE, description)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> TokenBlocks:
+        """Read what `save` wrote.
+
+        Args:
+            folder: Where the blocks lie.
+
+        Returns:
+            The same blocks.
+
+        Raises:
+            ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.
+        """
+        home = Path(folder)
+        path = home / _DESCRIPTION_FILE
+        description = read_json(path)
+        if not isinstance(description, dict) or description.get("format") != _FORMAT:
+            raise damaged(path, f"it isn't format {_FORMAT} of token blocks")
+        tokens = read_tensors(home / _TOKENS_FILE).get("tokens")
+        if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise damaged(home / _TOKENS_FILE, "there are no blocks of tokens in it")
+        try:
+            blocks = cls(tokens, tuple(description["document_hashes"]), description["source"])
+            recorded = description["digest"]
+        except (KeyError, TypeError) as error:
+            raise damaged(path, f"it lacks {error}") from error
+        if blocks.digest != recorded:
+            raise damaged(home / _TOKENS_FILE, f"its tokens aren't those that {_DESCRIPTION_FILE} describes")
+        return blocks
+
+
+def _digest(tokens: torch.Tensor) -> str:
+    shape = "x".join(map(str, tokens.shape))
+    little_endian = tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
+    return blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()
