@@ -10,19 +10,20 @@ can be repeated alone. The tables are written to OUT/results.md after every part
 - `paper-suite`: the paper's nine tasks with its shots for the rows that the paper compares; the models are reused.
 - `75` and `35`: other budgets, perplexity and KL only.
 
-What `half-0` should take on two idle cores with the demo's model, estimated and not run: tokens (counted, but for
-BoolQ's) over 675 a second in the dense model's forward pass, half as many again in a half's, and 220 in training.
+What parts of `half-0` took with the demo's model in bfloat16, on one thread of a processor with AVX-512 whose other
+core was busy:
 
-    each row     perplexity and KL, two texts of 16,384 tokens                 2 min
-                 quick suite, 200 items a task: 105,000 tokens on a CPU        2.5 min dense, 2 min halves
-                 (210,000, were the context not shared among answers)
-    uniform, magnitude, ziplm                                                  1 min
-    minitron, shortgpt: a pass over the calibration text                       2 min
-    random, darwinlm, paper: --minutes; sheared: 65,536 tokens in float32      10 min each
-    database: 2.5 min, and once more for the paper's units                     5 min
-    +refit, 65,536 tokens                                                      3 min
-    trained rows, 300,000 tokens, the dense model's pass included              25 min each
-    all: 10 methods, the refit, 4 trained rows                                 about 4 hours
+    each row     perplexity and KL, three texts of 8,192 tokens                1.5 to 2 min
+                 quick suite, 200 items a task, 105,000 tokens                 4 to 6 min
+    uniform, magnitude, ziplm                                                  under 1 min
+    minitron, shortgpt: a pass over the calibration text                       2 to 5 min
+    random, darwinlm, paper: --minutes
+    sheared: 65,536 tokens in float32                                          16 min
+    database: 65,536 tokens, and once more for the paper's units               5 and 4 min
+    +refit, 65,536 tokens                                                      6 min
+    a trained row, 98,304 tokens, 7 minutes of it the dense model's pass       18 min
+
+With the defaults, 10 minutes a search and 300,000 tokens of training for each of four rows, that is six to seven hours.
 
 `--set recovery.teacher_cache=FOLDER --set recovery.top_k=64` takes the dense model's pass from all trained rows but the
 first, about a quarter of their time, and changes their loss a little.
