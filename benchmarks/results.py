@@ -21,7 +21,7 @@ core was busy:
     sheared: 65,536 tokens in float32                                          16 min
     database: 65,536 tokens, and once more for the paper's units               5 and 4 min
     +refit, 65,536 tokens                                                      6 min
-    a trained row, 98,304 tokens, 7 minutes of it the dense model's pass       18 min
+    a trained row, 98,304 tokens: 11 min of training, the dense model's pass   18 min
 
 With the defaults, 10 minutes a search and 300,000 tokens of training for each of four rows, that is six to seven hours.
 

@@ -38,8 +38,7 @@ class Document:
 def added_bos(tokenizer: Any) -> int | None:
     """The bos token, if the tokenizer puts it in front of every text by default; else None.
 
-    Models with such a tokenizer hardly know sequences without it (Gemma's perplexity is in the thousands then), so
-    every block of text begins with it.
+    Models with such a tokenizer are run with it, so every block of text begins with it.
     """
     bos: int | None = tokenizer.bos_token_id
     bare, by_default = (tokenizer("a", **how)["input_ids"] for how in ({"add_special_tokens": False}, {}))
