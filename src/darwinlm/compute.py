@@ -36,13 +36,18 @@ def fast_dtype(device: torch.device) -> str:
     return "bfloat16" if device.type != "cpu" or _multiplies_quickly() else "float32"
 
 
-def _multiplies_quickly() -> bool:
+def has_matrix_tiles() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 (AMX)."""
     if hasattr(torch.cpu, "get_capabilities"):
-        able = torch.cpu.get_capabilities()
-        vectors = bool(able.get("avx512_bf16", False)) and str(able.get("cpu_name", "")).startswith("AMD")
-        return vectors or bool(able.get("amx_bf16", False))
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
     known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # before there was a public way to ask
     return bool(known and known())
+
+
+def _multiplies_quickly() -> bool:
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    vectors = bool(able.get("avx512_bf16", False)) and str(able.get("cpu_name", "")).startswith("AMD")
+    return vectors or has_matrix_tiles()
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:

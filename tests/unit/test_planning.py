@@ -210,6 +210,15 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
     assert "no single setting makes it fit; the most goes to" in hopeless
 
 
+@pytest.mark.parametrize(("tiles", "expected"), [(True, 0.8), (False, 0.57)])
+def test_passes_get_more_of_a_products_speed_from_matrix_tiles(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, expected: float
+) -> None:
+    monkeypatch.setattr("darwinlm.planning.devices.has_matrix_tiles", lambda: tiles)
+    device = measure_cpu.__wrapped__()
+    assert device.efficiency == {"bfloat16": expected, "float32": 0.57, "float64": 0.57}
+
+
 def test_cpu_is_measured_and_devices_have_sources() -> None:
     cpu = find_device("cpu")
     assert cpu is measure_cpu()

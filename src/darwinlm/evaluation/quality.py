@@ -54,23 +54,32 @@ def measure_quality(
     with kept_memory(dense.device):
         for done, start in enumerate(starts):
             batch = tokens[start : start + rows].to(dense.device)
-            targets = batch[:, 1:].reshape(-1)
-            reference = dense(input_ids=batch, use_cache=False).logits
-            distribution = DenseDistribution(reference.flatten(0, 1))
-            for name, model in models.items():
-                logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits
-                totals = log_normalisers(logits.flatten(0, 1))
-                before = totals.view(len(batch), -1)[:, :-1].flatten()
-                losses = token_losses(logits[:, :-1].flatten(0, 1), targets, before)
-                loss[name] += float(losses.sum(dtype=torch.float64))
-                kl = distribution.kl(logits.flatten(0, 1), normalisers=totals)
-                divergence[name] += float(kl.sum(dtype=torch.float64))
+            for name, (lost, apart) in _measure_batch(dense, models, batch).items():
+                loss[name] += lost
+                divergence[name] += apart
             progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
     return {
         name: Quality(_perplexity(loss[name] / predictions), max(divergence[name] / tokens.numel(), 0.0), predictions)
         for name in models
     }
+
+
+def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor) -> dict[str, tuple[float, float]]:
+    """Sums of cross-entropy and of KL over a batch; on its own, so that no logits outlive their batch."""
+    # What follows a block's last token isn't known; its row is left out below: cutting it off here would copy.
+    following = batch.roll(-1, 1).flatten()
+    reference = dense(input_ids=batch, use_cache=False).logits.flatten(0, 1)
+    distribution = DenseDistribution(reference)
+    sums = {}
+    for name, model in models.items():
+        logits = reference if model is dense else model(input_ids=batch, use_cache=False).logits.flatten(0, 1)
+        totals = log_normalisers(logits)
+        losses = token_losses(logits, following, totals).view(len(batch), -1)[:, :-1]
+        divergence = distribution.kl(logits, normalisers=totals)
+        sums[name] = (float(losses.sum(dtype=torch.float64)), float(divergence.sum(dtype=torch.float64)))
+        del logits
+    return sums
 
 
 def _perplexity(mean_loss: float) -> float:

@@ -13,6 +13,7 @@ from importlib import resources
 import torch
 import yaml
 
+from darwinlm.compute import has_matrix_tiles
 from darwinlm.errors import RecipeError
 
 GIGA, TERA = 1e9, 1e12
@@ -63,8 +64,11 @@ GPU_BLOCK_SECONDS = 4e-4
 BLOCK_CALLS = 90
 """Small operations that take as long as a block's pass over one token; measured on a Llama of hardly any width."""
 
-CPU_EFFICIENCY = {"bfloat16": 0.8, "float32": 0.57}
-"""Share of a large matrix product's speed that passes reach on a CPU; measured, see docs/results.md."""
+CPU_EFFICIENCY = 0.57
+"""Share of a large matrix product's speed that passes reach on a CPU, of any type; measured, see docs/results.md."""
+
+TILES_EFFICIENCY = 0.8
+"""The same in bfloat16 where the CPU multiplies tiles of it."""
 
 
 def find_device(name: str) -> Device:
@@ -118,7 +122,10 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     threads = torch.get_num_threads()
     source_words = f"measured here, {threads} threads"
-    return Device("cpu", memory, rates, bandwidth, CPU_EFFICIENCY, 1.0, BLOCK_CALLS * call, source_words)
+    efficiency = dict.fromkeys(rates, CPU_EFFICIENCY)
+    if has_matrix_tiles():
+        efficiency["bfloat16"] = TILES_EFFICIENCY
+    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, BLOCK_CALLS * call, source_words)
 
 
 def _seconds(action: Callable[[], object], clock: Callable[[], float]) -> float:
