@@ -80,3 +80,8 @@ class MissingExtraError(DarwinLMError):
 
 class StorageError(DarwinLMError):
     """The disk is full or can't be written."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, fit to stand inside a message of ours."""
+    return str(error).strip().partition("\n")[0].rstrip(": .")

@@ -215,7 +215,9 @@ def test_a_tokenizer_that_can_not_be_read(prune, model_copy, content):
         (model_copy / "tokenizer.json").unlink()
     else:
         (model_copy / "tokenizer.json").write_text(content)
-    prune(model=model_copy).refused("holds no tokenizer that can be read: ")
+    prune(model=model_copy).refused(
+        "holds no tokenizer that can be read (", "): put the files of the original model's tokenizer beside"
+    )
 
 
 def test_a_tokenizer_whose_parts_do_not_fit(prune, model_copy):

@@ -205,7 +205,7 @@ def test_model_without_tokenizer(command: Command, data: Path, tiny_llama: Path,
     folder = tmp_path / "bare"
     shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
     ended = command("evaluate", folder, "--suite", "piqa", "--data-dir", data)
-    ended.refused(str(folder), "holds no tokenizer that can be read")
+    ended.refused(str(folder), "holds no tokenizer that can be read (", "): put the files")
 
 
 def test_run_folder_is_its_model(command: Command, finished_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:

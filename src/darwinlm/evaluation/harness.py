@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from darwinlm.errors import MissingExtraError
+from darwinlm.errors import MissingExtraError, first_line
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 
@@ -187,7 +187,7 @@ def _score(
         DatasetsError,
         TemplateError,
     ) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
     _read_result(score, found, getattr(task, "name", one.task))

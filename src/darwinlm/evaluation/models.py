@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from darwinlm.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
+from darwinlm.families.checkpoint import no_tokenizer
 from darwinlm.families.resolve import resolve_model
 
 
@@ -75,13 +76,9 @@ def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str,
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=allow_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise CheckpointError(f"can't load {source}: {_first_line(error)}") from error
+        raise CheckpointError(f"can't load {source}: {first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=allow_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
-        raise ModelError(f"{source} holds no tokenizer that can be read: {_first_line(error)}") from error
+        raise no_tokenizer(source, error) from error
     return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.artifact import digest_of, file_digest
-from darwinlm.errors import CheckpointError, ModelError
+from darwinlm.errors import CheckpointError, ModelError, first_line
 from darwinlm.families.family import PREFIX, Family, families, family_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.pruned import pruned_classes
@@ -208,7 +208,7 @@ class Checkpoint:
         try:
             found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"{self.folder} holds no tokenizer that can be read: {_first_line(error)}") from error
+            raise no_tokenizer(self.folder, error) from error
         check_sentence_piece(self.folder, found)
         return found
 
@@ -221,7 +221,7 @@ class Checkpoint:
         try:
             model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, local_files_only=True)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"can't load the weights in {self.folder}: {_first_line(error)}") from error
+            raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
         return model.eval().requires_grad_(requires_grad=False).to(device)
 
     def skeleton(self) -> Any:
@@ -230,7 +230,7 @@ class Checkpoint:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(self.config)
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, StrictDataclassError) as error:
-            raise CheckpointError(f"{self.folder / 'config.json'} makes no model: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.folder / 'config.json'} makes no model: {first_line(error)}") from error
         for module in model.modules():
             own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
             if own & module._non_persistent_buffers_set:
@@ -257,7 +257,7 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
-        raise CheckpointError(f"can't read {folder / 'config.json'}: {_first_line(error)}") from error
+        raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
 
 
 def _names_in(shard: Path) -> list[str]:
@@ -280,5 +280,9 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def no_tokenizer(where: Path | str, error: Exception) -> ModelError:
+    """What to raise where a model has no tokenizer that can be read."""
+    return ModelError(
+        f"{where} holds no tokenizer that can be read ({first_line(error)}): put the files of the original model's"
+        " tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"
+    )

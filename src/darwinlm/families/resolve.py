@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.pre_tokenizer import split_as_named
@@ -54,7 +54,7 @@ def _download(model: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise ModelError(
             f"can't find the model '{model}' on this machine or on the hub ({reason}): check the name, the network "
             "and, for gated models, your login"
@@ -80,7 +80,7 @@ def _dequantise(path: Path, work: Path) -> Path:
             split_as_named(tokenizer, pre)
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
     family_of(quantised.config)
     stage.begin()

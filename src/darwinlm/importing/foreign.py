@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.errors import CheckpointError, FamilyError, ModelError
+from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
 from darwinlm.export.sizes import tensor_shapes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
@@ -175,7 +175,7 @@ def _config(
     try:
         config = AutoConfig.for_model(family.model_type, **{**plain, **sizes, "tie_word_embeddings": tied})
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise CheckpointError(f"{folder / 'config.json'} makes no {family.model_type} model: {reason}") from error
     first = f"{family.layers}.0."
     inside = [name.removeprefix(first) for name in shapes if name.startswith(first)]

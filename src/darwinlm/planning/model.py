@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from darwinlm.database.levels import variants
-from darwinlm.errors import ModelError, RecipeError
+from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -199,7 +199,7 @@ def _gguf(path: Path) -> Checkpoint:
     try:
         config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise ModelError(f"can't read the header of {path}: {reason}") from error
     # Such models are saved as bfloat16.
     config.dtype = "bfloat16"
@@ -214,7 +214,7 @@ def _fetch(model: str, work: Path) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise ModelError(
             f"can't find the configuration of '{model}' on this machine or on the hub ({reason}): check the name, the "
             f"network and your login, or give a folder that holds its config.json ({work.name} was tried)"
