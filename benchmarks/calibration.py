@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
@@ -33,6 +32,7 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.build import build_database
 from darwinlm.database.store import block_file
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.malloc import kept_memory
 from darwinlm.recipe import Units
 from random_llama import write_llama
 

@@ -22,10 +22,10 @@ from scipy.stats import spearmanr
 
 from darwinlm.families.decoder import Decoder
 from darwinlm.recipe import Training
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.space import Allocation
-from darwinlm.search.training import CandidateTrainer
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.search import search_stage
 from search import Bench, common_options, machine, open_bench
 

@@ -48,12 +48,12 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Recipe, Units, merge
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.mutation import level_switch
-from darwinlm.search.scores import local_errors
-from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.predict.module_losses import local_errors
+from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.level_switch import level_switch
+from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import Database
 from darwinlm.stages.plan import Plan, plan_stage
 from darwinlm.stages.search import search_stage

@@ -22,11 +22,18 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.decoder import Decoder
 from darwinlm.recipe.search import UNESTIMATED_LEVELS
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import estimated_losses, levels_around, local_errors, measure, measure_levels, spread_all
-from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start, uniform_allocations
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.predict.module_losses import (
+    estimated_losses,
+    levels_around,
+    local_errors,
+    measure,
+    measure_levels,
+    spread_all,
+)
+from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.start import knapsack_start, uniform_allocations
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Bench, Json, machine, open_bench
 

@@ -17,13 +17,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from darwinlm.errors import DarwinLMError as DarwinLMError
-    from darwinlm.pareto import prune_family as prune_family
     from darwinlm.pipeline import Result as Result
     from darwinlm.pipeline import prune as prune
-    from darwinlm.post_training import recover as recover
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
+    from darwinlm.runs.recovery import recover as recover
+    from darwinlm.runs.sweep import prune_family as prune_family
 
 _HOMES = {
     "DarwinLMError": "darwinlm.errors",
@@ -32,8 +32,8 @@ _HOMES = {
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
     "prune": "darwinlm.pipeline",
-    "prune_family": "darwinlm.pareto",
-    "recover": "darwinlm.post_training",
+    "prune_family": "darwinlm.runs.sweep",
+    "recover": "darwinlm.runs.recovery",
 }
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any
 
 from darwinlm.console import Reporter
 from darwinlm.recipe import Recipe, load_recipe, options
-from darwinlm.rounds import last_round
 from darwinlm.run import Run
+from darwinlm.runs.rounds import last_round
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage

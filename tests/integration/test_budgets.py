@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
-from darwinlm.pareto import member_name, prune_family
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Budget, merge
-from darwinlm.search.timing import ModelTimer
+from darwinlm.runs.sweep import member_name, prune_family
 from darwinlm.stages.plan import plan_stage
 
 TOLERANCE = 0.05

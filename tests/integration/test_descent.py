@@ -13,10 +13,10 @@ import torch
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.search import descent, evolution
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.knapsack import solve_knapsack
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evolve import descent, evolution
+from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage

@@ -8,7 +8,7 @@ import torch
 from darwinlm.artifact import read_tensors
 from darwinlm.errors import RecipeError
 from darwinlm.pipeline import run_stages
-from darwinlm.search.scores import estimated_losses, local_errors
+from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 
 UNSET = "search.score_levels=null"
 PLAIN = "database.saliency=output"

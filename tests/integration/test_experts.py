@@ -17,7 +17,7 @@ from darwinlm.calibration.stream import BlockMoments, stream_moments
 from darwinlm.database.build import Method, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
-from darwinlm.database.parked import Parked
+from darwinlm.database.spill import Parked
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages

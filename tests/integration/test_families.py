@@ -22,8 +22,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS, families
 from darwinlm.pipeline import run_stages
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 

@@ -23,9 +23,9 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.start import uniform_allocations
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.propose.start import uniform_allocations
 from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import block_parameters, stitch
 

@@ -130,7 +130,7 @@ def test_packages_that_are_missing(refused, monkeypatch, setting, package):
 
 
 def test_no_teacher_is_named(inputs, tmp_path):
-    from darwinlm.post_training import recover
+    from darwinlm.runs.recovery import recover
 
     with pytest.raises(RecipeError, match="no dense model is named: give --teacher"):
         recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))

@@ -26,7 +26,7 @@ from darwinlm.errors import ArtifactError, NumericsError
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
-from darwinlm.search.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Fitness
 
 ROOT = Path(darwinlm.__file__).parents[2]
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import Training
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.proxy import GradientAgreement
-from darwinlm.search.training import CandidateTrainer, LowRank, Student
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.training import CandidateTrainer, LowRank, Student
+from darwinlm.search.predict.gradient_agreement import GradientAgreement
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage

@@ -12,10 +12,10 @@ from darwinlm.artifact import read_json
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.bends import removed_together
-from darwinlm.search.slopes import Gradients
-from darwinlm.search.surrogate import sloped
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.predict.curvature import removed_together
+from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.predict.surrogate import sloped
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage

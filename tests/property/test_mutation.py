@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.cost import Bounds
-from darwinlm.search.mutation import joined, level_switch
+from darwinlm.search.problem.cost import Bounds
+from darwinlm.search.propose.level_switch import joined, level_switch
 
 
 def total(costs, allocation):

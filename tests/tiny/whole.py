@@ -9,7 +9,7 @@ from typing import Any
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.search.space import Allocation
+from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import Database, database_stage
 from darwinlm.stages.plan import Plan, plan_stage
 from darwinlm.stages.refit import Refitted, refit_stage

@@ -15,25 +15,25 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import masked
 from torch import Tensor
 
-from darwinlm.baselines.choose import (
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.comparison.allocations import (
     best_random,
     best_uniform,
     even_uniform,
     least_local_error,
     without_blocks,
 )
-from darwinlm.baselines.hard_concrete import HardConcrete
-from darwinlm.baselines.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.baselines.ranked import RankedReader, UnitScores, best_columns
-from darwinlm.baselines.sheared import Shearing, shear
-from darwinlm.calibration.stream import BlockStream
+from darwinlm.comparison.hard_concrete import HardConcrete
+from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
+from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
+from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Units
-from darwinlm.search.cost import Bounds, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.problem.cost import Bounds, parameter_costs
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 
 UNITS = Units(mlp_multiple=8)

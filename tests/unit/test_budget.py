@@ -10,7 +10,7 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import Budget, Recipe, load_recipe, load_recipes, merge, parse_recipe
-from darwinlm.search.cost import (
+from darwinlm.search.problem.cost import (
     Bounds,
     CostModel,
     KvCache,
@@ -20,7 +20,7 @@ from darwinlm.search.cost import (
     parameter_costs,
     time_costs,
 )
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.problem.space import SearchSpace
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from darwinlm.search import descent
-from darwinlm.search.descent import Step, descend
+from darwinlm.search.evolve import descent
+from darwinlm.search.evolve.descent import Step, descend
 
 START = (1, 1)
 

@@ -17,15 +17,15 @@ from tests.tiny.models import tiny_config
 
 from darwinlm import demo, parallel
 from darwinlm.artifact import KEY, MANIFEST, StageFolder, manifest_files, read_json, write_json
-from darwinlm.baselines.choose import best_uniform, without_blocks
-from darwinlm.baselines.ranked import DenseReader
-from darwinlm.baselines.sheared import Shearing, shear
+from darwinlm.comparison.allocations import best_uniform, without_blocks
+from darwinlm.comparison.ranked import DenseReader
+from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.data import read_documents
 from darwinlm.data.sources import HubSource, _hub_error
 from darwinlm.database.factors import full_target, unpack_lower
+from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level
 from darwinlm.database.order import removal_order
-from darwinlm.database.ready import find_database
 from darwinlm.database.store import DatabaseReader, block_file, kept_groups
 from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import (
@@ -44,10 +44,10 @@ from darwinlm.families.family import families
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
-from darwinlm.pareto import _ordered
 from darwinlm.recipe import Recipe, Units, load_recipe
-from darwinlm.search.cost import Bounds, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.runs.sweep import _ordered
+from darwinlm.search.problem.cost import Bounds, parameter_costs
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.scores import SCORES, read_scores
 from darwinlm.surgery.ridge import ridge_solution
 

@@ -25,7 +25,7 @@ from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
-from darwinlm.search import reference
+from darwinlm.search.evaluate import dense_side as reference
 from darwinlm.stages import refit as stages_refit
 
 

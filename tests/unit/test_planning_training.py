@@ -24,9 +24,9 @@ from darwinlm.planning.plan import Plan, disk_of, make_plan
 from darwinlm.planning.training import adapters, saved
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
-from darwinlm.search.fitness import Window
-from darwinlm.search.reference import ExpectedRows
-from darwinlm.search.slopes import Gradients
+from darwinlm.search.evaluate.dense_side import ExpectedRows
+from darwinlm.search.evaluate.fitness import Window
+from darwinlm.search.predict.gradients import Gradients
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
 

@@ -11,7 +11,7 @@ import torch
 from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.baselines.ranked import RankedReader, UnitScores
+from darwinlm.comparison.ranked import RankedReader, UnitScores
 from darwinlm.database.levels import module_levels
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
@@ -20,9 +20,9 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
 from darwinlm.recovery.checks import accumulation
 from darwinlm.recovery.train import plan_steps
-from darwinlm.search.cost import bounds_of
-from darwinlm.search.space import SearchSpace
-from darwinlm.search.start import random_start
+from darwinlm.search.problem.cost import bounds_of
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.propose.start import random_start
 from darwinlm.stages.plan import counted_costs
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
 

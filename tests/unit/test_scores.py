@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import NumericsError
-from darwinlm.search.scores import (
+from darwinlm.search.predict.module_losses import (
     TOGETHER,
     level_losses,
     levels_around,
@@ -21,7 +21,7 @@ from darwinlm.search.scores import (
     spread_all,
     spread_scores,
 )
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.problem.space import SearchSpace
 
 FALLING = [1.0, 0.64, 0.36, 0.16, 0.04, 0.01, 0.0]
 

@@ -18,8 +18,8 @@ from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
 from darwinlm.recipe import Budget, Units
-from darwinlm.search.cost import bounds_of, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.problem.cost import bounds_of, parameter_costs
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 FAMILIES = {

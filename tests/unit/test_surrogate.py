@@ -8,11 +8,11 @@ import random
 import numpy as np
 import pytest
 
-from darwinlm.search.bends import Bends
-from darwinlm.search.cost import Bounds, CostModel
-from darwinlm.search.evolution import CAUTIONS, SHARES
-from darwinlm.search.guided import guided
-from darwinlm.search.surrogate import Surrogate, sloped
+from darwinlm.search.evolve.evolution import CAUTIONS, SHARES
+from darwinlm.search.predict.curvature import Bends
+from darwinlm.search.predict.surrogate import Surrogate, sloped
+from darwinlm.search.problem.cost import Bounds, CostModel
+from darwinlm.search.propose.solve import guided
 
 ERRORS = [[1.0, 0.4, 0.0], [1.0, 0.5, 0.0], [1.0, 0.3, 0.0]]
 CURVES = [[3.0, 1.0, 0.0], [2.0, 1.5, 0.0], [1.0, 0.2, 0.0]]

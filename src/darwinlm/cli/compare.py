@@ -49,14 +49,14 @@ def compare(
 ) -> None:
     """Prune with several methods under one budget and print one table."""
     from darwinlm.artifact import write_text
+    from darwinlm.comparison.compare import Comparison
+    from darwinlm.comparison.compare import compare as run_comparison
+    from darwinlm.comparison.entries import parse_methods, parse_named
+    from darwinlm.comparison.table import comparison_cells
     from darwinlm.console import Reporter
     from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
-    from darwinlm.stages.compare import Comparison
-    from darwinlm.stages.compare import compare as run_comparison
-    from darwinlm.stages.comparison_table import comparison_cells
-    from darwinlm.stages.rows import parse_methods, parse_named
 
     overrides: dict[str, Any] = {
         "model": model,

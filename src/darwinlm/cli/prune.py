@@ -76,8 +76,8 @@ def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> N
 def _run_family(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm import parallel
     from darwinlm.console import Reporter
-    from darwinlm.pareto import PARETO, prune_family
-    from darwinlm.report.pareto import pareto_table
+    from darwinlm.report.sweep import pareto_table
+    from darwinlm.runs.sweep import PARETO, prune_family
 
     console = Console(quiet=not parallel.is_main())
     rows = prune_family(recipes, out, until=until, reporter=Reporter(console))

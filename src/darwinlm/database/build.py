@@ -16,7 +16,7 @@ from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moment
 from darwinlm.database.factors import estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
-from darwinlm.database.parked import Parked
+from darwinlm.database.spill import Parked
 from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.errors import ArtifactError
 from darwinlm.families.family import ModuleKind

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.allocator import kept_memory
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
+from darwinlm.malloc import kept_memory
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
-from darwinlm.search.cost import Bounds, CostModel, bounds_of
-from darwinlm.search.space import SearchSpace
+from darwinlm.search.problem.cost import Bounds, CostModel, bounds_of
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.plan import counted_costs, dense_parameters, space_of
 
 
@@ -124,7 +124,7 @@ class Sizes:
 
     @property
     def linear_head(self) -> bool:
-        """Whether logits are a linear function of what reaches the head (`search/reference.py`)."""
+        """Whether logits are a linear function of what reaches the head (`search/evaluate/dense_side.py`)."""
         return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
 
     @property

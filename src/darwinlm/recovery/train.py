@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from darwinlm import parallel
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import read_json
+from darwinlm.malloc import kept_memory
 from darwinlm.recipe import Recovery
 from darwinlm.recovery.heads import Objective
 from darwinlm.recovery.schedule import rate_share

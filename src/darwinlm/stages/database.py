@@ -8,17 +8,17 @@ from pathlib import Path
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.database.build import Saliency, build_database
-from darwinlm.database.ready import TEXT, calibration_documents, check_fits, find_database
+from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader, block_file
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
+from darwinlm.malloc import kept_memory
 from darwinlm.recipe import Database as DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts

@@ -13,11 +13,11 @@ from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.database.levels import Level
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
+from darwinlm.latency.timing import Choice, ModelTimer, Request
 from darwinlm.run import Run
-from darwinlm.search.cost import CostModel, time_costs
-from darwinlm.search.latency import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.search.space import Allocation, SearchSpace
-from darwinlm.search.timing import Choice, ModelTimer, Request
+from darwinlm.search.problem.cost import CostModel, time_costs
+from darwinlm.search.problem.space import Allocation, SearchSpace
 
 CHECKS = 3
 """Random allocations that predictions are checked on."""

@@ -13,8 +13,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim, module_parameters, module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.run import Run
-from darwinlm.search.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
-from darwinlm.search.space import SearchSpace, biased_space
+from darwinlm.search.problem.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
+from darwinlm.search.problem.space import SearchSpace, biased_space
 from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
 from darwinlm.surgery.bias import biased_kinds

@@ -7,8 +7,8 @@ from typing import Any
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, damaged, read_json, write_json
 from darwinlm.run import Run
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import Curves, Measured, level_losses, measure_levels
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.predict.module_losses import Curves, Measured, level_losses, measure_levels
 from darwinlm.stages.plan import Plan
 
 SCORES = "scores.json"

@@ -15,20 +15,27 @@ from darwinlm.artifact import StageFolder, read_json, write_json
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.bends import Bends, Rows, removed_together
-from darwinlm.search.descent import Descent, Slope, descend
-from darwinlm.search.evolution import Problem, evolve
-from darwinlm.search.finalists import choose
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.mutation import filled
-from darwinlm.search.proxy import GradientAgreement
-from darwinlm.search.scores import Curves, estimated_losses, level_losses, levels_around, local_errors, measure
-from darwinlm.search.slopes import Gradients
-from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start, neighbour_start, random_start, uniform_allocations
-from darwinlm.search.state import EvolutionState, First
-from darwinlm.search.training import CandidateTrainer
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.evolve.descent import Descent, Slope, descend
+from darwinlm.search.evolve.evolution import Problem, evolve
+from darwinlm.search.evolve.finalists import choose
+from darwinlm.search.evolve.state import EvolutionState, First
+from darwinlm.search.predict.curvature import Bends, Rows, removed_together
+from darwinlm.search.predict.gradient_agreement import GradientAgreement
+from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.predict.module_losses import (
+    Curves,
+    estimated_losses,
+    level_losses,
+    levels_around,
+    local_errors,
+    measure,
+)
+from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.level_switch import filled
+from darwinlm.search.propose.start import knapsack_start, neighbour_start, random_start, uniform_allocations
 from darwinlm.stages.database import Database
 from darwinlm.stages.plan import Plan
 from darwinlm.stages.scores import Scores, read_scores, scores_stage

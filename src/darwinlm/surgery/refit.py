@@ -22,10 +22,10 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
-from darwinlm.surgery.fitting import Fit, fit_output, module_moments, output_gain, watched_spread
 from darwinlm.surgery.inputs import InputFit, fit_inputs, input_moments
 from darwinlm.surgery.local import LocalChoice, distil_block
-from darwinlm.surgery.walk import BlockWalk
+from darwinlm.surgery.projection_fit import Fit, fit_output, module_moments, output_gain, watched_spread
+from darwinlm.surgery.sublayers import BlockWalk
 
 
 @dataclass(frozen=True)
