@@ -21,9 +21,9 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from darwinlm.families.decoder import Decoder
-from darwinlm.recipe import Training
+from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.search import search_stage
@@ -39,15 +39,15 @@ class Recovery:
         run, plan = bench.run(options.out / f"recovery-{seed}")
         model = bench.checkpoint.load(run.dtype, run.device)
         reader = bench.database(run.recipe.units).reader
-        bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
-        self.evaluation = Fitness(bank, bench.texts["evaluation"].tokens, batch_tokens=4096)
+        placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
+        self.evaluation = Fitness(placed, bench.texts["evaluation"].tokens, batch_tokens=4096)
         tokens = bench.texts["training"].tokens
         self.tokens = options.recovery_tokens
         seen = -(-sum(options.rounds) // tokens.shape[1]) + len(options.rounds)
         if (len(tokens) - seen) * tokens.shape[1] < self.tokens:
             raise SystemExit("there is too little training text for recovery: lower --recovery-tokens")
-        training = Training(learning_rate=options.learning_rate)
-        self.trainer = CandidateTrainer(bank, self.evaluation, tokens[seen:], training)
+        training = TrainingSettings(learning_rate=options.learning_rate)
+        self.trainer = CandidateTrainer(placed, self.evaluation, tokens[seen:], training)
 
     def of(self, allocation: Allocation) -> tuple[float, float]:
         """Held-out KL before and after."""

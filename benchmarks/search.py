@@ -46,16 +46,16 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, Units, merge
+from darwinlm.recipe import Recipe, UnitsSettings, merge
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.level_switch import level_switch
 from darwinlm.search.propose.start import knapsack_start
-from darwinlm.stages.database import Database
-from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.plan import Problem, plan_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.surgery.stitch import as_dtype, stitch
 
@@ -74,12 +74,12 @@ class Bench:
     checkpoint: Checkpoint
     texts: dict[str, TokenBlocks]
 
-    def database(self, units: Units) -> Database:
+    def database(self, units: UnitsSettings) -> PruningDatabase:
         """The database, with levels of these units."""
         stage = StageFolder(self.folder / "database", read_json(self.folder / "database" / "key.json"))
-        return Database(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
+        return PruningDatabase(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
 
-    def run(self, folder: Path, *assignments: str) -> tuple[Run, Plan]:
+    def run(self, folder: Path, *assignments: str) -> tuple[Run, Problem]:
         """A run of its own with the bench's model."""
         recipe = merge(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
         run = Run(recipe, folder, Reporter(Console(quiet=True)))
@@ -176,8 +176,8 @@ def measure_rate(options: argparse.Namespace) -> None:
     tokens = bench.texts["fitness"].tokens
 
     model = bench.checkpoint.load(run.dtype, run.device)
-    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
-    fitness = Fitness(bank, tokens, batch_tokens=4096)
+    placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    fitness = Fitness(placed, tokens, batch_tokens=4096)
     fitness.kl(parent, ROUNDS[-1][0])
     begun = time.perf_counter()
     fitness.set_base(parent)

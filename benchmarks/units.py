@@ -23,7 +23,7 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.recipe.search import UNESTIMATED_LEVELS
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import (
     estimated_losses,
     levels_around,
@@ -62,10 +62,10 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     run, plan = bench.run(folder / "run")
     reader = bench.database(run.recipe.units).reader
     model = bench.checkpoint.load(run.dtype, run.device)
-    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
     settings = run.recipe.search
     rows = -(-settings.score_tokens // run.recipe.text.sequence_length)
-    fitness = Fitness(bank, bench.texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
+    fitness = Fitness(placed, bench.texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
     uniforms = uniform_allocations(plan.space, plan.cost, plan.budget)
     uniform = min(zip(fitness.kls(uniforms, settings.score_tokens), uniforms, strict=True))[1]
     estimates = estimated_losses(plan.space, reader)

@@ -62,7 +62,7 @@ def prune(
 ) -> Result:
     """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
 
-    For several sizes from one database see `darwinlm.prune_family`.
+    For several sizes from one database see `darwinlm.prune_sweep`.
 
     Args:
         model: hub id, folder or GGUF file; overrides the recipe's.

@@ -59,7 +59,7 @@ def test_a_family_from_the_command_line(prune, tmp_path):
     ended = prune("--keep", "80%,50%")
     assert ended.code == 0, ended
     assert "size against loss" in ended.out
-    rows = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
     for name in ("keep-80", "keep-50"):
         assert (tmp_path / "out" / name / "model" / "config.json").is_file()

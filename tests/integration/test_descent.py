@@ -14,7 +14,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evolve import descent, evolution
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.stages.database import database_stage
@@ -189,10 +189,10 @@ def fitness(folder, tiny_llama, make_run):
     run = make_run(tiny_llama, folder, *SETTINGS)
     texts, plan = text_stage(run), plan_stage(run)
     model = run.checkpoint.load(torch.float64)
-    bank = ModuleBank(Decoder(model, run.checkpoint.family), database_stage(run, texts).reader, plan.space)
+    placed = PlacedModules(Decoder(model, run.checkpoint.family), database_stage(run, texts).reader, plan.space)
     losses = [[float(level) for level in range(len(module.levels))] for module in plan.space.modules]
     small = solve_knapsack(losses, plan.cost.costs, plan.budget.lower, plan.budget.upper, words=plan.budget.words)
-    return Fitness(bank, texts["fitness"].tokens[:7], batch_tokens=64), small
+    return Fitness(placed, texts["fitness"].tokens[:7], batch_tokens=64), small
 
 
 def test_windows_cover_the_text_once(fitness):
@@ -213,5 +213,5 @@ def test_losses_of_windows_are_those_of_their_sequences(fitness):
     assert found.evaluations == 3, "known from the whole"
     assert whole == pytest.approx((2 * first + 2 * middle + 3 * last) / 7, rel=1e-12)
     assert len(found.losses(small)) == 7
-    fresh = Fitness(found.bank, found.tokens, batch_tokens=64)
+    fresh = Fitness(found.placed, found.tokens, batch_tokens=64)
     assert fresh.kl(small, 7 * 32) == pytest.approx(whole, rel=1e-9)

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Training
+from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer, LowRank, Student
 from darwinlm.search.predict.gradient_agreement import GradientAgreement
 from darwinlm.stages.database import database_stage
@@ -23,7 +23,7 @@ from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
 
-FAST = Training(learning_rate=3e-3, batch_tokens=64)
+FAST = TrainingSettings(learning_rate=3e-3, batch_tokens=64)
 TEXT = "text.training_tokens=1024"
 
 
@@ -37,40 +37,42 @@ def folder(tiny_llama, make_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(folder, tiny_llama, make_run):
-    """Text, bank and fitness."""
+    """Text, placed and fitness."""
     run = make_run(tiny_llama, folder, TEXT)
     texts, plan = text_stage(run), plan_stage(run)
     database = database_stage(run, texts)
-    bank = ModuleBank(Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space)
-    fitness = Fitness(bank, texts["fitness"].tokens, batch_tokens=128)
-    return Whole(run, {}, texts, plan, database, None, None, None), bank, fitness
+    placed = PlacedModules(
+        Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space
+    )
+    fitness = Fitness(placed, texts["fitness"].tokens, batch_tokens=128)
+    return Whole(run, {}, texts, plan, database, None, None, None), placed, fitness
 
 
 def trainer_of(bench, settings=FAST):
-    whole, bank, fitness = bench
-    return CandidateTrainer(bank, fitness, whole.texts["training"].tokens, settings)
+    whole, placed, fitness = bench
+    return CandidateTrainer(placed, fitness, whole.texts["training"].tokens, settings)
 
 
 def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
-    whole, bank, fitness = bench
+    whole, placed, fitness = bench
     candidates = whole.random_allocations(3, seed=4)
     trainer = trainer_of(bench)
     before = fitness.kls(candidates, 256)
     trainer.train(candidates, 512)
     after = trainer.kls(candidates, 256)
     assert all(b < 0.97 * a for a, b in zip(before, after, strict=True)), (before, after)
-    again = Fitness(bank, whole.texts["fitness"].tokens, batch_tokens=128)
-    assert again.kls(candidates, 256) == before, "the bank's own modules have learnt nothing"
+    again = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=128)
+    assert again.kls(candidates, 256) == before, "the placed's own modules have learnt nothing"
 
 
 def test_what_was_removed_can_not_come_back(bench):
-    whole, bank, _ = bench
+    whole, placed, _ = bench
     allocation = whole.random_allocations(1, seed=1)[0]
     trainer = trainer_of(bench)
     trainer.train([allocation], 128)
     student = trainer._students[allocation]
     for index, level in enumerate(allocation):
-        own, theirs = student.modules[index], bank.module(index, level)
+        own, theirs = student.modules[index], placed.module(index, level)
         assert [p.shape for p in own.parameters()] == [p.shape for p in theirs.parameters()]
         assert isinstance(own, Absent) == (level == 0)
 
@@ -100,7 +102,7 @@ def test_one_step_is_plain_distillation(bench):
     """Against the stitched model, torch's own KL and torch's own AdamW."""
     whole = bench[0]
     allocation = whole.random_allocations(1, seed=3)[0]
-    settings = Training(learning_rate=1e-3, batch_tokens=64)
+    settings = TrainingSettings(learning_rate=1e-3, batch_tokens=64)
     trainer = trainer_of(bench, settings)
     trainer.train([allocation], 64)
     tokens = whole.texts["training"].tokens[:2]
@@ -126,7 +128,7 @@ def test_small_steps_add_up_in_the_master_weights():
     """A bfloat16 weight of 1 can't move by 1e-4; its master can, and in the end both have."""
     module = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
     module.weight.data.fill_(1.0)
-    student = Student([module], Training(learning_rate=1e-4))
+    student = Student([module], TrainingSettings(learning_rate=1e-4))
     for _ in range(100):
         student.working[0].grad = torch.ones_like(student.working[0])
         student.step()
@@ -134,7 +136,7 @@ def test_small_steps_add_up_in_the_master_weights():
             assert bool((student.working[0] == 1).all())
             assert float(student.master[0].detach().max()) < 1
     assert float(student.working[0].detach().max()) < 1
-    assert bool((module.weight == 1).all()), "the bank's module stays"
+    assert bool((module.weight == 1).all()), "the placed's module stays"
 
 
 def test_a_batch_that_overflows_is_left_out():
@@ -146,15 +148,15 @@ def test_a_batch_that_overflows_is_left_out():
 
 
 def test_adapters_alone_learn_and_share_the_banks_weights(bench):
-    whole, bank, fitness = bench
+    whole, placed, fitness = bench
     allocation = whole.random_allocations(1, seed=4)[0]
-    trainer = trainer_of(bench, Training(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
+    trainer = trainer_of(bench, TrainingSettings(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
     before = fitness.kl(allocation, 256)
     trainer.train([allocation], 512)
     student = trainer._students[allocation]
     layers = [layer for module in student.modules for layer in module.modules() if isinstance(layer, LowRank)]
     assert len(student.working) == 2 * len(layers)
-    theirs = {id(p) for index, level in enumerate(allocation) for p in bank.module(index, level).parameters()}
+    theirs = {id(p) for index, level in enumerate(allocation) for p in placed.module(index, level).parameters()}
     assert all(id(layer.linear.weight) in theirs for layer in layers)
     assert trainer.kls([allocation], 256)[0] < before
 
@@ -171,9 +173,9 @@ def plain_gradients(model, tokens):
 
 
 def test_gradient_agreement_is_the_mean_cosine(bench):
-    whole, bank, _ = bench
+    whole, placed, _ = bench
     tokens = whole.texts["training"].tokens[:3]
-    proxy = GradientAgreement(bank, tokens)
+    proxy = GradientAgreement(placed, tokens)
     dense = plain_gradients(whole.checkpoint.load(torch.float32), tokens)
     allocations = whole.random_allocations(3, seed=2)
     for allocation, found in zip(allocations, proxy.of(allocations), strict=True):

@@ -31,12 +31,12 @@ from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Units
-from darwinlm.search.problem.cost import Bounds, parameter_costs
+from darwinlm.recipe import UnitsSettings
+from darwinlm.search.problem.cost import Budget, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 
-UNITS = Units(mlp_multiple=8)
+UNITS = UnitsSettings(mlp_multiple=8)
 TOKENS = torch.arange(3 * 16).view(3, 16) * 7 % 259
 
 
@@ -54,9 +54,9 @@ def space_of(checkpoint: Checkpoint) -> SearchSpace:
     return SearchSpace(RankedReader(checkpoint, UNITS, {}).modules)
 
 
-def half(space: SearchSpace) -> Bounds:
+def half(space: SearchSpace) -> Budget:
     upper = space.params(space.dense) // 2
-    return Bounds(int(0.9 * upper), upper)
+    return Budget(int(0.9 * upper), upper)
 
 
 # ------------------------------------------------------------------------------------------------------- scores
@@ -156,7 +156,7 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: b
             place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
             for place, one in scores.items()
         }
-    reader = RankedReader(checkpoint, Units(mlp_multiple=8, attention=attention), scores)
+    reader = RankedReader(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention), scores)
     rng = random.Random(0)
     allocation = tuple(rng.randrange(len(module.levels)) for module in reader.modules)
     ours = stitch(reader, allocation).float()(input_ids=TOKENS).logits
@@ -210,7 +210,7 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     whole = space_of(checkpoint)
     space = SearchSpace(whole.modules[:4])
-    budget = Bounds(0, space.params(space.dense) // 2)
+    budget = Budget(0, space.params(space.dense) // 2)
     table = {
         (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
         for module in space.modules
@@ -234,7 +234,7 @@ def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
     assert kept == {0, 2}
     assert all(level in (0, top) for level, top in zip(chosen, space.dense, strict=True))
     with pytest.raises(BudgetError, match="not even one whole block"):
-        without_blocks(space, parameter_costs(space), Bounds(0, 10), [0.5, 0.1, 0.9, 0.2])
+        without_blocks(space, parameter_costs(space), Budget(0, 10), [0.5, 0.1, 0.9, 0.2])
 
 
 # --------------------------------------------------------------------------------------------------------- masks

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
-from darwinlm.recipe import Budget, Recipe, load_recipe, load_recipes, merge, parse_recipe
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, merge, parse_recipe
 from darwinlm.search.problem.cost import (
-    Bounds,
+    Budget,
     CostModel,
     KvCache,
     amount_words,
-    bounds_of,
     byte_costs,
     parameter_costs,
+    resolve_budget,
     time_costs,
 )
 from darwinlm.search.problem.space import SearchSpace
@@ -108,7 +108,7 @@ def test_one_bound_is_one_recipe():
 
 @pytest.mark.parametrize("given_as", ["75%,50%", ["75%", 0.5]])
 def test_one_recipe_has_one_bound(given_as):
-    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_family"
+    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_sweep"
     with pytest.raises(RecipeError, match=message):
         load_recipe(None, (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
@@ -121,7 +121,7 @@ def test_a_family_is_public():
     (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
     assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
     with pytest.raises(RecipeError, match="a family's budgets must differ; these are keep-75, keep-75"):
-        darwinlm.prune_family([large, large], "nowhere")
+        darwinlm.prune_sweep([large, large], "nowhere")
     with pytest.raises(RecipeError, match=r"budget\.keep"):
         load_recipe(None, (), {"budget.keep": "50%,40%"})
 
@@ -203,7 +203,7 @@ def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
     [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
 )
 def test_bounds_use_the_budget_and_no_more(budget, limit):
-    bounds = bounds_of(parameter_costs(SPACE, fixed=0), Budget(**budget, tolerance=0.1))
+    bounds = resolve_budget(parameter_costs(SPACE, fixed=0), BudgetSettings(**budget, tolerance=0.1))
     assert bounds.limit == limit
     assert bounds.allows(limit)
     assert not bounds.allows(limit + 1)
@@ -211,7 +211,7 @@ def test_bounds_use_the_budget_and_no_more(budget, limit):
 
 
 def test_what_is_not_pruned_counts_too():
-    bounds = bounds_of(parameter_costs(SPACE, fixed=1000), Budget(params=1200))
+    bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,194 and 1,200 parameters"
 
@@ -228,7 +228,7 @@ def test_what_is_not_pruned_counts_too():
 )
 def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
     with pytest.raises(BudgetError) as caught:
-        bounds_of(parameter_costs(SPACE, fixed=1000), Budget(**budget))
+        resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(**budget))
     for part in said:
         assert part in str(caught.value)
 
@@ -236,12 +236,12 @@ def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
 def test_an_impossible_time_names_the_range_in_times():
     cost = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
     with pytest.raises(BudgetError, match=r"30x means 0\.2 ms of 6 ms.*smallest.* 3 ms \(2\.00x\)"):
-        bounds_of(cost, Budget(speedup=30))
+        resolve_budget(cost, BudgetSettings(speedup=30))
 
 
 def test_a_model_without_modules_is_refused():
     with pytest.raises(BudgetError, match="no attention and no MLP"):
-        bounds_of(parameter_costs(SearchSpace(())), Budget())
+        resolve_budget(parameter_costs(SearchSpace(())), BudgetSettings())
 
 
 @given(st.integers(0, 10**13), st.sampled_from(["parameters", "bytes", "nanoseconds"]))
@@ -252,5 +252,5 @@ def test_amounts_have_words(amount, unit):
 
 
 def test_bounds_in_bytes_and_times_have_words_of_their_own():
-    assert Bounds(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
-    assert Bounds(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"
+    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
+    assert Budget(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"

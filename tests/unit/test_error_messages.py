@@ -44,9 +44,9 @@ from darwinlm.families.family import families
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
-from darwinlm.recipe import Recipe, Units, load_recipe
+from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.runs.sweep import _ordered
-from darwinlm.search.problem.cost import Bounds, parameter_costs
+from darwinlm.search.problem.cost import Budget, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.scores import SCORES, read_scores
 from darwinlm.surgery.ridge import ridge_solution
@@ -84,7 +84,7 @@ def test_output_folder_of_another_program(command: Command, tiny_llama: Path, tm
 def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_llama / "stages" / "database", tmp_path / "database"))
     checkpoint = Checkpoint.open(Path(read_json(finished_llama / "summary.json")["model"]))
-    reader = DatabaseReader(folder, checkpoint, Units(mlp_multiple=8))
+    reader = DatabaseReader(folder, checkpoint, UnitsSettings(mlp_multiple=8))
     manifest = read_json(folder / MANIFEST)
     del manifest["files"][block_file(0)]
     write_json(folder / MANIFEST, manifest)
@@ -206,7 +206,7 @@ def test_masks_whose_loss_is_not_finite(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = DenseReader(checkpoint, Units(mlp_multiple=8))
+    reader = DenseReader(checkpoint, UnitsSettings(mlp_multiple=8))
     shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     batches = torch.arange(32).view(2, 1, 16)
@@ -219,15 +219,15 @@ def test_masks_whose_loss_is_not_finite(tiny_llama: Path) -> None:
 
 
 def test_blocks_with_modules_that_stay_and_no_uniform_model(tiny_llama: Path, tiny_folder) -> None:
-    experts = SearchSpace(DenseReader(Checkpoint.open(tiny_folder("mixtral")), Units(mlp_multiple=8)).modules)
+    experts = SearchSpace(DenseReader(Checkpoint.open(tiny_folder("mixtral")), UnitsSettings(mlp_multiple=8)).modules)
     costs = parameter_costs(experts)
-    half = Bounds(0, experts.params(experts.dense) // 2)
+    half = Budget(0, experts.params(experts.dense) // 2)
     assert any(len(module.levels) == 1 for module in experts.modules)
     with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
         without_blocks(experts, costs, half, [0.1, 0.2, 0.3, 0.4])
-    space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), Units(mlp_multiple=8)).modules)
+    space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)).modules)
     with pytest.raises(BudgetError, match="no uniform model has at most"):
-        best_uniform(space, parameter_costs(space), Bounds(-2, -1), lambda allocation: 0.0)
+        best_uniform(space, parameter_costs(space), Budget(-2, -1), lambda allocation: 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- models

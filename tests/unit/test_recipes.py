@@ -20,7 +20,7 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
 from darwinlm.recovery.checks import accumulation
 from darwinlm.recovery.train import plan_steps
-from darwinlm.search.problem.cost import bounds_of
+from darwinlm.search.problem.cost import resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.stages.plan import counted_costs
@@ -53,7 +53,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
     cost = counted_costs(recipe, checkpoint, space, shapes, outside)
-    budget = bounds_of(cost, recipe.budget)
+    budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import NumericsError
 from darwinlm.search.predict.module_losses import (
-    TOGETHER,
+    MEASURED_TOGETHER,
     level_losses,
     levels_around,
     levels_to_measure,
@@ -167,8 +167,8 @@ def test_progress_and_saving_come_after_a_few():
     saved, seen, known = [], [], {}
     score(known, Fitness(), n_levels=9, progress=lambda *at: seen.append(at), save=lambda: saved.append(len(known)))
     total = len(known)
-    assert seen == [(TOGETHER, total), (total, total)]
-    assert saved == [TOGETHER, total]
+    assert seen == [(MEASURED_TOGETHER, total), (total, total)]
+    assert saved == [MEASURED_TOGETHER, total]
 
 
 def test_a_loss_that_is_not_finite_is_refused():

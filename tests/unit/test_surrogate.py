@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from darwinlm.search.evolve.evolution import CAUTIONS, SHARES
-from darwinlm.search.predict.curvature import Bends
+from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import Surrogate, sloped
-from darwinlm.search.problem.cost import Bounds, CostModel
+from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.propose.solve import guided
 
 ERRORS = [[1.0, 0.4, 0.0], [1.0, 0.5, 0.0], [1.0, 0.3, 0.0]]
 CURVES = [[3.0, 1.0, 0.0], [2.0, 1.5, 0.0], [1.0, 0.2, 0.0]]
 SLOPES = [[0.5, 0.0, -0.4], [0.0, 0.1, 0.3], [0.2, 0.2, 0.2]]
-BENDS = Bends(CURVES, ERRORS, [None] * 3)
+BENDS = Curvature(CURVES, ERRORS, [None] * 3)
 PARENT = (1, 1, 1)
 COSTS = [[0, 5, 10]] * 3
-BUDGET = Bounds(15, 15)
+BUDGET = Budget(15, 15)
 
 
 def children(count, seed=0):
@@ -28,7 +28,7 @@ def children(count, seed=0):
     return [tuple(rng.randrange(3) for _ in CURVES) for _ in range(count)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- bends
+# ------------------------------------------------------------------------------------------------------------ curvature
 
 
 def test_a_dense_parent_bends_by_the_single_module_losses():
@@ -42,15 +42,15 @@ def test_nested_levels_are_as_far_apart_as_their_errors():
 
 
 def test_a_level_that_is_no_worse_than_dense_costs_nothing():
-    assert Bends([[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0]], [None]).around(0, 2) == pytest.approx([1, 0, 0])
+    assert Curvature([[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0]], [None]).around(0, 2) == pytest.approx([1, 0, 0])
 
 
 def test_removals_with_nothing_in_common_add_up():
     errors, curves = [[0.3, 0.2, 0.0]], [[0.6, 0.4, 0.0]]
     apart = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
-    assert Bends(curves, errors, [apart]).around(0, 1)[0] == pytest.approx(0.5 * 1.0 / 0.5)
+    assert Curvature(curves, errors, [apart]).around(0, 1)[0] == pytest.approx(0.5 * 1.0 / 0.5)
     within = np.array([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])  # what level 1 removes, level 0 does too
-    assert Bends(curves, errors, [within]).around(0, 1)[0] == pytest.approx((0.5 - 2 * 0.15) * 1.0 / 0.5)
+    assert Curvature(curves, errors, [within]).around(0, 1)[0] == pytest.approx((0.5 - 2 * 0.15) * 1.0 / 0.5)
 
 
 # ------------------------------------------------------------------------------------------------------------ surrogate
@@ -61,7 +61,7 @@ def test_curves_alone_predict_before_anything_was_seen():
 
 
 def test_with_slopes_the_model_is_of_second_order():
-    found = Surrogate(CURVES, bends=BENDS, slopes=SLOPES).change(PARENT, (2, 0, 1))
+    found = Surrogate(CURVES, curvature=BENDS, slopes=SLOPES).change(PARENT, (2, 0, 1))
     assert found == pytest.approx(-0.4 - 0.1 + BENDS.around(0, 1)[2] + BENDS.around(1, 1)[0])
 
 
@@ -72,7 +72,7 @@ def test_changes_by_slopes_are_differences_within_modules():
 
 def test_bends_weigh_what_they_are_said_to_be_worth():
     flat = [[0.0] * 3] * 3
-    once, twice = (Surrogate(CURVES, bends=BENDS, slopes=flat, worth=worth) for worth in (1.0, 2.0))
+    once, twice = (Surrogate(CURVES, curvature=BENDS, slopes=flat, worth=worth) for worth in (1.0, 2.0))
     assert twice.change(PARENT, (2, 0, 1)) == pytest.approx(2 * once.change(PARENT, (2, 0, 1)))
     assert once.change(PARENT, (2, 0, 1)) > 0
 
@@ -84,7 +84,7 @@ def test_weights_of_bends_and_slopes_are_learnt(true):
     for child in children(60):
         slope = sloped(SLOPES, PARENT, child)
         seen.append((PARENT, child, by_bends * BENDS.between(PARENT, child).sum() + by_slopes * slope, slope))
-    learnt = Surrogate(CURVES, seen, bends=BENDS, slopes=SLOPES)
+    learnt = Surrogate(CURVES, seen, curvature=BENDS, slopes=SLOPES)
     errors = [abs(learnt.change(PARENT, child) - change) for _, child, change, _ in seen]
     assert max(errors) < 0.25 * max(abs(change) for *_, change, _ in seen)
     assert learnt.slope_weight >= 0
@@ -107,7 +107,7 @@ def least(losses):
 
 
 def test_children_are_the_best_of_what_the_model_says():
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=[[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
+    surrogate = Surrogate(CURVES, curvature=BENDS, slopes=[[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
     found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS)
     expected = dict.fromkeys(least(surrogate.losses(PARENT, caution)) for caution in CAUTIONS)
     assert (2, 0, 1) in found
@@ -116,7 +116,7 @@ def test_children_are_the_best_of_what_the_model_says():
 
 def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     slopes = np.array([[0.0, 0.0, -9.0], [-4.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=slopes)
+    surrogate = Surrogate(CURVES, curvature=BENDS, slopes=slopes)
     found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS, shares=SHARES)
     expected = [least(np.array(CURVES) + share * slopes) for share in SHARES]
     assert {each for each in expected if each != PARENT} <= set(found)
@@ -124,11 +124,11 @@ def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
 
 
 def test_the_parent_is_no_child_of_its_own():
-    flat = Surrogate(CURVES, bends=BENDS, slopes=[[0.0] * 3] * 3)
+    flat = Surrogate(CURVES, curvature=BENDS, slopes=[[0.0] * 3] * 3)
     cost = CostModel("block parameters", COSTS)
     assert PARENT not in guided(PARENT, flat, cost, BUDGET, cautions=CAUTIONS, shares=SHARES)
 
 
 def test_a_budget_that_no_choice_meets_gives_no_children():
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=SLOPES)
-    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Bounds(16, 17), cautions=(1.0,)) == []
+    surrogate = Surrogate(CURVES, curvature=BENDS, slopes=SLOPES)
+    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Budget(16, 17), cautions=(1.0,)) == []

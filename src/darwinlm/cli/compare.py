@@ -32,7 +32,7 @@ VariantOption = Annotated[
 
 
 @app.command()
-def compare(
+def compare_methods(
     model: ModelArgument = None,
     methods: MethodsOption = "all",
     out: OutOption = Path("runs/comparison"),
@@ -49,8 +49,8 @@ def compare(
 ) -> None:
     """Prune with several methods under one budget and print one table."""
     from darwinlm.artifact import write_text
-    from darwinlm.comparison.compare import Comparison
-    from darwinlm.comparison.compare import compare as run_comparison
+    from darwinlm.comparison.compare import ComparisonRequest
+    from darwinlm.comparison.compare import compare_methods as run_comparison
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
     from darwinlm.console import Reporter
@@ -67,7 +67,7 @@ def compare(
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     rows = parse_methods(methods, chosen, [name for name, _ in variants])
-    wanted = Comparison(rows, domains, variants, suite, data_dir, limit)
+    wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
     console = Console()
     run = Run(chosen, out, Reporter(console))
     headings, cells, remarks = comparison_cells(run_comparison(run, wanted))

@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Bounds, CostModel
+from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import knapsack_start, random_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 
 
-def best_uniform(space: SearchSpace, cost: CostModel, budget: Bounds, loss: Loss) -> Allocation:
+def best_uniform(space: SearchSpace, cost: CostModel, budget: Budget, loss: Loss) -> Allocation:
     """Of all ways to cut every layer alike, the one with the least loss. Raises BudgetError when none fits."""
     return min(uniform_allocations(space, cost, budget), key=loss)
 
 
-def even_uniform(space: SearchSpace, cost: CostModel, budget: Bounds) -> Allocation:
+def even_uniform(space: SearchSpace, cost: CostModel, budget: Budget) -> Allocation:
     """Of all ways to cut every layer alike, the one that keeps most nearly the same share of attention and of MLP.
 
     Sheared-LLaMA's target is a shape that is given beforehand; this is one that needs no measurement.
@@ -41,7 +41,7 @@ def even_uniform(space: SearchSpace, cost: CostModel, budget: Bounds) -> Allocat
 def best_random(
     space: SearchSpace,
     cost: CostModel,
-    budget: Bounds,
+    budget: Budget,
     loss: Loss,
     *,
     tries: int,
@@ -77,7 +77,7 @@ def best_random(
     return min(losses, key=losses.__getitem__), drawn
 
 
-def least_local_error(space: SearchSpace, cost: CostModel, budget: Bounds, database: DatabaseReader) -> Allocation:
+def least_local_error(space: SearchSpace, cost: CostModel, budget: Budget, database: DatabaseReader) -> Allocation:
     """The allocation with the least sum of relative local errors within the budget.
 
     ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
@@ -87,7 +87,7 @@ def least_local_error(space: SearchSpace, cost: CostModel, budget: Bounds, datab
     return knapsack_start(cost, budget, curves)
 
 
-def without_blocks(space: SearchSpace, cost: CostModel, budget: Bounds, influence: Sequence[float]) -> Allocation:
+def without_blocks(space: SearchSpace, cost: CostModel, budget: Budget, influence: Sequence[float]) -> Allocation:
     """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from darwinlm import __version__
 from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
-from darwinlm.comparison.methods import BASELINES, Bench
+from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
 from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonRequest:
     """What is to be compared.
 
     Attributes:
@@ -61,7 +61,7 @@ class Comparison:
         return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
 
 
-def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
+def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
     """Run and measure the methods, one after the other; writes `comparison.json` after each.
 
     Raises:
@@ -72,11 +72,11 @@ def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
     runs = {name: variant_run(run, name, source) for name, source in comparison.variants}
     for row in comparison.all_rows:
         row.check(runs.get(row.base, run).recipe)
-    bench = Bench(run, text_stage(run), plan_stage(run))
+    bench = MethodInputs(run, text_stage(run), plan_stage(run))
     for row in comparison.all_rows:
         if "recovery" in row.steps:
             check_recovery(runs.get(row.base, run))
-    benches = {name: Bench(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
+    benches = {name: MethodInputs(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
     domains = _domains(run, bench, comparison)
     texts = {HELD_OUT: bench.texts["evaluation"], **domains}
     found = _head(run, bench, texts, comparison)
@@ -87,7 +87,7 @@ def compare(run: Run, comparison: Comparison) -> dict[str, Any]:
     return found
 
 
-def _made(bench: Bench, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
+def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
     """The model of a row, and how it was made."""
     stitched, facts = _baseline(bench, row.base) if row.base in BASELINES else _searched(bench, row.base)
     if not row.steps:
@@ -110,7 +110,9 @@ def _made(bench: Bench, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> t
     return Checkpoint.open(exported.folder), facts
 
 
-def _head(run: Run, bench: Bench, texts: Mapping[str, TokenBlocks], comparison: Comparison) -> dict[str, Any]:
+def _head(
+    run: Run, bench: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
+) -> dict[str, Any]:
     plan = bench.plan
     return {
         "version": __version__,
@@ -134,7 +136,7 @@ def _dense() -> Row:
     return {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
 
 
-def _baseline(bench: Bench, name: str) -> tuple[Stitched, Row]:
+def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = bench.run, BASELINES[name]
     key = {
         "model": run.checkpoint.digest,
@@ -174,7 +176,7 @@ def _baseline(bench: Bench, name: str) -> tuple[Stitched, Row]:
     }
 
 
-def _searched(bench: Bench, name: str) -> tuple[Stitched, Row]:
+def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run = bench.run
     search = search_stage(run, bench.texts, bench.database, bench.plan)
     stitched = stitch_stage(run, bench.database, search)
@@ -201,7 +203,7 @@ def _resumed(run: Run, stage: str) -> bool:
     return any(entry["resumed"] for entry in run.timings if entry["name"] == stage)
 
 
-def _domains(run: Run, bench: Bench, comparison: Comparison) -> dict[str, TokenBlocks]:
+def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
     """More text, disjoint from all that methods see."""
     found = {}
     settings = run.recipe.text
@@ -227,7 +229,7 @@ def _add(
     checkpoint: Checkpoint,
     facts: Row,
     texts: Mapping[str, TokenBlocks],
-    comparison: Comparison,
+    comparison: ComparisonRequest,
 ) -> None:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
@@ -269,7 +271,7 @@ def _itemsize(dtype: Any) -> int:
     return dtype.itemsize if isinstance(dtype, torch.dtype) else torch.float32.itemsize
 
 
-def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: Comparison) -> list[harness.TaskScore]:
+def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
     assert comparison.suite is not None
     key = {
         "model": checkpoint.digest,

@@ -15,7 +15,7 @@ from torch import Tensor
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, Rows
+from darwinlm.families.family import KINDS, RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_segments
 
 Progress = Callable[[int, int], None]
@@ -38,11 +38,11 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
             continue
         part = checkpoint.family.module(shape.kind)
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
-        energy: dict[Rows, Tensor] = {}
+        energy: dict[RowUnit, Tensor] = {}
         for name in shape.tensors:
             own = name.removeprefix(part.name + ".")
             if name == shape.output:
-                key: Rows = "channel" if shape.kind == "mlp" else "query"
+                key: RowUnit = "channel" if shape.kind == "mlp" else "query"
                 energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
                 continue
             segments = row_segments(part, own)
@@ -59,7 +59,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     return found
 
 
-def _rows_of(shape: ModuleShape, segment: Rows) -> int:
+def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
     return shape.groups * shape.head_dim if segment == "key_value" else shape.width
 
 

@@ -21,15 +21,15 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.malloc import kept_memory
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
-from darwinlm.stages.database import Database, database_stage, stream_of
-from darwinlm.stages.plan import Plan
+from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
+from darwinlm.stages.plan import Problem
 from darwinlm.stages.text import Texts
 
 
 @dataclass(frozen=True)
-class Made:
+class MethodResult:
     """What a method decided.
 
     Attributes:
@@ -43,16 +43,16 @@ class Made:
     record: dict[str, Any]
 
 
-class Bench:
+class MethodInputs:
     """What all methods share: the run, its text, its space and budget, and the database where one is needed."""
 
-    def __init__(self, run: Run, texts: Texts, plan: Plan) -> None:
+    def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
         self.run = run
         self.texts = texts
         self.plan = plan
 
     @cached_property
-    def database(self) -> Database:
+    def database(self) -> PruningDatabase:
         """Built or reused on first use."""
         return database_stage(self.run, self.texts)
 
@@ -61,17 +61,19 @@ class Bench:
         n_tokens = self.run.recipe.search.score_tokens
         tokens = self.texts["fitness"].tokens
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
-        bank = ModuleBank(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)
-        fitness = Fitness(bank, tokens[: -(-n_tokens // tokens.shape[1])], batch_tokens=self.run.batch_tokens)
+        placed = PlacedModules(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)
+        fitness = Fitness(placed, tokens[: -(-n_tokens // tokens.shape[1])], batch_tokens=self.run.batch_tokens)
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
-def _uniform(bench: Bench, _: Path) -> Made:
+def _uniform(bench: MethodInputs, _: Path) -> MethodResult:
     reader = bench.database.reader
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
+    return MethodResult(
+        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
+    )
 
 
-def _random(bench: Bench, _: Path) -> Made:
+def _random(bench: MethodInputs, _: Path) -> MethodResult:
     reader, recipe = bench.database.reader, bench.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
@@ -83,35 +85,39 @@ def _random(bench: Bench, _: Path) -> Made:
         seed=recipe.search.seed,
         seconds=None if minutes is None else 60 * minutes,
     )
-    return Made(reader, chosen, {"tries": tries})
+    return MethodResult(reader, chosen, {"tries": tries})
 
 
-def _ziplm(bench: Bench, _: Path) -> Made:
+def _ziplm(bench: MethodInputs, _: Path) -> MethodResult:
     reader = bench.database.reader
-    return Made(reader, least_local_error(bench.plan.space, bench.plan.cost, bench.plan.budget, reader), {})
+    return MethodResult(reader, least_local_error(bench.plan.space, bench.plan.cost, bench.plan.budget, reader), {})
 
 
-def _magnitude(bench: Bench, _: Path) -> Made:
+def _magnitude(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
+    return MethodResult(
+        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
+    )
 
 
-def _minitron(bench: Bench, _: Path) -> Made:
+def _minitron(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return Made(reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {})
+    return MethodResult(
+        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
+    )
 
 
-def _shortgpt(bench: Bench, _: Path) -> Made:
+def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
     chosen = without_blocks(bench.plan.space, bench.plan.cost, bench.plan.budget, influence)
-    return Made(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
+    return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
-def _sheared(bench: Bench, folder: Path) -> Made:
+def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
     run, settings = bench.run, bench.run.recipe.baselines
     space = bench.plan.space
     target = even_uniform(space, bench.plan.cost, bench.plan.budget)
@@ -136,7 +142,7 @@ def _sheared(bench: Bench, folder: Path) -> Made:
     save_model(model.to("cpu"), trained)
     checkpoint = Checkpoint.open(trained)
     record |= {"tokens": wanted * tokens.shape[1]}
-    return Made(RankedReader(checkpoint, run.recipe.units, scores), target, record)
+    return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class Method:
     name: str
     title: str
     source: str
-    make: Callable[[Bench, Path], Made]
+    make: Callable[[MethodInputs, Path], MethodResult]
     database: bool = False
     searches: bool = False
 

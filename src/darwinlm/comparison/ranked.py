@@ -15,7 +15,7 @@ from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
-from darwinlm.recipe import Units
+from darwinlm.recipe import UnitsSettings
 
 Place = tuple[int, ModuleKind]
 
@@ -47,7 +47,7 @@ class RankedReader(DatabaseReader):
         FamilyError: the model is a mixture of experts, whose units these methods don't score.
     """
 
-    def __init__(self, checkpoint: Checkpoint, units: Units, scores: Mapping[Place, UnitScores]) -> None:
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
         super().__init__(Path(), checkpoint, units)
         self.scores = scores
         mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
@@ -77,7 +77,7 @@ class DenseReader(DatabaseReader):
         units: gives the levels their order.
     """
 
-    def __init__(self, checkpoint: Checkpoint, units: Units) -> None:
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
         super().__init__(Path(), checkpoint, units)
 
 

@@ -20,7 +20,7 @@ from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_t
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is to be measured; see `darwinlm evaluate --help`."""
 
     model: str
@@ -50,7 +50,7 @@ class Request:
             harness.check_suite(wanted, self.data_dir)
         return wanted
 
-    def settled(self) -> Request:
+    def settled(self) -> EvaluationRequest:
         """The same with the element type that `auto` stands for here."""
         return replace(self, dtype=fast_dtype(resolve_device(self.device))) if self.dtype == "auto" else self
 
@@ -73,7 +73,7 @@ class Evaluated:
         texts: one for each text.
     """
 
-    request: Request
+    request: EvaluationRequest
     params: int = 0
     scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
@@ -113,7 +113,7 @@ def _text_table(texts: list[TextScore]) -> Table:
     return headings, cells, []
 
 
-def evaluate_model(request: Request, out: Path | None = None, console: Any = None) -> Evaluated:
+def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
     """Measure a model.
 
     Args:
@@ -161,7 +161,7 @@ def evaluate_model(request: Request, out: Path | None = None, console: Any = Non
     return found
 
 
-def _texts(request: Request, opened: Opened, dtype: torch.dtype, device: torch.device) -> list[TextScore]:
+def _texts(request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device) -> list[TextScore]:
     dense = None
     if request.against is not None:
         dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
@@ -181,7 +181,7 @@ def _texts(request: Request, opened: Opened, dtype: torch.dtype, device: torch.d
     return scores
 
 
-def _resumed(request: Request, out: Path | None) -> dict[str, harness.TaskScore]:
+def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
     if out is None or not out.exists():
         return {}
     before = read_json(out)

@@ -33,7 +33,7 @@ PATIENCE = 3
 
 
 @dataclass(frozen=True)
-class Request:
+class Workload:
     """What is timed: a prompt, and tokens written after it.
 
     Attributes:
@@ -63,7 +63,7 @@ class ModelTimer:
         self,
         checkpoint: Checkpoint,
         shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
-        request: Request,
+        request: Workload,
         *,
         dtype: torch.dtype,
         device: torch.device,

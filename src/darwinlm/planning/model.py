@@ -19,7 +19,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
-from darwinlm.search.problem.cost import Bounds, CostModel, bounds_of
+from darwinlm.search.problem.cost import Budget, CostModel, resolve_budget
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.plan import counted_costs, dense_parameters, space_of
 
@@ -66,9 +66,9 @@ class Sizes:
         return counted_costs(self.recipe, self.checkpoint, self.space, self.shapes, self.outside)
 
     @cached_property
-    def budget(self) -> Bounds:
+    def budget(self) -> Budget:
         """Bounds on the modules' cost. Raises BudgetError."""
-        return bounds_of(self.cost, self.recipe.budget)
+        return resolve_budget(self.cost, self.recipe.budget)
 
     @cached_property
     def params(self) -> int:

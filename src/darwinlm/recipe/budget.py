@@ -14,7 +14,7 @@ BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 """Kinds of budget; a recipe names exactly one."""
 
 
-class Budget(Section):
+class BudgetSettings(Section):
     """The bound that the smaller model must keep: exactly one of keep, params, bytes, speedup and latency."""
 
     keep: Share | None = 0.5
@@ -74,7 +74,7 @@ class Budget(Section):
         return speedup
 
     @model_validator(mode="after")
-    def _one_bound(self) -> Budget:
+    def _one_bound(self) -> BudgetSettings:
         given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
         if not given:
             raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))

@@ -103,7 +103,7 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
     if kind is not None:
         raise RecipeError(
             f"budget.{kind} takes one value here, not '{tree['budget'][kind]}': several make a family of models, with "
-            "darwinlm prune, or in Python with load_recipes and prune_family"
+            "darwinlm prune, or in Python with load_recipes and prune_sweep"
         )
     return parse_recipe(tree, where)
 

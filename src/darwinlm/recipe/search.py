@@ -36,7 +36,7 @@ class FinalistRound(Section):
     """How many go on."""
 
 
-class Training(Section):
+class TrainingSettings(Section):
     """How candidates are trained before they are judged: AdamW on float32 master weights, KL to the dense model."""
 
     learning_rate: float = Field(1e-4, gt=0)
@@ -47,7 +47,7 @@ class Training(Section):
     """Training tokens in one step."""
 
 
-class Search(Section):
+class SearchSettings(Section):
     """Evolution over allocations: one level for every module."""
 
     start: Start | None = None
@@ -98,7 +98,7 @@ class Search(Section):
         FinalistRound(training_tokens=49152, survivors=1),
     )
     """Rounds of training and selection among the finalists; survivors go on from their trained weights."""
-    training: Training = Training()
+    training: TrainingSettings = TrainingSettings()
     """How candidates are trained."""
     proxy: Literal["none", "gradient"] = "none"
     """`gradient`: finalists are also ranked by how well their gradients agree with the dense model's (TraceNAS);
@@ -109,7 +109,7 @@ class Search(Section):
     """Wall-clock bound (30, 30m, 1h, 90s): the search then ends with the best allocation found so far."""
 
     @model_validator(mode="after")
-    def _survivors_shrink(self) -> Search:
+    def _survivors_shrink(self) -> SearchSettings:
         if not self.stages:
             raise ValueError("stages: at least one is needed")
         _shrink("stages", "the offspring", [self.offspring, *(stage.survivors for stage in self.stages)])

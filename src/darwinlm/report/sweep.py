@@ -26,7 +26,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def pareto_table(rows: Rows) -> Table:
+def sweep_table(rows: Rows) -> Table:
     """For the terminal."""
     table = Table(title="size against loss")
     for number, heading in enumerate(HEADINGS):
@@ -36,13 +36,13 @@ def pareto_table(rows: Rows) -> Table:
     return table
 
 
-def pareto_markdown(rows: Rows) -> str:
+def sweep_markdown(rows: Rows) -> str:
     """A Markdown table; a model is on the front when none of its size or smaller has less KL."""
     lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *map(_cells, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def pareto_plot(rows: Rows) -> str:
+def sweep_plot(rows: Rows) -> str:
     """SVG of size against perplexity."""
     points = [plots.SizePoint(row["name"], row["params"] / 1e6, row["perplexity"], row["on_front"]) for row in rows]
     return plots.size_plot(points, unit="parameters (M)")

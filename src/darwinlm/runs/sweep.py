@@ -11,15 +11,15 @@ from darwinlm.artifact import write_json, write_text
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Budget, Recipe
-from darwinlm.report.sweep import pareto_markdown, pareto_plot
+from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.report.sweep import sweep_markdown, sweep_plot
 from darwinlm.run import Run
-from darwinlm.stages.search import Found
+from darwinlm.stages.search import SearchResult
 
-PARETO = "pareto"
+SWEEP = "sweep"
 
 
-def prune_family(
+def prune_sweep(
     recipes: Sequence[Recipe], out: str | Path, *, until: str = "report", reporter: Reporter | None = None
 ) -> list[dict[str, Any]]:
     """Make a model smaller in several sizes, the largest first; text, database and scores are made once.
@@ -34,7 +34,7 @@ def prune_family(
         reporter: tells the user; None prints to the terminal.
 
     Returns:
-        One row for each model, the dense one first, as pareto.json holds them; empty when the last stage isn't the
+        One row for each model, the dense one first, as sweep.json holds them; empty when the last stage isn't the
         report.
 
     Raises:
@@ -51,20 +51,20 @@ def prune_family(
         reporter.say(name)
         found: dict[str, Any] = {"neighbour": neighbour}
         summary = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, found)
-        search: Found | None = found.get("search")
+        search: SearchResult | None = found.get("search")
         neighbour = search.allocation if search is not None else None
         summaries.append((name, summary))
     if until != "report":
         return []
-    rows = pareto_rows(summaries)
+    rows = sweep_rows(summaries)
     if parallel.is_main():
-        write_json(folder / f"{PARETO}.json", rows)
-        write_text(folder / f"{PARETO}.md", pareto_markdown(rows))
-        write_text(folder / f"{PARETO}.svg", pareto_plot(rows))
+        write_json(folder / f"{SWEEP}.json", rows)
+        write_text(folder / f"{SWEEP}.md", sweep_markdown(rows))
+        write_text(folder / f"{SWEEP}.svg", sweep_plot(rows))
     return rows
 
 
-def member_name(budget: Budget) -> str:
+def member_name(budget: BudgetSettings) -> str:
     """Folder of a member: `keep-75`, `params-2.7B`, `bytes-4GiB`, `speedup-2x`, `latency-30ms`."""
     bound = getattr(budget, budget.kind)
     if budget.kind == "keep":
@@ -80,7 +80,7 @@ def member_name(budget: Budget) -> str:
     return f"{budget.kind}-{bound / size:.10g}{unit}"
 
 
-def pareto_rows(summaries: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def sweep_rows(summaries: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Size, loss and speed of the dense model and of every member, and whether another one is better in both."""
     dense = summaries[0][1]["models"]["dense"]
     models = [("dense", dense, None)]
@@ -108,7 +108,7 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     names = [member_name(recipe.budget) for recipe in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"a family's budgets must differ; these are {', '.join(names)}")
-    plain = {"budget": Budget()}
+    plain = {"budget": BudgetSettings()}
     if any(recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes):
         raise RecipeError("a family's recipes may differ in their bound only")
     kind = recipes[0].budget.kind

@@ -14,7 +14,7 @@ from darwinlm.database.levels import Level
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.latency.timing import Choice, ModelTimer, Request
+from darwinlm.latency.timing import Choice, ModelTimer, Workload
 from darwinlm.run import Run
 from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import Allocation, SearchSpace
@@ -77,7 +77,7 @@ def measured_ratio(run: Run, space: SearchSpace, shapes: Shapes, dtype: torch.dt
 
 def _timer(run: Run, shapes: Shapes, dtype: torch.dtype) -> ModelTimer:
     budget = run.recipe.budget
-    request = Request(budget.prefill_tokens, budget.decode_tokens, budget.batch)
+    request = Workload(budget.prefill_tokens, budget.decode_tokens, budget.batch)
     return ModelTimer(run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=budget.latency_runs)
 
 

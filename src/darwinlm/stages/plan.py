@@ -13,7 +13,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, head_dim, module_parameters, module_shapes
 from darwinlm.recipe import Recipe
 from darwinlm.run import Run
-from darwinlm.search.problem.cost import Bounds, CostModel, KvCache, bounds_of, byte_costs, parameter_costs
+from darwinlm.search.problem.cost import Budget, CostModel, KvCache, byte_costs, parameter_costs, resolve_budget
 from darwinlm.search.problem.space import SearchSpace, biased_space
 from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
@@ -23,7 +23,7 @@ KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Problem:
     """The search space, what its allocations cost, and the budget.
 
     Attributes:
@@ -35,11 +35,11 @@ class Plan:
 
     space: SearchSpace
     cost: CostModel
-    budget: Bounds
+    budget: Budget
     outside: int
 
 
-def plan_stage(run: Run) -> Plan:
+def plan_stage(run: Run) -> Problem:
     """Lay out the search space; for a budget in time, measure it first.
 
     Raises:
@@ -53,7 +53,7 @@ def plan_stage(run: Run) -> Plan:
     dense = dense_parameters(run.checkpoint, shapes)
     outside = whole - dense
     cost = _cost(run, space, shapes, outside)
-    budget = bounds_of(cost, recipe.budget)
+    budget = resolve_budget(cost, recipe.budget)
     key = {
         "config": run.checkpoint.plain_config(),
         "units": recipe.units.model_dump(),
@@ -80,7 +80,7 @@ def plan_stage(run: Run) -> Plan:
                     "modules": modules,
                 },
             )
-    return Plan(space, cost, budget, outside)
+    return Problem(space, cost, budget, outside)
 
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:

@@ -8,8 +8,9 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, damaged, read_json, write_json
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.predict.module_losses import Curves, Measured, level_losses, measure_levels
-from darwinlm.stages.plan import Plan
+from darwinlm.search.predict.module_losses import Measured, level_losses, measure_levels
+from darwinlm.search.problem.space import Curves
+from darwinlm.stages.plan import Problem
 
 SCORES = "scores.json"
 
@@ -30,7 +31,7 @@ class Scores:
 def scores_stage(
     run: Run,
     key: dict[str, Any],
-    plan: Plan,
+    plan: Problem,
     errors: Curves,
     estimates: Curves | None,
     fitness: Fitness,

@@ -16,28 +16,27 @@ from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.families.decoder import Decoder
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.evolve.descent import Descent, Slope, descend
-from darwinlm.search.evolve.evolution import Problem, evolve
+from darwinlm.search.evolve.evolution import LossModel, evolve
 from darwinlm.search.evolve.finalists import choose
-from darwinlm.search.evolve.state import EvolutionState, First
-from darwinlm.search.predict.curvature import Bends, Rows, removed_together
+from darwinlm.search.evolve.state import EvolutionState, FirstParent
+from darwinlm.search.predict.curvature import Curvature, removed_together
 from darwinlm.search.predict.gradient_agreement import GradientAgreement
 from darwinlm.search.predict.gradients import Gradients
 from darwinlm.search.predict.module_losses import (
-    Curves,
     estimated_losses,
     level_losses,
     levels_around,
     local_errors,
     measure,
 )
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.level_switch import filled
 from darwinlm.search.propose.start import knapsack_start, neighbour_start, random_start, uniform_allocations
-from darwinlm.stages.database import Database
-from darwinlm.stages.plan import Plan
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.plan import Problem
 from darwinlm.stages.scores import Scores, read_scores, scores_stage
 from darwinlm.stages.text import Texts
 
@@ -51,7 +50,7 @@ PROXY_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What the search settled on.
 
     Attributes:
@@ -70,7 +69,9 @@ class Found:
 class _Searcher:
     """What a search works with; the model is loaded when something is evaluated for the first time."""
 
-    def __init__(self, run: Run, texts: Texts, database: Database, plan: Plan, neighbour: Allocation | None) -> None:
+    def __init__(
+        self, run: Run, texts: Texts, database: PruningDatabase, plan: Problem, neighbour: Allocation | None
+    ) -> None:
         self.run = run
         self.settings = run.recipe.search
         self.texts = texts
@@ -79,21 +80,21 @@ class _Searcher:
         self.neighbour = neighbour
 
     @cached_property
-    def bank(self) -> ModuleBank:
+    def placed(self) -> PlacedModules:
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
-        return ModuleBank(Decoder(model, self.run.checkpoint.family), self.database.reader, self.plan.space)
+        return PlacedModules(Decoder(model, self.run.checkpoint.family), self.database.reader, self.plan.space)
 
     @cached_property
     def fitness(self) -> Fitness:
         tokens = self.texts["fitness"].tokens
         rows = -(-self.settings.fitness_needed // tokens.shape[1])
-        return Fitness(self.bank, tokens[:rows], batch_tokens=self.run.batch_tokens)
+        return Fitness(self.placed, tokens[:rows], batch_tokens=self.run.batch_tokens)
 
     @cached_property
     def gradients(self) -> Gradients:
-        return Gradients(self.bank, self.fitness.tokens, batch_tokens=self.run.batch_tokens)
+        return Gradients(self.placed, self.fitness.tokens, batch_tokens=self.run.batch_tokens)
 
-    def slopes(self, allocation: Allocation) -> Rows:
+    def slopes(self, allocation: Allocation) -> Curves:
         # The end of the text: the first stages, which slopes choose candidates for, read its beginning.
         end = self.fitness.n_sequences
         return self.gradients.around(allocation, (end - self.fitness.sequences(self.settings.slope_tokens), end))
@@ -131,7 +132,7 @@ class _Searcher:
     def trainer(self) -> CandidateTrainer | None:
         if not self.settings.training_needed:
             return None
-        return CandidateTrainer(self.bank, self.fitness, self.texts["training"].tokens, self.settings.training)
+        return CandidateTrainer(self.placed, self.fitness, self.texts["training"].tokens, self.settings.training)
 
     def uniform(self) -> Allocation:
         """The best allocation with equal layers."""
@@ -141,8 +142,8 @@ class _Searcher:
 
 
 def search_stage(
-    run: Run, texts: Texts, database: Database, plan: Plan, *, neighbour: Allocation | None = None
-) -> Found:
+    run: Run, texts: Texts, database: PruningDatabase, plan: Problem, *, neighbour: Allocation | None = None
+) -> SearchResult:
     """Find the allocation.
 
     Args:
@@ -182,7 +183,7 @@ def search_stage(
             _search(searcher, scores, stage, begun)
             parallel.barrier()
         result = read_json(stage.folder / RESULT)
-    return Found(stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
+    return SearchResult(stage, tuple(result["allocation"]), tuple(result["uniform"]), result["record"])
 
 
 def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begun: float) -> None:
@@ -193,12 +194,12 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
     uniform = searcher.uniform()
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     curves = _curves(searcher, scores, stage)
-    problem = Problem(plan.cost, plan.budget, [module.kind for module in plan.space.modules])
+    problem = LossModel(plan.cost, plan.budget, [module.kind for module in plan.space.modules])
     if settings.screen:
         problem = replace(problem, curves=curves)
     if settings.uses_slopes:
-        bends = Bends(curves, searcher.shapes, removed_together(plan.space, searcher.database.reader))
-        problem = replace(problem, slopes=searcher.slopes, bends=bends)
+        curvature = Curvature(curves, searcher.shapes, removed_together(plan.space, searcher.database.reader))
+        problem = replace(problem, slopes=searcher.slopes, curvature=curvature)
     way_down = _WayDown(searcher, problem, stage.folder / DESCENT, begun)
     state = evolve(
         fitness,
@@ -225,26 +226,30 @@ class _WayDown:
 
     Args:
         searcher: what the search works with.
-        problem: with slopes and bends, where there are any.
+        problem: with slopes and curvature, where there are any.
         state_file: of the descent.
         begun: when the search did, on the monotonic clock.
     """
 
-    def __init__(self, searcher: _Searcher, problem: Problem, state_file: Path, begun: float) -> None:
+    def __init__(self, searcher: _Searcher, problem: LossModel, state_file: Path, begun: float) -> None:
         self.searcher = searcher
         self.problem = problem
         self.state_file = state_file
         self.begun = begun
 
-    def first(self, start: Allocation) -> First:
+    def first(self, start: Allocation) -> FirstParent:
         """Go down from the start."""
         searcher, settings = self.searcher, self.searcher.settings
         if not settings.descends:
-            return First(start)
+            return FirstParent(start)
         assert self.problem.curves is not None
-        assert self.problem.bends is not None
+        assert self.problem.curvature is not None
         slope = Slope(
-            self.problem.cost, self.problem.budget, self.problem.curves, self.problem.bends, searcher.gradients.around
+            self.problem.cost,
+            self.problem.budget,
+            self.problem.curves,
+            self.problem.curvature,
+            searcher.gradients.around,
         )
         found = descend(
             searcher.fitness,
@@ -256,7 +261,7 @@ class _WayDown:
             left=self._left,
             report=lambda done: searcher.run.reporter.advance(done, settings.descent_steps),
         )
-        return First(found.parent, [start, *found.tried], found.observations, found.runners_up())
+        return FirstParent(found.parent, [start, *found.tried], found.observations, found.runners_up())
 
     def record(self) -> dict[str, Any]:
         """For the report: the steps, and the loss of the start in place of what they led to."""
@@ -318,7 +323,7 @@ def _proxy(searcher: _Searcher) -> GradientAgreement | None:
         return None
     text = searcher.texts.get("training") or searcher.texts["fitness"]
     rows = max(1, PROXY_TOKENS // text.tokens.shape[1])
-    return GradientAgreement(searcher.bank, text.tokens[:rows])
+    return GradientAgreement(searcher.placed, text.tokens[:rows])
 
 
 def _result(

@@ -21,7 +21,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead, Reference
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 CPU_TOKENS = 1024
@@ -38,7 +38,7 @@ class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
     Args:
-        bank: swaps candidates into the one model.
+        placed: swaps candidates into the one model.
         tokens: [n, t] fitness text.
         batch_tokens: tokens in one forward pass.
 
@@ -48,9 +48,9 @@ class Fitness:
         tokens_run: candidates' tokens in them.
     """
 
-    def __init__(self, bank: ModuleBank, tokens: Tensor, *, batch_tokens: int) -> None:
-        self.bank = bank
-        self.decoder = bank.decoder
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+        self.placed = placed
+        self.decoder = placed.decoder
         on_cpu = self.decoder.device.type == "cpu"
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
@@ -66,7 +66,7 @@ class Fitness:
 
     @torch.no_grad()
     def _prepare_dense(self) -> None:
-        self.bank.apply(self.bank.space.dense)
+        self.placed.apply(self.placed.space.dense)
         head = LinearHead.of(self.decoder)
         for piece in self._pieces(0, self.n_sequences):
             hidden = self._last(piece, self._embedded(piece)).flatten(0, 1)
@@ -172,13 +172,13 @@ class Fitness:
             inputs = self._embedded(piece)
             if len(inputs) <= first:
                 assert self._base is not None
-                self.bank.apply(self._base)
+                self.placed.apply(self._base)
                 inputs += self._through(piece, inputs[-1], len(inputs) - 1, first)
 
     @torch.no_grad()
     def _evaluate(self, allocation: Allocation, window: Window) -> dict[int, float]:
         """Losses of the window's sequences that aren't known yet."""
-        self.bank.apply(allocation)
+        self.placed.apply(allocation)
         first = self._first_changed(allocation)
         found: dict[int, float] = {}
         for piece in self._missing(allocation, window):
@@ -224,7 +224,7 @@ class Fitness:
     def _first_changed(self, allocation: Allocation) -> int:
         if self._base is None:
             return 0
-        modules = self.bank.space.modules
+        modules = self.placed.space.modules
         changed = [m.block for m, a, b in zip(modules, allocation, self._base, strict=True) if a != b]
         return min(changed) if changed else len(self.decoder.blocks) - 1
 

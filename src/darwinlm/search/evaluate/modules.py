@@ -14,10 +14,10 @@ from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 
 PLACED = -1
-"""Level of a place whose module isn't the bank's own."""
+"""Level of a place whose module isn't the placed's own."""
 
 
-class ModuleBank:
+class PlacedModules:
     """Puts allocations into a decoder by swapping modules; the dense model is never copied.
 
     Args:

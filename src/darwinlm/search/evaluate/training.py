@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from darwinlm import parallel
 from darwinlm.malloc import kept_memory
-from darwinlm.recipe import Training
+from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.dense_side import HEAD_TOKENS
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 WARMUP = 4
@@ -57,11 +57,11 @@ class Student:
     """One candidate's own modules, their master weights and their optimiser.
 
     Args:
-        modules: those of the bank, in the order of the allocation; they are not changed.
+        modules: those of the placed, in the order of the allocation; they are not changed.
         settings: how to train.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], settings: Training) -> None:
+    def __init__(self, modules: Sequence[nn.Module], settings: TrainingSettings) -> None:
         self.settings = settings
         self.steps = 0
         self.modules = [self._own(module) for module in modules]
@@ -110,14 +110,14 @@ class CandidateTrainer:
     """Trains candidates side by side; several processes share them, a survivor stays where it was trained.
 
     Args:
-        bank: makes their modules.
+        placed: makes their modules.
         fitness: judges them.
         tokens: [n, t] training text.
         settings: how to train.
     """
 
-    def __init__(self, bank: ModuleBank, fitness: Fitness, tokens: Tensor, settings: Training) -> None:
-        self.bank = bank
+    def __init__(self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings) -> None:
+        self.placed = placed
         self.fitness = fitness
         self.tokens = tokens
         self.settings = settings
@@ -135,25 +135,25 @@ class CandidateTrainer:
         self._position += rows
         students = [self._student(each) for each in candidates if self._owner[each] == parallel.rank()]
         if students:
-            with kept_memory(self.bank.decoder.device):
+            with kept_memory(self.placed.decoder.device):
                 for batch in torch.split(text, self._rows):
                     self._learn(batch, students)
 
     def _student(self, allocation: Allocation) -> Student:
         if allocation not in self._students:
-            modules = [self.bank.module(index, level) for index, level in enumerate(allocation)]
+            modules = [self.placed.module(index, level) for index, level in enumerate(allocation)]
             self._students[allocation] = Student(modules, self.settings)
         return self._students[allocation]
 
     def _learn(self, batch: Tensor, students: Sequence[Student]) -> None:
         """One step of every student on a batch [b, t], a few sequences at a time."""
-        decoder = self.bank.decoder
+        decoder = self.placed.decoder
         for rows in torch.split(batch, max(1, HEAD_TOKENS // batch.shape[1])):
-            self.bank.apply(self.bank.space.dense)
+            self.placed.apply(self.placed.space.dense)
             with torch.no_grad():
                 log_p = functional.log_softmax(decoder.logits(rows).flatten(0, 1).float(), dim=-1)
             for student in students:
-                self.bank.place(student.modules)
+                self.placed.place(student.modules)
                 log_q = functional.log_softmax(decoder.logits(rows).flatten(0, 1).float(), dim=-1)
                 if log_q.requires_grad:
                     loss = functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / batch.numel()
@@ -166,9 +166,9 @@ class CandidateTrainer:
         found: dict[Allocation, float] = {}
         for candidate in candidates:
             if self._owner.get(candidate) == parallel.rank():
-                self.bank.place(self._student(candidate).modules)
+                self.placed.place(self._student(candidate).modules)
                 found[candidate] = self.fitness.kl_in_place(n_tokens)
-        self.bank.apply(self.bank.space.dense)
+        self.placed.apply(self.placed.space.dense)
         for part in parallel.gather(found):
             found |= part
         return [found[candidate] for candidate in candidates]

@@ -22,14 +22,14 @@ from darwinlm import parallel
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.fitness import Fitness, Window
-from darwinlm.search.predict.curvature import Bends, Rows
-from darwinlm.search.predict.surrogate import TOGETHER, Observation, Surrogate, sloped
-from darwinlm.search.problem.cost import Bounds, CostModel
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, sloped
+from darwinlm.search.problem.cost import Budget, CostModel
+from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.solve import guided
 
 CAUTIONS = (0.8, 1.15, 1.7)
-"""Strengths of the bends that a step is solved for."""
+"""Strengths of the curvature that a step is solved for."""
 
 SHARES = (0.3,)
 """Shares of the slopes that are added to the curves in the first step."""
@@ -43,7 +43,7 @@ CONFIRMED = 2
 PATIENCE = 3
 """Steps in a row that find nothing better before the descent ends."""
 
-Gradient = Callable[[Allocation, Window], Rows]
+Gradient = Callable[[Allocation, Window], Curves]
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Descent:
     Attributes:
         parent: the best allocation so far.
         slopes: around it, from all windows so far.
-        worth: what bends weigh before anything was seen.
+        worth: what curvature weigh before anything was seen.
         steps: taken.
         tried: every child.
         observations: changes of the loss on single windows.
@@ -129,14 +129,14 @@ class Slope:
         cost: of every level.
         budget: bounds.
         curves: loss of every level of every module alone.
-        bends: of the modules.
+        curvature: of the modules.
         gradient: first-order losses of all levels around an allocation, on a window.
     """
 
     cost: CostModel
-    budget: Bounds
-    curves: Rows
-    bends: Bends
+    budget: Budget
+    curves: Curves
+    curvature: Curvature
     gradient: Gradient
 
 
@@ -212,8 +212,10 @@ def _step(state: Descent, fitness: Fitness, slope: Slope, windows: Sequence[Wind
     state.slopes = [(MEMORY * a + (1 - MEMORY) * b).tolist() for a, b in zip(old, fresh, strict=True)]
     if not number:
         alone = sum(float(curve[level]) for curve, level in zip(slope.curves, parent, strict=True))
-        state.worth = TOGETHER * loss / alone if alone > 0 else 1.0
-    model = Surrogate(slope.curves, state.observations, bends=slope.bends, slopes=state.slopes, worth=state.worth)
+        state.worth = INTERACTION * loss / alone if alone > 0 else 1.0
+    model = Surrogate(
+        slope.curves, state.observations, curvature=slope.curvature, slopes=state.slopes, worth=state.worth
+    )
     known = {parent, *state.tried}
     shares = () if number else SHARES
     children = [
@@ -243,7 +245,7 @@ def _step(state: Descent, fitness: Fitness, slope: Slope, windows: Sequence[Wind
     state.parent = chosen
 
 
-def _from(parent: Allocation, slopes: Rows) -> list[np.ndarray]:
+def _from(parent: Allocation, slopes: Curves) -> list[np.ndarray]:
     """Slopes with that of the parent's own level taken off: only differences mean something."""
     rows = [np.asarray(row, dtype=np.float64) for row in slopes]
     return [row - row[level] for row, level in zip(rows, parent, strict=True)]

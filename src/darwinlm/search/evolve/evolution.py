@@ -17,13 +17,13 @@ from typing import Protocol
 
 from darwinlm import parallel
 from darwinlm.errors import BudgetError, NumericsError
-from darwinlm.recipe import Search
+from darwinlm.recipe import SearchSettings
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evolve.state import EvolutionState, First, Generation
-from darwinlm.search.predict.curvature import Bends, Rows
-from darwinlm.search.predict.surrogate import TOGETHER, Surrogate, sloped
-from darwinlm.search.problem.cost import Bounds, CostModel
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.evolve.state import EvolutionState, FirstParent, Generation
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.predict.surrogate import INTERACTION, Surrogate, sloped
+from darwinlm.search.problem.cost import Budget, CostModel
+from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.level_switch import joined, level_switch, paper_switch
 from darwinlm.search.propose.solve import guided
 
@@ -31,7 +31,7 @@ PROPOSALS = 16
 """Children proposed for each one that is evaluated, when proposals are screened."""
 
 CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
-"""Strengths of the bends that children are solved for."""
+"""Strengths of the curvature that children are solved for."""
 
 SHARES = (0.15, 0.3, 0.45)
 """Shares of the slopes that are added to the curves around the first parent."""
@@ -57,7 +57,7 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
-class Problem:
+class LossModel:
     """What a search is about.
 
     Attributes:
@@ -66,15 +66,15 @@ class Problem:
         kinds: of each module, for switches between equals.
         curves: of each module over its levels, for screening proposals; None evaluates every proposal.
         slopes: gives first-order losses of all levels around an allocation; some children are then solved for.
-        bends: of the modules, where there are slopes.
+        curvature: of the modules, where there are slopes.
     """
 
     cost: CostModel
-    budget: Bounds
+    budget: Budget
     kinds: Sequence[str]
-    curves: Rows | None = None
-    slopes: Callable[[Allocation], Rows] | None = None
-    bends: Bends | None = None
+    curves: Curves | None = None
+    slopes: Callable[[Allocation], Curves] | None = None
+    curvature: Curvature | None = None
 
     def sloped(self, parent: Allocation, child: Allocation) -> float:
         """Change of the loss to first order, 0 where there are no slopes."""
@@ -83,9 +83,9 @@ class Problem:
 
 def evolve(
     fitness: Fitness,
-    problem: Problem,
-    settings: Search,
-    start: Callable[[], First],
+    problem: LossModel,
+    settings: SearchSettings,
+    start: Callable[[], FirstParent],
     state_file: Path,
     *,
     trainer: Trainer | None = None,
@@ -134,7 +134,7 @@ def evolve(
 
 
 def _begin(
-    fitness: Fitness, problem: Problem, settings: Search, start: Callable[[], First], state_file: Path
+    fitness: Fitness, problem: LossModel, settings: SearchSettings, start: Callable[[], FirstParent], state_file: Path
 ) -> EvolutionState:
     final_tokens = settings.stages[-1].tokens
     with parallel.agree():
@@ -165,7 +165,7 @@ def _begin(
     return state
 
 
-def _more_finalists(first: First, fitness: Fitness, settings: Search) -> list[tuple[float, Allocation]]:
+def _more_finalists(first: FirstParent, fitness: Fitness, settings: SearchSettings) -> list[tuple[float, Allocation]]:
     """Others for the final selection, which mustn't be without a choice where time ends before a generation."""
     others = first.others[: max(settings.finalists - 1, 0)]
     evaluations = fitness.evaluations
@@ -175,7 +175,7 @@ def _more_finalists(first: First, fitness: Fitness, settings: Search) -> list[tu
     return [(loss, each) for loss, each in zip(losses, others, strict=True) if math.isfinite(loss)]
 
 
-def _expected_seconds(fitness: Fitness, settings: Search) -> float:
+def _expected_seconds(fitness: Fitness, settings: SearchSettings) -> float:
     """What a generation without training should take, at the speed of the evaluations so far."""
     candidates, before, tokens = settings.offspring + settings.recombine, 0, 0
     for stage in settings.stages:
@@ -187,7 +187,7 @@ def _expected_seconds(fitness: Fitness, settings: Search) -> float:
 
 
 def _one_generation(
-    state: EvolutionState, fitness: Fitness, problem: Problem, settings: Search, trainer: Trainer | None
+    state: EvolutionState, fitness: Fitness, problem: LossModel, settings: SearchSettings, trainer: Trainer | None
 ) -> None:
     progress = state.done / settings.generations
     if settings.minutes is not None:
@@ -209,7 +209,7 @@ def _one_generation(
 
 
 def _rounds(
-    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, problem: Problem, settings: Search
+    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, problem: LossModel, settings: SearchSettings
 ) -> tuple[float, Allocation]:
     """Selection without training: the best of the candidates and the parent, with its loss."""
     parent = state.parent
@@ -242,7 +242,7 @@ def _rounds(
 
 
 def _together(
-    state: EvolutionState, losses: dict[Allocation, float], problem: Problem, settings: Search
+    state: EvolutionState, losses: dict[Allocation, float], problem: LossModel, settings: SearchSettings
 ) -> list[Allocation]:
     """New candidates that join the switches by which the first stage saw children improve on their parent."""
     better = sorted((loss, child) for child, loss in losses.items() if loss < losses[state.parent])
@@ -254,7 +254,7 @@ def _together(
 
 
 def _trained_rounds(
-    parent: Allocation, candidates: list[Allocation], settings: Search, trainer: Trainer
+    parent: Allocation, candidates: list[Allocation], settings: SearchSettings, trainer: Trainer
 ) -> tuple[float, Allocation]:
     """Selection with training inside the generation: the parent learns from the same text as its children."""
     trainer.keep(())
@@ -275,7 +275,7 @@ def _trained_rounds(
     return ranked[0]
 
 
-def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, step: float) -> list[Allocation]:
+def _offspring(state: EvolutionState, problem: LossModel, settings: SearchSettings, *, step: float) -> list[Allocation]:
     """New children of the parent: a quarter random, up to half solved for, the others the most promising of many."""
     rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
@@ -297,8 +297,8 @@ def _offspring(state: EvolutionState, problem: Problem, settings: Search, *, ste
     slopes = problem.slopes(state.parent) if problem.slopes else None
     # What the modules lose alone, or their errors, may be in another unit than what they lose together.
     alone = sum(curve[level] for curve, level in zip(curves, state.seen[0], strict=True))
-    worth = TOGETHER * state.history[0].kl / alone if alone > 0 else 1.0
-    surrogate = Surrogate(curves, state.observations, bends=problem.bends, slopes=slopes, worth=worth)
+    worth = INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0
+    surrogate = Surrogate(curves, state.observations, curvature=problem.curvature, slopes=slopes, worth=worth)
     n_random = settings.offspring // 4
     chosen = proposals[:n_random]
     if slopes is not None:

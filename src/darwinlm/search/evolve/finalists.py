@@ -14,7 +14,7 @@ from typing import Any
 from darwinlm import parallel
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import NumericsError
-from darwinlm.recipe import Search
+from darwinlm.recipe import SearchSettings
 from darwinlm.search.evolve.evolution import Trainer
 from darwinlm.search.predict.gradient_agreement import GradientAgreement
 from darwinlm.search.problem.space import Allocation
@@ -39,7 +39,7 @@ class Finalist:
 
 def choose(
     best: Sequence[tuple[float, Allocation]],
-    settings: Search,
+    settings: SearchSettings,
     trainer: Trainer | None,
     proxy: GradientAgreement | None,
     record: Path,
@@ -84,7 +84,7 @@ def choose(
     }
 
 
-def _train(finalists: list[Finalist], settings: Search, trainer: Trainer, record: Path) -> None:
+def _train(finalists: list[Finalist], settings: SearchSettings, trainer: Trainer, record: Path) -> None:
     trainer.keep(())
     pool = finalists
     untrained: list[int] = []

@@ -33,7 +33,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class First:
+class FirstParent:
     """What a search starts from.
 
     Attributes:

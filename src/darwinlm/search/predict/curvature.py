@@ -1,4 +1,4 @@
-"""How much the loss bends between two levels of a module: the second-order part of what a switch of levels does.
+"""How much the loss curvature between two levels of a module: the second-order part of what a switch of levels does.
 
 Between nested levels l and p of a module the output changes by a vector whose mean square is the difference of their
 squared errors, because the best narrower output is a projection of the wider one. Where the removed columns A and B
@@ -7,9 +7,9 @@ aren't nested (two variants of an attention), what both removals have in common 
     d(l, p) = e_l + e_p - 2 s,    s = min(e_l |A ∩ B| / |A|, e_p |A ∩ B| / |B|),
 
 which is |e_l - e_p| for nested ones and e_l + e_p where nothing is shared. In the dense model the loss has no slope, so
-that what a module alone loses is all bend, and tells what a unit of error costs in it:
+that what a module alone loses is all curvature, and tells what a unit of error costs in it:
 
-    bend(l, p) = d(l, p) (f_l + f_p) / (e_l + e_p).
+    curvature(l, p) = d(l, p) (f_l + f_p) / (e_l + e_p).
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.search.problem.space import Allocation, SearchSpace
-
-Rows = Sequence[Sequence[float]]
+from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
 
 
-class Bends:
-    """Bends between levels of every module, in the unit of the curves.
+class Curvature:
+    """Curvature between levels of every module, in the unit of the curves.
 
     Args:
         curves: f, loss of every level of every module alone.
@@ -34,7 +32,7 @@ class Bends:
             removes too, [levels l, levels p]; None for the others.
     """
 
-    def __init__(self, curves: Rows, errors: Rows, shared: Sequence[np.ndarray | None]) -> None:
+    def __init__(self, curves: Curves, errors: Curves, shared: Sequence[np.ndarray | None]) -> None:
         self.curves = [np.asarray(row, dtype=np.float64) for row in curves]
         self.errors = [np.asarray(row, dtype=np.float64) for row in errors]
         self.shared = shared
@@ -58,7 +56,7 @@ class Bends:
 
 
 def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.ndarray | None]:
-    """`shared` of `Bends`: columns of the output projections that two levels both remove."""
+    """`shared` of `Curvature`: columns of the output projections that two levels both remove."""
     found: list[np.ndarray | None] = []
     for module in space.modules:
         variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}

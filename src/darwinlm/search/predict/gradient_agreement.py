@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from darwinlm import parallel
 from darwinlm.search.evaluate.dense_side import HEAD_TOKENS
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 
@@ -23,14 +23,14 @@ class GradientAgreement:
     """Mean cosine, over blocks, between a candidate's and the dense model's gradients in the residual stream.
 
     Args:
-        bank: swaps candidates into the one model.
+        placed: swaps candidates into the one model.
         tokens: [n, t] text, a few sequences.
     """
 
-    def __init__(self, bank: ModuleBank, tokens: Tensor) -> None:
-        self.bank = bank
+    def __init__(self, placed: PlacedModules, tokens: Tensor) -> None:
+        self.placed = placed
         self.parts = torch.split(tokens, max(1, HEAD_TOKENS // tokens.shape[1]))
-        self.dense = self._gradients(bank.space.dense)
+        self.dense = self._gradients(placed.space.dense)
 
     def of(self, allocations: Sequence[Allocation]) -> list[float]:
         """Agreement of each, at most 1, which the dense model has with itself. Processes share the work."""
@@ -50,8 +50,8 @@ class GradientAgreement:
     @torch.enable_grad()
     def _gradients(self, allocation: Allocation) -> list[Tensor]:
         """Flat float32 gradient before each block."""
-        decoder = self.bank.decoder
-        self.bank.apply(allocation)
+        decoder = self.placed.decoder
+        self.placed.apply(allocation)
         count = len(decoder.blocks)
         found: list[list[Tensor]] = [[] for _ in range(count)]
         for rows in self.parts:

@@ -27,7 +27,7 @@ from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
-from darwinlm.search.evaluate.modules import ModuleBank
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 HEAD_TOKENS = 128
@@ -41,19 +41,19 @@ class Gradients:
     """First-order losses of all levels around an allocation; those that were asked for last are kept.
 
     Args:
-        bank: swaps candidates into the one model.
+        placed: swaps candidates into the one model.
         tokens: [n, t] text.
         batch_tokens: tokens in one pass.
     """
 
-    def __init__(self, bank: ModuleBank, tokens: Tensor, *, batch_tokens: int) -> None:
-        self.bank = bank
-        self.decoder = bank.decoder
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+        self.placed = placed
+        self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         self.tokens = tokens
         self._rows = max(1, batch_tokens // tokens.shape[1])
-        self._places = {(module.block, module.kind): index for index, module in enumerate(bank.space.modules)}
+        self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
         self._last: tuple[Allocation, Window, Slopes] | None = None
         self._dense: dict[Window, Tensor] = {}
 
@@ -75,7 +75,7 @@ class Gradients:
             with parallel.agree():
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
-                self.bank.apply(allocation)
+                self.placed.apply(allocation)
                 own = {piece: self._of_piece(piece) for piece in mine}
             found = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
             total = sum((found[piece] for piece in pieces), torch.zeros(()))
@@ -85,7 +85,7 @@ class Gradients:
                     "search.slope_tokens=0"
                 )
             n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
-            split = torch.split(total / n_tokens, [len(module.levels) for module in self.bank.space.modules])
+            split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
             self._last = allocation, window, [row.tolist() for row in split]
         return self._last[2]
 
@@ -93,7 +93,7 @@ class Gradients:
         """The dense model's last residual stream, which is kept."""
         missing = [piece for piece in pieces if piece not in self._dense]
         if missing:
-            self.bank.apply(self.bank.space.dense)
+            self.placed.apply(self.placed.space.dense)
             self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[-1] for piece in missing}
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class Gradients:
         inputs = self._inputs(tokens)
         arguments = self.decoder.block_arguments(tokens)
         gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
-        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.bank.space.modules]
+        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])
             for index, C in products.items():
@@ -157,18 +157,18 @@ class Gradients:
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be had: one with levels, that isn't a mixture, with a gradient where it is gone."""
-        module, family = self.bank.space.modules[index], self.decoder.family
-        if len(module.levels) == 1 or self.bank.database.shape(module.block, module.kind).experts:
+        module, family = self.placed.space.modules[index], self.decoder.family
+        if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
             return None
         standing = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
         if isinstance(standing, Absent) and part.post_norm is not None:  # a norm has no slope at zero
             return None
-        return _Watched(index, standing, self.bank.dense[index], part.output)
+        return _Watched(index, standing, self.placed.dense[index], part.output)
 
     def _levels(self, index: int, C: Tensor) -> Tensor:
         """⟨W_k, C_k⟩ of every level of a module, float64."""
-        module, reader = self.bank.space.modules[index], self.bank.database
+        module, reader = self.placed.space.modules[index], self.placed.database
         C = C.to(reader.device)
         sums: dict[int, Tensor] = {}
         found = torch.zeros(len(module.levels), dtype=torch.float64)

@@ -14,13 +14,12 @@ import numpy as np
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
 
-Curves = list[list[float]]
 Measured = dict[str, float]
 """Loss by "module:level"."""
 
-TOGETHER = 8
+MEASURED_TOGETHER = 8
 """Candidates that are handed to all processes at once."""
 
 
@@ -31,7 +30,7 @@ def local_errors(space: SearchSpace, database: DatabaseReader) -> Curves:
 
 def estimated_losses(space: SearchSpace, database: DatabaseReader) -> Curves | None:
     """Estimated loss of every level of every module, in nats per token; None where the database has none."""
-    found: Curves = []
+    found: list[list[float]] = []
     for module in space.modules:
         row = [database.loss(module.block, module.kind, level) for level in module.levels]
         if any(loss is None for loss in row):
@@ -145,8 +144,8 @@ def measure(
     fitness.set_base(space.dense)
     missing = [pair for pair in wanted if f"{pair[0]}:{pair[1]}" not in known]
     done = len(wanted) - len(missing)
-    for start in range(0, len(missing), TOGETHER):
-        pairs = missing[start : start + TOGETHER]
+    for start in range(0, len(missing), MEASURED_TOGETHER):
+        pairs = missing[start : start + MEASURED_TOGETHER]
         candidates = [(*space.dense[:index], level, *space.dense[index + 1 :]) for index, level in pairs]
         for (index, level), loss in zip(pairs, fitness.kls(candidates, n_tokens), strict=True):
             if not np.isfinite(loss):

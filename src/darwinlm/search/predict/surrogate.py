@@ -6,7 +6,7 @@ parent (`slopes.py`) it is a second-order model,
 
     Σᵢ b (sᵢ(child) - sᵢ(parent)) + wᵢ bendᵢ(child, parent),
 
-whose bends (`bends.py`) are the module's own; what modules do to each other's is left to the weights. The weights start
+whose curvatures (`curvature.py`) are each module's own. Interactions between modules are left to weights. These start
 at a common value and are corrected by ridge regression on the observed changes; so a module that matters more inside a
 pruned model than it did inside the dense one is found out. The model only proposes: selection itself always uses
 measured losses.
@@ -19,15 +19,15 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.optimize import nnls
 
-from darwinlm.search.predict.curvature import Bends, Rows
-from darwinlm.search.problem.space import Allocation
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.problem.space import Allocation, Curves
 
 Observation = tuple[Allocation, Allocation, float, float]
 """Parent, child, measured change of the loss, and the change that the slopes around the parent gave, or 0."""
 
 
-TOGETHER = 1.2
-"""How much more the loss bends where modules move together than by their own bends, before anything was observed."""
+INTERACTION = 1.2
+"""Factor by which the loss curves more when modules move together than each alone; used before any observation."""
 
 
 class Surrogate:
@@ -36,24 +36,24 @@ class Surrogate:
     Args:
         curves: a number for each level of each module, falling with the size of the level.
         observations: of earlier evaluations.
-        bends: of the modules, where there are slopes.
+        curvature: of the modules, where there are slopes.
         slopes: a number for each level of each module, of the parent whose children are asked for.
-        worth: what the bends weigh before anything was seen.
+        worth: what the curvature weigh before anything was seen.
         ridge: how many observations the starting weights are worth.
     """
 
     def __init__(
         self,
-        curves: Rows,
+        curves: Curves,
         observations: Iterable[Observation] = (),
         *,
-        bends: Bends | None = None,
-        slopes: Rows | None = None,
+        curvature: Curvature | None = None,
+        slopes: Curves | None = None,
         worth: float = 1.0,
         ridge: float = 4.0,
     ) -> None:
         self.curves = [np.asarray(curve, dtype=np.float64) for curve in curves]
-        self.bends = bends
+        self.curvature = curvature
         self.slopes = slopes
         self.weights = np.full(len(self.curves), worth)
         self.worth = worth
@@ -81,12 +81,12 @@ class Surrogate:
             residual = y - both @ np.array([weight, self.slope_weight])
         strength = ridge * max(float((X**2).sum(axis=1).mean()) / X.shape[1], 1e-30)
         correction = np.linalg.solve(X.T @ X + strength * np.eye(X.shape[1]), X.T @ residual)
-        # A smaller module can't help, nor a bend lower the loss: weights below zero are noise.
+        # A smaller module can't help, nor a curvature lower the loss: weights below zero are noise.
         self.weights = np.maximum(weight + correction, 0.0)
 
     def _features(self, parent: Allocation, child: Allocation) -> np.ndarray:
-        if self.bends is not None:
-            return self.bends.between(parent, child)
+        if self.curvature is not None:
+            return self.curvature.between(parent, child)
         return np.array([curve[new] - curve[old] for curve, old, new in zip(self.curves, parent, child, strict=True)])
 
     def change(self, parent: Allocation, child: Allocation) -> float:
@@ -95,15 +95,15 @@ class Surrogate:
         return found if self.slopes is None else found + self.slope_weight * sloped(self.slopes, parent, child)
 
     def losses(self, parent: Allocation, caution: float) -> list[np.ndarray]:
-        """Predicted loss of every level of every module around the parent, with bends so many times as strong."""
-        assert self.bends is not None
+        """Predicted loss of every level of every module around the parent, with curvature so many times as strong."""
+        assert self.curvature is not None
         assert self.slopes is not None
         return [
-            self.slope_weight * np.asarray(slope) + caution * weight * self.bends.around(index, level)
+            self.slope_weight * np.asarray(slope) + caution * weight * self.curvature.around(index, level)
             for index, (slope, weight, level) in enumerate(zip(self.slopes, self.weights, parent, strict=True))
         ]
 
 
-def sloped(slopes: Rows, parent: Allocation, child: Allocation) -> float:
+def sloped(slopes: Curves, parent: Allocation, child: Allocation) -> float:
     """Change of the loss by the slopes around the parent alone."""
     return sum(float(row[new] - row[old]) for row, old, new in zip(slopes, parent, child, strict=True))

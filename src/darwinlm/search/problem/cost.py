@@ -13,7 +13,7 @@ from typing import Literal
 from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError
 from darwinlm.families.family import ModuleKind
-from darwinlm.recipe import Budget
+from darwinlm.recipe import BudgetSettings
 from darwinlm.search.problem.space import Allocation, SearchSpace
 
 Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
@@ -74,7 +74,7 @@ def amount_words(amount: int, unit: Unit) -> str:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Budget:
     """What the modules may cost together.
 
     Attributes:
@@ -177,7 +177,7 @@ def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequen
     return CostModel("nanoseconds", costs, round(1e9 * fixed))
 
 
-def bounds_of(cost: CostModel, budget: Budget) -> Bounds:
+def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """Bounds of a recipe's budget.
 
     Raises:
@@ -197,10 +197,10 @@ def bounds_of(cost: CostModel, budget: Budget) -> Bounds:
             f"{said}, more than the whole model: there is nothing to prune; the smallest is "
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
-    return Bounds(int(limit * (1 - budget.tolerance)) - cost.fixed, upper, cost.unit, cost.fixed)
+    return Budget(int(limit * (1 - budget.tolerance)) - cost.fixed, upper, cost.unit, cost.fixed)
 
 
-def _limit(cost: CostModel, budget: Budget) -> tuple[int, str]:
+def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
     """The most that the whole model may cost, and how a message begins that speaks of it."""
     if budget.keep is not None:
         limit = int(budget.keep * cost.dense)
@@ -222,6 +222,6 @@ def _with_share(cost: CostModel, amount: int) -> str:
     return cost.words(amount) + times
 
 
-def within(cost: CostModel, bounds: Bounds, allocation: Allocation) -> bool:
+def within(cost: CostModel, bounds: Budget, allocation: Allocation) -> bool:
     """Whether an allocation keeps its budget and uses it."""
     return bounds.allows(cost.of(allocation) - bounds.fixed)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Bounds
+from darwinlm.search.problem.cost import Budget
 from darwinlm.search.problem.space import Allocation
 
 ATTEMPTS = 200
@@ -19,7 +19,7 @@ ATTEMPTS = 200
 def level_switch(
     parent: Allocation,
     costs: Sequence[Sequence[int]],
-    budget: Bounds,
+    budget: Budget,
     rng: random.Random,
     *,
     step: float,
@@ -56,7 +56,7 @@ def paper_switch(
     parent: Allocation,
     costs: Sequence[Sequence[int]],
     kinds: Sequence[Hashable],
-    budget: Bounds,
+    budget: Budget,
     rng: random.Random,
     *,
     seen: frozenset[Allocation] | set[Allocation] = frozenset(),
@@ -97,7 +97,7 @@ def paper_switch(
 
 
 def joined(
-    parent: Allocation, children: Sequence[Allocation], costs: Sequence[Sequence[int]], budget: Bounds, most: int
+    parent: Allocation, children: Sequence[Allocation], costs: Sequence[Sequence[int]], budget: Budget, most: int
 ) -> list[Allocation]:
     """Children of one parent put together: the first two that change other modules, then with a third one, and so on.
 
@@ -123,7 +123,7 @@ def joined(
     return found
 
 
-def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Bounds, rng: random.Random) -> Allocation:
+def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:
     """An allocation brought within its bounds by single levels of random modules; itself where it is within them.
 
     Raises:
@@ -134,7 +134,7 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Bound
     return level_switch(allocation, costs, budget, rng, step=0.0)
 
 
-def _exhausted(budget: Bounds) -> BudgetError:
+def _exhausted(budget: Budget) -> BudgetError:
     return BudgetError(
         f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance, choose "
         "smaller units, or ask for fewer generations"
@@ -142,7 +142,7 @@ def _exhausted(budget: Bounds) -> BudgetError:
 
 
 def _switched(
-    ranks: Sequence[int], costs: Sequence[Sequence[int]], budget: Bounds, rng: random.Random, step: float
+    ranks: Sequence[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, step: float
 ) -> list[int] | None:
     """One attempt, in ranks of cost; None when the bounds couldn't be kept."""
     child = list(ranks)
@@ -158,7 +158,7 @@ def _clamp(level: int, costs: Sequence[int]) -> int:
 
 
 def _repair(
-    child: list[int], costs: Sequence[Sequence[int]], budget: Bounds, rng: random.Random, moved: set[int]
+    child: list[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, moved: set[int]
 ) -> bool:
     """Bring the total within the bounds by single levels of modules that haven't moved; False when that fails."""
     total = sum(costs[i][level] for i, level in enumerate(child))
@@ -185,7 +185,7 @@ def _steps(
     pool: Sequence[int],
     direction: int,
     total: int,
-    budget: Bounds,
+    budget: Budget,
 ) -> list[int]:
     """Modules of the pool that can move one level; upward only as far as the budget goes."""
     found = []

@@ -1,7 +1,7 @@
 """Children that are solved for: the knapsack of a model of the loss around the parent moves all modules at once.
 
 The model is that of `surrogate.py`. It knows each module's own curvature and not what modules do to each other's, so it
-is solved for several strengths of the bends: the stronger they are taken to be, the closer a child stays.
+is solved for several strengths of the curvature: the stronger they are taken to be, the closer a child stays.
 
 Around the first parent there is a second model, the curves that it was solved for with some of the slopes added. It
 takes long steps that the first one finds too dear; further on, the curves would only pull back.
@@ -15,7 +15,7 @@ import numpy as np
 
 from darwinlm.errors import BudgetError
 from darwinlm.search.predict.surrogate import Surrogate
-from darwinlm.search.problem.cost import Bounds, CostModel
+from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.space import Allocation
 
@@ -24,7 +24,7 @@ def guided(
     parent: Allocation,
     surrogate: Surrogate,
     cost: CostModel,
-    budget: Bounds,
+    budget: Budget,
     *,
     cautions: Sequence[float],
     shares: Sequence[float] = (),
@@ -36,7 +36,7 @@ def guided(
         surrogate: the model around it, with slopes.
         cost: of every level.
         budget: bounds.
-        cautions: strengths of the bends: the weight that the observations speak for, and around it.
+        cautions: strengths of the curvature: the weight that the observations speak for, and around it.
         shares: of the slopes that are added to the curves, for the first parent alone.
     """
     assert surrogate.slopes is not None
@@ -47,7 +47,7 @@ def guided(
     return [child for child in dict.fromkeys(found) if child not in (None, parent)]
 
 
-def _solved(losses: Sequence[np.ndarray], cost: CostModel, budget: Bounds) -> Allocation | None:
+def _solved(losses: Sequence[np.ndarray], cost: CostModel, budget: Budget) -> Allocation | None:
     try:
         rows = [row.tolist() for row in losses]
         return solve_knapsack(rows, cost.costs, budget.lower, budget.upper, words=budget.words)

@@ -6,15 +6,13 @@ import random
 from collections.abc import Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Bounds, CostModel
+from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
 from darwinlm.search.propose.level_switch import filled
 
-Curves = Sequence[Sequence[float]]
 
-
-def knapsack_start(cost: CostModel, budget: Bounds, curves: Curves) -> Allocation:
+def knapsack_start(cost: CostModel, budget: Budget, curves: Curves) -> Allocation:
     """The allocation with the least sum of losses within the budget. Raises BudgetError.
 
     Args:
@@ -25,13 +23,13 @@ def knapsack_start(cost: CostModel, budget: Bounds, curves: Curves) -> Allocatio
     return solve_knapsack(curves, cost.costs, budget.lower, budget.upper, words=budget.words)
 
 
-def random_start(space: SearchSpace, cost: CostModel, budget: Bounds, rng: random.Random) -> Allocation:
+def random_start(space: SearchSpace, cost: CostModel, budget: Budget, rng: random.Random) -> Allocation:
     """Random levels, brought within the budget. Raises BudgetError."""
     anywhere = tuple(rng.randrange(len(module.levels)) for module in space.modules)
     return filled(anywhere, cost.costs, budget, rng)
 
 
-def neighbour_start(cost: CostModel, budget: Bounds, curves: Curves, neighbour: Allocation) -> Allocation:
+def neighbour_start(cost: CostModel, budget: Budget, curves: Curves, neighbour: Allocation) -> Allocation:
     """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
 
     Args:
@@ -58,7 +56,7 @@ def neighbour_start(cost: CostModel, budget: Bounds, curves: Curves, neighbour: 
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
 
 
-def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Bounds) -> list[Allocation]:
+def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Budget) -> list[Allocation]:
     """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
 
     For each attention level the widest MLP level that fits is taken. Where modules differ in size (a model that was
