@@ -33,7 +33,7 @@ class Run:
         recipe: the whole configuration.
         folder: output folder; must be new, empty, or of an earlier run.
         reporter: tells the user.
-        shared: output folder of a family of runs, whose stages before the search are this run's too.
+        shared: output folder of a sweep, whose stages before the search are this run's too.
 
     Raises:
         ArtifactError: the folder holds something else.
