@@ -84,7 +84,7 @@ def test_the_python_function_does_what_the_command_does(tiny_llama, tiny_text_fi
     assert result.folder == tmp_path / "out"
     assert result.report.is_file()
     assert (result.model / "config.json").is_file()
-    assert json.loads((result.folder / "summary.json").read_text()) == json.loads(json.dumps(result.summary))
+    assert json.loads((result.folder / "summary.json").read_text()) == result.summary.as_json()
 
 
 def files(folder: Path) -> Iterator[Path]:

@@ -308,9 +308,7 @@ def test_a_pruned_model_is_a_valid_input(whole, make_run, tmp_path):
     summary = run_stages(run, "report").report
     assert summary.budget.dense_block_params == whole.summary.budget.block_params
     assert summary.budget.block_params <= 0.7 * whole.summary.budget.block_params
-    assert summary.models["dense"].perplexity == pytest.approx(
-        whole.summary.models["refit"].perplexity, rel=1e-6
-    )
+    assert summary.models["dense"].perplexity == pytest.approx(whole.summary.models["refit"].perplexity, rel=1e-6)
     second = opened(run, summary)
     tokens = second.texts["evaluation"].tokens
     small = second.stitched.checkpoint.load(torch.float32)

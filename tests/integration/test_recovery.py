@@ -23,6 +23,7 @@ from darwinlm.errors import (
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.trainer import RecoveryTrainer
+from darwinlm.report.summary import read_summary
 
 WORK = Path("stages/recover-work")
 
@@ -45,7 +46,7 @@ def assert_same(left, right, tolerance=0.0):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary.recovery.log if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 def program(*arguments, **environment):
@@ -65,7 +66,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     assert summary.recovery.tokens == 6144
     models = summary.models
     assert models["recovered"].kl < 0.97 * models["before"].kl
-    held_out = [entry["eval_kl"] for entry in summary.recovery.log if "eval_kl" in entry]
+    held_out = [point.eval_kl for point in summary.recovery.log if point.eval_kl is not None]
     assert len(held_out) == 4
     assert held_out[-1] < held_out[0]
     before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
@@ -78,7 +79,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_rates_are_those_of_the_schedule(whole):
     """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
-    rates = [entry["learning_rate"] for entry in whole[1].recovery.log if "loss" in entry]
+    rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
     settings = RecoverySettings(learning_rate=0.003)
     assert rates == pytest.approx([0.003 * rate_share(settings, 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
@@ -94,7 +95,7 @@ def test_embedding_and_head_can_stay_as_they_are(inputs, tmp_path):
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
-    assert recover_tiny(*inputs, out)["models"] == whole[1].models
+    assert recover_tiny(*inputs, out).models == whole[1].models
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,8 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
     assert digests[0] == digests[1]
     assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
     assert read_json(last / "stages" / "recover" / "key.json")["recovery"]["skip_tokens"] == 512
-    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report")
-    assert again["models"]["recovered"] == summary.models["recovered"]
+    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report").report
+    assert again.models["recovered"] == summary.models["recovered"]
 
 
 # ----------------------------------------------------------------------------------------------- it goes on
@@ -211,7 +212,7 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     started = [program(*inputs, tmp_path / "out", *more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
     said = [process.communicate(timeout=120)[0].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    summary = read_json(tmp_path / "out" / "summary.json")
+    summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
     assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
@@ -239,7 +240,7 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     codes, said = run(port + 1)
     assert codes == [0, 0], said
-    summary = read_json(tmp_path / "out" / "summary.json")
+    summary = read_summary(tmp_path / "out" / "summary.json")
     assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
     assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)

@@ -64,10 +64,10 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
     models = summary.models
     assert tuple(models) == MODELS
     for name, figures in models.items():
-        assert all(figures[figure] >= 0 for figure in FIGURES), name
-        assert figures["tokens_per_second"] > 0
-        assert figures["params"] > figures["block_params"] > 0
-        assert all(text.strip() for text in figures["continuations"]), f"{name} has nothing to say"
+        assert all(getattr(figures, figure) >= 0 for figure in FIGURES), name
+        assert figures.tokens_per_second > 0
+        assert figures.params > figures.block_params > 0
+        assert all(text.strip() for text in figures.continuations), f"{name} has nothing to say"
 
     # Held-out text decides; nothing was chosen by it.
     for before in ("refit", "stitched"):  # with so little text, one is hardly better than the other

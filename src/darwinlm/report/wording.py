@@ -247,13 +247,16 @@ def what_training_left(summary: Summary) -> str:
 def loading_code(summary: Summary) -> str:
     """Python that loads the saved model and lets it write; it asks for remote code only where the model needs it."""
     prompt = summary.prompts[0] if summary.prompts else "Once upon a time"
-    remote = ", trust_remote_code=True" if summary.export.custom_code else ""
+    # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code that the configuration names.
+    remote, plain = (
+        (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
+    )
     return "\n".join(
         [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
             f"folder = {_python_string(summary.export.folder)}",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
             f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{remote})',
             f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
