@@ -104,9 +104,7 @@ def recording(seen):
 )
 def test_the_function_asks_for_what_the_command_asks_for(prune, python, monkeypatch, name, as_text, as_number, field):
     seen = []
-    monkeypatch.setattr(
-        pipeline, "run_stages", recording(seen)
-    )
+    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
     assert prune(f"--{name}", as_text, "--until", "plan").code == 0
     python(**{name: as_text})
     if as_number is not None:
@@ -137,9 +135,7 @@ def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, 
 
 def test_a_budget_of_the_function_displaces_the_recipes(monkeypatch, python):
     seen = []
-    monkeypatch.setattr(
-        pipeline, "run_stages", recording(seen)
-    )
+    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
     for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
         python(recipe=recipe)
         python(recipe=recipe, speedup="2x")
