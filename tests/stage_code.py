@@ -1,8 +1,8 @@
 """Which code each stage's result depends on, and whether it changed since the stage's version was last looked at.
 
 `stage_versions.json` of the package has a line for each stage: its version, which is part of the stage's key, the
-modules that compute its result, and a digest of their code. Comments, docstrings, layout and imports don't count. When a test
-says that a stage's code changed, tell it what that means:
+modules that compute its result, and a digest of their code. Comments, docstrings, layout and imports don't count. When
+a test says that a stage's code changed, tell it what that means:
 
     python -m tests.stage_code same refit search     the results are the same: only the digest is renewed
     python -m tests.stage_code changed refit         they aren't: the version rises, and old results are redone

@@ -83,11 +83,6 @@ def python(tiny_llama, tiny_text_file, tmp_path):
 
 def recording(seen):
     """Take the place of the stages: keep the recipe."""
-    return recording(seen)
-
-
-def recording(seen):
-    """Take the place of the stages: keep the recipe."""
     return lambda run, until: seen.append(run.recipe) or SimpleNamespace(report=None)
 
 

@@ -76,8 +76,8 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
         )
     if stage.key.get("version") != stage_version("database"):
         raise ArtifactError(
-            f"the database in {path} was made by another version of darwinlm, whose databases differ: make it again with "
-            f"darwinlm database {source} --out {path}"
+            f"the database in {path} was made by another version of darwinlm, whose databases differ: make it again "
+            f"with darwinlm database {source} --out {path}"
         )
     if stage.key.get("units") != units:
         raise ArtifactError(

@@ -247,7 +247,7 @@ def what_training_left(summary: Summary) -> str:
 def loading_code(summary: Summary) -> str:
     """Python that loads the saved model and lets it write; it asks for remote code only where the model needs it."""
     prompt = summary.prompts[0] if summary.prompts else "Once upon a time"
-    # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code that the configuration names.
+    # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code of the configuration.
     remote, plain = (
         (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
     )
