@@ -54,9 +54,16 @@ def model_card(summary: Summary) -> str:
 
 
 def _front_matter(summary: Summary) -> str:
-    fields: dict[str, Any] = {}
-    if source := wording.hub_id(summary.model):
-        fields["base_model"] = source
+    origin = summary.origin
+    fields: dict[str, Any] = {
+        "language": list(origin.languages),
+        "license": origin.license or ("other" if origin.license_name else None),
+        "license_name": origin.license_name,
+        "license_link": origin.license_link,
+        "base_model": origin.base_model,
+        "base_model_relation": "finetune" if origin.base_model else None,
+    }
+    fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
     fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
@@ -65,7 +72,27 @@ def _front_matter(summary: Summary) -> str:
     dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
     if dataset is not None:
         fields["datasets"] = [dataset.group(1)]
+    fields["model-index"] = [_measured(summary)]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def _measured(summary: Summary) -> dict[str, Any]:
+    """Our figures as a `model-index` entry."""
+    metrics = [
+        {"type": "perplexity", "name": "Perplexity", "value": summary.saved.perplexity},
+        {"type": "kl_divergence", "name": "KL from the dense model (nats/token)", "value": summary.saved.kl},
+    ]
+    text = wording.short_source(summary.text.source)
+    return {
+        "name": wording.title(summary),
+        "results": [
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": wording.measured_on(summary), "type": text.removeprefix("hf:")},
+                "metrics": [metric for metric in metrics if metric["value"] is not None],
+            }
+        ],
+    }
 
 
 def _what_it_is(summary: Summary, name: str) -> str:

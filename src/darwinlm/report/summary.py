@@ -7,6 +7,7 @@ figure is a new field with a default; a change of what a field means is a new `F
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import origin_of
 
 FILE = "summary.json"
 FORMAT: Literal[1] = 1
@@ -90,6 +93,22 @@ class BudgetFigures(Figures):
     unused: float
     dense_block_params: int
     block_params: int
+
+
+class OriginFigures(Figures):
+    """What the dense model's files say about where it comes from; see `families.origin`."""
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *models: Checkpoint) -> OriginFigures:
+        """Of the first model, and what that doesn't say of the next."""
+        found = [asdict(origin_of(model.folder, model.source)) for model in models]
+        return cls(**{name: next((each[name] for each in found if each[name]), found[0][name]) for name in found[0]})
 
 
 class BlockFigures(Figures):
@@ -294,6 +313,7 @@ class Summary(Figures):
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
+        origin: of the dense model.
         prompts: that every model continues.
         allocation: what is left of each block.
         search: how sizes were chosen; None where that isn't known.
@@ -312,6 +332,7 @@ class Summary(Figures):
     from_pruned: bool = False
     budget: BudgetFigures | None = None
     models: dict[ModelKey, ModelFigures]
+    origin: OriginFigures = OriginFigures()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
     search: SearchFigures | None = None
