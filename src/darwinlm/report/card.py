@@ -40,7 +40,7 @@ def model_card(summary: Summary) -> str:
         "## Sizes and losses",
         _table(summary),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
-        f"{_plain(wording.measured_on(summary))}. No step that made this model has seen this text. "
+        f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
         "## Loading it",
         _loading(summary),
@@ -61,7 +61,6 @@ def _front_matter(summary: Summary) -> str:
         "license_name": origin.license_name,
         "license_link": origin.license_link,
         "base_model": origin.base_model,
-        "base_model_relation": "finetune" if origin.base_model else None,
     }
     fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
@@ -93,6 +92,11 @@ def _measured(summary: Summary) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _unseen(summary: Summary) -> str:
+    """What is known not to have seen the evaluation text: of a model that was pruned elsewhere, the recovery alone."""
+    return "No step of its recovery" if summary.search is None else "No step that made this model"
 
 
 def _what_it_is(summary: Summary, name: str) -> str:

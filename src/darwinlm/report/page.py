@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from darwinlm.report import plots, wording
 from darwinlm.report.finalists import last_choice
+from darwinlm.report.strip import allocation_strip
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
@@ -49,7 +50,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "recovery": _recovery(summary),
         "training": wording.what_training_left(summary),
         "size_svg": Markup(_size_svg(summary)),  # noqa: S704
-        "allocation_svg": Markup(plots.allocation_plot(allocation)) if allocation else None,  # noqa: S704
+        "strip": Markup(allocation_strip(allocation)) if allocation else None,  # noqa: S704
         "allocation": [_allocation_row(entry) for entry in allocation],
         "allocation_words": _allocation_words(allocation),
         "samples": _samples(summary),

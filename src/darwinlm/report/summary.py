@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import origin_of
+
+if TYPE_CHECKING:
+    from darwinlm.families.checkpoint import Checkpoint
 
 FILE = "summary.json"
 FORMAT: Literal[1] = 1
