@@ -139,6 +139,7 @@ def recovered():
     summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
     summary["search"]["history"] = summary["search"]["history"][:2]
     summary["search"]["history"][0].update(kl=0.8, seconds=60.0, evaluations=110)
+    summary["search"]["history"][1].update(kl=0.75, seconds=70.0, evaluations=229)
     summary["search"]["descent"] = [
         {"moved": moved, "change": -0.06 * moved, "predicted": 0.0, "evaluations": 90 + 4 * at, "seconds": at + 1.0}
         for at, moved in enumerate((2, 0))

@@ -82,5 +82,5 @@ def test_settings_and_licences_are_carried_as_they_are(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_settings_that_cannot_be_read_are_refused(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="generation_config.json .*fetch the model again"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json .*fetch the model again"):
         carry(tmp_path, tmp_path)

@@ -129,7 +129,7 @@ def test_the_way_down_is_told_and_drawn():
     assert "2 gradient-guided steps and 1 generation of evolution" in text
     assert "at KL 0.92" in text
     points = search_points(search)
-    assert [point.seconds for point in points] == [58.0, 59.0, 60.0, 7.5]
+    assert [point.seconds for point in points] == [58.0, 59.0, 60.0, 70.0]
     assert [point.improved for point in points] == [False, True, False, True]
     assert [point.kl for point in points] == pytest.approx([0.92, 0.8, 0.8, search.history[1].kl])
 

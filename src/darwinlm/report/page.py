@@ -84,7 +84,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
         (
             "perplexity",
             wording.perplexity(final.perplexity),
-            f"dense {wording.perplexity(dense.perplexity)}{_uniform(summary)}; lower is better",
+            f"dense {wording.perplexity(dense.perplexity)}{_uniform(summary)}",
         ),
         ("weights", f"{wording.megabytes(final.bytes)} MB", f"dense {wording.megabytes(dense.bytes)} MB"),
     ]
@@ -102,7 +102,7 @@ def _uniform(summary: Summary) -> str:
     uniform = summary.models.get("uniform")
     if uniform is None:
         return ""
-    return f", {wording.model_name('uniform', summary)} {wording.perplexity(uniform.perplexity)}"
+    return f", {wording.model_name('uniform', summary).replace(',', ' of the')} {wording.perplexity(uniform.perplexity)}"
 
 
 def _budget(summary: Summary) -> str:

@@ -85,7 +85,7 @@ def search_plot(points: Sequence[SearchPoint]) -> str:
         axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="upper right")
+        axis.legend(loc="best")
         return _svg(figure, "search", "Best KL of the search against time")
 
 
@@ -106,7 +106,7 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
         axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
         axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="upper right")
+        axis.legend(loc="best")
         return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
