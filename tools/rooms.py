@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 PACKAGE = Path(__file__).parents[1] / "src" / "darwinlm"
-SPLIT = ("search", "export")
+SPLIT = ("search",)
 """Rooms whose folders are rooms of their own."""
 
 Graph = dict[str, set[str]]

@@ -122,7 +122,7 @@ def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folde
 
 
 def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> None:
-    """See docs/notebook/database.md: with fewer tokens than channels, the order took two float64 matrices in place of one."""
+    """See docs/notebook/database.md: with fewer tokens than channels, the order took two float64 matrices."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
     cpu, gpu = find_device("cpu"), find_device("h100")
