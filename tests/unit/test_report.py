@@ -319,8 +319,8 @@ def test_models_are_named_after_the_steps_that_made_them(tree, rows):
             "was written by darwinlm 0.0.9 in format none, and .* reads format 1",
         ),
         ({**searched(), "format": 2}, "was written by darwinlm 0.1.0 in format 2"),
-        ({**searched(), "export": None}, r"is no summary that this version reads \(export: "),
-        ({**searched(), "surprise": 1}, r"is no summary that this version reads \(surprise: "),
+        ({**searched(), "export": None}, r"isn't what this version reads \(export: "),
+        ({**searched(), "surprise": 1}, r"isn't what this version reads \(surprise: "),
     ],
 )
 def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):

@@ -102,7 +102,9 @@ def _uniform(summary: Summary) -> str:
     uniform = summary.models.get("uniform")
     if uniform is None:
         return ""
-    return f", {wording.model_name('uniform', summary).replace(',', ' of the')} {wording.perplexity(uniform.perplexity)}"
+    return (
+        f", {wording.model_name('uniform', summary).replace(',', ' of the')} {wording.perplexity(uniform.perplexity)}"
+    )
 
 
 def _budget(summary: Summary) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,6 +31,9 @@ class Figures(BaseModel):
     """Base of what is closed: an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyFigures = TypeVar("AnyFigures", bound=Figures)
 
 
 class Extract(BaseModel):
@@ -373,24 +376,34 @@ class Summary(Figures):
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a summary.json.
+    """Read a summary.json. Raises ArtifactError as `read_figures`."""
+    return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+
+
+def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
+    """Read a file of figures that states its format.
+
+    Args:
+        path: of the file.
+        kind: what it should hold.
+        words: what that is called, and what to give.
 
     Raises:
         ArtifactError: the file is missing, holds something else, or was written by a version with another format.
     """
     tree = read_json(path)
-    if not isinstance(tree, dict) or "models" not in tree:
-        raise ArtifactError(f"{path} holds no summary of a run: give the output folder of darwinlm prune or recover")
+    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
+        raise ArtifactError(f"{path} holds no {words}")
     if tree.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
             f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
         )
     try:
-        return Summary.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(
-            f"{path} is no summary that this version reads ({where}: {first['msg']}): rerun the command that wrote it"
+            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
         ) from error
