@@ -102,9 +102,8 @@ def _uniform(summary: Summary) -> str:
     uniform = summary.models.get("uniform")
     if uniform is None:
         return ""
-    return (
-        f", {wording.model_name('uniform', summary).replace(',', ' of the')} {wording.perplexity(uniform.perplexity)}"
-    )
+    name = wording.model_name("uniform", summary).replace(",", " of the")
+    return f", {name} {wording.perplexity(uniform.perplexity)}"
 
 
 def _budget(summary: Summary) -> str:
