@@ -55,8 +55,9 @@ def origin_of(folder: Path, source: str) -> Origin:
         CheckpointError: a record of its origin isn't JSON.
     """
     if (folder / RECORD).is_file():
-        found = _json(folder / RECORD)
-        return Origin(**{**found, "languages": tuple(found.get("languages", ()))})
+        said = _json(folder / RECORD)
+        names = ("base_model", "license", "license_name", "license_link")
+        return Origin(*(_word(said.get(name)) for name in names), languages=_words(said.get("languages")))
     card = _front_matter(folder / "README.md")
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
@@ -87,9 +88,9 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
         StorageError: the disk is full.
     """
     urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
-    found = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
+    matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
     origin = Origin(
-        base_model=next((match.group(1) for match in found if match), None),
+        base_model=next((match.group(1) for match in matches if match), None),
         license=_word(fields.get("general.license")),
         license_name=_word(fields.get("general.license.name")),
         license_link=_word(fields.get("general.license.link")),
@@ -117,7 +118,7 @@ def carry(source: Path, target: Path) -> None:
     if (source / GENERATION).is_file():
         _json(source / GENERATION)
         shutil.copyfile(source / GENERATION, target / GENERATION)
-    for pattern in (*FILES, RECORD):
+    for pattern in FILES:
         for path in sorted(source.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
@@ -125,12 +126,12 @@ def carry(source: Path, target: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't read {path} ({first_line(error)}): fetch the model again") from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise CheckpointError(f"{path} doesn't hold settings by name: fetch the model again")
-    return found
+    return settings
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
@@ -139,10 +140,10 @@ def _front_matter(path: Path) -> dict[str, Any]:
         return {}
     match = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
     try:
-        found = yaml.safe_load(match.group(1)) if match else None
+        metadata = yaml.safe_load(match.group(1)) if match else None
     except yaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _word(value: Any) -> str | None:

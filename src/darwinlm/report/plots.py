@@ -77,8 +77,8 @@ def search_plot(points: Sequence[SearchPoint]) -> str:
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
         if better:
-            found = ([point.seconds for point in better], [point.kl for point in better])
-            axis.scatter(*found, s=18, color=GAIN, zorder=3, label="improvement")
+            where = ([point.seconds for point in better], [point.kl for point in better])
+            axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
         axis.set_xlabel("seconds of search")
         axis.set_ylabel("KL (nats/token)")
@@ -94,11 +94,11 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
     with _style():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axis = figure.subplots()
-        for colour, label, found in (
+        for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
         ):
-            there = [(tokens, value) for tokens, value in found if value is not None]
+            there = [(tokens, value) for tokens, value in points if value is not None]
             if there:
                 axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
         axis.set_xlabel("tokens trained on")

@@ -112,8 +112,9 @@ class OriginFigures(Figures):
     @classmethod
     def of(cls, *models: Checkpoint) -> OriginFigures:
         """Of the first model, and what that doesn't say of the next."""
-        found = [asdict(origin_of(model.folder, model.source)) for model in models]
-        return cls(**{name: next((each[name] for each in found if each[name]), found[0][name]) for name in found[0]})
+        origins = [asdict(origin_of(model.folder, model.source)) for model in models]
+        first = origins[0]
+        return cls(**{name: next((each[name] for each in origins if each[name]), first[name]) for name in first})
 
 
 class BlockFigures(Figures):

@@ -42,7 +42,7 @@ PAGE = "report.html"
 
 
 def report_stage(run: Run, made: StageResults) -> Summary:
-    """Write everything that was found, for machines and for people; always done afresh.
+    """Write the summary, the page and the card; always done afresh.
 
     Raises:
         BudgetError: the saved model doesn't keep the budget.
