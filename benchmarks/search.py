@@ -51,11 +51,12 @@ from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.module_losses import local_errors
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.level_switch import level_switch
 from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.plan import Problem, plan_stage
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.surgery.stitch import as_dtype, stitch
 
@@ -167,7 +168,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     bench = open_bench(options)
     run, plan = bench.run(options.out / "rate")
     reader = bench.database(run.recipe.units).reader
-    parent = knapsack_start(plan.cost, plan.budget, local_errors(plan.space, reader))
+    parent = knapsack_start(plan, local_errors(plan.space, reader))
     rng = random.Random(0)
     seen = {parent}
     for _ in range(options.offspring):

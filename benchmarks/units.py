@@ -66,7 +66,7 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     settings = run.recipe.search
     rows = -(-settings.score_tokens // run.recipe.text.sequence_length)
     fitness = Fitness(placed, bench.texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
-    uniforms = uniform_allocations(plan.space, plan.cost, plan.budget)
+    uniforms = uniform_allocations(plan)
     uniform = min(zip(fitness.kls(uniforms, settings.score_tokens), uniforms, strict=True))[1]
     estimates = estimated_losses(plan.space, reader)
     errors = estimates or local_errors(plan.space, reader)
@@ -83,12 +83,12 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     seconds = round(time.monotonic() - begun)
     row: Json = {"benchmark": "units", "arm": arm, "seed": seed, "scores": len(scores), "scores_s": seconds}
     curves = spread_all(errors, scores)
-    allocations = {"uniform": uniform, "knapsack": knapsack_start(plan.cost, plan.budget, curves)}
+    allocations = {"uniform": uniform, "knapsack": knapsack_start(plan, curves)}
     if estimates:
-        allocations["estimates"] = knapsack_start(plan.cost, plan.budget, estimates)
+        allocations["estimates"] = knapsack_start(plan, estimates)
     again = levels_around(curves, allocations["knapsack"])
     measure(plan.space, again, fitness, n_tokens=settings.score_tokens, known=scores)
-    allocations["second look"] = knapsack_start(plan.cost, plan.budget, spread_all(errors, scores))
+    allocations["second look"] = knapsack_start(plan, spread_all(errors, scores))
     row |= {"scores_second_look": len(scores), "allocations": allocations}
     row["levels"] = {module.kind: len(module.levels) for module in plan.space.modules[:2]}
     row["used"] = {name: plan.cost.of(each) / plan.budget.limit for name, each in allocations.items()}

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget
+from darwinlm.search.problem.budget import Budget
 from darwinlm.search.propose.level_switch import joined, level_switch
 
 

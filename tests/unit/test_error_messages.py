@@ -46,7 +46,9 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.runs.sweep import _ordered
-from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.scores import SCORES, read_scores
 from darwinlm.surgery.ridge import ridge_solution
@@ -224,10 +226,10 @@ def test_blocks_with_modules_that_stay_and_no_uniform_model(tiny_llama: Path, ti
     half = Budget(0, experts.params(experts.dense) // 2)
     assert any(len(module.levels) == 1 for module in experts.modules)
     with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
-        without_blocks(experts, costs, half, [0.1, 0.2, 0.3, 0.4])
+        without_blocks(Problem(experts, costs, half), [0.1, 0.2, 0.3, 0.4])
     space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)).modules)
     with pytest.raises(BudgetError, match="no uniform model has at most"):
-        best_uniform(space, parameter_costs(space), Budget(-2, -1), lambda allocation: 0.0)
+        best_uniform(Problem(space, parameter_costs(space), Budget(-2, -1)), lambda allocation: 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- models

@@ -11,7 +11,10 @@ import pytest
 from darwinlm.search.evolve.evolution import CAUTIONS, SHARES
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import Surrogate, sloped
-from darwinlm.search.problem.cost import Budget, CostModel
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.solve import guided
 
 ERRORS = [[1.0, 0.4, 0.0], [1.0, 0.5, 0.0], [1.0, 0.3, 0.0]]
@@ -20,7 +23,9 @@ SLOPES = [[0.5, 0.0, -0.4], [0.0, 0.1, 0.3], [0.2, 0.2, 0.2]]
 BENDS = Curvature(CURVES, ERRORS, [None] * 3)
 PARENT = (1, 1, 1)
 COSTS = [[0, 5, 10]] * 3
-BUDGET = Budget(15, 15)
+COST = CostModel("block parameters", COSTS)
+SPACE = SearchSpace(())
+PROBLEM = Problem(SPACE, COST, Budget(15, 15))
 
 
 def children(count, seed=0):
@@ -108,7 +113,7 @@ def least(losses):
 
 def test_children_are_the_best_of_what_the_model_says():
     surrogate = Surrogate(CURVES, curvature=BENDS, slopes=[[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS)
+    found = guided(PARENT, surrogate, PROBLEM, cautions=CAUTIONS)
     expected = dict.fromkeys(least(surrogate.losses(PARENT, caution)) for caution in CAUTIONS)
     assert (2, 0, 1) in found
     assert found == [each for each in expected if each != PARENT]
@@ -117,7 +122,7 @@ def test_children_are_the_best_of_what_the_model_says():
 def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     slopes = np.array([[0.0, 0.0, -9.0], [-4.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
     surrogate = Surrogate(CURVES, curvature=BENDS, slopes=slopes)
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS, shares=SHARES)
+    found = guided(PARENT, surrogate, PROBLEM, cautions=CAUTIONS, shares=SHARES)
     expected = [least(np.array(CURVES) + share * slopes) for share in SHARES]
     assert {each for each in expected if each != PARENT} <= set(found)
     assert set(expected) - {PARENT}
@@ -125,10 +130,9 @@ def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
 
 def test_the_parent_is_no_child_of_its_own():
     flat = Surrogate(CURVES, curvature=BENDS, slopes=[[0.0] * 3] * 3)
-    cost = CostModel("block parameters", COSTS)
-    assert PARENT not in guided(PARENT, flat, cost, BUDGET, cautions=CAUTIONS, shares=SHARES)
+    assert PARENT not in guided(PARENT, flat, PROBLEM, cautions=CAUTIONS, shares=SHARES)
 
 
 def test_a_budget_that_no_choice_meets_gives_no_children():
     surrogate = Surrogate(CURVES, curvature=BENDS, slopes=SLOPES)
-    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Budget(16, 17), cautions=(1.0,)) == []
+    assert guided(PARENT, surrogate, Problem(SPACE, COST, Budget(16, 17)), cautions=(1.0,)) == []

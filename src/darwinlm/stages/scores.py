@@ -9,8 +9,8 @@ from darwinlm.artifact import StageFolder, damaged, read_json, write_json
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.predict.module_losses import Measured, level_losses, measure_levels
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Curves
-from darwinlm.stages.plan import Problem
 
 SCORES = "scores.json"
 

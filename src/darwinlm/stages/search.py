@@ -32,11 +32,11 @@ from darwinlm.search.predict.module_losses import (
     local_errors,
     measure,
 )
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.level_switch import filled
 from darwinlm.search.propose.start import knapsack_start, neighbour_start, random_start, uniform_allocations
 from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.plan import Problem
 from darwinlm.stages.scores import Scores, read_scores, scores_stage
 from darwinlm.stages.text import Texts
 
@@ -136,7 +136,7 @@ class _Searcher:
 
     def uniform(self) -> Allocation:
         """The best allocation with equal layers."""
-        choices = uniform_allocations(self.plan.space, self.plan.cost, self.plan.budget)
+        choices = uniform_allocations(self.plan)
         losses = self.fitness.kls(choices, self.settings.score_tokens)
         return min(zip(losses, choices, strict=True))[1]
 
@@ -194,7 +194,7 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
     uniform = searcher.uniform()
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
     curves = _curves(searcher, scores, stage)
-    problem = LossModel(plan.cost, plan.budget, [module.kind for module in plan.space.modules])
+    problem = LossModel(plan)
     if settings.screen:
         problem = replace(problem, curves=curves)
     if settings.uses_slopes:
@@ -245,8 +245,7 @@ class _WayDown:
         assert self.problem.curves is not None
         assert self.problem.curvature is not None
         slope = Slope(
-            self.problem.cost,
-            self.problem.budget,
+            self.problem.problem,
             self.problem.curves,
             self.problem.curvature,
             searcher.gradients.around,
@@ -267,7 +266,7 @@ class _WayDown:
         """For the report: the steps, and the loss of the start in place of what they led to."""
         if not self.searcher.settings.descends:
             return {"descent": None}
-        found = Descent.load(self.state_file, self.problem.cost.costs)
+        found = Descent.load(self.state_file, self.problem.problem.cost.costs)
         return {"descent": [asdict(step) for step in found.steps], "start_kl": found.start_kl}
 
     def _left(self) -> float:
@@ -293,7 +292,7 @@ def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> C
         if parallel.is_main():
             write_json(stage.folder / SCORES, known)
 
-    wanted = levels_around(scores.curves, knapsack_start(plan.cost, plan.budget, scores.curves))
+    wanted = levels_around(scores.curves, knapsack_start(plan, scores.curves))
     measure(plan.space, wanted, fitness, n_tokens=searcher.settings.score_tokens, known=known, save=save)
     return level_losses(searcher.errors, searcher.estimates, known)
 
@@ -304,13 +303,13 @@ def _start(searcher: _Searcher, curves: Curves, uniform: Allocation) -> Allocati
     if searcher.start == "uniform":
         own = filled(uniform, plan.cost.costs, plan.budget, rng)
     elif searcher.start == "random":
-        own = random_start(plan.space, plan.cost, plan.budget, rng)
+        own = random_start(plan, rng)
     else:
-        own = knapsack_start(plan.cost, plan.budget, curves)
+        own = knapsack_start(plan, curves)
     if searcher.neighbour is None:
         return own
     try:
-        moved = neighbour_start(plan.cost, plan.budget, curves, searcher.neighbour)
+        moved = neighbour_start(plan, curves, searcher.neighbour)
     except BudgetError:
         return own
     searcher.fitness.set_base(None)

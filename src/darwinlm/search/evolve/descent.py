@@ -24,7 +24,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.fitness import Fitness, Window
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, sloped
-from darwinlm.search.problem.cost import Budget, CostModel
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.solve import guided
 
@@ -126,15 +126,13 @@ class Slope:
     """What is descended.
 
     Attributes:
-        cost: of every level.
-        budget: bounds.
+        problem: Space, costs and budget.
         curves: loss of every level of every module alone.
         curvature: of the modules.
         gradient: first-order losses of all levels around an allocation, on a window.
     """
 
-    cost: CostModel
-    budget: Budget
+    problem: Problem
     curves: Curves
     curvature: Curvature
     gradient: Gradient
@@ -169,7 +167,7 @@ def descend(
     """
     begun = time.monotonic()
     with parallel.agree():
-        found = Descent.load(state_file, slope.cost.costs) if state_file.exists() else None
+        found = Descent.load(state_file, slope.problem.cost.costs) if state_file.exists() else None
     state = found or Descent(start)
     before = state.steps[-1].seconds if state.steps else 0.0
     windows = fitness.windows(tokens)
@@ -219,9 +217,7 @@ def _step(state: Descent, fitness: Fitness, slope: Slope, windows: Sequence[Wind
     known = {parent, *state.tried}
     shares = () if number else SHARES
     children = [
-        child
-        for child in guided(parent, model, slope.cost, slope.budget, cautions=CAUTIONS, shares=shares)
-        if child not in known
+        child for child in guided(parent, model, slope.problem, cautions=CAUTIONS, shares=shares) if child not in known
     ]
     changes = dict(zip(children, (found - loss for found in fitness.kl_on(children, judged)), strict=True))
     better = sorted((child for child in children if changes[child] < 0), key=changes.__getitem__)

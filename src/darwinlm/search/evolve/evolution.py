@@ -22,7 +22,7 @@ from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evolve.state import EvolutionState, FirstParent, Generation
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import INTERACTION, Surrogate, sloped
-from darwinlm.search.problem.cost import Budget, CostModel
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, Curves
 from darwinlm.search.propose.level_switch import joined, level_switch, paper_switch
 from darwinlm.search.propose.solve import guided
@@ -61,17 +61,13 @@ class LossModel:
     """What a search is about.
 
     Attributes:
-        cost: of every level.
-        budget: bounds.
-        kinds: of each module, for switches between equals.
+        problem: Space, costs and budget.
         curves: of each module over its levels, for screening proposals; None evaluates every proposal.
         slopes: gives first-order losses of all levels around an allocation; some children are then solved for.
         curvature: of the modules, where there are slopes.
     """
 
-    cost: CostModel
-    budget: Budget
-    kinds: Sequence[str]
+    problem: Problem
     curves: Curves | None = None
     slopes: Callable[[Allocation], Curves] | None = None
     curvature: Curvature | None = None
@@ -83,7 +79,7 @@ class LossModel:
 
 def evolve(
     fitness: Fitness,
-    problem: LossModel,
+    model: LossModel,
     settings: SearchSettings,
     start: Callable[[], FirstParent],
     state_file: Path,
@@ -96,7 +92,7 @@ def evolve(
 
     Args:
         fitness: evaluates candidates.
-        problem: costs, budget and curves.
+        model: The problem, and what predicts its losses.
         settings: the recipe's section.
         start: makes the first parent; not called when a state is resumed.
         state_file: written after every generation, by the first process.
@@ -112,7 +108,7 @@ def evolve(
         NumericsError: the first parent's logits aren't finite.
     """
     begun = time.monotonic()
-    state = _begin(fitness, problem, settings, start, state_file)
+    state = _begin(fitness, model, settings, start, state_file)
     used_before = state.seconds or used
     longest = parallel.broadcast(_expected_seconds(fitness, settings)) if settings.minutes is not None else 0.0
     while not state.ended:
@@ -122,7 +118,7 @@ def evolve(
         elif settings.minutes is not None and state.seconds + longest >= 60 * settings.minutes:
             state.ended = f"time is up ({settings.minutes:g} minutes)"
         else:
-            _one_generation(state, fitness, problem, settings, trainer)
+            _one_generation(state, fitness, model, settings, trainer)
             now = parallel.broadcast(used_before + time.monotonic() - begun)
             # A generation that wouldn't be done in time isn't begun: the bound is kept, not passed.
             longest = max(longest, now - state.seconds)
@@ -134,11 +130,11 @@ def evolve(
 
 
 def _begin(
-    fitness: Fitness, problem: LossModel, settings: SearchSettings, start: Callable[[], FirstParent], state_file: Path
+    fitness: Fitness, model: LossModel, settings: SearchSettings, start: Callable[[], FirstParent], state_file: Path
 ) -> EvolutionState:
     final_tokens = settings.stages[-1].tokens
     with parallel.agree():
-        found = EvolutionState.load(state_file, problem.cost.costs) if state_file.exists() else None
+        found = EvolutionState.load(state_file, model.problem.cost.costs) if state_file.exists() else None
     if found is not None:
         state = found
         fitness.evaluations = state.history[-1].evaluations
@@ -187,12 +183,12 @@ def _expected_seconds(fitness: Fitness, settings: SearchSettings) -> float:
 
 
 def _one_generation(
-    state: EvolutionState, fitness: Fitness, problem: LossModel, settings: SearchSettings, trainer: Trainer | None
+    state: EvolutionState, fitness: Fitness, model: LossModel, settings: SearchSettings, trainer: Trainer | None
 ) -> None:
     progress = state.done / settings.generations
     if settings.minutes is not None:
         progress = max(progress, state.seconds / (60 * settings.minutes))
-    candidates = _offspring(state, problem, settings, step=settings.step * (1 - progress))
+    candidates = _offspring(state, model, settings, step=settings.step * (1 - progress))
     if not candidates:
         state.ended = "every neighbour of the best allocation has been tried"
         return
@@ -202,14 +198,14 @@ def _one_generation(
         assert trainer is not None
         best_kl, best = _trained_rounds(parent, candidates, settings, trainer)
     else:
-        best_kl, best = _rounds(state, candidates, fitness, problem, settings)
+        best_kl, best = _rounds(state, candidates, fitness, model, settings)
     state.done += 1
     state.parent, state.kl, state.parent_losses = best, best_kl, fitness.losses(best)
     state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
 
 
 def _rounds(
-    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, problem: LossModel, settings: SearchSettings
+    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, model: LossModel, settings: SearchSettings
 ) -> tuple[float, Allocation]:
     """Selection without training: the best of the candidates and the parent, with its loss."""
     parent = state.parent
@@ -220,7 +216,7 @@ def _rounds(
         pool = [*candidates, parent] if number in (0, last) else candidates
         losses = dict(zip(pool, fitness.kls(pool, stage.tokens), strict=True))
         if number == 0:
-            together = _together(state, losses, problem, settings)
+            together = _together(state, losses, model, settings)
             candidates = [*candidates, *together]
             losses |= zip(together, fitness.kls(together, stage.tokens), strict=True)
         losses = {candidate: loss for candidate, loss in losses.items() if math.isfinite(loss)}
@@ -228,7 +224,7 @@ def _rounds(
             raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
         if number == 0:
             state.observations += [
-                (parent, child, losses[child] - losses[parent], problem.sloped(parent, child))
+                (parent, child, losses[child] - losses[parent], model.sloped(parent, child))
                 for child in candidates
                 if child in losses
             ]
@@ -242,12 +238,12 @@ def _rounds(
 
 
 def _together(
-    state: EvolutionState, losses: dict[Allocation, float], problem: LossModel, settings: SearchSettings
+    state: EvolutionState, losses: dict[Allocation, float], model: LossModel, settings: SearchSettings
 ) -> list[Allocation]:
     """New candidates that join the switches by which the first stage saw children improve on their parent."""
     better = sorted((loss, child) for child, loss in losses.items() if loss < losses[state.parent])
     children = [child for _, child in better]
-    found = joined(state.parent, children, problem.cost.costs, problem.budget, settings.recombine)
+    found = joined(state.parent, children, model.problem.cost.costs, model.problem.budget, settings.recombine)
     new = [child for child in found if child not in set(state.seen)]
     state.seen.extend(new)
     return new
@@ -275,17 +271,19 @@ def _trained_rounds(
     return ranked[0]
 
 
-def _offspring(state: EvolutionState, problem: LossModel, settings: SearchSettings, *, step: float) -> list[Allocation]:
+def _offspring(state: EvolutionState, model: LossModel, settings: SearchSettings, *, step: float) -> list[Allocation]:
     """New children of the parent: a quarter random, up to half solved for, the others the most promising of many."""
     rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
-    costs, budget, curves = problem.cost.costs, problem.budget, problem.curves
+    problem, curves = model.problem, model.curves
+    costs, budget = problem.cost.costs, problem.budget
+    kinds = [module.kind for module in problem.space.modules]
     proposals: list[Allocation] = []
     wanted = settings.offspring if curves is None else settings.offspring * PROPOSALS
     try:
         for _ in range(wanted):
             if settings.trade == "same_kind":
-                child = paper_switch(state.parent, costs, problem.kinds, budget, rng, seen=seen)
+                child = paper_switch(state.parent, costs, kinds, budget, rng, seen=seen)
             else:
                 child = level_switch(state.parent, costs, budget, rng, step=step, seen=seen)
             seen.add(child)
@@ -294,18 +292,18 @@ def _offspring(state: EvolutionState, problem: LossModel, settings: SearchSettin
         pass  # The neighbourhood is exhausted: what was found is what there is.
     if curves is None or len(proposals) <= settings.offspring:
         return proposals[: settings.offspring]
-    slopes = problem.slopes(state.parent) if problem.slopes else None
+    slopes = model.slopes(state.parent) if model.slopes else None
     # What the modules lose alone, or their errors, may be in another unit than what they lose together.
     alone = sum(curve[level] for curve, level in zip(curves, state.seen[0], strict=True))
     worth = INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0
-    surrogate = Surrogate(curves, state.observations, curvature=problem.curvature, slopes=slopes, worth=worth)
+    surrogate = Surrogate(curves, state.observations, curvature=model.curvature, slopes=slopes, worth=worth)
     n_random = settings.offspring // 4
     chosen = proposals[:n_random]
     if slopes is not None:
         # A first parent that was descended to is past the curves.
         first = not state.observations
         cautions, shares = (CAUTIONS[1:-1], SHARES) if first else (CAUTIONS, ())
-        solved = guided(state.parent, surrogate, problem.cost, budget, cautions=cautions, shares=shares)
+        solved = guided(state.parent, surrogate, problem, cautions=cautions, shares=shares)
         chosen += [child for child in solved if child not in {*state.seen, *chosen}][: settings.offspring // 2]
     promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
     chosen += [child for child in promising if child not in chosen]

@@ -15,16 +15,15 @@ import numpy as np
 
 from darwinlm.errors import BudgetError
 from darwinlm.search.predict.surrogate import Surrogate
-from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 
 
 def guided(
     parent: Allocation,
     surrogate: Surrogate,
-    cost: CostModel,
-    budget: Budget,
+    problem: Problem,
     *,
     cautions: Sequence[float],
     shares: Sequence[float] = (),
@@ -34,8 +33,7 @@ def guided(
     Args:
         parent: level of each module.
         surrogate: the model around it, with slopes.
-        cost: of every level.
-        budget: bounds.
+        problem: Costs and budget.
         cautions: strengths of the curvature: the weight that the observations speak for, and around it.
         shares: of the slopes that are added to the curves, for the first parent alone.
     """
@@ -43,13 +41,14 @@ def guided(
     losses = [surrogate.losses(parent, caution) for caution in cautions]
     rows = [(curve, np.asarray(slope)) for curve, slope in zip(surrogate.curves, surrogate.slopes, strict=True)]
     losses += [[curve + share * slope for curve, slope in rows] for share in shares]
-    found = (_solved(each, cost, budget) for each in losses)
+    found = (_solved(each, problem) for each in losses)
     return [child for child in dict.fromkeys(found) if child not in (None, parent)]
 
 
-def _solved(losses: Sequence[np.ndarray], cost: CostModel, budget: Budget) -> Allocation | None:
+def _solved(losses: Sequence[np.ndarray], problem: Problem) -> Allocation | None:
     try:
         rows = [row.tolist() for row in losses]
-        return solve_knapsack(rows, cost.costs, budget.lower, budget.upper, words=budget.words)
+        budget = problem.budget
+        return solve_knapsack(rows, problem.cost.costs, budget.lower, budget.upper, words=budget.words)
     except BudgetError:  # no choice of levels: the parent itself was found otherwise
         return None

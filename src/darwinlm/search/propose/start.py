@@ -6,41 +6,41 @@ import random
 from collections.abc import Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
 from darwinlm.search.propose.level_switch import filled
 
 
-def knapsack_start(cost: CostModel, budget: Budget, curves: Curves) -> Allocation:
+def knapsack_start(problem: Problem, curves: Curves) -> Allocation:
     """The allocation with the least sum of losses within the budget. Raises BudgetError.
 
     Args:
-        cost: of every level.
-        budget: bounds.
-        curves: single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
+        problem: Costs and budget.
+        curves: Single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
     """
+    cost, budget = problem.cost, problem.budget
     return solve_knapsack(curves, cost.costs, budget.lower, budget.upper, words=budget.words)
 
 
-def random_start(space: SearchSpace, cost: CostModel, budget: Budget, rng: random.Random) -> Allocation:
+def random_start(problem: Problem, rng: random.Random) -> Allocation:
     """Random levels, brought within the budget. Raises BudgetError."""
-    anywhere = tuple(rng.randrange(len(module.levels)) for module in space.modules)
-    return filled(anywhere, cost.costs, budget, rng)
+    anywhere = tuple(rng.randrange(len(module.levels)) for module in problem.space.modules)
+    return filled(anywhere, problem.cost.costs, problem.budget, rng)
 
 
-def neighbour_start(cost: CostModel, budget: Budget, curves: Curves, neighbour: Allocation) -> Allocation:
+def neighbour_start(problem: Problem, curves: Curves, neighbour: Allocation) -> Allocation:
     """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
 
     Args:
-        cost: of every level.
-        budget: bounds.
-        curves: losses of every level alone.
-        neighbour: the answer at another budget; every module stays at its level there or moves toward this budget.
+        problem: Costs and budget.
+        curves: Loss of every level of every module alone.
+        neighbour: The answer at another budget; every module stays at its level there or moves toward this budget.
 
     Raises:
         BudgetError: no such allocation exists.
     """
+    cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
     allowed = [
         [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
@@ -56,20 +56,19 @@ def neighbour_start(cost: CostModel, budget: Budget, curves: Curves, neighbour: 
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
 
 
-def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Budget) -> list[Allocation]:
+def uniform_allocations(problem: Problem) -> list[Allocation]:
     """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
 
     For each attention level the widest MLP level that fits is taken. Where modules differ in size (a model that was
     pruned before), levels correspond by the share of the module that they keep.
 
     Args:
-        space: modules and levels.
-        cost: of every level.
-        budget: its upper bound is kept; its lower bound isn't always within reach of equal layers.
+        problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
 
     Raises:
         BudgetError: not even one fits.
     """
+    space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
     attention = [index for index in cut if space.modules[index].kind == "attention"]
     mlp = [index for index in cut if space.modules[index].kind == "mlp"]
@@ -83,12 +82,12 @@ def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Budget) -> 
                 candidate[index] = _level_at(space, index, share)
             for index in mlp:
                 candidate[index] = _level_at(space, index, width)
-            if cost.of(candidate) <= budget.limit:
+            if cost.of(candidate) <= problem.budget.limit:
                 best = tuple(candidate)
         if best is not None and best not in found:
             found.append(best)
     if not found:
-        raise BudgetError(f"no uniform model has at most {cost.words(budget.limit)}")
+        raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
     return found
 
 
