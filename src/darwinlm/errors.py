@@ -10,6 +10,7 @@
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
+    ├── TimeLimitError        a bound of time has passed; the search catches it and ends with its best
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
     ├── ParallelError         several processes can't work together
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
@@ -53,6 +54,10 @@ class DataError(DarwinLMError):
 
 class NumericsError(DarwinLMError):
     """A tensor isn't finite, or a matrix can't be factorised."""
+
+
+class TimeLimitError(DarwinLMError):
+    """A bound of time has passed; the search catches it and ends with its best."""
 
 
 class ArtifactError(DarwinLMError):

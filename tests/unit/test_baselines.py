@@ -183,20 +183,20 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     def loss(allocation: tuple[int, ...]) -> float:
         return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
 
-    uniform = best_uniform(Problem(Problem(space, parameter_costs(space), budget)), loss)
+    uniform = best_uniform(Problem(space, parameter_costs(space), budget), loss)
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen, drawn = best_random(Problem(Problem(space, parameter_costs(space), budget)), loss, tries=5, seed=3)
+    chosen, drawn = best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
     assert drawn == 5
     assert budget.allows(space.params(chosen))
     assert loss(chosen) <= loss(
-        best_random(Problem(Problem(space, parameter_costs(space), budget)), loss, tries=1, seed=3)[0]
+        best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0]
     )
-    assert (chosen, 5) == best_random(Problem(Problem(space, parameter_costs(space), budget)), loss, tries=5, seed=3)
-    first = best_random(Problem(Problem(space, parameter_costs(space), budget)), loss, tries=1, seed=3)
+    assert (chosen, 5) == best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
+    first = best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)
     assert (
-        best_random(Problem(Problem(space, parameter_costs(space), budget)), loss, tries=5, seed=3, seconds=0) == first
+        best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
     )
     for allocation in (uniform, even_uniform(Problem(space, parameter_costs(space), budget))):
         assert space.params(allocation) <= budget.upper
@@ -230,7 +230,7 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
 
     everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
     least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    assert total(least_local_error(Problem(Problem(space, parameter_costs(space), budget)), database)) == pytest.approx(
+    assert total(least_local_error(Problem(space, parameter_costs(space), budget), database)) == pytest.approx(
         least, abs=1e-3
     )
 

@@ -21,7 +21,7 @@ from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
 from darwinlm.recovery.checks import accumulation
 from darwinlm.recovery.train import plan_steps
 from darwinlm.search.problem.budget import resolve_budget
-from darwinlm.search.problem.problem import counted_costs
+from darwinlm.search.problem.problem import Problem, counted_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.stages.dtype import saved_dtype

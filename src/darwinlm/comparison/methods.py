@@ -57,8 +57,8 @@ class MethodInputs:
         return database_stage(self.run, self.texts)
 
     def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
-        """KL to the dense model on the fitness tokens that single modules are scored on."""
-        n_tokens = self.run.recipe.search.score_tokens
+        """KL to the dense model on the fitness tokens that the search judges children on first."""
+        n_tokens = self.run.recipe.search.stages[0].tokens
         tokens = self.texts["fitness"].tokens
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
         placed = PlacedModules(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)

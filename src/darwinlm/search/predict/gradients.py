@@ -26,11 +26,12 @@ from darwinlm import parallel
 from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
+from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
-HEAD_TOKENS = 128
+LOGIT_GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients exist at once."""
 
 Slopes = list[list[float]]
@@ -44,9 +45,11 @@ class Gradients:
         placed: swaps candidates into the one model.
         tokens: [n, t] text.
         batch_tokens: tokens in one pass.
+        clock: Limit of time at which a gradient is left.
     """
 
-    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.placed = placed
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
@@ -68,6 +71,7 @@ class Gradients:
 
         Raises:
             NumericsError: the gradient isn't finite.
+            TimeLimitError: the clock's limit has passed.
         """
         window = window or (0, len(self.tokens))
         if self._last is None or self._last[:2] != (allocation, window):
@@ -76,13 +80,16 @@ class Gradients:
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
                 self.placed.apply(allocation)
-                own = {piece: self._of_piece(piece) for piece in mine}
+                own: dict[Window, Tensor] = {}
+                for piece in mine:
+                    self.clock.check()
+                    own[piece] = self._of_piece(piece)
             found = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
             total = sum((found[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
                     "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
-                    "search.slope_tokens=0"
+                    "search.method=paper"
                 )
             n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
             split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
@@ -122,8 +129,8 @@ class Gradients:
         """Gradient of the summed KL at the stream behind the last block."""
         found = torch.empty_like(hidden)
         flat, hidden, dense = found.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
-        for start in range(0, len(flat), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
+        for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
+            rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
             with torch.no_grad():
                 p = self.decoder.head(dense[rows]).float().softmax(-1)
             with torch.enable_grad():

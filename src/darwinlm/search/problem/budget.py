@@ -46,6 +46,9 @@ class Budget:
 def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """Bounds of a recipe's budget.
 
+    What may stay unused is the recipe's tolerance, and at least the smallest step from one level to the next: in a small
+    model a level can be more than the tolerance, and no allocation would lie within the bounds.
+
     Raises:
         BudgetError: the budget is below the smallest or above the largest model.
     """
@@ -63,7 +66,8 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
             f"{said}, more than the whole model: there is nothing to prune; the smallest is "
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
-    return Budget(int(limit * (1 - budget.tolerance)) - cost.fixed, upper, cost.unit, cost.fixed)
+    unused = max(limit - int(limit * (1 - budget.tolerance)), cost.smallest_step)
+    return Budget(upper - unused, upper, cost.unit, cost.fixed)
 
 
 def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from darwinlm.database.levels import Level
@@ -53,6 +54,12 @@ class CostModel:
         if any(len(row) == 1 for row in self.costs):
             return least
         return least + min(min(row[1:]) - row[0] for row in self.costs)
+
+    @property
+    def smallest_step(self) -> int:
+        """Smallest difference in cost between two levels of a module; 0 where none is ever cut."""
+        rows = [sorted(row) for row in self.costs]
+        return min((b - a for row in rows for a, b in pairwise(row) if b > a), default=0)
 
     def words(self, amount: int) -> str:
         """An amount for people: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""

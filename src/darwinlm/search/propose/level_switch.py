@@ -96,33 +96,6 @@ def paper_switch(
     raise _exhausted(budget)
 
 
-def joined(
-    parent: Allocation, children: Sequence[Allocation], costs: Sequence[Sequence[int]], budget: Budget, most: int
-) -> list[Allocation]:
-    """Children of one parent put together: the first two that change other modules, then with a third one, and so on.
-
-    Args:
-        parent: level index of each module.
-        children: of the parent, best first; a child that shares a changed module with those already taken, or with
-            which the total would leave its bounds, is passed over.
-        costs: cost of each level of each module.
-        budget: bounds on the total cost.
-        most: how many are made at most.
-    """
-    found: list[Allocation] = []
-    together, taken = parent, 0
-    for child in children:
-        moved = {i for i, (a, b) in enumerate(zip(parent, child, strict=True)) if a != b}
-        if len(found) == most or any(together[i] != parent[i] for i in moved):
-            continue
-        wider = tuple(child[i] if i in moved else level for i, level in enumerate(together))
-        if budget.allows(sum(row[level] for row, level in zip(costs, wider, strict=True))):
-            together, taken = wider, taken + 1
-            if taken > 1:
-                found.append(wider)
-    return found
-
-
 def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:
     """An allocation brought within its bounds by single levels of random modules; itself where it is within them.
 
@@ -136,8 +109,8 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budge
 
 def _exhausted(budget: Budget) -> BudgetError:
     return BudgetError(
-        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance, choose "
-        "smaller units, or ask for fewer generations"
+        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance or choose "
+        "smaller units"
     )
 
 
