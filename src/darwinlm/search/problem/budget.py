@@ -46,8 +46,8 @@ class Budget:
 def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """Bounds of a recipe's budget.
 
-    What may stay unused is the recipe's tolerance, and at least the smallest step from one level to the next: in a small
-    model a level can be more than the tolerance, and no allocation would lie within the bounds.
+    The recipe's tolerance may stay unused, and one level of the finest module where that is more: in a small model a
+    level can be larger than the tolerance, and no allocation would lie within the bounds.
 
     Raises:
         BudgetError: the budget is below the smallest or above the largest model.
@@ -66,7 +66,7 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
             f"{said}, more than the whole model: there is nothing to prune; the smallest is "
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
-    unused = max(limit - int(limit * (1 - budget.tolerance)), cost.smallest_step)
+    unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
     return Budget(upper - unused, upper, cost.unit, cost.fixed)
 
 

@@ -56,10 +56,10 @@ class CostModel:
         return least + min(min(row[1:]) - row[0] for row in self.costs)
 
     @property
-    def smallest_step(self) -> int:
-        """Smallest difference in cost between two levels of a module; 0 where none is ever cut."""
-        rows = [sorted(row) for row in self.costs]
-        return min((b - a for row in rows for a, b in pairwise(row) if b > a), default=0)
+    def finest_step(self) -> int:
+        """Largest difference in cost between neighbouring levels, of the module where it is least; 0 if none is cut."""
+        rows = [sorted(set(row)) for row in self.costs]
+        return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
 
     def words(self, amount: int) -> str:
         """An amount for people: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
