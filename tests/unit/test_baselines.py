@@ -190,14 +190,10 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     chosen, drawn = best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
     assert drawn == 5
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(
-        best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0]
-    )
+    assert loss(chosen) <= loss(best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0])
     assert (chosen, 5) == best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
     first = best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)
-    assert (
-        best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
-    )
+    assert best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
     for allocation in (uniform, even_uniform(Problem(space, parameter_costs(space), budget))):
         assert space.params(allocation) <= budget.upper
 

@@ -50,7 +50,6 @@ from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.scores import SCORES, read_scores
 from darwinlm.surgery.ridge import ridge_solution
 
 # ------------------------------------------------------------------------------------------------------- folders
@@ -102,12 +101,6 @@ def test_columns_of_another_database() -> None:
     shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
     with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: it is another database's"):
         kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
-
-
-def test_losses_of_levels_that_are_not_there(tmp_path: Path) -> None:
-    write_json(tmp_path / SCORES, {"0:1": 0.5, "1:7": 0.5})
-    with pytest.raises(ArtifactError, match="it holds levels that the model doesn't have"):
-        read_scores(StageFolder(tmp_path, {}), [[0.0, 1.0], [0.0, 1.0]])
 
 
 # ------------------------------------------------------------------------------------------- recipes and commands

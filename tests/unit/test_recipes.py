@@ -94,7 +94,7 @@ def test_paper_recipe_has_the_papers_schedule() -> None:
         (4096, 2, 100_000),
         (8192, 1, 200_000),
     ]
-    assert (search.start, search.trade, search.screen, search.recombine) == ("uniform", "same_kind", False, 0)
+    assert search.method == "paper"
 
 
 @pytest.mark.parametrize("name", NAMES)
