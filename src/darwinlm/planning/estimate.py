@@ -30,7 +30,7 @@ ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
 LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/results.md."""
+"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/notebook/speed.md."""
 
 IMPROVED = 0.5
 """Share of the generations without gradients that find a better allocation, whose block inputs are made anew."""
