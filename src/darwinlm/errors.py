@@ -78,7 +78,10 @@ class NumericsError(DarwinLMError):
 
 
 class TimeLimitError(DarwinLMError):
-    """A bound of time has passed; the search catches it and ends with its best."""
+    """A bound of time has passed; the search catches this and ends with its best.
+
+    What to do: nothing, or give the search more time with `--time`.
+    """
 
 
 class ArtifactError(DarwinLMError):
