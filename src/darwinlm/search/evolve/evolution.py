@@ -269,7 +269,7 @@ def _guided(
     parts = () if state.done else SLOPE_PARTS
     seen = set(state.seen)
     solved = solved_children(parent, surrogate, problem, strengths=strengths, slope_parts=parts)
-    children = [child for child in solved if child not in seen]
+    children = [child for child in solved if child not in seen][: settings.offspring]
     if state.misses > PATIENCE or not children:
         seen.update(children)
         wanted = max(settings.offspring - len(children), 0)
