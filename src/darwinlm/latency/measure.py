@@ -59,7 +59,7 @@ def measure_table(
     measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
     counts = {kind: sum(module.kind == kind for module in space.modules) for kind in ratios}
-    lines = {kind: lines_of(found, counts[kind], seconds) for kind, found in ratios.items()}
+    lines = {kind: lines_of(of_kind, counts[kind], seconds) for kind, of_kind in ratios.items()}
     table = LatencyTable(lines, seconds, 0.0)
     of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in space.modules)
     table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
@@ -67,10 +67,10 @@ def measure_table(
     rows = [
         {
             "predicted": cost.of(each) / 1e9,
-            "measured": found * seconds,
-            "error": cost.of(each) / 1e9 / found / seconds - 1,
+            "measured": ratio_of * seconds,
+            "error": cost.of(each) / 1e9 / ratio_of / seconds - 1,
         }
-        for each, found in zip(checks, measured, strict=True)
+        for each, ratio_of in zip(checks, measured, strict=True)
     ]
     return {
         "seconds": {kind: {str(heads): line for heads, line in of_kind.items()} for kind, of_kind in lines.items()},
@@ -84,13 +84,13 @@ def measure_table(
 
 def read_table(path: Path) -> tuple[LatencyTable, float]:
     """A table that was measured, and the largest error of its predictions. Raises ArtifactError where it is damaged."""
-    found = read_json(path)
+    tree = read_json(path)
     try:
         lines = {
             kind: {int(heads): tuple((int(w), float(t)) for w, t in line) for heads, line in of_kind.items()}
-            for kind, of_kind in found["seconds"].items()
+            for kind, of_kind in tree["seconds"].items()
         }
-        return LatencyTable(lines, float(found["dense"]), float(found["fixed"])), float(found["worst_error"])
+        return LatencyTable(lines, float(tree["dense"]), float(tree["fixed"])), float(tree["worst_error"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, f"it isn't a latency table: {error}") from error
 

@@ -47,22 +47,22 @@ def latency_stage(
             timer = ModelTimer(
                 run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=budget.latency_runs
             )
-            table = measure_table(
+            measured = measure_table(
                 space,
                 timer,
                 points=budget.latency_points,
                 record=stage.folder / RATIOS,
                 progress=run.reporter.advance,
             )
-            write_json(stage.folder / TABLE, table)
-        found, worst = read_table(stage.folder / TABLE)
+            write_json(stage.folder / TABLE, measured)
+        table, worst = read_table(stage.folder / TABLE)
         if work:
             run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")
             if worst > WORRYING:
                 run.reporter.say(
                     "the machine was busy or its speed changed: close other programs, and raise latency_runs"
                 )
-    return table_costs(found, space)
+    return table_costs(table, space)
 
 
 def _machine(device: torch.device) -> list[Any]:

@@ -140,8 +140,8 @@ class Fitness:
         with parallel.agree():
             own = parallel.mine(missing)
             self._run_base(own, window)
-            found = {each: self._evaluate(each, window) for each in own}
-        for part in parallel.gather(found):
+            measured = {each: self._evaluate(each, window) for each in own}
+        for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
@@ -187,13 +187,13 @@ class Fitness:
         """Losses of the window's sequences that aren't known yet."""
         self.placed.apply(allocation)
         first = self._first_changed(allocation)
-        found: dict[int, float] = {}
+        by_sequence: dict[int, float] = {}
         for piece in self._missing(allocation, window):
             if self.clock is not None:
                 self.clock.check()
             losses = self._run(piece, self._embedded(piece)[: first + 1])
-            found |= zip(range(*piece), losses, strict=True)
-        return found
+            by_sequence |= zip(range(*piece), losses, strict=True)
+        return by_sequence
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
         """What of a window isn't known of a candidate."""
@@ -227,8 +227,8 @@ class Fitness:
         """Losses of the sequences of a piece, given what goes into the first blocks."""
         start = piece[0] % self._rows * self.sequence_length
         divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
-        found = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
-        return [loss if math.isfinite(loss) else math.inf for loss in found]
+        losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     def _first_changed(self, allocation: Allocation) -> int:
         if self._base is None:

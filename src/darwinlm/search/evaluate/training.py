@@ -164,15 +164,15 @@ class CandidateTrainer:
 
     def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
         """Mean KL of each on fitness text, as trained so far; infinite where values aren't finite."""
-        found: dict[Allocation, float] = {}
+        losses: dict[Allocation, float] = {}
         for candidate in candidates:
             if self._owner.get(candidate) == parallel.rank():
                 self.placed.place(self._student(candidate).modules)
-                found[candidate] = self.fitness.kl_in_place(n_tokens)
+                losses[candidate] = self.fitness.kl_in_place(n_tokens)
         self.placed.apply(self.placed.space.dense)
-        for part in parallel.gather(found):
-            found |= part
-        return [found[candidate] for candidate in candidates]
+        for part in parallel.gather(losses):
+            losses |= part
+        return [losses[candidate] for candidate in candidates]
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Forget all others; with none, the training text begins anew."""

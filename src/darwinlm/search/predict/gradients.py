@@ -63,7 +63,7 @@ class Gradients:
     def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
         """Of every level, zero for a mixture of experts, whose tokens take different ways.
 
-        Processes share the text; what is found doesn't depend on how many they are.
+        Processes share the text; the result doesn't depend on their number.
 
         Args:
             allocation: level of every module.
@@ -84,8 +84,8 @@ class Gradients:
                 for piece in mine:
                     self.clock.check()
                     own[piece] = self._of_piece(piece)
-            found = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
-            total = sum((found[piece] for piece in pieces), torch.zeros(()))
+            sums = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+            total = sum((sums[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
                     "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
@@ -127,8 +127,8 @@ class Gradients:
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream behind the last block."""
-        found = torch.empty_like(hidden)
-        flat, hidden, dense = found.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
+        gradient = torch.empty_like(hidden)
+        flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
         for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
             rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
             with torch.no_grad():
@@ -139,7 +139,7 @@ class Gradients:
                 # d KL / d logits is the difference of the distributions.
                 towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
                 flat[rows] = torch.autograd.grad(logits, part, towards)[0]
-        return found
+        return gradient
 
     def _back_through(
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
@@ -178,15 +178,15 @@ class Gradients:
         module, reader = self.placed.space.modules[index], self.placed.database
         C = C.to(reader.device)
         sums: dict[int, Tensor] = {}
-        found = torch.zeros(len(module.levels), dtype=torch.float64)
+        slopes = torch.zeros(len(module.levels), dtype=torch.float64)
         for at, level in enumerate(module.levels):
             if level.width:
                 variant = reader.variant(module.block, module.kind, level)
                 if variant not in sums:
                     (factors,) = reader.factors(module.block, module.kind, variant)
                     sums[variant] = inner_products(factors, C).cpu()
-                found[at] = sums[variant][level.width]
-        return found
+                slopes[at] = sums[variant][level.width]
+        return slopes
 
 
 @torch.no_grad()
@@ -239,11 +239,11 @@ class _Watched:
     @torch.no_grad()
     def dense_input(self) -> Tensor:
         """What reaches the dense module's output projection on the same stream, [b, t, d]."""
-        found: list[Tensor] = []
+        inputs: list[Tensor] = []
         arguments, named = self._call
-        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         try:
             self.dense(*arguments, **named)
         finally:
             hook.remove()
-        return found[0]
+        return inputs[0]

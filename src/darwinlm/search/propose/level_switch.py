@@ -90,9 +90,9 @@ def paper_switch(
                 child[giver] -= 1
                 child[rng.choice(takers)] += 1
         total = sum(row[level] for row, level in zip(costs, child, strict=True))
-        found = tuple(child)
-        if found != parent and found not in seen and budget.allows(total):
-            return found
+        switched = tuple(child)
+        if switched != parent and switched not in seen and budget.allows(total):
+            return switched
     raise _exhausted(budget)
 
 
@@ -161,11 +161,11 @@ def _steps(
     budget: Budget,
 ) -> list[int]:
     """Modules of the pool that can move one level; upward only as far as the budget goes."""
-    found = []
+    movable = []
     for index in pool:
         level = child[index] + direction
         if 0 <= level < len(costs[index]):
             after = total + costs[index][level] - costs[index][child[index]]
             if direction < 0 or after <= budget.upper:
-                found.append(index)
-    return found
+                movable.append(index)
+    return movable
