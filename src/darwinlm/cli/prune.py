@@ -93,7 +93,6 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
-    from darwinlm.report.finalists import finalists_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -104,9 +103,6 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return
     summary = made.report
-    finalists = finalists_table(summary.search)
-    if finalists is not None:
-        console.print(finalists, "")
     console.print(comparison_table(summary))
     for number, prompt in enumerate(summary.prompts):
         console.print(f"\n[bold]{prompt!r}[/bold] goes on")

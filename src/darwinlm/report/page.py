@@ -11,9 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
-from darwinlm.report.finalists import last_choice
 from darwinlm.report.strip import allocation_strip
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 
@@ -125,36 +124,17 @@ def _search(summary: Summary) -> dict[str, Any] | None:
     if search is None:
         return None
     cut = "the model that this round cut" if summary.from_pruned else "the dense model"
-    beside = "" if search.uniform_kl is None else f" A uniform model has {wording.divergence(search.uniform_kl)} there."
-    points = search_points(search)
+    points = [plots.SearchPoint(each.seconds, each.kl, improved=each.improved) for each in search.history]
     return {
         "words": (
-            f"The sizes come from {wording.searched_by(search)}. It began with the {search.start} start at KL "
+            f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
             f"{wording.divergence(search.start_kl)} to {cut} and ended at {wording.divergence(search.kl)} nats per "
             f"token of the search's own text, after {search.evaluations:,} evaluations in "
-            f"{wording.duration(search.seconds)}: {search.ended}.{beside}"
+            f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
+            f"{wording.divergence(search.uniform_kl)} there."
         ),
         "svg": Markup(plots.search_plot(points)) if points else None,  # noqa: S704
-        "last_choice": last_choice(search),
     }
-
-
-def search_points(search: SearchFigures) -> list[plots.SearchPoint]:
-    """The start, every step downhill, and every generation, in the order in which they ended."""
-    points = []
-    if search.descent and search.history:
-        # The descent counts its own seconds, which end where the evolution's begin.
-        before = max(0.0, search.history[0].seconds - search.descent[-1].seconds)
-        points.append(plots.SearchPoint(before, search.start_kl, improved=False))
-        kl = search.start_kl
-        for step in search.descent:
-            kl += step.change
-            points.append(plots.SearchPoint(before + step.seconds, kl, improved=step.moved > 0))
-    points += [
-        plots.SearchPoint(each.seconds, each.kl, improved=each.improved)
-        for each in search.history[1 if points else 0 :]
-    ]
-    return points
 
 
 def _refit(summary: Summary) -> dict[str, Any] | None:

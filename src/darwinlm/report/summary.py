@@ -145,74 +145,33 @@ class GenerationFigures(Extract):
     seconds: float
 
 
-class DescentFigures(Extract):
-    """One step downhill: the change of KL, and evaluations and seconds from the beginning of the search."""
-
-    moved: int
-    change: float
-    evaluations: int
-    seconds: float
-
-
-class FinalistFigures(Extract):
-    """One finalist: losses and ranks before and after its training."""
-
-    kl_before: float | None
-    kl_after: tuple[float | None, ...]
-    agreement: float | None
-    rank_before: int
-    rank_after: int | None
-    rank_proxy: int | None
-
-
-class FinalistsFigures(Extract):
-    """The finalists, best before training first, and the index of the one that was taken."""
-
-    chosen: int
-    candidates: tuple[FinalistFigures, ...]
-
-    @property
-    def trained(self) -> bool:
-        """Whether finalists were trained before the choice."""
-        return any(each.kl_after for each in self.candidates)
-
-
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     Attributes:
-        start: how the first parent was made.
-        start_kl: of the first parent.
+        method: gradient, where gradients propose children; paper, where the paper's level switch does.
+        start_kl: of the first parent, which has equal layers.
         uniform_kl: of the best model with equal layers.
         kl: of the answer.
         evaluations: candidates measured.
         seconds: wall-clock time.
         ended: why it ended.
-        history: the start of the evolution, then every generation.
-        descent: steps downhill before the evolution.
-        finalists: the last choice, where there was one.
+        history: the start, then every generation.
     """
 
-    start: str
+    method: Literal["gradient", "paper"]
     start_kl: float
-    uniform_kl: float | None = None
+    uniform_kl: float
     kl: float
     evaluations: int
     seconds: float
     ended: str
-    history: tuple[GenerationFigures, ...] = ()
-    descent: tuple[DescentFigures, ...] | None = None
-    finalists: FinalistsFigures | None = None
+    history: tuple[GenerationFigures, ...]
 
     @property
     def generations(self) -> int:
-        """Generations of the evolution that were run."""
+        """Generations that were run."""
         return max(0, len(self.history) - 1)
-
-    @property
-    def steps(self) -> int:
-        """Steps downhill that were taken or tried."""
-        return len(self.descent or ())
 
 
 class FitFigures(Extract):

@@ -80,7 +80,7 @@ def summarise(run: Run, made: StageResults) -> Summary:
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(made.export.folder)),
-        search=SearchFigures.model_validate(made.search.record),
+        search=SearchFigures.model_validate({"method": run.recipe.search.method, **made.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
         text=text_figures(run, made.text),
