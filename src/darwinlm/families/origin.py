@@ -56,8 +56,13 @@ def origin_of(folder: Path, source: str) -> Origin:
     """
     if (folder / RECORD).is_file():
         said = _json(folder / RECORD)
-        names = ("base_model", "license", "license_name", "license_link")
-        return Origin(*(_word(said.get(name)) for name in names), languages=_words(said.get("languages")))
+        return Origin(
+            base_model=_word(said.get("base_model")),
+            license=_word(said.get("license")),
+            license_name=_word(said.get("license_name")),
+            license_link=_word(said.get("license_link")),
+            languages=_words(said.get("languages")),
+        )
     card = _front_matter(folder / "README.md")
     named = None
     if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
