@@ -15,6 +15,7 @@
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
+    ├── BusyError             another process works on the same folder or file
     └── StorageError          the disk is full or can't be written
 
 The command line prints the message and exits with status 2. A message says what is wrong, where, and what to do.
@@ -76,6 +77,10 @@ class MissingExtraError(DarwinLMError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+
+
+class BusyError(DarwinLMError):
+    """Another process works on the same folder or file."""
 
 
 class StorageError(DarwinLMError):

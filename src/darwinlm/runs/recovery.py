@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
+from darwinlm.artifact import StageFolder, damaged, digest_of, read_json, read_record, write_json
 from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
@@ -90,7 +90,9 @@ def _resolve(
         return merge(recipe, assignments, overrides)
     if recipe is not None or folder is None or not (folder / "summary.json").is_file():
         return load_recipe(recipe, assignments, overrides)
-    tree = read_json(folder / "summary.json")["recipe"]
+    tree = read_record(folder / "summary.json").get("recipe")
+    if not isinstance(tree, dict):
+        raise damaged(folder / "summary.json", "it holds no recipe")
     return merge(parse_recipe(tree, str(folder / "summary.json")), assignments, overrides)
 
 
