@@ -6,6 +6,7 @@
     ├── ModelError            the model can't be found, read or understood
     │   ├── FamilyError       its architecture isn't one that we know
     │   └── CheckpointError   its files are missing, damaged or inconsistent
+    │       └── RemoteCodeError   they hold code that may not run
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
@@ -38,6 +39,10 @@ class FamilyError(ModelError):
 
 class CheckpointError(ModelError):
     """The model's files are missing, damaged or inconsistent."""
+
+
+class RemoteCodeError(CheckpointError):
+    """The model's files hold code that may not run."""
 
 
 class RecipeError(DarwinLMError):
@@ -87,6 +92,6 @@ class StorageError(DarwinLMError):
     """The disk is full or can't be written."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says first, fit to stand inside a message of ours."""
     return str(error).strip().partition("\n")[0].rstrip(": .")

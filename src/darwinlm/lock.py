@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 from pathlib import Path
+from typing import Self
 from weakref import WeakValueDictionary
 
 from darwinlm.errors import BusyError, StorageError
@@ -52,9 +53,6 @@ class Lock:
                 raise StorageError(
                     f"can't write {self.path}: {error.strerror}: check the path and its permissions"
                 ) from error
-            if fcntl is None:
-                self.problem = "this system has no file locks"
-                return file
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -63,8 +61,8 @@ class Lock:
                 raise BusyError(
                     f"{self._what} is in use by {owner}: wait until it has finished, or choose another place"
                 ) from None
-            except OSError as error:
-                self.problem = error.strerror or str(error)
+            except (OSError, AttributeError) as error:  # a file system, or a system, without locks
+                self.problem = getattr(error, "strerror", None) or "this system has no file locks"
                 return file
             if self._is_current(file):
                 os.ftruncate(file, 0)
@@ -92,6 +90,12 @@ class Lock:
         os.close(self._file)
         self._file = None
         self._unmake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _unmake(self) -> None:
         for folder in self._made:

@@ -19,7 +19,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     "text", ["[" * 101 + "]" * 101, "[" * 100_000, '{"a":' * 100_000, "[" * 99_999 + "]" * 99_999], ids=range(4)
 )
 def test_json_that_is_nested_too_deep(text):
-    with pytest.raises(ValueError, match="nested|Expecting"):
+    with pytest.raises(ValueError, match=r"nested|Expecting"):
         parse_json(text)
 
 

@@ -81,7 +81,12 @@ def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     card = checkpoint.folder / "README.md"
-    save_model(model, folder, tokenizer=tokenizer, card=card.read_text(encoding="utf-8") if card.is_file() else None)
+    save_model(
+        model,
+        folder,
+        tokenizer=tokenizer,
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+    )
 
 
 def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:
