@@ -61,7 +61,7 @@ def test_two_runs_in_one_folder(prune, tmp_path):
     """The second is refused as long as the first one lives, and changes nothing."""
     assert prune("--until", "plan").code == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    code = "import sys; from pathlib import Path; from darwinlm.lock import hold_folder; h = hold_folder(Path(sys.argv[1]))"
+    code = "import sys, pathlib, darwinlm.lock as lock; h = lock.hold_folder(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", f"{code}; print('held', flush=True); input()", str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         first.stdout.readline()

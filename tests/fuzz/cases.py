@@ -447,7 +447,8 @@ def _texts() -> Iterator[Case]:
 
     bad: dict[str, dict[str, Any]] = {
         "text.txt": {
-            "empty": b"", "blank": b"\n \n\t\n", "not UTF-8": b"caf\xe9\n", "zero byte": b"a\0b", "UTF-16": b"\xff\xfea\0",
+            "empty": b"", "blank": b"\n \n\t\n", "not UTF-8": b"caf\xe9\n", "zero byte": b"a\0b",
+            "UTF-16": b"\xff\xfea\0",
         },
         "text.txt.gz": {
             "empty": b"", "not gzip": b"plain", "cut": packed(b"text\n" * 1000)[:-9],
