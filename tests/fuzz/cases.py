@@ -339,7 +339,8 @@ def _ggufs() -> Iterator[Case]:  # noqa: C901 - a list
     for version in (0, 1, 4, 2**31):
         yield case(f"version {version}", version=version)
     for count in (0, 1, 19, 21, 2**31, 2**40, 2**63, 2**64 - 1):
-        yield case(f"{count} tensors", tensor_count=count)
+        # One tensor less is a whole header; that its weight is missing is found when the model is loaded.
+        yield case(f"{count} tensors", ANY if count == 19 else REFUSED, tensor_count=count)
         yield case(f"{count} keys", key_count=count if count != 21 else 12)
     for name in ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"):
         for value in (0, 3, 5, 2**20, 2**31, 2**40, 2**63):

@@ -77,7 +77,7 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
 
 
 def _bad(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"the GGUF file {path} is damaged ({reason}): fetch it again")
+    return CheckpointError(f"can't read the GGUF file {path}: {reason}. Fetch it again")
 
 
 class _Reader:
@@ -111,7 +111,7 @@ class _Reader:
 
     def read(self) -> tuple[GgufHeader, int]:
         if self.take(4) != MAGIC:
-            raise CheckpointError(f"{self.path} isn't a GGUF file: its first bytes say so. Fetch it again")
+            raise _bad(self.path, "its first bytes aren't those of GGUF")
         version = self.number("I")
         if version not in VERSIONS:
             raise CheckpointError(f"{self.path} is GGUF version {version}, but 2 and 3 are known: convert it again")

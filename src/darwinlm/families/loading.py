@@ -135,9 +135,9 @@ def check_tokenizer_files(folder: Path) -> None:
         try:
             tree = load_json(path, TOKENIZER_BYTES)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged ({shorten(error)}): fetch the model again") from error
+            raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
         if not isinstance(tree, dict):
-            raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a mapping: fetch the model again")
+            raise no_tokenizer(folder, ValueError(f"{name} holds a {type(tree).__name__}, not a mapping"))
         for number in _token_ids(name, tree):
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < TOKENS:
                 raise CheckpointError(

@@ -96,7 +96,7 @@ def _dequantise(path: Path, work: Path) -> Path:
     where = str(path.parent)
     tokenizer = _readable(path, lambda: load_tokenizer(where, gguf_file=path.name, allow_remote_code=False))
     if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
-        split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre"))
+        _readable(path, lambda: split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre")))
     quantised = _readable(path, lambda: load_model(where, torch.float32, gguf_file=path.name, allow_remote_code=False))
     _check_all_read(path, header, quantised)
     family_of(quantised.config)
