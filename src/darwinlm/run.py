@@ -53,14 +53,15 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
-        # The lock of the first process stands for all; it ends with this object, or with the process.
-        self.lock: Lock | None = None
+        # The locks of the first process stand for all; they end with this object, or with the process.
+        self.locks: list[Lock] = []
         with parallel.agree():
             if parallel.is_main():
                 _check_output(folder)
-                self.lock = hold_folder(folder)
-                if self.lock.problem is not None:
-                    self.reporter.say(f"{folder} can't be locked ({self.lock.problem}): let no other run write there")
+                self.locks = [hold_folder(own) for own in (shared, folder) if own is not None]
+        for lock in self.locks:
+            if lock.problem is not None:
+                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): let no other run write there")
 
     @property
     def dtype(self) -> torch.dtype:
