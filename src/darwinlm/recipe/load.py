@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
-from darwinlm.limits import LimitError, parse_yaml, shorten
+from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten
 from darwinlm.recipe.budget import BUDGETS
 from darwinlm.recipe.search import FinalistRound, SearchStage
 from darwinlm.recipe.sections import Recipe
@@ -29,9 +29,13 @@ OPTIONS: Mapping[str, str] = {
 
 MISTAKES = 5
 """Most wrong fields that one message names."""
-MOST, MOST_BYTES = 10**6, 10**15
-"""Largest number of a recipe, and the largest of tokens, bytes and parameters."""
-SIZES = frozenset({"params", "bytes", "seed", "hidden_memory", "memory"})
+MOST, MOST_REPEATS = 10**15, 10**6
+"""Largest number of a recipe, which is one of tokens or bytes, and the largest of rounds of anything."""
+REPEATS = frozenset(
+    {"generations", "offspring", "survivors", "finalists", "recombine", "descent_steps", "score_levels", "local_steps"}
+    | {"epochs", "speed_runs", "latency_runs", "latency_points", "random_tries", "new_tokens", "keep_checkpoints"}
+    | {"shuffle_documents", "sequence_length", "lora_rank", "mlp_multiple"}
+)
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _check_sizes(section: BaseModel, prefix: str, where: str) -> None:
             if isinstance(item, BaseModel):
                 _check_sizes(item, f"{prefix}{name}.", where)
             elif isinstance(item, int) and not isinstance(item, bool):
-                most = MOST_BYTES if name in SIZES or name.endswith("tokens") else MOST
+                most = MOST_REPEATS if name in REPEATS else MOST
                 if abs(item) > most:
                     raise RecipeError(
                         f"wrong recipe in {where}: {prefix}{name} is {shorten(item)}, but it may be {most:,} at most"
@@ -205,11 +209,10 @@ def _explain(detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not name:
         return message
-    return (
-        f"{name}: {message} (it is {shorten(detail['input'])})"
-        if not isinstance(detail["input"], dict)
-        else (f"{name}: {message}")
-    )
+    value = detail["input"]
+    if isinstance(value, dict):
+        return f"{name}: {message}"
+    return f"{name}: {message} (it is {shorten(repr(value[:SHOWN]) if isinstance(value, str) else value)})"
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:
