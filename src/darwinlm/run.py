@@ -23,7 +23,7 @@ from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database", "scores"})
+OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
 """Stages that runs with different budgets have in common."""
 
 
