@@ -181,9 +181,13 @@ class StageFolder:
             return False
         for name, expected in manifest["files"].items():
             file = self.folder / name
-            if not file.is_file():
+            try:
+                found = file_digest(file) if file.is_file() else None
+            except (OSError, ValueError) as error:  # such as a name that is too long
+                raise damaged(file, str(error), self.folder) from error
+            if found is None:
                 raise damaged(file, "it is missing", self.folder)
-            if file_digest(file) != expected:
+            if found != expected:
                 raise damaged(file, "its bytes aren't those that were written", self.folder)
         return True
 

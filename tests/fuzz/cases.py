@@ -299,7 +299,7 @@ def _weights() -> Iterator[Case]:
         "uint8": lambda t: t.__setitem__(name, t[name].astype(np.uint8)),
         "bool": lambda t: t.__setitem__(name, t[name] > 0),
         "flat": lambda t: t.__setitem__(name, t[name].reshape(-1)),
-        "scalar": lambda t: t.__setitem__(name, np.float32(1.0).reshape(())),
+        "scalar": lambda t: t.__setitem__(name, np.array(1.0, np.float32)),
         "no rows": lambda t: t.__setitem__(name, t[name][:0]),
         "half": lambda t: t.__setitem__(name, t[name][:24]),
         "NaN in an unused embedding row": lambda t: t["model.embed_tokens.weight"].__setitem__((299, 3), np.nan),

@@ -58,6 +58,11 @@ MAY_BE_ZERO = frozenset(
     | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
     | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count"}
 )
+BY_LAYER = frozenset(
+    {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
+    | {"head_count_kv", "hidden_size"}
+)
+"""Numbers that may be a list, one for each layer."""
 LARGEST_INTEGER = 1 << 53
 """No integer of a configuration is larger, whatever its name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
@@ -103,7 +108,7 @@ def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
     if most is None or value is None:
         return
     least = 0 if name.rpartition(".")[2] in MAY_BE_ZERO else 1
-    for number in value if isinstance(value, list) else [value]:
+    for number in value if isinstance(value, list) and name.rpartition(".")[2] in BY_LAYER else [value]:
         if isinstance(number, bool) or not isinstance(number, int):
             raise CheckpointError(f"{path}: {where} is {shorten(number)}, not a whole number: fetch the model again")
         if not least <= number <= most:

@@ -277,6 +277,7 @@ class Checkpoint:
             ArithmeticError,
             LookupError,
             AttributeError,
+            AssertionError,
             ImportError,
             StrictDataclassError,
         ) as error:

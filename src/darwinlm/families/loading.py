@@ -64,6 +64,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         LookupError,
         TypeError,
         AttributeError,
+        AssertionError,
         ArithmeticError,
         ImportError,
         SafetensorError,

@@ -7,6 +7,7 @@ checkpoint's is run.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def open_foreign(
     for block, (some, of) in enumerate(zip(heads, groups, strict=True)):
         if some < 0 or of < 0 or (some > 0) != (of > 0):
             raise CheckpointError(f"{folder}: block {block} has {some} query heads and {of} KV heads: fetch it again")
+    _check_shapes(folder, described, shapes, query, key, widths)
     stock = _stock_sizes(raw, heads, groups, widths)
     config = _config(raw, described, shapes, {**stock, "num_hidden_layers": blocks, "head_dim": columns}, folder)
     checkpoint = Checkpoint(folder, config, described, str(folder), allow_remote_code)
@@ -121,6 +123,32 @@ def _rows(
     return query, key, widths
 
 
+def _check_shapes(
+    folder: Path,
+    family: Family,
+    shapes: dict[str, tuple[int, ...]],
+    query: Sequence[int],
+    key_value: Sequence[int],
+    widths: Sequence[int],
+) -> None:
+    """Every projection has the rows and columns that the others ask for. Raises CheckpointError."""
+    hidden = shapes[f"{family.embedding}.weight"][-1]
+    for block in range(len(query)):
+        rows = {"query": query[block], "key_value": key_value[block], "channel": widths[block]}
+        for part, inner in ((family.attention, "query"), (family.mlp, "channel")):
+            if not rows[inner]:
+                continue
+            wanted = {name: (sum(rows[kind] for kind in kinds), hidden) for name, kinds in part.segments.items()}
+            for name, shape in {**wanted, part.output: (hidden, rows[inner])}.items():
+                full = f"{family.layers}.{block}.{part.name}.{name}.weight"
+                if shapes.get(full) != shape:
+                    has = " x ".join(map(str, shapes.get(full, ()))) or "missing"
+                    raise CheckpointError(
+                        f"{folder}: the tensor {full} is {has}, but the others ask for {shape[0]} x {shape[1]}: fetch "
+                        "the model again"
+                    )
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -149,7 +177,7 @@ def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ..
 
 
 def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[str, Any], folder: Path) -> int:
-    pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,9}})\.")
+    pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,1000}})\.")
     numbers = {int(found[1]) for name in shapes if (found := pattern.match(name))}
     if not numbers or f"{family.embedding}.weight" not in shapes:
         raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
