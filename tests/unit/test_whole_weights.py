@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny.pruned import plain_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -23,16 +25,16 @@ pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
-def gguf_bytes(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A whole GGUF file of a tiny Llama."""
-    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    export_gguf(Checkpoint.open(tiny_llama), path, quantisation="f32")
-    return path.read_bytes()
+    folder = tmp_path_factory.mktemp("gguf")
+    export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")
+    return (folder / "m.gguf").read_bytes()
 
 
 def test_a_whole_gguf_file(gguf_bytes, tmp_path):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
-    assert resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work").n_blocks == 4
+    assert resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work").n_blocks == 3
 
 
 @pytest.mark.parametrize(
@@ -41,8 +43,9 @@ def test_a_whole_gguf_file(gguf_bytes, tmp_path):
 )
 def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
     """A tensor that goes by another name is missing, and the model isn't filled up with random numbers."""
-    assert gguf_bytes.count(name) == 1
-    (tmp_path / "m.gguf").write_bytes(gguf_bytes.replace(name, name.replace(b"weight", b"weighx")))
+    stored = struct.pack("<Q", len(name)) + name
+    assert gguf_bytes.count(stored) == 1
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes.replace(stored, stored.replace(b"weight", b"weighx")))
     with pytest.raises(CheckpointError, match=r"m\.gguf.*(lacks|weights)"):
         resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
     assert not (tmp_path / "work").exists()
