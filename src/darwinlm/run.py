@@ -19,6 +19,7 @@ from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
+from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
@@ -37,6 +38,7 @@ class Run:
 
     Raises:
         ArtifactError: the folder holds something else.
+        BusyError: another run works in the folder.
         RecipeError: no model is named, or the device doesn't exist.
     """
 
@@ -51,8 +53,15 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
+        # The locks of the first process stand for all; they end with this object, or with the process.
+        self.locks: list[Lock] = []
         with parallel.agree():
-            _check_output(folder)
+            if parallel.is_main():
+                _check_output(folder)
+                self.locks = [hold_folder(own) for own in (shared, folder) if own is not None]
+        for lock in self.locks:
+            if lock.problem is not None:
+                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): let no other run write there")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,7 +179,6 @@ class Run:
     ) -> Iterator[None]:
         """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
         folder = stage.parent.parent
-        existed = folder.exists()
         with together():
             if parallel.is_main():
                 write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
@@ -178,19 +186,17 @@ class Run:
             yield
         except DarwinLMError:
             if parallel.is_main():
-                self._tidy(stage, existed=existed)
+                self._tidy(stage)
             raise
 
-    def _tidy(self, stage: Path, *, existed: bool) -> None:
+    def _tidy(self, stage: Path) -> None:
         if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
             shutil.rmtree(stage)
         if stage.parent.is_dir() and not any(stage.parent.iterdir()):
             stage.parent.rmdir()
         folder = stage.parent.parent
-        if [path.name for path in folder.iterdir()] == [MARKER]:
-            (folder / MARKER).unlink()
-            if not existed:
-                folder.rmdir()
+        if all(path.name == MARKER or is_ours(path.name) for path in folder.iterdir()):
+            (folder / MARKER).unlink()  # the folder itself goes with its lock
 
 
 def _check_output(folder: Path) -> None:
@@ -201,5 +207,5 @@ def _check_output(folder: Path) -> None:
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not all(is_ours(path.name) for path in folder.iterdir()):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
+from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, merge
 from darwinlm.runs.sweep import member_name, prune_sweep
@@ -72,6 +73,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
 def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, make_run, tmp_path):
     with pytest.raises(BudgetError, match=r"budget\.params: .*less than the smallest .*; the largest is"):
         plan_stage(make_run(tiny_llama, tmp_path / "out", "budget.params=1k", keep=None))
+    release_all()
     assert not (tmp_path / "out").exists()
 
 

@@ -82,7 +82,7 @@ def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
         model,
         folder,
         tokenizer=tokenizer,
-        card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
         source=checkpoint.folder,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import storage_error, write_text
-from darwinlm.errors import CheckpointError
+from darwinlm.errors import CheckpointError, NumericsError
 from darwinlm.families.family import PREFIX
 from darwinlm.families.origin import carry
 
@@ -40,8 +40,12 @@ def save_model(
 
     Raises:
         CheckpointError: the source's generation settings aren't JSON.
+        NumericsError: a weight isn't finite.
         StorageError: the disk is full or the folder can't be written.
     """
+    for name, parameter in model.named_parameters():
+        if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
+            raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

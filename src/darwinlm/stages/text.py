@@ -14,6 +14,7 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
+from darwinlm.data.files import Tally
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.errors import DataError, RecipeError
@@ -63,7 +64,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     }
     with run.stage("text", key, "text") as (stage, work):
         if work:
-            documents = read_documents(settings.source, shuffle=shuffle_of(run))
+            tally = Tally()
+            documents = read_documents(settings.source, shuffle=shuffle_of(run), tally=tally)
             blocks = split_documents(
                 documents,
                 shares,
@@ -74,6 +76,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
                 document_tokens=settings.document_tokens,
             )
             assert_disjoint(blocks)
+            if (left_out := tally.words()) is not None:
+                run.reporter.say(f"text: {left_out}")
             for purpose, part in blocks.items():
                 part.save(stage.folder / purpose)
         texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
