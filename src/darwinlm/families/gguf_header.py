@@ -33,7 +33,7 @@ class GgufHeader:
     """What a file says about itself.
 
     Attributes:
-        keys: numbers, strings and short arrays of numbers by name.
+        keys: numbers, strings and short arrays of either by name.
         counts: length of every array by name.
         tensors: shape of every tensor, rows first, by name.
     """
@@ -164,8 +164,10 @@ class _Reader:
             raise _bad(self.path, f"the array {shorten(name)} has {count:,} entries, more than the file can hold")
         header.counts[name] = count
         if kind == STRING:
-            for _ in range(count):
-                self.text(keep=False)
+            short = count <= KEPT
+            texts = [self.text(keep=short) for _ in range(count)]
+            if short:
+                header.keys[name] = texts
         else:
             raw = self.take(count * least)
             if count <= KEPT:

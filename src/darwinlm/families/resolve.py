@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error, write_json
+from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, storage_error, write_json
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.gguf_header import GgufHeader, read_header
 from darwinlm.families.loading import listed, load_model, load_tokenizer
 from darwinlm.families.pre_tokenizer import split_as_named
@@ -71,7 +72,7 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = model.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -90,7 +91,7 @@ def _dequantise(path: Path, work: Path) -> Path:
         except ImportError as error:
             raise MissingExtraError(package, "gguf", f"reading {path.name}") from error
     header = read_header(path)
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": 3})
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
     if stage.is_complete():
         return work
     where = str(path.parent)
@@ -110,6 +111,7 @@ def _dequantise(path: Path, work: Path) -> Path:
         # What a GGUF file was quantised from isn't recorded in it: the product saves such models as bfloat16.
         config = read_json(work / "config.json")
         write_json(work / "config.json", config | {"dtype": "bfloat16"})
+        write_gguf_origin(work, header.keys)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(work, error) from error
