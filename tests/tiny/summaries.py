@@ -83,6 +83,7 @@ def searched(blocks=30):
             "stitched": model(81312128, 53000000, 55.2, 0.982, 540.9, 24.7, [" a city in\n\nFrance", ""]),
             "refit": model(81312128, 53000000, 48.36, 0.871, 541.3, 24.6, [" Paris <b>now</b>", " it boils."]),
         },
+        "origin": {"base_model": "HuggingFaceTB/SmolLM2-135M", "license": "apache-2.0", "languages": ["en"]},
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
         "search": {

@@ -86,7 +86,15 @@ def test_factors(value, reference, expected):
 
 def test_card_of_a_searched_model():
     fields, body = front_matter(model_card(made(searched())))
+    (measured,) = fields.pop("model-index")
+    (found,) = measured["results"]
+    assert measured["name"] == "SmolLM2-135M with half of its block parameters"
+    assert found["task"] == {"type": "text-generation"}
+    assert found["dataset"]["type"] == "HuggingFaceFW/fineweb-edu"
+    assert [metric["value"] for metric in found["metrics"]] == [48.36, 0.871]
     assert fields == {
+        "language": ["en"],
+        "license": "apache-2.0",
         "base_model": "HuggingFaceTB/SmolLM2-135M",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -191,6 +199,7 @@ def test_card_of_a_plain_model():
 
 def test_card_keeps_paths_and_markup_out():
     summary = searched()
+    del summary["origin"]
     summary["model"] = "/home/someone/secret/we`ird\n.gguf"
     summary["text"]["source"] = "/home/someone/secret/<b>_text_.txt"
     card = model_card(made(summary))

@@ -187,7 +187,7 @@ def title(summary: Summary) -> str:
 def plain_name(source: str) -> str:
     """A model's name without owner, folder, revision and file type: SmolLM2-135M-Instruct."""
     name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
-    if hub_id(source):
+    if hub_id(source.partition("@")[0]):
         name = name.partition("@")[0]
     if name.lower().endswith(".gguf"):
         name = re.sub(r"[.-](q\d\w*|iq\d\w*|f16|f32|bf16)$", "", name[: -len(".gguf")], flags=re.IGNORECASE)
