@@ -17,9 +17,9 @@ from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.gguf_header import GgufHeader, read_header
 from darwinlm.families.loading import listed, load_model, load_tokenizer
+from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
 from darwinlm.limits import shorten
 
