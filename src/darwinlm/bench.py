@@ -132,7 +132,7 @@ def run_bench(
     require_engine(engine, f"measuring speed in {engine}")
     _check_options(engine, dtype, quantisation)
     names = [model] if against is None else [model, against]
-    options = {"threads": threads, "context": prompt_tokens + new_tokens + 8, "dtype": dtype}
+    options = {"threads": threads, "context": prompt_tokens + new_tokens + 8, "dtype": dtype, "beside": len(names)}
     with tempfile.TemporaryDirectory(prefix="darwinlm-bench-") as work, ExitStack() as stack:
         paths = []
         for number, name in enumerate(names):

@@ -15,11 +15,13 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import app
-from darwinlm.errors import DarwinLMError
+from darwinlm.errors import DarwinLMError, ParallelError
 from darwinlm.limits import MESSAGE, shorten
 from darwinlm.lock import release_all
 
 INTERRUPTED = 130
+SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
+"""Commands that several processes of torchrun work on together."""
 # Typer brings click's exceptions under its own name in some releases and under click's in others.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -37,6 +39,7 @@ def main() -> None:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        _check_processes(sys.argv[1:])
         code = app(standalone_mode=False)
     except DarwinLMError as error:
         _refuse(errors, str(error))
@@ -60,6 +63,18 @@ def main() -> None:
             f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_processes(words: list[str]) -> None:
+    """Refuse torchrun for a command that would run once in each process. Raises ParallelError."""
+    from darwinlm import parallel
+
+    command = next((word for word in words if not word.startswith("-")), None)
+    if parallel.expected() > 1 and command is not None and command not in SHARED:
+        raise ParallelError(
+            f"darwinlm {command} runs in one process, but {parallel.expected()} were started: start it without "
+            f"torchrun (several processes share {', '.join(sorted(SHARED))})"
+        )
 
 
 def _refuse(errors: Console, message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__
+from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
@@ -236,7 +236,8 @@ def _add(
     scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
     row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
     compared = compared.with_row(ComparedMethod.model_validate(row))
-    write_json(run.folder / "comparison.json", compared.as_json())
+    if parallel.is_main():
+        write_json(run.folder / "comparison.json", compared.as_json())
     return compared
 
 
@@ -283,6 +284,16 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
+    with parallel.main_first():
+        scores = _scored(run, name, checkpoint, comparison, file) if parallel.is_main() else []
+    return parallel.broadcast(scores)
+
+
+def _scored(
+    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
+) -> list[harness.TaskScore]:
+    """What an earlier run left in the file, and what is missing there."""
+    assert comparison.suite is not None
     before = harness.from_json(read_json(file)) if file.exists() else {}
     wanted = parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
@@ -296,6 +307,6 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
             data_dir=comparison.data_dir,
             limit=comparison.limit,
             done=before,
-            save=lambda scores: write_json(file, harness.as_json(scores)),
+            save=lambda found: write_json(file, harness.as_json(found)),
             progress=run.reporter.advance,
         )

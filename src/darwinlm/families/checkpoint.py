@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
@@ -262,8 +262,35 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights don't fit the configuration.
         """
+        if torch.device(device).type != "cpu":
+            return self._load_onto(torch.device(device), dtype)
         model = load_model(self.folder, dtype, allow_remote_code=self.allow_remote_code)
         return model.eval().requires_grad_(requires_grad=False).to(device)
+
+    def _load_onto(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """As `load`, a block after the other: main memory never holds more than one. Raises CheckpointError."""
+        model = self.skeleton()
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_meta:
+                    module._buffers[name] = buffer.to(device)
+        for prefix in (*self.names_outside_blocks(), *map(self.block_prefix, range(self.n_blocks))):
+            tensors = {prefix + name: tensor.to(device) for name, tensor in self.read(prefix, dtype=dtype).items()}
+            try:
+                model.load_state_dict(tensors, strict=False, assign=True)
+            except RuntimeError as error:
+                raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
+        model.tie_weights()
+        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        if left:
+            raise CheckpointError(f"{self.folder} lacks the tensor {left[0]}: fetch the model again")
+        if (self.folder / "generation_config.json").is_file():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+            except (OSError, ValueError, TypeError) as error:
+                path = self.folder / "generation_config.json"
+                raise CheckpointError(f"can't read {path}: {first_line(error)}") from error
+        return model.eval().requires_grad_(requires_grad=False)
 
     def skeleton(self) -> Any:
         """The model without weights: every parameter on the meta device, buffers that aren't saved in place."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
+from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
@@ -85,23 +86,30 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(exclude={"input_memory"}),
+        "refit": settings.model_dump(),
         "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, rows: int | None = None) -> BlockStream:
-        tokens, checkpoint = text.tokens[:rows], stitched.checkpoint
-        return BlockStream(checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens)
+    def small(text: TokenBlocks, memory: HiddenMemory, rows: int | None = None) -> BlockStream:
+        return BlockStream(
+            stitched.checkpoint,
+            text.tokens[:rows],
+            dtype=run.dtype,
+            device=run.device,
+            batch_tokens=run.batch_tokens,
+            memory=memory,
+        )
 
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
-            dense = stream_of(run, texts["calibration"], settings.tokens)
-            fit = Streams(dense, small(texts["calibration"], sum(len(hidden) for hidden in dense.hidden)))
-            validation = Streams(stream_of(run, texts["validation"]), small(texts["validation"]))
+            memory = HiddenMemory(stage.folder)
+            dense = stream_of(run, texts["calibration"], settings.tokens, memory)
+            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.rows))
+            held_out = stream_of(run, texts["validation"], memory=memory)
+            validation = Streams(held_out, small(texts["validation"], memory))
             options = Options(
                 settings.ridges,
-                int(settings.input_memory * 2**30),
                 settings.local_steps,
                 settings.local_rate,
                 settings.local_tokens,
@@ -114,7 +122,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 {1.0: stream_divergences(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
             )
             for strength in sorted({0.0, *settings.strengths} - losses.keys()):
-                between = small(texts["validation"])
+                between = small(texts["validation"], memory)
                 run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(outcome, losses)
