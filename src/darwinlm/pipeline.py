@@ -18,7 +18,7 @@ from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.recover import recover_stage
+from darwinlm.stages.recover import check_recovery, recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.report import report_stage
 from darwinlm.stages.search import search_stage
@@ -98,6 +98,8 @@ def run_stages(run: Run, until: str, found: dict[str, Any] | None = None) -> dic
         until: name of the last stage.
         found: filled with what each stage hands on; `neighbour` in it is an allocation for the search to start from.
     """
+    if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
+        check_recovery(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
     found = {} if found is None else found

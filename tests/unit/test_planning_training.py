@@ -65,7 +65,7 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     tokens = torch.arange(4 * 32).view(4, 32)
     objective = Objective(distillation=distillation, cross_entropy=1.0)
     with FlopCounterMode(display=False) as counter:
-        seen = run_dense(dense, tokens, objective) if distillation else None
+        seen = run_dense(dense, tokens) if distillation else None
         batch_loss(model, dense if distillation else None, tokens, seen, objective).backward()
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     assert need.passes / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)

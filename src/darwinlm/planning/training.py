@@ -30,7 +30,7 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     length = settings.sequence_length or sizes.recipe.text.sequence_length
     micro = min(max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens)
     tokens, small = float(settings.tokens), sizes.kept_blocks[1] + sizes.outside
-    distils = settings.distillation > 0 or settings.hidden > 0
+    distils = settings.distillation > 0
     need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
 
     # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. Of the head
@@ -75,7 +75,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     small = sizes.kept_blocks[1] + sizes.outside
     size = 2 if _kind(sizes) == "bfloat16" else 4
     shards = _shards(sizes)
-    distils = settings.distillation > 0 or settings.hidden > 0
+    distils = settings.distillation > 0
     need.device = [
         Item("weights of the smaller model, float32", 4.0 * small / shards),
         Item("gradients", 4.0 * trained / shards),
