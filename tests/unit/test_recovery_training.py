@@ -103,8 +103,10 @@ def test_the_loop_is_the_one_by_hand(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@torch.no_grad()
 def test_held_out_figures_are_those_of_the_models(tmp_path):
-    entry = trained(tmp_path).record["log"][0]
+    with torch.enable_grad():
+        entry = trained(tmp_path).record["log"][0]
     teacher, model = (tiny_model("llama", seed) for seed in (0, 1))
     p, q = (torch.log_softmax(each(input_ids=HELD_OUT).logits, -1).flatten(0, 1) for each in (teacher, model))
     kl = functional.kl_div(q, p, reduction="batchmean", log_target=True)
@@ -144,7 +146,7 @@ def test_checkpoints_are_no_pickles(stopped):
 
 DAMAGES = {
     "missing": lambda path: path.unlink(),
-    "shorter": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "shorter": lambda path: path.write_bytes(path.read_bytes()[:-2]),
     "changed": lambda path: path.write_bytes(path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + b"x" * 8),
     "empty": lambda path: path.write_bytes(b""),
 }

@@ -71,6 +71,11 @@ TILES_EFFICIENCY = 0.8
 """The same in bfloat16 where the CPU multiplies tiles of it."""
 
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+TRIALS, LONG_ENOUGH = 6, 0.3
+"""Trials of a measurement at most, and seconds after which no further one is begun."""
+
+
 def find_device(name: str) -> Device:
     """A device by name; `cpu` is measured.
 
@@ -101,19 +106,19 @@ def find_device(name: str) -> Device:
 
 @cache
 def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
-    """This machine with PyTorch's present number of threads: matrix products and a copy, about a second.
+    """This machine with PyTorch's present number of threads: matrix products and a copy, about two seconds.
 
     Args:
         clock: gives seconds; that of the process doesn't see what other programs take, with one thread.
     """
 
     def best(action: Callable[[], object]) -> float:
-        return min(_seconds(action, clock) for _ in range(6))
+        taken = [_seconds(action, clock)]
+        while len(taken) < TRIALS and sum(taken) < LONG_ENOUGH:
+            taken.append(_seconds(action, clock))
+        return min(taken)
 
-    rates = {}
-    for kind, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("float64", torch.float64)):
-        a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 2048).to(dtype)
-        rates[kind] = 2 * a.numel() * b.shape[1] / best(partial(torch.matmul, a, b))
+    rates = {kind: _rate(dtype, best) for kind, dtype in DTYPES.items()}
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
@@ -126,6 +131,16 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
     return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, BLOCK_CALLS * call, source_words)
+
+
+def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:
+    """Operations per second of a product, as large as can be done quickly: some types are emulated."""
+    for size in (128, 256, 512, 1024):
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, 2 * size).to(dtype)
+        seconds = best(partial(torch.matmul, a, b))
+        if seconds > LONG_ENOUGH / 16:  # the next size takes eight times as long, or more
+            break
+    return 4 * size**3 / seconds
 
 
 def _seconds(action: Callable[[], object], clock: Callable[[], float]) -> float:
