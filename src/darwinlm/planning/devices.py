@@ -6,9 +6,10 @@ import difflib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from typing import Any
 
 import torch
 import yaml
@@ -77,21 +78,26 @@ TRIALS, LONG_ENOUGH = 6, 0.3
 
 
 def find_device(name: str) -> Device:
-    """A device by name; `cpu` is measured.
+    """A device by name; `cpu` is measured, and `cuda` is the card at hand.
 
     Raises:
-        RecipeError: the device isn't known; the message names those that are.
+        RecipeError: the device isn't known, the message names those that are; or there is no such card.
     """
     if name == "cpu":
         return measure_cpu()
     table = yaml.safe_load((resources.files("darwinlm.planning") / "devices.yaml").read_text(encoding="utf-8"))
+    if name == "cuda":
+        return _card_at_hand(table)
     if name not in table:
-        known = [*table, "cpu"]
+        known = [*table, "cuda", "cpu"]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         raise RecipeError(f"--device: '{name}' isn't known: {hint}")
-    row = table[name]
-    rates = {kind: row[kind] * TERA for kind in ("bfloat16", "float32", "float64")}
+    return _from_row(name, table[name])
+
+
+def _from_row(name: str, row: dict[str, Any]) -> Device:
+    rates = {kind: row[kind] * TERA for kind in DTYPES}
     return Device(
         name,
         row["memory"] * GIGA,
@@ -102,6 +108,19 @@ def find_device(name: str) -> Device:
         GPU_BLOCK_SECONDS,
         row["source"],
     )
+
+
+def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
+    """The row of this machine's GPU, with the memory that it has."""
+    if not torch.cuda.is_available():
+        raise RecipeError(f"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of {', '.join(table)}")
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    spelled = "".join(filter(str.isalnum, found.name.lower()))
+    alike = [name for name in table if name.partition("-")[0] in spelled]
+    if not alike:
+        raise RecipeError(f"--device cuda: nothing is known of '{found.name}': give the nearest of {', '.join(table)}")
+    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - found.total_memory))
+    return replace(_from_row(name, table[name]), memory=float(found.total_memory))
 
 
 @cache
