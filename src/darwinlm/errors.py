@@ -15,6 +15,7 @@
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
+    ├── DeviceMemoryError     a stage needs more memory than the device has
     └── StorageError          the disk is full or can't be written
 
 The command line prints the message and exits with status 2. A message says what is wrong, where, and what to do.
@@ -112,6 +113,15 @@ class MissingExtraError(DarwinLMError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+
+
+class DeviceMemoryError(DarwinLMError):
+    """A stage needs more memory than the device has; `stage` and `run` say which, `darwinlm plan` what would fit."""
+
+    def __init__(self, message: str, stage: str = "", run: object = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.run = run
 
 
 class StorageError(DarwinLMError):

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import app
-from darwinlm.errors import DarwinLMError
+from darwinlm.errors import DarwinLMError, DeviceMemoryError
 
 INTERRUPTED = 130
 # Typer brings click's exceptions under its own name in some releases and under click's in others.
@@ -36,6 +36,8 @@ def main() -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         code = app(standalone_mode=False)
+    except DeviceMemoryError as error:
+        _refuse(errors, f"{error}: {_advice(error)}, then run the same command again; finished work is kept")
     except DarwinLMError as error:
         _refuse(errors, str(error))
     except KeyboardInterrupt:
@@ -52,6 +54,25 @@ def main() -> None:
             f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _advice(error: DeviceMemoryError) -> str:
+    """The setting that would have fit, from the plan."""
+    import dataclasses
+
+    import torch
+
+    from darwinlm import parallel
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import advice
+    from darwinlm.run import Run
+
+    assert isinstance(error.run, Run)
+    device = dataclasses.replace(find_device("h100"), name=str(error.run.device))  # only its memory counts
+    if error.run.device.type == "cuda":
+        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.device)[1]))
+    return advice(Sizes(error.run.checkpoint, error.run.recipe, parallel.size()), error.stage, device)
 
 
 def _refuse(errors: Console, message: str) -> NoReturn:

@@ -131,6 +131,27 @@ def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) 
     return found
 
 
+SAVING = 0.8
+"""Share of its planned memory that a stage may take after it ran out of memory although the plan said that it fits."""
+
+
+def advice(sizes: Sizes, stage: str, device: Device) -> str:
+    """The setting that lets a stage fit which ran out of memory.
+
+    Args:
+        sizes: of model and recipe.
+        stage: its name.
+        device: where it ran, with all of its memory.
+    """
+    need = next((need for need in estimate(sizes) if need.name == stage), None)
+    if need is None:
+        return "lower compute.batch_tokens"
+    room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
+    items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
+    smaller = replace(device, memory=room / RESERVE)
+    return _proportional(items, room) or _tried(sizes, need, smaller) or _hopeless(items)
+
+
 def _proportional(items: list[Item], room: float) -> str:
     """The one setting that makes it fit by being smaller; empty where none does."""
     used = sum(item.bytes for item in items)
