@@ -116,10 +116,14 @@ class MissingExtraError(DarwinLMError):
 
 
 class DeviceMemoryError(DarwinLMError):
-    """A stage needs more memory than the device has; `stage` and `run` say which, `darwinlm plan` what would fit."""
+    """A stage needs more memory than the device has.
+
+    What to do: set what the message names, or let `darwinlm plan` say what fits.
+    """
 
     def __init__(self, message: str, stage: str = "", run: object = None) -> None:
         super().__init__(message)
+        # For the advice that only the plan can give.
         self.stage = stage
         self.run = run
 
