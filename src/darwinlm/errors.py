@@ -6,16 +6,19 @@
     ├── ModelError            the model can't be found, read or understood
     │   ├── FamilyError       its architecture isn't one that we know
     │   └── CheckpointError   its files are missing, damaged or inconsistent
+    │       └── RemoteCodeError   they hold code that may not run
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
+    ├── TimeLimitError        a bound of time has passed; the search catches it and ends with its best
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
     ├── ParallelError         several processes can't work together
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
     ├── DeviceMemoryError     a stage needs more memory than the device has
+    ├── BusyError             another process works on the same folder or file
     └── StorageError          the disk is full or can't be written
 
 The command line prints the message and exits with status 2. A message says what is wrong, where, and what to do.
@@ -49,6 +52,10 @@ class CheckpointError(ModelError):
     """
 
 
+class RemoteCodeError(CheckpointError):
+    """The model's files hold code that may not run."""
+
+
 class RecipeError(DarwinLMError):
     """A field of the recipe or an option of the command is wrong.
 
@@ -74,6 +81,13 @@ class NumericsError(DarwinLMError):
     """A tensor isn't finite, or a matrix can't be factorised.
 
     What to do: try `--set compute.dtype=float32`, more calibration text, or a larger `database.damping`.
+    """
+
+
+class TimeLimitError(DarwinLMError):
+    """A bound of time has passed; the search catches this and ends with its best.
+
+    What to do: nothing, or give the search more time with `--time`.
     """
 
 
@@ -128,6 +142,10 @@ class DeviceMemoryError(DarwinLMError):
         self.run = run
 
 
+class BusyError(DarwinLMError):
+    """Another process works on the same folder or file."""
+
+
 class StorageError(DarwinLMError):
     """The disk is full or can't be written.
 
@@ -135,6 +153,6 @@ class StorageError(DarwinLMError):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says first, fit to stand inside a message of ours."""
     return str(error).strip().partition("\n")[0].rstrip(": .")

@@ -18,13 +18,16 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm import artifact
 from darwinlm.artifact import read_json
+from darwinlm.console import Reporter
 from darwinlm.errors import (
+    ArtifactError,
     NumericsError,
     StorageError,
 )
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.train import _Training
+from darwinlm.report.summary import read_summary
 from darwinlm.stages import recover as stage
 
 WORK = Path("stages/recover-work")
@@ -48,7 +51,7 @@ def assert_same(left, right, tolerance=0.0):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 def program(*arguments, **environment):
@@ -64,11 +67,11 @@ def program(*arguments, **environment):
 
 def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     out, summary = whole
-    assert summary["recovery"]["steps"] == 12
-    assert summary["recovery"]["tokens"] == 6144
-    models = summary["models"]
-    assert models["recovered"]["kl"] < 0.97 * models["before"]["kl"]
-    held_out = [entry["eval_kl"] for entry in summary["recovery"]["log"] if "eval_kl" in entry]
+    assert summary.recovery.steps == 12
+    assert summary.recovery.tokens == 6144
+    models = summary.models
+    assert models["recovered"].kl < 0.97 * models["before"].kl
+    held_out = [point.eval_kl for point in summary.recovery.log if point.eval_kl is not None]
     assert len(held_out) == 4
     assert held_out[-1] < held_out[0]
     before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
@@ -81,7 +84,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_rates_are_those_of_the_schedule(whole):
     """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
-    rates = [entry["learning_rate"] for entry in whole[1]["recovery"]["log"] if "loss" in entry]
+    rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
     settings = RecoverySettings(learning_rate=0.003)
     assert rates == pytest.approx([0.003 * rate_share(settings, 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
@@ -97,7 +100,38 @@ def test_embedding_and_head_can_stay_as_they_are(inputs, tmp_path):
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trains again"))
-    assert recover_tiny(*inputs, out)["models"] == whole[1]["models"]
+    assert recover_tiny(*inputs, out).models == whole[1].models
+
+
+def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
+    out, summary = whole
+    assert read_summary(out / "summary.json") == summary
+    assert [key for key, _ in summary.measured()] == ["dense", "before", "recovered"]
+    for text in ((out / "report.html").read_text(), (out / "model" / "README.md").read_text()):
+        assert "was trained on 6,144 tokens after pruning" in text
+        assert "wasn't trained" not in text
+    assert summary.search is None, "of a bare folder nothing is known"
+
+
+def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    settings = ("recovery.batch_tokens=128", "recovery.dtype=float32")
+    made = read_summary(finished_llama / "summary.json")
+    summary = recover(finished_llama, tmp_path / "out", tokens=256, assignments=settings, reporter=Reporter(quiet=True))
+    assert (summary.search, summary.refit, summary.budget) == (made.search, made.refit, made.budget)
+    assert summary.recovery.tokens == 256
+    assert summary.allocation == made.allocation
+
+
+def test_a_run_with_a_summary_of_another_version_is_refused(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    run = Path(shutil.copytree(finished_llama, tmp_path / "run"))
+    (run / "summary.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="holds no summary of a run"):
+        recover(run, tmp_path / "out", tokens=256, reporter=Reporter(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -127,11 +161,11 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
         "recovery.learning_rate=0.003",
         "recovery.epochs=2",
     )
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
-    models = summary["models"]
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
+    models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
-    assert (models["recovered"] == models["refit"]) == (summary["recovery"]["kept"] == "before")
-    assert summary["recovery"]["steps"] == 4
+    assert (models["recovered"] == models["refit"]) == (summary.recovery.kept == "before")
+    assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -140,10 +174,10 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
 
     settings = ("recovery.tokens=2048", "recovery.batch_tokens=512", "recovery.epochs=2", "rounds=[80%, 60%]")
     run = make_run(tiny_llama, tmp_path / "out", *settings, keep="60%")
-    summary = run_stages(run, "report")
+    summary = run_stages(run, "report").report
     first, last = tmp_path / "out" / "rounds" / "1", tmp_path / "out"
     assert read_json(first / "stages" / "recover" / "record.json")["steps"] == 2
-    assert summary["recovery"]["steps"] == 2
+    assert summary.recovery.steps == 2
     dense = sum(t.numel() for name, t in load_file(tiny_llama / "model.safetensors").items() if ".layers." in name)
     sizes = [
         sum(t.numel() for name, t in load_file(folder / "model" / "model.safetensors").items() if ".layers." in name)
@@ -151,14 +185,14 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
     ]
     assert 0.7 * dense < sizes[0] <= 0.8 * dense
     assert 0.54 * dense < sizes[1] <= 0.6 * dense
-    assert summary["budget"]["dense_block_params"] == dense
-    assert summary["budget"]["block_params"] == sizes[1]
+    assert summary.budget.dense_block_params == dense
+    assert summary.budget.block_params == sizes[1]
     digests = [read_json(folder / "stages" / "recover" / "key.json")["teacher"] for folder in (first, last)]
     assert digests[0] == digests[1]
     assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
     assert read_json(last / "stages" / "recover" / "key.json")["recovery"]["skip_tokens"] == 512
-    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report")
-    assert again["models"]["recovered"] == summary["models"]["recovered"]
+    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report").report
+    assert again.models["recovered"] == summary.models["recovered"]
 
 
 # ----------------------------------------------------------------------------------------------- it goes on
@@ -173,7 +207,7 @@ def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tm
     assert there == (["checkpoint-4"] if step == 6 else ["checkpoint-4", "checkpoint-8"])
     summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
-    assert summary["recovery"]["log"] == whole[1]["recovery"]["log"]
+    assert summary.recovery.log == whole[1].recovery.log
 
 
 FILES = [
@@ -203,7 +237,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_pat
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
-    assert summary["recovery"]["log"] == whole[1]["recovery"]["log"]
+    assert summary.recovery.log == whole[1].recovery.log
 
 
 def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before(inputs, tmp_path, monkeypatch):
@@ -239,9 +273,9 @@ def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inp
     assert list((tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
     if change == "nothing":
         monkeypatch.setattr(_Training, "run", lambda *_: pytest.fail("it trains again"))
-        assert recover_tiny(*inputs, tmp_path / "out")["models"] == whole[1]["models"]
+        assert recover_tiny(*inputs, tmp_path / "out").models == whole[1].models
     else:
-        assert recover_tiny(*inputs, tmp_path / "out", "recovery.seed=3")["recovery"]["steps"] == 12
+        assert recover_tiny(*inputs, tmp_path / "out", "recovery.seed=3").recovery.steps == 12
     assert not (tmp_path / "out" / WORK).exists()
 
 
@@ -253,10 +287,10 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     started = [program(*inputs, tmp_path / "out", *more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
     said = [process.communicate(timeout=120)[0].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, False)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
 
 
@@ -281,17 +315,17 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     codes, said = run(port + 1)
     assert codes == [0, 0], said
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, True)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.sharding=fsdp")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (1, False)
+    assert (summary.recovery.processes, summary.recovery.sharded) == (1, False)
     assert losses(summary) == losses(whole[1])
 
 
@@ -315,11 +349,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(inputs, t
 def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_path):
     settings = ("recovery.learning_rate=1", "recovery.warmup=0", "recovery.divergence=1000")
     summary = recover_tiny(*inputs, tmp_path / "out", *settings)
-    assert summary["recovery"]["kept"] == "before"
-    assert summary["models"]["recovered"] == summary["models"]["before"]
+    assert summary.recovery.kept == "before"
+    assert summary.models["recovered"] == summary.models["before"]
     assert_same(weights(tmp_path / "out"), load_file(inputs[0] / "model.safetensors"))
 
 
 def test_fewer_tokens_than_a_step_make_smaller_steps(inputs, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.tokens=2k", "recovery.batch_tokens=32768")
-    assert (summary["recovery"]["steps"], summary["recovery"]["tokens"]) == (8, 8 * 224)
+    assert (summary.recovery.steps, summary.recovery.tokens) == (8, 8 * 224)

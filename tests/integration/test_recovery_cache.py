@@ -25,7 +25,7 @@ def inputs(finished_llama, tiny_llama, tmp_path_factory):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 # --------------------------------------------------------------------------------------------- as a recovery's part
@@ -37,7 +37,7 @@ def test_a_recovery_from_stored_tokens_is_that_from_the_dense_model(inputs, tmp_
     monkeypatch.setattr(train, "run_dense", lambda *_: pytest.fail("the dense model runs while training"))
     stored = recover_tiny(*inputs, tmp_path / "stored", *more)
     assert losses(stored) == pytest.approx(losses(living), rel=2e-3)
-    assert stored["models"]["recovered"]["kl"] == pytest.approx(living["models"]["recovered"]["kl"], rel=2e-3)
+    assert stored.models["recovered"].kl == pytest.approx(living.models["recovered"].kl, rel=2e-3)
     made = sorted(path.name for path in (tmp_path / "cache").iterdir())
     monkeypatch.setattr(cache, "dense_top", lambda *_: pytest.fail("the dense model runs again"))
     other = recover_tiny(

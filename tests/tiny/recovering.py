@@ -11,7 +11,10 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
 
 RECOVERY = (
     "text.sequence_length=32",
@@ -53,7 +56,7 @@ def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., Non
     return see
 
 
-def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> dict[str, Any]:
+def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process."""
     from rich.console import Console
 

@@ -16,6 +16,8 @@ from rich.console import Console
 
 from darwinlm.cli.app import app
 from darwinlm.errors import DarwinLMError, DeviceMemoryError
+from darwinlm.limits import MESSAGE, shorten
+from darwinlm.lock import release_all
 
 INTERRUPTED = 130
 # Typer brings click's exceptions under its own name in some releases and under click's in others.
@@ -46,7 +48,13 @@ def main() -> None:
         code = stop.exit_code
     except UsageError as error:
         _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
+    except OSError as error:
+        where = shorten(error.filename) if error.filename else "a file"
+        _refuse(errors, f"{where}: {error.strerror or shorten(error)}: check the path and its permissions")
+    except MemoryError:
+        _refuse(errors, "the machine's memory doesn't suffice: see darwinlm plan, or lower compute.batch_tokens")
     finally:
+        release_all()
         parallel.shutdown()
     if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
@@ -76,5 +84,5 @@ def _advice(error: DeviceMemoryError) -> str:
 
 
 def _refuse(errors: Console, message: str) -> NoReturn:
-    errors.print(f"error: {message}", highlight=False, markup=False, style="red", soft_wrap=True)
+    errors.print(f"error: {shorten(message, MESSAGE)}", highlight=False, markup=False, style="red", soft_wrap=True)
     sys.exit(2)

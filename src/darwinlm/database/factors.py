@@ -40,6 +40,9 @@ from darwinlm.database.elimination import ROWS
 from darwinlm.database.order import cholesky_, halves_
 from darwinlm.errors import NumericsError
 
+LEAST_ENERGY = 1e-30
+"""Smallest energy of a module's outputs; the largest is its inverse."""
+
 
 @dataclass(frozen=True)
 class NestedFactors:
@@ -166,6 +169,23 @@ def whole_factor_(
     # The columns of L lie one after the other.
     transposed, room = halves_(L.mT.contiguous())
     return pack_lower(transposed.mT, room.view(-1)), errors, estimates
+
+
+def check_energy(energy: float, name: str) -> None:
+    """Refuse outputs so small or large that their squares leave float32: the order and the errors would be noise.
+
+    Args:
+        energy: tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
+        name: what it belongs to, for messages.
+
+    Raises:
+        NumericsError: it is out of range.
+    """
+    if energy != 0 and not LEAST_ENERGY <= energy <= 1 / LEAST_ENERGY:
+        raise NumericsError(
+            f"{name}: the energy of its outputs is {energy:.1g}, outside {LEAST_ENERGY:g} to {1 / LEAST_ENERGY:g}, "
+            "where float32 can tell columns apart: scale its weights, or set them to zero"
+        )
 
 
 def _factor(A: Tensor, name: str) -> Tensor:

@@ -129,7 +129,7 @@ def recover_model(
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # Nothing in here depends on how many processes share the work or how they divide it.
     apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
-    how = settings.model_dump(exclude=apart) | ({"cached": True} if settings.teacher_cache else {})
+    how = settings.model_dump(exclude=apart) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
@@ -141,10 +141,8 @@ def recover_model(
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
         "device": run.device.type,
+        "blocks_begin_with": added_bos(described[1]),
     }
-    bos = added_bos(described[1])
-    if bos is not None:
-        key["blocks_begin_with"] = bos
     work = _work_folder(run)
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
         shutil.rmtree(work, ignore_errors=True)  # of a training that was killed when all was done

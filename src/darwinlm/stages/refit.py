@@ -32,9 +32,6 @@ RECORD = "record.json"
 HEAD_TOKENS = 512
 """Tokens whose logits exist at once, in whole sequences."""
 
-ADDED = ("bias", "inputs")
-"""Settings that take no part in a key while they are off: runs from before they were there go on."""
-
 
 @dataclass(frozen=True)
 class Refitted:
@@ -57,13 +54,13 @@ class Refitted:
         Args:
             checkpoint: the stitched model.
         """
-        found: dict[str, Tensor] = {}
+        corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
-            return found
+            return corrected
         for block in range(checkpoint.n_blocks):
             weights = _on_the_way(self.stage.folder, checkpoint, block, self.record["strength"])
-            found |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
-        return found
+            corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
+        return corrected
 
     def model(self, checkpoint: Checkpoint) -> Any:
         """The corrected model in memory, float32."""
@@ -84,12 +81,11 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     settings = run.recipe.refit
     if not settings.enabled:
         return None
-    off = {name for name in ADDED if not getattr(settings, name)}
     key = {
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(exclude={"input_memory", *off}),
+        "refit": settings.model_dump(exclude={"input_memory"}),
         "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }
@@ -121,10 +117,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 between = small(texts["validation"])
                 run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
-            found = _record(outcome, losses)
+            summed_up = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
-            write_json(stage.folder / RECORD, found)
-            _tell(run, outcome, found)
+            write_json(stage.folder / RECORD, summed_up)
+            _tell(run, outcome, summed_up)
         made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, made, record)
 
