@@ -17,6 +17,7 @@
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
+    ├── DeviceMemoryError     a stage needs more memory than the device has
     ├── BusyError             another process works on the same folder or file
     └── StorageError          the disk is full or can't be written
 
@@ -126,6 +127,19 @@ class MissingExtraError(DarwinLMError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+
+
+class DeviceMemoryError(DarwinLMError):
+    """A stage needs more memory than the device has.
+
+    What to do: set what the message names, or let `darwinlm plan` say what fits.
+    """
+
+    def __init__(self, message: str, stage: str = "", run: object = None) -> None:
+        super().__init__(message)
+        # For the advice that only the plan can give.
+        self.stage = stage
+        self.run = run
 
 
 class BusyError(DarwinLMError):

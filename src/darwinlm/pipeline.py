@@ -20,7 +20,7 @@ from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.recover import recover_stage
+from darwinlm.stages.recover import check_recovery, recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.report import report_stage
 from darwinlm.stages.results import StageResults
@@ -101,6 +101,8 @@ def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> 
         until: name of the last stage.
         neighbour: the answer at another budget on the same database, for the search to start from where it is better.
     """
+    if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
+        check_recovery(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
     made = StageResults()

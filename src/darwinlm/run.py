@@ -16,7 +16,7 @@ from darwinlm import __version__, parallel
 from darwinlm.artifact import KEY, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
+from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
 from darwinlm.lock import Lock, hold_folder, is_ours
@@ -164,7 +164,10 @@ class Run:
             with together():
                 if parallel.is_main():
                     resumed = folder.begin()
-            yield True
+            try:
+                yield True
+            except torch.OutOfMemoryError as error:
+                raise DeviceMemoryError(f"{title}: the memory of {self.device} is full", str(name), self) from error
         # Of a stage that goes on after an interruption, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
 from tests.tiny.published import PARAMETERS, published_config
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import LlamaConfig
@@ -233,6 +236,56 @@ def test_cpu_is_measured_and_devices_have_sources() -> None:
         find_device("abacus")
 
 
+@pytest.mark.parametrize(
+    ("card", "memory", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 85e9, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 42e9, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 85e9, "a100"),
+        ("NVIDIA GeForce RTX 3090", 25e9, "rtx3090"),
+        ("NVIDIA L40S", 47e9, "l40s"),
+    ],
+)
+def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch, card: str, memory: float, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = SimpleNamespace(name=card, total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = find_device("cuda")
+    assert (device.name, device.memory) == (expected, memory)
+    assert device.rates == find_device(expected).rates
+    found.name = "Some Card 7"
+    with pytest.raises(RecipeError, match="nothing is known of 'Some Card 7': give the nearest of h100"):
+        find_device("cuda")
+
+
+def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        RecipeError, match=r"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of h100"
+    ):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize(("slowness", "sizes"), [(1e-6, {128, 256, 512, 1024}), (1.0, {128})])
+def test_a_cpu_is_measured_without_long_products(
+    monkeypatch: pytest.MonkeyPatch, slowness: float, sizes: set[int]
+) -> None:
+    """A type that is emulated may be a hundred times slower: its product stays small, and is made once."""
+    whole, made = torch.matmul, []
+    clock = itertools.count()
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        made.append(len(a))
+        return whole(a[:1], b)
+
+    monkeypatch.setattr(torch, "matmul", counted)
+    device = measure_cpu.__wrapped__(lambda: next(clock) * slowness)
+    assert set(made) == sizes
+    assert len(made) == 3 * (1 if slowness == 1.0 else 6 * len(sizes))
+    assert device.rates["float32"] == pytest.approx(4 * max(sizes) ** 3 / slowness)
+
+
 def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
@@ -254,6 +307,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ((), "no model is named"),
+        (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the configuration of 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import app
-from darwinlm.errors import DarwinLMError, ParallelError
+from darwinlm.errors import DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.limits import MESSAGE, shorten
 from darwinlm.lock import release_all
 
@@ -41,6 +41,8 @@ def main() -> None:
         logging.disable_progress_bar()
         _check_processes(sys.argv[1:])
         code = app(standalone_mode=False)
+    except DeviceMemoryError as error:
+        _refuse(errors, f"{error}: {_advice(error)}, then run the same command again; finished work is kept")
     except DarwinLMError as error:
         _refuse(errors, str(error))
     except KeyboardInterrupt:
@@ -75,6 +77,25 @@ def _check_processes(words: list[str]) -> None:
             f"darwinlm {command} runs in one process, but {parallel.expected()} were started: start it without "
             f"torchrun (several processes share {', '.join(sorted(SHARED))})"
         )
+
+
+def _advice(error: DeviceMemoryError) -> str:
+    """The setting that would have fit, from the plan."""
+    import dataclasses
+
+    import torch
+
+    from darwinlm import parallel
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import advice
+    from darwinlm.run import Run
+
+    assert isinstance(error.run, Run)
+    device = dataclasses.replace(find_device("h100"), name=str(error.run.device))  # only its memory counts
+    if error.run.device.type == "cuda":
+        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.device)[1]))
+    return advice(Sizes(error.run.checkpoint, error.run.recipe, parallel.size()), error.stage, device)
 
 
 def _refuse(errors: Console, message: str) -> NoReturn:

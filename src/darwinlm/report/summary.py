@@ -214,13 +214,14 @@ class TrainingPoint(Extract):
 
 
 class RecoveryFigures(Extract):
-    """The training after pruning."""
+    """The training after pruning; `before` was kept where held-out text doesn't speak for it."""
 
     steps: int
     tokens: int
     seconds: float
     processes: int = 1
     sharded: bool = False
+    kept: Literal["trained", "before"] = "trained"
     log: tuple[TrainingPoint, ...] = ()
 
 

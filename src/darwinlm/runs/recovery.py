@@ -19,7 +19,7 @@ from darwinlm.run import MARKER, Run
 from darwinlm.stages.dtype import export_dtype
 from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
-from darwinlm.stages.recover import Recovered, recover_model
+from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
 from darwinlm.stages.text import Texts, text_stage
 from darwinlm.surgery.stitch import as_dtype
@@ -75,11 +75,11 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
     run = Run(resolved, Path(out), reporter or Reporter())
+    check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
     recovered = recover_model(
         run,
         texts,
-        run.teacher,
         (student, student.tokenizer()),
         lambda: student.load(torch.float32),
         {"student": student.digest},
