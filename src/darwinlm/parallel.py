@@ -3,22 +3,24 @@
 All processes walk the same stages. The first one alone writes and talks; work that is shared is dealt out over the
 processes, and its results come together by sums (`all_reduce`) or in the first process (`collect`). What can fail in
 one process alone stands inside `agree`, so that all of them stop with the same message instead of waiting for ever.
+
+PyTorch is imported on first use: the command line asks this file who may talk before it knows what to do.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darwinlm import errors
 from darwinlm.errors import DarwinLMError, ParallelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -31,13 +33,19 @@ Failure = tuple[str, str] | None
 def rank() -> int:
     """Number of this process, 0 being the first."""
     if _together():
+        import torch.distributed as dist
+
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if _expected() > 1 else 0
 
 
 def size() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if _together() else 1
+    if not _together():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_main() -> bool:
@@ -60,6 +68,9 @@ def init_from_environment() -> None:
     """
     if _together() or _expected() < 2:
         return
+    import torch
+    import torch.distributed as dist
+
     if not dist.is_available():
         raise ParallelError("this machine's PyTorch is built without torch.distributed: run a single process")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -78,6 +89,8 @@ def init_from_environment() -> None:
 def shutdown() -> None:
     """Part from the other processes."""
     if _together():
+        import torch.distributed as dist
+
         dist.destroy_process_group()
 
 
@@ -89,6 +102,8 @@ def place() -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes, in place; returns it."""
     if _together():
+        import torch.distributed as dist
+
         dist.all_reduce(tensor)
     return tensor
 
@@ -97,6 +112,8 @@ def gather(value: T) -> list[T]:
     """Everybody's value, in the order of the processes, in every process. Values are pickled between processes."""
     if not _together():
         return [value]
+    import torch.distributed as dist
+
     found: list[Any] = [None] * size()
     dist.all_gather_object(found, value)
     return found
@@ -106,6 +123,8 @@ def broadcast(value: T) -> T:
     """The first process's value, in every process. It is pickled between processes."""
     if not _together():
         return value
+    import torch.distributed as dist
+
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -125,6 +144,9 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of all processes in main memory of the first one, by name; the others get an empty mapping."""
     if not _together():
         return tensors
+    import torch
+    import torch.distributed as dist
+
     offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
     if not is_main():
         for tensor in tensors.values():
@@ -201,4 +223,5 @@ def _expected() -> int:
 
 
 def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    dist = sys.modules.get("torch.distributed")  # who hasn't imported it hasn't met anybody
+    return dist is not None and bool(dist.is_available() and dist.is_initialized())
