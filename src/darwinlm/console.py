@@ -32,8 +32,9 @@ class _Standing:
     count: tuple[int, str] | None = None
     left: float | None = None
     at: float = 0.0
+    resumes: bool = False
     since: tuple[float, int, int] | None = None
-    """When this part began, with how many steps and how much of what is counted."""
+    """When this part began here, and with how many steps and how much of what is counted."""
 
     def line(self) -> str:
         """Such as `search  descent 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
@@ -121,7 +122,7 @@ class Reporter:
         """Say how far a part of the stage is, with its figures.
 
         Args:
-            done: steps that are done.
+            done: steps that are done; 0 starts the clock of this part.
             total: steps of this part.
             what: name of the part or of its steps.
             kl: where this part began, and the best so far.
@@ -132,20 +133,10 @@ class Reporter:
             self._standing.kl, self._standing.count, self._standing.left = kl, count, left
         self._moved(done, total, what, STEP_SECONDS)
 
-    def resumes(self, done: int, total: int, *, what: str = "step", count: int = 0) -> None:
-        """Say that an interrupted part goes on; rates are counted from here.
-
-        Args:
-            done: steps that were done before.
-            total: steps of this part.
-            what: name of the part or of its steps.
-            count: what had been counted before; see `step`.
-        """
-        if self._standing is None:
-            return
-        self._standing.since = (time.monotonic(), done, count)
-        self._standing.what = what
-        self.say(f"{self._standing.title}: resumes after {what} {done} of {total}")
+    def resumes(self) -> None:
+        """Tell that the stage was interrupted before: the next step told is the one after which it goes on."""
+        if self._standing is not None:
+            self._standing.resumes = True
 
     def say(self, message: str) -> None:
         """Print one line."""
@@ -157,11 +148,15 @@ class Reporter:
         if standing is None:
             return
         now = time.monotonic()
-        if standing.since is None or standing.what != what:
-            standing.since = (standing.at or standing.begun, 0, 0)
+        counted = standing.count[0] if standing.count else 0
+        resumed, standing.resumes = standing.resumes and done > 0, False
+        if resumed:
+            standing.since = (now, done, counted)
+            self.say(f"{standing.title}: resumes after {what or 'step'} {done} of {total}")
+        elif standing.since is None or standing.what != what:
+            standing.since = (standing.at or standing.begun, 0, 0) if done else (now, 0, counted)
         standing.what, standing.done, standing.total, standing.at = what, done, total, now
-        waited = now - self._said
-        if not self.console.is_terminal and (self.every_step or waited >= patience):
+        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
             self.say(standing.line())
 
 

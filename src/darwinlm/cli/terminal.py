@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+from darwinlm import parallel
 
 if TYPE_CHECKING:
     from darwinlm.console import Reporter
@@ -28,9 +31,19 @@ class Verbosity(IntEnum):
 _level = [Verbosity.NORMAL]
 
 
+class _Console(Console):
+    """Leaves a closed pipe to `main`, where rich would end the process with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def set_verbosity(level: Verbosity) -> None:
-    """Choose what every command prints from now on."""
+    """Choose what every command prints from now on; libraries that aren't imported yet follow."""
     _level[0] = level
+    if level is Verbosity.VERBOSE:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+        warnings.simplefilter("default")
 
 
 def verbosity() -> Verbosity:
@@ -40,11 +53,9 @@ def verbosity() -> Verbosity:
 
 def console(*, stderr: bool = False) -> Console:
     """For results; silent in all processes but the first. Output that is piped isn't wrapped."""
-    from darwinlm import parallel
-
     stream = sys.stderr if stderr else sys.stdout
     wide = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
+    return _Console(stderr=stderr, quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
 
 
 def reporter() -> Reporter:
@@ -63,7 +74,5 @@ def say(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else."""
-    from darwinlm import parallel
-
     if parallel.is_main():
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
