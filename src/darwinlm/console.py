@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
@@ -24,7 +24,7 @@ class _Standing:
     """How far the present stage is."""
 
     title: str
-    begun: float = field(default_factory=time.monotonic)
+    begun: float
     what: str = ""
     done: int = 0
     total: int = 0
@@ -69,8 +69,6 @@ class _Standing:
 class _Line(ProgressColumn):
     """Draws the standing; the time that is left ticks on between two steps."""
 
-    max_refresh = 0.5
-
     def render(self, task: Task) -> Text:
         standing: _Standing = task.fields["standing"]
         return Text(standing.line(), no_wrap=True, overflow="ellipsis")
@@ -94,7 +92,7 @@ class Reporter:
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """Show how far a stage is while the block runs."""
-        outer, standing = self._standing, _Standing(title)
+        outer, standing = self._standing, _Standing(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
         columns = (SpinnerColumn(), _Line())
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
@@ -106,17 +104,33 @@ class Reporter:
                 self._standing = outer
 
     def advance(self, done: int, total: int) -> None:
-        """Say how many of the stage's steps are done."""
-        self._moved(done, total, "", ADVANCE_SECONDS)
+        """Say how many steps are done, of the stage or of its present part; 0 starts the clock."""
+        standing = self._standing
+        if standing is None:
+            return
+        now = time.monotonic()
+        counted = standing.count[0] if standing.count else 0
+        resumed, standing.resumes = standing.resumes and done > 0, False
+        if resumed:
+            standing.since = (now, done, counted)
+            self.say(f"{standing.title}: resumes after {standing.what or 'step'} {done} of {total}")
+        elif not done:
+            standing.since = (now, 0, counted)
+        elif standing.since is None:
+            standing.since = (standing.begun, 0, 0)
+        standing.done, standing.total, standing.at = done, total, now
+        patience = STEP_SECONDS if standing.count else ADVANCE_SECONDS
+        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
+            self.say(standing.line())
 
     def step(
         self,
         done: int,
         total: int,
         *,
-        what: str = "",
+        what: str,
         kl: tuple[float, float] | None = None,
-        count: tuple[int, str] | None = None,
+        count: tuple[int, str],
         left: float | None = None,
     ) -> None:
         """Say how far a part of the stage is, with its figures.
@@ -130,8 +144,11 @@ class Reporter:
             left: seconds after which the part ends whatever is done.
         """
         if self._standing is not None:
-            self._standing.kl, self._standing.count, self._standing.left = kl, count, left
-        self._moved(done, total, what, STEP_SECONDS)
+            if self._standing.what != what:
+                self._standing.since = None
+            self._standing.what, self._standing.kl, self._standing.count = what, kl, count
+            self._standing.left = left
+        self.advance(done, total)
 
     def resumes(self) -> None:
         """Tell that the stage was interrupted before: the next step told is the one after which it goes on."""
@@ -142,22 +159,6 @@ class Reporter:
         """Print one line."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
         self._said = time.monotonic()
-
-    def _moved(self, done: int, total: int, what: str, patience: float) -> None:
-        standing = self._standing
-        if standing is None:
-            return
-        now = time.monotonic()
-        counted = standing.count[0] if standing.count else 0
-        resumed, standing.resumes = standing.resumes and done > 0, False
-        if resumed:
-            standing.since = (now, done, counted)
-            self.say(f"{standing.title}: resumes after {what or 'step'} {done} of {total}")
-        elif standing.since is None or standing.what != what:
-            standing.since = (standing.at or standing.begun, 0, 0) if done else (now, 0, counted)
-        standing.what, standing.done, standing.total, standing.at = what, done, total, now
-        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
-            self.say(standing.line())
 
 
 def clock(seconds: float) -> str:

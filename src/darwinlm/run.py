@@ -153,6 +153,8 @@ class Run:
             with together():
                 if parallel.is_main():
                     resumed = folder.begin()
+            if resumed:
+                self.reporter.resumes()
             yield True
         # Of a stage that goes on after an interruption, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)

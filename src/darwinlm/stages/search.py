@@ -209,7 +209,7 @@ def _search(searcher: _Searcher, scores: Scores | None, stage: StageFolder, begu
         stage.folder / STATE,
         trainer=searcher.trainer,
         used=time.monotonic() - begun,
-        report=lambda generation: run.reporter.advance(generation.number, settings.generations),
+        report=lambda state: _tell_generation(run, state),
     )
     allocation, finalists = state.parent, None
     if settings.finalists:
@@ -259,7 +259,7 @@ class _WayDown:
             n_steps=settings.descent_steps,
             tokens=settings.descent_tokens,
             left=self._left,
-            report=lambda done: searcher.run.reporter.advance(done, settings.descent_steps),
+            report=lambda state: _tell_step(searcher, state, self._left()),
         )
         return FirstParent(found.parent, [start, *found.tried], found.observations, found.runners_up())
 
@@ -276,6 +276,35 @@ class _WayDown:
             return math.inf
         others = max(settings.finalists - 1, 0) * settings.stages[-1].tokens * fitness.seconds_per_token
         return 60 * settings.minutes - (time.monotonic() - self.begun) - others
+
+
+def _tell_step(searcher: _Searcher, state: Descent, left: float) -> None:
+    """One line about the descent."""
+    steps, kl = state.steps, None
+    if steps and steps[0].kl is not None and steps[-1].kl is not None:
+        kl = (steps[0].kl - steps[0].change, steps[-1].kl)
+    evaluations = steps[-1].evaluations if steps else searcher.fitness.evaluations
+    searcher.run.reporter.step(
+        len(steps),
+        searcher.settings.descent_steps,
+        what="descent",
+        kl=kl,
+        count=(evaluations, "evaluations"),
+        left=left if math.isfinite(left) else None,
+    )
+
+
+def _tell_generation(run: Run, state: EvolutionState) -> None:
+    """One line about the evolution."""
+    minutes = run.recipe.search.minutes
+    run.reporter.step(
+        state.done,
+        run.recipe.search.generations,
+        what="generation",
+        kl=(state.history[0].kl, state.kl),
+        count=(state.history[-1].evaluations, "evaluations"),
+        left=None if minutes is None else 60 * minutes - state.seconds,
+    )
 
 
 def _curves(searcher: _Searcher, scores: Scores | None, stage: StageFolder) -> Curves:

@@ -56,6 +56,7 @@ class Step:
         predicted: the same by the model that was solved.
         evaluations: candidates evaluated so far.
         seconds: of wall-clock so far.
+        kl: of the allocation after it, on all of the text; None where an earlier version took the step.
     """
 
     moved: int
@@ -63,6 +64,7 @@ class Step:
     predicted: float
     evaluations: int
     seconds: float
+    kl: float | None = None
 
 
 @dataclass
@@ -149,7 +151,7 @@ def descend(
     n_steps: int,
     tokens: int,
     left: Callable[[], float] = lambda: math.inf,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[Descent], None] = lambda state: None,
 ) -> Descent:
     """Go down, or go on with an interrupted descent.
 
@@ -161,7 +163,7 @@ def descend(
         n_steps: most steps.
         tokens: of a window.
         left: seconds until it must be over.
-        report: called with the number of steps after every one.
+        report: called with the state before the first step, and after every one.
 
     Raises:
         ArtifactError: the state is damaged or another search's.
@@ -174,6 +176,7 @@ def descend(
     before = state.steps[-1].seconds if state.steps else 0.0
     windows = fitness.windows(tokens)
     latest = 0.0
+    report(state)
     while not state.ended:
         now = before + parallel.broadcast(time.monotonic() - begun)
         if len(state.steps) >= n_steps:
@@ -187,7 +190,7 @@ def descend(
             then = before + parallel.broadcast(time.monotonic() - begun)
             latest = then - now
             state.steps[-1].seconds = then
-            report(len(state.steps))
+            report(state)
         if parallel.is_main():
             write_json(state_file, asdict(state))
     evaluations = state.steps[-1].evaluations if state.steps else fitness.evaluations + 1
@@ -241,7 +244,7 @@ def _step(state: Descent, fitness: Fitness, slope: Slope, windows: Sequence[Wind
     # Counted like this because a descent that goes on measures again what another one knows.
     evaluations = state.steps[-1].evaluations if number else first + 1
     evaluations += len(children) + len(finalists)
-    state.steps.append(Step(moved, best, model.change(parent, chosen), evaluations, 0.0))
+    state.steps.append(Step(moved, best, model.change(parent, chosen), evaluations, 0.0, before + best))
     state.parent = chosen
 
 

@@ -90,7 +90,7 @@ def evolve(
     *,
     trainer: Trainer | None = None,
     used: float = 0.0,
-    report: Callable[[Generation], None] = lambda generation: None,
+    report: Callable[[EvolutionState], None] = lambda state: None,
 ) -> EvolutionState:
     """Run or resume the search.
 
@@ -102,7 +102,7 @@ def evolve(
         state_file: written after every generation, by the first process.
         trainer: trains candidates, where a stage asks for it.
         used: seconds that went into the search before.
-        report: called after every generation.
+        report: called with the state before the first generation, and after every one.
 
     Returns:
         The final state; `parent` is the answer.
@@ -115,6 +115,7 @@ def evolve(
     state = _begin(fitness, problem, settings, start, state_file)
     used_before = state.seconds or used
     longest = parallel.broadcast(_expected_seconds(fitness, settings)) if settings.minutes is not None else 0.0
+    report(state)
     while not state.ended:
         state.seconds = parallel.broadcast(used_before + time.monotonic() - begun)
         if state.done >= settings.generations:
@@ -127,7 +128,7 @@ def evolve(
             # A generation that wouldn't be done in time isn't begun: the bound is kept, not passed.
             longest = max(longest, now - state.seconds)
             state.seconds = state.history[-1].seconds = now
-            report(state.history[-1])
+            report(state)
         if parallel.is_main():
             state.save(state_file)
     return state
