@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +134,17 @@ def manifest_files(folder: Path) -> dict[str, str]:
     return files
 
 
+@cache
+def stage_version(name: str) -> int:
+    """Version of what a stage computes: a part of its key, so that results of older code are done again.
+
+    Args:
+        name: of the stage; of stages such as `measure_dense` what stands before the underscore.
+    """
+    lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
+    return int(lines[name.partition("_")[0]]["version"])
+
+
 class StageFolder:
     """One stage's folder and the key that its content must match.
 
@@ -170,6 +183,16 @@ class StageFolder:
             if file_digest(file) != expected:
                 raise damaged(file, "its bytes aren't those that were written", self.folder)
         return True
+
+    def is_of_another_version(self) -> bool:
+        """True when the folder holds the result, or the beginning, of the same stage by another version of its code."""
+        path = self.folder / KEY
+        if not path.exists():
+            return False
+        key = read_json(path)
+        if not isinstance(key, dict):
+            return False
+        return key != self.key and {**key, "version": None} == {**self.key, "version": None}
 
     def begin(self) -> bool:
         """Make the folder ready: keep what an interrupted run with the same key left, drop anything else.

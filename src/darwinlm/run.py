@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, StageFolder, read_json, write_json
+from darwinlm.artifact import KEY, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
@@ -33,7 +33,7 @@ class Run:
         recipe: the whole configuration.
         folder: output folder; must be new, empty, or of an earlier run.
         reporter: tells the user.
-        shared: output folder of a family of runs, whose stages before the search are this run's too.
+        shared: output folder of a sweep, whose stages before the search are this run's too.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -103,7 +103,7 @@ class Run:
         return parallel.broadcast(done)
 
     def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
-        return StageFolder(self.path(name), {"stage": name, "version": 1, **key})
+        return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
 
     @contextmanager
     def stage(
@@ -148,6 +148,8 @@ class Run:
             )
             yield False
             return
+        if parallel.is_main() and folder.is_of_another_version():
+            self.reporter.say(f"{title}: made by another version of this stage, done again")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():

@@ -43,9 +43,7 @@ def folder(database, tmp_path):
 
 @pytest.fixture
 def descended(folder, tiny_llama, make_run):
-    found = {}
-    run_stages(make_run(tiny_llama, folder, *SETTINGS), "search", found)
-    return found
+    return run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
 
 
 def test_every_step_that_moves_lowers_the_loss_where_it_was_measured(descended, folder):
@@ -97,9 +95,8 @@ def test_an_interrupted_descent_ends_where_an_uninterrupted_one_does(
 
 def test_it_ends_where_nothing_better_is_found(folder, tiny_llama, make_run, monkeypatch):
     monkeypatch.setattr(descent, "guided", lambda *arguments, **named: [])
-    found = {}
-    run_stages(make_run(tiny_llama, folder, *SETTINGS), "search", found)
-    record = found["search"].record
+    found = run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
+    record = found.search.record
     assert [step["moved"] for step in record["descent"]] == [0, 0, 0]
     assert state_of(folder)["ended"] == "nothing better found"
     assert record["start_kl"] == record["history"][0]["kl"]
@@ -122,17 +119,15 @@ def test_it_goes_back_to_the_start_where_single_windows_misled_it(folder, tiny_l
 
 
 def test_no_step_is_begun_when_time_is_up(folder, tiny_llama, make_run):
-    found = {}
-    run_stages(make_run(tiny_llama, folder, *SETTINGS, "search.minutes=0.000001"), "search", found)
-    assert found["search"].record["descent"] == []
+    found = run_stages(make_run(tiny_llama, folder, *SETTINGS, "search.minutes=0.000001"), "search")
+    assert found.search.record["descent"] == []
     assert state_of(folder)["ended"] == "time is up"
 
 
 @pytest.mark.parametrize("setting", ["search.descent_steps=0", "search.slope_tokens=0", "search.screen=false"])
 def test_without_steps_or_gradients_there_is_none(setting, folder, tiny_llama, make_run):
-    found = {}
-    run_stages(make_run(tiny_llama, folder, *SETTINGS, setting), "search", found)
-    assert found["search"].record["descent"] is None
+    found = run_stages(make_run(tiny_llama, folder, *SETTINGS, setting), "search")
+    assert found.search.record["descent"] is None
     assert not (folder / "stages" / "search" / "descent.json").exists()
 
 
@@ -160,9 +155,8 @@ def test_finalists_come_from_the_way_where_no_generation_was_begun(folder, tiny_
         "search.finalist_rounds=[]",
         "search.proxy=gradient",
     )
-    found = {}
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
-    record, state = found["search"].record, state_of(folder)
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
+    record, state = found.search.record, state_of(folder)
     assert len(record["history"]) == 1
     candidates = record["finalists"]["candidates"]
     assert len(candidates) == 3

@@ -64,7 +64,7 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
     """An output that the loss can't feel costs nothing: channels that only feed it go first."""
     folder = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
     plain, weighted = (
-        run_stages(make_run(folder, tmp_path / saliency, f"database.saliency={saliency}"), "database")["database"]
+        run_stages(make_run(folder, tmp_path / saliency, f"database.saliency={saliency}"), "database").database
         for saliency in ("output", "loss")
     )
     assert not (tmp_path / "output" / "stages" / "saliency").exists()

@@ -17,11 +17,11 @@ from darwinlm.pipeline import prune, run_stages
 
 def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "out", keep="100%")
-    summary = run_stages(run, "report")
-    assert summary["budget"]["unused"] == 0
-    assert summary["models"]["stitched"]["kl"] == pytest.approx(0, abs=1e-6)
-    assert summary["models"]["refit"]["kl"] == pytest.approx(0, abs=1e-6)
-    assert summary["export"]["custom_code"] is False
+    summary = run_stages(run, "report").report
+    assert summary.budget.unused == 0
+    assert summary.models["stitched"].kl == pytest.approx(0, abs=1e-6)
+    assert summary.models["refit"].kl == pytest.approx(0, abs=1e-6)
+    assert summary.export.custom_code is False
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
     ],
 )
 def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report")
-    budget = summary["budget"]
-    assert 0 <= budget["unused"] <= 0.05 + 1e-9
-    final = summary["models"].get("refit", summary["models"]["stitched"])
-    assert final["perplexity"] > 0
-    assert ("refit" in summary["models"]) == (assignment != "refit.enabled=false")
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report").report
+    budget = summary.budget
+    assert 0 <= budget.unused <= 0.05 + 1e-9
+    final = summary.models.get("refit", summary.models["stitched"])
+    assert final.perplexity > 0
+    assert ("refit" in summary.models) == (assignment != "refit.enabled=false")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
 
@@ -56,8 +56,8 @@ def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
 @pytest.mark.parametrize("keep", ["2%", "10%", "35%", "90%"])
 def test_other_budgets_run_through(tiny_llama, make_run, tmp_path, keep):
     run = make_run(tiny_llama, tmp_path / "out", "budget.tolerance=0.1", keep=keep)
-    summary = run_stages(run, "report")
-    assert 0 <= summary["budget"]["unused"] <= 0.1 + 1e-9
+    summary = run_stages(run, "report").report
+    assert 0 <= summary.budget.unused <= 0.1 + 1e-9
 
 
 def test_a_sharded_model_gives_the_same_as_a_single_file(tiny_llama, make_run, tmp_path, finished_llama):
@@ -84,7 +84,7 @@ def test_the_python_function_does_what_the_command_does(tiny_llama, tiny_text_fi
     assert result.folder == tmp_path / "out"
     assert result.report.is_file()
     assert (result.model / "config.json").is_file()
-    assert json.loads((result.folder / "summary.json").read_text()) == json.loads(json.dumps(result.summary))
+    assert json.loads((result.folder / "summary.json").read_text()) == result.summary.as_json()
 
 
 def files(folder: Path) -> Iterator[Path]:

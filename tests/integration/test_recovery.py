@@ -23,6 +23,7 @@ from darwinlm.errors import (
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.trainer import RecoveryTrainer
+from darwinlm.report.summary import read_summary
 
 WORK = Path("stages/recover-work")
 
@@ -45,7 +46,7 @@ def assert_same(left, right, tolerance=0.0):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 def program(*arguments, **environment):
@@ -61,11 +62,11 @@ def program(*arguments, **environment):
 
 def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     out, summary = whole
-    assert summary["recovery"]["steps"] == 12
-    assert summary["recovery"]["tokens"] == 6144
-    models = summary["models"]
-    assert models["recovered"]["kl"] < 0.97 * models["before"]["kl"]
-    held_out = [entry["eval_kl"] for entry in summary["recovery"]["log"] if "eval_kl" in entry]
+    assert summary.recovery.steps == 12
+    assert summary.recovery.tokens == 6144
+    models = summary.models
+    assert models["recovered"].kl < 0.97 * models["before"].kl
+    held_out = [point.eval_kl for point in summary.recovery.log if point.eval_kl is not None]
     assert len(held_out) == 4
     assert held_out[-1] < held_out[0]
     before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
@@ -78,7 +79,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_rates_are_those_of_the_schedule(whole):
     """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
-    rates = [entry["learning_rate"] for entry in whole[1]["recovery"]["log"] if "loss" in entry]
+    rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
     settings = RecoverySettings(learning_rate=0.003)
     assert rates == pytest.approx([0.003 * rate_share(settings, 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
@@ -94,7 +95,7 @@ def test_embedding_and_head_can_stay_as_they_are(inputs, tmp_path):
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
-    assert recover_tiny(*inputs, out)["models"] == whole[1]["models"]
+    assert recover_tiny(*inputs, out).models == whole[1].models
 
 
 @pytest.mark.parametrize(
@@ -124,11 +125,11 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
         "recovery.learning_rate=0.003",
         "recovery.epochs=2",
     )
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
-    models = summary["models"]
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
+    models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
-    assert models["recovered"]["kl"] != models["refit"]["kl"]
-    assert summary["recovery"]["steps"] == 4
+    assert models["recovered"].kl != models["refit"].kl
+    assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -137,10 +138,10 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
 
     settings = ("recovery.tokens=2048", "recovery.batch_tokens=512", "recovery.epochs=2", "rounds=[80%, 60%]")
     run = make_run(tiny_llama, tmp_path / "out", *settings, keep="60%")
-    summary = run_stages(run, "report")
+    summary = run_stages(run, "report").report
     first, last = tmp_path / "out" / "rounds" / "1", tmp_path / "out"
     assert read_json(first / "stages" / "recover" / "record.json")["steps"] == 2
-    assert summary["recovery"]["steps"] == 2
+    assert summary.recovery.steps == 2
     dense = sum(t.numel() for name, t in load_file(tiny_llama / "model.safetensors").items() if ".layers." in name)
     sizes = [
         sum(t.numel() for name, t in load_file(folder / "model" / "model.safetensors").items() if ".layers." in name)
@@ -148,14 +149,14 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
     ]
     assert 0.7 * dense < sizes[0] <= 0.8 * dense
     assert 0.54 * dense < sizes[1] <= 0.6 * dense
-    assert summary["budget"]["dense_block_params"] == dense
-    assert summary["budget"]["block_params"] == sizes[1]
+    assert summary.budget.dense_block_params == dense
+    assert summary.budget.block_params == sizes[1]
     digests = [read_json(folder / "stages" / "recover" / "key.json")["teacher"] for folder in (first, last)]
     assert digests[0] == digests[1]
     assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
     assert read_json(last / "stages" / "recover" / "key.json")["recovery"]["skip_tokens"] == 512
-    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report")
-    assert again["models"]["recovered"] == summary["models"]["recovered"]
+    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report").report
+    assert again.models["recovered"] == summary.models["recovered"]
 
 
 # ----------------------------------------------------------------------------------------------- it goes on
@@ -211,10 +212,10 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     started = [program(*inputs, tmp_path / "out", *more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
     said = [process.communicate(timeout=120)[0].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, False)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
 
 
@@ -239,17 +240,17 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     codes, said = run(port + 1)
     assert codes == [0, 0], said
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, True)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.sharding=fsdp")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (1, False)
+    assert (summary.recovery.processes, summary.recovery.sharded) == (1, False)
     assert losses(summary) == losses(whole[1])
 
 

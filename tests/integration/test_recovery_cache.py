@@ -25,7 +25,7 @@ def inputs(finished_llama, tiny_llama, tmp_path_factory):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 # --------------------------------------------------------------------------------------------- as a recovery's part

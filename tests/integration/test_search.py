@@ -160,28 +160,26 @@ def test_scores_are_reused_by_another_budget_and_other_generations(searched, tin
 def test_other_starts_need_no_scores(searched, tiny_llama, make_run, tmp_path, start):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
     shutil.rmtree(folder / "stages" / "scores")
-    found = {}
     run = make_run(tiny_llama, folder, f"search.start={start}", "search.generations=1")
-    run_stages(run, "search", found)
+    found = run_stages(run, "search")
     assert not (folder / "stages" / "scores").exists()
-    assert found["search"].record["start"] == start
-    plan = found["plan"]
-    assert plan.budget.allows(plan.cost.of(found["search"].allocation))
+    assert found.search.record["start"] == start
+    plan = found.plan
+    assert plan.budget.allows(plan.cost.of(found.search.allocation))
 
 
 def test_the_ziplm_start_has_the_least_local_error(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
-    found = {}
     settings = ("search.start=ziplm", "search.generations=1")
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
-    reader, plan = found["database"].reader, found["plan"]
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
+    reader, plan = found.database.reader, found.plan
 
     def error(allocation):
         levels = zip(plan.space.modules, plan.space.levels(allocation), strict=True)
         return sum(reader.error(module.block, module.kind, level) for module, level in levels)
 
     start = tuple(json.loads((folder / "stages" / "search" / "evolution.json").read_text())["seen"][0])
-    assert error(start) <= error(found["search"].uniform) + 1e-9
+    assert error(start) <= error(found.search.uniform) + 1e-9
 
 
 def test_a_second_look_measures_what_the_knapsack_chose(searched, tiny_llama, make_run, tmp_path):
@@ -209,10 +207,9 @@ def test_a_second_look_that_was_interrupted_counts_what_it_had_measured(searched
 
 def test_time_ends_the_search_with_its_best(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
-    found = {}
     settings = ("search.minutes=3s", "search.generations=100000", "search.screen=false")
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
-    record = found["search"].record
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
+    record = found.search.record
     assert "time is up" in record["ended"] or "has been tried" in record["ended"]
     assert record["seconds"] < 4.5
 
@@ -227,10 +224,9 @@ def test_a_first_generation_that_takes_too_long_is_not_begun(searched, tiny_llam
         return losses
 
     monkeypatch.setattr(Fitness, "kl_on", kl_on)
-    found = {}
     settings = ("search.minutes=2m", "search.generations=9", "search.descent_steps=0")
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
-    record = found["search"].record
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
+    record = found.search.record
     assert record["ended"] == "time is up (2 minutes)"
     assert len(record["history"]) == 1
     assert record["seconds"] < 60
@@ -238,7 +234,6 @@ def test_a_first_generation_that_takes_too_long_is_not_begun(searched, tiny_llam
 
 def test_the_papers_rules_trade_single_levels_between_equals(searched, tiny_llama, make_run, tmp_path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
-    found = {}
     settings = (
         "search.trade=same_kind",
         "search.screen=false",
@@ -246,8 +241,8 @@ def test_the_papers_rules_trade_single_levels_between_equals(searched, tiny_llam
         "units.attention=kv_group",
         "budget.tolerance=0.1",
     )
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
-    plan = found["plan"]
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
+    plan = found.plan
     seen = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
     parent = tuple(seen["seen"][0])
     for kind in ("attention", "mlp"):
@@ -296,11 +291,10 @@ def test_candidates_that_overflow_drop_out(searched, tiny_llama, make_run, tmp_p
         return losses
 
     monkeypatch.setattr(Fitness, "kls", kls)
-    found = {}
     settings = ("search.generations=2", "search.score_adaptive=false")
-    run_stages(make_run(tiny_llama, folder, *settings), "search", found)
+    found = run_stages(make_run(tiny_llama, folder, *settings), "search")
     assert len(spoilt) == 2
-    assert found["search"].allocation not in spoilt
+    assert found.search.allocation not in spoilt
     state = json.loads((folder / "stages" / "search" / "evolution.json").read_text())
     assert all(tuple(child) not in spoilt for _, child, *_ in state["observations"])
 

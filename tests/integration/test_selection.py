@@ -194,35 +194,34 @@ FINALISTS = (TEXT, "search.finalists=3", ROUNDS, "search.training={learning_rate
 
 def selected(folder, tmp_path, tiny_llama, make_run, *settings):
     out = Path(shutil.copytree(folder, tmp_path / "out"))
-    found = {}
-    run_stages(make_run(tiny_llama, out, *settings), "search", found)
+    found = run_stages(make_run(tiny_llama, out, *settings), "search")
     return out, found
 
 
 def test_the_record_has_ranks_before_and_after(folder, tmp_path, tiny_llama, make_run):
     _, found = selected(folder, tmp_path, tiny_llama, make_run, *FINALISTS, "search.proxy=gradient")
-    record = found["search"].record["finalists"]
+    record = found.search.record["finalists"]
     candidates = record["candidates"]
     assert [len(each["kl_after"]) for each in candidates].count(2) == 2
     assert [each["kl_before"] for each in candidates] == sorted(each["kl_before"] for each in candidates)
     for field in ("rank_before", "rank_after", "rank_proxy"):
         assert sorted(each[field] for each in candidates) == [1, 2, 3]
     best = min((each for each in candidates if len(each["kl_after"]) == 2), key=lambda each: each["kl_after"][-1])
-    assert tuple(best["allocation"]) == found["search"].allocation
+    assert tuple(best["allocation"]) == found.search.allocation
     assert candidates.index(best) == record["chosen"]
     # Two steps of 64 tokens change a model; whether for the better is chance. That training helps has a test above.
     assert all(each["kl_after"][0] != each["kl_before"] for each in candidates)
-    assert found["text"]["training"].document_hashes
-    hashes = [set(part.document_hashes) for part in found["text"].values()]
+    assert found.text["training"].document_hashes
+    hashes = [set(part.document_hashes) for part in found.text.values()]
     assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"
 
 
 def test_the_proxy_alone_can_choose(folder, tmp_path, tiny_llama, make_run):
     settings = ("search.finalists=3", "search.finalist_rounds=[]", "search.proxy=gradient", TEXT)
     _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
-    record = found["search"].record["finalists"]
+    record = found.search.record["finalists"]
     best = max(record["candidates"], key=lambda each: each["agreement"])
-    assert tuple(best["allocation"]) == found["search"].allocation
+    assert tuple(best["allocation"]) == found.search.allocation
     assert all(each["kl_after"] == [] for each in record["candidates"])
 
 
@@ -248,7 +247,7 @@ def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run)
     )
     settings = (TEXT, stages, "search.generations=2", "search.training={learning_rate: 0.0005, batch_tokens: 64}")
     _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
-    history = found["search"].record["history"]
+    history = found.search.record["history"]
     assert len(history) == 3
     assert history[1]["kl"] < history[0]["kl"], "trained losses are smaller than the start's, which had no training"
-    assert found["plan"].budget.allows(found["plan"].cost.of(found["search"].allocation))
+    assert found.plan.budget.allows(found.plan.cost.of(found.search.allocation))

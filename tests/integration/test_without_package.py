@@ -127,8 +127,8 @@ def assert_same_as_here(found: dict, folder: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_path, model_type):
-    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report")
-    assert summary["export"]["custom_code"] is True
+    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report").report
+    assert summary.export.custom_code is True
     folder = tmp_path / "out" / "model"
     assert (folder / "modeling_darwinlm.py").is_file()
     found = loaded_elsewhere(folder, tmp_path, custom=True)
@@ -138,8 +138,8 @@ def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_p
 
 
 def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report")
-    assert summary["export"]["custom_code"] is False
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report").report
+    assert summary.export.custom_code is False
     folder = tmp_path / "out" / "model"
     assert not list(folder.glob("*.py"))
     found = loaded_elsewhere(folder, tmp_path, custom=False)

@@ -10,7 +10,10 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
 
 RECOVERY = (
     "text.sequence_length=32",
@@ -47,7 +50,7 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     monkeypatch.setattr(StepWatch, "on_pre_optimizer_step", stopping)
 
 
-def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> dict[str, Any]:
+def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process."""
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import math
@@ -13,18 +12,20 @@ from itertools import pairwise
 import matplotlib as mpl
 import pytest
 from rich.console import Console
-from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, plain, searched
+from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, given, made, plain, recovered, searched
 
+from darwinlm.artifact import write_json
+from darwinlm.errors import ArtifactError
 from darwinlm.report import plots, wording
 from darwinlm.report.card import model_card
-from darwinlm.report.page import _with_descent, render_page
+from darwinlm.report.page import render_page, search_points
+from darwinlm.report.summary import FitFigures, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
 
 
 @pytest.fixture(params=SUMMARIES)
 def summary(request):
-    made = SUMMARIES[request.param]()
-    return json.loads(json.dumps(made))
+    return made(SUMMARIES[request.param]())
 
 
 def test_page_is_whole_and_loads_nothing(summary):
@@ -39,7 +40,7 @@ def test_page_is_whole_and_loads_nothing(summary):
 
 
 def test_page_tells_everything_that_was_made():
-    summary = searched()
+    summary = made(searched())
     text = Page(render_page(summary)).text
     assert wording.headline(summary) in text
     for row in comparison_rows(summary):
@@ -53,11 +54,10 @@ def test_page_tells_everything_that_was_made():
         "256 of 1,536",
         "KL 0.920",
         "229 evaluations in 5 min 3 s: all generations done",
-        "52 of 60 output projections",
-        "a uniform model has KL 1.300",
+        "52 of 60 modules were fitted",
+        "A uniform model has 1.300 there",
         "ridges:",
         "2 threads",
-        "(nothing)",
         "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
         "trust_remote_code=True",
@@ -75,40 +75,37 @@ def test_page_tells_everything_that_was_made():
 def test_page_says_how_far_the_refit_was_taken(record, words):
     summary = searched()
     summary["refit"] |= record
-    assert words in Page(render_page(summary)).text
+    assert words in Page(render_page(made(summary))).text
 
 
 def test_page_without_search_and_refit():
-    html = render_page(plain())
+    html = render_page(made(plain()))
     text = Page(html).text
-    assert "not searched" in text
-    assert "refit was off" in text
+    assert "How the sizes were chosen isn't recorded" in text
+    assert "There was no refit" in text
     assert "trust_remote_code" not in html
     assert "searched, stitched" not in html
-    assert html.count("<svg") == 2
 
 
 def test_sublayers_that_a_model_never_had_are_not_called_gone():
     summary = plain()
     summary["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
-    text = Page(render_page(summary)).text
+    text = Page(render_page(made(summary))).text
     assert "never there" in text
     assert "No sub-layer is gone" in text
-    assert "gone" not in front_matter(model_card(summary))[1].split("## Sizes")[0]
+    assert "gone" not in front_matter(model_card(made(summary)))[1].split("## Sizes")[0]
 
 
 def test_page_survives_missing_figures():
     summary = plain()
-    summary["models"]["stitched"].update(
-        perplexity=math.exp(700), kl=math.nan, tokens_per_second=None, continuations=[]
-    )
+    summary["models"]["stitched"].update(perplexity=math.exp(700), kl=None, tokens_per_second=None, continuations=[])
     del summary["models"]["stitched"]["decode_tokens_per_second"]
     summary.update(prompts=[], stages=[], allocation=[], recipe={}, machine={})
     summary["text"] = {"source": None, "sequence_length": 64, "purposes": {}}
-    text = Page(render_page(summary)).text
+    text = Page(render_page(made(summary))).text
     assert "1e304" in text
     assert "times as fast" not in text
-    assert model_card(summary)
+    assert model_card(made(summary))
 
 
 def test_names_with_html_are_escaped():
@@ -122,45 +119,87 @@ def test_names_with_html_are_escaped():
     summary["search"]["ended"] = NASTY
     for entry in summary["models"].values():
         entry["continuations"][0] = NASTY
-    page = Page(render_page(summary))  # refuses script elements
-    assert page.text.count(NASTY) > 10
+    page = Page(render_page(made(summary)))  # refuses script elements
+    assert page.text.count(NASTY) > 5
 
 
-@pytest.mark.parametrize(("moves", "words"), [((12, 0, 3), "3 steps downhill and "), ((0,), "1 step downhill and ")])
-def test_the_way_down_is_told_and_drawn(moves, words):
-    summary = searched()
-    search = summary["search"]
-    search["descent"] = [
-        {
-            "moved": moved,
-            "change": -0.1 if moved else 0.0,
-            "predicted": 0.0,
-            "evaluations": 90 + 4 * at,
-            "seconds": at + 1.0,
-        }
-        for at, moved in enumerate(moves)
-    ]
-    search["history"][0] |= {"kl": 0.8, "seconds": 60.0, "evaluations": 110}
-    text = render_page(summary)
-    assert f"{words}229 evaluations" in text
+def test_the_way_down_is_told_and_drawn():
+    search = made(recovered()).search
+    text = render_page(made(recovered()))
+    assert "2 gradient-guided steps and 1 generation of evolution" in text
     assert "at KL 0.92" in text
-    first, second = _with_descent(search)[:2]
-    assert first == {"kl": 0.92, "improved": False, "seconds": 60.0 - len(moves), "evaluations": 90}
-    assert second == {**search["history"][0], "improved": any(moves)}
-    assert _with_descent(search)[2:] == search["history"][1:]
+    points = search_points(search)
+    assert [point.seconds for point in points] == [58.0, 59.0, 60.0, 7.5]
+    assert [point.improved for point in points] == [False, True, False, True]
+    assert [point.kl for point in points] == pytest.approx([0.92, 0.8, 0.8, search.history[1].kl])
+
+
+def test_a_search_without_a_way_down_is_drawn_from_its_generations():
+    search = made(searched()).search
+    points = search_points(search)
+    assert [point.kl for point in points] == [generation.kl for generation in search.history]
+    assert "19 generations of evolution" in render_page(made(searched()))
+    assert "gradient-guided" not in render_page(made(searched()))
+
+
+# What is said of a run must be what it did: each sentence that depends on that, for runs of either kind.
+@pytest.mark.parametrize("write", [render_page, model_card])
+@pytest.mark.parametrize(
+    ("make", "said", "unsaid"),
+    [
+        (searched, ["wasn't trained after pruning"], ["was trained on", "was then trained", "How its sizes"]),
+        (recovered, ["was trained on 24,576 tokens after pruning"], ["wasn't trained", "without its continued"]),
+        (given, ["was trained on 24,576 tokens after pruning"], ["evolution", "refitted", "searched", "evaluations"]),
+    ],
+)
+def test_what_is_said_of_the_training_is_true_of_the_run(write, make, said, unsaid):
+    text = write(made(make()))
+    for words in said:
+        assert words in text, words
+    for words in unsaid:
+        assert words not in text, words
+
+
+def test_purposes_of_the_text_are_those_of_the_run():
+    def uses(tree):
+        return Page(render_page(made(tree))).text
+
+    assert "second moments of the database; the refit" in uses(searched())
+    assert "strength of the refit" in uses(searched())
+    assert "held-out loss while training" not in uses(searched())
+    assert "held-out loss while training" in uses(recovered())
+    assert "the refit" not in uses(plain()).split("Text and time")[1]
+
+
+def test_later_rounds_are_said_to_compare_with_what_they_cut():
+    summary = recovered()
+    assert "to the dense model and ended" in Page(render_page(made(summary))).text
+    summary["from_pruned"] = True
+    assert "to the model that this round cut" in Page(render_page(made(summary))).text
+    assert "pruned in several rounds" in model_card(made(summary))
+
+
+def test_no_folder_of_the_machine_is_on_the_page_or_the_card():
+    summary = recovered()
+    summary["model"] = "/home/someone/secret/SmolLM2-135M-Instruct.Q4_1.gguf"
+    summary["text"].update(source="/home/someone/secret/text.txt", training_source="/home/someone/secret/more.txt")
+    summary["recipe"] = {"model": summary["model"], "text": {"source": "/home/someone/secret/text.txt"}}
+    for text in (render_page(made(summary)), model_card(made(summary))):
+        assert "secret" not in text
+        assert "SmolLM2-135M-Instruct with half of its block parameters" in text
 
 
 @pytest.mark.parametrize("blocks", [1, 30, 80])
 def test_plots_are_svg_and_deterministic(blocks):
-    summary = searched(blocks)
+    summary, trained = made(searched(blocks)), made(recovered())
     points = [plots.SizePoint("dense", 106.2, 24.9), plots.SizePoint("a < b & $c$", 53.0, 48.4, final=True)]
 
     def draw():
         return [
-            plots.allocation_plot(summary["allocation"]),
-            plots.search_plot(summary["search"]["history"]),
+            plots.search_plot(search_points(summary.search)),
             plots.size_plot(points),
-            plots.refit_plot(summary["refit"]["choices"]),
+            plots.refit_plot(summary.refit.choices),
+            plots.recovery_plot(trained.recovery.log),
         ]
 
     before = dict(mpl.rcParams)
@@ -176,7 +215,7 @@ def test_plots_are_svg_and_deterministic(blocks):
         assert "<dc:date" not in svg
         assert "<metadata" not in svg
         assert "var(--plot-ink, #1d2129)" in svg
-    assert "a &lt; b &amp; $c$: 48.4" in first[2]
+    assert "a &lt; b &amp; $c$: 48.4" in first[1]
 
 
 def test_plots_leave_no_figures_behind():
@@ -190,18 +229,15 @@ def test_plots_leave_no_figures_behind():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.allocation_plot([]),
-        lambda: plots.allocation_plot(
-            [{"block": 0, "heads": 0, "width": 0, "dense_heads": 0, "dense_width": 64}],
-        ),
-        lambda: plots.search_plot([{"kl": 0.9, "improved": False, "evaluations": 1, "seconds": 0.0}]),
+        lambda: plots.search_plot([plots.SearchPoint(0.0, 0.9, improved=False)]),
+        lambda: plots.recovery_plot([]),
         lambda: plots.size_plot([]),
         lambda: plots.size_plot([plots.SizePoint("lost", 1.0, math.inf)]),
         lambda: plots.size_plot([plots.SizePoint("good", 2.0, 10.0), plots.SizePoint("bad", 1.0, math.exp(700))]),
         lambda: plots.size_plot([plots.SizePoint("same", 1.0, 5.0), plots.SizePoint("same again", 1.0, 5.0)]),
         lambda: plots.refit_plot([]),
-        lambda: plots.refit_plot([{"block": 3, "kind": "mlp", "ridge": 0.3, "before": 9.0, "after": 0.01}]),
-        lambda: plots.refit_plot([{"block": 3, "kind": "mlp", "ridge": None, "before": 0.0, "after": 0.0}]),
+        lambda: plots.refit_plot([FitFigures(block=3, kind="mlp", ridge=0.3, before=9.0, after=0.01)]),
+        lambda: plots.refit_plot([FitFigures(block=3, kind="mlp", ridge=None, before=0.0, after=0.0)]),
     ],
 )
 def test_plots_of_odd_data(draw):
@@ -216,7 +252,7 @@ def test_labels_of_points_of_one_size_do_not_overlap():
 
 
 def test_rows_of_the_comparison():
-    rows = comparison_rows(searched())
+    rows = comparison_rows(made(searched()))
     assert [row.cells[0] for row in rows] == ["dense", "uniform, same size", "searched, stitched", "searched + refit"]
     assert [row.final for row in rows] == [False, False, False, True]
     assert rows[0].cells == ("dense", "134.5 M", "106.2 M", "269", "24.9", "0.000", "254", "13.3")
@@ -230,7 +266,7 @@ def test_rows_of_the_comparison():
         "541 (×2.1)",
         "24.6 (×1.8)",
     )
-    assert [row.cells[0] for row in comparison_rows(plain())] == ["dense", "stitched"]
+    assert [row.cells[0] for row in comparison_rows(made(plain()))] == ["dense", "pruned, stitched"]
 
 
 def test_table_of_the_terminal(summary):
@@ -247,16 +283,55 @@ def test_table_of_the_terminal(summary):
 
 def test_table_of_a_narrow_terminal_keeps_every_figure():
     console = Console(file=io.StringIO(), width=80)
-    console.print(comparison_table(searched()))
+    console.print(comparison_table(made(searched())))
     printed = console.file.getvalue()
     assert "…" not in printed
     for figure in ("134.5 M", "106.2 M", "24.9", "0.982", "(×2.1)", "(49.9 %)"):
         assert figure in printed
 
 
-def test_nothing_changes_the_summary(summary):
-    before = copy.deepcopy(summary)
-    render_page(summary)
-    model_card(summary)
-    comparison_table(summary)
-    assert summary == before
+FULL = "searched + refit + recovery"
+
+
+@pytest.mark.parametrize(
+    ("tree", "rows"),
+    [
+        (recovered(), ["dense", "uniform, same size", "searched, stitched", "searched + refit", FULL]),
+        (given(), ["dense", "before recovery", "pruned + recovery"]),
+    ],
+)
+def test_models_are_named_after_the_steps_that_made_them(tree, rows):
+    assert [row.cells[0] for row in comparison_rows(made(tree))] == rows
+    if tree["refit"]:
+        tree["refit"] |= {"kept": "stitched", "strength": 0.0}
+        assert comparison_rows(made(tree))[-1].cells[0] == "searched + refit (no gain) + recovery"
+        tree["refit"] = None
+        assert comparison_rows(made(tree))[-1].cells[0] == "searched + recovery"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds no summary of a run"),
+        ({"rows": []}, "holds no summary of a run"),
+        (
+            {"models": {}, "version": "0.0.9"},
+            "was written by darwinlm 0.0.9 in format none, and .* reads format 1",
+        ),
+        ({**searched(), "format": 2}, "was written by darwinlm 0.1.0 in format 2"),
+        ({**searched(), "export": None}, r"is no summary that this version reads \(export: "),
+        ({**searched(), "surprise": 1}, r"is no summary that this version reads \(surprise: "),
+    ],
+)
+def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=said) as error:
+        read_summary(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path, summary):
+    path = tmp_path / "summary.json"
+    write_json(path, summary.as_json())
+    assert read_summary(path) == summary

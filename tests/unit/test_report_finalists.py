@@ -6,7 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.tiny.summaries import Page, searched
+from tests.tiny.summaries import Page, made, searched
 
 from darwinlm.report.finalists import finalists_table, last_choice
 from darwinlm.report.page import render_page
@@ -42,17 +42,17 @@ PROXY = {
 def summary_of(record):
     summary = searched()
     summary["search"]["finalists"] = record
-    return summary
+    return made(summary)
 
 
 def printed(record):
     console = Console(file=io.StringIO(), width=200)
-    console.print(finalists_table({"finalists": record}))
+    console.print(finalists_table(summary_of(record).search))
     return console.file.getvalue()
 
 
 def test_ranks_and_losses_before_and_after_training():
-    choice = last_choice({"finalists": TRAINED})
+    choice = last_choice(summary_of(TRAINED).search)
     assert choice.columns == (
         "rank before training",
         "KL before training",
@@ -73,7 +73,7 @@ def test_ranks_and_losses_before_and_after_training():
 
 
 def test_ranks_by_gradient_agreement():
-    choice = last_choice({"finalists": PROXY})
+    choice = last_choice(summary_of(PROXY).search)
     assert choice.columns[2:] == ("rank by gradient agreement", "gradient agreement")
     assert choice.rows == (("1", "0.911", "2", "0.4123"), ("2", "0.923", "1", "0.5000"))
     assert "ranked by the agreement of their gradients; the one taken had rank 2 before" in choice.words
@@ -81,7 +81,7 @@ def test_ranks_by_gradient_agreement():
 
 @pytest.mark.parametrize("record", [TRAINED, PROXY], ids=["trained", "proxy"])
 def test_page_and_terminal_show_all_of_it(record):
-    choice, html, terminal = last_choice({"finalists": record}), render_page(summary_of(record)), printed(record)
+    choice, html, terminal = last_choice(summary_of(record).search), render_page(summary_of(record)), printed(record)
     text = Page(html).text
     assert choice.words in text
     assert " ".join(choice.columns) in text
@@ -98,8 +98,8 @@ def test_one_finalist_is_no_choice():
     assert "nothing to choose" in Page(render_page(summary_of(record))).text
 
 
-@pytest.mark.parametrize("search", [None, {}, {"finalists": None}])
+@pytest.mark.parametrize("search", [None, made(searched()).search])
 def test_without_finalists_nothing_is_shown(search):
     assert last_choice(search) is None
     assert finalists_table(search) is None
-    assert "The last choice" not in render_page(searched())
+    assert "The last choice" not in render_page(made(searched()))

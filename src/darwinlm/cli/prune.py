@@ -84,11 +84,11 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm.runs.sweep import SWEEP, prune_sweep
 
     console = terminal.console()
-    rows = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
+    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
-    console.print(sweep_table(rows))
+    console.print(sweep_table(sweep))
     console.print(f"models  {out}/*/model\nplot    {out / SWEEP}.svg\nsummary {out / SWEEP}.json", highlight=False)
 
 
@@ -101,24 +101,30 @@ def _run(recipe: Any, out: Path, until: str) -> None:
 
     console = terminal.console()
     run = Run(recipe, out, terminal.reporter())
-    found = run_stages(run, until)
+    made = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return
-    finalists = finalists_table(found["search"])
+    summary = made.report
+    finalists = finalists_table(summary.search)
     if finalists is not None:
         console.print(finalists, "")
-    console.print(comparison_table(found))
-    for number, prompt in enumerate(found["prompts"]):
-        console.print(f"\n[bold]{prompt!r}[/bold] goes on")
-        for name, model in found["models"].items():
-            console.print(f"  {name}: {model['continuations'][number]!r}", highlight=False, markup=False)
-    budget = found["budget"]
-    limit = "" if budget["kind"] == "keep" else f" of {wording.amount(budget['upper'], budget['unit'])}"
+    console.print(comparison_table(summary))
+    if summary.prompts:
+        console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)
+        for key in ("dense", summary.saved_key):
+            text = wording.collapsed(summary.models[key].continuations[0])
+            console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
+    budget = summary.budget
+    assert budget is not None
+    limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
     console.print(
-        f"\n{budget['block_params']:,} of {budget['dense_block_params']:,} block parameters kept "
-        f"({budget['block_params'] / budget['dense_block_params']:.2%}; {budget['unused']:.2%} of the budget{limit} "
+        f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
+        f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
-        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}",
+        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
+        f"darwinlm show {out}    what was kept in every block, and what to do next\n"
+        f"darwinlm chat {out}    talk to the smaller model",
         highlight=False,
+        soft_wrap=True,
     )

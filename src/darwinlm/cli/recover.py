@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import SHRINK, OutOption, RecipeOption, SetOption, TextOption, command
@@ -32,6 +31,7 @@ def recover(
 ) -> None:
     """Train a pruned model, by default by distillation from the dense one. Rerun to resume from a checkpoint."""
     from darwinlm import parallel
+    from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery
 
     console = terminal.console()
@@ -47,13 +47,10 @@ def recover(
     )
     if not parallel.is_main():
         return
-    table = Table("model", "perplexity", "KL to dense, nats/token")
-    for name, figures in summary["models"].items():
-        table.add_row(name, f"{figures['perplexity']:.2f}", f"{figures['kl']:.4f}")
-    console.print(table)
-    record = summary["recovery"]
+    assert summary.recovery is not None
+    console.print(comparison_table(summary))
     console.print(
-        f"{record['tokens']:,} tokens in {record['steps']:,} steps\nmodel   {out / 'model'}\nsummary "
-        f"{out / 'summary.json'}",
+        f"{summary.recovery.tokens:,} tokens in {summary.recovery.steps:,} steps\nmodel   {out / 'model'}\n"
+        f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}",
         highlight=False,
     )

@@ -138,6 +138,7 @@ def _dense() -> Row:
 
 def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = bench.run, BASELINES[name]
+    biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {
         "model": run.checkpoint.digest,
         "calibration": bench.texts["calibration"].digest,
@@ -150,9 +151,8 @@ def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": bench.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
+        "bias": biased,
     }
-    biased = biased_kinds(run.recipe.refit, run.checkpoint)
-    key |= {"bias": biased} if biased else {}
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
         if work:

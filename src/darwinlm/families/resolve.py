@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error, write_json
+from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, storage_error, write_json
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
@@ -63,7 +63,7 @@ def _download(model: str) -> Path:
 
 def _dequantise(path: Path, work: Path) -> Path:
     """Turn a GGUF file into a folder of float32 safetensors, once."""
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": 3})
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
     if stage.is_complete():
         return work
     for package in ("gguf", "accelerate"):  # transformers wants both, and says so late

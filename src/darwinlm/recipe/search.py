@@ -40,7 +40,7 @@ class TrainingSettings(Section):
     """How candidates are trained before they are judged: AdamW on float32 master weights, KL to the dense model."""
 
     learning_rate: float = Field(1e-4, gt=0)
-    """Largest step size; it rises over the first tenth and stays."""
+    """Largest step size; it rises over the first four steps and stays."""
     lora_rank: int = Field(0, ge=0)
     """Rank of low-rank adapters that are trained in place of the weights; 0 trains the weights themselves."""
     batch_tokens: int = Field(2048, gt=0)

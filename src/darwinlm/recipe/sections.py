@@ -54,7 +54,7 @@ class TextSettings(Section):
     validation_tokens: int = Field(8192, gt=0)
     """For choices that must not be made on the text that was fitted: refit or not, and how strongly."""
     training_tokens: int = Field(0, ge=0)
-    """For training: candidates of the search, where it trains any, and recovery."""
+    """For training candidates of the search, where it trains any; recovery reads text of its own (`recovery.text`)."""
     evaluation_tokens: int = Field(16384, gt=0)
     """For the figures in the report; nothing is chosen by them."""
     allow_benchmark_text: str = ""

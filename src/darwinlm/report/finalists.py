@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from darwinlm.report import wording
+from darwinlm.report.summary import FinalistFigures, SearchFigures
 
 
 @dataclass(frozen=True)
@@ -30,48 +30,47 @@ class LastChoice:
     chosen: int
 
 
-def last_choice(search: Mapping[str, Any] | None) -> LastChoice | None:
+def last_choice(search: SearchFigures | None) -> LastChoice | None:
     """Lay out the finalists of a search.
 
     Args:
-        search: the search's record; None where nothing was searched.
+        search: the search; None where nothing was searched.
 
     Returns:
         None where there were no finalists.
     """
-    record = (search or {}).get("finalists")
-    if record is None:
+    if search is None or search.finalists is None:
         return None
-    candidates: Sequence[Mapping[str, Any]] = record["candidates"]
-    rounds = max(len(each["kl_after"]) for each in candidates)
-    ranked = any(each["rank_proxy"] is not None for each in candidates)
+    record, candidates = search.finalists, search.finalists.candidates
+    rounds = max(len(each.kl_after) for each in candidates)
+    ranked = any(each.rank_proxy is not None for each in candidates)
     columns = ["rank before training", "KL before training"]
     columns += ["rank after training"] if rounds else []
     columns += [f"KL after round {number + 1}" for number in range(rounds)]
     columns += ["rank by gradient agreement", "gradient agreement"] if ranked else []
     rows = []
     for each in candidates:
-        losses = [wording.divergence(loss) for loss in each["kl_after"]]
-        cells = [str(each["rank_before"]), wording.divergence(each["kl_before"])]
-        cells += [str(each["rank_after"] or "–")] if rounds else []
+        losses = [wording.divergence(loss) for loss in each.kl_after]
+        cells = [str(each.rank_before), wording.divergence(each.kl_before)]
+        cells += [str(each.rank_after or "–")] if rounds else []
         cells += [*losses, *["–"] * (rounds - len(losses))]
-        cells += [str(each["rank_proxy"]), f"{each['agreement']:.4f}"] if ranked else []
+        cells += [str(each.rank_proxy), f"{each.agreement:.4f}"] if ranked else []
         rows.append(tuple(cells))
-    return LastChoice(_words(candidates, record["chosen"], rounds), tuple(columns), tuple(rows), record["chosen"])
+    return LastChoice(_words(candidates, record.chosen, rounds), tuple(columns), tuple(rows), record.chosen)
 
 
-def _words(candidates: Sequence[Mapping[str, Any]], chosen: int, rounds: int) -> str:
-    count, before = len(candidates), candidates[chosen]["rank_before"]
+def _words(candidates: Sequence[FinalistFigures], chosen: int, rounds: int) -> str:
+    count, before = len(candidates), candidates[chosen].rank_before
     if count == 1:
         return "There was one finalist, so there was nothing to choose."
     how = f"trained for {rounds} round{'s' * (rounds > 1)}" if rounds else "ranked by the agreement of their gradients"
     words = f"The {count} best allocations were {how}; the one taken had rank {before} before."
     if rounds:
-        words += f" The first before training came out with rank {candidates[0]['rank_after']}."
+        words += f" The first before training came out with rank {candidates[0].rank_after}."
     return words
 
 
-def finalists_table(search: Mapping[str, Any] | None) -> Table | None:
+def finalists_table(search: SearchFigures | None) -> Table | None:
     """The finalists for the terminal, with the one that was taken in bold; None where there were none."""
     choice = last_choice(search)
     if choice is None:

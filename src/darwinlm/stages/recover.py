@@ -121,7 +121,7 @@ def recover_model(
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # Nothing in here depends on how many processes share the work or how they divide it.
     apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
-    how = settings.model_dump(exclude=apart) | ({"cached": True} if settings.teacher_cache else {})
+    how = settings.model_dump(exclude=apart) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
@@ -133,10 +133,8 @@ def recover_model(
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
         "device": run.device.type,
+        "blocks_begin_with": added_bos(tokenizer),
     }
-    bos = added_bos(tokenizer)
-    if bos is not None:
-        key["blocks_begin_with"] = bos
     with run.stage("recover", key, "recovery", shared=True) as (stage, work):
         if work:
             if distils:

@@ -32,9 +32,6 @@ RECORD = "record.json"
 HEAD_TOKENS = 512
 """Tokens whose logits exist at once, in whole sequences."""
 
-ADDED = ("bias", "inputs")
-"""Settings that take no part in a key while they are off: runs from before they were there go on."""
-
 
 @dataclass(frozen=True)
 class Refitted:
@@ -84,12 +81,11 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     settings = run.recipe.refit
     if not settings.enabled:
         return None
-    off = {name for name in ADDED if not getattr(settings, name)}
     key = {
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(exclude={"input_memory", *off}),
+        "refit": settings.model_dump(exclude={"input_memory"}),
         "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }

@@ -59,10 +59,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "document_tokens": settings.document_tokens,
         "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
+        "blocks_begin_with": added_bos(tokenizer),
     }
-    bos = added_bos(tokenizer)
-    if bos is not None:
-        key["blocks_begin_with"] = bos
     with run.stage("text", key, "text") as (stage, work):
         if work:
             documents = read_documents(settings.source, shuffle=shuffle_of(run))

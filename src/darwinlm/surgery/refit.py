@@ -1,4 +1,4 @@
-"""Least-squares correction of a stitched model toward the dense one, block by block (DESIGN: refit).
+"""Least-squares correction of a stitched model toward the dense one, block by block.
 
 Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
 fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
