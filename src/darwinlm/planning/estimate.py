@@ -30,7 +30,7 @@ ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
 LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/results.md."""
+"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/notebook/speed.md."""
 
 SECOND_LOOK = 0.75
 """Share of the modules whose chosen level is measured in a second look: the others stay whole, or it is known."""

@@ -1,0 +1,1 @@
+"""Runs that are more than the stages in order: several sizes, several rounds, recovery alone."""
