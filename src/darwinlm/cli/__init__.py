@@ -11,8 +11,10 @@ from darwinlm.cli import (
     info,
     plan,
     prune,
+    push,
     recover,
     scores,
+    show,
 )
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main
@@ -30,6 +32,8 @@ __all__ = [
     "main",
     "plan",
     "prune",
+    "push",
     "recover",
     "scores",
+    "show",
 ]
