@@ -158,8 +158,3 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
         if text:
             self.text += text
             self.on_text(text)
-
-
-def generate_text(opened: Opened, prompt: str, max_tokens: int, **options: Any) -> str:
-    """Answer one prompt, through the chat template where the model has one."""
-    return Conversation(opened, AnswerSettings(max_tokens, **options)).answer(prompt)

@@ -36,6 +36,13 @@ def fast_dtype(device: torch.device) -> str:
     return "bfloat16" if device.type != "cpu" or _multiplies_quickly() else "float32"
 
 
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The element type that an option names. Raises RecipeError where there is no such type."""
+    if name not in ("auto", *DTYPES):
+        raise RecipeError(f"dtype {name}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[fast_dtype(device) if name == "auto" else name]
+
+
 def has_matrix_tiles() -> bool:
     """Whether the processor multiplies tiles of bfloat16 (AMX)."""
     if hasattr(torch.cpu, "get_capabilities"):

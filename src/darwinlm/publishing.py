@@ -71,7 +71,7 @@ def prepare_upload(
 
 
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
-    """Create the repository and upload everything in one commit; the GGUF file is made and checked before.
+    """Create the repository and upload the folder in one commit; the GGUF file is made and checked before.
 
     Args:
         upload: what and where.
@@ -104,10 +104,8 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
             raise ExportError("HF_HUB_OFFLINE is set: unset it to reach the hub") from error
         except HfHubHTTPError as error:
             raise _refused(upload, error) from error
-        except OSError as error:
-            raise ExportError(
-                f"can't reach the hub ({first_line(error)}): check the network, then try again"
-            ) from error
+        except (OSError, _transport_error()) as error:
+            raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
     return str(created)
 
 
@@ -129,6 +127,13 @@ def _gguf(upload: Upload, work: Path, say: Callable[[str], None]) -> Path:
     path = work / upload.gguf_name
     export_model(upload.folder, path, to="gguf", quantisation=upload.quantisation, say=say)
     return path
+
+
+def _transport_error() -> type[Exception]:
+    """What the hub's HTTP client raises; the client differs between releases of huggingface_hub."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _refused(upload: Upload, error: Exception) -> ExportError:

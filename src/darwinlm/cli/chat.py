@@ -14,7 +14,7 @@ from rich.text import Text
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, RemoteCode, command
-from darwinlm.errors import DataError, RecipeError
+from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
     from darwinlm.chat import Conversation
@@ -75,13 +75,11 @@ def chat(
 
 def _opened(sources: Sequence[str], device: str, dtype: str, remote_code: bool) -> dict[str, Opened]:
     """Models by what the user called them. Raises RecipeError, ModelError."""
-    from darwinlm.compute import DTYPES, fast_dtype, resolve_device
+    from darwinlm.compute import resolve_device, resolve_dtype
     from darwinlm.evaluation.models import open_model
 
-    if dtype not in ("auto", *DTYPES):
-        raise RecipeError(f"--dtype {dtype}: use auto, {', '.join(DTYPES)}")
     where = resolve_device(device)
-    kind = DTYPES[fast_dtype(where) if dtype == "auto" else dtype]
+    kind = resolve_dtype(dtype, where)
     found = {}
     for source in sources:
         terminal.say(f"loading {source}")

@@ -62,9 +62,8 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     console.print(Text(wording.title(summary), style="bold"))
     console.print(wording.headline(summary), highlight=False, markup=False)
     console.print()
-    for line in allocation_lines(
-        summary, min(console.width, 100), plain=not (console.encoding or "").startswith("utf")
-    ):
+    plain = not (console.encoding or "").startswith("utf")
+    for line in allocation_lines(summary, min(console.width, 100), plain=plain):
         console.print(line, no_wrap=True, overflow="crop")
     console.print()
     if console.width >= TABLE_WIDTH:
