@@ -63,7 +63,7 @@ def prepare_upload(
     if not NAME.fullmatch(repo):
         raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
     if quantisation is not None:
-        from darwinlm.export.gguf.export import QUANTISATIONS
+        from darwinlm.export.gguf.write import QUANTISATIONS
 
         if quantisation not in QUANTISATIONS:
             raise ExportError(f"--gguf {quantisation}: there is no such type; use {', '.join(QUANTISATIONS)}")
@@ -133,7 +133,8 @@ def _transport_error() -> type[Exception]:
     """What the hub's HTTP client raises; the client differs between releases of huggingface_hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next(base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException"))
+    bases: tuple[type, ...] = HfHubHTTPError.__mro__
+    return next(base for base in bases if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _refused(upload: Upload, error: Exception) -> ExportError:

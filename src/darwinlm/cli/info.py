@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from darwinlm import __version__
 from darwinlm.cli import terminal
@@ -60,7 +61,7 @@ def schema(
     table.add_column("default", overflow="fold", max_width=24)
     table.add_column("meaning")
     for name, value, about in chosen:
-        table.add_row(name, value, " ".join(about.split()))
+        table.add_row(Text(name), Text(value), Text(" ".join(about.split())))
     console = terminal.console()
     console.print(table)
     if section is None:

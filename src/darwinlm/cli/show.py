@@ -77,9 +77,9 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 markup=False,
             )
     console.print()
-    for wish, line in _next(run, summary):
+    for wish, do in _next(run, summary):
         console.print(f"{wish}:", style="dim", highlight=False)
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
 
 
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
