@@ -1,4 +1,4 @@
-"""A stand-in for the hub's HTTP API on the loopback: repositories, tokens, and uploads as huggingface_hub sends them."""
+"""A stand-in for the hub's HTTP API on the loopback: repositories, tokens, uploads."""
 
 from __future__ import annotations
 
