@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Minutes
+from darwinlm.recipe.quantities import Minutes, Share
 
 UNESTIMATED_LEVELS = 3
 """Levels of each module whose loss is measured where nothing else is said and the database has no estimates."""
@@ -74,7 +74,7 @@ class SearchSettings(Section):
     """Rounds of selection; the parent takes part in the last."""
     trade: Literal["any", "same_kind"] = "any"
     """`any`: attention and MLP may trade, steps anneal. `same_kind`: the paper's switch, one level between equals."""
-    step: float = Field(0.25, gt=0, le=1)
+    step: Share = Field(0.25, gt=0, le=1)
     """Largest level switch of the first generation, as a share of a module's levels; it shrinks to one level."""
     screen: bool = True
     """Propose many children and evaluate those that earlier evaluations speak for; a quarter stays random."""
