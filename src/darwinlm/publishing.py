@@ -104,6 +104,8 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
             raise ExportError("HF_HUB_OFFLINE is set: unset it to reach the hub") from error
         except HfHubHTTPError as error:
             raise _refused(upload, error) from error
+        except ValueError as error:
+            raise ExportError(f"the hub refuses the model card: {' '.join(str(error).split())}") from error
         except (OSError, _transport_error()) as error:
             raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
     return str(created)

@@ -89,6 +89,13 @@ def test_tokens(command, hub: Hub, finished_llama: Path, monkeypatch, tmp_path: 
     assert hub.repos == {}
 
 
+def test_a_card_that_the_hub_refuses(command, hub: Hub, finished_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_llama / "model", tmp_path / "broken"))
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# card\n")
+    command("push", folder, "me/half").refused("the hub refuses the model card", "front matter isn't YAML")
+    assert hub.repos["me/half"] == {}
+
+
 def test_no_hub(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:
     from huggingface_hub import constants
 

@@ -9,6 +9,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import yaml
+
 TOKEN = "hf_stand_in"
 READ_ONLY = "hf_reads_only"
 
@@ -86,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"error": "Invalid username or password."})
         elif token == READ_ONLY:
             self._send(403, {"error": "You don't have the rights to create a model under this namespace"})
+        elif path == "/api/validate-yaml":
+            self._validate(json.loads(body)["content"])
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif path.endswith("/info/lfs/objects/batch"):
@@ -108,6 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._commit(path.split("/api/models/")[1].partition("/commit/")[0], body)
         else:
             self._send(404, {"error": f"the stand-in knows no {path}"})
+
+    def _validate(self, card: str) -> None:
+        errors = []
+        if card.startswith("---"):
+            try:
+                yaml.safe_load(card.split("---")[1])
+            except yaml.YAMLError:
+                errors.append({"message": "the front matter isn't YAML"})
+        self._send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
