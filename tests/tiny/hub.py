@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(409, {"error": "You already created this model repo", "url": url})
             return
         self.server.repos[name] = {}
-        if wanted.get("private"):
+        if wanted.get("private") or wanted.get("visibility") == "private":  # releases of the library differ
             self.server.private.add(name)
         self._send(200, {"url": url, "name": name})
 
