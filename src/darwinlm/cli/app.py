@@ -22,7 +22,7 @@ LEARN = "Learn more"
 _BUDGET = "Budget (choose one)"
 
 ORDER = (
-    ("prune", "recover", "database", "compare-methods", "demo"),
+    ("prune", "recover", "database", "compare", "demo"),
     ("show", "chat", "evaluate", "bench", "inspect", "scores"),
     ("export", "push", "import"),
     ("plan", "schema", "version"),
