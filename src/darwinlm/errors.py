@@ -10,6 +10,7 @@
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
+    ├── TimeLimitError        a bound of time has passed; the search catches it and ends with its best
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
     ├── ParallelError         several processes can't work together
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
@@ -73,6 +74,13 @@ class NumericsError(DarwinLMError):
     """A tensor isn't finite, or a matrix can't be factorised.
 
     What to do: try `--set compute.dtype=float32`, more calibration text, or a larger `database.damping`.
+    """
+
+
+class TimeLimitError(DarwinLMError):
+    """A bound of time has passed; the search catches this and ends with its best.
+
+    What to do: nothing, or give the search more time with `--time`.
     """
 
 

@@ -22,7 +22,7 @@ from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database", "scores"})
+OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
 """Stages that runs with different budgets have in common."""
 
 
@@ -200,8 +200,8 @@ def _check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: choose another output folder")
     if marker.exists():
-        found = read_json(marker)
-        if not isinstance(found, dict) or found.get("made_by") != "darwinlm":
+        content = read_json(marker)
+        if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
+from tests.tiny.searching import searched
 
 from darwinlm.artifact import read_tensors
-from darwinlm.errors import RecipeError
-from darwinlm.pipeline import run_stages
+from darwinlm.console import Reporter
 from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 
-UNSET = "search.score_levels=null"
 PLAIN = "database.saliency=output"
-
-
-def searched(make_run, model, folder, *assignments):
-    return run_stages(make_run(model, folder, *assignments), "search")
 
 
 @pytest.fixture(scope="module")
 def estimated(tiny_llama, make_run, tmp_path_factory):
-    return searched(make_run, tiny_llama, tmp_path_factory.mktemp("estimated") / "out", UNSET)
+    return searched(make_run(tiny_llama, tmp_path_factory.mktemp("estimated") / "out"))
 
 
 def test_estimates_fall_with_the_width_and_agree_on_what_is_gone(estimated):
@@ -54,55 +52,24 @@ def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated
             assert reader.loss(block, kind, module.levels[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_nothing_is_measured_where_there_are_estimates(estimated):
-    stages = estimated.database.stage.folder.parent
-    assert not (stages / "scores").exists()
+def test_a_search_on_estimates_lowers_the_loss(estimated):
     record = estimated.search.record
     assert record["start"] == "uniform"
     assert record["kl"] <= record["start_kl"]
 
 
-def test_without_a_descent_the_estimates_are_solved_for(tiny_llama, make_run, tmp_path):
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, "search.descent_steps=0")
-    assert found.search.record["start"] == "knapsack"
-    assert not (tmp_path / "out" / "stages" / "scores").exists()
-
-
-def test_levels_are_measured_where_there_are_none(tiny_llama, make_run, tmp_path):
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, PLAIN)
+def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run, tmp_path):
+    said = Console(record=True, file=io.StringIO(), width=200)
+    found = searched(make_run(tiny_llama, tmp_path / "out", PLAIN, reporter=Reporter(said)))
     space, reader = found.plan.space, found.database.reader
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
-    assert (tmp_path / "out" / "stages" / "scores" / "scores.json").is_file()
-    assert found.search.record["start"] == "knapsack"
-
-
-def test_estimates_that_are_asked_for_and_missing(tiny_llama, make_run, tmp_path):
-    with pytest.raises(
-        RecipeError,
-        match=r"search\.score_levels=0 takes the database's estimated losses, but .*database "
-        r"was made without output gradients: make it with database\.saliency=loss, or give 1 level",
-    ):
-        searched(make_run, tiny_llama, tmp_path / "out", "search.score_levels=0", PLAIN)
-
-
-def test_a_ziplm_start_stays_with_local_errors(tiny_llama, make_run, tmp_path, monkeypatch):
-    seen = []
-    from darwinlm.stages import search
-
-    solve = search.knapsack_start
-
-    def watching(cost, budget, curves):
-        seen.append(curves)
-        return solve(cost, budget, curves)
-
-    monkeypatch.setattr(search, "knapsack_start", watching)
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, "search.start=ziplm")
-    assert seen == [local_errors(found.plan.space, found.database.reader)]
+    assert "no estimated losses (database.saliency=output): local errors stand for them" in said.export_text()
+    assert found.search.record["kl"] <= found.search.record["start_kl"]
 
 
 def test_experts_add_up(tiny_folder, make_run, tmp_path):
-    found = searched(make_run, tiny_folder("mixtral"), tmp_path / "out", UNSET)
+    found = searched(make_run(tiny_folder("mixtral"), tmp_path / "out"))
     losses = estimated_losses(found.plan.space, found.database.reader)
     assert losses is not None
     module = next(m for m in found.plan.space.modules if m.kind == "mlp")

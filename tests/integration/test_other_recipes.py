@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from darwinlm.console import Reporter
@@ -27,8 +28,7 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
 @pytest.mark.parametrize(
     "assignment",
     [
-        "search.start=uniform",
-        "search.start=random",
+        "search.method=paper",
         "refit.enabled=false",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
@@ -45,7 +45,8 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
 def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
     summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report").report
     budget = summary.budget
-    assert 0 <= budget.unused <= 0.05 + 1e-9
+    coarse = assignment == "units.mlp_multiple=40"  # one level is more than the tolerance
+    assert 0 <= budget.unused <= (0.12 if coarse else 0.05) + 1e-9
     final = summary.models.get("refit", summary.models["stitched"])
     assert final.perplexity > 0
     assert ("refit" in summary.models) == (assignment != "refit.enabled=false")
@@ -94,3 +95,19 @@ def files(folder: Path) -> Iterator[Path]:
 def test_nothing_in_the_output_is_a_pickle(finished_llama):
     allowed = {".json", ".safetensors", ".html", ".md", ".py", ".jinja"}
     assert {path.suffix for path in files(finished_llama)} <= allowed
+
+
+def test_a_chat_models_settings_and_licence_go_along(tiny_llama, make_run, tmp_path):
+    """Without its end tokens a chat model doesn't stop."""
+    dense = Path(shutil.copytree(tiny_llama, tmp_path / "dense"))
+    settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": [2, 0]}
+    (dense / "generation_config.json").write_text(json.dumps(settings))
+    (dense / "LICENSE").write_text("Do as you like.")
+    (dense / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n")
+    run_stages(make_run(dense, tmp_path / "out"), "report")
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "generation_config.json").read_text()) == settings
+    assert (model / "LICENSE").read_text() == "Do as you like."
+    found = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])
+    assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
+    assert AutoModelForCausalLM.from_pretrained(model).generation_config.eos_token_id == [2, 0]

@@ -16,7 +16,9 @@ from tests.tiny.recovering import Stopped, recover_tiny
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import read_json
+from darwinlm.console import Reporter
 from darwinlm.errors import (
+    ArtifactError,
     NumericsError,
     StorageError,
 )
@@ -96,6 +98,37 @@ def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
+
+
+def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
+    out, summary = whole
+    assert read_summary(out / "summary.json") == summary
+    assert [key for key, _ in summary.measured()] == ["dense", "before", "recovered"]
+    for text in ((out / "report.html").read_text(), (out / "model" / "README.md").read_text()):
+        assert "was trained on 6,144 tokens after pruning" in text
+        assert "wasn't trained" not in text
+    assert summary.search is None, "of a bare folder nothing is known"
+
+
+def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    settings = ("recovery.batch_tokens=128", "recovery.dtype=float32")
+    made = read_summary(finished_llama / "summary.json")
+    summary = recover(finished_llama, tmp_path / "out", tokens=256, assignments=settings, reporter=Reporter(quiet=True))
+    assert (summary.search, summary.refit, summary.budget) == (made.search, made.refit, made.budget)
+    assert summary.recovery.tokens == 256
+    assert summary.allocation == made.allocation
+
+
+def test_a_run_with_a_summary_of_another_version_is_refused(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    run = Path(shutil.copytree(finished_llama, tmp_path / "run"))
+    (run / "summary.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="holds no summary of a run"):
+        recover(run, tmp_path / "out", tokens=256, reporter=Reporter(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

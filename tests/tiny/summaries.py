@@ -86,7 +86,7 @@ def searched(blocks=30):
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
         "search": {
-            "start": "knapsack",
+            "method": "gradient",
             "start_kl": 0.92,
             "uniform_kl": 1.3,
             "kl": history[-1]["kl"],
@@ -134,15 +134,13 @@ def plain():
 
 
 def recovered():
-    """A run that was trained after the refit, and whose search went downhill first."""
+    """A run that was trained after the refit, of one generation with the paper's rules."""
     summary = searched()
     summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
     summary["search"]["history"] = summary["search"]["history"][:2]
+    summary["search"]["method"] = "paper"
     summary["search"]["history"][0].update(kl=0.8, seconds=60.0, evaluations=110)
-    summary["search"]["descent"] = [
-        {"moved": moved, "change": -0.06 * moved, "predicted": 0.0, "evaluations": 90 + 4 * at, "seconds": at + 1.0}
-        for at, moved in enumerate((2, 0))
-    ]
+    summary["search"]["history"][1].update(kl=0.75, seconds=70.0, evaluations=229)
     summary["recovery"] = {
         "steps": 12,
         "tokens": 24576,

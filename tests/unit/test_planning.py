@@ -281,5 +281,5 @@ def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
 
 
 def test_pieces_of_logits_are_those_of_the_stages() -> None:
-    assert estimate.HEAD_TOKENS == reference.HEAD_TOKENS
+    assert estimate.HEAD_TOKENS == reference.LOGIT_TOKENS
     assert refit.PIECE == stages_refit.HEAD_TOKENS

@@ -18,7 +18,7 @@ from darwinlm.artifact import write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.report import plots, wording
 from darwinlm.report.card import model_card
-from darwinlm.report.page import render_page, search_points
+from darwinlm.report.page import render_page
 from darwinlm.report.summary import FitFigures, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
 
@@ -55,7 +55,7 @@ def test_page_tells_everything_that_was_made():
         "KL 0.920",
         "229 evaluations in 5 min 3 s: all generations done",
         "52 of 60 modules were fitted",
-        "A uniform model has 1.300 there",
+        "The best model with equal layers has 1.300 there",
         "ridges:",
         "2 threads",
         "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
@@ -123,23 +123,16 @@ def test_names_with_html_are_escaped():
     assert page.text.count(NASTY) > 5
 
 
-def test_the_way_down_is_told_and_drawn():
-    search = made(recovered()).search
+def test_every_generation_is_told_and_drawn(monkeypatch):
+    drawn = []
+    draw = plots.search_plot
+    monkeypatch.setattr(plots, "search_plot", lambda points: drawn.append(points) or draw(points))
+    text = render_page(made(searched()))
+    assert "an evolutionary search of 19 generations guided by gradients" in text
+    assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
     text = render_page(made(recovered()))
-    assert "2 gradient-guided steps and 1 generation of evolution" in text
-    assert "at KL 0.92" in text
-    points = search_points(search)
-    assert [point.seconds for point in points] == [58.0, 59.0, 60.0, 7.5]
-    assert [point.improved for point in points] == [False, True, False, True]
-    assert [point.kl for point in points] == pytest.approx([0.92, 0.8, 0.8, search.history[1].kl])
-
-
-def test_a_search_without_a_way_down_is_drawn_from_its_generations():
-    search = made(searched()).search
-    points = search_points(search)
-    assert [point.kl for point in points] == [generation.kl for generation in search.history]
-    assert "19 generations of evolution" in render_page(made(searched()))
-    assert "gradient-guided" not in render_page(made(searched()))
+    assert "1 generation with the paper&#39;s level switch" in text
+    assert "guided by gradients" not in text
 
 
 # What is said of a run must be what it did: each sentence that depends on that, for runs of either kind.
@@ -192,11 +185,12 @@ def test_no_folder_of_the_machine_is_on_the_page_or_the_card():
 @pytest.mark.parametrize("blocks", [1, 30, 80])
 def test_plots_are_svg_and_deterministic(blocks):
     summary, trained = made(searched(blocks)), made(recovered())
+    history = summary.search.history
     points = [plots.SizePoint("dense", 106.2, 24.9), plots.SizePoint("a < b & $c$", 53.0, 48.4, final=True)]
 
     def draw():
         return [
-            plots.search_plot(search_points(summary.search)),
+            plots.search_plot([plots.SearchPoint(each.seconds, each.kl, each.improved) for each in history]),
             plots.size_plot(points),
             plots.refit_plot(summary.refit.choices),
             plots.recovery_plot(trained.recovery.log),
@@ -319,8 +313,8 @@ def test_models_are_named_after_the_steps_that_made_them(tree, rows):
             "was written by darwinlm 0.0.9 in format none, and .* reads format 1",
         ),
         ({**searched(), "format": 2}, "was written by darwinlm 0.1.0 in format 2"),
-        ({**searched(), "export": None}, r"is no summary that this version reads \(export: "),
-        ({**searched(), "surprise": 1}, r"is no summary that this version reads \(surprise: "),
+        ({**searched(), "export": None}, r"isn't what this version reads \(export: "),
+        ({**searched(), "surprise": 1}, r"isn't what this version reads \(surprise: "),
     ],
 )
 def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):

@@ -95,7 +95,6 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
-    from darwinlm.report.finalists import finalists_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -106,9 +105,6 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return
     summary = made.report
-    finalists = finalists_table(summary.search)
-    if finalists is not None:
-        console.print(finalists, "")
     console.print(comparison_table(summary))
     if summary.prompts:
         console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)

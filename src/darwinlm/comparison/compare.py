@@ -13,6 +13,7 @@ from darwinlm import __version__
 from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
+from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
 from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
@@ -61,7 +62,7 @@ class ComparisonRequest:
         return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
 
 
-def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
+def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
     """Run and measure the methods, one after the other; writes `comparison.json` after each.
 
     Raises:
@@ -79,12 +80,12 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
     benches = {name: MethodInputs(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
     domains = _domains(run, bench, comparison)
     texts = {HELD_OUT: bench.texts["evaluation"], **domains}
-    found = _head(run, bench, texts, comparison)
-    _add(run, found, "dense", run.checkpoint, _dense(), texts, comparison)
+    compared = _head(run, bench, texts, comparison)
+    compared = _add(run, compared, "dense", run.checkpoint, _dense(), texts, comparison)
     for row in comparison.all_rows:
         checkpoint, facts = _made(benches.get(row.base, bench), row, domains)
-        _add(run, found, row.name, checkpoint, facts, texts, comparison)
-    return found
+        compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
+    return compared
 
 
 def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
@@ -112,24 +113,23 @@ def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks
 
 def _head(
     run: Run, bench: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
-) -> dict[str, Any]:
+) -> ComparisonRecord:
     plan = bench.plan
-    return {
-        "version": __version__,
-        "model": run.checkpoint.source,
-        "budget": {
-            "kind": run.recipe.budget.kind,
-            "unit": plan.cost.unit,
-            "upper": plan.budget.limit,
-            "dense": plan.cost.dense,
-            "keep": run.recipe.budget.keep,
-        },
-        "texts": {name: {"source": text.source, "tokens": text.n_tokens} for name, text in texts.items()},
-        "suite": comparison.suite,
-        "limit": comparison.limit,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "rows": [],
-    }
+    return ComparisonRecord(
+        version=__version__,
+        model=run.checkpoint.source,
+        budget=ComparedBudget(
+            kind=run.recipe.budget.kind,
+            unit=plan.cost.unit,
+            upper=plan.budget.limit,
+            dense=plan.cost.dense,
+            keep=run.recipe.budget.keep,
+        ),
+        texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},
+        suite=comparison.suite,
+        limit=comparison.limit,
+        recipe=run.recipe.model_dump(mode="json"),
+    )
 
 
 def _dense() -> Row:
@@ -146,7 +146,7 @@ def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "units": run.recipe.units.model_dump(),
         "budget": run.recipe.budget.model_dump(),
         "settings": run.recipe.baselines.model_dump(),
-        "score_tokens": run.recipe.search.score_tokens,
+        "score_tokens": run.recipe.search.stages[0].tokens,
         "seed": run.recipe.search.seed,
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": bench.database.stage.digest if method.database else None,
@@ -196,7 +196,7 @@ def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
 def _seconds(run: Run, *stages: str) -> float:
     """Of stages together; one that was opened again counts once."""
     times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
-    return sum(max(found, default=0.0) for found in times)
+    return sum(max(seconds, default=0.0) for seconds in times)
 
 
 def _resumed(run: Run, stage: str) -> bool:
@@ -205,7 +205,7 @@ def _resumed(run: Run, stage: str) -> bool:
 
 def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
     """More text, disjoint from all that methods see."""
-    found = {}
+    domains = {}
     settings = run.recipe.text
     for name, source in comparison.domains:
         blocks = split_documents(
@@ -218,24 +218,26 @@ def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> di
             document_tokens=settings.document_tokens,
         )["evaluation"]
         assert_disjoint({**bench.texts, name: blocks})
-        found[name] = blocks
-    return found
+        domains[name] = blocks
+    return domains
 
 
 def _add(
     run: Run,
-    found: dict[str, Any],
+    compared: ComparisonRecord,
     name: str,
     checkpoint: Checkpoint,
     facts: Row,
     texts: Mapping[str, TokenBlocks],
     comparison: ComparisonRequest,
-) -> None:
+) -> ComparisonRecord:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
     scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
-    found["rows"].append({"method": name, **facts, **measured, "tasks": harness.as_json(scores)})
-    write_json(run.folder / "comparison.json", found)
+    row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
+    compared = compared.with_row(ComparedMethod.model_validate(row))
+    write_json(run.folder / "comparison.json", compared.as_json())
+    return compared
 
 
 def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:

@@ -13,6 +13,7 @@ from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
 
 BYTE_LEVEL = "gpt2"
@@ -50,7 +51,7 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = model.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -74,7 +75,8 @@ def _dequantise(path: Path, work: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        kind, pre = _tokenizer_keys(path)
+        fields = _fields(path)
+        kind, pre = (_text(fields.get(f"tokenizer.ggml.{name}")) for name in ("model", "pre"))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         if kind == BYTE_LEVEL:
             split_as_named(tokenizer, pre)
@@ -93,6 +95,7 @@ def _dequantise(path: Path, work: Path) -> Path:
         # What a GGUF file was quantised from isn't recorded in it: the product saves such models as bfloat16.
         config = read_json(work / "config.json")
         write_json(work / "config.json", config | {"dtype": "bfloat16"})
+        write_gguf_origin(work, fields)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(work, error) from error
@@ -105,10 +108,14 @@ def _plain_config(config: Any) -> Any:
     return type(config).from_dict(tree)
 
 
-def _tokenizer_keys(path: Path) -> tuple[str | None, str | None]:
-    """Kind of tokenizer, and name of its splitting, as a GGUF file states them."""
+def _fields(path: Path) -> dict[str, Any]:
+    """What a GGUF file says about itself, by key; lists of tokens are left out."""
     from gguf import GGUFReader
 
-    fields = GGUFReader(path).fields
-    kind, pre = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-    return (str(kind.contents()) if kind else None), (str(pre.contents()) if pre else None)
+    found = GGUFReader(path).fields
+    long = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
+    return {name: field.contents() for name, field in found.items() if name not in long}
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value else None

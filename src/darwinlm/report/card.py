@@ -40,7 +40,7 @@ def model_card(summary: Summary) -> str:
         "## Sizes and losses",
         _table(summary),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
-        f"{_plain(wording.measured_on(summary))}. No step that made this model has seen this text. "
+        f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
         "## Loading it",
         _loading(summary),
@@ -54,9 +54,15 @@ def model_card(summary: Summary) -> str:
 
 
 def _front_matter(summary: Summary) -> str:
-    fields: dict[str, Any] = {}
-    if source := wording.hub_id(summary.model):
-        fields["base_model"] = source
+    origin = summary.origin
+    fields: dict[str, Any] = {
+        "language": list(origin.languages),
+        "license": origin.license or ("other" if origin.license_name else None),
+        "license_name": origin.license_name,
+        "license_link": origin.license_link,
+        "base_model": origin.base_model,
+    }
+    fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
     fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
@@ -65,7 +71,32 @@ def _front_matter(summary: Summary) -> str:
     dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
     if dataset is not None:
         fields["datasets"] = [dataset.group(1)]
+    fields["model-index"] = [_measured(summary)]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def _measured(summary: Summary) -> dict[str, Any]:
+    """Our figures as a `model-index` entry."""
+    metrics = [
+        {"type": "perplexity", "name": "Perplexity", "value": summary.saved.perplexity},
+        {"type": "kl_divergence", "name": "KL from the dense model (nats/token)", "value": summary.saved.kl},
+    ]
+    text = wording.short_source(summary.text.source)
+    return {
+        "name": wording.title(summary),
+        "results": [
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": wording.measured_on(summary), "type": text.removeprefix("hf:")},
+                "metrics": [metric for metric in metrics if metric["value"] is not None],
+            }
+        ],
+    }
+
+
+def _unseen(summary: Summary) -> str:
+    """What is known not to have seen the evaluation text: of a model that was pruned elsewhere, the recovery alone."""
+    return "No step of its recovery" if summary.search is None else "No step that made this model"
 
 
 def _what_it_is(summary: Summary, name: str) -> str:

@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
-from darwinlm.report.finalists import last_choice
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary
+from darwinlm.report.strip import allocation_strip
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 
@@ -49,7 +49,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "recovery": _recovery(summary),
         "training": wording.what_training_left(summary),
         "size_svg": Markup(_size_svg(summary)),  # noqa: S704
-        "allocation_svg": Markup(plots.allocation_plot(allocation)) if allocation else None,  # noqa: S704
+        "strip": Markup(allocation_strip(allocation)) if allocation else None,  # noqa: S704
         "allocation": [_allocation_row(entry) for entry in allocation],
         "allocation_words": _allocation_words(allocation),
         "samples": _samples(summary),
@@ -83,7 +83,7 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
         (
             "perplexity",
             wording.perplexity(final.perplexity),
-            f"dense {wording.perplexity(dense.perplexity)}{_uniform(summary)}; lower is better",
+            f"dense {wording.perplexity(dense.perplexity)}{_uniform(summary)}",
         ),
         ("weights", f"{wording.megabytes(final.bytes)} MB", f"dense {wording.megabytes(dense.bytes)} MB"),
     ]
@@ -101,7 +101,8 @@ def _uniform(summary: Summary) -> str:
     uniform = summary.models.get("uniform")
     if uniform is None:
         return ""
-    return f", {wording.model_name('uniform', summary)} {wording.perplexity(uniform.perplexity)}"
+    name = wording.model_name("uniform", summary).replace(",", " of the")
+    return f", {name} {wording.perplexity(uniform.perplexity)}"
 
 
 def _budget(summary: Summary) -> str:
@@ -123,36 +124,17 @@ def _search(summary: Summary) -> dict[str, Any] | None:
     if search is None:
         return None
     cut = "the model that this round cut" if summary.from_pruned else "the dense model"
-    beside = "" if search.uniform_kl is None else f" A uniform model has {wording.divergence(search.uniform_kl)} there."
-    points = search_points(search)
+    points = [plots.SearchPoint(each.seconds, each.kl, improved=each.improved) for each in search.history]
     return {
         "words": (
-            f"The sizes come from {wording.searched_by(search)}. It began with the {search.start} start at KL "
+            f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
             f"{wording.divergence(search.start_kl)} to {cut} and ended at {wording.divergence(search.kl)} nats per "
             f"token of the search's own text, after {search.evaluations:,} evaluations in "
-            f"{wording.duration(search.seconds)}: {search.ended}.{beside}"
+            f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
+            f"{wording.divergence(search.uniform_kl)} there."
         ),
         "svg": Markup(plots.search_plot(points)) if points else None,  # noqa: S704
-        "last_choice": last_choice(search),
     }
-
-
-def search_points(search: SearchFigures) -> list[plots.SearchPoint]:
-    """The start, every step downhill, and every generation, in the order in which they ended."""
-    points = []
-    if search.descent and search.history:
-        # The descent counts its own seconds, which end where the evolution's begin.
-        before = max(0.0, search.history[0].seconds - search.descent[-1].seconds)
-        points.append(plots.SearchPoint(before, search.start_kl, improved=False))
-        kl = search.start_kl
-        for step in search.descent:
-            kl += step.change
-            points.append(plots.SearchPoint(before + step.seconds, kl, improved=step.moved > 0))
-    points += [
-        plots.SearchPoint(each.seconds, each.kl, improved=each.improved)
-        for each in search.history[1 if points else 0 :]
-    ]
-    return points
 
 
 def _refit(summary: Summary) -> dict[str, Any] | None:

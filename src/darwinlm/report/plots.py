@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from darwinlm.report import wording
-from darwinlm.report.summary import BlockFigures, FitFigures, TrainingPoint
+from darwinlm.report.summary import FitFigures, TrainingPoint
 
 COLOURS = {
     "ink": "#1d2129",
@@ -64,32 +64,6 @@ class SearchPoint:
     improved: bool
 
 
-def allocation_plot(allocation: Sequence[BlockFigures]) -> str:
-    """Draw how much of each block's attention and MLP is kept."""
-    with _style():
-        figure = Figure(figsize=(9.0, 3.9), layout="constrained")
-        axes = figure.subplots(2, 1, sharex=True)
-        blocks = [entry.block for entry in allocation]
-        panels = (("heads", "attention: query heads kept", ATTENTION), ("width", "MLP: width kept", MLP))
-        for axis, (field, label, colour) in zip(axes, panels, strict=True):
-            there = [entry for entry in allocation if getattr(entry, f"dense_{field}") > 0]
-            shares = [100 * getattr(entry, field) / getattr(entry, f"dense_{field}") for entry in there]
-            places = [entry.block for entry in there]
-            axis.bar(places, [100.0] * len(there), width=0.78, color=GRID, zorder=1)
-            axis.bar(places, shares, width=0.78, color=colour, zorder=2)
-            gone = [place for place, share in zip(places, shares, strict=True) if share == 0]
-            axis.scatter(gone, [9.0] * len(gone), marker="x", s=18, linewidths=1.3, color=MUTED, zorder=3)
-            axis.set_ylim(0, 104)
-            axis.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
-            axis.set_title(label, loc="left", color=colour)
-            axis.tick_params(axis="both", length=0)
-        axes[1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
-        axes[1].set_xlabel("block (× where the whole sub-layer is gone)")
-        if blocks:
-            axes[1].set_xlim(min(blocks) - 0.7, max(blocks) + 0.7)
-        return _svg(figure, "allocation", "Share of attention and of MLP kept in each block")
-
-
 def search_plot(points: Sequence[SearchPoint]) -> str:
     """Draw the best KL so far against time.
 
@@ -97,34 +71,34 @@ def search_plot(points: Sequence[SearchPoint]) -> str:
         points: the start, then every step; at least one.
     """
     with _style():
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axis = figure.subplots()
         places, losses = [point.seconds for point in points], [point.kl for point in points]
         axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
         better = [point for point in points if point.improved]
         if better:
-            found = ([point.seconds for point in better], [point.kl for point in better])
-            axis.scatter(*found, s=18, color=GAIN, zorder=3, label="improvement")
+            where = ([point.seconds for point in better], [point.kl for point in better])
+            axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
         axis.set_xlabel("seconds of search")
         axis.set_ylabel("KL (nats/token)")
         axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="upper right")
+        axis.legend(loc="best")
         return _svg(figure, "search", "Best KL of the search against time")
 
 
 def recovery_plot(log: Sequence[TrainingPoint]) -> str:
     """Draw the training loss and the held-out KL against tokens."""
     with _style():
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axis = figure.subplots()
-        for colour, label, found in (
+        for colour, label, points in (
             (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
             (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
         ):
-            there = [(tokens, value) for tokens, value in found if value is not None]
+            there = [(tokens, value) for tokens, value in points if value is not None]
             if there:
                 axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
         axis.set_xlabel("tokens trained on")
@@ -132,7 +106,7 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
         axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
         axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="upper right")
+        axis.legend(loc="best")
         return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
@@ -146,7 +120,7 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
     with _style():
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axis = figure.subplots()
         if points:
             _draw_points(axis, points)
@@ -167,7 +141,7 @@ def refit_plot(choices: Sequence[FitFigures]) -> str:
         choices: one entry per module that is still there.
     """
     with _style():
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
         for axis, kind, colour in zip(axes, ("attention", "mlp"), (ATTENTION, MLP), strict=True):
             made = [choice for choice in choices if choice.kind == kind]

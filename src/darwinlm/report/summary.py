@@ -7,13 +7,18 @@ figure is a new field with a default; a change of what a field means is a new `F
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError
+from darwinlm.families.origin import origin_of
+
+if TYPE_CHECKING:
+    from darwinlm.families.checkpoint import Checkpoint
 
 FILE = "summary.json"
 FORMAT: Literal[1] = 1
@@ -26,6 +31,9 @@ class Figures(BaseModel):
     """Base of what is closed: an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyFigures = TypeVar("AnyFigures", bound=Figures)
 
 
 class Extract(BaseModel):
@@ -92,6 +100,23 @@ class BudgetFigures(Figures):
     block_params: int
 
 
+class OriginFigures(Figures):
+    """What the dense model's files say about where it comes from; see `families.origin`."""
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *models: Checkpoint) -> OriginFigures:
+        """Of the first model, and what that doesn't say of the next."""
+        origins = [asdict(origin_of(model.folder, model.source)) for model in models]
+        first = origins[0]
+        return cls(**{name: next((each[name] for each in origins if each[name]), first[name]) for name in first})
+
+
 class BlockFigures(Figures):
     """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
 
@@ -120,74 +145,33 @@ class GenerationFigures(Extract):
     seconds: float
 
 
-class DescentFigures(Extract):
-    """One step downhill: the change of KL, and evaluations and seconds from the beginning of the search."""
-
-    moved: int
-    change: float
-    evaluations: int
-    seconds: float
-
-
-class FinalistFigures(Extract):
-    """One finalist: losses and ranks before and after its training."""
-
-    kl_before: float | None
-    kl_after: tuple[float | None, ...]
-    agreement: float | None
-    rank_before: int
-    rank_after: int | None
-    rank_proxy: int | None
-
-
-class FinalistsFigures(Extract):
-    """The finalists, best before training first, and the index of the one that was taken."""
-
-    chosen: int
-    candidates: tuple[FinalistFigures, ...]
-
-    @property
-    def trained(self) -> bool:
-        """Whether finalists were trained before the choice."""
-        return any(each.kl_after for each in self.candidates)
-
-
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     Attributes:
-        start: how the first parent was made.
-        start_kl: of the first parent.
+        method: gradient, where gradients propose children; paper, where the paper's level switch does.
+        start_kl: of the first parent, which has equal layers.
         uniform_kl: of the best model with equal layers.
         kl: of the answer.
         evaluations: candidates measured.
         seconds: wall-clock time.
         ended: why it ended.
-        history: the start of the evolution, then every generation.
-        descent: steps downhill before the evolution.
-        finalists: the last choice, where there was one.
+        history: the start, then every generation.
     """
 
-    start: str
+    method: Literal["gradient", "paper"]
     start_kl: float
-    uniform_kl: float | None = None
+    uniform_kl: float
     kl: float
     evaluations: int
     seconds: float
     ended: str
-    history: tuple[GenerationFigures, ...] = ()
-    descent: tuple[DescentFigures, ...] | None = None
-    finalists: FinalistsFigures | None = None
+    history: tuple[GenerationFigures, ...]
 
     @property
     def generations(self) -> int:
-        """Generations of the evolution that were run."""
+        """Generations that were run."""
         return max(0, len(self.history) - 1)
-
-    @property
-    def steps(self) -> int:
-        """Steps downhill that were taken or tried."""
-        return len(self.descent or ())
 
 
 class FitFigures(Extract):
@@ -294,6 +278,7 @@ class Summary(Figures):
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
+        origin: of the dense model.
         prompts: that every model continues.
         allocation: what is left of each block.
         search: how sizes were chosen; None where that isn't known.
@@ -312,6 +297,7 @@ class Summary(Figures):
     from_pruned: bool = False
     budget: BudgetFigures | None = None
     models: dict[ModelKey, ModelFigures]
+    origin: OriginFigures = OriginFigures()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
     search: SearchFigures | None = None
@@ -350,24 +336,34 @@ class Summary(Figures):
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a summary.json.
+    """Read a summary.json. Raises ArtifactError as `read_figures`."""
+    return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+
+
+def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
+    """Read a file of figures that states its format.
+
+    Args:
+        path: of the file.
+        kind: what it should hold.
+        words: what that is called, and what to give.
 
     Raises:
         ArtifactError: the file is missing, holds something else, or was written by a version with another format.
     """
     tree = read_json(path)
-    if not isinstance(tree, dict) or "models" not in tree:
-        raise ArtifactError(f"{path} holds no summary of a run: give the output folder of darwinlm prune or recover")
+    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
+        raise ArtifactError(f"{path} holds no {words}")
     if tree.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
             f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
         )
     try:
-        return Summary.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(
-            f"{path} is no summary that this version reads ({where}: {first['msg']}): rerun the command that wrote it"
+            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
         ) from error

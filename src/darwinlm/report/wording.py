@@ -151,13 +151,11 @@ def _listed(names: Sequence[str]) -> str:
 
 def searched_by(search: SearchFigures) -> str:
     """What chose the sizes, in words: only what ran is named."""
+    if not search.generations:
+        return "equal layers brought to the budget, without a generation of search,"
     plural = "s" if search.generations != 1 else ""
-    evolution = f"{search.generations} generation{plural} of evolution" if search.generations else ""
-    descent = f"{search.steps} gradient-guided step{'s' if search.steps != 1 else ''}" if search.steps else ""
-    steps = " and ".join(part for part in (descent, evolution) if part)
-    trained = len(search.finalists.candidates) if search.finalists and search.finalists.trained else 0
-    last = f", with a last choice among {trained} trained finalists" if trained > 1 else ""
-    return f"a search of {steps}{last}" if steps else f"the {search.start} start of the search"
+    guided = " guided by gradients" if search.method == "gradient" else " with the paper's level switch"
+    return f"an evolutionary search of {search.generations} generation{plural}{guided}"
 
 
 def headline(summary: Summary) -> str:

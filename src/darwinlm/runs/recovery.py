@@ -14,7 +14,7 @@ from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe, merge, parse_recipe
-from darwinlm.report.summary import FILE, ModelKey, RecoveryFigures, StageFigures, Summary, read_summary
+from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.stages.dtype import export_dtype
 from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
@@ -115,7 +115,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     with run.stage("export", key, "export and evaluation") as (stage, work):
         if work or not (target / "config.json").is_file():
             final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
-            save_model(final, target, tokenizer=student.tokenizer())
+            save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
             check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
             save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
@@ -127,6 +127,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         from_pruned=made is not None and made.from_pruned,
         budget=made.budget if made is not None else None,
         models=measured,
+        origin=OriginFigures.of(run.teacher, saved),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, saved),
         search=made.search if made is not None else None,

@@ -109,8 +109,8 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     folder, device = stage.folder, run.device
 
     def of_block(block: int) -> dict[str, Tensor]:
-        found = read_tensors(folder / block_file(block))
-        return {kind: found[kind].to(device) for kind in KINDS if kind in found}
+        moments = read_tensors(folder / block_file(block))
+        return {kind: moments[kind].to(device) for kind in KINDS if kind in moments}
 
     return of_block  # type: ignore[return-value]
 

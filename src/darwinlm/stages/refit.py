@@ -54,13 +54,13 @@ class Refitted:
         Args:
             checkpoint: the stitched model.
         """
-        found: dict[str, Tensor] = {}
+        corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
-            return found
+            return corrected
         for block in range(checkpoint.n_blocks):
             weights = _on_the_way(self.stage.folder, checkpoint, block, self.record["strength"])
-            found |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
-        return found
+            corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
+        return corrected
 
     def model(self, checkpoint: Checkpoint) -> Any:
         """The corrected model in memory, float32."""
@@ -117,10 +117,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 between = small(texts["validation"])
                 run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
-            found = _record(outcome, losses)
+            summed_up = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
-            write_json(stage.folder / RECORD, found)
-            _tell(run, outcome, found)
+            write_json(stage.folder / RECORD, summed_up)
+            _tell(run, outcome, summed_up)
         made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, made, record)
 

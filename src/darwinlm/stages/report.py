@@ -22,6 +22,7 @@ from darwinlm.report.summary import (
     ExportFigures,
     MachineFigures,
     ModelFigures,
+    OriginFigures,
     PurposeFigures,
     RecoveryFigures,
     RefitFigures,
@@ -41,7 +42,7 @@ PAGE = "report.html"
 
 
 def report_stage(run: Run, made: StageResults) -> Summary:
-    """Write everything that was found, for machines and for people; always done afresh.
+    """Write the summary, the page and the card; always done afresh.
 
     Raises:
         BudgetError: the saved model doesn't keep the budget.
@@ -76,9 +77,10 @@ def summarise(run: Run, made: StageResults) -> Summary:
         from_pruned=run.teacher is not run.checkpoint,
         budget=_budget(run, made, models["dense"], final),
         models=models,
+        origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(made.export.folder)),
-        search=SearchFigures.model_validate(made.search.record),
+        search=SearchFigures.model_validate({"method": run.recipe.search.method, **made.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
         text=text_figures(run, made.text),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from darwinlm.report.summary import ModelFigures, ModelKey, Summary
+from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported
-from darwinlm.stages.plan import Problem
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.search import SearchResult

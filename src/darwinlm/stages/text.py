@@ -95,12 +95,12 @@ def shuffle_of(run: Run) -> Shuffle | None:
 
 def fingerprint(source: str) -> dict[str, object]:
     """What a source is, for keys: the hashes of local files, the name of a data set of the hub."""
-    found = parse_source(source)
-    if not isinstance(found, LocalSource):
+    parsed = parse_source(source)
+    if not isinstance(parsed, LocalSource):
         return {"hub": source}
-    root = found.path if found.path.is_dir() else found.path.parent
-    files = {str(Path(file).relative_to(root)): file_digest(file) for file in found.files()}
-    return {"files": files, "field": found.field}
+    root = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    files = {str(Path(file).relative_to(root)): file_digest(file) for file in parsed.files()}
+    return {"files": files, "field": parsed.field}
 
 
 def _tokenizer_digest(tokenizer: object) -> str:
