@@ -24,6 +24,7 @@ NAMES = {
     "phi3": ("Phi3", "phi3"),
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
+    "olmoe": ("Olmoe", "olmoe"),
 }
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from darwinlm.database.levels import ModuleLevels
 from darwinlm.database.store import DatabaseReader
+from darwinlm.families.shapes import ModuleShape
 from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
 
 
@@ -59,6 +61,9 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
     """`shared` of `Curvature`: columns of the output projections that two levels both remove."""
     found: list[np.ndarray | None] = []
     for module in space.modules:
+        if database.shape(module.block, module.kind).experts:
+            found.append(_mixture_shared(module, database.shape(module.block, module.kind)))
+            continue
         variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}
         if len(variants) < 2:
             found.append(None)
@@ -69,3 +74,13 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
         counts = removed.sum(axis=1, keepdims=True)
         found.append(np.divide(removed @ removed.T, counts, out=np.ones((len(removed),) * 2), where=counts > 0))
     return found
+
+
+def _mixture_shared(module: ModuleLevels, shape: ModuleShape) -> np.ndarray:
+    """The same for a mixture, whose experts and whose widths are nested each for itself."""
+    experts, widths = (np.array([(level.experts, level.width) for level in module.levels])).T
+    kept = experts * widths
+    both = np.minimum.outer(experts, experts) * np.minimum.outer(widths, widths)
+    gone = shape.experts * shape.width - (kept[:, None] + kept - both)
+    counts = (shape.experts * shape.width - kept)[:, None]
+    return np.divide(gone, counts, out=np.ones(gone.shape), where=counts > 0)

@@ -1,0 +1,166 @@
+"""A small mixture of experts, trained on real text, and what dropping or narrowing half of its experts costs.
+
+Random experts are all alike, so methods that choose among experts are compared on experts that have learnt to differ.
+`train` makes a Mixtral of 10 million parameters (6 blocks, 8 experts, 2 of them for each token) and its own tokenizer.
+A tenth of the documents is left out and written beside the model as `held_out.jsonl`, for `compare`:
+
+    python benchmarks/mixture.py train --text texts/ --out mixture --tokens 2500000
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from darwinlm.data import read_documents
+
+VOCABULARY, LENGTH, HELD_OUT = 4096, 256, 0.1
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.01,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "sliding_window": None,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+
+def split(source: str) -> tuple[list[str], list[str]]:
+    """Documents to train on and held-out ones, by a hash of each."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for document in read_documents(source):
+        place = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") / 2**64
+        parts[place < HELD_OUT].append(document)
+    return parts
+
+
+def make_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these documents that begins each text with its first token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=1024
+    )
+
+
+def sequences(documents: list[str], tokenizer: Any, seed: int) -> Tensor:
+    """[n, LENGTH] of packed documents in a random order; each row begins with the first token."""
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    stream = []
+    for index in order:
+        stream += [*tokenizer(documents[index], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    rows = torch.tensor(stream[: len(stream) // (LENGTH - 1) * (LENGTH - 1)]).view(-1, LENGTH - 1)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    return torch.cat([torch.full((len(rows), 1), tokenizer.bos_token_id), rows], dim=1)
+
+
+def batches(rows: Tensor, count: int, seed: int) -> Iterator[Tensor]:
+    """Batches of rows without end, in a new order each time round."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for batch in torch.randperm(len(rows), generator=generator).split(count):
+            if len(batch) == count:
+                yield rows[batch]
+
+
+def rate(done: float, peak: float, warm: float = 0.03, fall: float = 0.5) -> float:
+    """Learning rate: a short rise, a plateau, and a fall to zero over the last part."""
+    return peak * min(1.0, done / warm, (1 - done) / fall)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train the mixture; one line of JSON every 50 steps, the model at the end."""
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    seen, held_out = split(options.text)
+    with (options.out / "held_out.jsonl").open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"text": document}) + "\n" for document in held_out)
+    tokenizer = make_tokenizer(seen)
+    rows, unseen = (sequences(documents, tokenizer, options.seed) for documents in (seen, held_out))
+    unseen = unseen[:64]
+    model = MixtralForCausalLM(MixtralConfig(**SIZES))
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.95), fused=True)
+    steps = math.ceil(options.tokens / (options.rows * LENGTH))
+    begun, losses = time.monotonic(), []
+    for step, batch in zip(range(steps), batches(rows, options.rows, options.seed), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate((step + 1) / (steps + 1), options.rate)
+        output = model(input_ids=batch, labels=batch, use_cache=False)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(output.loss.detach() - SIZES["router_aux_loss_coef"] * output.aux_loss.detach()))
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            with torch.no_grad():
+                model.eval()
+                held = [float(model(input_ids=b, labels=b, output_router_logits=False).loss) for b in unseen.split(8)]
+                model.train()
+            line = {
+                "step": step + 1,
+                "of": steps,
+                "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
+                "held_out": round(sum(held) / len(held), 4),
+                "balance": round(float(output.aux_loss.detach()), 4),
+                "seconds": round(time.monotonic() - begun),
+            }
+            print(json.dumps(line), flush=True)
+            with (options.out / "train.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            partial = options.out / "partial"
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    os.replace(options.out / "partial", options.out / "model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("train", help="make the mixture")
+    training.add_argument("--text", required=True, help="file or folder of documents")
+    training.add_argument("--out", type=Path, required=True)
+    training.add_argument("--tokens", type=int, default=2_500_000)
+    training.add_argument("--rows", type=int, default=8, help="sequences of 256 tokens in a step")
+    training.add_argument("--rate", type=float, default=2e-3)
+    training.add_argument("--seed", type=int, default=0)
+    training.set_defaults(run=train)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
