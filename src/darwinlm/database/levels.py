@@ -125,7 +125,7 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """How many experts of a mixture may stay."""
     if shape.chosen > shape.experts:
         raise RecipeError(
-            f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen} of them"
+            f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
         )
     if units.experts == "width":
         return [shape.experts]
@@ -133,8 +133,8 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
         least = min((share for share in units.levels if share), default=1.0)
         if round(least * shape.experts) < shape.chosen:
             raise RecipeError(
-                f"units.levels keeps {least:.4g} of the {shape.experts} experts of {shape.name}, but each token is sent "
-                f"to {shape.chosen} of them: give shares of at least {shape.chosen / shape.experts:.4g}, or set "
+                f"units.levels keeps {least:.4g} of the {shape.experts} experts of {shape.name}, but each token is "
+                f"sent to {shape.chosen} of them: give shares of at least {shape.chosen / shape.experts:.4g}, or set "
                 "units.experts=width"
             )
     step = -(-shape.experts // MOST_COUNTS)

@@ -110,8 +110,8 @@ def _module_shape(
         routers = [name for name in tensors if name.startswith(f"{part.name}.{part.experts.router}.")]
         if not routers or any(tensors[name][0] != experts for name in routers):
             raise FamilyError(
-                f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each of "
-                f"them ({family.model_type}): such a mixture can't be pruned"
+                f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
+                f"of them ({family.model_type}): such a mixture can't be pruned"
             )
         return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen)
     key = part.segments[part.key_value[0]]
