@@ -181,6 +181,8 @@ def _allocation_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("groups", "heads", "width"):
         kept, whole = entry[field], entry[f"dense_{field}"]
         text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
+        if field == "width" and entry.get("experts"):
+            text = f"{entry['experts']:,} of {entry['dense_experts']:,} experts, {text} wide"
         cells.append({"text": text, "gone": not kept})
     return {"block": entry["block"], "cells": cells}
 

@@ -58,7 +58,7 @@ def allocation_plot(allocation: Sequence[Mapping[str, Any]]) -> str:
     """Draw how much of each block's attention and MLP is kept.
 
     Args:
-        allocation: one entry per block, with `heads`, `width` and their dense values.
+        allocation: one entry per block, with `heads`, `width` and their dense values, `experts` too of a mixture.
     """
     with _style():
         figure = Figure(figsize=(9.0, 3.9), layout="constrained")
@@ -68,6 +68,9 @@ def allocation_plot(allocation: Sequence[Mapping[str, Any]]) -> str:
         for axis, (field, label, colour) in zip(axes, panels, strict=True):
             there = [entry for entry in allocation if entry[f"dense_{field}"] > 0]
             shares = [100 * entry[field] / entry[f"dense_{field}"] for entry in there]
+            if field == "width":  # of all experts together, where the MLP is a mixture
+                parts = (entry.get("experts", 1) / entry.get("dense_experts", 1) for entry in there)
+                shares = [share * part for share, part in zip(shares, parts, strict=True)]
             places = [entry["block"] for entry in there]
             axis.bar(places, [100.0] * len(there), width=0.78, color=GRID, zorder=1)
             axis.bar(places, shares, width=0.78, color=colour, zorder=2)

@@ -112,6 +112,7 @@ def _allocation(run: Run, found: dict[str, Any], search: SearchResult) -> list[d
             row |= {"dense_groups": dense.groups, "dense_heads": dense.query_heads}
         else:
             row |= {"width": level.width, "dense_width": dense.width}
+            row |= {"experts": level.experts, "dense_experts": dense.experts} if dense.experts else {}
     for block, row in enumerate(rows):
         row["block"] = block
     return rows
