@@ -27,8 +27,8 @@ def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
     checkpoint = reshaper.checkpoint
     if reshaper.lacking_experts:
         raise ExportError(
-            f"--to dense: block {reshaper.lacking_experts[0]} lost whole experts, and the stock model would send tokens "
-            "to them even if they were zeros. Use --to hf"
+            f"--to dense: block {reshaper.lacking_experts[0]} lost whole experts, and the stock model would send "
+            "tokens to them even if they were zeros. Use --to hf"
         )
     model = Checkpoint(checkpoint.folder, reshaper.stock, reshaper.family, checkpoint.source).skeleton()
     targets = [reshaper.full(sizes.block) for sizes in reshaper.sizes]
