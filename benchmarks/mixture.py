@@ -1,10 +1,11 @@
 """A small mixture of experts, trained on real text, and what dropping or narrowing half of its experts costs.
 
 Random experts are all alike, so methods that choose among experts are compared on experts that have learnt to differ.
-`train` makes a Mixtral of 10 million parameters (6 blocks, 8 experts, 2 of them for each token) and its own tokenizer.
-A tenth of the documents is left out and written beside the model as `held_out.jsonl`, for `compare`:
+`train` makes a small Mixtral (8 experts in every block, 2 of them for each token) and its own tokenizer. A tenth of the
+documents is left out and written beside the model as `held_out.jsonl`, for `compare`:
 
     python benchmarks/mixture.py train --text texts/ --out mixture --tokens 2500000
+    python benchmarks/mixture.py compare mixture/model --text mixture/held_out.jsonl --out compared
 """
 
 from __future__ import annotations
@@ -26,7 +27,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from darwinlm.artifact import read_tensors
+from darwinlm.comparison.entries import MethodRow, StepsRun
+from darwinlm.comparison.importance import ExpertScores, expert_scores
+from darwinlm.comparison.ranked import ExpertReader
+from darwinlm.console import Reporter
 from darwinlm.data import read_documents
+from darwinlm.database.store import DatabaseReader, block_file
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import load_recipe
+from darwinlm.run import Run
+from darwinlm.search.predict.module_losses import estimated_losses
+from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.propose.start import knapsack_start
+from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
+from darwinlm.stages.refit import refit_stage
+from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.text import text_stage
+from darwinlm.surgery.stitch import stitch
 
 VOCABULARY, LENGTH, HELD_OUT = 2048, 256, 0.1
 CHARACTERS = 3.2
@@ -155,6 +176,113 @@ def train(options: argparse.Namespace) -> None:
     (options.out / "partial").replace(options.out / "model")
 
 
+FORBIDDEN = 1e3
+"""Loss of levels that a kind of cut doesn't have."""
+ORDERS = ("frequency", "reap", "second moment", "gradients", "next choice")
+
+
+def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) -> dict[str, dict[int, Tensor]]:
+    """For each order and block a score of every expert, the best kept longest."""
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
+    for block, own in scores.items():
+        stored = read_tensors(database.stage.folder / block_file(block))
+        order = stored["mlp.order"].long()
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        for name, score in zip(
+            ORDERS,
+            (own.asked, own.added, stored["mlp.1.errors"][:, 0], stored["mlp.1.losses"][:, 0], -places),
+            strict=True,
+        ):
+            found[name][block] = score
+    return found
+
+
+def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocation], int]:
+    """Equal cuts and the least sum of estimated losses, all of them with at most as many parameters as narrowing."""
+    space = SearchSpace(reader.modules)
+    cost = parameter_costs(space)
+
+    def equal(experts: float, width: float) -> Allocation:
+        chosen = []
+        for module in space.modules:
+            full = module.levels[-1]
+            wanted = (round(experts * full.experts), round(width * full.width))
+            at = [place for place, level in enumerate(module.levels) if (level.experts, level.width) == wanted]
+            chosen.append(at[0] if full.experts else len(module.levels) - 1)
+        return tuple(chosen)
+
+    rows = {"narrow": equal(1, keep), "drop": equal(keep, 1)}
+    limit = cost.of(rows["narrow"])
+    budget = Budget(int(0.98 * limit), limit)
+    losses = estimated_losses(space, reader)
+    assert losses is not None
+    for name, allowed in {
+        "narrow, unequal": lambda level, full: level.experts == full.experts,
+        "drop, unequal": lambda level, full: level.width == full.width,
+        "both, unequal": lambda level, full: level.width > 0,
+    }.items():
+        curves = [
+            [
+                loss if allowed(level, module.levels[-1]) else FORBIDDEN
+                for level, loss in zip(module.levels, row, strict=True)
+            ]
+            for module, row in zip(space.modules, losses, strict=True)
+        ]
+        rows[name] = knapsack_start(cost, budget, curves)
+    return rows, limit
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Cut the mixture in several ways to one size; one line of JSON for each, with and without a refit."""
+    assignments = [
+        f"text.sequence_length={LENGTH}",
+        f"search.seed={options.seed}",
+        "search.score_tokens=1024",
+        *(options.set or ()),
+    ]
+    given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}
+    run = Run(load_recipe(None, assignments, given), options.out, Reporter(quiet=True))
+    texts = text_stage(run)
+    database = database_stage(run, texts)
+    reader, units = database.reader, run.recipe.units
+    orders = expert_orders(database, expert_scores(stream_of(run, texts["calibration"])))
+    rows, limit = allocations(reader, options.keep)
+    cuts: dict[str, tuple[DatabaseReader, Allocation]] = {name: (reader, rows[name]) for name in rows if name != "drop"}
+    cuts |= {f"drop: {name}": (ExpertReader(run.checkpoint, units, own), rows["drop"]) for name, own in orders.items()}
+    dense = run.checkpoint.load(torch.float32)
+    for name, (source, allocation) in cuts.items():
+        if options.only and not any(part in name for part in options.only):
+            continue
+        place = name.replace(": ", "_").replace(", ", "_").replace(" ", "_")
+        with run.stage(f"method_{place}", {"allocation": allocation, "seed": options.seed}, name) as (stage, work):
+            if work:
+                save_model(stitch(source, allocation), stage.folder / "model")
+        stitched = Stitched(stage, Checkpoint.open(stage.folder / "model"))
+        refitted = refit_stage(StepsRun(run, MethodRow(place, ("refit",))), texts, stitched)
+        assert refitted is not None
+        models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
+        found = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
+        parameters = sum(level.params for level in SearchSpace(source.modules).levels(allocation))
+        line = {
+            "benchmark": "mixture",
+            "cut": name,
+            "seed": options.seed,
+            "keep": options.keep,
+            "block_params": parameters,
+            "limit": limit,
+            **{key: round(own.kl, 4) for key, own in found.items()},
+            "perplexity refitted": round(found["kl refitted"].perplexity, 2),
+            "kept": [
+                [level.experts, level.width]
+                for level in SearchSpace(source.modules).levels(allocation)
+                if level.experts
+            ],
+        }
+        with (options.out / "compare.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -166,6 +294,15 @@ def main() -> None:
     training.add_argument("--rate", type=float, default=2e-3)
     training.add_argument("--seed", type=int, default=0)
     training.set_defaults(run=train)
+    comparing = commands.add_parser("compare", help="cut it in several ways")
+    comparing.add_argument("model", type=Path, help="a mixture, such as the folder `model` that train makes")
+    comparing.add_argument("--text", required=True, help="documents that the mixture wasn't trained on")
+    comparing.add_argument("--out", type=Path, required=True)
+    comparing.add_argument("--keep", type=float, default=0.5, help="share of the experts' parameters")
+    comparing.add_argument("--seed", type=int, default=0, help="of the split of the text")
+    comparing.add_argument("--only", action="append", help="cuts whose name contains this; all without it")
+    comparing.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the recipe")
+    comparing.set_defaults(run=compare)
     options = parser.parse_args()
     options.run(options)
 
