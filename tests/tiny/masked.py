@@ -55,6 +55,9 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
 
 
 def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:
+    if kept is not None and not len(kept):
+        mlp.experts.down_proj.zero_()
+        return
     if kept is not None:
         shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.tolist()))
         experts = mlp.experts

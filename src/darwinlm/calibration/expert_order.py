@@ -109,14 +109,25 @@ class _Mixture:
         gram = self.grams[-1]
         weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
         now = self._squares(gram, weights, range(self.k))
-        found = torch.zeros(self.logits.shape[1], dtype=torch.float64, device=self.logits.device)
+        found = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
         for slot in range(self.k):
             rest = [place for place in range(a) if place != slot]
             alive = self.alive.expand(n, -1).scatter(1, self.hand[:, slot, None], value=False)
             weights = chosen_weights(self.logits, self.hand[:, rest], alive, normalised=self.normalised)
             change = self._squares(gram, weights, rest) - now
-            found.index_add_(0, self.hand[:, slot], change.double())
-        return found.masked_fill(~self.alive, torch.inf)
+            found.scatter_(1, self.hand[:, slot, None], change[:, None])
+        return found.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
+
+    def _swelling(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """[n, e] change of the squared error where an expert goes that the token isn't sent to.
+
+        Shares of the softmax over all experts then grow by one factor, 1 / (1 - the expert's share).
+        """
+        mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the mixture as it is
+        own, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
+        shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
+        more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
+        return (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
 
     def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:
         """[n] squared error of a combination of some places of the hand."""
