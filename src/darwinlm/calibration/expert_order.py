@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ Outputs = Callable[[int, Tensor], Tensor]
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over several processes, in place."""
+
+
+PIECE: Final = 1024
+"""Tokens whose outputs are multiplied at once."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,18 @@ class _Mixture:
     """
 
     def __init__(self, logits: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool) -> None:
-        self.logits, self.outputs, self.k, self.S, self.normalised = logits, outputs, k, S, normalised
+        self.logits, self.outputs, self.k, self.normalised = logits, outputs, k, normalised
         self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
         self.hand = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
         width = outputs(0, self.hand[:1, 0]).shape[-1]
         self.F = torch.zeros(*self.hand.shape, width, device=logits.device)  # [n, a, m]
+        self.every = torch.arange(len(logits), device=logits.device)
         for slot in range(self.hand.shape[1]):
-            self._fill(torch.arange(len(logits), device=logits.device), slot)
+            self._fill(self.every, slot)
         weights = chosen_weights(logits, self.hand[:, :k], self.alive, normalised=normalised)
         self.y = (weights[..., None] * self.F[:, :k]).sum(1)
-        self.grams = [self._grams(slice(None), metric) for metric in (None, S)[: 1 if S is None else 2]]
+        self.metrics = (None,) if S is None else (None, S.to(self.F))
+        self.grams = [self._grams(self.every, metric) for metric in self.metrics]
 
     def _fill(self, tokens: Tensor, slot: int) -> None:
         """Outputs of the experts in one place of the hand, for some of the tokens."""
@@ -89,10 +96,13 @@ class _Mixture:
             own = tokens[asked == expert]
             self.F[own, slot] = self.outputs(expert, own).float()
 
-    def _grams(self, tokens: Tensor | slice, metric: Tensor | None) -> Tensor:
-        """[i, a + 1, a + 1], G of some of the tokens."""
-        rows = torch.cat([self.F[tokens], self.y[tokens, None]], dim=1)
-        return (rows if metric is None else rows @ metric) @ rows.mT
+    def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
+        """[i, a + 1, a + 1], G of some of the tokens [i]."""
+        found = []
+        for part in tokens.split(PIECE):
+            rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
+            found.append((rows if metric is None else rows @ metric) @ rows.mT)
+        return torch.cat(found)
 
     def energy(self, which: int) -> Tensor:
         """Summed squares of the dense output, in one of the metrics."""
@@ -145,7 +155,7 @@ class _Mixture:
             keep = self.hand != expert
             self.hand = self.hand[keep].view(len(self.hand), self.k)
             self.F = self.F[keep].view(len(self.hand), self.k, -1)
-            self.grams = [self._grams(slice(None), metric) for metric in (None, self.S)[: len(self.grams)]]
+            self.grams = [self._grams(self.every, metric) for metric in self.metrics]
             return
         tokens, slots = places.unbind(1)
         after = torch.arange(self.hand.shape[1], device=slots.device)
@@ -156,7 +166,7 @@ class _Mixture:
         self.hand[tokens] = hand
         self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
         self._fill(tokens, self.hand.shape[1] - 1)
-        for which, metric in enumerate((None, self.S)[: len(self.grams)]):
+        for which, metric in enumerate(self.metrics):
             self.grams[which][tokens] = self._grams(tokens, metric)
 
 
