@@ -40,7 +40,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.search.predict.module_losses import estimated_losses
-from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.search.propose.start import knapsack_start
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
@@ -228,7 +230,7 @@ def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocati
             ]
             for module, row in zip(space.modules, losses, strict=True)
         ]
-        rows[name] = knapsack_start(cost, budget, curves)
+        rows[name] = knapsack_start(Problem(space, cost, budget), curves)
     return rows, limit
 
 
@@ -237,7 +239,6 @@ def compare(options: argparse.Namespace) -> None:
     assignments = [
         f"text.sequence_length={LENGTH}",
         f"search.seed={options.seed}",
-        "search.score_tokens=1024",
         *(options.set or ()),
     ]
     given = {"model": str(options.model), "text.source": str(options.text), "budget.keep": options.keep}

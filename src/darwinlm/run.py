@@ -22,7 +22,7 @@ from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database", "scores"})
+OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
 """Stages that runs with different budgets have in common."""
 
 

@@ -84,7 +84,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(
 ) -> None:
     variant = folder / "paper.yaml"
     variant.write_text(
-        "search: {start: uniform, trade: same_kind, screen: false, generations: 2}\nunits: {levels: paper}\n",
+        "search: {method: paper, generations: 2}\nunits: {levels: paper}\n",
         encoding="utf-8",
     )
     options = ("--methods", "darwinlm", "--variant", f"paper={variant}")

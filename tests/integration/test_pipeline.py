@@ -274,7 +274,7 @@ def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
     model_type = whole.checkpoint.config.model_type
     tokens = whole.texts["evaluation"].tokens[:2]
     tried = 0
-    for number, allocation in enumerate(uniform_allocations(whole.plan.space, whole.plan.cost, whole.plan.budget)):
+    for number, allocation in enumerate(uniform_allocations(whole.plan)):
         levels = whole.plan.space.levels(allocation)
         if not all(level.width for level in levels):
             continue

@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
+from tests.tiny.searching import state_of
 from torch import nn
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import NumericsError
+from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
+from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.predict.curvature import removed_together
 from darwinlm.search.predict.gradients import Gradients
-from darwinlm.search.predict.surrogate import sloped
+from darwinlm.search.predict.surrogate import first_order
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
@@ -139,25 +140,29 @@ def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path
     placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
     gradients = Gradients(placed, tokens, batch_tokens=64)
     monkeypatch.setattr(gradients, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
-    with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.slope_tokens=0"):
+    with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
         gradients.around(middle(placed.space))
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
-    settings = ("search.slope_tokens=64", "search.generations=2", "search.descent_steps=0")
+    settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
-    placed, _ = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
-    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
-    run = make_run(tiny_llama, tmp_path / "run", *settings)
-    fitness = text_stage(run)["fitness"].tokens[: -(-run.recipe.search.fitness_needed // 32)]
-    gradients = Gradients(placed, fitness[-2:], batch_tokens=64)
-    assert tree["observations"]
-    for parent, child, _, slope in tree["observations"]:
-        assert slope == pytest.approx(sloped(gradients.around(tuple(parent)), parent, child), rel=1e-3, abs=1e-6)
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
+    gradients = Gradients(placed, tokens[:2], batch_tokens=64)
+    observations = state_of(tmp_path / "run")["observations"]
+    assert observations
+    for parent, child, _, slope in observations:
+        expected = first_order(gradients.around(tuple(parent)), parent, child)
+        assert slope == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("setting", ["search.slope_tokens=0", "search.trade=same_kind", "search.screen=false"])
-def test_without_slopes_nothing_is_said_of_them(setting, tiny_llama, make_run, tmp_path):
-    run_stages(make_run(tiny_llama, tmp_path / "run", setting, "search.generations=2"), "search")
-    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
-    assert {slope for *_, slope in tree["observations"]} == {0.0}
+def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
+    run_stages(make_run(tiny_llama, tmp_path / "run", "search.method=paper", "search.generations=2"), "search")
+    assert {slope for *_, slope in state_of(tmp_path / "run")["observations"]} == {0.0}
+
+
+def test_a_gradient_is_left_when_time_is_up(tiny_llama, make_run, tmp_path):
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(placed, tokens, batch_tokens=64, clock=Clock(limit=0.0))
+    with pytest.raises(TimeLimitError):
+        gradients.around(middle(placed.space))

@@ -21,7 +21,9 @@ from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
-from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.database import database_stage, stream_of
 from darwinlm.stages.text import text_stage
@@ -136,7 +138,9 @@ def test_scores_are_those_of_a_loop_over_tokens(built):
 def test_the_best_ranked_experts_stay_with_their_own_weights(built):
     _, _, reader = built
     space = SearchSpace(reader.modules)
-    allocation = equal_experts(space, parameter_costs(space), Budget(0, space.params(at(reader, experts=2, width=96))))
+    allocation = equal_experts(
+        Problem(space, parameter_costs(space), Budget(0, space.params(at(reader, experts=2, width=96))))
+    )
     scores = {block: torch.tensor([0.1, 3.0, 2.0, 0.2]) for block in range(4)}
     small = stitch(ExpertReader(reader.checkpoint, UnitsSettings(mlp_multiple=8), scores), allocation)
     dense = reader.checkpoint.load(torch.float32)
@@ -170,7 +174,7 @@ def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_ru
     units = UnitsSettings(experts="width", mlp_multiple=8)
     narrow = SearchSpace(DenseReader(reader.checkpoint, units).modules)
     with pytest.raises(BudgetError, match="no equal number of whole experts has at most"):
-        equal_experts(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2))
+        equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
     run = make_run(tiny_llama, tmp_path / "out")
     with pytest.raises(FamilyError, match="this model has no mixture of experts"):
         expert_scores(stream_of(run, text_stage(run)["calibration"]))

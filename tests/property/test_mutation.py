@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget
-from darwinlm.search.propose.level_switch import joined, level_switch
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.propose.level_switch import level_switch
 
 
 def total(costs, allocation):
@@ -103,45 +103,6 @@ def test_a_parent_outside_the_budget_is_brought_into_it(seed, n_modules):
     rng = random.Random(seed)
     start = tuple(rng.randrange(9) for _ in range(n_modules))
     assert budget.allows(total(costs, level_switch(start, costs, budget, rng, step=0.1)))
-
-
-# ---------------------------------------------------------------------------------------------------- children together
-
-
-@settings(deadline=None)
-@given(problems(), st.integers(0, 2**32), st.integers(0, 4))
-def test_children_put_together_carry_whole_switches_within_the_budget(problem, seed, most):
-    costs, parent, budget = problem
-    rng, children = random.Random(seed), []
-    for _ in range(8):
-        try:
-            children.append(level_switch(parent, costs, budget, rng, step=0.3, seen=set(children)))
-        except BudgetError:
-            break
-
-    def moves(child):
-        return {(i, after) for i, (before, after) in enumerate(zip(parent, child, strict=True)) if before != after}
-
-    found = joined(parent, children, costs, budget, most)
-    assert len(found) <= most
-    for number, child in enumerate(found):
-        assert budget.allows(total(costs, child))
-        parts = [other for other in children if moves(other) <= moves(child)]
-        assert moves(child) == set().union(*map(moves, parts))
-        assert len(parts) >= number + 2
-        assert number == 0 or moves(found[number - 1]) < moves(child)
-
-
-def test_children_that_change_the_same_module_or_together_cost_too_much_are_not_joined():
-    costs = [[0, 10, 20]] * 5
-    parent, budget = (1, 1, 1, 1, 1), Budget(40, 60)
-    best, same, apart, dear = (2, 0, 1, 1, 1), (2, 1, 0, 1, 1), (1, 1, 0, 2, 1), (1, 1, 1, 1, 2)
-    assert joined(parent, [best, same, apart], costs, budget, 3) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, same], costs, budget, 3) == []
-    assert joined(parent, [best, apart, dear], costs, budget, 3) == [(2, 0, 0, 2, 1), (2, 0, 0, 2, 2)]
-    assert joined(parent, [best, apart, dear], costs, Budget(40, 50), 3) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, apart, dear], costs, budget, 1) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, apart, dear], costs, budget, 0) == []
 
 
 # ------------------------------------------------------------------------------------------------- small neighbourhoods

@@ -9,9 +9,10 @@ from typing import Any
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase, database_stage
-from darwinlm.stages.plan import Problem, plan_stage
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.refit import Refitted, refit_stage
 from darwinlm.stages.search import SearchResult, search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage

@@ -32,7 +32,9 @@ from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
-from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 
@@ -181,24 +183,24 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     def loss(allocation: tuple[int, ...]) -> float:
         return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
 
-    uniform = best_uniform(space, parameter_costs(space), budget, loss)
+    uniform = best_uniform(Problem(space, parameter_costs(space), budget), loss)
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen, drawn = best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    chosen, drawn = best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
     assert drawn == 5
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)[0])
-    assert (chosen, 5) == best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
-    first = best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)
-    assert best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3, seconds=0) == first
-    for allocation in (uniform, even_uniform(space, parameter_costs(space), budget)):
+    assert loss(chosen) <= loss(best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0])
+    assert (chosen, 5) == best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
+    first = best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)
+    assert best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
+    for allocation in (uniform, even_uniform(Problem(space, parameter_costs(space), budget))):
         assert space.params(allocation) <= budget.upper
 
 
 def test_even_uniform_keeps_like_shares(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    levels = space.levels(even_uniform(space, parameter_costs(space), half(space)))
+    levels = space.levels(even_uniform(Problem(space, parameter_costs(space), half(space))))
     shares = {
         module.kind: level.params / module.levels[-1].params
         for module, level in zip(space.modules, levels, strict=True)
@@ -224,17 +226,19 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
 
     everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
     least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    assert total(least_local_error(space, parameter_costs(space), budget, database)) == pytest.approx(least, abs=1e-3)
+    assert total(least_local_error(Problem(space, parameter_costs(space), budget), database)) == pytest.approx(
+        least, abs=1e-3
+    )
 
 
 def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    chosen = without_blocks(space, parameter_costs(space), half(space), [0.5, 0.1, 0.9, 0.2])
+    chosen = without_blocks(Problem(space, parameter_costs(space), half(space)), [0.5, 0.1, 0.9, 0.2])
     kept = {module.block for module, level in zip(space.modules, chosen, strict=True) if level}
     assert kept == {0, 2}
     assert all(level in (0, top) for level, top in zip(chosen, space.dense, strict=True))
     with pytest.raises(BudgetError, match="not even one whole block"):
-        without_blocks(space, parameter_costs(space), Budget(0, 10), [0.5, 0.1, 0.9, 0.2])
+        without_blocks(Problem(space, parameter_costs(space), Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
 
 
 # --------------------------------------------------------------------------------------------------------- masks

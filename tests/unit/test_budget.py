@@ -10,16 +10,8 @@ import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, merge, parse_recipe
-from darwinlm.search.problem.cost import (
-    Budget,
-    CostModel,
-    KvCache,
-    amount_words,
-    byte_costs,
-    parameter_costs,
-    resolve_budget,
-    time_costs,
-)
+from darwinlm.search.problem.budget import Budget, resolve_budget
+from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
 from darwinlm.search.problem.space import SearchSpace
 
 
@@ -131,9 +123,7 @@ def test_a_family_is_public():
 
 def test_the_paper_preset_has_the_papers_numbers():
     search = load_recipe(None, (), {"preset": "paper"}).search
-    assert (search.start, search.generations, search.offspring) == ("uniform", 200, 16)
-    assert (search.trade, search.screen, search.recombine) == ("same_kind", False, 0)
-    assert not search.uses_slopes
+    assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
     assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
     assert [stage.training_tokens for stage in search.stages] == [10_000, 50_000, 100_000, 200_000]
@@ -141,9 +131,9 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("preset: paper\nsearch: {generations: 5, start: knapsack}\n", encoding="utf-8")
+    path.write_text("preset: paper\nsearch: {generations: 5, method: gradient}\n", encoding="utf-8")
     recipe = load_recipe(path, ["text.fitness_tokens=9000"])
-    assert (recipe.search.generations, recipe.search.start, recipe.search.offspring) == (5, "knapsack", 16)
+    assert (recipe.search.generations, recipe.search.method, recipe.search.offspring) == (5, "gradient", 16)
     assert recipe.text.fitness_tokens == 9000
     assert recipe.units.levels == "paper"
 
@@ -152,20 +142,28 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     ("search", "said"),
     [
         (
-            {"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 4}]},
-            "must shrink from the finalists",
+            {"stages": [{"tokens": 64, "survivors": 1, "training_tokens": 65536}]},
+            "candidates train on 65536 tokens, but text.training_tokens is 0",
         ),
-        ({"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 2}]}, "must leave one survivor"),
-        ({"finalists": 1}, "finalists: one alone needs no selection"),
-        ({"finalists": 4, "finalist_rounds": []}, "nothing would tell them apart"),
-        ({"finalists": 4}, "candidates train on 65536 tokens, but text.training_tokens is 0"),
-        ({"finalist_rounds": [{"tokens": 3}]}, "known fields are training_tokens, survivors"),
+        ({"stages": [{"tokns": 3}]}, "known fields are tokens, survivors, training_tokens"),
+        ({"method": "best"}, "'gradient' or 'paper' (it is 'best')"),
     ],
 )
-def test_finalists_that_make_no_sense(search, said):
+def test_a_search_that_makes_no_sense(search, said):
     with pytest.raises(RecipeError) as caught:
         parse_recipe({"search": search}, "here")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("tolerance", ["3%", 0.03, "0.03"])
+def test_a_tolerance_is_a_share(tolerance):
+    assert BudgetSettings(tolerance=tolerance).tolerance == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("tolerance", ["0%", "11%", 0])
+def test_a_tolerance_out_of_range(tolerance):
+    with pytest.raises(RecipeError, match=r"budget\.tolerance"):
+        parse_recipe({"budget": {"tolerance": tolerance}}, "here")
 
 
 # -------------------------------------------------------------------------------------------------------- the costs
@@ -196,6 +194,19 @@ def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
     assert cost.dense == pytest.approx(3.5e9, rel=1e-5)
     assert cost.of((1, 1)) == pytest.approx(1.25e9, rel=1e-5)
     assert cost.fixed == 500_000_000
+
+
+def test_the_finest_step_is_the_coarsest_gap_of_the_finest_module():
+    assert parameter_costs(SPACE).finest_step == 100
+    assert CostModel("bytes", ((5,), (7,))).finest_step == 0
+    assert CostModel("bytes", ((0, 10, 11), (0, 4, 8, 8))).finest_step == 4
+
+
+def test_a_tolerance_below_one_level_is_one_level():
+    bounds = resolve_budget(parameter_costs(SPACE), BudgetSettings(keep=0.5, tolerance=0.0001))
+    assert (bounds.lower, bounds.upper) == (105, 205)
+    fine = CostModel("block parameters", (tuple(range(0, 10_001)),))
+    assert resolve_budget(fine, BudgetSettings(keep=0.5, tolerance=0.1)).lower == 4500
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,10 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
 from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
 from darwinlm.runs.sweep import _ordered
-from darwinlm.search.problem.cost import Budget, parameter_costs
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.scores import SCORES, read_scores
 from darwinlm.surgery.ridge import ridge_solution
 
 # ------------------------------------------------------------------------------------------------------- folders
@@ -100,12 +101,6 @@ def test_columns_of_another_database() -> None:
     shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
     with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: it is another database's"):
         kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
-
-
-def test_losses_of_levels_that_are_not_there(tmp_path: Path) -> None:
-    write_json(tmp_path / SCORES, {"0:1": 0.5, "1:7": 0.5})
-    with pytest.raises(ArtifactError, match="it holds levels that the model doesn't have"):
-        read_scores(StageFolder(tmp_path, {}), [[0.0, 1.0], [0.0, 1.0]])
 
 
 # ------------------------------------------------------------------------------------------- recipes and commands
@@ -224,10 +219,10 @@ def test_blocks_with_modules_that_stay_and_no_uniform_model(tiny_llama: Path, ti
     half = Budget(0, experts.params(experts.dense) // 2)
     assert any(len(module.levels) == 1 for module in experts.modules)
     with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
-        without_blocks(experts, costs, half, [0.1, 0.2, 0.3, 0.4])
+        without_blocks(Problem(experts, costs, half), [0.1, 0.2, 0.3, 0.4])
     space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)).modules)
     with pytest.raises(BudgetError, match="no uniform model has at most"):
-        best_uniform(space, parameter_costs(space), Budget(-2, -1), lambda allocation: 0.0)
+        best_uniform(Problem(space, parameter_costs(space), Budget(-2, -1)), lambda allocation: 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- models

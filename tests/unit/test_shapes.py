@@ -19,7 +19,8 @@ from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
 from darwinlm.recipe import BudgetSettings, UnitsSettings
-from darwinlm.search.problem.cost import parameter_costs, resolve_budget
+from darwinlm.search.problem.budget import resolve_budget
+from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
 

@@ -32,7 +32,7 @@ VariantOption = Annotated[
 
 
 @app.command()
-def compare_methods(
+def compare(
     model: ModelArgument = None,
     methods: MethodsOption = "all",
     out: OutOption = Path("runs/comparison"),
@@ -49,8 +49,7 @@ def compare_methods(
 ) -> None:
     """Prune with several methods under one budget and print one table."""
     from darwinlm.artifact import write_text
-    from darwinlm.comparison.compare import ComparisonRequest
-    from darwinlm.comparison.compare import compare_methods as run_comparison
+    from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
     from darwinlm.console import Reporter
@@ -70,7 +69,7 @@ def compare_methods(
     wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
     console = Console()
     run = Run(chosen, out, Reporter(console))
-    headings, cells, remarks = comparison_cells(run_comparison(run, wanted))
+    headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
     console.print(summary.terminal(headings, cells))
     for remark in remarks:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)

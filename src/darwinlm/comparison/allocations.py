@@ -8,23 +8,25 @@ from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget, CostModel
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.predict.module_losses import local_errors
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.start import knapsack_start, random_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 
 
-def best_uniform(space: SearchSpace, cost: CostModel, budget: Budget, loss: Loss) -> Allocation:
+def best_uniform(problem: Problem, loss: Loss) -> Allocation:
     """Of all ways to cut every layer alike, the one with the least loss. Raises BudgetError when none fits."""
-    return min(uniform_allocations(space, cost, budget), key=loss)
+    return min(uniform_allocations(problem), key=loss)
 
 
-def even_uniform(space: SearchSpace, cost: CostModel, budget: Budget) -> Allocation:
+def even_uniform(problem: Problem) -> Allocation:
     """Of all ways to cut every layer alike, the one that keeps most nearly the same share of attention and of MLP.
 
     Sheared-LLaMA's target is a shape that is given beforehand; this is one that needs no measurement.
     """
+    space = problem.space
 
     def unevenness(allocation: Allocation) -> tuple[float, int]:
         kept = {"attention": 0, "mlp": 0}
@@ -35,13 +37,11 @@ def even_uniform(space: SearchSpace, cost: CostModel, budget: Budget) -> Allocat
         shares = [kept[kind] / dense[kind] for kind in kept if dense[kind]]
         return max(shares) - min(shares), -space.params(allocation)
 
-    return min(uniform_allocations(space, cost, budget), key=unevenness)
+    return min(uniform_allocations(problem), key=unevenness)
 
 
 def best_random(
-    space: SearchSpace,
-    cost: CostModel,
-    budget: Budget,
+    problem: Problem,
     loss: Loss,
     *,
     tries: int,
@@ -51,10 +51,8 @@ def best_random(
     """The best of so many random allocations, or of as many as there is time for.
 
     Args:
-        space: modules and levels.
-        cost: of every level.
-        budget: its bounds are kept.
-        loss: of an allocation.
+        problem: Space, costs and budget, whose bounds are kept.
+        loss: Loss of an allocation.
         tries: how many are drawn; the same one twice is evaluated once.
         seed: of the draws.
         seconds: wall-clock after which no further one is drawn; at least one is.
@@ -70,25 +68,25 @@ def best_random(
     losses: dict[Allocation, float] = {}
     drawn = 0
     while drawn < tries and (not drawn or seconds is None or time.monotonic() - begun < seconds):
-        allocation = random_start(space, cost, budget, rng)
+        allocation = random_start(problem, rng)
         drawn += 1
         if allocation not in losses:
             losses[allocation] = loss(allocation)
     return min(losses, key=losses.__getitem__), drawn
 
 
-def least_local_error(space: SearchSpace, cost: CostModel, budget: Budget, database: DatabaseReader) -> Allocation:
+def least_local_error(problem: Problem, database: DatabaseReader) -> Allocation:
     """The allocation with the least sum of relative local errors within the budget.
 
     ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
     2302.04089, section 3.2); here it is solved as a multiple-choice knapsack on the exact costs.
     """
-    curves = [[database.error(m.block, m.kind, level) for level in m.levels] for m in space.modules]
-    return knapsack_start(cost, budget, curves)
+    return knapsack_start(problem, local_errors(problem.space, database))
 
 
-def equal_experts(space: SearchSpace, cost: CostModel, budget: Budget) -> Allocation:
+def equal_experts(problem: Problem) -> Allocation:
     """As many whole experts in every mixture as the budget allows, all else as it is. Raises BudgetError."""
+    space, cost = problem.space, problem.cost
     counts = {level.experts for module in space.modules for level in module.levels}
     for count in sorted(counts - {0}, reverse=True):
         allocation = list(space.dense)
@@ -97,26 +95,25 @@ def equal_experts(space: SearchSpace, cost: CostModel, budget: Budget) -> Alloca
             if full.experts:
                 whole = [at for at, level in enumerate(module.levels) if level.width == full.width]
                 allocation[index] = max(at for at in whole if module.levels[at].experts <= count)
-        if cost.of(allocation) <= budget.limit:
+        if cost.of(allocation) <= problem.budget.limit:
             return tuple(allocation)
     raise BudgetError(
         f"with units.experts and the experts that a token is sent to, no equal number of whole experts has at most "
-        f"{cost.words(budget.limit)}: leave reap and frequency out"
+        f"{cost.words(problem.budget.limit)}: leave reap and frequency out"
     )
 
 
-def without_blocks(space: SearchSpace, cost: CostModel, budget: Budget, influence: Sequence[float]) -> Allocation:
+def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
 
     Args:
-        space: modules and levels.
-        cost: of every level.
-        budget: its upper bound is kept; how much of it stays unused depends on the size of a block.
-        influence: of each block.
+        problem: Space, costs and budget; how much of it stays unused depends on the size of a block.
+        influence: Influence of each block.
 
     Raises:
         BudgetError: blocks hold modules that are never cut.
     """
+    space, cost, budget = problem.space, problem.cost, problem.budget
     if any(len(module.levels) == 1 for module in space.modules):
         raise BudgetError(
             "this model has modules that are never cut, so whole blocks can't be removed: leave shortgpt out"

@@ -145,7 +145,7 @@ def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "units": run.recipe.units.model_dump(),
         "budget": run.recipe.budget.model_dump(),
         "settings": run.recipe.baselines.model_dump(),
-        "score_tokens": run.recipe.search.score_tokens,
+        "score_tokens": run.recipe.search.stages[0].tokens,
         "seed": run.recipe.search.seed,
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": bench.database.stage.digest if method.database else None,

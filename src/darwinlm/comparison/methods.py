@@ -36,9 +36,9 @@ from darwinlm.malloc import kept_memory
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
-from darwinlm.stages.plan import Problem
 from darwinlm.stages.text import Texts
 
 
@@ -71,8 +71,8 @@ class MethodInputs:
         return database_stage(self.run, self.texts)
 
     def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
-        """KL to the dense model on the fitness tokens that single modules are scored on."""
-        n_tokens = self.run.recipe.search.score_tokens
+        """KL to the dense model on the fitness tokens that the search judges children on first."""
+        n_tokens = self.run.recipe.search.stages[0].tokens
         tokens = self.texts["fitness"].tokens
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
         placed = PlacedModules(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)
@@ -82,18 +82,14 @@ class MethodInputs:
 
 def _uniform(bench: MethodInputs, _: Path) -> MethodResult:
     reader = bench.database.reader
-    return MethodResult(
-        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
-    )
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
 
 
 def _random(bench: MethodInputs, _: Path) -> MethodResult:
     reader, recipe = bench.database.reader, bench.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
-        bench.plan.space,
-        bench.plan.cost,
-        bench.plan.budget,
+        bench.plan,
         bench.loss(reader),
         tries=recipe.baselines.random_tries,
         seed=recipe.search.seed,
@@ -104,37 +100,33 @@ def _random(bench: MethodInputs, _: Path) -> MethodResult:
 
 def _ziplm(bench: MethodInputs, _: Path) -> MethodResult:
     reader = bench.database.reader
-    return MethodResult(reader, least_local_error(bench.plan.space, bench.plan.cost, bench.plan.budget, reader), {})
+    return MethodResult(reader, least_local_error(bench.plan, reader), {})
 
 
 def _magnitude(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return MethodResult(
-        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
-    )
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
 
 
 def _minitron(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return MethodResult(
-        reader, best_uniform(bench.plan.space, bench.plan.cost, bench.plan.budget, bench.loss(reader)), {}
-    )
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
 
 
 def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
     run = bench.run
     influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = without_blocks(bench.plan.space, bench.plan.cost, bench.plan.budget, influence)
+    chosen = without_blocks(bench.plan, influence)
     return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
 def _ranked_experts(bench: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
     run = bench.run
     found = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = equal_experts(bench.plan.space, bench.plan.cost, bench.plan.budget)
+    chosen = equal_experts(bench.plan)
     by_block = {block: scores(own) for block, own in found.items()}
     return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
 
@@ -150,7 +142,7 @@ def _frequency(bench: MethodInputs, _: Path) -> MethodResult:
 def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
     run, settings = bench.run, bench.run.recipe.baselines
     space = bench.plan.space
-    target = even_uniform(space, bench.plan.cost, bench.plan.budget)
+    target = even_uniform(bench.plan)
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = bench.texts["calibration"].tokens

@@ -50,12 +50,12 @@ def refine(
     Returns:
         The measured times.
     """
-    found = dict(known)
+    times = dict(known)
 
     def at(size: Size) -> float:
-        if size not in found:
-            found[size] = measure(size)
-        return found[size]
+        if size not in times:
+            times[size] = measure(size)
+        return times[size]
 
     intervals: list[tuple[int, int, int]] = []
     for number, line in enumerate(lines):
@@ -71,10 +71,10 @@ def refine(
             continue
         middle = (low + high) // 2
         guess = float(np.interp(line[middle][2], [line[low][2], line[high][2]], [at(line[low]), at(line[high])]))
-        budget -= line[middle] not in found
+        budget -= line[middle] not in times
         if abs(at(line[middle]) - guess) > GOOD_ENOUGH:
             intervals += [(number, low, middle), (number, middle, high)]
-    return found
+    return times
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ class ModelTimer:
         """One pass: the prompt's time and the written tokens' time, as the request weighs them."""
         prompt = max(self.request.prefill, 1)
         begun = self._now()
-        found = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
+        output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
         total = self._now() - begun if self.request.prefill else 0.0
         if self.request.decode:
-            cache = {self._cache_name(model): found.past_key_values}
+            cache = {self._cache_name(model): output.past_key_values}
             if self._tokens.shape[1] > prompt:  # tokens are timed with the cache that they find on average
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
             steps = []

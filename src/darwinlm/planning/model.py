@@ -19,9 +19,11 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
-from darwinlm.search.problem.cost import Budget, CostModel, resolve_budget
+from darwinlm.search.problem.budget import Budget, resolve_budget
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.stages.plan import counted_costs, dense_parameters, space_of
+from darwinlm.stages.dtype import saved_dtype
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Sizes:
                 f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
                 "params or bytes"
             )
-        return counted_costs(self.recipe, self.checkpoint, self.space, self.shapes, self.outside)
+        dtype = saved_dtype(self.recipe, self.checkpoint)
+        return counted_costs(
+            self.recipe.budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype
+        )
 
     @cached_property
     def budget(self) -> Budget:

@@ -5,7 +5,7 @@ from darwinlm.recipe.budget import BUDGETS, BudgetKind, BudgetSettings
 from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, options, parse_recipe
 from darwinlm.recipe.quantities import parse_share
 from darwinlm.recipe.recovery import RecoverySettings
-from darwinlm.recipe.search import FinalistRound, SearchSettings, SearchStage, TrainingSettings
+from darwinlm.recipe.search import SearchSettings, SearchStage, TrainingSettings
 from darwinlm.recipe.sections import (
     BaselinesSettings,
     ComputeSettings,
@@ -28,7 +28,6 @@ __all__ = [
     "DatabaseSettings",
     "EvaluationSettings",
     "ExportSettings",
-    "FinalistRound",
     "Recipe",
     "RecoverySettings",
     "RefitSettings",

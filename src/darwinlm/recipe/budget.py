@@ -27,8 +27,8 @@ class BudgetSettings(Section):
     """How many times as fast as the dense model, on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = None
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
-    tolerance: float = Field(0.005, gt=0, le=0.1)
-    """Largest share of the budget that may stay unused."""
+    tolerance: Share = Field(0.005, gt=0, le=0.1)
+    """Largest share of the budget that may stay unused: 0.005 or 0.5%. In coarser units, one level."""
     context: int = Field(4096, ge=0)
     """Tokens in the KV cache of each sequence, for `bytes`; 0 counts the weights alone."""
     batch: int = Field(1, ge=1)

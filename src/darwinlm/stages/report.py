@@ -13,8 +13,8 @@ from darwinlm.errors import BudgetError
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.run import Run
+from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.export import Exported
-from darwinlm.stages.plan import Problem
 from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.decoder import Decoder
 
-HEAD_TOKENS = 512
+LOGIT_TOKENS = 512
 """Tokens whose logits over the whole vocabulary are made at once."""
 
 CPU_LOGITS = 24 << 20
@@ -169,9 +169,9 @@ class Distributions:
 def head_tokens(decoder: Decoder) -> int:
     """Tokens whose logits over the whole vocabulary are made at once."""
     if decoder.device.type != "cpu":
-        return HEAD_TOKENS
+        return LOGIT_TOKENS
     embedding: Tensor = decoder.model.get_input_embeddings().weight
-    return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), HEAD_TOKENS), 16)
+    return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), LOGIT_TOKENS), 16)
 
 
 def _detached(bias: Tensor | None) -> Tensor | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.errors import NumericsError
+from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead, Reference
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
@@ -46,6 +47,7 @@ class Fitness:
         evaluations: times that a candidate was run on some text.
         seconds: of wall-clock that they took.
         tokens_run: candidates' tokens in them.
+        clock: Limit of time at which an evaluation is left; None until there is a result to end with.
     """
 
     def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
@@ -57,6 +59,7 @@ class Fitness:
         self.evaluations = 0
         self.seconds = 0.0
         self.tokens_run = 0
+        self.clock: Clock | None = None
         self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
         self._dense: list[Reference] = []
@@ -122,19 +125,23 @@ class Fitness:
         return mean
 
     def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each candidate over the first tokens; infinite where its logits aren't finite."""
+        """Mean KL of each candidate over the first tokens; see `kl_on`."""
         return self.kl_on(allocations, (0, self.sequences(n_tokens)))
 
     def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
-        """Mean KL of each candidate over a window; infinite where its logits aren't finite."""
+        """Mean KL of each candidate over a window; infinite where its logits aren't finite.
+
+        Raises:
+            TimeLimitError: The clock's limit has passed.
+        """
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
         begun = time.monotonic()
         with parallel.agree():
             own = parallel.mine(missing)
             self._run_base(own, window)
-            found = {each: self._evaluate(each, window) for each in own}
-        for part in parallel.gather(found):
+            measured = {each: self._evaluate(each, window) for each in own}
+        for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
@@ -180,11 +187,13 @@ class Fitness:
         """Losses of the window's sequences that aren't known yet."""
         self.placed.apply(allocation)
         first = self._first_changed(allocation)
-        found: dict[int, float] = {}
+        by_sequence: dict[int, float] = {}
         for piece in self._missing(allocation, window):
+            if self.clock is not None:
+                self.clock.check()
             losses = self._run(piece, self._embedded(piece)[: first + 1])
-            found |= zip(range(*piece), losses, strict=True)
-        return found
+            by_sequence |= zip(range(*piece), losses, strict=True)
+        return by_sequence
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
         """What of a window isn't known of a candidate."""
@@ -218,8 +227,8 @@ class Fitness:
         """Losses of the sequences of a piece, given what goes into the first blocks."""
         start = piece[0] % self._rows * self.sequence_length
         divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
-        found = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
-        return [loss if math.isfinite(loss) else math.inf for loss in found]
+        losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     def _first_changed(self, allocation: Allocation) -> int:
         if self._base is None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from darwinlm import parallel
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import TrainingSettings
-from darwinlm.search.evaluate.dense_side import HEAD_TOKENS
+from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
@@ -127,17 +127,18 @@ class CandidateTrainer:
         self._position = 0
 
     def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
-        """Train all of them on the same next tokens, rounded up to whole sequences."""
+        """Train all of them on the same next tokens, rounded up to whole sequences. Raises TimeLimitError."""
         for candidate in candidates:
             self._owner.setdefault(candidate, len(self._owner) % parallel.size())
         rows = -(-n_tokens // self.tokens.shape[1])
         text = self.tokens[self._position : self._position + rows]
         self._position += rows
         students = [self._student(each) for each in candidates if self._owner[each] == parallel.rank()]
-        if students:
-            with kept_memory(self.placed.decoder.device):
-                for batch in torch.split(text, self._rows):
-                    self._learn(batch, students)
+        with parallel.agree(), kept_memory(self.placed.decoder.device):
+            for batch in torch.split(text, self._rows) if students else ():
+                if self.fitness.clock is not None:
+                    self.fitness.clock.check()
+                self._learn(batch, students)
 
     def _student(self, allocation: Allocation) -> Student:
         if allocation not in self._students:
@@ -148,7 +149,7 @@ class CandidateTrainer:
     def _learn(self, batch: Tensor, students: Sequence[Student]) -> None:
         """One step of every student on a batch [b, t], a few sequences at a time."""
         decoder = self.placed.decoder
-        for rows in torch.split(batch, max(1, HEAD_TOKENS // batch.shape[1])):
+        for rows in torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1])):
             self.placed.apply(self.placed.space.dense)
             with torch.no_grad():
                 log_p = functional.log_softmax(decoder.logits(rows).flatten(0, 1).float(), dim=-1)
@@ -163,15 +164,15 @@ class CandidateTrainer:
 
     def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
         """Mean KL of each on fitness text, as trained so far; infinite where values aren't finite."""
-        found: dict[Allocation, float] = {}
+        losses: dict[Allocation, float] = {}
         for candidate in candidates:
             if self._owner.get(candidate) == parallel.rank():
                 self.placed.place(self._student(candidate).modules)
-                found[candidate] = self.fitness.kl_in_place(n_tokens)
+                losses[candidate] = self.fitness.kl_in_place(n_tokens)
         self.placed.apply(self.placed.space.dense)
-        for part in parallel.gather(found):
-            found |= part
-        return [found[candidate] for candidate in candidates]
+        for part in parallel.gather(losses):
+            losses |= part
+        return [losses[candidate] for candidate in candidates]
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Forget all others; with none, the training text begins anew."""

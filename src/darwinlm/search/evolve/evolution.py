@@ -1,46 +1,64 @@
-"""The evolutionary search: mutate the parent, select in rounds on growing text, keep the best (DarwinLM §3.2).
+"""The evolutionary search: make children of the parent, select in rounds, keep the best (DarwinLM §3.2).
 
-An anytime algorithm: after every generation its state is written, a killed run goes on from there, and a wall-clock
-bound ends it with the best allocation so far. Randomness is drawn per generation, so that a resumed run makes the
-same candidates as an uninterrupted one.
+One loop serves two methods. By the paper's rules all children come from its level switch. With gradients, which aren't
+in the paper, a generation takes the gradient of the loss on one window of the fitness text, solves for a few children
+that move all modules at once, and measures them on the next window, which the gradient didn't see. Windows take turns
+and the slopes of earlier ones fade, so that in the end all of the text has spoken. After a generation without gain
+steps shrink: curvature counts for more. After two the level switch proposes children too, of fewer and fewer levels.
+
+An anytime algorithm: after every generation its state is written, a killed run resumes there, and a bound of time ends
+it with the best allocation so far. Randomness is drawn per generation, so that a resumed run makes the same candidates
+as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from darwinlm import parallel
-from darwinlm.errors import BudgetError, NumericsError
+from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.recipe import SearchSettings
-from darwinlm.search.evaluate.fitness import Fitness
-from darwinlm.search.evolve.state import EvolutionState, FirstParent, Generation
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
-from darwinlm.search.predict.surrogate import INTERACTION, Surrogate, sloped
-from darwinlm.search.problem.cost import Budget, CostModel
-from darwinlm.search.problem.space import Allocation, Curves
-from darwinlm.search.propose.level_switch import joined, level_switch, paper_switch
-from darwinlm.search.propose.solve import guided
+from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, first_order
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, PerLevel
+from darwinlm.search.propose.level_switch import level_switch, paper_switch
+from darwinlm.search.propose.solve import solved_children
+
+STRENGTHS = (0.8, 1.15, 1.7)
+"""Factors on the curvature that a generation is solved for: which one is best differs (results, "Children that are
+solved for")."""
+
+SLOPE_PARTS = (0.3,)
+"""Factors on the slopes that are added to single-module losses in the first generation."""
+
+MEMORY = 0.5
+"""Weight of the slopes of all earlier windows beside those of the present one (log, "Steps of the descent")."""
+
+SHRINK = 1.4
+"""Factor on the curvature, and divisor of the level switch, for each generation without gain."""
+
+PATIENCE = 1
+"""Generations without gain before the level switch proposes children too."""
+
+LONGEST = 0.25
+"""Longest level switch, as a share of a module's levels; it shrinks to one level."""
 
 PROPOSALS = 16
-"""Children proposed for each one that is evaluated, when proposals are screened."""
+"""Level switches proposed for each one that is evaluated: those that the prediction speaks for, and some at random."""
 
-CAUTIONS = (0.85, 1.0, 1.15, 1.4, 1.8)
-"""Strengths of the curvature that children are solved for."""
-
-SHARES = (0.15, 0.3, 0.45)
-"""Shares of the slopes that are added to the curves around the first parent."""
-
-GRADIENT_PASSES = 4
-"""Evaluations on the same tokens that a gradient takes as long as."""
-
-BEST_KEPT = 64
-"""Best distinct allocations that the state remembers, for the finalists."""
+OUT_OF_TIME = "time is up"
+"""Why a search ended that reached its bound of time."""
 
 
 class Trainer(Protocol):
@@ -57,212 +75,280 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
-class LossModel:
-    """What a search is about.
+class Guide:
+    """What predicts losses around a parent.
 
     Attributes:
-        cost: of every level.
-        budget: bounds.
-        kinds: of each module, for switches between equals.
-        curves: of each module over its levels, for screening proposals; None evaluates every proposal.
-        slopes: gives first-order losses of all levels around an allocation; some children are then solved for.
-        curvature: of the modules, where there are slopes.
+        curvature: Curvature of the modules.
+        gradient: First-order losses of all levels around an allocation, on a window of the fitness text.
     """
 
-    cost: CostModel
-    budget: Budget
-    kinds: Sequence[str]
-    curves: Curves | None = None
-    slopes: Callable[[Allocation], Curves] | None = None
-    curvature: Curvature | None = None
+    curvature: Curvature
+    gradient: Callable[[Allocation, Window], PerLevel]
 
-    def sloped(self, parent: Allocation, child: Allocation) -> float:
-        """Change of the loss to first order, 0 where there are no slopes."""
-        return sloped(self.slopes(parent), parent, child) if self.slopes else 0.0
+
+@dataclass(frozen=True)
+class Offspring:
+    """The children of one generation.
+
+    Attributes:
+        children: Allocations that haven't been tried.
+        slopes: First-order losses around the parent, averaged over windows; empty without a guide.
+        window: What the first stage judges children on; None takes the text's beginning.
+    """
+
+    children: list[Allocation]
+    slopes: list[list[float]] = field(default_factory=list)
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What came of a generation.
+
+    Attributes:
+        best: The best of the children and the parent.
+        kl: Its loss on the tokens of the last stage.
+        evaluations: Candidates evaluated.
+        observations: Changes of the loss.
+    """
+
+    best: Allocation
+    kl: float
+    evaluations: int
+    observations: list[Observation] = field(default_factory=list)
 
 
 def evolve(
     fitness: Fitness,
-    problem: LossModel,
+    problem: Problem,
     settings: SearchSettings,
-    start: Callable[[], FirstParent],
+    start: Callable[[], Allocation],
     state_file: Path,
     *,
+    clock: Clock,
+    guide: Guide | None = None,
     trainer: Trainer | None = None,
-    used: float = 0.0,
-    report: Callable[[Generation], None] = lambda generation: None,
-) -> EvolutionState:
+    report: Callable[[SearchState], None] = lambda state: None,
+) -> SearchState:
     """Run or resume the search.
 
     Args:
-        fitness: evaluates candidates.
-        problem: costs, budget and curves.
-        settings: the recipe's section.
-        start: makes the first parent; not called when a state is resumed.
-        state_file: written after every generation, by the first process.
-        trainer: trains candidates, where a stage asks for it.
-        used: seconds that went into the search before.
-        report: called after every generation.
+        fitness: Evaluates candidates.
+        problem: Space, costs and budget.
+        settings: Recipe's section.
+        start: Makes the first parent; not called when a state is resumed.
+        state_file: File that the first process writes after every generation.
+        clock: Time that the search has taken and may take; its limit holds once there is a first parent.
+        guide: Predicts losses; None searches by the paper's rules.
+        trainer: Trains candidates, where a stage asks for it.
+        report: Called with the state before the first generation and after every one.
 
     Returns:
         The final state; `parent` is the answer.
 
     Raises:
-        ArtifactError: the state is damaged or another model's.
-        NumericsError: the first parent's logits aren't finite.
+        ArtifactError: The state is damaged or another model's.
+        NumericsError: The first parent's logits aren't finite.
     """
-    begun = time.monotonic()
-    state = _begin(fitness, problem, settings, start, state_file)
-    used_before = state.seconds or used
-    longest = parallel.broadcast(_expected_seconds(fitness, settings)) if settings.minutes is not None else 0.0
+    state = _begin(fitness, problem, settings, start, state_file, clock)
+    fitness.clock = clock
+    latest = 0.0
+    report(state)
     while not state.ended:
-        state.seconds = parallel.broadcast(used_before + time.monotonic() - begun)
-        if state.done >= settings.generations:
+        done, now = state.done, parallel.broadcast(clock.seconds)
+        if done >= settings.generations:
             state.ended = "all generations done"
-        elif settings.minutes is not None and state.seconds + longest >= 60 * settings.minutes:
-            state.ended = f"time is up ({settings.minutes:g} minutes)"
+        elif clock.limit - now < latest:  # the next takes about as long as the last one
+            state.ended = OUT_OF_TIME
         else:
-            _one_generation(state, fitness, problem, settings, trainer)
-            now = parallel.broadcast(used_before + time.monotonic() - begun)
-            # A generation that wouldn't be done in time isn't begun: the bound is kept, not passed.
-            longest = max(longest, now - state.seconds)
-            state.seconds = state.history[-1].seconds = now
-            report(state.history[-1])
+            try:
+                _generation(state, fitness, problem, settings, guide, trainer)
+            except TimeLimitError:
+                state.ended = OUT_OF_TIME
+        state.seconds = parallel.broadcast(clock.seconds)
+        if state.done > done:
+            latest = state.seconds - now
+            state.history[-1].seconds = state.seconds
+            report(state)
         if parallel.is_main():
             state.save(state_file)
+    fitness.clock = None
     return state
 
 
 def _begin(
-    fitness: Fitness, problem: LossModel, settings: SearchSettings, start: Callable[[], FirstParent], state_file: Path
-) -> EvolutionState:
-    final_tokens = settings.stages[-1].tokens
+    fitness: Fitness,
+    problem: Problem,
+    settings: SearchSettings,
+    start: Callable[[], Allocation],
+    state_file: Path,
+    clock: Clock,
+) -> SearchState:
     with parallel.agree():
-        found = EvolutionState.load(state_file, problem.cost.costs) if state_file.exists() else None
-    if found is not None:
-        state = found
-        fitness.evaluations = state.history[-1].evaluations
-        fitness.remember(state.parent, state.parent_losses)
-        return state
-    begun = time.monotonic()
+        saved = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
+    if saved is not None:
+        clock.before = saved.seconds
+        fitness.remember(saved.parent, saved.parent_losses)
+        return saved
     first = start()
     fitness.set_base(None)
-    kl = fitness.kl(first.allocation, final_tokens)
-    best = [(kl, first.allocation), *_more_finalists(first, fitness, settings)]
-    kl, parent = min(best, key=lambda pair: pair[0])
-    state = EvolutionState(
-        parent,
-        kl,
-        fitness.losses(parent),
-        seen=[*dict.fromkeys([parent, *first.tried])],
-        best=sorted(best),
-        observations=list(first.observations),
-    )
-    spent = time.monotonic() - begun
-    state.history.append(Generation(0, kl, improved=False, evaluations=fitness.evaluations, seconds=spent))
+    kl = fitness.kl(first, settings.stages[-1].tokens)
+    state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=parallel.broadcast(clock.seconds))
+    begun = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=state.seconds)
+    state.history.append(begun)
     if parallel.is_main():
         state.save(state_file)
     return state
 
 
-def _more_finalists(first: FirstParent, fitness: Fitness, settings: SearchSettings) -> list[tuple[float, Allocation]]:
-    """Others for the final selection, which mustn't be without a choice where time ends before a generation."""
-    others = first.others[: max(settings.finalists - 1, 0)]
-    evaluations = fitness.evaluations
-    losses = fitness.kls(others, settings.stages[-1].tokens)
-    # An interrupted search measures again what another one knows.
-    fitness.evaluations = evaluations + len(others)
-    return [(loss, each) for loss, each in zip(losses, others, strict=True) if math.isfinite(loss)]
-
-
-def _expected_seconds(fitness: Fitness, settings: SearchSettings) -> float:
-    """What a generation without training should take, at the speed of the evaluations so far."""
-    candidates, before, tokens = settings.offspring + settings.recombine, 0, 0
-    for stage in settings.stages:
-        tokens += candidates * max(stage.tokens - before, 0)
-        candidates, before = stage.survivors, stage.tokens
-    if settings.uses_slopes:
-        tokens += GRADIENT_PASSES * settings.slope_tokens
-    return tokens * fitness.seconds_per_token
-
-
-def _one_generation(
-    state: EvolutionState, fitness: Fitness, problem: LossModel, settings: SearchSettings, trainer: Trainer | None
+def _generation(
+    state: SearchState,
+    fitness: Fitness,
+    problem: Problem,
+    settings: SearchSettings,
+    guide: Guide | None,
+    trainer: Trainer | None,
 ) -> None:
-    progress = state.done / settings.generations
-    if settings.minutes is not None:
-        progress = max(progress, state.seconds / (60 * settings.minutes))
-    candidates = _offspring(state, problem, settings, step=settings.step * (1 - progress))
-    if not candidates:
+    """Make children and select; the state changes at the end only, so that a generation can be left at any time."""
+    offspring = (
+        _by_the_paper(state, problem, settings)
+        if guide is None
+        else _guided(state, problem, settings, guide, fitness.windows(settings.stages[0].tokens))
+    )
+    if not offspring.children:
         state.ended = "every neighbour of the best allocation has been tried"
         return
-    parent = state.parent
-    state.seen.extend(candidates)
     if any(stage.training_tokens for stage in settings.stages):
         assert trainer is not None
-        best_kl, best = _trained_rounds(parent, candidates, settings, trainer)
+        selected = _trained_rounds(state, offspring, settings, trainer)
     else:
-        best_kl, best = _rounds(state, candidates, fitness, problem, settings)
+        selected = _rounds(state, offspring, fitness, settings)
+    moved = sum(old != new for old, new in zip(state.parent, selected.best, strict=True))
     state.done += 1
-    state.parent, state.kl, state.parent_losses = best, best_kl, fitness.losses(best)
-    state.history.append(Generation(state.done, best_kl, best != parent, fitness.evaluations, state.seconds))
+    state.misses = max(state.misses - 1, 0) if moved else state.misses + 1
+    state.seen += offspring.children
+    state.slopes = offspring.slopes
+    state.observations += selected.observations
+    state.parent, state.kl = selected.best, selected.kl
+    state.parent_losses = fitness.losses(selected.best)
+    evaluations = state.history[-1].evaluations + selected.evaluations
+    state.history.append(Generation(state.done, selected.kl, moved > 0, moved, evaluations, state.seconds))
 
 
-def _rounds(
-    state: EvolutionState, candidates: list[Allocation], fitness: Fitness, problem: LossModel, settings: SearchSettings
-) -> tuple[float, Allocation]:
-    """Selection without training: the best of the candidates and the parent, with its loss."""
+# ------------------------------------------------------------------------------------------------------------ children
+
+
+def _by_the_paper(state: SearchState, problem: Problem, settings: SearchSettings) -> Offspring:
+    """Children by the paper's level switch."""
+    kinds = [module.kind for module in problem.space.modules]
+
+    def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
+        return paper_switch(state.parent, problem.cost.costs, kinds, problem.budget, rng, seen=seen)
+
+    return Offspring(_switches(state, settings.seed, settings.offspring, switch))
+
+
+def _guided(
+    state: SearchState, problem: Problem, settings: SearchSettings, guide: Guide, windows: Sequence[Window]
+) -> Offspring:
+    """Children that are solved for; and by the level switch, where those found nothing better or there are none."""
     parent = state.parent
-    fitness.set_base(parent)
-    last = len(settings.stages) - 1
-    ranked: list[tuple[float, Allocation]] = []
-    for number, stage in enumerate(settings.stages):
-        pool = [*candidates, parent] if number in (0, last) else candidates
-        losses = dict(zip(pool, fitness.kls(pool, stage.tokens), strict=True))
-        if number == 0:
-            together = _together(state, losses, problem, settings)
-            candidates = [*candidates, *together]
-            losses |= zip(together, fitness.kls(together, stage.tokens), strict=True)
-        losses = {candidate: loss for candidate, loss in losses.items() if math.isfinite(loss)}
-        if parent in pool and parent not in losses:
-            raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
-        if number == 0:
-            state.observations += [
-                (parent, child, losses[child] - losses[parent], problem.sloped(parent, child))
-                for child in candidates
-                if child in losses
-            ]
-        if number != last:
-            losses.pop(parent, None)
-        ranked = sorted((loss, candidate) for candidate, loss in losses.items())
-        candidates = [candidate for _, candidate in ranked[: stage.survivors]]
-    distinct = {candidate: loss for loss, candidate in [*state.best, *ranked]}
-    state.best = sorted((loss, candidate) for candidate, loss in distinct.items())[:BEST_KEPT]
-    return ranked[0]
+    fresh = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
+    faded = _relative(parent, state.slopes) if state.slopes else fresh
+    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(faded, fresh, strict=True)]
+    alone = sum(float(row[level]) for row, level in zip(guide.curvature.losses, state.seen[0], strict=True))
+    surrogate = Surrogate(
+        guide.curvature,
+        slopes,
+        state.observations,
+        curvature_weight=INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0,
+    )
+    shrunk = SHRINK**state.misses
+    strengths = [strength * shrunk for strength in STRENGTHS]
+    parts = () if state.done else SLOPE_PARTS
+    seen = set(state.seen)
+    solved = solved_children(parent, surrogate, problem, strengths=strengths, slope_parts=parts)
+    children = [child for child in solved if child not in seen][: settings.offspring]
+    if state.misses > PATIENCE or not children:
+        seen.update(children)
+        wanted = max(settings.offspring - len(children), 0)
+
+        def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
+            return level_switch(parent, problem.cost.costs, problem.budget, rng, step=LONGEST / shrunk, seen=seen)
+
+        proposals = [each for each in _switches(state, settings.seed, wanted * PROPOSALS, switch) if each not in seen]
+        at_random, others = proposals[: wanted // 4], proposals[wanted // 4 :]
+        promising = sorted(others, key=lambda child: (surrogate.change(parent, child), child))
+        children += [*at_random, *promising][:wanted]
+    return Offspring(children, slopes, windows[(state.done + 1) % len(windows)])
 
 
-def _together(
-    state: EvolutionState, losses: dict[Allocation, float], problem: LossModel, settings: SearchSettings
+def _switches(
+    state: SearchState, seed: int, count: int, switch: Callable[[random.Random, set[Allocation]], Allocation]
 ) -> list[Allocation]:
-    """New candidates that join the switches by which the first stage saw children improve on their parent."""
-    better = sorted((loss, child) for child, loss in losses.items() if loss < losses[state.parent])
-    children = [child for _, child in better]
-    found = joined(state.parent, children, problem.cost.costs, problem.budget, settings.recombine)
-    new = [child for child in found if child not in set(state.seen)]
-    state.seen.extend(new)
-    return new
+    """New allocations, as many as there are."""
+    rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
+    seen = set(state.seen)
+    children: list[Allocation] = []
+    try:
+        for _ in range(count):
+            children.append(switch(rng, seen))
+            seen.add(children[-1])
+    except BudgetError:
+        pass  # The neighbourhood is exhausted: there are no others.
+    return children
 
 
-def _trained_rounds(
-    parent: Allocation, candidates: list[Allocation], settings: SearchSettings, trainer: Trainer
-) -> tuple[float, Allocation]:
+def _relative(parent: Allocation, slopes: PerLevel) -> list[np.ndarray]:
+    """Slopes with that of the parent's own level taken off: only differences mean something."""
+    rows = [np.asarray(row, dtype=np.float64) for row in slopes]
+    return [row - row[level] for row, level in zip(rows, parent, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings: SearchSettings) -> Selected:
+    """Selection without training."""
+    parent, pool, guided = state.parent, offspring.children, offspring.window is not None
+    fitness.set_base(parent)
+    changes: dict[Allocation, float] = {}
+    evaluations, loss = 0, math.nan
+    for number, stage in enumerate(settings.stages):
+        whole = (0, fitness.sequences(stage.tokens))
+        window = offspring.window if offspring.window is not None and number == 0 else whole
+        loss, *losses = fitness.kl_on([parent, *pool], window)
+        if not math.isfinite(loss):
+            raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
+        evaluations += len(pool)
+        judged = {child: each - loss for child, each in zip(pool, losses, strict=True) if math.isfinite(each)}
+        changes |= judged
+        pool = sorted(judged, key=lambda child: (judged[child], child))
+        if guided and not state.done:
+            continue  # The first step moves most modules, and windows are small: all of its children are confirmed.
+        # Children that lose more than the parent on one window hardly ever lose less on all of the text.
+        pool = [child for child in pool if judged[child] < 0 or not guided][: stage.survivors]
+    final = settings.stages[-1].tokens
+    best = min(pool, key=lambda child: (judged[child], child), default=parent)
+    best = best if best != parent and judged[best] < 0 else parent
+    observations = [
+        (parent, child, change, first_order(offspring.slopes, parent, child) if offspring.slopes else 0.0)
+        for child, change in changes.items()
+    ]
+    return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
+
+
+def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: Trainer) -> Selected:
     """Selection with training inside the generation: the parent learns from the same text as its children."""
+    parent, candidates, evaluations = state.parent, offspring.children, 0
     trainer.keep(())
     ranked: list[tuple[float, Allocation]] = []
     for stage in settings.stages:
         pool = [*candidates, parent]
         trainer.train(pool, stage.training_tokens)
         losses = zip(trainer.kls(pool, stage.tokens), pool, strict=True)
+        evaluations += len(pool)
         ranked = sorted(pair for pair in losses if math.isfinite(pair[0]))
         if not ranked:
             raise NumericsError(
@@ -272,41 +358,5 @@ def _trained_rounds(
         candidates = [candidate for _, candidate in ranked if candidate != parent][: stage.survivors]
         trainer.keep([*candidates, parent])
     trainer.keep(())
-    return ranked[0]
-
-
-def _offspring(state: EvolutionState, problem: LossModel, settings: SearchSettings, *, step: float) -> list[Allocation]:
-    """New children of the parent: a quarter random, up to half solved for, the others the most promising of many."""
-    rng = random.Random(f"{settings.seed}:{state.done}")  # noqa: S311
-    seen = set(state.seen)
-    costs, budget, curves = problem.cost.costs, problem.budget, problem.curves
-    proposals: list[Allocation] = []
-    wanted = settings.offspring if curves is None else settings.offspring * PROPOSALS
-    try:
-        for _ in range(wanted):
-            if settings.trade == "same_kind":
-                child = paper_switch(state.parent, costs, problem.kinds, budget, rng, seen=seen)
-            else:
-                child = level_switch(state.parent, costs, budget, rng, step=step, seen=seen)
-            seen.add(child)
-            proposals.append(child)
-    except BudgetError:
-        pass  # The neighbourhood is exhausted: what was found is what there is.
-    if curves is None or len(proposals) <= settings.offspring:
-        return proposals[: settings.offspring]
-    slopes = problem.slopes(state.parent) if problem.slopes else None
-    # What the modules lose alone, or their errors, may be in another unit than what they lose together.
-    alone = sum(curve[level] for curve, level in zip(curves, state.seen[0], strict=True))
-    worth = INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0
-    surrogate = Surrogate(curves, state.observations, curvature=problem.curvature, slopes=slopes, worth=worth)
-    n_random = settings.offspring // 4
-    chosen = proposals[:n_random]
-    if slopes is not None:
-        # A first parent that was descended to is past the curves.
-        first = not state.observations
-        cautions, shares = (CAUTIONS[1:-1], SHARES) if first else (CAUTIONS, ())
-        solved = guided(state.parent, surrogate, problem.cost, budget, cautions=cautions, shares=shares)
-        chosen += [child for child in solved if child not in {*state.seen, *chosen}][: settings.offspring // 2]
-    promising = sorted(proposals[n_random:], key=lambda child: (surrogate.change(state.parent, child), child))
-    chosen += [child for child in promising if child not in chosen]
-    return chosen[: settings.offspring]
+    kl, best = ranked[0]
+    return Selected(best, kl, evaluations)

@@ -1,4 +1,4 @@
-"""What a search needs to go on after it was killed: written whole after every generation, checked when it is read."""
+"""What a search needs to resume after it was killed: written whole after every generation, checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,61 +18,48 @@ class Generation:
     """One line of the history.
 
     Attributes:
-        number: from 0, the start.
-        kl: of the best allocation on the tokens of the last stage.
-        improved: whether it beat its parent.
-        evaluations: candidates evaluated so far.
-        seconds: of wall-clock so far.
+        number: 0 for the start.
+        kl: Loss of the best allocation on the tokens of the last stage.
+        improved: Whether it beat its parent.
+        moved: Modules whose level changed.
+        evaluations: Candidates evaluated so far.
+        seconds: Wall-clock time so far.
     """
 
     number: int
     kl: float
     improved: bool
+    moved: int
     evaluations: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class FirstParent:
-    """What a search starts from.
-
-    Attributes:
-        allocation: the first parent.
-        tried: allocations that needn't be tried again.
-        observations: changes of the loss that were seen on the way to it.
-        others: of those that were tried, what promises most behind it, best first.
-    """
-
-    allocation: Allocation
-    tried: Sequence[Allocation] = ()
-    observations: Sequence[Observation] = ()
-    others: Sequence[Allocation] = ()
-
-
 @dataclass
-class EvolutionState:
+class SearchState:
     """Everything that a resumed search needs.
 
     Attributes:
-        parent: the best allocation so far.
-        kl: its loss on the tokens of the last stage.
-        parent_losses: sum of its KL over each fitness sequence.
-        done: generations finished.
-        seconds: wall-clock used.
-        seen: every allocation that was a candidate.
-        best: distinct allocations with the least loss on the tokens of the last stage, best first.
-        observations: changes of the loss on the tokens of the first stage.
-        history: one entry per generation.
-        ended: why the search is over, empty while it isn't.
+        parent: Best allocation so far.
+        kl: Its loss on the tokens of the last stage.
+        parent_losses: Sum of its KL over each fitness sequence.
+        done: Generations finished.
+        misses: Generations that found nothing better, less those that did since; at least 0.
+        seconds: Wall-clock time used.
+        seen: Every allocation that was a candidate, the start first.
+        slopes: First-order losses around the parent, from all windows so far.
+        observations: Changes of the loss on the most tokens that a child was judged on.
+        history: One entry per generation, the start first.
+        ended: Why the search is over; empty while it isn't.
     """
 
     parent: Allocation
     kl: float
     parent_losses: list[float]
     done: int = 0
+    misses: int = 0
     seconds: float = 0.0
     seen: list[Allocation] = field(default_factory=list)
-    best: list[tuple[float, Allocation]] = field(default_factory=list)
+    slopes: list[list[float]] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     history: list[Generation] = field(default_factory=list)
     ended: str = ""
@@ -82,27 +69,29 @@ class EvolutionState:
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> EvolutionState:
+    def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
         """Read what `save` wrote.
 
         Args:
-            path: of the file.
-            costs: of each level of each module; allocations must fit them.
+            path: Path of the file.
+            costs: Cost of each level of each module; allocations and slopes must fit them.
 
         Raises:
-            ArtifactError: it can't be read, or holds another search's state.
+            ArtifactError: The file can't be read, or holds another search's state.
         """
         tree: Any = read_json(path)
         try:
             tree["parent"] = tuple(tree["parent"])
             tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
-            tree["best"] = [(float(loss), tuple(allocation)) for loss, allocation in tree["best"]]
-            found = tree["observations"]
-            tree["observations"] = [(tuple(a), tuple(b), float(change), float(by)) for a, b, change, by in found]
+            tree["observations"] = [
+                (tuple(parent), tuple(child), float(change), float(by))
+                for parent, child, change, by in tree["observations"]
+            ]
             tree["history"] = [Generation(**entry) for entry in tree["history"]]
             state = cls(**tree)
-            known = [state.parent, *state.seen, *(allocation for _, allocation in state.best)]
-            fits = all(_fits(allocation, costs) for allocation in known) and math.isfinite(state.kl)
+            fits = all(_fits(allocation, costs) for allocation in (state.parent, *state.seen))
+            fits &= not state.slopes or [len(row) for row in state.slopes] == [len(row) for row in costs]
+            fits &= math.isfinite(state.kl) and state.misses >= 0
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, f"it doesn't hold the state of a search: {error}") from error
         if not fits or len(state.history) != state.done + 1:

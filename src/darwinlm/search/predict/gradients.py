@@ -26,11 +26,12 @@ from darwinlm import parallel
 from darwinlm.database.factors import NestedFactors
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
+from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
-HEAD_TOKENS = 128
+LOGIT_GRADIENT_TOKENS = 128
 """Tokens whose logits and gradients exist at once."""
 
 Slopes = list[list[float]]
@@ -44,9 +45,11 @@ class Gradients:
         placed: swaps candidates into the one model.
         tokens: [n, t] text.
         batch_tokens: tokens in one pass.
+        clock: Limit of time at which a gradient is left.
     """
 
-    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.placed = placed
         self.decoder = placed.decoder
         if self.decoder.device.type == "cpu":
@@ -60,7 +63,7 @@ class Gradients:
     def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
         """Of every level, zero for a mixture of experts, whose tokens take different ways.
 
-        Processes share the text; what is found doesn't depend on how many they are.
+        Processes share the text; the result doesn't depend on their number.
 
         Args:
             allocation: level of every module.
@@ -68,6 +71,7 @@ class Gradients:
 
         Raises:
             NumericsError: the gradient isn't finite.
+            TimeLimitError: the clock's limit has passed.
         """
         window = window or (0, len(self.tokens))
         if self._last is None or self._last[:2] != (allocation, window):
@@ -76,13 +80,16 @@ class Gradients:
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
                 self.placed.apply(allocation)
-                own = {piece: self._of_piece(piece) for piece in mine}
-            found = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
-            total = sum((found[piece] for piece in pieces), torch.zeros(()))
+                own: dict[Window, Tensor] = {}
+                for piece in mine:
+                    self.clock.check()
+                    own[piece] = self._of_piece(piece)
+            sums = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+            total = sum((sums[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
                     "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
-                    "search.slope_tokens=0"
+                    "search.method=paper"
                 )
             n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
             split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
@@ -120,10 +127,10 @@ class Gradients:
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream behind the last block."""
-        found = torch.empty_like(hidden)
-        flat, hidden, dense = found.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
-        for start in range(0, len(flat), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
+        gradient = torch.empty_like(hidden)
+        flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
+        for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
+            rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
             with torch.no_grad():
                 p = self.decoder.head(dense[rows]).float().softmax(-1)
             with torch.enable_grad():
@@ -132,7 +139,7 @@ class Gradients:
                 # d KL / d logits is the difference of the distributions.
                 towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
                 flat[rows] = torch.autograd.grad(logits, part, towards)[0]
-        return found
+        return gradient
 
     def _back_through(
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
@@ -171,15 +178,15 @@ class Gradients:
         module, reader = self.placed.space.modules[index], self.placed.database
         C = C.to(reader.device)
         sums: dict[int, Tensor] = {}
-        found = torch.zeros(len(module.levels), dtype=torch.float64)
+        slopes = torch.zeros(len(module.levels), dtype=torch.float64)
         for at, level in enumerate(module.levels):
             if level.width:
                 variant = reader.variant(module.block, module.kind, level)
                 if variant not in sums:
                     (factors,) = reader.factors(module.block, module.kind, variant)
                     sums[variant] = inner_products(factors, C).cpu()
-                found[at] = sums[variant][level.width]
-        return found
+                slopes[at] = sums[variant][level.width]
+        return slopes
 
 
 @torch.no_grad()
@@ -232,11 +239,11 @@ class _Watched:
     @torch.no_grad()
     def dense_input(self) -> Tensor:
         """What reaches the dense module's output projection on the same stream, [b, t, d]."""
-        found: list[Tensor] = []
+        inputs: list[Tensor] = []
         arguments, named = self._call
-        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         try:
             self.dense(*arguments, **named)
         finally:
             hook.remove()
-        return found[0]
+        return inputs[0]

@@ -1,4 +1,4 @@
-"""What an allocation costs, in whatever the budget counts, and the bounds that it must keep.
+"""What an allocation costs, in whatever the budget counts.
 
 A cost is a whole number: parameters, bytes or nanoseconds. It is the sum of one number for each module's level and a
 fixed part for what isn't pruned, so that knapsack, mutation and evolution work on any budget.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from darwinlm.database.levels import Level
-from darwinlm.errors import BudgetError
 from darwinlm.families.family import ModuleKind
-from darwinlm.recipe import BudgetSettings
-from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.problem.space import SearchSpace
 
 Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
@@ -56,6 +55,12 @@ class CostModel:
             return least
         return least + min(min(row[1:]) - row[0] for row in self.costs)
 
+    @property
+    def finest_step(self) -> int:
+        """Largest difference in cost between neighbouring levels, of the module where it is least; 0 if none is cut."""
+        rows = [sorted(set(row)) for row in self.costs]
+        return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
+
     def words(self, amount: int) -> str:
         """An amount for people: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
         return amount_words(amount, self.unit)
@@ -71,40 +76,6 @@ def amount_words(amount: int, unit: Unit) -> str:
     if unit == "nanoseconds":
         return f"{amount / 1e6:,.3g} ms" if amount < 1e9 else f"{amount / 1e9:,.3g} s"
     return f"{amount:,} {unit}"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the modules may cost together.
-
-    Attributes:
-        lower: least that counts as having used the budget.
-        upper: most.
-        unit: what is counted.
-        fixed: cost of what isn't pruned, which is on top.
-    """
-
-    lower: int
-    upper: int
-    unit: Unit = "block parameters"
-    fixed: int = 0
-
-    def allows(self, cost: int) -> bool:
-        """True when the modules' cost lies within the bounds."""
-        return self.lower <= cost <= self.upper
-
-    @property
-    def limit(self) -> int:
-        """Most that the whole model may cost."""
-        return self.upper + self.fixed
-
-    @property
-    def words(self) -> str:
-        """The bounds for people, in terms of the whole model."""
-        low, high = self.lower + self.fixed, self.upper + self.fixed
-        if self.unit in ("block parameters", "parameters"):
-            return f"{low:,} and {high:,} {self.unit}"
-        return f"{amount_words(low, self.unit)} and {amount_words(high, self.unit)}"
 
 
 def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int = 0) -> CostModel:
@@ -175,53 +146,3 @@ def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequen
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))
     costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
     return CostModel("nanoseconds", costs, round(1e9 * fixed))
-
-
-def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
-    """Bounds of a recipe's budget.
-
-    Raises:
-        BudgetError: the budget is below the smallest or above the largest model.
-    """
-    if not cost.costs:
-        raise BudgetError("the model has no attention and no MLP that could be pruned")
-    limit, said = _limit(cost, budget)
-    upper = limit - cost.fixed
-    if limit < cost.smallest:
-        raise BudgetError(
-            f"{said}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
-            f"largest is {_with_share(cost, cost.dense)}"
-        )
-    if limit > cost.dense:
-        raise BudgetError(
-            f"{said}, more than the whole model: there is nothing to prune; the smallest is "
-            f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
-        )
-    return Budget(int(limit * (1 - budget.tolerance)) - cost.fixed, upper, cost.unit, cost.fixed)
-
-
-def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
-    """The most that the whole model may cost, and how a message begins that speaks of it."""
-    if budget.keep is not None:
-        limit = int(budget.keep * cost.dense)
-        return limit, f"budget.keep: keeping {budget.keep:.4%} means {limit:,} of {cost.dense:,} block parameters"
-    if budget.speedup is not None:
-        limit = int(cost.dense / budget.speedup)
-        return limit, f"budget.speedup: {budget.speedup:g}x means {cost.words(limit)} of {cost.words(cost.dense)}"
-    if budget.latency is not None:
-        limit = round(1e9 * budget.latency)
-    else:
-        limit = int(budget.params if budget.params is not None else budget.bytes or 0)
-    return limit, f"budget.{budget.kind}: {cost.words(limit)} is asked for"
-
-
-def _with_share(cost: CostModel, amount: int) -> str:
-    if cost.unit == "block parameters":
-        return f"{amount:,} ({amount / cost.dense:.4%})"
-    times = f" ({cost.dense / amount:.2f}x)" if cost.unit == "nanoseconds" and amount else ""
-    return cost.words(amount) + times
-
-
-def within(cost: CostModel, bounds: Budget, allocation: Allocation) -> bool:
-    """Whether an allocation keeps its budget and uses it."""
-    return bounds.allows(cost.of(allocation) - bounds.fixed)

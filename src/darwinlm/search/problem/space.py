@@ -14,8 +14,8 @@ from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import ModuleShape, added_biases
 
 Allocation = tuple[int, ...]
-Curves = Sequence[Sequence[float]]
-"""A figure, mostly a loss, of every level of every module."""
+PerLevel = Sequence[Sequence[float]]
+"""A number for every level of every module."""
 
 
 @dataclass(frozen=True)

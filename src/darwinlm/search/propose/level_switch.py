@@ -10,7 +10,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget
+from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.space import Allocation
 
 ATTEMPTS = 200
@@ -90,37 +90,10 @@ def paper_switch(
                 child[giver] -= 1
                 child[rng.choice(takers)] += 1
         total = sum(row[level] for row, level in zip(costs, child, strict=True))
-        found = tuple(child)
-        if found != parent and found not in seen and budget.allows(total):
-            return found
+        switched = tuple(child)
+        if switched != parent and switched not in seen and budget.allows(total):
+            return switched
     raise _exhausted(budget)
-
-
-def joined(
-    parent: Allocation, children: Sequence[Allocation], costs: Sequence[Sequence[int]], budget: Budget, most: int
-) -> list[Allocation]:
-    """Children of one parent put together: the first two that change other modules, then with a third one, and so on.
-
-    Args:
-        parent: level index of each module.
-        children: of the parent, best first; a child that shares a changed module with those already taken, or with
-            which the total would leave its bounds, is passed over.
-        costs: cost of each level of each module.
-        budget: bounds on the total cost.
-        most: how many are made at most.
-    """
-    found: list[Allocation] = []
-    together, taken = parent, 0
-    for child in children:
-        moved = {i for i, (a, b) in enumerate(zip(parent, child, strict=True)) if a != b}
-        if len(found) == most or any(together[i] != parent[i] for i in moved):
-            continue
-        wider = tuple(child[i] if i in moved else level for i, level in enumerate(together))
-        if budget.allows(sum(row[level] for row, level in zip(costs, wider, strict=True))):
-            together, taken = wider, taken + 1
-            if taken > 1:
-                found.append(wider)
-    return found
 
 
 def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:
@@ -136,8 +109,8 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budge
 
 def _exhausted(budget: Budget) -> BudgetError:
     return BudgetError(
-        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance, choose "
-        "smaller units, or ask for fewer generations"
+        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance or choose "
+        "smaller units"
     )
 
 
@@ -188,11 +161,11 @@ def _steps(
     budget: Budget,
 ) -> list[int]:
     """Modules of the pool that can move one level; upward only as far as the budget goes."""
-    found = []
+    movable = []
     for index in pool:
         level = child[index] + direction
         if 0 <= level < len(costs[index]):
             after = total + costs[index][level] - costs[index][child[index]]
             if direction < 0 or after <= budget.upper:
-                found.append(index)
-    return found
+                movable.append(index)
+    return movable

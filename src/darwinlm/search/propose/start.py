@@ -1,4 +1,4 @@
-"""The first parent: from single-module losses or local errors, uniform, random, or a neighbour's answer."""
+"""First parents: equal layers, or a neighbour's answer; the knapsack and random levels for other methods."""
 
 from __future__ import annotations
 
@@ -8,48 +8,66 @@ from itertools import product
 
 from darwinlm.database.levels import ModuleLevels
 from darwinlm.errors import BudgetError
-from darwinlm.search.problem.cost import Budget, CostModel
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import Allocation, Curves, SearchSpace
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
 from darwinlm.search.propose.level_switch import filled
 
 
-def knapsack_start(cost: CostModel, budget: Budget, curves: Curves) -> Allocation:
+def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
     """The allocation with the least sum of losses within the budget. Raises BudgetError.
 
     Args:
-        cost: of every level.
-        budget: bounds.
-        curves: single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
+        problem: Costs and budget.
+        losses: Single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
     """
-    return solve_knapsack(curves, cost.costs, budget.lower, budget.upper, words=budget.words)
+    cost, budget = problem.cost, problem.budget
+    return solve_knapsack(losses, cost.costs, budget.lower, budget.upper, words=budget.words)
 
 
-def random_start(space: SearchSpace, cost: CostModel, budget: Budget, rng: random.Random) -> Allocation:
+def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
+    """Equal layers brought within the budget, which they often don't use up.
+
+    Args:
+        problem: Costs and budget.
+        losses: Loss of every level of every module alone.
+        uniform: Allocation with equal layers.
+        rng: Source of randomness.
+
+    Raises:
+        BudgetError: no allocation keeps the budget and uses it.
+    """
+    try:
+        return filled(uniform, problem.cost.costs, problem.budget, rng)
+    except BudgetError:  # few large levels: single random steps miss the bounds that some combination meets
+        return knapsack_start(problem, losses)
+
+
+def random_start(problem: Problem, rng: random.Random) -> Allocation:
     """Random levels, brought within the budget. Raises BudgetError."""
-    anywhere = tuple(rng.randrange(len(module.levels)) for module in space.modules)
-    return filled(anywhere, cost.costs, budget, rng)
+    anywhere = tuple(rng.randrange(len(module.levels)) for module in problem.space.modules)
+    return filled(anywhere, problem.cost.costs, problem.budget, rng)
 
 
-def neighbour_start(cost: CostModel, budget: Budget, curves: Curves, neighbour: Allocation) -> Allocation:
+def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
     """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
 
     Args:
-        cost: of every level.
-        budget: bounds.
-        curves: losses of every level alone.
-        neighbour: the answer at another budget; every module stays at its level there or moves toward this budget.
+        problem: Costs and budget.
+        losses: Loss of every level of every module alone.
+        neighbour: The answer at another budget; every module stays at its level there or moves toward this budget.
 
     Raises:
         BudgetError: no such allocation exists.
     """
+    cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
     allowed = [
         [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
         for row, level in zip(cost.costs, neighbour, strict=True)
     ]
     choice = solve_knapsack(
-        [[curve[at] for at in places] for curve, places in zip(curves, allowed, strict=True)],
+        [[row[at] for at in places] for row, places in zip(losses, allowed, strict=True)],
         [[row[at] for at in places] for row, places in zip(cost.costs, allowed, strict=True)],
         budget.lower,
         budget.upper,
@@ -58,25 +76,24 @@ def neighbour_start(cost: CostModel, budget: Budget, curves: Curves, neighbour: 
     return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
 
 
-def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Budget) -> list[Allocation]:
+def uniform_allocations(problem: Problem) -> list[Allocation]:
     """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
 
     For each attention level, and each number of experts of a mixture, the widest MLP level that fits is taken. Where
     modules differ in size (a model that was pruned before), levels correspond by the share of it that they keep.
 
     Args:
-        space: modules and levels.
-        cost: of every level.
-        budget: its upper bound is kept; its lower bound isn't always within reach of equal layers.
+        problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
 
     Raises:
         BudgetError: not even one fits.
     """
+    space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
     attention = [index for index in cut if space.modules[index].kind == "attention"]
     mlp = [index for index in cut if space.modules[index].kind == "mlp"]
     heads = {index: list(range(len(space.modules[index].levels))) for index in attention}
-    found: list[Allocation] = []
+    uniform: list[Allocation] = []
     for share, part in product(_shares(heads.values()), _expert_shares(space, mlp)):
         best: Allocation | None = None
         widths = {index: _of_experts(space.modules[index], part) for index in mlp}
@@ -86,13 +103,13 @@ def uniform_allocations(space: SearchSpace, cost: CostModel, budget: Budget) -> 
                 candidate[index] = _place_at(places, share)
             for index, places in widths.items():
                 candidate[index] = _place_at(places, width)
-            if cost.of(candidate) <= budget.limit:
+            if cost.of(candidate) <= problem.budget.limit:
                 best = tuple(candidate)
-        if best is not None and best not in found:
-            found.append(best)
-    if not found:
-        raise BudgetError(f"no uniform model has at most {cost.words(budget.limit)}")
-    return found
+        if best is not None and best not in uniform:
+            uniform.append(best)
+    if not uniform:
+        raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
+    return uniform
 
 
 def _expert_shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
