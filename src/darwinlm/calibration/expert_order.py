@@ -92,14 +92,14 @@ class _Mixture:
     def _fill(self, tokens: Tensor, slot: int) -> None:
         """Outputs of the experts in one place of the hand, for some of the tokens."""
         asked = self.hand[tokens, slot]
-        for expert in asked.unique().tolist():
+        for expert in torch.unique(asked).tolist():
             own = tokens[asked == expert]
             self.F[own, slot] = self.outputs(expert, own).float()
 
     def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
         """[i, a + 1, a + 1], G of some of the tokens [i]."""
         found = []
-        for part in tokens.split(PIECE):
+        for part in torch.split(tokens, PIECE):
             rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
             found.append((rows if metric is None else rows @ metric) @ rows.mT)
         return torch.cat(found)
@@ -137,7 +137,8 @@ class _Mixture:
         own, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
         shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
         more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
-        return (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
+        change: Tensor = (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
+        return change
 
     def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:
         """[n] squared error of a combination of some places of the hand."""
