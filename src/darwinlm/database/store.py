@@ -320,8 +320,8 @@ class DatabaseReader:
             weight = made[0] if experts is None else torch.stack(made)
         elif experts is not None and level.experts < shape.experts:
             weight = self.dense_weight(block, kind)[experts]
-        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
-        return Kept(columns, weight, *groups, experts)
+        groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        return Kept(columns, weight, groups, query_groups, experts)
 
 
 def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:

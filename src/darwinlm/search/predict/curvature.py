@@ -78,4 +78,5 @@ def _mixture_shared(module: ModuleLevels, shape: ModuleShape) -> np.ndarray:
     both = np.minimum.outer(experts, experts) * np.minimum.outer(widths, widths)
     gone = shape.experts * shape.width - (kept[:, None] + kept - both)
     counts = (shape.experts * shape.width - kept)[:, None]
-    return np.divide(gone, counts, out=np.ones(gone.shape), where=counts > 0)
+    shares: np.ndarray = np.divide(gone, counts, out=np.ones(gone.shape), where=counts > 0)
+    return shares
