@@ -164,7 +164,8 @@ def test_a_mixture_whose_router_is_not_known_is_refused(folder):
     checkpoint = Checkpoint.open(folder)
     known = families()["mixtral"]
     experts = known.mlp.experts.model_copy(update={"router": "chooser"})
-    checkpoint.family = known.model_copy(update={"mlp": known.mlp.model_copy(update={"experts": experts})})
+    family = known.model_copy(update={"mlp": known.mlp.model_copy(update={"experts": experts})})
+    checkpoint = Checkpoint(checkpoint.folder, checkpoint.config, family, checkpoint.source)
     with pytest.raises(FamilyError, match="block 0 mlp has 4 experts, but no router 'chooser' with a row for each"):
         module_shapes(checkpoint)
 
