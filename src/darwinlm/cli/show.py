@@ -92,7 +92,7 @@ def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> li
     """
     rows = summary.allocation
     heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)
-    channels = max((len(f"{row.width}/{row.dense_width}") for row in rows), default=0)
+    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in rows), default=0)
     bar = min(LONGEST_BAR, max(SHORTEST_BAR, (width - heads - channels - 8) // 2))
     first, second = "attention, query heads", "MLP, channels"
     if bar + heads + 1 < len(first):
@@ -102,8 +102,8 @@ def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> li
         line = Text(f"{row.block:>3} ")
         line.append(_bar(row.heads, row.dense_heads, bar, plain=plain), style="cyan")
         line.append(f" {f'{row.heads}/{row.dense_heads}':<{heads}} ")
-        line.append(_bar(row.width, row.dense_width, bar, plain=plain), style="green")
-        line.append(f" {row.width}/{row.dense_width}")
+        line.append(_bar(row.channels, row.dense_channels, bar, plain=plain), style="green")
+        line.append(f" {row.channels}/{row.dense_channels}")
         lines.append(line)
     return lines
 

@@ -18,6 +18,7 @@ from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
+ExpertUnit = Literal["both", "whole", "width"]
 
 
 class ComputeSettings(Section):
@@ -65,6 +66,9 @@ class UnitsSettings(Section):
     attention: AttentionUnit = "lattice"
     """`kv_group`: whole KV groups. `group_heads`: one query head of every KV group. `lattice`: KV groups times query
     heads per group. `query_head`: any query head, K and V stay (the paper's; with as many KV heads they go too)."""
+    experts: ExpertUnit = "both"
+    """Of a mixture of experts. `whole`: experts with their rows of the router. `width`: channels, as many of every
+    expert. `both`: the two together. As many experts as a token is sent to stay, unless the mixture goes as a whole."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
     levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
