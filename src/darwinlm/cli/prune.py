@@ -94,6 +94,7 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
     from darwinlm.report.finalists import finalists_table
+    from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -107,6 +108,9 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     if finalists is not None:
         console.print(finalists, "")
     console.print(comparison_table(found))
+    looked = looking_back_table(found)
+    if looked is not None:
+        console.print("", looked, *looking_back_remarks(found))
     for number, prompt in enumerate(found["prompts"]):
         console.print(f"\n[bold]{prompt!r}[/bold] goes on")
         for name, model in found["models"].items():

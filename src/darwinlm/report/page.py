@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from darwinlm.report import plots, wording
 from darwinlm.report.finalists import last_choice
+from darwinlm.report.looking_back import WORDS, looking_back_remarks, looking_back_rows
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 _PURPOSES = {
@@ -50,6 +51,7 @@ def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "columns": COLUMNS,
         "rows": comparison_rows(summary),
+        "looking_back": _looking_back(summary),
         "measured_on": wording.measured_on(summary),
         "machine": wording.machine_words(summary),
         "budget": _budget(summary),
@@ -92,6 +94,13 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if times:
             tiles.append((what, f"×{times}", f"{wording.rate(final[key])} tokens/s, dense {wording.rate(dense[key])}"))
     return tiles
+
+
+def _looking_back(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = looking_back_rows(summary)
+    if found is None:
+        return None
+    return {"columns": found[0], "rows": found[1], "words": " ".join([WORDS, *looking_back_remarks(summary)])}
 
 
 def _budget(summary: Mapping[str, Any]) -> str:

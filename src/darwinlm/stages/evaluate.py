@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from darwinlm.artifact import read_json, write_json
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
@@ -36,6 +38,7 @@ def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
         "teacher": run.teacher.digest,
         "evaluation_text": texts["evaluation"].digest,
         "evaluation": run.recipe.evaluation.model_dump(),
+        "looking_back": True,
         "dtype": str(exported.dtype),
         "arithmetic": run.arithmetic,
     }
@@ -90,6 +93,8 @@ def _measure_together(run: Run, models: dict[str, Any], texts: Any, dtype: torch
     )
     speed = measure_speed(models, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
     tokenizer = run.checkpoint.tokenizer()
+    sequences, remarks = all_copying(tokenizer, tokens, longest_sequence(models["dense"].config))
+    copied = measure_copying(models, sequences, batch_tokens=run.batch_tokens)
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())
@@ -100,6 +105,14 @@ def _measure_together(run: Run, models: dict[str, Any], texts: Any, dtype: torch
             "perplexity": quality[name].perplexity,
             "kl": quality[name].kl,
             "tokens": quality[name].tokens,
+            "looking_back": {
+                "kl_seen": quality[name].kl_seen,
+                "kl_new": quality[name].kl_new,
+                "seen": quality[name].seen,
+                "kl_by_position": quality[name].kl_by_position,
+                "copying": [asdict(score) for score in copied[name]],
+                "remarks": remarks,
+            },
             "tokens_per_second": speed[name].prompt,
             "tokens_per_second_runs": list(speed[name].prompt_runs),
             "decode_tokens_per_second": speed[name].decode,

@@ -134,6 +134,8 @@ def recover_model(
         "held_out": texts["validation"].digest,
         "device": run.device.type,
     }
+    if run.recipe.text.looking_back:
+        key["looking_back"] = run.recipe.text.looking_back
     bos = added_bos(tokenizer)
     if bos is not None:
         key["blocks_begin_with"] = bos
@@ -167,7 +169,15 @@ def _train(
             )
     with parallel.agree():
         bos = added_bos(described[1])
-        packed = PackedText(work / "text", plan.length, plan.blocks, settings.skip_tokens, bos)
+        packed = PackedText(
+            work / "text",
+            plan.length,
+            plan.blocks,
+            settings.skip_tokens,
+            bos,
+            looking_back=run.recipe.text.looking_back,
+            seed=run.recipe.search.seed,
+        )
         dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, rows)
     with parallel.agree():

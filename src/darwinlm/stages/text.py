@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from darwinlm.artifact import digest_of, file_digest
@@ -14,6 +15,7 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
+from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.errors import DataError, RecipeError
@@ -60,6 +62,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
     }
+    if settings.looking_back:
+        key["looking_back"] = settings.looking_back
     bos = added_bos(tokenizer)
     if bos is not None:
         key["blocks_begin_with"] = bos
@@ -77,7 +81,9 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             )
             assert_disjoint(blocks)
             for purpose, part in blocks.items():
-                part.save(stage.folder / purpose)
+                share = 0.0 if purpose == "evaluation" else settings.looking_back
+                tokens = with_repeats(part.tokens, share, run.recipe.search.seed)
+                replace(part, tokens=tokens).save(stage.folder / purpose)
         texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
     vocabulary = int(run.checkpoint.config.vocab_size)
     largest = max(int(part.tokens.max()) for part in texts.values())
