@@ -70,7 +70,10 @@ def measure(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     quality = measure_quality(dense, models, tokens, batch_tokens=4096)
     scores = measure_copying(models, copying, batch_tokens=4096)
     return {
-        name: {**asdict(quality[name]), "copying": {s.name: [round(s.accuracy, 4), round(s.loss, 3)] for s in scores[name]}}
+        name: {
+            **asdict(quality[name]),
+            "copying": {s.name: [round(s.accuracy, 4), round(s.loss, 3)] for s in scores[name]},
+        }
         for name in models
     }
 

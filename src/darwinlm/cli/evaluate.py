@@ -27,6 +27,9 @@ def evaluate(
     limit: LimitOption = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to measure perplexity on; repeatable.")] = None,
     against: Annotated[str | None, typer.Option("--against", help="Dense model for KL on the text.")] = None,
+    looking_back: Annotated[
+        bool, typer.Option("--looking-back", help="Copying of random words; with --text it's always measured.")
+    ] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of each text.")] = 16384,
     sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in one block.")] = 512,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 8,
@@ -52,6 +55,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         allow_remote_code=allow_remote_code,
+        looking_back=looking_back,
     )
     console = Console()
     found = evaluate_model(request, out, console)
