@@ -1,7 +1,8 @@
 """Looking back: does a model still read its context? Copying of lists and passages, by length and distance.
 
 A list of random words, or a passage of text, is given twice; of the second time every token but the first can be read
-off the first time. Accuracy is the share of these that the model holds for the likeliest, loss their mean cross-entropy.
+off the first time. Accuracy is the share of these that the model holds for the likeliest; loss is their mean
+cross-entropy.
 
 Letters: b sequences, t tokens in each, n tokens that are given twice.
 """
@@ -80,7 +81,7 @@ class CopyingScore:
 
 
 def word_tokens(tokenizer: Any) -> list[int]:
-    """Tokens that are whole words: letters alone, at least three, with the mark of a word's beginning if there is one."""
+    """Tokens that are whole words: at least three letters, behind the mark of a word's beginning if there is one."""
     special = set(tokenizer.all_special_ids)
     marked, bare = [], []
     for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda each: each[1]):
@@ -153,19 +154,23 @@ def all_copying(tokenizer: Any, text: Tensor | None, longest: int | None) -> tup
     Returns:
         The sequences, and in words what is left out and why.
     """
-    found: list[Copying | None] = []
+    found: list[Copying] = []
     remarks = []
     try:
         found += [word_lists(tokenizer, n) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
-    if text is not None:
-        found += [passages(tokenizer, text, n, apart) for n, apart in PASSAGES]
+    for n, apart in PASSAGES if text is not None else ():
+        passage = passages(tokenizer, text, n, apart)
+        if passage is None:
+            remarks.append(f"copying of text wasn't measured over {n + apart} tokens: blocks of text are shorter")
+        else:
+            found.append(passage)
     kept = []
     for each in found:
-        if each is not None and (longest is None or each.tokens.shape[1] <= longest):
+        if longest is None or each.tokens.shape[1] <= longest:
             kept.append(each)
-        elif each is not None:
+        else:
             remarks.append(f"copying of {each.name} takes {each.tokens.shape[1]} tokens, and the model {longest}")
     return kept, remarks
 
