@@ -57,7 +57,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for document in read_documents(source):
+    for document in read_documents(source, tokenizer=tokenizer):
         ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], *end]
         if wanted is not None and len(ids) >= wanted:
             break

@@ -239,7 +239,7 @@ def _pack(
         shutil.rmtree(work)
     write_json(marker, digest)
     pack_documents(
-        read_documents(source, shuffle=shuffle_of(run)),
+        read_documents(source, shuffle=shuffle_of(run), tokenizer=described[1]),
         work / "text",
         tokens,
         described[1],

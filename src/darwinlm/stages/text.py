@@ -62,6 +62,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
     }
+    if tokenizer.chat_template:
+        key["chat_template"] = digest_of(tokenizer.chat_template)
     if settings.looking_back:
         key["looking_back"] = settings.looking_back
     bos = added_bos(tokenizer)
@@ -69,7 +71,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         key["blocks_begin_with"] = bos
     with run.stage("text", key, "text") as (stage, work):
         if work:
-            documents = read_documents(settings.source, shuffle=shuffle_of(run))
+            documents = read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer)
             blocks = split_documents(
                 documents,
                 shares,
