@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_scores_are_the_harness_own(
     model = AutoModelForCausalLM.from_pretrained(long_llama, dtype=torch.float32)
     lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(long_llama), backend="causal", batch_size=1)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    theirs = lm_eval.simple_evaluate(lm, tasks=[f"{task}_own"], task_manager=manager, log_samples=False)
+    theirs = lm_eval.simple_evaluate(lm, tasks=[f"{task}_own"], task_manager=manager, log_samples=True)
     expected = theirs["results"][f"{task}_own"]
 
     (ours,) = result(tmp_path / "ours.json")["tasks"]
@@ -92,6 +93,13 @@ def test_scores_are_the_harness_own(
         assert ours["metrics"][key] == pytest.approx(value, abs=1e-12), key
     assert 0 < ours["value"] < 1
     assert ours["items"] == ours["total"] == 8
+    items = theirs["samples"][f"{task}_own"]
+    rights = [(one["filtered_resps"][one["target"]][0], one["arguments"][one["target"]][1]) for one in items]
+    bits = [-log_p / math.log(2) / len(answer.encode()) for log_p, answer in rights]
+    assert ours["bits"] == pytest.approx(sum(bits) / 8, rel=1e-6)
+    assert ours["log_p"] < 0
+    assert min(ours["bits_stderr"], ours["log_p_stderr"]) > 0
+    assert f"{ours['bits']:.3f} ± {ours['bits_stderr']:.3f}" in ended.out
 
 
 def test_harness_shows_no_bars_and_starts_no_programs(
