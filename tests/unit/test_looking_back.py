@@ -31,7 +31,7 @@ def word_tokenizer(words: int = 600, *, mark: str = "▁", add_bos: bool = False
     """A tokenizer whose tokens are words of letters, and a few that are none."""
     letters = "abcdefghij"
     names = ["".join(letters[int(digit)] for digit in f"{number:03d}") for number in range(words)]
-    pieces = ["<unk>", "<s>", "ab", "12x", f"{mark}a1", *(mark + name for name in names)]
+    pieces = ["<unk>", "<s>", "ab", "12x", f"{mark}Abc", *(mark + name for name in names)]
     inner = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     if add_bos:

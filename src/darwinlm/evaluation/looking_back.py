@@ -81,13 +81,14 @@ class CopyingScore:
 
 
 def word_tokens(tokenizer: Any) -> list[int]:
-    """Tokens that are whole words: at least three letters, behind the mark of a word's beginning if there is one."""
+    """Tokens that are whole words: three small letters or more, behind the mark of a word's beginning if any."""
     special = set(tokenizer.all_special_ids)
-    marked, bare = [], []
+    marked: list[int] = []
+    bare: list[int] = []
     for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda each: each[1]):
         begins = piece[:1] in MARKS
         word = piece[1:] if begins else piece
-        if token not in special and len(word) >= SHORTEST_WORD and word.isalpha():
+        if token not in special and len(word) >= SHORTEST_WORD and word.isalpha() and word == word.lower():
             (marked if begins else bare).append(token)
     return marked or bare
 
@@ -160,12 +161,13 @@ def all_copying(tokenizer: Any, text: Tensor | None, longest: int | None) -> tup
         found += [word_lists(tokenizer, n) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
-    for n, apart in PASSAGES if text is not None else ():
-        passage = passages(tokenizer, text, n, apart)
-        if passage is None:
-            remarks.append(f"copying of text wasn't measured over {n + apart} tokens: blocks of text are shorter")
-        else:
-            found.append(passage)
+    if text is not None:
+        for n, apart in PASSAGES:
+            passage = passages(tokenizer, text, n, apart)
+            if passage is None:
+                remarks.append(f"copying of text wasn't measured over {n + apart} tokens: blocks of text are shorter")
+            else:
+                found.append(passage)
     kept = []
     for each in found:
         if longest is None or each.tokens.shape[1] <= longest:
@@ -185,7 +187,7 @@ def measure_copying(
         rows = max(1, batch_tokens // each.tokens.shape[1])
         for name, model in models.items():
             right, lost, count = 0, 0.0, 0
-            for batch in each.tokens.split(rows):
+            for batch in torch.split(each.tokens, rows):
                 here = batch.to(model.device)
                 targets = here[:, 1 - each.n :].flatten()
                 logits = model(input_ids=here, use_cache=False, logits_to_keep=each.n).logits[:, :-1].flatten(0, 1)

@@ -147,12 +147,14 @@ def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
     """KL by whether the next token was seen, and by position, of texts that were measured against another model."""
     divided = [text for text in texts if text.kl_by_position]
     if divided:
-        headings = ("KL where the next token", "stood before", "is new", "share that stood before, %")
-        cells = [(text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided]
-        yield headings, cells, []
+        cells: list[tuple[str, ...]] = [
+            (text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided
+        ]
+        yield ("KL where the next token", "stood before", "is new", "share that stood before, %"), cells, []
     for text in divided:
-        headings = ("KL by position, up to", *(f"{end}" for end, _ in text.kl_by_position))
-        yield headings, [(text.source, *(_nats(kl) for _, kl in text.kl_by_position))], []
+        ends = (f"{end}" for end, _ in text.kl_by_position)
+        line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
+        yield ("KL by position, up to", *ends), [line], []
 
 
 def _copying_table(copying: list[Copied]) -> Table:
