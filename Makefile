@@ -13,7 +13,7 @@ export TRANSFORMERS_OFFLINE := 1
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test test-vllm check install clean
+.PHONY: demo results test test-vllm check install pages docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo --out $(OUT)
@@ -36,6 +36,17 @@ results: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/results.py --out $(RESULTS) $(RESULTS_OPTIONS)
 
 install: $(VENV)/demo.stamp
+
+# Pages that follow from the code, and the picture of the rooms.
+pages: $(VENV)/dev.stamp
+	$(BIN)/python tools/pages.py
+	$(BIN)/python tools/notebook.py
+	$(BIN)/python tools/rooms.py
+
+# The documentation as a site in build/site; links are checked.
+docs: pages
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
@@ -33,7 +32,8 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.database.build import build_database
 from darwinlm.database.store import block_file
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Units
+from darwinlm.malloc import kept_memory
+from darwinlm.recipe import UnitsSettings
 from random_llama import write_llama
 
 
@@ -67,7 +67,7 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         batch_tokens=options.batch_tokens,
         memory=HiddenMemory(options.hidden_memory, out),
     )
-    build_database(stage, stream, Units(attention=options.units), 0.01)
+    build_database(stage, stream, UnitsSettings(attention=options.units), 0.01)
     database_peak = peak_bytes()
     in_file = stream.hidden.in_file
     if options.gradients:

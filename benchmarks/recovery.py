@@ -48,7 +48,7 @@ from darwinlm.errors import DarwinLMError, RecipeError
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
 from darwinlm.recovery.cache import CacheKey, cached_text
 from darwinlm.recovery.checks import accumulation, check_teacher
@@ -137,7 +137,7 @@ class Bench:
         lacking = [point for point in points if self.lines.lack(**title, tokens=point)]
         if not lacking:
             return
-        settings = Recovery(
+        settings = RecoverySettings(
             tokens=points[-1],
             batch_tokens=options.batch_tokens,
             learning_rate=options.learning_rate,
@@ -267,7 +267,7 @@ def options_of() -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     points = sorted(count(point) for point in options.points.split(","))
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    falls = (1 - Recovery().decay) * points[-1]
+    falls = (1 - RecoverySettings().decay) * points[-1]
     if options.schedule == "wsd" and any(falls < point < points[-1] for point in points):
         raise RecipeError(f"--points: {options.points}, but the learning rate falls from {falls:,.0f} tokens on")
     options.out.mkdir(parents=True, exist_ok=True)

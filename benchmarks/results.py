@@ -41,11 +41,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from darwinlm.comparison.methods import BASELINES
+from darwinlm.comparison.table import comparison_cells
 from darwinlm.demo import REASON, demo_model, demo_text
 from darwinlm.evaluation import summary
 from darwinlm.evaluation.suites import parse_suite
-from darwinlm.stages.comparison_table import comparison_cells
-from darwinlm.stages.methods import BASELINES
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
 ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")

@@ -8,11 +8,10 @@ Both begin as in the middle of a search, with the parent in memory: the search r
 generation that found it, the plain way measures it with the last round's candidates. Running the parent for its block
 inputs counts, as after a generation that found a better one.
 
-`race`: the search for equal wall-clock, from the knapsack on the database's estimates, on measured single-module losses
-(`measured`, their time included), without gradients (`curves`), from the uniform start, and by the paper's rules (one
-level between modules of one kind, its grid of levels, without training); held-out KL and perplexity of the stitched
-model, for each seed. Every seed has a split of the text and a database of its own.
-Finished ones are in OUT/results.jsonl and aren't repeated; an interrupted one goes on.
+`race`: the search for equal wall-clock, with gradients and by the paper's rules (one level between modules of one kind,
+its grid of levels, without training); held-out KL and perplexity of the stitched model, for each seed. Every seed has a
+split of the text and a database of its own. Finished searches are in OUT/results.jsonl and aren't repeated; an
+interrupted one resumes.
 
     python benchmarks/search.py rate --out runs/bench
     python benchmarks/search.py race --out runs/bench --minutes 5 --seed 0 --seed 1 --seed 2
@@ -46,16 +45,17 @@ from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Recipe, Units, merge
+from darwinlm.recipe import Recipe, UnitsSettings, merge
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.mutation import level_switch
-from darwinlm.search.scores import local_errors
-from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start
-from darwinlm.stages.database import Database
-from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.predict.module_losses import local_errors
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.level_switch import level_switch
+from darwinlm.search.propose.start import knapsack_start
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.surgery.stitch import as_dtype, stitch
 
@@ -74,12 +74,12 @@ class Bench:
     checkpoint: Checkpoint
     texts: dict[str, TokenBlocks]
 
-    def database(self, units: Units) -> Database:
+    def database(self, units: UnitsSettings) -> PruningDatabase:
         """The database, with levels of these units."""
         stage = StageFolder(self.folder / "database", read_json(self.folder / "database" / "key.json"))
-        return Database(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
+        return PruningDatabase(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
 
-    def run(self, folder: Path, *assignments: str) -> tuple[Run, Plan]:
+    def run(self, folder: Path, *assignments: str) -> tuple[Run, Problem]:
         """A run of its own with the bench's model."""
         recipe = merge(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
         run = Run(recipe, folder, Reporter(Console(quiet=True)))
@@ -167,7 +167,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     bench = open_bench(options)
     run, plan = bench.run(options.out / "rate")
     reader = bench.database(run.recipe.units).reader
-    parent = knapsack_start(plan.cost, plan.budget, local_errors(plan.space, reader))
+    parent = knapsack_start(plan, local_errors(plan.space, reader))
     rng = random.Random(0)
     seen = {parent}
     for _ in range(options.offspring):
@@ -176,8 +176,8 @@ def measure_rate(options: argparse.Namespace) -> None:
     tokens = bench.texts["fitness"].tokens
 
     model = bench.checkpoint.load(run.dtype, run.device)
-    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
-    fitness = Fitness(bank, tokens, batch_tokens=4096)
+    placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    fitness = Fitness(placed, tokens, batch_tokens=4096)
     fitness.kl(parent, ROUNDS[-1][0])
     begun = time.perf_counter()
     fitness.set_base(parent)
@@ -223,7 +223,7 @@ def measure_rate(options: argparse.Namespace) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ the race
 
-SCREENED = "search.generations=100000"
+ENDLESS = "search.generations=100000"
 
 
 def arms(available: int) -> dict[str, tuple[str, ...]]:
@@ -232,22 +232,8 @@ def arms(available: int) -> dict[str, tuple[str, ...]]:
         f"{{tokens: {min(tokens, available)}, survivors: {survivors}}}"
         for tokens, survivors in ((1024, 8), (2048, 4), (4096, 2), (8192, 1))
     )
-    return {
-        "knapsack": ("search.start=knapsack", SCREENED),
-        "measured": ("search.start=knapsack", "search.score_levels=3", SCREENED),
-        "curves": ("search.start=knapsack", "search.slope_tokens=0", SCREENED),
-        "uniform": ("search.start=uniform", SCREENED),
-        "paper": (
-            "search.start=uniform",
-            "search.trade=same_kind",
-            "search.screen=false",
-            "search.recombine=0",
-            "search.offspring=16",
-            "units.levels=paper",
-            f"search.stages=[{rounds}]",
-            SCREENED,
-        ),
-    }
+    paper = ("search.method=paper", "search.offspring=16", "units.levels=paper", f"search.stages=[{rounds}]")
+    return {"gradient": (ENDLESS,), "paper": (*paper, ENDLESS)}
 
 
 def race(options: argparse.Namespace) -> None:

@@ -1,11 +1,10 @@
 """Units of attention, and the orders of removal, at equal parameters: which leaves the better model, before any search.
 
-For each seed (of the split of the text) and each arm: a database of the demo's model, single-module losses of three
-levels of each module, and allocations at half of the block parameters: the knapsack's, the one after a second look at
-the levels that it chose (`search.score_adaptive`), the knapsack's on the database's estimates where it has any, and the
-best one with equal layers; KL to the dense model and perplexity of each on held-out text. Arms are the four units,
-and `loss`, the lattice and query heads with
-the gradient-weighted order. One JSON line each; finished ones are in OUT/results.jsonl and aren't repeated.
+For each seed (of the split of the text) and each arm: a database of the demo's model, and allocations at half of the
+block parameters. One is the knapsack's on the database's estimated losses, or on local errors where it has none; the
+other is the best one with equal layers. KL to the dense model and perplexity of each are on held-out text. Arms are the
+four units, and `loss`, the lattice and query heads with the gradient-weighted order. One JSON line each; finished ones
+are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/units.py --out runs/units --seed 0 --seed 1 --seed 2
 """
@@ -14,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.decoder import Decoder
-from darwinlm.recipe.search import UNESTIMATED_LEVELS
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.scores import estimated_losses, levels_around, local_errors, measure, measure_levels, spread_all
-from darwinlm.search.space import Allocation
-from darwinlm.search.start import knapsack_start, uniform_allocations
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.predict.module_losses import estimated_losses, local_errors
+from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.start import knapsack_start, uniform_allocations
 from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Bench, Json, machine, open_bench
 
@@ -55,34 +52,15 @@ def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     run, plan = bench.run(folder / "run")
     reader = bench.database(run.recipe.units).reader
     model = bench.checkpoint.load(run.dtype, run.device)
-    bank = ModuleBank(Decoder(model, bench.checkpoint.family), reader, plan.space)
-    settings = run.recipe.search
-    rows = -(-settings.score_tokens // run.recipe.text.sequence_length)
-    fitness = Fitness(bank, bench.texts["fitness"].tokens[:rows], batch_tokens=run.batch_tokens)
-    uniforms = uniform_allocations(plan.space, plan.cost, plan.budget)
-    uniform = min(zip(fitness.kls(uniforms, settings.score_tokens), uniforms, strict=True))[1]
+    placed = PlacedModules(Decoder(model, bench.checkpoint.family), reader, plan.space)
+    n_tokens = run.recipe.search.stages[0].tokens
+    fitness = Fitness(placed, bench.texts["fitness"].tokens, batch_tokens=run.batch_tokens)
+    uniforms = uniform_allocations(plan)
+    uniform = min(zip(fitness.kls(uniforms, n_tokens), uniforms, strict=True))[1]
     estimates = estimated_losses(plan.space, reader)
-    errors = estimates or local_errors(plan.space, reader)
-    scores: dict[str, float] = {}
-    begun = time.monotonic()
-    measure_levels(
-        plan.space,
-        errors,
-        fitness,
-        n_tokens=settings.score_tokens,
-        n_levels=settings.score_levels or UNESTIMATED_LEVELS,
-        known=scores,
-    )
-    seconds = round(time.monotonic() - begun)
-    row: Json = {"benchmark": "units", "arm": arm, "seed": seed, "scores": len(scores), "scores_s": seconds}
-    curves = spread_all(errors, scores)
-    allocations = {"uniform": uniform, "knapsack": knapsack_start(plan.cost, plan.budget, curves)}
-    if estimates:
-        allocations["estimates"] = knapsack_start(plan.cost, plan.budget, estimates)
-    again = levels_around(curves, allocations["knapsack"])
-    measure(plan.space, again, fitness, n_tokens=settings.score_tokens, known=scores)
-    allocations["second look"] = knapsack_start(plan.cost, plan.budget, spread_all(errors, scores))
-    row |= {"scores_second_look": len(scores), "allocations": allocations}
+    losses = local_errors(plan.space, reader) if estimates is None else estimates
+    allocations = {"uniform": uniform, "knapsack": knapsack_start(plan, losses)}
+    row: Json = {"benchmark": "units", "arm": arm, "seed": seed, "allocations": allocations}
     row["levels"] = {module.kind: len(module.levels) for module in plan.space.modules[:2]}
     row["used"] = {name: plan.cost.of(each) / plan.budget.limit for name, each in allocations.items()}
     return row | held_out(bench, run, reader, allocations) | machine(run)

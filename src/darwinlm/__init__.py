@@ -1,6 +1,6 @@
 """darwinlm: make a language model smaller and faster without making it stupid.
 
-`prune` runs the whole pipeline, `prune_family` does so for several sizes, `recover` trains what came of it; `Recipe`,
+`prune` runs the whole pipeline, `prune_sweep` does so for several sizes, `recover` trains what came of it; `Recipe`,
 `load_recipe` and `load_recipes` describe runs; every error that input can cause is a `DarwinLMError`. The names are
 loaded on first use, so that `import darwinlm` stays quick. With it imported, the Auto classes of transformers load
 models whose layers differ, without `trust_remote_code`.
@@ -17,13 +17,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from darwinlm.errors import DarwinLMError as DarwinLMError
-    from darwinlm.pareto import prune_family as prune_family
     from darwinlm.pipeline import Result as Result
     from darwinlm.pipeline import prune as prune
-    from darwinlm.post_training import recover as recover
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
+    from darwinlm.runs.recovery import recover as recover
+    from darwinlm.runs.sweep import prune_sweep as prune_sweep
 
 _HOMES = {
     "DarwinLMError": "darwinlm.errors",
@@ -32,8 +32,8 @@ _HOMES = {
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
     "prune": "darwinlm.pipeline",
-    "prune_family": "darwinlm.pareto",
-    "recover": "darwinlm.post_training",
+    "prune_sweep": "darwinlm.runs.sweep",
+    "recover": "darwinlm.runs.recovery",
 }
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "load_recipe",
     "load_recipes",
     "prune",
-    "prune_family",
+    "prune_sweep",
     "recover",
 ]
 

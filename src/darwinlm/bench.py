@@ -48,7 +48,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EngineSpeed:
     """One model in one engine.
 
     Attributes:
@@ -69,7 +69,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SpeedReport:
     """A whole measurement.
 
     Attributes:
@@ -84,7 +84,7 @@ class Bench:
     engine: str
     settings: dict[str, Any]
     machine: dict[str, Any]
-    models: tuple[Measured, ...]
+    models: tuple[EngineSpeed, ...]
     ratios: dict[str, Spread]
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def run_bench(
     quantisation: str | None = None,
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
-) -> Bench:
+) -> SpeedReport:
     """Measure one model, or two in turn: a warm-up, then `runs` rounds over both.
 
     Args:
@@ -156,7 +156,7 @@ def run_bench(
             )
             for i, (name, path) in enumerate(zip(names, paths, strict=True))
         )
-    return Bench(
+    return SpeedReport(
         engine=f"{engine} ({facts[0]['version']})",
         settings={
             "prompt_tokens": prompt_tokens,
@@ -220,9 +220,9 @@ def _tokens(vocabulary: int, count: int) -> list[int]:
 
 def _measured(
     name: str, path: Path, timings: Sequence[Timing], peak: int, prompt_tokens: int, new_tokens: int
-) -> Measured:
+) -> EngineSpeed:
     weights = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return Measured(
+    return EngineSpeed(
         name=name,
         file_bytes=sum(file.stat().st_size for file in weights),
         peak_memory=peak,
@@ -232,7 +232,7 @@ def _measured(
     )
 
 
-def _ratios(measured: Sequence[Measured]) -> dict[str, Spread]:
+def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:
     left, right = measured
     return {
         "prompt": Spread.of([a / b for a, b in zip(left.prompt.runs, right.prompt.runs, strict=True)]),

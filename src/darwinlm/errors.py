@@ -10,6 +10,7 @@
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
+    ├── TimeLimitError        a bound of time has passed; the search catches it and ends with its best
     ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
     ├── ParallelError         several processes can't work together
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
@@ -28,58 +29,104 @@ class DarwinLMError(Exception):
 
 
 class ModelError(DarwinLMError):
-    """The model can't be found, read or understood."""
+    """The model can't be found, read or understood.
+
+    What to do: check the path or hub id. Without a network, give a local folder or a GGUF file.
+    """
 
 
 class FamilyError(ModelError):
-    """The model's architecture isn't one that we know."""
+    """The model's architecture isn't one that we know.
+
+    What to do: choose a supported family; the message lists them. `darwinlm evaluate` measures any family.
+    """
 
 
 class CheckpointError(ModelError):
-    """The model's files are missing, damaged or inconsistent."""
+    """The model's files are missing, damaged or inconsistent.
+
+    What to do: download the checkpoint again, or convert it as the message says.
+    """
 
 
 class RecipeError(DarwinLMError):
-    """A field of the recipe or an option of the command is wrong."""
+    """A field of the recipe or an option of the command is wrong.
+
+    What to do: correct the named field. `darwinlm schema` lists all fields with their defaults.
+    """
 
 
 class BudgetError(RecipeError):
-    """The budget can't be met."""
+    """The budget can't be met.
+
+    What to do: take a bound between the smallest and the largest size in the message.
+    """
 
 
 class DataError(DarwinLMError):
-    """Text is missing, empty, too short or unreadable."""
+    """Text is missing, empty, too short or unreadable.
+
+    What to do: give more or other text with `--text`, or lower the settings that the message names.
+    """
 
 
 class NumericsError(DarwinLMError):
-    """A tensor isn't finite, or a matrix can't be factorised."""
+    """A tensor isn't finite, or a matrix can't be factorised.
+
+    What to do: try `--set compute.dtype=float32`, more calibration text, or a larger `database.damping`.
+    """
+
+
+class TimeLimitError(DarwinLMError):
+    """A bound of time has passed; the search catches this and ends with its best.
+
+    What to do: nothing, or give the search more time with `--time`.
+    """
 
 
 class ArtifactError(DarwinLMError):
-    """A folder of an earlier stage is damaged, foreign or not ours."""
+    """A folder of an earlier stage is damaged, foreign or not ours.
+
+    What to do: choose another output folder, or delete the stage that the message names; it is then made again.
+    """
 
 
 class ParallelError(DarwinLMError):
-    """Several processes can't work together."""
+    """Several processes can't work together.
+
+    What to do: start all of them with one `torchrun` command on the same files. Rerun it to resume.
+    """
 
 
 class ExportError(DarwinLMError):
-    """The model doesn't fit the format, or what was written differs from what was meant."""
+    """The model doesn't fit the format, or what was written differs from what was meant.
+
+    What to do: choose another format; the message names the layer and the reason.
+    """
 
 
 class EngineError(DarwinLMError):
-    """An inference engine refuses a model or dies on it."""
+    """An inference engine refuses a model or dies on it.
+
+    What to do: read the engine's own last line in the message; check versions and free memory.
+    """
 
 
 class MissingExtraError(DarwinLMError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is needed and not installed.
+
+    What to do: install the extra that the message names.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
 
 
 class StorageError(DarwinLMError):
-    """The disk is full or can't be written."""
+    """The disk is full or can't be written.
+
+    What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
+    """
 
 
 def first_line(error: Exception) -> str:

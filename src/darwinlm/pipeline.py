@@ -12,8 +12,8 @@ from typing import Any
 
 from darwinlm.console import Reporter
 from darwinlm.recipe import Recipe, load_recipe, options
-from darwinlm.rounds import last_round
 from darwinlm.run import Run
+from darwinlm.runs.rounds import last_round
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage
@@ -62,7 +62,7 @@ def prune(
 ) -> Result:
     """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
 
-    For several sizes from one database see `darwinlm.prune_family`.
+    For several sizes from one database see `darwinlm.prune_sweep`.
 
     Args:
         model: hub id, folder or GGUF file; overrides the recipe's.

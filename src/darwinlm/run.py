@@ -22,7 +22,7 @@ from darwinlm.families.resolve import resolve_model
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_FAMILY = frozenset({"source", "text", "latency", "saliency", "database", "scores"})
+OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
 """Stages that runs with different budgets have in common."""
 
 
@@ -93,7 +93,7 @@ class Run:
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
-        folder = self.shared if self.shared is not None and stage in OF_FAMILY else self.folder
+        folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
         return folder / "stages" / stage
 
     def is_done(self, name: str, key: Mapping[str, Any]) -> bool:

@@ -12,10 +12,10 @@ from tests.tiny.command import Command
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import MANIFEST, read_json
+from darwinlm.comparison.entries import parse_methods
+from darwinlm.comparison.methods import BASELINES
+from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
-from darwinlm.stages.comparison_table import _minutes
-from darwinlm.stages.methods import BASELINES
-from darwinlm.stages.rows import parse_methods
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
 SHEARED = ("--set", "baselines.sheared_tokens=1024", "--set", "baselines.sheared_batch_tokens=64")
@@ -85,7 +85,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(
 ) -> None:
     variant = folder / "paper.yaml"
     variant.write_text(
-        "search: {start: uniform, trade: same_kind, screen: false, generations: 2}\nunits: {levels: paper}\n",
+        "search: {method: paper, generations: 2}\nunits: {levels: paper}\n",
         encoding="utf-8",
     )
     options = ("--methods", "darwinlm", "--variant", f"paper={variant}")

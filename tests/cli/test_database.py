@@ -19,7 +19,7 @@ from darwinlm.calibration import hidden
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Units
+from darwinlm.recipe import UnitsSettings
 
 BLOCKS = 4
 
@@ -69,7 +69,7 @@ def test_database_alone_then_inspect_then_prune(
     ended = command("inspect", out / "stages" / "database", "--json")
     about = json.loads(ended.out)
     assert about["blocks"] == BLOCKS
-    reader = DatabaseReader(out / "stages" / "database", Checkpoint.open(tiny_llama), Units())
+    reader = DatabaseReader(out / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings())
     assert [(m["block"], m["kind"], m["heads_per_group"]) for m in about["modules"][:3]] == [
         (0, "attention", 1),
         (0, "attention", 2),
@@ -170,7 +170,7 @@ def test_a_folder_that_is_no_database(command, tmp_path):
 def test_a_file_that_changes_under_the_reader(copied, tiny_llama):
     """Hashes are looked at again when a block is read, not only when a run begins."""
     folder = copied / "stages" / "database"
-    reader = DatabaseReader(folder, Checkpoint.open(tiny_llama), Units())
+    reader = DatabaseReader(folder, Checkpoint.open(tiny_llama), UnitsSettings())
     level = reader.modules[2].levels[3]
     reader.kept(0, "attention", level)
     flip(folder / "block_0001.safetensors")

@@ -43,7 +43,11 @@ def prune(command, tiny_llama, tiny_text_file, tmp_path):
         (("--keep", "75%,75%"), "budget.keep: a value is there twice"),
         (("--keep", "75%,high"), "budget.keep"),
         (("--set", "search.generations=0"), "search.generations"),
-        (("--set", "search.finalists=4"), "candidates train on 65536 tokens, but text.training_tokens is 0"),
+        (
+            ("--set", "search.stages=[{tokens: 64, survivors: 1, training_tokens: 65536}]"),
+            "candidates train on 65536 tokens, but text.training_tokens is 0",
+        ),
+        (("--set", "budget.tolerance=30%"), "budget.tolerance"),
         (
             ("--set", "text.training_tokens=900000"),
             "text.training_tokens.",
@@ -59,7 +63,7 @@ def test_a_family_from_the_command_line(prune, tmp_path):
     ended = prune("--keep", "80%,50%")
     assert ended.code == 0, ended
     assert "size against loss" in ended.out
-    rows = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
     for name in ("keep-80", "keep-50"):
         assert (tmp_path / "out" / name / "model" / "config.json").is_file()

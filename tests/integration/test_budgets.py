@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
-from darwinlm.pareto import member_name, prune_family
+from darwinlm.latency.timing import ModelTimer
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Budget, merge
-from darwinlm.search.timing import ModelTimer
+from darwinlm.recipe import BudgetSettings, merge
+from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.stages.plan import plan_stage
 
 TOLERANCE = 0.05
@@ -149,7 +149,7 @@ def test_real_clocks_run_too(tiny_llama, make_run, tmp_path):
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
     recipes = [merge(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
-    rows = prune_family(recipes, tmp_path / "out", reporter=run.reporter)
+    rows = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
     assert (tmp_path / "out" / "stages" / "database").is_dir()
     for row in rows[1:]:
@@ -161,10 +161,10 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
     sizes = [row["params"] for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert json.loads((tmp_path / "out" / "pareto.json").read_text()) == json.loads(json.dumps(rows))
-    assert "keep-60" in (tmp_path / "out" / "pareto.md").read_text()
-    assert (tmp_path / "out" / "pareto.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
-    again = prune_family(recipes, tmp_path / "out", reporter=run.reporter)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(json.dumps(rows))
+    assert "keep-60" in (tmp_path / "out" / "sweep.md").read_text()
+    assert (tmp_path / "out" / "sweep.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
+    again = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
     assert again == rows, "everything is reused"
 
 
@@ -181,4 +181,4 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
     ],
 )
 def test_members_are_named_after_their_budget(budget, name):
-    assert member_name(Budget(**budget)) == name
+    assert member_name(BudgetSettings(**budget)) == name

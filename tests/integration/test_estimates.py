@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
+from tests.tiny.searching import searched
 
 from darwinlm.artifact import read_tensors
-from darwinlm.errors import RecipeError
-from darwinlm.pipeline import run_stages
-from darwinlm.search.scores import estimated_losses, local_errors
+from darwinlm.console import Reporter
+from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 
-UNSET = "search.score_levels=null"
 PLAIN = "database.saliency=output"
-
-
-def searched(make_run, model, folder, *assignments):
-    run, found = make_run(model, folder, *assignments), {}
-    run_stages(run, "search", found)
-    return found
 
 
 @pytest.fixture(scope="module")
 def estimated(tiny_llama, make_run, tmp_path_factory):
-    return searched(make_run, tiny_llama, tmp_path_factory.mktemp("estimated") / "out", UNSET)
+    return searched(make_run(tiny_llama, tmp_path_factory.mktemp("estimated") / "out"))
 
 
 def test_estimates_fall_with_the_width_and_agree_on_what_is_gone(estimated):
-    reader, space = estimated["database"].reader, estimated["plan"].space
+    reader, space = estimated.database.reader, estimated.plan.space
     losses = estimated_losses(space, reader)
     assert losses is not None
     for module, row in zip(space.modules, losses, strict=True):
@@ -43,12 +39,12 @@ def test_estimates_fall_with_the_width_and_agree_on_what_is_gone(estimated):
 
 def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated):
     """tr(S W H Wᵀ) / 2, H from the factor that is stored."""
-    database = estimated["database"]
+    database = estimated.database
     reader = database.reader
     for block in (0, 2):
         saliency = read_tensors(database.stage.folder.parent / "saliency" / f"block_{block:04d}.safetensors")
         for kind in ("attention", "mlp"):
-            module = next(m for m in estimated["plan"].space.modules if (m.block, m.kind) == (block, kind))
+            module = next(m for m in estimated.plan.space.modules if (m.block, m.kind) == (block, kind))
             last = reader.variant(block, kind, module.levels[-1])
             (factors,) = reader.factors(block, kind, last)
             T, S = factors.target.double(), saliency[kind].double()
@@ -56,61 +52,30 @@ def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated
             assert reader.loss(block, kind, module.levels[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_nothing_is_measured_where_there_are_estimates(estimated):
-    stages = estimated["database"].stage.folder.parent
-    assert not (stages / "scores").exists()
-    record = estimated["search"].record
+def test_a_search_on_estimates_lowers_the_loss(estimated):
+    record = estimated.search.record
     assert record["start"] == "uniform"
     assert record["kl"] <= record["start_kl"]
 
 
-def test_without_a_descent_the_estimates_are_solved_for(tiny_llama, make_run, tmp_path):
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, "search.descent_steps=0")
-    assert found["search"].record["start"] == "knapsack"
-    assert not (tmp_path / "out" / "stages" / "scores").exists()
-
-
-def test_levels_are_measured_where_there_are_none(tiny_llama, make_run, tmp_path):
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, PLAIN)
-    space, reader = found["plan"].space, found["database"].reader
+def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run, tmp_path):
+    said = Console(record=True, file=io.StringIO(), width=200)
+    found = searched(make_run(tiny_llama, tmp_path / "out", PLAIN, reporter=Reporter(said)))
+    space, reader = found.plan.space, found.database.reader
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
-    assert (tmp_path / "out" / "stages" / "scores" / "scores.json").is_file()
-    assert found["search"].record["start"] == "knapsack"
-
-
-def test_estimates_that_are_asked_for_and_missing(tiny_llama, make_run, tmp_path):
-    with pytest.raises(
-        RecipeError,
-        match=r"search\.score_levels=0 takes the database's estimated losses, but .*database "
-        r"was made without output gradients: make it with database\.saliency=loss, or give 1 level",
-    ):
-        searched(make_run, tiny_llama, tmp_path / "out", "search.score_levels=0", PLAIN)
-
-
-def test_a_ziplm_start_stays_with_local_errors(tiny_llama, make_run, tmp_path, monkeypatch):
-    seen = []
-    from darwinlm.stages import search
-
-    solve = search.knapsack_start
-
-    def watching(cost, budget, curves):
-        seen.append(curves)
-        return solve(cost, budget, curves)
-
-    monkeypatch.setattr(search, "knapsack_start", watching)
-    found = searched(make_run, tiny_llama, tmp_path / "out", UNSET, "search.start=ziplm")
-    assert seen == [local_errors(found["plan"].space, found["database"].reader)]
+    assert "no estimated losses (database.saliency=output): local errors stand for them" in said.export_text()
+    assert found.search.record["kl"] <= found.search.record["start_kl"]
 
 
 def test_experts_add_up(tiny_folder, make_run, tmp_path):
-    found = searched(make_run, tiny_folder("mixtral"), tmp_path / "out", UNSET)
-    losses = estimated_losses(found["plan"].space, found["database"].reader)
+    found = searched(make_run(tiny_folder("mixtral"), tmp_path / "out"))
+    losses = estimated_losses(found.plan.space, found.database.reader)
     assert losses is not None
-    module = next(m for m in found["plan"].space.modules if m.kind == "mlp")
-    (stored,) = found["database"].reader._tensors(module.block, "mlp.1.losses")
+    module = next(m for m in found.plan.space.modules if m.kind == "mlp")
+    (stored,) = found.database.reader._tensors(module.block, "mlp.1.losses")
     assert stored.ndim == 2
     assert torch.isfinite(stored).all()
     middle = len(module.levels) // 2
     expected = float(stored[:, module.levels[middle].width].sum())
-    assert losses[found["plan"].space.modules.index(module)][middle] == pytest.approx(expected)
+    assert losses[found.plan.space.modules.index(module)][middle] == pytest.approx(expected)

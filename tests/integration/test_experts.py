@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.calibration.stream import BlockMoments, stream_moments
-from darwinlm.database.build import Method, expert_factors
+from darwinlm.database.build import BuildSettings, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
-from darwinlm.database.parked import Parked
+from darwinlm.database.spill import Parked
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Units
-from darwinlm.stages.database import Database, database_stage, stream_of
+from darwinlm.recipe import UnitsSettings
+from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
 from darwinlm.stages.text import text_stage
 
 MIXTURES = ("mixtral", "qwen3_moe")
@@ -37,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def built(folder, make_run, tmp_path_factory) -> tuple[Database, list[BlockMoments], Tensor]:
+def built(folder, make_run, tmp_path_factory) -> tuple[PruningDatabase, list[BlockMoments], Tensor]:
     run = make_run(folder, tmp_path_factory.mktemp("built") / "out")
     texts = text_stage(run)
     seen = list(stream_moments(stream_of(run, texts["calibration"])))
@@ -113,7 +113,7 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
     H = seen[2].moments["mlp"].clone()
     H[1] = 0
-    method = Method(Units(), 0.01, torch.device("cpu"), tmp_path)
+    method = BuildSettings(UnitsSettings(), 0.01, torch.device("cpu"), tmp_path)
     with Parked(H, tmp_path) as moment:
         (used, _), (unused, packed), *_ = expert_factors(method, shape, moment, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]

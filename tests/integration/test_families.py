@@ -22,8 +22,8 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS, families
 from darwinlm.pipeline import run_stages
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 
@@ -49,10 +49,10 @@ def test_any_allocation_is_the_masked_dense_model_and_weighs_what_was_predicted(
 def test_the_search_sees_what_is_stitched(whole):
     """Above all where a sub-layer is gone between a norm before and one after it, which then gets zeros."""
     tokens = whole.texts["fitness"].tokens
-    bank = ModuleBank(
+    placed = PlacedModules(
         Decoder(whole.checkpoint.load(torch.float32), whole.checkpoint.family), whole.reader, whole.plan.space
     )
-    fitness = Fitness(bank, tokens, batch_tokens=96)
+    fitness = Fitness(placed, tokens, batch_tokens=96)
     dense = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
     for allocation in (*whole.random_allocations(2, seed=2), tuple(0 for _ in whole.plan.space.modules)):
         expected = dense.kl(logits(stitch(whole.reader, allocation), tokens).flatten(0, 1)).double().mean()

@@ -10,7 +10,7 @@ from darwinlm.artifact import read_json
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream, output_projection
-from darwinlm.database.ready import find_database
+from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS
 from darwinlm.pipeline import run_stages

@@ -27,8 +27,7 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
 @pytest.mark.parametrize(
     "assignment",
     [
-        "search.start=uniform",
-        "search.start=random",
+        "search.method=paper",
         "refit.enabled=false",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
@@ -45,7 +44,8 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
 def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
     summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report")
     budget = summary["budget"]
-    assert 0 <= budget["unused"] <= 0.05 + 1e-9
+    coarse = assignment == "units.mlp_multiple=40"  # one level is more than the tolerance
+    assert 0 <= budget["unused"] <= (0.12 if coarse else 0.05) + 1e-9
     final = summary["models"].get("refit", summary["models"]["stitched"])
     assert final["perplexity"] > 0
     assert ("refit" in summary["models"]) == (assignment != "refit.enabled=false")

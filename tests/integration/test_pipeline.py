@@ -23,9 +23,9 @@ from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.start import uniform_allocations
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.propose.start import uniform_allocations
 from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import block_parameters, stitch
 
@@ -136,15 +136,15 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
 
 
 @pytest.fixture
-def bank(whole) -> ModuleBank:
+def placed(whole) -> PlacedModules:
     model = whole.checkpoint.load(torch.float32)
-    return ModuleBank(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
+    return PlacedModules(Decoder(model, whole.checkpoint.family), whole.reader, whole.plan.space)
 
 
-def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, bank):
+def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, placed):
     tokens = whole.texts["fitness"].tokens
     n_tokens = tokens.numel()
-    fresh, reusing = (Fitness(bank, tokens, batch_tokens=96) for _ in range(2))
+    fresh, reusing = (Fitness(placed, tokens, batch_tokens=96) for _ in range(2))
     rng = random.Random(1)
     for base in whole.random_allocations(3, seed=5):
         reusing.set_base(base)
@@ -158,15 +158,15 @@ def test_fitness_from_the_first_changed_block_is_fitness_from_the_start(whole, b
         assert reusing.kl(base, n_tokens) == fresh.kl(base, n_tokens)
 
 
-def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, bank, monkeypatch):
-    blocks, modules = len(bank.decoder.blocks), whole.plan.space.modules
+def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, placed, monkeypatch):
+    blocks, modules = len(placed.decoder.blocks), whole.plan.space.modules
     tokens = whole.texts["fitness"].tokens[:2]
-    fitness = Fitness(bank, tokens, batch_tokens=tokens.numel())
+    fitness = Fitness(placed, tokens, batch_tokens=tokens.numel())
     base = whole.plan.space.dense
     run = []
-    real = bank.decoder.run_block
+    real = placed.decoder.run_block
     monkeypatch.setattr(
-        bank.decoder, "run_block", lambda block, *given: run.append((block, bank.current[:])) or real(block, *given)
+        placed.decoder, "run_block", lambda block, *given: run.append((block, placed.current[:])) or real(block, *given)
     )
 
     def changed(block):
@@ -182,9 +182,9 @@ def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, bank, mo
     assert [block for block, _ in run] == list(range(1, blocks))
 
 
-def test_fitness_is_the_divergence_of_the_stitched_model(whole, bank):
+def test_fitness_is_the_divergence_of_the_stitched_model(whole, placed):
     tokens = whole.texts["fitness"].tokens
-    fitness = Fitness(bank, tokens, batch_tokens=96)
+    fitness = Fitness(placed, tokens, batch_tokens=96)
     distribution = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
     assert fitness.kl(whole.plan.space.dense, tokens.numel()) == pytest.approx(0, abs=1e-6)
     for allocation in (*whole.random_allocations(3, seed=2), whole.search.allocation):
@@ -192,8 +192,8 @@ def test_fitness_is_the_divergence_of_the_stitched_model(whole, bank):
         assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
-def test_fitness_looks_at_whole_sequences_and_remembers(whole, bank):
-    fitness = Fitness(bank, whole.texts["fitness"].tokens, batch_tokens=96)
+def test_fitness_looks_at_whole_sequences_and_remembers(whole, placed):
+    fitness = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=96)
     allocation = whole.random_allocations(2)[0]
     assert fitness.kl(allocation, 33) == fitness.kl(allocation, 64)
     assert fitness.evaluations == 1
@@ -201,13 +201,13 @@ def test_fitness_looks_at_whole_sequences_and_remembers(whole, bank):
     assert fitness.evaluations == 2
 
 
-def test_the_dense_model_comes_back_after_candidates(whole, bank):
+def test_the_dense_model_comes_back_after_candidates(whole, placed):
     tokens = whole.texts["fitness"].tokens
-    before = logits(bank.decoder.model, tokens)
+    before = logits(placed.decoder.model, tokens)
     for allocation in whole.random_allocations(3):
-        bank.apply(allocation)
-    bank.apply(whole.plan.space.dense)
-    assert torch.equal(logits(bank.decoder.model, tokens), before)
+        placed.apply(allocation)
+    placed.apply(whole.plan.space.dense)
+    assert torch.equal(logits(placed.decoder.model, tokens), before)
 
 
 # ------------------------------------------------------------------------------------------------------- the outcome
@@ -274,7 +274,7 @@ def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
     model_type = whole.checkpoint.config.model_type
     tokens = whole.texts["evaluation"].tokens[:2]
     tried = 0
-    for number, allocation in enumerate(uniform_allocations(whole.plan.space, whole.plan.cost, whole.plan.budget)):
+    for number, allocation in enumerate(uniform_allocations(whole.plan)):
         levels = whole.plan.space.levels(allocation)
         if not all(level.width for level in levels):
             continue

@@ -50,7 +50,7 @@ def shrunken(name: str) -> dict[str, Any]:
     # The same share of the blocks; what lies outside them is another part of so small a model.
     tree["budget"] = {"keep": SHARES[name.removesuffix("-fast")], "tolerance": 0.1}
     search = tree.setdefault("search", {})
-    search |= {"generations": 2, "score_tokens": 32}
+    search |= {"generations": 2}
     if "training" in search:
         search["training"]["batch_tokens"] = 32
     search["stages"] = [

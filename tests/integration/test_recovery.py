@@ -20,7 +20,7 @@ from darwinlm.errors import (
     NumericsError,
     StorageError,
 )
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.trainer import RecoveryTrainer
 
@@ -79,7 +79,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 def test_rates_are_those_of_the_schedule(whole):
     """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
     rates = [entry["learning_rate"] for entry in whole[1]["recovery"]["log"] if "loss" in entry]
-    settings = Recovery(learning_rate=0.003)
+    settings = RecoverySettings(learning_rate=0.003)
     assert rates == pytest.approx([0.003 * rate_share(settings, 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
 

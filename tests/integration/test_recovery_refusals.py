@@ -21,7 +21,7 @@ from darwinlm.errors import (
     RecipeError,
     StorageError,
 )
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.checks import check_sharding
 from darwinlm.recovery.trainer import RecoveryTrainer
 
@@ -112,9 +112,9 @@ def test_weights_that_cannot_be_dealt_out(refused):
         RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", shard, "recovery.lora_rank=4"
     )
     with pytest.raises(RecipeError, match=r"recovery\.sharding=fsdp deals weights out over GPUs only"):
-        check_sharding(Recovery(sharding="fsdp"), "cpu", 2)
+        check_sharding(RecoverySettings(sharding="fsdp"), "cpu", 2)
     for device, processes in (("cpu", 1), ("cuda", 1), ("cuda", 2)):
-        check_sharding(Recovery(sharding="fsdp"), device, processes)
+        check_sharding(RecoverySettings(sharding="fsdp"), device, processes)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_packages_that_are_missing(refused, monkeypatch, setting, package):
 
 
 def test_no_teacher_is_named(inputs, tmp_path):
-    from darwinlm.post_training import recover
+    from darwinlm.runs.recovery import recover
 
     with pytest.raises(RecipeError, match="no dense model is named: give --teacher"):
         recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))

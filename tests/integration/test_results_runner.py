@@ -51,7 +51,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) ->
 
     monkeypatch.setattr(module.subprocess, "run", run)
     paper = tmp_path / "paper.yaml"
-    paper.write_text("search: {start: uniform, trade: same_kind, screen: false}\nunits: {levels: paper}\n", "utf-8")
+    paper.write_text("search: {method: paper}\nunits: {levels: paper}\n", "utf-8")
     monkeypatch.setattr(module, "PAPER", paper)  # its own numbers are for more text
     # All methods, and the paper's nine tasks with their shots, are run elsewhere; here some of them do.
     monkeypatch.setattr(module, "ALL", ("uniform", "random", "darwinlm", "darwinlm+refit", "paper"))

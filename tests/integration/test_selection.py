@@ -1,29 +1,30 @@
-"""Training-aware selection: small candidates that learn, finalists, gradient agreement; against plain PyTorch."""
+"""Training-aware selection: small candidates that learn, against plain PyTorch."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.searching import searched
 from tests.tiny.whole import Whole
 from torch.nn import functional
 
+from darwinlm.errors import TimeLimitError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import Training
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.proxy import GradientAgreement
-from darwinlm.search.training import CandidateTrainer, LowRank, Student
+from darwinlm.recipe import TrainingSettings
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evaluate.training import CandidateTrainer, LowRank, Student
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
 
-FAST = Training(learning_rate=3e-3, batch_tokens=64)
+FAST = TrainingSettings(learning_rate=3e-3, batch_tokens=64)
 TEXT = "text.training_tokens=1024"
 
 
@@ -37,40 +38,42 @@ def folder(tiny_llama, make_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(folder, tiny_llama, make_run):
-    """Text, bank and fitness."""
+    """Text, placed and fitness."""
     run = make_run(tiny_llama, folder, TEXT)
     texts, plan = text_stage(run), plan_stage(run)
     database = database_stage(run, texts)
-    bank = ModuleBank(Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space)
-    fitness = Fitness(bank, texts["fitness"].tokens, batch_tokens=128)
-    return Whole(run, {}, texts, plan, database, None, None, None), bank, fitness
+    placed = PlacedModules(
+        Decoder(run.checkpoint.load(torch.float32), run.checkpoint.family), database.reader, plan.space
+    )
+    fitness = Fitness(placed, texts["fitness"].tokens, batch_tokens=128)
+    return Whole(run, {}, texts, plan, database, None, None, None), placed, fitness
 
 
 def trainer_of(bench, settings=FAST):
-    whole, bank, fitness = bench
-    return CandidateTrainer(bank, fitness, whole.texts["training"].tokens, settings)
+    whole, placed, fitness = bench
+    return CandidateTrainer(placed, fitness, whole.texts["training"].tokens, settings)
 
 
 def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
-    whole, bank, fitness = bench
+    whole, placed, fitness = bench
     candidates = whole.random_allocations(3, seed=4)
     trainer = trainer_of(bench)
     before = fitness.kls(candidates, 256)
     trainer.train(candidates, 512)
     after = trainer.kls(candidates, 256)
     assert all(b < 0.97 * a for a, b in zip(before, after, strict=True)), (before, after)
-    again = Fitness(bank, whole.texts["fitness"].tokens, batch_tokens=128)
-    assert again.kls(candidates, 256) == before, "the bank's own modules have learnt nothing"
+    again = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=128)
+    assert again.kls(candidates, 256) == before, "the placed's own modules have learnt nothing"
 
 
 def test_what_was_removed_can_not_come_back(bench):
-    whole, bank, _ = bench
+    whole, placed, _ = bench
     allocation = whole.random_allocations(1, seed=1)[0]
     trainer = trainer_of(bench)
     trainer.train([allocation], 128)
     student = trainer._students[allocation]
     for index, level in enumerate(allocation):
-        own, theirs = student.modules[index], bank.module(index, level)
+        own, theirs = student.modules[index], placed.module(index, level)
         assert [p.shape for p in own.parameters()] == [p.shape for p in theirs.parameters()]
         assert isinstance(own, Absent) == (level == 0)
 
@@ -100,7 +103,7 @@ def test_one_step_is_plain_distillation(bench):
     """Against the stitched model, torch's own KL and torch's own AdamW."""
     whole = bench[0]
     allocation = whole.random_allocations(1, seed=3)[0]
-    settings = Training(learning_rate=1e-3, batch_tokens=64)
+    settings = TrainingSettings(learning_rate=1e-3, batch_tokens=64)
     trainer = trainer_of(bench, settings)
     trainer.train([allocation], 64)
     tokens = whole.texts["training"].tokens[:2]
@@ -126,7 +129,7 @@ def test_small_steps_add_up_in_the_master_weights():
     """A bfloat16 weight of 1 can't move by 1e-4; its master can, and in the end both have."""
     module = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
     module.weight.data.fill_(1.0)
-    student = Student([module], Training(learning_rate=1e-4))
+    student = Student([module], TrainingSettings(learning_rate=1e-4))
     for _ in range(100):
         student.working[0].grad = torch.ones_like(student.working[0])
         student.step()
@@ -134,7 +137,7 @@ def test_small_steps_add_up_in_the_master_weights():
             assert bool((student.working[0] == 1).all())
             assert float(student.master[0].detach().max()) < 1
     assert float(student.working[0].detach().max()) < 1
-    assert bool((module.weight == 1).all()), "the bank's module stays"
+    assert bool((module.weight == 1).all()), "the placed's module stays"
 
 
 def test_a_batch_that_overflows_is_left_out():
@@ -146,107 +149,44 @@ def test_a_batch_that_overflows_is_left_out():
 
 
 def test_adapters_alone_learn_and_share_the_banks_weights(bench):
-    whole, bank, fitness = bench
+    whole, placed, fitness = bench
     allocation = whole.random_allocations(1, seed=4)[0]
-    trainer = trainer_of(bench, Training(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
+    trainer = trainer_of(bench, TrainingSettings(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
     before = fitness.kl(allocation, 256)
     trainer.train([allocation], 512)
     student = trainer._students[allocation]
     layers = [layer for module in student.modules for layer in module.modules() if isinstance(layer, LowRank)]
     assert len(student.working) == 2 * len(layers)
-    theirs = {id(p) for index, level in enumerate(allocation) for p in bank.module(index, level).parameters()}
+    theirs = {id(p) for index, level in enumerate(allocation) for p in placed.module(index, level).parameters()}
     assert all(id(layer.linear.weight) in theirs for layer in layers)
     assert trainer.kls([allocation], 256)[0] < before
 
 
-# ----------------------------------------------------------------------------------------------------------- the proxy
+# -------------------------------------------------------------------------------------------------- inside the search
 
 
-def plain_gradients(model, tokens):
-    """Gradients of the loss in the residual stream before each block, by transformers' own hidden states."""
-    model.requires_grad_(requires_grad=True)
-    found = model(input_ids=tokens, output_hidden_states=True)
-    loss = functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-    return torch.autograd.grad(loss, found.hidden_states[:-1])
+def test_training_is_left_when_time_is_up(bench, monkeypatch):
+    trainer = trainer_of(bench)
+    monkeypatch.setattr(trainer.fitness, "clock", Clock(limit=0.0))
+    with pytest.raises(TimeLimitError):
+        trainer.train(bench[0].random_allocations(1, seed=1), 64)
 
 
-def test_gradient_agreement_is_the_mean_cosine(bench):
-    whole, bank, _ = bench
-    tokens = whole.texts["training"].tokens[:3]
-    proxy = GradientAgreement(bank, tokens)
-    dense = plain_gradients(whole.checkpoint.load(torch.float32), tokens)
-    allocations = whole.random_allocations(3, seed=2)
-    for allocation, found in zip(allocations, proxy.of(allocations), strict=True):
-        ours = plain_gradients(stitch(whole.reader, allocation), tokens)
-        pairs = [(a.flatten(), b.flatten()) for a, b in zip(ours, dense, strict=True)]
-        cosines = [functional.cosine_similarity(a, b, dim=0) for a, b in pairs]
-        assert found == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-4)
-    assert proxy.of([whole.plan.space.dense]) == [pytest.approx(1, abs=1e-5)]
-
-
-# ------------------------------------------------------------------------------------------------------- the finalists
-
-ROUNDS = "search.finalist_rounds=[{training_tokens: 128, survivors: 2}, {training_tokens: 256, survivors: 1}]"
-FINALISTS = (TEXT, "search.finalists=3", ROUNDS, "search.training={learning_rate: 0.0005, batch_tokens: 64}")
-
-
-def selected(folder, tmp_path, tiny_llama, make_run, *settings):
-    out = Path(shutil.copytree(folder, tmp_path / "out"))
-    found = {}
-    run_stages(make_run(tiny_llama, out, *settings), "search", found)
-    return out, found
-
-
-def test_the_record_has_ranks_before_and_after(folder, tmp_path, tiny_llama, make_run):
-    _, found = selected(folder, tmp_path, tiny_llama, make_run, *FINALISTS, "search.proxy=gradient")
-    record = found["search"].record["finalists"]
-    candidates = record["candidates"]
-    assert [len(each["kl_after"]) for each in candidates].count(2) == 2
-    assert [each["kl_before"] for each in candidates] == sorted(each["kl_before"] for each in candidates)
-    for field in ("rank_before", "rank_after", "rank_proxy"):
-        assert sorted(each[field] for each in candidates) == [1, 2, 3]
-    best = min((each for each in candidates if len(each["kl_after"]) == 2), key=lambda each: each["kl_after"][-1])
-    assert tuple(best["allocation"]) == found["search"].allocation
-    assert candidates.index(best) == record["chosen"]
-    # Two steps of 64 tokens change a model; whether for the better is chance. That training helps has a test above.
-    assert all(each["kl_after"][0] != each["kl_before"] for each in candidates)
-    assert found["text"]["training"].document_hashes
-    hashes = [set(part.document_hashes) for part in found["text"].values()]
-    assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"
-
-
-def test_the_proxy_alone_can_choose(folder, tmp_path, tiny_llama, make_run):
-    settings = ("search.finalists=3", "search.finalist_rounds=[]", "search.proxy=gradient", TEXT)
-    _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
-    record = found["search"].record["finalists"]
-    best = max(record["candidates"], key=lambda each: each["agreement"])
-    assert tuple(best["allocation"]) == found["search"].allocation
-    assert all(each["kl_after"] == [] for each in record["candidates"])
-
-
-def test_an_interrupted_choice_goes_on_to_the_same_end(folder, tmp_path, tiny_llama, make_run):
-    out, _ = selected(folder, tmp_path, tiny_llama, make_run, *FINALISTS)
-    stage = out / "stages" / "search"
-    whole = json.loads((stage / "result.json").read_text())
-    for name in ("manifest.json", "result.json"):
-        (stage / name).unlink()
-    rows = json.loads((stage / "finalists.json").read_text())
-    (stage / "finalists.json").write_text(json.dumps([{**row, "kl_after": row["kl_after"][:1]} for row in rows]))
-    run_stages(make_run(tiny_llama, out, *FINALISTS), "search")
-    again = json.loads((stage / "result.json").read_text())
-    assert again["allocation"] == whole["allocation"]
-    assert again["record"]["finalists"] == whole["record"]["finalists"]
-
-
-def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run):
+@pytest.mark.parametrize("method", ["gradient", "paper"])
+def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
     """As in the paper's preset: trained losses decide, and the parent learns too."""
     stages = (
         "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64},"
         " {tokens: 128, survivors: 1, training_tokens: 128}]"
     )
-    settings = (TEXT, stages, "search.generations=2", "search.training={learning_rate: 0.0005, batch_tokens: 64}")
-    _, found = selected(folder, tmp_path, tiny_llama, make_run, *settings)
-    history = found["search"].record["history"]
+    training = "search.training={learning_rate: 0.0005, batch_tokens: 64}"
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    settings = (TEXT, stages, "search.generations=2", training, f"search.method={method}")
+    found = searched(make_run(tiny_llama, out, *settings))
+    history = found.search.record["history"]
     assert len(history) == 3
     assert history[1]["kl"] < history[0]["kl"], "trained losses are smaller than the start's, which had no training"
-    assert found["plan"].budget.allows(found["plan"].cost.of(found["search"].allocation))
+    assert found.plan.allows(found.search.allocation)
+    assert found.text["training"].document_hashes
+    hashes = [set(part.document_hashes) for part in found.text.values()]
+    assert len(set.union(*hashes)) == sum(map(len, hashes)), "training text is nobody else's"

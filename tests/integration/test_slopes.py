@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
+from tests.tiny.searching import state_of
 from torch import nn
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import NumericsError
+from darwinlm.errors import NumericsError, TimeLimitError
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.pipeline import run_stages
-from darwinlm.search.bank import ModuleBank
-from darwinlm.search.bends import removed_together
-from darwinlm.search.slopes import Gradients
-from darwinlm.search.surrogate import sloped
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.predict.curvature import removed_together
+from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.predict.surrogate import first_order
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
@@ -44,8 +45,8 @@ def bank_of(make_run, model, folder, *settings):
     run = make_run(model, folder, *settings)
     texts, plan = text_stage(run), plan_stage(run)
     reader = database_stage(run, texts).reader
-    bank = ModuleBank(Decoder(run.checkpoint.load(dtype), run.checkpoint.family), reader, plan.space)
-    return bank, texts["fitness"].tokens[:4]
+    placed = PlacedModules(Decoder(run.checkpoint.load(dtype), run.checkpoint.family), reader, plan.space)
+    return placed, texts["fitness"].tokens[:4]
 
 
 def middle(space):
@@ -53,58 +54,58 @@ def middle(space):
     return tuple((0, top // 2, top, max(top - 1, 0))[index % 4] for index, top in enumerate(space.dense))
 
 
-def mean_kl(bank, tokens, allocation):
+def mean_kl(placed, tokens, allocation):
     """KL to the dense model in nats per token, float64, from whole logits."""
     with torch.no_grad():
-        found = bank.decoder.logits(tokens).log_softmax(-1)
-        bank.apply(bank.space.dense)
-        dense = bank.decoder.logits(tokens).log_softmax(-1)
-    bank.apply(allocation)
+        found = placed.decoder.logits(tokens).log_softmax(-1)
+        placed.apply(placed.space.dense)
+        dense = placed.decoder.logits(tokens).log_softmax(-1)
+    placed.apply(allocation)
     return float((dense.exp() * (dense - found)).sum() / tokens.numel())
 
 
-def by_difference(bank, tokens, allocation, index, level):
+def by_difference(placed, tokens, allocation, index, level):
     losses = []
     for step in (STEP, -STEP):
-        bank.apply(allocation)
-        modules = [bank.module(place, at) for place, at in enumerate(allocation)]
-        modules[index] = Mixed(modules[index], bank.module(index, level), step)
-        bank.place(modules)
-        losses.append(mean_kl(bank, tokens, allocation))
+        placed.apply(allocation)
+        modules = [placed.module(place, at) for place, at in enumerate(allocation)]
+        modules[index] = Mixed(modules[index], placed.module(index, level), step)
+        placed.place(modules)
+        losses.append(mean_kl(placed, tokens, allocation))
     return (losses[0] - losses[1]) / (2 * STEP)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "granite", "phi3", "qwen3_moe"])
 def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, tmp_path):
-    bank, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
-    allocation = middle(bank.space)
-    slopes = Gradients(bank, tokens, batch_tokens=64).around(allocation)
+    placed, tokens = bank_of(make_run, tiny_folder(model_type), tmp_path / "run")
+    allocation = middle(placed.space)
+    slopes = Gradients(placed, tokens, batch_tokens=64).around(allocation)
     compared = 0
     for index, row in enumerate(slopes):
-        module = bank.space.modules[index]
-        gone = isinstance(bank.module(index, allocation[index]), Absent)
-        untold = bank.database.shape(module.block, module.kind).experts or (
-            gone and bank.decoder.family.module(module.kind).post_norm
+        module = placed.space.modules[index]
+        gone = isinstance(placed.module(index, allocation[index]), Absent)
+        untold = placed.database.shape(module.block, module.kind).experts or (
+            gone and placed.decoder.family.module(module.kind).post_norm
         )
         if untold:
             assert set(row) == {0.0}, module
             continue
         for level in {0, len(row) // 2, len(row) - 1}:
-            expected = by_difference(bank, tokens, allocation, index, level)
+            expected = by_difference(placed, tokens, allocation, index, level)
             assert row[level] - row[allocation[index]] == pytest.approx(expected, rel=0.02, abs=1e-5), (module, level)
             compared += abs(expected) > 1e-3
     assert compared > 2
 
 
 def test_what_two_levels_both_remove_is_counted(tiny_llama, make_run, tmp_path):
-    bank, _ = bank_of(make_run, tiny_llama, tmp_path / "run")
+    placed, _ = bank_of(make_run, tiny_llama, tmp_path / "run")
     seen = 0
-    for module, shared in zip(bank.space.modules, removed_together(bank.space, bank.database), strict=True):
+    for module, shared in zip(placed.space.modules, removed_together(placed.space, placed.database), strict=True):
         assert (shared is None) == (module.kind == "mlp"), "only attentions have variants that aren't nested"
         if shared is None:
             continue
-        every = set(range(bank.database.shape(module.block, module.kind).width))
-        kept = [set(bank.database.columns(module.block, module.kind, level).tolist()) for level in module.levels]
+        every = set(range(placed.database.shape(module.block, module.kind).width))
+        kept = [set(placed.database.columns(module.block, module.kind, level).tolist()) for level in module.levels]
         for one, own in enumerate(kept):
             for other, theirs in enumerate(kept):
                 gone, both = every - own, every - own - theirs
@@ -114,50 +115,54 @@ def test_what_two_levels_both_remove_is_counted(tiny_llama, make_run, tmp_path):
 
 
 def test_slopes_do_not_depend_on_how_the_text_is_split(tiny_llama, make_run, tmp_path):
-    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    allocation = middle(bank.space)
-    whole, parts = (Gradients(bank, tokens, batch_tokens=size).around(allocation) for size in (10**6, 1))
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    allocation = middle(placed.space)
+    whole, parts = (Gradients(placed, tokens, batch_tokens=size).around(allocation) for size in (10**6, 1))
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
 def test_only_another_allocation_is_measured_anew(tiny_llama, make_run, tmp_path):
-    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    gradients = Gradients(bank, tokens, batch_tokens=64)
-    allocation = middle(bank.space)
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(placed, tokens, batch_tokens=64)
+    allocation = middle(placed.space)
     first = gradients.around(allocation)
     assert gradients.around(allocation) is first
-    gradients.around(bank.space.dense)
+    gradients.around(placed.space.dense)
     assert gradients.around(allocation) == first
-    dense = gradients.around(bank.space.dense)
+    dense = gradients.around(placed.space.dense)
     assert all(abs(value) < 1e-6 for row in dense for value in (row[level] - row[-1] for level in range(len(row)))), (
         "the dense model has no loss to fall"
     )
 
 
 def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path, monkeypatch):
-    bank, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    gradients = Gradients(bank, tokens, batch_tokens=64)
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(placed, tokens, batch_tokens=64)
     monkeypatch.setattr(gradients, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
-    with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.slope_tokens=0"):
-        gradients.around(middle(bank.space))
+    with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
+        gradients.around(middle(placed.space))
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
-    settings = ("search.slope_tokens=64", "search.generations=2", "search.descent_steps=0")
+    settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     run_stages(make_run(tiny_llama, tmp_path / "run", *settings), "search")
-    bank, _ = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
-    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
-    run = make_run(tiny_llama, tmp_path / "run", *settings)
-    fitness = text_stage(run)["fitness"].tokens[: -(-run.recipe.search.fitness_needed // 32)]
-    gradients = Gradients(bank, fitness[-2:], batch_tokens=64)
-    assert tree["observations"]
-    for parent, child, _, slope in tree["observations"]:
-        assert slope == pytest.approx(sloped(gradients.around(tuple(parent)), parent, child), rel=1e-3, abs=1e-6)
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run", *settings)
+    gradients = Gradients(placed, tokens[:2], batch_tokens=64)
+    observations = state_of(tmp_path / "run")["observations"]
+    assert observations
+    for parent, child, _, slope in observations:
+        expected = first_order(gradients.around(tuple(parent)), parent, child)
+        assert slope == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("setting", ["search.slope_tokens=0", "search.trade=same_kind", "search.screen=false"])
-def test_without_slopes_nothing_is_said_of_them(setting, tiny_llama, make_run, tmp_path):
-    run_stages(make_run(tiny_llama, tmp_path / "run", setting, "search.generations=2"), "search")
-    tree = read_json(tmp_path / "run" / "stages" / "search" / "evolution.json")
-    assert {slope for *_, slope in tree["observations"]} == {0.0}
+def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
+    run_stages(make_run(tiny_llama, tmp_path / "run", "search.method=paper", "search.generations=2"), "search")
+    assert {slope for *_, slope in state_of(tmp_path / "run")["observations"]} == {0.0}
+
+
+def test_a_gradient_is_left_when_time_is_up(tiny_llama, make_run, tmp_path):
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
+    gradients = Gradients(placed, tokens, batch_tokens=64, clock=Clock(limit=0.0))
+    with pytest.raises(TimeLimitError):
+        gradients.around(middle(placed.space))

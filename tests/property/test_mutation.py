@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.cost import Bounds
-from darwinlm.search.mutation import joined, level_switch
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.propose.level_switch import level_switch
 
 
 def total(costs, allocation):
@@ -31,7 +31,7 @@ def problems(draw):
     parent = tuple(draw(st.integers(0, len(row) - 1)) for row in costs)
     used = total(costs, parent)
     above, below = draw(st.integers(0, 60)), draw(st.integers(0, 60))
-    return costs, parent, Bounds(max(0, used - below), used + above)
+    return costs, parent, Budget(max(0, used - below), used + above)
 
 
 @settings(deadline=None, max_examples=300)
@@ -99,49 +99,10 @@ def test_nothing_given_is_changed(problem, seed):
 @given(st.integers(0, 2**32), st.integers(2, 6))
 def test_a_parent_outside_the_budget_is_brought_into_it(seed, n_modules):
     costs = [[10 * level for level in range(9)]] * n_modules
-    budget = Bounds(40 * n_modules - 10, 40 * n_modules)
+    budget = Budget(40 * n_modules - 10, 40 * n_modules)
     rng = random.Random(seed)
     start = tuple(rng.randrange(9) for _ in range(n_modules))
     assert budget.allows(total(costs, level_switch(start, costs, budget, rng, step=0.1)))
-
-
-# ---------------------------------------------------------------------------------------------------- children together
-
-
-@settings(deadline=None)
-@given(problems(), st.integers(0, 2**32), st.integers(0, 4))
-def test_children_put_together_carry_whole_switches_within_the_budget(problem, seed, most):
-    costs, parent, budget = problem
-    rng, children = random.Random(seed), []
-    for _ in range(8):
-        try:
-            children.append(level_switch(parent, costs, budget, rng, step=0.3, seen=set(children)))
-        except BudgetError:
-            break
-
-    def moves(child):
-        return {(i, after) for i, (before, after) in enumerate(zip(parent, child, strict=True)) if before != after}
-
-    found = joined(parent, children, costs, budget, most)
-    assert len(found) <= most
-    for number, child in enumerate(found):
-        assert budget.allows(total(costs, child))
-        parts = [other for other in children if moves(other) <= moves(child)]
-        assert moves(child) == set().union(*map(moves, parts))
-        assert len(parts) >= number + 2
-        assert number == 0 or moves(found[number - 1]) < moves(child)
-
-
-def test_children_that_change_the_same_module_or_together_cost_too_much_are_not_joined():
-    costs = [[0, 10, 20]] * 5
-    parent, budget = (1, 1, 1, 1, 1), Bounds(40, 60)
-    best, same, apart, dear = (2, 0, 1, 1, 1), (2, 1, 0, 1, 1), (1, 1, 0, 2, 1), (1, 1, 1, 1, 2)
-    assert joined(parent, [best, same, apart], costs, budget, 3) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, same], costs, budget, 3) == []
-    assert joined(parent, [best, apart, dear], costs, budget, 3) == [(2, 0, 0, 2, 1), (2, 0, 0, 2, 2)]
-    assert joined(parent, [best, apart, dear], costs, Bounds(40, 50), 3) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, apart, dear], costs, budget, 1) == [(2, 0, 0, 2, 1)]
-    assert joined(parent, [best, apart, dear], costs, budget, 0) == []
 
 
 # ------------------------------------------------------------------------------------------------- small neighbourhoods
@@ -149,7 +110,7 @@ def test_children_that_change_the_same_module_or_together_cost_too_much_are_not_
 
 def test_an_exhausted_neighbourhood_is_an_error_that_says_what_to_do():
     costs = [[0, 10], [0, 10]]
-    budget = Bounds(10, 10)
+    budget = Budget(10, 10)
     rng = random.Random(0)
     assert level_switch((0, 1), costs, budget, rng, step=1.0) == (1, 0)
     with pytest.raises(BudgetError, match=r"between 10 and 10 block parameters.*raise budget\.tolerance"):
@@ -159,9 +120,9 @@ def test_an_exhausted_neighbourhood_is_an_error_that_says_what_to_do():
 @pytest.mark.parametrize(
     ("costs", "parent", "budget"),
     [
-        ([[0, 7]], (1,), Bounds(7, 7)),
-        ([[0, 10], [0, 3]], (1, 0), Bounds(10, 10)),
-        ([[5], [6]], (0, 0), Bounds(0, 100)),
+        ([[0, 7]], (1,), Budget(7, 7)),
+        ([[0, 10], [0, 3]], (1, 0), Budget(10, 10)),
+        ([[5], [6]], (0, 0), Budget(0, 100)),
     ],
 )
 def test_a_parent_without_any_neighbour(costs, parent, budget):
@@ -172,7 +133,7 @@ def test_a_parent_without_any_neighbour(costs, parent, budget):
 def test_a_small_neighbourhood_is_found_whole():
     """Three equal modules that share one unit: three allocations, and after them none."""
     costs = [[0, 10]] * 3
-    budget = Bounds(10, 10)
+    budget = Budget(10, 10)
     rng, seen = random.Random(0), {(1, 0, 0)}
     for _ in range(2):
         seen.add(level_switch((1, 0, 0), costs, budget, rng, step=1.0, seen=seen))
@@ -186,7 +147,7 @@ def test_a_budget_without_slack_is_kept_by_trading():
     costs = [[0, 300, 600, 900] if i % 2 else [70 * level for level in range(40)] for i in range(12)]
     parent = tuple(len(row) // 2 for row in costs)
     used = total(costs, parent)
-    budget = Bounds(used - 35, used)
+    budget = Budget(used - 35, used)
     seen = {parent}
     for number in range(60):
         child = level_switch(parent, costs, budget, random.Random(number), step=0.25, seen=seen)
@@ -199,7 +160,7 @@ def test_a_budget_without_slack_is_kept_by_trading():
 def test_a_step_of_nothing_is_one_level():
     costs = [[10 * level for level in range(50)]] * 2
     parent = (25, 25)
-    budget = Bounds(500, 500)
+    budget = Budget(500, 500)
     for seed in range(30):
         child = level_switch(parent, costs, budget, random.Random(seed), step=0.0)
         assert max(abs(a - b) for a, b in zip(child, parent, strict=True)) == 1

@@ -26,7 +26,6 @@ SMALLER = (
     "text.validation_tokens=2048",
     "text.evaluation_tokens=4096",
     "refit.tokens=8192",
-    "search.score_tokens=512",
     "search.generations=6",
     "search.offspring=6",
     "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",

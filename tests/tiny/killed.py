@@ -24,14 +24,7 @@ from darwinlm.run import Run
 from tests.tiny.checkpoint import SETTINGS
 
 MOST_KILLS = 12
-SEARCH = (
-    "search.generations=8",
-    "text.training_tokens=384",
-    "search.finalists=3",
-    "search.finalist_rounds=[{training_tokens: 128, survivors: 2}, {training_tokens: 256, survivors: 1}]",
-    "search.training.batch_tokens=64",
-    "search.proxy=gradient",
-)
+SEARCH = ("search.generations=8",)
 
 
 def search(model: str, text: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.database.store import DatabaseReader
-from darwinlm.search.space import Allocation
+from darwinlm.search.problem.space import Allocation
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     from rich.console import Console
 
     from darwinlm.console import Reporter
-    from darwinlm.post_training import recover
+    from darwinlm.runs.recovery import recover
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(Console(quiet=True))

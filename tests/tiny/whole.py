@@ -9,11 +9,12 @@ from typing import Any
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.search.space import Allocation
-from darwinlm.stages.database import Database, database_stage
-from darwinlm.stages.plan import Plan, plan_stage
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
+from darwinlm.stages.database import PruningDatabase, database_stage
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.refit import Refitted, refit_stage
-from darwinlm.stages.search import Found, search_stage
+from darwinlm.stages.search import SearchResult, search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
 from darwinlm.stages.text import Texts, text_stage
 
@@ -25,9 +26,9 @@ class Whole:
     run: Run
     summary: dict[str, Any]
     texts: Texts
-    plan: Plan
-    database: Database
-    search: Found
+    plan: Problem
+    database: PruningDatabase
+    search: SearchResult
     stitched: Stitched
     refitted: Refitted
 

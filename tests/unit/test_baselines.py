@@ -15,28 +15,30 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.masked import masked
 from torch import Tensor
 
-from darwinlm.baselines.choose import (
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.comparison.allocations import (
     best_random,
     best_uniform,
     even_uniform,
     least_local_error,
     without_blocks,
 )
-from darwinlm.baselines.hard_concrete import HardConcrete
-from darwinlm.baselines.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.baselines.ranked import RankedReader, UnitScores, best_columns
-from darwinlm.baselines.sheared import Shearing, shear
-from darwinlm.calibration.stream import BlockStream
+from darwinlm.comparison.hard_concrete import HardConcrete
+from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
+from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
+from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.levels import Level
 from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Units
-from darwinlm.search.cost import Bounds, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.recipe import UnitsSettings
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import stitch
 
-UNITS = Units(mlp_multiple=8)
+UNITS = UnitsSettings(mlp_multiple=8)
 TOKENS = torch.arange(3 * 16).view(3, 16) * 7 % 259
 
 
@@ -54,9 +56,9 @@ def space_of(checkpoint: Checkpoint) -> SearchSpace:
     return SearchSpace(RankedReader(checkpoint, UNITS, {}).modules)
 
 
-def half(space: SearchSpace) -> Bounds:
+def half(space: SearchSpace) -> Budget:
     upper = space.params(space.dense) // 2
-    return Bounds(int(0.9 * upper), upper)
+    return Budget(int(0.9 * upper), upper)
 
 
 # ------------------------------------------------------------------------------------------------------- scores
@@ -156,7 +158,7 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: b
             place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
             for place, one in scores.items()
         }
-    reader = RankedReader(checkpoint, Units(mlp_multiple=8, attention=attention), scores)
+    reader = RankedReader(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention), scores)
     rng = random.Random(0)
     allocation = tuple(rng.randrange(len(module.levels)) for module in reader.modules)
     ours = stitch(reader, allocation).float()(input_ids=TOKENS).logits
@@ -181,24 +183,24 @@ def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> Non
     def loss(allocation: tuple[int, ...]) -> float:
         return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
 
-    uniform = best_uniform(space, parameter_costs(space), budget, loss)
+    uniform = best_uniform(Problem(space, parameter_costs(space), budget), loss)
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen, drawn = best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
+    chosen, drawn = best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
     assert drawn == 5
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)[0])
-    assert (chosen, 5) == best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3)
-    first = best_random(space, parameter_costs(space), budget, loss, tries=1, seed=3)
-    assert best_random(space, parameter_costs(space), budget, loss, tries=5, seed=3, seconds=0) == first
-    for allocation in (uniform, even_uniform(space, parameter_costs(space), budget)):
+    assert loss(chosen) <= loss(best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0])
+    assert (chosen, 5) == best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
+    first = best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)
+    assert best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
+    for allocation in (uniform, even_uniform(Problem(space, parameter_costs(space), budget))):
         assert space.params(allocation) <= budget.upper
 
 
 def test_even_uniform_keeps_like_shares(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    levels = space.levels(even_uniform(space, parameter_costs(space), half(space)))
+    levels = space.levels(even_uniform(Problem(space, parameter_costs(space), half(space))))
     shares = {
         module.kind: level.params / module.levels[-1].params
         for module, level in zip(space.modules, levels, strict=True)
@@ -210,7 +212,7 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     whole = space_of(checkpoint)
     space = SearchSpace(whole.modules[:4])
-    budget = Bounds(0, space.params(space.dense) // 2)
+    budget = Budget(0, space.params(space.dense) // 2)
     table = {
         (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
         for module in space.modules
@@ -224,17 +226,19 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
 
     everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
     least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    assert total(least_local_error(space, parameter_costs(space), budget, database)) == pytest.approx(least, abs=1e-3)
+    assert total(least_local_error(Problem(space, parameter_costs(space), budget), database)) == pytest.approx(
+        least, abs=1e-3
+    )
 
 
 def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
     space = space_of(checkpoint)
-    chosen = without_blocks(space, parameter_costs(space), half(space), [0.5, 0.1, 0.9, 0.2])
+    chosen = without_blocks(Problem(space, parameter_costs(space), half(space)), [0.5, 0.1, 0.9, 0.2])
     kept = {module.block for module, level in zip(space.modules, chosen, strict=True) if level}
     assert kept == {0, 2}
     assert all(level in (0, top) for level, top in zip(chosen, space.dense, strict=True))
     with pytest.raises(BudgetError, match="not even one whole block"):
-        without_blocks(space, parameter_costs(space), Bounds(0, 10), [0.5, 0.1, 0.9, 0.2])
+        without_blocks(Problem(space, parameter_costs(space), Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
 
 
 # --------------------------------------------------------------------------------------------------------- masks

@@ -9,18 +9,10 @@ from hypothesis import strategies as st
 import darwinlm
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError, RecipeError
-from darwinlm.recipe import Budget, Recipe, load_recipe, load_recipes, merge, parse_recipe
-from darwinlm.search.cost import (
-    Bounds,
-    CostModel,
-    KvCache,
-    amount_words,
-    bounds_of,
-    byte_costs,
-    parameter_costs,
-    time_costs,
-)
-from darwinlm.search.space import SearchSpace
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe, load_recipes, merge, parse_recipe
+from darwinlm.search.problem.budget import Budget, resolve_budget
+from darwinlm.search.problem.cost import CostModel, KvCache, amount_words, byte_costs, parameter_costs, time_costs
+from darwinlm.search.problem.space import SearchSpace
 
 
 @pytest.mark.parametrize(
@@ -108,7 +100,7 @@ def test_one_bound_is_one_recipe():
 
 @pytest.mark.parametrize("given_as", ["75%,50%", ["75%", 0.5]])
 def test_one_recipe_has_one_bound(given_as):
-    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_family"
+    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_sweep"
     with pytest.raises(RecipeError, match=message):
         load_recipe(None, (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
@@ -121,7 +113,7 @@ def test_a_family_is_public():
     (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
     assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
     with pytest.raises(RecipeError, match="a family's budgets must differ; these are keep-75, keep-75"):
-        darwinlm.prune_family([large, large], "nowhere")
+        darwinlm.prune_sweep([large, large], "nowhere")
     with pytest.raises(RecipeError, match=r"budget\.keep"):
         load_recipe(None, (), {"budget.keep": "50%,40%"})
 
@@ -131,9 +123,7 @@ def test_a_family_is_public():
 
 def test_the_paper_preset_has_the_papers_numbers():
     search = load_recipe(None, (), {"preset": "paper"}).search
-    assert (search.start, search.generations, search.offspring) == ("uniform", 200, 16)
-    assert (search.trade, search.screen, search.recombine) == ("same_kind", False, 0)
-    assert not search.uses_slopes
+    assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
     assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
     assert [stage.training_tokens for stage in search.stages] == [10_000, 50_000, 100_000, 200_000]
@@ -141,9 +131,9 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("preset: paper\nsearch: {generations: 5, start: knapsack}\n", encoding="utf-8")
+    path.write_text("preset: paper\nsearch: {generations: 5, method: gradient}\n", encoding="utf-8")
     recipe = load_recipe(path, ["text.fitness_tokens=9000"])
-    assert (recipe.search.generations, recipe.search.start, recipe.search.offspring) == (5, "knapsack", 16)
+    assert (recipe.search.generations, recipe.search.method, recipe.search.offspring) == (5, "gradient", 16)
     assert recipe.text.fitness_tokens == 9000
     assert recipe.units.levels == "paper"
 
@@ -152,20 +142,28 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     ("search", "said"),
     [
         (
-            {"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 4}]},
-            "must shrink from the finalists",
+            {"stages": [{"tokens": 64, "survivors": 1, "training_tokens": 65536}]},
+            "candidates train on 65536 tokens, but text.training_tokens is 0",
         ),
-        ({"finalists": 4, "finalist_rounds": [{"training_tokens": 9, "survivors": 2}]}, "must leave one survivor"),
-        ({"finalists": 1}, "finalists: one alone needs no selection"),
-        ({"finalists": 4, "finalist_rounds": []}, "nothing would tell them apart"),
-        ({"finalists": 4}, "candidates train on 65536 tokens, but text.training_tokens is 0"),
-        ({"finalist_rounds": [{"tokens": 3}]}, "known fields are training_tokens, survivors"),
+        ({"stages": [{"tokns": 3}]}, "known fields are tokens, survivors, training_tokens"),
+        ({"method": "best"}, "'gradient' or 'paper' (it is 'best')"),
     ],
 )
-def test_finalists_that_make_no_sense(search, said):
+def test_a_search_that_makes_no_sense(search, said):
     with pytest.raises(RecipeError) as caught:
         parse_recipe({"search": search}, "here")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("tolerance", ["3%", 0.03, "0.03"])
+def test_a_tolerance_is_a_share(tolerance):
+    assert BudgetSettings(tolerance=tolerance).tolerance == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("tolerance", ["0%", "11%", 0])
+def test_a_tolerance_out_of_range(tolerance):
+    with pytest.raises(RecipeError, match=r"budget\.tolerance"):
+        parse_recipe({"budget": {"tolerance": tolerance}}, "here")
 
 
 # -------------------------------------------------------------------------------------------------------- the costs
@@ -198,12 +196,25 @@ def test_times_are_whole_nanoseconds_in_steps_that_keep_the_solver_exact():
     assert cost.fixed == 500_000_000
 
 
+def test_the_finest_step_is_the_coarsest_gap_of_the_finest_module():
+    assert parameter_costs(SPACE).finest_step == 100
+    assert CostModel("bytes", ((5,), (7,))).finest_step == 0
+    assert CostModel("bytes", ((0, 10, 11), (0, 4, 8, 8))).finest_step == 4
+
+
+def test_a_tolerance_below_one_level_is_one_level():
+    bounds = resolve_budget(parameter_costs(SPACE), BudgetSettings(keep=0.5, tolerance=0.0001))
+    assert (bounds.lower, bounds.upper) == (105, 205)
+    fine = CostModel("block parameters", (tuple(range(0, 10_001)),))
+    assert resolve_budget(fine, BudgetSettings(keep=0.5, tolerance=0.1)).lower == 4500
+
+
 @pytest.mark.parametrize(
     ("budget", "limit"),
     [({"keep": 0.5}, 205), ({"params": 205}, 205), ({"speedup": 2}, 205)],
 )
 def test_bounds_use_the_budget_and_no_more(budget, limit):
-    bounds = bounds_of(parameter_costs(SPACE, fixed=0), Budget(**budget, tolerance=0.1))
+    bounds = resolve_budget(parameter_costs(SPACE, fixed=0), BudgetSettings(**budget, tolerance=0.1))
     assert bounds.limit == limit
     assert bounds.allows(limit)
     assert not bounds.allows(limit + 1)
@@ -211,7 +222,7 @@ def test_bounds_use_the_budget_and_no_more(budget, limit):
 
 
 def test_what_is_not_pruned_counts_too():
-    bounds = bounds_of(parameter_costs(SPACE, fixed=1000), Budget(params=1200))
+    bounds = resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(params=1200))
     assert (bounds.limit, bounds.upper) == (1200, 200)
     assert bounds.words == "1,194 and 1,200 parameters"
 
@@ -228,7 +239,7 @@ def test_what_is_not_pruned_counts_too():
 )
 def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
     with pytest.raises(BudgetError) as caught:
-        bounds_of(parameter_costs(SPACE, fixed=1000), Budget(**budget))
+        resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(**budget))
     for part in said:
         assert part in str(caught.value)
 
@@ -236,12 +247,12 @@ def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
 def test_an_impossible_time_names_the_range_in_times():
     cost = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
     with pytest.raises(BudgetError, match=r"30x means 0\.2 ms of 6 ms.*smallest.* 3 ms \(2\.00x\)"):
-        bounds_of(cost, Budget(speedup=30))
+        resolve_budget(cost, BudgetSettings(speedup=30))
 
 
 def test_a_model_without_modules_is_refused():
     with pytest.raises(BudgetError, match="no attention and no MLP"):
-        bounds_of(parameter_costs(SearchSpace(())), Budget())
+        resolve_budget(parameter_costs(SearchSpace(())), BudgetSettings())
 
 
 @given(st.integers(0, 10**13), st.sampled_from(["parameters", "bytes", "nanoseconds"]))
@@ -252,5 +263,5 @@ def test_amounts_have_words(amount, unit):
 
 
 def test_bounds_in_bytes_and_times_have_words_of_their_own():
-    assert Bounds(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
-    assert Bounds(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"
+    assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
+    assert Budget(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"

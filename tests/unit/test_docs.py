@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from darwinlm.cli.main import UsageError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOK = sorted((ROOT / "docs" / "notebook").glob("*.md"))
+"""Entries are history: their links must hold, not their commands."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
 
 
@@ -161,6 +164,35 @@ def test_named_paths_exist(path: Path) -> None:
 
 
 RUN_FOLDERS = {"model/", "stages/"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOK, ids=lambda path: path.name)
+def test_links_of_the_notebook_hold(path: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)", path.read_text(encoding="utf-8"))
+    for link, anchor in links:
+        target = path.parent / link if link else path
+        assert target.is_file(), f"{path.name} links to {link}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
+
+
+def test_every_entry_of_the_notebook_is_in_its_index() -> None:
+    index = (NOTEBOOK[0].parent / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOK:
+        if path.name != "README.md":
+            entries = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
+            assert entries
+            missing = [entry for entry in entries if f"[{entry}]({path.name}#" not in index]
+            assert not missing, f"the index lacks {missing}: run python tools/notebook.py"
+
+
+@pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])
+def test_generated_pages_are_up_to_date(script: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, script, "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_check_of_paths_finds_a_missing_one(tmp_path: Path) -> None:

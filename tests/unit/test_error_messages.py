@@ -17,15 +17,15 @@ from tests.tiny.models import tiny_config
 
 from darwinlm import demo, parallel
 from darwinlm.artifact import KEY, MANIFEST, StageFolder, manifest_files, read_json, write_json
-from darwinlm.baselines.choose import best_uniform, without_blocks
-from darwinlm.baselines.ranked import DenseReader
-from darwinlm.baselines.sheared import Shearing, shear
+from darwinlm.comparison.allocations import best_uniform, without_blocks
+from darwinlm.comparison.ranked import DenseReader
+from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.data import read_documents
 from darwinlm.data.sources import HubSource, _hub_error
 from darwinlm.database.factors import full_target, unpack_lower
+from darwinlm.database.finished import find_database
 from darwinlm.database.levels import Level
 from darwinlm.database.order import removal_order
-from darwinlm.database.ready import find_database
 from darwinlm.database.store import DatabaseReader, block_file, kept_groups
 from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import (
@@ -44,11 +44,12 @@ from darwinlm.families.family import families
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.importing.foreign import open_foreign
-from darwinlm.pareto import _ordered
-from darwinlm.recipe import Recipe, Units, load_recipe
-from darwinlm.search.cost import Bounds, parameter_costs
-from darwinlm.search.space import SearchSpace
-from darwinlm.stages.scores import SCORES, read_scores
+from darwinlm.recipe import Recipe, UnitsSettings, load_recipe
+from darwinlm.runs.sweep import _ordered
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.ridge import ridge_solution
 
 # ------------------------------------------------------------------------------------------------------- folders
@@ -84,7 +85,7 @@ def test_output_folder_of_another_program(command: Command, tiny_llama: Path, tm
 def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished_llama / "stages" / "database", tmp_path / "database"))
     checkpoint = Checkpoint.open(Path(read_json(finished_llama / "summary.json")["model"]))
-    reader = DatabaseReader(folder, checkpoint, Units(mlp_multiple=8))
+    reader = DatabaseReader(folder, checkpoint, UnitsSettings(mlp_multiple=8))
     manifest = read_json(folder / MANIFEST)
     del manifest["files"][block_file(0)]
     write_json(folder / MANIFEST, manifest)
@@ -100,12 +101,6 @@ def test_columns_of_another_database() -> None:
     shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
     with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: it is another database's"):
         kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
-
-
-def test_losses_of_levels_that_are_not_there(tmp_path: Path) -> None:
-    write_json(tmp_path / SCORES, {"0:1": 0.5, "1:7": 0.5})
-    with pytest.raises(ArtifactError, match="it holds levels that the model doesn't have"):
-        read_scores(StageFolder(tmp_path, {}), [[0.0, 1.0], [0.0, 1.0]])
 
 
 # ------------------------------------------------------------------------------------------- recipes and commands
@@ -206,7 +201,7 @@ def test_masks_whose_loss_is_not_finite(tiny_llama: Path) -> None:
     model = checkpoint.load(torch.float32)
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    reader = DenseReader(checkpoint, Units(mlp_multiple=8))
+    reader = DenseReader(checkpoint, UnitsSettings(mlp_multiple=8))
     shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
     levels = [module.levels[-1] for module in reader.modules]
     batches = torch.arange(32).view(2, 1, 16)
@@ -219,15 +214,15 @@ def test_masks_whose_loss_is_not_finite(tiny_llama: Path) -> None:
 
 
 def test_blocks_with_modules_that_stay_and_no_uniform_model(tiny_llama: Path, tiny_folder) -> None:
-    experts = SearchSpace(DenseReader(Checkpoint.open(tiny_folder("mixtral")), Units(mlp_multiple=8)).modules)
+    experts = SearchSpace(DenseReader(Checkpoint.open(tiny_folder("mixtral")), UnitsSettings(mlp_multiple=8)).modules)
     costs = parameter_costs(experts)
-    half = Bounds(0, experts.params(experts.dense) // 2)
+    half = Budget(0, experts.params(experts.dense) // 2)
     assert any(len(module.levels) == 1 for module in experts.modules)
     with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
-        without_blocks(experts, costs, half, [0.1, 0.2, 0.3, 0.4])
-    space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), Units(mlp_multiple=8)).modules)
+        without_blocks(Problem(experts, costs, half), [0.1, 0.2, 0.3, 0.4])
+    space = SearchSpace(DenseReader(Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8)).modules)
     with pytest.raises(BudgetError, match="no uniform model has at most"):
-        best_uniform(space, parameter_costs(space), Bounds(-2, -1), lambda allocation: 0.0)
+        best_uniform(Problem(space, parameter_costs(space), Budget(-2, -1)), lambda allocation: 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- models

@@ -11,8 +11,8 @@ from darwinlm import artifact
 from darwinlm.calibration import hidden
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.database import parked
-from darwinlm.database.parked import Parked
+from darwinlm.database import spill as parked
+from darwinlm.database.spill import Parked
 from darwinlm.errors import ArtifactError, NumericsError, StorageError
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from darwinlm.errors import BudgetError
-from darwinlm.search.knapsack import solve_knapsack
+from darwinlm.search.problem.knapsack import solve_knapsack
 
 
 def total(table, choice):

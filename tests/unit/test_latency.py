@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from darwinlm.search.latency import ABSENT, LatencyTable, lines_of, measured_lines, refine
-from darwinlm.search.timing import ModelTimer, steady
+from darwinlm.latency.table import ABSENT, LatencyTable, lines_of, measured_lines, refine
+from darwinlm.latency.timing import ModelTimer, steady
 
 WIDTHS = [(1, 1, width) for width in range(32, 1537, 32)]
 

@@ -25,7 +25,7 @@ from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
-from darwinlm.search import reference
+from darwinlm.search.evaluate import dense_side as reference
 from darwinlm.stages import refit as stages_refit
 
 
@@ -122,7 +122,7 @@ def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folde
 
 
 def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> None:
-    """See docs/results.md: with fewer tokens than channels, the order took two float64 matrices in place of one."""
+    """See docs/notebook/database.md: with fewer tokens than channels, the order took two float64 matrices."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
     cpu, gpu = find_device("cpu"), find_device("h100")
@@ -141,7 +141,7 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
 
 
 def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path) -> None:
-    """See docs/results.md: 1,492 MB, of them 772 MB of residual streams."""
+    """See docs/notebook/database.md: 1,492 MB, of them 772 MB of residual streams."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=8192")
@@ -160,7 +160,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("tokens", "peak"), [(4096, 1.307e9), (8192, 1.732e9)])
 def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, tokens: int, peak: float) -> None:
-    """SmolLM2-135M's shape in float32, see docs/results.md: freed activations count where blocks are small."""
+    """SmolLM2-135M's shape in float32, see docs/notebook/speed.md: freed activations count where blocks are small."""
     config = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
     LlamaConfig(
         **config, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, dtype="bfloat16"
@@ -281,5 +281,5 @@ def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
 
 
 def test_pieces_of_logits_are_those_of_the_stages() -> None:
-    assert estimate.HEAD_TOKENS == reference.HEAD_TOKENS
+    assert estimate.HEAD_TOKENS == reference.LOGIT_TOKENS
     assert refit.PIECE == stages_refit.HEAD_TOKENS

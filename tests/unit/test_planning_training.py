@@ -24,9 +24,9 @@ from darwinlm.planning.plan import Plan, disk_of, make_plan
 from darwinlm.planning.training import adapters, saved
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
-from darwinlm.search.fitness import Window
-from darwinlm.search.reference import ExpectedRows
-from darwinlm.search.slopes import Gradients
+from darwinlm.search.evaluate.dense_side import ExpectedRows
+from darwinlm.search.evaluate.fitness import Window
+from darwinlm.search.predict.gradients import Gradients
 
 TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
 
@@ -175,16 +175,15 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 
     monkeypatch.setattr(ExpectedRows, "kl", counting)
     monkeypatch.setattr(Gradients, "_of_piece", sloping)
-    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group", "search.descent_steps=2")
+    assignments = ("search.generations=12", "search.offspring=8", "units.attention=kv_group")
     run_stages(make_run(tiny_llama, tmp_path / "out", *assignments), "search")
     need = need_of(make_plan(sizes_of(tiny_llama, *assignments, "budget.keep=60%"), find_device("h100")), "search")
-    # After a descent fewer generations find something better than the plan's half.
     assert need.tokens == pytest.approx(sum(counted), rel=0.3)
 
 
 @pytest.mark.parametrize(("model_type", "kept"), [("gemma", 48 + 4), ("gemma2", 300)])
 def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, kept: int, tiny_folder) -> None:
-    settings = ("search.generations=1", "search.score_tokens=32", "search.stages=[{tokens: 64, survivors: 1}]")
+    settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     need = need_of(make_plan(sizes_of(tiny_folder(model_type), *settings), find_device("h100")), "search")
     assert item(need, "dense model's side of the loss") == kept * 64 * 4
 

@@ -11,7 +11,7 @@ import torch
 from tests.tiny.published import PARAMETERS, PUBLISHED, published_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.baselines.ranked import RankedReader, UnitScores
+from darwinlm.comparison.ranked import RankedReader, UnitScores
 from darwinlm.database.levels import module_levels
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
@@ -20,10 +20,11 @@ from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
 from darwinlm.recovery.checks import accumulation
 from darwinlm.recovery.train import plan_steps
-from darwinlm.search.cost import bounds_of
-from darwinlm.search.space import SearchSpace
-from darwinlm.search.start import random_start
-from darwinlm.stages.plan import counted_costs
+from darwinlm.search.problem.budget import resolve_budget
+from darwinlm.search.problem.problem import Problem, counted_costs
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.propose.start import random_start
+from darwinlm.stages.dtype import saved_dtype
 from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
 
 NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
@@ -52,12 +53,13 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    cost = counted_costs(recipe, checkpoint, space, shapes, outside)
-    budget = bounds_of(cost, recipe.budget)
+    dtype = saved_dtype(recipe, checkpoint)
+    cost = counted_costs(recipe.budget, checkpoint, space, shapes, outside=outside, dtype=dtype)
+    budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)
 
-    allocation = random_start(space, cost, budget, random.Random(0))
+    allocation = random_start(Problem(space, cost, budget), random.Random(0))
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
     scores = {
@@ -92,7 +94,7 @@ def test_paper_recipe_has_the_papers_schedule() -> None:
         (4096, 2, 100_000),
         (8192, 1, 200_000),
     ]
-    assert (search.start, search.trade, search.screen, search.recombine) == ("uniform", "same_kind", False, 0)
+    assert search.method == "paper"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from darwinlm.errors import NumericsError, RecipeError
 from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.checks import accumulation
 from darwinlm.recovery.heads import Objective, batch_loss, held_out_sums, run_dense
 from darwinlm.recovery.losses import forward_kl, hidden_loss, next_token_loss
@@ -140,7 +140,7 @@ def test_a_loss_that_jitters_goes_on():
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, 256), (2, 256), (4, 64), (1, 4096)])
 def test_every_step_has_its_tokens_however_they_are_divided(processes, micro):
-    settings = Recovery(tokens=10_000, batch_tokens=1024)
+    settings = RecoverySettings(tokens=10_000, batch_tokens=1024)
     rows, times = accumulation(settings, 32, micro, processes)
     assert rows * times * processes * 32 == 1024
     plan = plan_steps(settings, 32, rows, times)
@@ -149,9 +149,9 @@ def test_every_step_has_its_tokens_however_they_are_divided(processes, micro):
 
 def test_a_step_that_cannot_be_divided_is_refused():
     with pytest.raises(RecipeError, match=r"recovery.batch_tokens is 1000.*multiple of 512"):
-        accumulation(Recovery(batch_tokens=1000), 32, 256, 2)
+        accumulation(RecoverySettings(batch_tokens=1000), 32, 256, 2)
 
 
 def test_epochs_share_the_steps():
-    plan = plan_steps(Recovery(tokens=7 * 1024, batch_tokens=1024, epochs=2), 32, 8, 4)
+    plan = plan_steps(RecoverySettings(tokens=7 * 1024, batch_tokens=1024, epochs=2), 32, 8, 4)
     assert (plan.steps, plan.steps_per_epoch, plan.blocks) == (7, 4, 128)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.tiny.models import tiny_model
 
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share, warm_up_steps
 from darwinlm.recovery.train import _prepared
 
@@ -13,17 +13,17 @@ CASES = [(1000, 0.02, 20), (100, 0.02, 10), (24, 0.02, 6), (3, 0.1, 0)]
 
 
 def shares(steps: int, **settings) -> list[float]:
-    recovery = Recovery(**settings)
+    recovery = RecoverySettings(**settings)
     return [rate_share(recovery, steps, step) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("steps", "warmup", "expected"), CASES)
 def test_a_short_training_warms_up_for_ten_steps_or_a_quarter(steps, warmup, expected):
-    assert warm_up_steps(Recovery(warmup=warmup), steps) == expected
+    assert warm_up_steps(RecoverySettings(warmup=warmup), steps) == expected
     found = shares(steps, warmup=warmup, schedule="constant")
     assert found[:expected] == pytest.approx([(step + 1) / (expected + 1) for step in range(expected)])
     assert found[expected:] == [1.0] * (steps - expected)
-    assert warm_up_steps(Recovery(warmup=0), steps) == 0
+    assert warm_up_steps(RecoverySettings(warmup=0), steps) == 0
 
 
 def test_cosine_falls_to_the_least_rate():
@@ -46,8 +46,8 @@ def test_embedding_and_head_stay_where_the_recipe_says_so(tied):
     model = tiny_model("llama", tie_word_embeddings=tied)
     frozen = {
         name
-        for name, weight in _prepared(model, Recovery(embeddings=False)).named_parameters()
+        for name, weight in _prepared(model, RecoverySettings(embeddings=False)).named_parameters()
         if not weight.requires_grad
     }
     assert frozen == ({"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "lm_head.weight"})
-    assert all(weight.requires_grad for weight in _prepared(model, Recovery()).parameters())
+    assert all(weight.requires_grad for weight in _prepared(model, RecoverySettings()).parameters())

@@ -10,8 +10,8 @@ from torch import nn
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import families
-from darwinlm.search import reference
-from darwinlm.search.reference import Distributions, ExpectedRows, LinearHead
+from darwinlm.search.evaluate import dense_side as reference
+from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 
 N, M, V = 37, 24, 700
 

@@ -15,7 +15,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.stages import refit as stages_refit
-from darwinlm.stages.refit import compare, run_through
+from darwinlm.stages.refit import run_through, stream_divergences
 from darwinlm.surgery.refit import Options, Outcome, Streams, refit
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -55,7 +55,7 @@ def refitted(dense: Path, small: Path, stage: Path, options: Options, progress=l
     outcome = refit(folder, Streams(stream(dense, FIT), stream(small, FIT)), validation, options, progress)
     unchanged = stream(small, VALIDATION)
     run_through(unchanged)
-    before, after = compare(validation.dense, [unchanged, validation.small])
+    before, after = stream_divergences(validation.dense, [unchanged, validation.small])
     weights = {}
     for path in sorted(stage.glob("block_*.safetensors")):
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
@@ -68,10 +68,10 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
     small = stream(damaged(tmp_path / "small", "llama", 0.3), VALIDATION)
     for each in (dense, small):
         run_through(each)
-    whole = compare(dense, [small, dense])
+    whole = stream_divergences(dense, [small, dense])
     # Batches have ten sequences of 32 tokens: pieces of three leave a remainder.
     monkeypatch.setattr(stages_refit, "HEAD_TOKENS", 100)
-    assert compare(dense, [small, dense]) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+    assert stream_divergences(dense, [small, dense]) == pytest.approx(whole, rel=1e-6, abs=1e-7)
     assert whole[0] > 1e-3 > whole[1]
 
 

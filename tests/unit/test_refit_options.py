@@ -14,7 +14,7 @@ from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import added_biases, module_shapes
-from darwinlm.recipe import Refit as Settings
+from darwinlm.recipe import RefitSettings as Settings
 from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.inputs import InputMoments, fit_inputs
 from darwinlm.surgery.refit import Options

@@ -17,9 +17,10 @@ from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_t
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
-from darwinlm.recipe import Budget, Units
-from darwinlm.search.cost import bounds_of, parameter_costs
-from darwinlm.search.space import SearchSpace
+from darwinlm.recipe import BudgetSettings, UnitsSettings
+from darwinlm.search.problem.budget import resolve_budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 FAMILIES = {
@@ -55,7 +56,7 @@ class Case:
     space: SearchSpace
 
 
-def fabricated(checkpoint: Checkpoint, folder: Path, units: Units) -> DatabaseReader:
+def fabricated(checkpoint: Checkpoint, folder: Path, units: UnitsSettings) -> DatabaseReader:
     """A database that needs no calibration: units go in the order of their index, last first, and H is the identity."""
     stage = StageFolder(folder, {"made": "up"})
     stage.begin()
@@ -92,7 +93,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root, (family, unit) = tmp_path_factory.mktemp("shapes"), request.param
     folder = tiny_checkpoint(root / "model", family.split()[0], **FAMILIES[family])
     checkpoint = Checkpoint.open(folder)
-    database = fabricated(checkpoint, root / "database", Units(attention=unit, mlp_multiple=32))
+    database = fabricated(checkpoint, root / "database", UnitsSettings(attention=unit, mlp_multiple=32))
     return Case(checkpoint, database, SearchSpace(database.modules))
 
 
@@ -186,9 +187,9 @@ def test_what_is_never_cut_bounds_the_budget(case):
         assert fixed == 0
         return
     cost = parameter_costs(case.space)
-    assert bounds_of(cost, Budget(keep=(fixed + 0.5) / dense)).upper == fixed
+    assert resolve_budget(cost, BudgetSettings(keep=(fixed + 0.5) / dense)).upper == fixed
     with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
-        bounds_of(cost, Budget(keep=(fixed - 1) / dense))
+        resolve_budget(cost, BudgetSettings(keep=(fixed - 1) / dense))
 
 
 # ------------------------------------------------------------------------------------------------ single functions
@@ -219,26 +220,26 @@ def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):
 def test_units_decide_which_levels_there_are(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
     attention, mlp = module_shapes(checkpoint)[:2]
-    by_group = module_levels(checkpoint.family, attention, Units(attention="kv_group"))
+    by_group = module_levels(checkpoint.family, attention, UnitsSettings(attention="kv_group"))
     assert [(level.groups, level.heads) for level in by_group.levels] == [(0, 0), (1, 2), (2, 2), (3, 2)]
-    lattice = module_levels(checkpoint.family, attention, Units(attention="lattice"))
+    lattice = module_levels(checkpoint.family, attention, UnitsSettings(attention="lattice"))
     assert {(level.groups, level.heads) for level in lattice.levels} == {
         (0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)
     }  # fmt: skip
-    by_head = module_levels(checkpoint.family, attention, Units(attention="group_heads"))
+    by_head = module_levels(checkpoint.family, attention, UnitsSettings(attention="group_heads"))
     assert [(level.groups, level.heads) for level in by_head.levels] == [(0, 0), (3, 1), (3, 2)]
-    free = module_levels(checkpoint.family, attention, Units(attention="query_head"))
+    free = module_levels(checkpoint.family, attention, UnitsSettings(attention="query_head"))
     assert [(level.groups, level.query_heads) for level in free.levels] == [(0, 0), *((3, n) for n in range(1, 7))]
     assert [level.cache_heads for level in free.levels] == [0, 1, 2, 3, 4, 5, 3]
     for multiple, widths in ((32, [0, 32, 64, 96]), (40, [0, 40, 80, 96]), (96, [0, 96])):
-        found = module_levels(checkpoint.family, mlp, Units(mlp_multiple=multiple))
+        found = module_levels(checkpoint.family, mlp, UnitsSettings(mlp_multiple=multiple))
         assert [level.width for level in found.levels] == widths
 
 
 @pytest.mark.parametrize("unit", ["kv_group", "group_heads", "query_head", "lattice"])
 def test_with_a_kv_head_for_each_query_head_all_units_are_one(unit, tmp_path):
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", num_key_value_heads=6))
-    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[0], Units(attention=unit)).levels
+    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[0], UnitsSettings(attention=unit)).levels
     assert [(level.groups, level.query_heads) for level in levels] == [(n, n) for n in range(7)]
 
 
@@ -254,26 +255,26 @@ def test_with_a_kv_head_for_each_query_head_all_units_are_one(unit, tmp_path):
 def test_a_grid_of_levels(tiny_llama, levels, widths, heads):
     checkpoint = Checkpoint.open(tiny_llama)
     attention, mlp = module_shapes(checkpoint)[:2]
-    units = Units.model_validate({"attention": "query_head", "mlp_multiple": 8, "levels": levels})
+    units = UnitsSettings.model_validate({"attention": "query_head", "mlp_multiple": 8, "levels": levels})
     assert [level.width for level in module_levels(checkpoint.family, mlp, units).levels] == widths
     assert [level.query_heads for level in module_levels(checkpoint.family, attention, units).levels] == heads
 
 
 def test_the_papers_grid_has_eleven_levels_of_multiples_of_32(tmp_path):
     checkpoint = Checkpoint.open(tiny_checkpoint(tmp_path, "llama", intermediate_size=1024))
-    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[1], Units(levels="paper")).levels
+    levels = module_levels(checkpoint.family, module_shapes(checkpoint)[1], UnitsSettings(levels="paper")).levels
     assert [level.width for level in levels] == [0, 96, 192, 320, 416, 512, 608, 704, 832, 928, 1024]
 
 
 @pytest.mark.parametrize("levels", ["most", [1.5], "[half]"])
 def test_a_grid_that_is_none(levels):
     with pytest.raises(ValueError, match="levels"):
-        Units.model_validate({"levels": levels})
+        UnitsSettings.model_validate({"levels": levels})
 
 
 def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llama, tmp_path):
     checkpoint = Checkpoint.open(tiny_llama)
-    units = Units(attention="query_head", mlp_multiple=32)
+    units = UnitsSettings(attention="query_head", mlp_multiple=32)
     database = fabricated(checkpoint, tmp_path / "database", units)
     allocation = tuple(4 if module.kind == "attention" else len(module.levels) - 1 for module in database.modules)
     model = stitch(database, allocation)
@@ -288,22 +289,22 @@ def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llam
     with pytest.raises(
         RecipeError, match=r"units\.attention is lattice, but the KV heads of block 0 attention are used"
     ):
-        module_levels(again.family, attention, Units(attention="lattice"))
+        module_levels(again.family, attention, UnitsSettings(attention="lattice"))
 
 
 def test_a_unit_wider_than_the_mlp_is_refused(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
     with pytest.raises(RecipeError, match=r"units\.mlp_multiple is 128, but block 0 mlp has only 96 channels"):
-        module_levels(checkpoint.family, module_shapes(checkpoint)[1], Units(mlp_multiple=128))
+        module_levels(checkpoint.family, module_shapes(checkpoint)[1], UnitsSettings(mlp_multiple=128))
 
 
 def test_budgets(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
-    space = SearchSpace(tuple(module_levels(checkpoint.family, s, Units()) for s in module_shapes(checkpoint)))
+    space = SearchSpace(tuple(module_levels(checkpoint.family, s, UnitsSettings()) for s in module_shapes(checkpoint)))
     dense = space.params(space.dense)
 
     def bounds(keep: float):
-        return bounds_of(parameter_costs(space), Budget(keep=keep))
+        return resolve_budget(parameter_costs(space), BudgetSettings(keep=keep))
 
     assert bounds(1.0).upper == dense
     half = bounds(0.5)

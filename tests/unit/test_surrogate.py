@@ -1,4 +1,4 @@
-"""What screening predicts, from curves and slopes, before and after observations; and children that are solved for."""
+"""What slopes and curvature predict, before and after observations; and children that are solved for."""
 
 from __future__ import annotations
 
@@ -8,92 +8,88 @@ import random
 import numpy as np
 import pytest
 
-from darwinlm.search.bends import Bends
-from darwinlm.search.cost import Bounds, CostModel
-from darwinlm.search.evolution import CAUTIONS, SHARES
-from darwinlm.search.guided import guided
-from darwinlm.search.surrogate import Surrogate, sloped
+from darwinlm.search.evolve.evolution import SLOPE_PARTS, STRENGTHS
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.predict.surrogate import Surrogate, first_order
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.propose.solve import solved_children
 
-ERRORS = [[1.0, 0.4, 0.0], [1.0, 0.5, 0.0], [1.0, 0.3, 0.0]]
-CURVES = [[3.0, 1.0, 0.0], [2.0, 1.5, 0.0], [1.0, 0.2, 0.0]]
+LOSSES = [[3.0, 1.0, 0.0], [2.0, 1.5, 0.0], [1.0, 0.2, 0.0]]
 SLOPES = [[0.5, 0.0, -0.4], [0.0, 0.1, 0.3], [0.2, 0.2, 0.2]]
-BENDS = Bends(CURVES, ERRORS, [None] * 3)
+CURVATURE = Curvature(LOSSES, [None] * 3)
 PARENT = (1, 1, 1)
 COSTS = [[0, 5, 10]] * 3
-BUDGET = Bounds(15, 15)
+COST = CostModel("block parameters", COSTS)
+SPACE = SearchSpace(())
+PROBLEM = Problem(SPACE, COST, Budget(15, 15))
 
 
 def children(count, seed=0):
     rng = random.Random(seed)
-    return [tuple(rng.randrange(3) for _ in CURVES) for _ in range(count)]
+    return [tuple(rng.randrange(3) for _ in LOSSES) for _ in range(count)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- bends
+# ------------------------------------------------------------------------------------------------------------ curvature
 
 
-def test_a_dense_parent_bends_by_the_single_module_losses():
-    for index, curve in enumerate(CURVES):
-        assert BENDS.around(index, 2) == pytest.approx(curve)
+def test_around_the_dense_model_curvature_is_the_single_module_loss():
+    for index, row in enumerate(LOSSES):
+        assert CURVATURE.around(index, 2) == pytest.approx(row)
 
 
-def test_nested_levels_are_as_far_apart_as_their_errors():
-    found = BENDS.around(0, 1)
-    assert found == pytest.approx([0.6 * 4 / 1.4, 0, 0.4 * 1 / 0.4])
-
-
-def test_a_level_that_is_no_worse_than_dense_costs_nothing():
-    assert Bends([[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0]], [None]).around(0, 2) == pytest.approx([1, 0, 0])
+def test_nested_levels_are_as_far_apart_as_their_losses():
+    assert CURVATURE.around(0, 1) == pytest.approx([2.0, 0.0, 1.0])
 
 
 def test_removals_with_nothing_in_common_add_up():
-    errors, curves = [[0.3, 0.2, 0.0]], [[0.6, 0.4, 0.0]]
+    losses = [[0.3, 0.2, 0.0]]
     apart = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
-    assert Bends(curves, errors, [apart]).around(0, 1)[0] == pytest.approx(0.5 * 1.0 / 0.5)
+    assert Curvature(losses, [apart]).around(0, 1)[0] == pytest.approx(0.5)
     within = np.array([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])  # what level 1 removes, level 0 does too
-    assert Bends(curves, errors, [within]).around(0, 1)[0] == pytest.approx((0.5 - 2 * 0.15) * 1.0 / 0.5)
+    assert Curvature(losses, [within]).around(0, 1)[0] == pytest.approx(0.5 - 2 * 0.15)
 
 
 # ------------------------------------------------------------------------------------------------------------ surrogate
 
 
-def test_curves_alone_predict_before_anything_was_seen():
-    assert Surrogate(CURVES).change(PARENT, (2, 0, 1)) == pytest.approx(-1.0 + 0.5)
-
-
-def test_with_slopes_the_model_is_of_second_order():
-    found = Surrogate(CURVES, bends=BENDS, slopes=SLOPES).change(PARENT, (2, 0, 1))
-    assert found == pytest.approx(-0.4 - 0.1 + BENDS.around(0, 1)[2] + BENDS.around(1, 1)[0])
+def test_the_model_is_of_second_order():
+    predicted = Surrogate(CURVATURE, SLOPES).change(PARENT, (2, 0, 1))
+    assert predicted == pytest.approx(-0.4 - 0.1 + CURVATURE.around(0, 1)[2] + CURVATURE.around(1, 1)[0])
 
 
 def test_changes_by_slopes_are_differences_within_modules():
-    assert sloped(SLOPES, PARENT, (0, 2, 2)) == pytest.approx(0.5 + 0.2)
-    assert sloped(SLOPES, PARENT, PARENT) == 0
+    assert first_order(SLOPES, PARENT, (0, 2, 2)) == pytest.approx(0.5 + 0.2)
+    assert first_order(SLOPES, PARENT, PARENT) == 0
 
 
-def test_bends_weigh_what_they_are_said_to_be_worth():
+def test_curvature_has_the_weight_that_is_given():
     flat = [[0.0] * 3] * 3
-    once, twice = (Surrogate(CURVES, bends=BENDS, slopes=flat, worth=worth) for worth in (1.0, 2.0))
+    once, twice = (Surrogate(CURVATURE, flat, curvature_weight=weight) for weight in (1.0, 2.0))
     assert twice.change(PARENT, (2, 0, 1)) == pytest.approx(2 * once.change(PARENT, (2, 0, 1)))
     assert once.change(PARENT, (2, 0, 1)) > 0
 
 
 @pytest.mark.parametrize("true", [(0.5, 0.8), (2.0, 0.0), (0.0, 1.0), (3.0, 2.0)])
-def test_weights_of_bends_and_slopes_are_learnt(true):
-    by_bends, by_slopes = true
+def test_weights_of_curvature_and_slopes_are_learnt(true):
+    by_curvature, by_slopes = true
     seen = []
     for child in children(60):
-        slope = sloped(SLOPES, PARENT, child)
-        seen.append((PARENT, child, by_bends * BENDS.between(PARENT, child).sum() + by_slopes * slope, slope))
-    learnt = Surrogate(CURVES, seen, bends=BENDS, slopes=SLOPES)
+        slope = first_order(SLOPES, PARENT, child)
+        seen.append((PARENT, child, by_curvature * CURVATURE.between(PARENT, child).sum() + by_slopes * slope, slope))
+    learnt = Surrogate(CURVATURE, SLOPES, seen)
     errors = [abs(learnt.change(PARENT, child) - change) for _, child, change, _ in seen]
     assert max(errors) < 0.25 * max(abs(change) for *_, change, _ in seen)
     assert learnt.slope_weight >= 0
     assert np.all(learnt.weights >= 0)
 
 
-def test_a_module_that_matters_more_than_its_curve_says_is_found_out():
-    seen = [(PARENT, child, 4 * (CURVES[1][child[1]] - CURVES[1][1]), 0.0) for child in children(60, seed=1)]
-    learnt = Surrogate(CURVES, seen)
+def test_a_module_that_matters_more_than_its_loss_says_is_found_out():
+    flat = [[0.0] * 3] * 3
+    seen = [(PARENT, child, 4 * CURVATURE.around(1, 1)[child[1]], 0.0) for child in children(60, seed=1)]
+    learnt = Surrogate(CURVATURE, flat, seen)
     assert learnt.weights[1] > 3 > 1 > max(learnt.weights[0], learnt.weights[2])
 
 
@@ -107,28 +103,27 @@ def least(losses):
 
 
 def test_children_are_the_best_of_what_the_model_says():
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=[[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS)
-    expected = dict.fromkeys(least(surrogate.losses(PARENT, caution)) for caution in CAUTIONS)
+    surrogate = Surrogate(CURVATURE, [[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
+    found = solved_children(PARENT, surrogate, PROBLEM, strengths=STRENGTHS)
+    expected = dict.fromkeys(least(surrogate.losses(PARENT, strength)) for strength in STRENGTHS)
     assert (2, 0, 1) in found
     assert found == [each for each in expected if each != PARENT]
 
 
 def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     slopes = np.array([[0.0, 0.0, -9.0], [-4.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=slopes)
-    found = guided(PARENT, surrogate, CostModel("block parameters", COSTS), BUDGET, cautions=CAUTIONS, shares=SHARES)
-    expected = [least(np.array(CURVES) + share * slopes) for share in SHARES]
+    surrogate = Surrogate(CURVATURE, slopes)
+    found = solved_children(PARENT, surrogate, PROBLEM, strengths=STRENGTHS, slope_parts=SLOPE_PARTS)
+    expected = [least(np.array(LOSSES) + part * slopes) for part in SLOPE_PARTS]
     assert {each for each in expected if each != PARENT} <= set(found)
     assert set(expected) - {PARENT}
 
 
 def test_the_parent_is_no_child_of_its_own():
-    flat = Surrogate(CURVES, bends=BENDS, slopes=[[0.0] * 3] * 3)
-    cost = CostModel("block parameters", COSTS)
-    assert PARENT not in guided(PARENT, flat, cost, BUDGET, cautions=CAUTIONS, shares=SHARES)
+    flat = Surrogate(CURVATURE, [[0.0] * 3] * 3)
+    assert PARENT not in solved_children(PARENT, flat, PROBLEM, strengths=STRENGTHS, slope_parts=SLOPE_PARTS)
 
 
 def test_a_budget_that_no_choice_meets_gives_no_children():
-    surrogate = Surrogate(CURVES, bends=BENDS, slopes=SLOPES)
-    assert guided(PARENT, surrogate, CostModel("block parameters", COSTS), Bounds(16, 17), cautions=(1.0,)) == []
+    surrogate = Surrogate(CURVATURE, SLOPES)
+    assert solved_children(PARENT, surrogate, Problem(SPACE, COST, Budget(16, 17)), strengths=(1.0,)) == []

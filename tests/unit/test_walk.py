@@ -11,7 +11,7 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, families
-from darwinlm.surgery.walk import BlockWalk
+from darwinlm.surgery.sublayers import BlockWalk
 
 TOKENS = torch.randint(3, 250, (7, 24), generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from darwinlm.cli.app import RemoteCode, app
 
 if TYPE_CHECKING:
-    from darwinlm.bench import Bench, Spread
+    from darwinlm.bench import SpeedReport, Spread
 
 
 @app.command()
@@ -54,7 +54,7 @@ def bench(
         write_json(json_file, found.as_dict())
 
 
-def _show(console: Console, found: Bench) -> None:
+def _show(console: Console, found: SpeedReport) -> None:
     settings = found.settings
     threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
     title = f"{found.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"

@@ -49,14 +49,13 @@ def compare(
 ) -> None:
     """Prune with several methods under one budget and print one table."""
     from darwinlm.artifact import write_text
+    from darwinlm.comparison.compare import ComparisonRequest, compare_methods
+    from darwinlm.comparison.entries import parse_methods, parse_named
+    from darwinlm.comparison.table import comparison_cells
     from darwinlm.console import Reporter
     from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
-    from darwinlm.stages.compare import Comparison
-    from darwinlm.stages.compare import compare as run_comparison
-    from darwinlm.stages.comparison_table import comparison_cells
-    from darwinlm.stages.rows import parse_methods, parse_named
 
     overrides: dict[str, Any] = {
         "model": model,
@@ -67,10 +66,10 @@ def compare(
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     rows = parse_methods(methods, chosen, [name for name, _ in variants])
-    wanted = Comparison(rows, domains, variants, suite, data_dir, limit)
+    wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
     console = Console()
     run = Run(chosen, out, Reporter(console))
-    headings, cells, remarks = comparison_cells(run_comparison(run, wanted))
+    headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
     console.print(summary.terminal(headings, cells))
     for remark in remarks:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)

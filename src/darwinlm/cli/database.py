@@ -47,7 +47,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a hundred points of every curve.")] = False,
 ) -> None:
     """Show how much of each module's output is lost at every width, and what that costs the model."""
-    from darwinlm.database.ready import describe, find_database, read_curves
+    from darwinlm.database.finished import describe, find_database, read_curves
 
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)

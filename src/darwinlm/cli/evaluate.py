@@ -40,9 +40,9 @@ def evaluate(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Measure a model: a benchmark suite through lm-evaluation-harness, perplexity, KL to the dense model."""
-    from darwinlm.stages.assess import Request, evaluate_model
+    from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 
-    request = Request(
+    request = EvaluationRequest(
         model=model,
         suite=suite,
         data_dir=data_dir,

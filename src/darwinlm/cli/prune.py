@@ -60,7 +60,7 @@ def prune(
     }
     recipes = load_recipes(recipe, assignments or (), overrides)
     if len(recipes) > 1:
-        _run_family(recipes, out, until)
+        _run_sweep(recipes, out, until)
     else:
         _run(recipes[0], out, until)
 
@@ -73,19 +73,19 @@ def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> N
     _run(demo_recipe(tuple(assignments or ())), out, "report")
 
 
-def _run_family(recipes: list[Any], out: Path, until: str) -> None:
+def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm import parallel
     from darwinlm.console import Reporter
-    from darwinlm.pareto import PARETO, prune_family
-    from darwinlm.report.pareto import pareto_table
+    from darwinlm.report.sweep import sweep_table
+    from darwinlm.runs.sweep import SWEEP, prune_sweep
 
     console = Console(quiet=not parallel.is_main())
-    rows = prune_family(recipes, out, until=until, reporter=Reporter(console))
+    rows = prune_sweep(recipes, out, until=until, reporter=Reporter(console))
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
-    console.print(pareto_table(rows))
-    console.print(f"models  {out}/*/model\nplot    {out / PARETO}.svg\nsummary {out / PARETO}.json", highlight=False)
+    console.print(sweep_table(rows))
+    console.print(f"models  {out}/*/model\nplot    {out / SWEEP}.svg\nsummary {out / SWEEP}.json", highlight=False)
 
 
 def _run(recipe: Any, out: Path, until: str) -> None:

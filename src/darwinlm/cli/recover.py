@@ -29,7 +29,7 @@ def recover(
     """Train a smaller model by distillation from the dense one; goes on from its last checkpoint after a kill."""
     from darwinlm import parallel
     from darwinlm.console import Reporter
-    from darwinlm.post_training import recover as run_recovery
+    from darwinlm.runs.recovery import recover as run_recovery
 
     console = Console()
     summary = run_recovery(

@@ -16,18 +16,18 @@ from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moment
 from darwinlm.database.factors import estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
-from darwinlm.database.parked import Parked
+from darwinlm.database.spill import Parked
 from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors
 from darwinlm.errors import ArtifactError
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Units
+from darwinlm.recipe import UnitsSettings
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
 
 
 @dataclass(frozen=True)
-class Method:
+class BuildSettings:
     """How modules are ordered and factorised.
 
     Attributes:
@@ -38,7 +38,7 @@ class Method:
         folder: for matrices that have to wait.
     """
 
-    units: Units
+    units: UnitsSettings
     damping: float
     device: torch.device
     folder: Path
@@ -48,7 +48,7 @@ class Method:
 def build_database(
     stage: StageFolder,
     stream: BlockStream,
-    units: Units,
+    units: UnitsSettings,
     damping: float,
     saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -69,7 +69,7 @@ def build_database(
         NumericsError: values aren't finite.
         StorageError: the disk is full.
     """
-    method = Method(units, damping, stream.device, stage.folder, saliency)
+    method = BuildSettings(units, damping, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
     total = stream.checkpoint.n_blocks
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
@@ -87,7 +87,11 @@ def build_database(
 
 
 def _factorise_together(
-    stage: StageFolder, method: Method, shapes: Sequence[ModuleShape], blocks: Sequence[int], mine: BlockMoments | None
+    stage: StageFolder,
+    method: BuildSettings,
+    shapes: Sequence[ModuleShape],
+    blocks: Sequence[int],
+    mine: BlockMoments | None,
 ) -> None:
     """Each process factorises at most one of the blocks; the first one writes all of them."""
     tensors: dict[str, Tensor] = {}
@@ -103,7 +107,7 @@ def _factorise_together(
                 write_tensors(stage.folder / block_file(block), found)
 
 
-def _block_factors(method: Method, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
+def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
     """What the database stores of a block; its second moments are used up.
 
     They wait in files, so that only what belongs to the module at hand is in memory.
@@ -117,7 +121,7 @@ def _block_factors(method: Method, shapes: Sequence[ModuleShape], moments: Block
     return tensors
 
 
-def module_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
+def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
     """What the database stores of one module.
 
     Args:
@@ -147,7 +151,7 @@ def module_factors(method: Method, shape: ModuleShape, moment: Parked, W: Tensor
 
 
 def expert_factors(
-    method: Method, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
+    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
 ) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
 
@@ -166,7 +170,7 @@ def expert_factors(
 
 
 def _narrow_curves(
-    method: Method, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
+    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
 ) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
     """Curves of a module's variants but the last, and the last with the columns [n, u] of its units."""
     if shape.kind == "mlp":
@@ -176,7 +180,7 @@ def _narrow_curves(
     return {heads: _narrow_curve(method, shape.name, H, W, columns, S) for heads, columns in narrow}, last
 
 
-def _candidates(method: Method, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
+def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has all columns."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
     found = variants(shape, method.units)
@@ -193,7 +197,7 @@ def _candidates(method: Method, shape: ModuleShape, H: Tensor, W: Tensor, S: Ten
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
-def _narrow_curve(method: Method, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
+def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
     """Curve over units [n, u] of some columns, the others being gone before."""
     damped = damp(H, method.damping)
     flat = units.reshape(-1)

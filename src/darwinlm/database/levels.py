@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from darwinlm.errors import RecipeError
 from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_parameters
-from darwinlm.recipe import Units
+from darwinlm.recipe import UnitsSettings
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ModuleLevels:
         return f"block {self.block} {self.kind}"
 
 
-def module_levels(family: Family, shape: ModuleShape, units: Units) -> ModuleLevels:
+def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> ModuleLevels:
     """All levels that the units allow.
 
     Raises:
@@ -70,7 +70,7 @@ def module_levels(family: Family, shape: ModuleShape, units: Units) -> ModuleLev
     return ModuleLevels(shape.block, shape.kind, tuple(sorted(levels, key=lambda level: (level.params, level.groups))))
 
 
-def variants(shape: ModuleShape, units: Units) -> list[int]:
+def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """What a module is factorised for, the one with all columns last: numbers of query heads per KV group.
 
     0 stands for any query heads at all; an MLP has the one variant 1.
@@ -90,7 +90,7 @@ def variants(shape: ModuleShape, units: Units) -> list[int]:
     return list(range(1, shape.heads + 1)) if units.attention == "lattice" else [shape.heads]
 
 
-def _mlp_counts(shape: ModuleShape, units: Units) -> list[tuple[int, int, int]]:
+def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
     """(1, 1, width) of every level, zeros where nothing is kept."""
     if units.mlp_multiple > shape.width:
         raise RecipeError(
@@ -100,7 +100,7 @@ def _mlp_counts(shape: ModuleShape, units: Units) -> list[tuple[int, int, int]]:
     return [(min(width, 1), min(width, 1), width) for width in widths]
 
 
-def _attention_counts(shape: ModuleShape, units: Units) -> list[tuple[int, int, int]]:
+def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
     """(KV groups, query heads per group, width) of every level."""
     counts = [(0, 0, 0)]
     if units.attention == "group_heads" and shape.heads != 1 and shape.query_groups is None:

@@ -29,7 +29,7 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Units
+from darwinlm.recipe import UnitsSettings
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ class DatabaseReader:
         self,
         folder: Path,
         checkpoint: Checkpoint,
-        units: Units,
+        units: UnitsSettings,
         *,
         device: torch.device = CPU,
         cache_bytes: int = 2 << 30,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.allocator import kept_memory
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
+from darwinlm.malloc import kept_memory
 
 FIRST_POSITIONS = 64
 """Tokens of the first range of positions; each further one ends at twice the last one's end."""

@@ -143,7 +143,7 @@ def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) ->
             handle.remove()
 
 
-def compare(left: tuple[str, Streams], right: tuple[str, Streams], tolerance: float) -> Comparison:
+def compare_streams(left: tuple[str, Streams], right: tuple[str, Streams], tolerance: float) -> Comparison:
     """Compare two runs place by place.
 
     Raises:

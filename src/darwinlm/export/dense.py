@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, Streams, compare, model_streams
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, Streams, compare_streams, model_streams
 from darwinlm.export.hf import is_custom
 from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
@@ -42,4 +42,4 @@ def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: Ex
     if not is_custom(reshaper.checkpoint.config):
         return
     masked = model_streams(masked_dense(reshaper, torch.float32), reshaper.family, tokens)
-    report.comparisons.append(compare(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))
+    report.comparisons.append(compare_streams(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import CheckpointError, ExportError, ModelError
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.dense import check_masked, masked_dense
 from darwinlm.export.hf import is_custom, save_model, saved_bytes, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
@@ -99,7 +99,7 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
     del model
     again = Checkpoint.open(folder)
     written = model_streams(again.load(torch.float32), again.family, tokens)
-    report.comparisons.append(compare((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
+    report.comparisons.append(compare_streams((name, rounded), ("the folder read again", written), SAME_ARITHMETIC))
 
 
 def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:

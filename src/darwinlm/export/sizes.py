@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Attention, Mlp, Rows
+from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]
@@ -138,7 +138,7 @@ def widen_attention(
             )
         slots.append(owner * share + taken[owner])
         taken[owner] += 1
-    places: dict[Rows, Tensor] = {"query": _rows(slots, columns), "key_value": _rows(range(sizes.groups), columns)}
+    places: dict[RowUnit, Tensor] = {"query": _rows(slots, columns), "key_value": _rows(range(sizes.groups), columns)}
     have, want = _attention_rows(sizes, columns), _attention_rows(target, columns)
     return _widened(tensors, part, have, want, places)
 
@@ -154,12 +154,12 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
 def _widened(
     tensors: Mapping[str, Tensor],
     part: Attention | Mlp,
-    have: Mapping[Rows, int],
-    want: Mapping[Rows, int],
-    places: Mapping[Rows, Tensor],
+    have: Mapping[RowUnit, int],
+    want: Mapping[RowUnit, int],
+    places: Mapping[RowUnit, Tensor],
 ) -> Tensors:
     """Rows of projections and columns of the output put into larger ones of zeros."""
-    inner: Rows = "query" if isinstance(part, Attention) else "channel"
+    inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     wider: Tensors = {}
     for name, tensor in tensors.items():
@@ -180,12 +180,12 @@ def row_axis(tensor: Tensor) -> int:
     return max(tensor.ndim - 2, 0)
 
 
-def split_rows(tensor: Tensor, segments: Sequence[Rows], sizes: Mapping[Rows, int]) -> list[Tensor]:
+def split_rows(tensor: Tensor, segments: Sequence[RowUnit], sizes: Mapping[RowUnit, int]) -> list[Tensor]:
     """The parts of a projection, which is one tensor for all of them where several segments are named."""
     return list(torch.split(tensor, [sizes[kind] for kind in segments], row_axis(tensor))) if segments else []
 
 
-def _attention_rows(sizes: BlockSizes, columns: int) -> dict[Rows, int]:
+def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
     return {"query": sizes.heads * columns, "key_value": sizes.groups * columns}
 
 
@@ -204,8 +204,8 @@ def zero_sublayer(
     Returns:
         Its tensors, norms included, by name inside the block.
     """
-    inner: Rows = "query" if isinstance(part, Attention) else "channel"
-    each: dict[Rows, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
+    inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
+    each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
     output = output_name(part, template)
     made: Tensors = {}
     for name, tensor in template.items():

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from darwinlm.errors import FamilyError
 
 ModuleKind = Literal["attention", "mlp"]
-Rows = Literal["query", "key_value", "channel"]
+RowUnit = Literal["query", "key_value", "channel"]
 KINDS: tuple[ModuleKind, ...] = ("attention", "mlp")
 PREFIX = "darwinlm_"
 
@@ -28,8 +28,8 @@ class Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _by_name(places: Iterable[tuple[str, Rows]]) -> dict[str, list[Rows]]:
-    found: dict[str, list[Rows]] = {}
+def _by_name(places: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUnit]]:
+    found: dict[str, list[RowUnit]] = {}
     for name, rows in places:
         found.setdefault(name, []).append(rows)
     return found
@@ -71,7 +71,7 @@ class Attention(SubLayer):
     its rows are those of each place, queries first."""
 
     @property
-    def segments(self) -> dict[str, list[Rows]]:
+    def segments(self) -> dict[str, list[RowUnit]]:
         """What the rows of each projection into the attention belong to: one entry, or several where it is fused."""
         return _by_name([*((name, "query") for name in self.query), *((name, "key_value") for name in self.key_value)])
 
@@ -89,7 +89,7 @@ class Experts(Closed):
     """Field of the configuration that holds the channels of an expert."""
 
     @property
-    def segments(self) -> dict[str, list[Rows]]:
+    def segments(self) -> dict[str, list[RowUnit]]:
         """What the rows of each tensor into the experts belong to: one entry, or several where it is fused."""
         return _by_name((name, "channel") for name in self.inputs)
 
@@ -106,7 +106,7 @@ class Mlp(SubLayer):
     """How the experts are named in blocks whose MLP is a mixture of them."""
 
     @property
-    def segments(self) -> dict[str, list[Rows]]:
+    def segments(self) -> dict[str, list[RowUnit]]:
         """What the rows of each projection into the MLP belong to: one entry, or several where it is fused."""
         return _by_name((name, "channel") for name in self.inputs)
 

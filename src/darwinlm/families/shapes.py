@@ -8,7 +8,7 @@ from math import prod
 
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, Rows
+from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, RowUnit
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -125,7 +125,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     if width == 0:
         return 0
     part = family.module(shape.kind)
-    sizes: dict[Rows, int] = {
+    sizes: dict[RowUnit, int] = {
         "query": width,
         "key_value": groups * shape.head_dim,
         "channel": width,
@@ -148,13 +148,13 @@ def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) ->
     if width == 0:
         return 0
     part = family.module(shape.kind)
-    sizes: dict[Rows, int] = {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+    sizes: dict[RowUnit, int] = {"query": width, "key_value": groups * shape.head_dim, "channel": width}
     rows = {name: sum(sizes[segment] for segment in segments) for name, segments in part.segments.items()}
     rows[part.output] = shape.tensors[shape.output][0]
     return sum(count for name, count in rows.items() if f"{part.name}.{name}.bias" not in shape.tensors)
 
 
-def row_segments(part: Attention | Mlp, name: str) -> list[Rows]:
+def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:
     """What the rows of a tensor inside a sub-layer belong to, in order; nothing where none of them is ever cut."""
     owner = name.rpartition(".")[0]
     if isinstance(part, Mlp) and part.experts is not None:

@@ -10,7 +10,7 @@ import torch
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import CheckpointError, ModelError
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare, model_streams
+from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.hf import save_model, saved_bytes, unchecked
 from darwinlm.export.sizes import (
     BlockSizes,
@@ -23,7 +23,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, Attention, Mlp, Rows
+from darwinlm.families.family import KINDS, Attention, Mlp, RowUnit
 from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
@@ -107,7 +107,10 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
         row: dict[str, Any] = {}
         gone = []
         inside = checkpoint.read(prefix)
-        rows: dict[Rows, int] = {"query": foreign.heads[block] * columns, "key_value": foreign.groups[block] * columns}
+        rows: dict[RowUnit, int] = {
+            "query": foreign.heads[block] * columns,
+            "key_value": foreign.groups[block] * columns,
+        }
         for kind in KINDS:
             part = family.module(kind)
             own, norms = split_block(inside, part)
@@ -154,7 +157,7 @@ def _cut_attention(
 
 
 def _take(
-    tensors: Tensors, part: Attention | Mlp, have: Sizes, kept: Mapping[Rows, list[int]], columns: list[int]
+    tensors: Tensors, part: Attention | Mlp, have: Sizes, kept: Mapping[RowUnit, list[int]], columns: list[int]
 ) -> Tensors:
     """Some rows of the projections, `have` counting all of each, and some columns of the output."""
     cut: Tensors = {}
@@ -178,7 +181,7 @@ def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
     left = ("the checkpoint's weights in stock shapes", model_streams(_stock(foreign), checkpoint.family, tokens))
     again = Checkpoint.open(folder)
     right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))
-    report.comparisons.append(compare(left, right, SAME_ARITHMETIC))
+    report.comparisons.append(compare_streams(left, right, SAME_ARITHMETIC))
 
 
 def _stock(foreign: Foreign) -> Any:

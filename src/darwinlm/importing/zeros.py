@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from darwinlm.export.sizes import split_rows
-from darwinlm.families.family import Attention, Mlp, Rows
+from darwinlm.families.family import Attention, Mlp, RowUnit
 
 Tensors = Mapping[str, Tensor]
-Sizes = Mapping[Rows, int]
+Sizes = Mapping[RowUnit, int]
 
 
 def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[int, ...], columns: int) -> list[int]:

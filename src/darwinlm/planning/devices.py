@@ -65,7 +65,7 @@ BLOCK_CALLS = 90
 """Small operations that take as long as a block's pass over one token; measured on a Llama of hardly any width."""
 
 CPU_EFFICIENCY = 0.57
-"""Share of a large product's speed that passes reach on a CPU; measured in float32 and bfloat16, docs/results.md."""
+"""Share of a large product's speed that passes reach on a CPU, in float32 and bfloat16; docs/notebook/speed.md."""
 
 TILES_EFFICIENCY = 0.8
 """The same in bfloat16 where the CPU multiplies tiles of it."""

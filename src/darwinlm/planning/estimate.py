@@ -30,22 +30,16 @@ ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
 LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/results.md."""
-
-SECOND_LOOK = 0.75
-"""Share of the modules whose chosen level is measured in a second look: the others stay whole, or it is known."""
-
-JOINED = 0.5
-"""Share of `search.recombine` candidates that a generation comes to: often too few children improve on the parent."""
+"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/notebook/speed.md."""
 
 IMPROVED = 0.5
-"""Share of the generations that find a better allocation, whose block inputs and slopes are made anew."""
+"""Share of the generations without gradients that find a better allocation, whose block inputs are made anew."""
 
-STEP_CHILDREN = 4
-"""Candidates of a step of the descent that are evaluated on its window, the parent among them."""
+SOLVED = 3
+"""Children of a generation with gradients that are solved for; the level switch joins them after two without gain."""
 
-STEP_CONFIRMED = 1.5
-"""Children of a step that are evaluated on the rest of the text too: two at most, those that did well on the window."""
+CONFIRMED = 1.5
+"""Children that are evaluated on the rest of the text too: two at most, those that did well on the window."""
 
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
@@ -191,37 +185,31 @@ def _search(sizes: Sizes) -> StageNeed:
 
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
     attention = {len(module.levels) for module in cut if module.kind == "attention"}
-    uniform = max(attention, default=1) * whole(settings.score_tokens)
-    estimated = recipe.database.saliency == "loss"
-    levels = settings.levels_measured(estimated=estimated)
-    scored = levels and settings.first_parent(estimated=estimated) == "knapsack"
-    looks = levels + SECOND_LOOK * settings.score_adaptive if scored else 0.0
-    measured = len(cut) * looks
-    scores = measured * whole(settings.score_tokens)
+    window = whole(settings.stages[0].tokens)
+    uniform = max(attention, default=1) * window
+    guided = settings.method == "gradient"
     trained = any(stage.training_tokens for stage in settings.stages)
-    first = settings.offspring + (0 if trained else JOINED * settings.recombine)
-    a_generation, runs, last, before = 0.0, 0.0, first, 0
+    first = min(SOLVED, settings.offspring) if guided else settings.offspring
+    a_generation, runs, last, before = 0.0, 0.0, float(first), 0
     for stage in settings.stages:
         # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
         new = whole(stage.tokens) if stage.training_tokens else whole(stage.tokens) - before
         a_generation += last * new
         runs += last * batches(sizes, new)
-        last, before = stage.survivors, whole(stage.tokens)
+        last, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, whole(stage.tokens)
     # The parent's losses are known; its block inputs are made anew where it has changed.
-    fitness = whole(max(settings.score_tokens, *(stage.tokens for stage in settings.stages)))
+    fitness = whole(settings.fitness_needed)
     evolution = settings.generations * a_generation
-    tokens = uniform + scores + evolution + fitness
-    # A scored candidate is dense but for one module; the others keep the budget's share.
-    blocks = scores * REUSED + (evolution * REUSED + uniform) * sizes.kept
-    bases = settings.generations * IMPROVED * before * sizes.kept
+    tokens = uniform + evolution + fitness
+    # Children that are solved for move most modules, so that few blocks of their parent serve them.
+    reused = 1.0 if guided else REUSED
+    bases = 0.0 if guided else settings.generations * IMPROVED * before * sizes.kept
+    blocks = (evolution * reused + uniform) * sizes.kept
     operations = (blocks + bases) * sizes.forward + tokens * sizes.head + fitness * sizes.forward
-    singles = measured * batches(sizes, settings.score_tokens)
-    calls = (
-        settings.generations * (runs * REUSED + IMPROVED * batches(sizes, before)) + singles * REUSED
-    ) * sizes.depth
-    sloped = min(whole(settings.slope_tokens), fitness) if settings.uses_slopes else 0
-    # Children that are solved for move most modules, some of which were cut before.
-    changed = measured + settings.generations * (first * 3 + (2 * len(cut) if sloped else 0))
+    calls = settings.generations * runs * reused * sizes.depth
+    if not guided:
+        calls += settings.generations * IMPROVED * batches(sizes, before) * sizes.depth
+    changed = settings.generations * (2 * len(cut) if guided else first * 3)
     cuts = sum((shape.width * sizes.kept) ** 2 * sizes.width for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     reads = sum(4.0 * shape.width**2 for shape in sizes.shapes) / max(len(sizes.shapes), 1)
     need = StageNeed("search", tokens, operations, kind, {"float64": changed * cuts}, calls=calls)
@@ -244,30 +232,16 @@ def _search(sizes: Sizes) -> StageNeed:
     need.device.append(
         Item("factors kept for later", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes)))
     )
-    if sloped:
-        _slopes(sizes, need, sloped, IMPROVED * settings.generations)
-    if settings.descends:
-        window = min(whole(settings.descent_tokens), fitness)
-        _descent(sizes, need, window, fitness, 2 * len(cut) * cuts)
-    _train_candidates(sizes, need, size)
+    if guided:
+        _slopes(sizes, need, min(window, fitness), settings.generations)
+    if trained:
+        _train_candidates(sizes, need, size)
     return need
 
 
 def _kl_bytes(sizes: Sizes) -> float:
     """Bytes moved for the loss of one token of a candidate."""
     return float(sizes.vocabulary) * (NORMALISER_BYTES if sizes.linear_head else KL_BYTES)
-
-
-def _descent(sizes: Sizes, need: StageNeed, window: int, fitness: int, cuts: float) -> None:
-    """Steps before the evolution: a gradient, and the parent and its children on a window."""
-    steps = sizes.recipe.search.descent_steps
-    evaluated = steps * (window * STEP_CHILDREN + (fitness - window) * STEP_CONFIRMED)
-    need.tokens += evaluated
-    need.passes += evaluated * (sizes.kept * sizes.forward + sizes.head)
-    need.moved += evaluated * _kl_bytes(sizes)
-    need.operations["float64"] = need.operations.get("float64", 0.0) + steps * cuts
-    need.calls += steps * STEP_CHILDREN * batches(sizes, window) * sizes.depth
-    _slopes(sizes, need, window, steps)
 
 
 def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
@@ -287,17 +261,10 @@ def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:
     settings, recipe = sizes.recipe.search, sizes.recipe.search.training
     text, tokens, held = 0.0, 0.0, 0
     last = settings.offspring
-    for stage in settings.stages if any(stage.training_tokens for stage in settings.stages) else ():
+    for stage in settings.stages:
         text += settings.generations * stage.training_tokens
         tokens += settings.generations * (last + 1) * stage.training_tokens
         held, last = max(held, last + 1), stage.survivors
-    last = settings.finalists
-    for part in settings.finalist_rounds if settings.finalists else ():
-        text += part.training_tokens
-        tokens += last * part.training_tokens
-        held, last = max(held, last), part.survivors
-    if not tokens:
-        return
     need.tokens += tokens
     # Forward and backward pass; of the head only what leads back to the blocks.
     need.passes += tokens * (3 * sizes.kept * sizes.forward + 2 * sizes.head) + text * (sizes.forward + sizes.head)

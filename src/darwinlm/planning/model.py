@@ -19,9 +19,11 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
-from darwinlm.search.cost import Bounds, CostModel, bounds_of
-from darwinlm.search.space import SearchSpace
-from darwinlm.stages.plan import counted_costs, dense_parameters, space_of
+from darwinlm.search.problem.budget import Budget, resolve_budget
+from darwinlm.search.problem.cost import CostModel
+from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.stages.dtype import saved_dtype
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,15 @@ class Sizes:
                 f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
                 "params or bytes"
             )
-        return counted_costs(self.recipe, self.checkpoint, self.space, self.shapes, self.outside)
+        dtype = saved_dtype(self.recipe, self.checkpoint)
+        return counted_costs(
+            self.recipe.budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype
+        )
 
     @cached_property
-    def budget(self) -> Bounds:
+    def budget(self) -> Budget:
         """Bounds on the modules' cost. Raises BudgetError."""
-        return bounds_of(self.cost, self.recipe.budget)
+        return resolve_budget(self.cost, self.recipe.budget)
 
     @cached_property
     def params(self) -> int:
@@ -124,7 +129,7 @@ class Sizes:
 
     @property
     def linear_head(self) -> bool:
-        """Whether logits are a linear function of what reaches the head (`search/reference.py`)."""
+        """Whether logits are a linear function of what reaches the head (`search/evaluate/dense_side.py`)."""
         return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
 
     @property

@@ -9,7 +9,7 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 
 TOKENISED = 4e5
-"""Tokens of text that are read, tokenised and packed in a second, by one process; measured, see docs/results.md."""
+"""Tokens of text that one process reads, tokenises and packs in a second; docs/notebook/speed.md."""
 
 LOSS_BYTES = 120
 """Bytes moved for one logit of training: log-softmax of both models in float32, KL and its gradient."""

@@ -1,43 +1,42 @@
 """The whole configuration: its schema in stage order, and how it is read."""
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.budget import BUDGETS, Budget, BudgetKind
+from darwinlm.recipe.budget import BUDGETS, BudgetKind, BudgetSettings
 from darwinlm.recipe.load import describe_fields, load_recipe, load_recipes, merge, options, parse_recipe
 from darwinlm.recipe.quantities import parse_share
-from darwinlm.recipe.recovery import Recovery
-from darwinlm.recipe.search import FinalistRound, Search, SearchStage, Training
+from darwinlm.recipe.recovery import RecoverySettings
+from darwinlm.recipe.search import SearchSettings, SearchStage, TrainingSettings
 from darwinlm.recipe.sections import (
-    Baselines,
-    Compute,
-    Database,
-    Evaluation,
-    Export,
+    BaselinesSettings,
+    ComputeSettings,
+    DatabaseSettings,
+    EvaluationSettings,
+    ExportSettings,
     Recipe,
-    Refit,
-    Text,
-    Units,
+    RefitSettings,
+    TextSettings,
+    UnitsSettings,
 )
 from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 __all__ = [
     "BUDGETS",
-    "Baselines",
-    "Budget",
+    "BaselinesSettings",
     "BudgetKind",
-    "Compute",
-    "Database",
-    "Evaluation",
-    "Export",
-    "FinalistRound",
+    "BudgetSettings",
+    "ComputeSettings",
+    "DatabaseSettings",
+    "EvaluationSettings",
+    "ExportSettings",
     "Recipe",
-    "Recovery",
-    "Refit",
-    "Search",
+    "RecoverySettings",
+    "RefitSettings",
+    "SearchSettings",
     "SearchStage",
     "Section",
-    "Text",
-    "Training",
-    "Units",
+    "TextSettings",
+    "TrainingSettings",
+    "UnitsSettings",
     "describe_fields",
     "find_recipe",
     "load_recipe",

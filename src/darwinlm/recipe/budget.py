@@ -14,7 +14,7 @@ BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 """Kinds of budget; a recipe names exactly one."""
 
 
-class Budget(Section):
+class BudgetSettings(Section):
     """The bound that the smaller model must keep: exactly one of keep, params, bytes, speedup and latency."""
 
     keep: Share | None = 0.5
@@ -27,8 +27,8 @@ class Budget(Section):
     """How many times as fast as the dense model, on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = None
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
-    tolerance: float = Field(0.005, gt=0, le=0.1)
-    """Largest share of the budget that may stay unused."""
+    tolerance: Share = Field(0.005, gt=0, le=0.1)
+    """Largest share of the budget that may stay unused: 0.005 or 0.5%. In coarser units, one level."""
     context: int = Field(4096, ge=0)
     """Tokens in the KV cache of each sequence, for `bytes`; 0 counts the weights alone."""
     batch: int = Field(1, ge=1)
@@ -74,7 +74,7 @@ class Budget(Section):
         return speedup
 
     @model_validator(mode="after")
-    def _one_bound(self) -> Budget:
+    def _one_bound(self) -> BudgetSettings:
         given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
         if not given:
             raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
 from darwinlm.recipe.budget import BUDGETS
-from darwinlm.recipe.search import FinalistRound, SearchStage
+from darwinlm.recipe.search import SearchStage
 from darwinlm.recipe.sections import Recipe
 from darwinlm.recipe.shipped import find_recipe
 
@@ -103,7 +103,7 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
     if kind is not None:
         raise RecipeError(
             f"budget.{kind} takes one value here, not '{tree['budget'][kind]}': several make a family of models, with "
-            "darwinlm prune, or in Python with load_recipes and prune_family"
+            "darwinlm prune, or in Python with load_recipes and prune_sweep"
         )
     return parse_recipe(tree, where)
 
@@ -189,8 +189,7 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in location:
         annotation = section.model_fields[part].annotation
-        items = FinalistRound if part == "finalist_rounds" else SearchStage
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else items
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SearchStage
     return list(section.model_fields)
 
 

@@ -10,7 +10,7 @@ from darwinlm.recipe.base import Section
 from darwinlm.recipe.quantities import Count
 
 
-class Recovery(Section):
+class RecoverySettings(Section):
     """Continued training of the smaller model (the paper's post-training), by distillation or on plain text."""
 
     tokens: Count = Field(0, ge=0)
@@ -89,7 +89,7 @@ class Recovery(Section):
     """Of the order of the text and of new weights."""
 
     @model_validator(mode="after")
-    def _something_is_learned(self) -> Recovery:
+    def _something_is_learned(self) -> RecoverySettings:
         if self.tokens and self.distillation == 0 and self.cross_entropy == 0:
             raise ValueError("distillation and cross_entropy are both 0: give one of them a weight")
         if self.tokens and self.tokens < self.batch_tokens:

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.budget import Budget
+from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantities import ByteCount, Share, parse_share
-from darwinlm.recipe.recovery import Recovery
-from darwinlm.recipe.search import Search, apply_preset
+from darwinlm.recipe.recovery import RecoverySettings
+from darwinlm.recipe.search import SearchSettings, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 
 
-class Compute(Section):
+class ComputeSettings(Section):
     """Where and how exactly the arithmetic is done."""
 
     device: str = "auto"
@@ -34,7 +34,7 @@ class Compute(Section):
     """Of the calibration text's residual stream, such as 2GiB; a larger one lies in a file of the database's folder."""
 
 
-class Text(Section):
+class TextSettings(Section):
     """The text that is calibrated, searched and measured on; the parts are disjoint by document."""
 
     source: str | None = "hf:HuggingFaceFW/fineweb-edu"
@@ -64,7 +64,7 @@ class Text(Section):
     """The reason, in words, for using a benchmark's own evaluation text. Without one it is refused."""
 
 
-class Units(Section):
+class UnitsSettings(Section):
     """The smallest things that are removed, and how many levels there are of each module."""
 
     attention: AttentionUnit = "lattice"
@@ -93,7 +93,7 @@ class Units(Section):
         return tuple(sorted({0.0, 1.0, *self.levels}))
 
 
-class Database(Section):
+class DatabaseSettings(Section):
     """Second-order pruning of every module at every level."""
 
     damping: float = Field(0.01, gt=0)
@@ -116,7 +116,7 @@ def _modules(value: Any) -> Any:
 Modules = Annotated[tuple[Literal["attention", "mlp"], ...], BeforeValidator(_modules)]
 
 
-class Refit(Section):
+class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections toward the dense residual stream."""
 
     enabled: bool = True
@@ -144,7 +144,7 @@ class Refit(Section):
     """GiB that each stream may use to keep one module's inputs; what doesn't fit is computed twice."""
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     """What the report measures."""
 
     prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
@@ -155,14 +155,14 @@ class Evaluation(Section):
     """Timed passes per model; the median is reported."""
 
 
-class Export(Section):
+class ExportSettings(Section):
     """The form of the saved model."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """`auto` is the checkpoint's own type; bfloat16 where the model came from a GGUF file."""
 
 
-class Baselines(Section):
+class BaselinesSettings(Section):
     """Settings of the other methods that `darwinlm compare` runs."""
 
     random_tries: int = Field(16, ge=1)
@@ -193,27 +193,27 @@ class Recipe(Section):
     `budget.keep` is the last of them, and every round gets its part of `recovery.tokens`."""
     allow_remote_code: bool = False
     """Let a checkpoint run Python code that it brings along."""
-    compute: Compute = Compute()
+    compute: ComputeSettings = ComputeSettings()
     """Device and arithmetic."""
-    text: Text = Text()
+    text: TextSettings = TextSettings()
     """Calibration, fitness, validation and evaluation text."""
-    units: Units = Units()
+    units: UnitsSettings = UnitsSettings()
     """What is removed at once."""
-    database: Database = Database()
+    database: DatabaseSettings = DatabaseSettings()
     """Pruning of single modules."""
-    budget: Budget = Budget()
+    budget: BudgetSettings = BudgetSettings()
     """How small."""
-    search: Search = Search()
+    search: SearchSettings = SearchSettings()
     """Which levels."""
-    refit: Refit = Refit()
+    refit: RefitSettings = RefitSettings()
     """Correction of the stitched model."""
-    recovery: Recovery = Recovery()
+    recovery: RecoverySettings = RecoverySettings()
     """Training afterwards."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSettings = EvaluationSettings()
     """Measurements for the report."""
-    export: Export = Export()
+    export: ExportSettings = ExportSettings()
     """What is saved."""
-    baselines: Baselines = Baselines()
+    baselines: BaselinesSettings = BaselinesSettings()
     """Other methods to compare with."""
 
     @model_validator(mode="before")

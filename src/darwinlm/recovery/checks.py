@@ -7,7 +7,7 @@ from typing import Any
 
 from darwinlm.errors import MissingExtraError, ModelError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 
 _SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
 _LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "trackio"), "wandb": ("wandb", "wandb")}
@@ -36,7 +36,7 @@ def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
     return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
 
 
-def check_length(settings: Recovery, length: int, *checkpoints: Checkpoint) -> None:
+def check_length(settings: RecoverySettings, length: int, *checkpoints: Checkpoint) -> None:
     """Refuse sequences that a model doesn't allow. Raises RecipeError."""
     for checkpoint in checkpoints:
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
@@ -45,7 +45,7 @@ def check_length(settings: Recovery, length: int, *checkpoints: Checkpoint) -> N
             raise RecipeError(f"{name} is {length}, but {checkpoint.source} allows {longest} tokens")
 
 
-def accumulation(settings: Recovery, length: int, micro: int, processes: int) -> tuple[int, int]:
+def accumulation(settings: RecoverySettings, length: int, micro: int, processes: int) -> tuple[int, int]:
     """Sequences that one process runs at once, and how often it does so in one step.
 
     Raises:
@@ -62,7 +62,7 @@ def accumulation(settings: Recovery, length: int, micro: int, processes: int) ->
     return rows, settings.batch_tokens // together
 
 
-def check_sharding(settings: Recovery, device: str, processes: int) -> None:
+def check_sharding(settings: RecoverySettings, device: str, processes: int) -> None:
     """Refuse to shard where it would silently not be done, or can't be; a single process has nothing to deal out.
 
     Raises:
@@ -83,7 +83,7 @@ def check_sharding(settings: Recovery, device: str, processes: int) -> None:
         )
 
 
-def check_packages(settings: Recovery) -> None:
+def check_packages(settings: RecoverySettings) -> None:
     """Refuse what needs a package that isn't installed. Raises MissingExtraError."""
     if find_spec("accelerate") is None:
         raise MissingExtraError("accelerate", "train", "Recovery")

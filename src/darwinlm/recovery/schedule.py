@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 
-from darwinlm.recipe import Recovery
+from darwinlm.recipe import RecoverySettings
 
 LEAST_STEPS = 10
 """AdamW's first steps move every weight by the whole rate, whatever its gradient: a short warm-up has so many."""
 
 
-def warm_up_steps(settings: Recovery, steps: int) -> int:
+def warm_up_steps(settings: RecoverySettings, steps: int) -> int:
     """Steps in which the rate rises: `warmup` of all, but in a short training no less than ten, or a quarter of it."""
     if not settings.warmup:
         return 0
     return max(round(settings.warmup * steps), min(LEAST_STEPS, steps // 4))
 
 
-def rate_share(settings: Recovery, steps: int, step: int) -> float:
+def rate_share(settings: RecoverySettings, steps: int, step: int) -> float:
     """Share of `learning_rate` at a step, counted from 0.
 
     It rises in equal parts, the first step's among them. Then `constant` stays, `cosine` falls to `min_rate` at the

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from darwinlm import parallel
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import read_json
-from darwinlm.recipe import Recovery
+from darwinlm.malloc import kept_memory
+from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.heads import Objective
 from darwinlm.recovery.schedule import rate_share
 from darwinlm.recovery.trainer import SECONDS, LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
@@ -50,7 +50,7 @@ class Plan:
         return self.steps_per_epoch * self.step_rows
 
 
-def plan_steps(settings: Recovery, length: int, rows: int, accumulation: int) -> Plan:
+def plan_steps(settings: RecoverySettings, length: int, rows: int, accumulation: int) -> Plan:
     """Cut the tokens into steps; what doesn't fill one is left out."""
     step_rows = settings.batch_tokens // length
     steps = max(1, settings.tokens // (step_rows * length))
@@ -70,7 +70,7 @@ class Trained:
     record: dict[str, Any]
 
 
-def objective_of(settings: Recovery) -> Objective:
+def objective_of(settings: RecoverySettings) -> Objective:
     """The objective that a recipe names."""
     return Objective(
         settings.distillation,
@@ -83,7 +83,7 @@ def objective_of(settings: Recovery) -> Objective:
     )
 
 
-def _sharded(settings: Recovery) -> bool:
+def _sharded(settings: RecoverySettings) -> bool:
     return settings.sharding == "fsdp" and parallel.size() > 1
 
 
@@ -93,7 +93,7 @@ def train(
     text: Dataset[dict[str, Tensor]],
     held_out: Tensor,
     plan: Plan,
-    settings: Recovery,
+    settings: RecoverySettings,
     folder: Path,
     run: dict[str, Any],
     *,
@@ -170,7 +170,7 @@ def _logged(entry: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {"step": entry["step"], "tokens": entry["step"] * plan.step_rows * plan.length, **kept}
 
 
-def _prepared(model: Any, settings: Recovery) -> Any:
+def _prepared(model: Any, settings: RecoverySettings) -> Any:
     """What is trained: everything, everything but the embedding and the head, or adapters on every projection."""
     model.config.use_cache = False
     if settings.gradient_checkpointing:
@@ -201,7 +201,7 @@ def _prepared(model: Any, settings: Recovery) -> Any:
         return get_peft_model(model, config)
 
 
-def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.device, model: nn.Module) -> Any:
+def _arguments(settings: RecoverySettings, plan: Plan, folder: Path, device: torch.device, model: nn.Module) -> Any:
     step_tokens = plan.step_rows * plan.length
     sharded: dict[str, Any] = {}
     if _sharded(settings):
@@ -245,7 +245,7 @@ def _arguments(settings: Recovery, plan: Plan, folder: Path, device: torch.devic
     )
 
 
-def _finished(trainer: RecoveryTrainer, settings: Recovery) -> Any:
+def _finished(trainer: RecoveryTrainer, settings: RecoverySettings) -> Any:
     """The trained model as a plain one; under FSDP its weights are gathered."""
     if trainer.is_fsdp_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model)

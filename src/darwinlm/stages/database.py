@@ -8,24 +8,24 @@ from pathlib import Path
 from torch import Tensor
 
 from darwinlm import parallel
-from darwinlm.allocator import kept_memory
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.database.build import Saliency, build_database
-from darwinlm.database.ready import TEXT, calibration_documents, check_fits, find_database
+from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader, block_file
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
-from darwinlm.recipe import Database as DatabaseSettings
+from darwinlm.malloc import kept_memory
+from darwinlm.recipe import DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
 
 @dataclass(frozen=True)
-class Database:
+class PruningDatabase:
     """A finished database and the stage that holds it."""
 
     stage: StageFolder
@@ -44,7 +44,7 @@ def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> Blo
     )
 
 
-def database_stage(run: Run, texts: Texts) -> Database:
+def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     """Build the database, reuse it, or take the one that the recipe points at.
 
     Raises:
@@ -57,7 +57,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
     if recipe.database.folder is not None:
         with parallel.agree():
             stage = _ready_database(run, Path(recipe.database.folder), texts)
-        return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+        return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
     key = {
         "model": run.checkpoint.digest,
         "calibration": texts["calibration"].digest,
@@ -82,7 +82,7 @@ def database_stage(run: Run, texts: Texts) -> Database:
                 if parallel.is_main():
                     about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
                     write_json(stage.folder / TEXT, about)
-    return Database(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
+    return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
 
 
 def _without_effect(settings: DatabaseSettings) -> set[str]:

@@ -114,11 +114,13 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 settings.inputs,
             )
             outcome = refit(stage, fit, validation, options, run.reporter.advance)
-            losses = {1.0: compare(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
+            losses = (
+                {1.0: stream_divergences(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
+            )
             for strength in sorted({0.0, *settings.strengths} - losses.keys()):
                 between = small(texts["validation"])
                 run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
-                losses[strength] = compare(validation.dense, [between])[0]
+                losses[strength] = stream_divergences(validation.dense, [between])[0]
             found = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
             write_json(stage.folder / RECORD, found)
@@ -149,7 +151,7 @@ def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]]
 
 
 @torch.no_grad()
-def compare(dense: BlockStream, others: list[BlockStream]) -> list[float]:
+def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[float]:
     """KL(dense ‖ other) in nats per token of residual streams behind the last block, over the same text."""
     sums = [0.0] * len(others)
     tokens = 0

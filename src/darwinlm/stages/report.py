@@ -13,9 +13,9 @@ from darwinlm.errors import BudgetError
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.run import Run
+from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.export import Exported
-from darwinlm.stages.plan import Plan
-from darwinlm.stages.search import Found
+from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
 
 
@@ -37,8 +37,8 @@ def report_stage(run: Run, found: dict[str, Any]) -> dict[str, Any]:
 
 def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     """All facts of a run as JSON-like values. Raises BudgetError when the saved model is too large."""
-    plan: Plan = found["plan"]
-    search: Found = found["search"]
+    plan: Problem = found["plan"]
+    search: SearchResult = found["search"]
     exported: Exported = found["export"]
     models: dict[str, Any] = found["evaluate"]
     final = models.get("recovered", models.get("refit", models["stitched"]))
@@ -71,7 +71,9 @@ def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _budget(run: Run, plan: Plan, search: Found, dense: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+def _budget(
+    run: Run, plan: Problem, search: SearchResult, dense: dict[str, Any], final: dict[str, Any]
+) -> dict[str, Any]:
     """The budget, and what the saved model uses of it. Raises BudgetError when that isn't what was planned."""
     settings = run.recipe.budget
     planned = plan.space.params(search.allocation)
@@ -97,12 +99,12 @@ def _budget(run: Run, plan: Plan, search: Found, dense: dict[str, Any], final: d
     }
 
 
-def _allocation(run: Run, found: dict[str, Any], search: Found) -> list[dict[str, int]]:
+def _allocation(run: Run, found: dict[str, Any], search: SearchResult) -> list[dict[str, int]]:
     rows = [
         dict.fromkeys(("block", "groups", "heads", "width", "dense_groups", "dense_heads", "dense_width"), 0)
         for _ in range(run.checkpoint.n_blocks)
     ]
-    plan: Plan = found["plan"]
+    plan: Problem = found["plan"]
     for module, level in zip(plan.space.modules, plan.space.levels(search.allocation), strict=True):
         row, dense = rows[module.block], module.levels[-1]
         if module.kind == "attention":

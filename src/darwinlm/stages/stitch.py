@@ -8,8 +8,8 @@ from darwinlm.artifact import StageFolder
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.stages.database import Database
-from darwinlm.stages.search import Found
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.search import SearchResult
 from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import stitch
 
@@ -22,7 +22,7 @@ class Stitched:
     checkpoint: Checkpoint
 
 
-def stitch_stage(run: Run, database: Database, found: Found) -> Stitched:
+def stitch_stage(run: Run, database: PruningDatabase, found: SearchResult) -> Stitched:
     """Make and save the smaller model in the dense checkpoint's own element types. Raises StorageError."""
     biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {"database": database.stage.digest, "allocation": found.allocation} | ({"bias": biased} if biased else {})

@@ -15,10 +15,10 @@ from torch import nn
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family, ModuleKind
-from darwinlm.recipe import Refit
+from darwinlm.recipe import RefitSettings
 
 
-def biased_kinds(settings: Refit, checkpoint: Checkpoint) -> tuple[ModuleKind, ...]:
+def biased_kinds(settings: RefitSettings, checkpoint: Checkpoint) -> tuple[ModuleKind, ...]:
     """Modules whose output projections the refit gives a bias.
 
     Raises:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from darwinlm.calibration.experts import Routing, expert_inputs, expert_module, watch_routing
 from darwinlm.families.family import Experts
-from darwinlm.surgery.fitting import Fit, Moments, fit_output
-from darwinlm.surgery.walk import BlockWalk
+from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
+from darwinlm.surgery.sublayers import BlockWalk
 
 ROUNDS = 2
 """How often each expert is fitted: the first fits are made while later experts are still to be mended."""

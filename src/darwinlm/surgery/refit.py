@@ -22,14 +22,14 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
-from darwinlm.surgery.fitting import Fit, fit_output, module_moments, output_gain, watched_spread
 from darwinlm.surgery.inputs import InputFit, fit_inputs, input_moments
 from darwinlm.surgery.local import LocalChoice, distil_block
-from darwinlm.surgery.walk import BlockWalk
+from darwinlm.surgery.projection_fit import Fit, fit_output, module_moments, output_gain, watched_spread
+from darwinlm.surgery.sublayers import BlockWalk
 
 
 @dataclass(frozen=True)
-class Choice:
+class FitChoice:
     """What was decided for one module.
 
     Attributes:
@@ -92,7 +92,7 @@ class Outcome:
         local: for each block that was distilled, by its number.
     """
 
-    modules: list[Choice]
+    modules: list[FitChoice]
     local: dict[int, LocalChoice]
 
 
@@ -139,7 +139,7 @@ def refit(
         for streams in (fit, validation):
             streams.dense.unload(block)
             streams.small.unload(block)
-        outcome.modules.extend(Choice(**note) for note in notes["modules"])
+        outcome.modules.extend(FitChoice(**note) for note in notes["modules"])
         if notes["local"]:
             outcome.local[block] = LocalChoice(**notes["local"])
         progress(block + 1, total)
@@ -183,7 +183,7 @@ def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def _refit_block(
     block: int, fit: Streams, validation: Streams, options: Options
-) -> tuple[dict[str, Tensor], list[Choice], LocalChoice | None]:
+) -> tuple[dict[str, Tensor], list[FitChoice], LocalChoice | None]:
     """Advance all streams through one block, fitting its modules on the way."""
     both = (fit, validation)
     checkpoint = fit.small.checkpoint
@@ -192,7 +192,7 @@ def _refit_block(
     start = [list(streams.small.hidden) for streams in both] if options.local_steps else []
     stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
-    choices: list[Choice] = []
+    choices: list[FitChoice] = []
     for kind in KINDS:
         name = output_name(checkpoint.family.module(kind), stitched)
         # What both streams see before the module, while the dense one is still there.
@@ -273,7 +273,7 @@ class _Module:
     stitched: dict[str, Tensor]
     options: Options
 
-    def fit(self, inputs: InputFit | None) -> tuple[Choice, dict[str, Tensor]]:
+    def fit(self, inputs: InputFit | None) -> tuple[FitChoice, dict[str, Tensor]]:
         """Fit what the module ends in, also behind fitted inputs, and leave the better of the two in the block."""
         chosen, ridge = self._fit_output(), None
         before, weights = chosen.before, self._named(chosen)
@@ -287,7 +287,7 @@ class _Module:
                 for walk in self.small:
                     walk.forget()
         self._put(weights)
-        return Choice(self.small[0].block, self.kind, chosen.ridge, before, chosen.after, ridge), weights
+        return FitChoice(self.small[0].block, self.kind, chosen.ridge, before, chosen.after, ridge), weights
 
     def _fit_output(self) -> Fit:
         walk = self.small[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darwinlm.database.levels import Level
 from darwinlm.database.store import Kept
-from darwinlm.families.family import Family, ModuleKind, Rows
+from darwinlm.families.family import Family, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments
 
@@ -60,7 +60,7 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]))
 
 
-def kept_rows(shape: ModuleShape, kept: Kept) -> dict[Rows, Tensor]:
+def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
     """Rows that remain of each kind: of query heads, of KV heads, of MLP channels (for each expert)."""
     if kept.groups is None:
         return {"channel": kept.columns}

@@ -20,8 +20,8 @@ from darwinlm.export.check import (
     ExportReport,
     Streams,
     check_tokens,
-    compare,
     compare_logits,
+    compare_streams,
     divergence,
     from_numpy,
     model_streams,
@@ -144,7 +144,9 @@ def _check(
     meant = _Meant(reshaper, layout)
     arranged = reference_streams(file.keys, meant.get, tokens, blocks)
     report.comparisons.append(
-        compare(("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
+        compare_streams(
+            ("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
+        )
     )
     types = _check_types(file, reshaper, layout)
     written = reference_streams(file.keys, file.get, tokens, blocks)

@@ -15,7 +15,7 @@ from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
-from darwinlm.families.family import Attention, Mlp, Rows
+from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import row_segments
 
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
@@ -126,7 +126,7 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
     ]
     if mlp.experts is not None:
         projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
-    sizes: dict[Rows, int] = {
+    sizes: dict[RowUnit, int] = {
         "query": target.heads * reshaper.columns,
         "key_value": target.groups * reshaper.columns,
         "channel": target.width,

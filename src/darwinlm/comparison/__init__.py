@@ -1,0 +1,1 @@
+"""Other methods under the same budget, text and surgery, and their table."""

@@ -1,0 +1,299 @@
+"""Compare methods: same model, units, budget, text and surgery; each method and each measurement is a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm import __version__
+from darwinlm.artifact import digest_of, read_json, write_json
+from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
+from darwinlm.comparison.methods import BASELINES, MethodInputs
+from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
+from darwinlm.errors import BudgetError
+from darwinlm.evaluation import harness
+from darwinlm.evaluation.quality import measure_quality
+from darwinlm.evaluation.suites import parse_suite
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.run import Run
+from darwinlm.stages.export import export_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.recover import check_recovery, recover_stage
+from darwinlm.stages.refit import refit_stage
+from darwinlm.stages.search import search_stage
+from darwinlm.stages.stitch import Stitched, stitch_stage
+from darwinlm.stages.text import shuffle_of, text_stage
+from darwinlm.surgery.bias import biased_kinds
+from darwinlm.surgery.stitch import block_parameters, stitch
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """What is to be compared.
+
+    Attributes:
+        rows: methods and what follows them, in the order of the table.
+        domains: name and source of more text to measure on, beside the run's own held-out part.
+        variants: name and recipe file of more searches; one that no row names gets a row without further steps.
+        suite: benchmark tasks; None leaves them out.
+        data_dir: local files of the tasks.
+        limit: items of each task.
+    """
+
+    rows: tuple[MethodRow, ...]
+    domains: tuple[tuple[str, str], ...] = ()
+    variants: tuple[tuple[str, str], ...] = ()
+    suite: str | None = None
+    data_dir: Path | None = None
+    limit: int | None = None
+
+    @property
+    def all_rows(self) -> tuple[MethodRow, ...]:
+        """With those of variants that none names."""
+        named = {row.base for row in self.rows}
+        return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
+
+
+def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
+    """Run and measure the methods, one after the other; writes `comparison.json` after each.
+
+    Raises:
+        DarwinLMError: the input is wrong. Suite, steps and training are checked before anything runs.
+    """
+    if comparison.suite is not None:
+        harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
+    runs = {name: variant_run(run, name, source) for name, source in comparison.variants}
+    for row in comparison.all_rows:
+        row.check(runs.get(row.base, run).recipe)
+    bench = MethodInputs(run, text_stage(run), plan_stage(run))
+    for row in comparison.all_rows:
+        if "recovery" in row.steps:
+            check_recovery(runs.get(row.base, run))
+    benches = {name: MethodInputs(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
+    domains = _domains(run, bench, comparison)
+    texts = {HELD_OUT: bench.texts["evaluation"], **domains}
+    found = _head(run, bench, texts, comparison)
+    _add(run, found, "dense", run.checkpoint, _dense(), texts, comparison)
+    for row in comparison.all_rows:
+        checkpoint, facts = _made(benches.get(row.base, bench), row, domains)
+        _add(run, found, row.name, checkpoint, facts, texts, comparison)
+    return found
+
+
+def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
+    """The model of a row, and how it was made."""
+    stitched, facts = _baseline(bench, row.base) if row.base in BASELINES else _searched(bench, row.base)
+    if not row.steps:
+        return stitched.checkpoint, facts
+    run = StepsRun(bench.run, row)
+    refitted = refit_stage(run, bench.texts, stitched) if "refit" in row.steps else None
+    # Text that is measured on isn't trained on, in no row.
+    texts = {**bench.texts, **domains}
+    recovered = recover_stage(run, texts, stitched, refitted) if "recovery" in row.steps else None
+    exported = export_stage(run, bench.texts, stitched, refitted, recovered)
+    facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
+    facts["seconds"] += _seconds(run, "refit")
+    facts["resumed"] |= _resumed(run, "refit")
+    facts["record"] |= {} if refitted is None else {"refit": refitted.record}
+    if recovered is not None:
+        record = {name: value for name, value in recovered.record.items() if name != "log"}
+        facts["seconds"] += max(_seconds(run, "recover"), float(record["seconds"]))
+        facts["training_tokens"] += record["tokens"]
+        facts["record"]["recovery"] = record
+    return Checkpoint.open(exported.folder), facts
+
+
+def _head(
+    run: Run, bench: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
+) -> dict[str, Any]:
+    plan = bench.plan
+    return {
+        "version": __version__,
+        "model": run.checkpoint.source,
+        "budget": {
+            "kind": run.recipe.budget.kind,
+            "unit": plan.cost.unit,
+            "upper": plan.budget.limit,
+            "dense": plan.cost.dense,
+            "keep": run.recipe.budget.keep,
+        },
+        "texts": {name: {"source": text.source, "tokens": text.n_tokens} for name, text in texts.items()},
+        "suite": comparison.suite,
+        "limit": comparison.limit,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "rows": [],
+    }
+
+
+def _dense() -> Row:
+    return {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
+
+
+def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
+    run, method = bench.run, BASELINES[name]
+    key = {
+        "model": run.checkpoint.digest,
+        "calibration": bench.texts["calibration"].digest,
+        "fitness": bench.texts["fitness"].digest,
+        "units": run.recipe.units.model_dump(),
+        "budget": run.recipe.budget.model_dump(),
+        "settings": run.recipe.baselines.model_dump(),
+        "score_tokens": run.recipe.search.stages[0].tokens,
+        "seed": run.recipe.search.seed,
+        "minutes": run.recipe.search.minutes if method.searches else None,
+        "database": bench.database.stage.digest if method.database else None,
+        "arithmetic": run.arithmetic,
+    }
+    biased = biased_kinds(run.recipe.refit, run.checkpoint)
+    key |= {"bias": biased} if biased else {}
+    stage_name = f"method_{name}"
+    with run.stage(stage_name, key, method.title) as (stage, work):
+        if work:
+            made = method.make(bench, stage.folder)
+            cost = bench.plan.cost
+            used = cost.of(made.allocation)
+            if used > bench.plan.budget.limit:
+                raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
+            save_model(stitch(made.reader, made.allocation, biased), stage.folder / "model")
+            write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
+        result = read_json(stage.folder / "result.json")
+    return Stitched(stage, Checkpoint.open(stage.folder / "model")), {
+        "title": method.title,
+        "source": method.source,
+        "seconds": _seconds(run, stage_name),
+        "database_seconds": _seconds(run, "saliency", "database") if method.database else None,
+        "resumed": method.database and _resumed(run, "database"),
+        "training_tokens": result["record"].get("tokens", 0),
+        "allocation": result["allocation"],
+        "record": result["record"],
+    }
+
+
+def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
+    run = bench.run
+    search = search_stage(run, bench.texts, bench.database, bench.plan)
+    stitched = stitch_stage(run, bench.database, search)
+    return stitched, {
+        "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
+        "source": "arXiv 2502.07780",
+        # Scores are a stage of their own; a search that is reused doesn't open it again.
+        "seconds": max(_seconds(run, "search"), float(search.record["seconds"])),
+        "database_seconds": _seconds(run, "saliency", "database"),
+        "resumed": _resumed(run, "database"),
+        "training_tokens": 0,
+        "allocation": search.allocation,
+        "record": {key: search.record[key] for key in ("start_kl", "kl", "evaluations")},
+    }
+
+
+def _seconds(run: Run, *stages: str) -> float:
+    """Of stages together; one that was opened again counts once."""
+    times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
+    return sum(max(found, default=0.0) for found in times)
+
+
+def _resumed(run: Run, stage: str) -> bool:
+    return any(entry["resumed"] for entry in run.timings if entry["name"] == stage)
+
+
+def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
+    """More text, disjoint from all that methods see."""
+    found = {}
+    settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
+    for name, source in comparison.domains:
+        blocks = split_documents(
+            read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer),
+            {"evaluation": settings.evaluation_tokens},
+            tokenizer,
+            settings.sequence_length,
+            run.recipe.search.seed,
+            source=source,
+            document_tokens=settings.document_tokens,
+        )["evaluation"]
+        assert_disjoint({**bench.texts, name: blocks})
+        found[name] = blocks
+    return found
+
+
+def _add(
+    run: Run,
+    found: dict[str, Any],
+    name: str,
+    checkpoint: Checkpoint,
+    facts: Row,
+    texts: Mapping[str, TokenBlocks],
+    comparison: ComparisonRequest,
+) -> None:
+    """Measure a row's model and write the table so far."""
+    measured = _measure(run, name, checkpoint, texts)
+    scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
+    found["rows"].append({"method": name, **facts, **measured, "tasks": harness.as_json(scores)})
+    write_json(run.folder / "comparison.json", found)
+
+
+def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:
+    """Sizes, perplexity and KL on every text."""
+    key = {
+        "dense": run.checkpoint.digest,
+        "model": checkpoint.digest,
+        "texts": {place: text.digest for place, text in texts.items()},
+        "arithmetic": run.arithmetic,
+    }
+    with run.stage(f"measure_{name}", key, f"measure {name}") as (stage, work):
+        if work:
+            dense = run.checkpoint.load(run.dtype, run.device)
+            model = dense if checkpoint is run.checkpoint else checkpoint.load(run.dtype, run.device)
+            params = sum(parameter.numel() for parameter in model.parameters())
+            row: Row = {
+                "params": params,
+                "block_params": block_parameters(model, run.checkpoint.family.layers),
+                "bytes": params * _itemsize(run.checkpoint.dtype),
+                "texts": {},
+            }
+            for place, text in texts.items():
+                quality = measure_quality(
+                    dense, {name: model}, text.tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
+                )
+                row["texts"][place] = asdict(quality[name])
+            write_json(stage.folder / "row.json", row)
+        measured: Row = read_json(stage.folder / "row.json")
+    return measured
+
+
+def _itemsize(dtype: Any) -> int:
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else torch.float32.itemsize
+
+
+def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
+    assert comparison.suite is not None
+    key = {
+        "model": checkpoint.digest,
+        "suite": comparison.suite,
+        "data": None if comparison.data_dir is None else str(comparison.data_dir.absolute()),
+        "limit": comparison.limit,
+        "arithmetic": run.arithmetic,
+    }
+    file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
+    before = harness.from_json(read_json(file)) if file.exists() else {}
+    wanted = parse_suite(comparison.suite)
+    if all(one.task in before and not before[one.task].error for one in wanted):
+        return [before[one.task] for one in wanted]
+    model = checkpoint.load(run.dtype, run.device)
+    with run.reporter.stage(f"suite {name}"):
+        return harness.run_suite(
+            model,
+            run.checkpoint.tokenizer(),
+            wanted,
+            data_dir=comparison.data_dir,
+            limit=comparison.limit,
+            done=before,
+            save=lambda scores: write_json(file, harness.as_json(scores)),
+            progress=run.reporter.advance,
+        )

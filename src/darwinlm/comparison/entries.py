@@ -1,0 +1,171 @@
+"""Rows of a comparison: a method, or a variant of the search, and the steps that follow it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from darwinlm.comparison.methods import BASELINES
+from darwinlm.errors import RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe, find_recipe, merge
+from darwinlm.run import Run
+
+OURS = "darwinlm"
+STEPS = ("refit", "recovery")
+"""What may follow a method, in this order."""
+HELD_OUT = "held out"
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One row.
+
+    Attributes:
+        base: name of a method or of a variant of the search.
+        steps: of `STEPS`, in their order, that follow it.
+    """
+
+    base: str
+    steps: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As `--methods` takes it."""
+        return "+".join((self.base, *self.steps))
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse steps that the recipe leaves out. Raises RecipeError."""
+        if "refit" in self.steps and not recipe.refit.enabled:
+            raise RecipeError(f"--methods names {self.name}, but refit.enabled is false")
+        if "recovery" in self.steps and not recipe.recovery.tokens:
+            raise RecipeError(
+                f"--methods names {self.name}, but recovery.tokens is 0: say how many tokens to train on, such as "
+                "--set recovery.tokens=300k"
+            )
+
+
+def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tuple[MethodRow, ...]:
+    """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
+
+    Args:
+        text: names of methods, each with the steps that follow it; `all` are all methods, and DarwinLM with every step
+            that the recipe has.
+        recipe: says which steps there are for `all`.
+        variants: names of more searches, which take steps like methods do.
+
+    Raises:
+        RecipeError: a name or a step isn't known, the message has a near one; or a row is named twice.
+    """
+    if text == "all":
+        return tuple(MethodRow(name) for name in (*BASELINES, OURS)) + _with_steps(recipe)
+    items = [part.strip() for part in text.split(",") if part.strip()]
+    known = [*BASELINES, OURS, *variants]
+    if not items:
+        raise RecipeError(f"--methods is empty: give all, or some of {', '.join(known)}")
+    rows = tuple(_parse_row(item, known) for item in items)
+    if len(set(rows)) < len(rows):
+        raise RecipeError(f"--methods names one twice: {', '.join(row.name for row in rows)}")
+    return rows
+
+
+def _with_steps(recipe: Recipe) -> tuple[MethodRow, ...]:
+    refit = ("refit",) if recipe.refit.enabled else ()
+    chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
+    return tuple(MethodRow(OURS, steps) for steps in chains if steps)
+
+
+def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
+    base, *steps = (part.strip() for part in item.split("+"))
+    if base not in known:
+        near = difflib.get_close_matches(base, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        raise RecipeError(f"--methods: there is no method '{base}': {hint}")
+    if tuple(steps) != tuple(step for step in STEPS if step in steps):
+        raise RecipeError(f"--methods: what follows a method is +refit, +recovery or +refit+recovery, not '{item}'")
+    return MethodRow(base, tuple(steps))
+
+
+def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`NAME=SOURCE` strings of an option. Raises RecipeError."""
+    found: list[tuple[str, str]] = []
+    for item in items:
+        name, separator, source = (part.strip() for part in item.partition("="))
+        if not separator or not name or not source:
+            raise RecipeError(f"{option} takes NAME=SOURCE, not '{item}'")
+        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in found)):
+            raise RecipeError(f"{option} names '{name}' twice")
+        if set(name) & set("+,/\\"):
+            raise RecipeError(f"{option}: the name '{name}' must do without + , / and \\")
+        found.append((name, source))
+    return tuple(found)
+
+
+class _Inside(Run):
+    """A run inside another's folder, on the same model."""
+
+    def __init__(self, base: Run, recipe: Recipe, folder: Path) -> None:
+        self.base = base
+        super().__init__(recipe, folder, base.reporter)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The other run's dense model."""
+        return self.base.checkpoint
+
+    @cached_property
+    def teacher(self) -> Checkpoint:
+        """The other run's."""
+        return self.base.teacher
+
+
+class Variant(_Inside):
+    """Another search: it shares the text, and the database where the units are the same."""
+
+    def __init__(self, base: Run, name: str, recipe: Recipe) -> None:
+        self.common = {"text"}
+        if recipe.database == base.recipe.database:
+            self.common |= {"saliency"} | ({"plan", "database"} if recipe.units == base.recipe.units else set())
+        super().__init__(base, recipe, base.folder / "variants" / name)
+
+    def path(self, stage: str) -> Path:
+        """Folder of a stage."""
+        return self.base.path(stage) if stage in self.common else super().path(stage)
+
+
+class StepsRun(_Inside):
+    """What follows a method: its refit is shared by the rows that have one."""
+
+    def __init__(self, base: Run, row: MethodRow) -> None:
+        self.rows = base.folder / "rows"
+        self.row = row
+        super().__init__(base, base.recipe, self.rows / row.name)
+
+    def path(self, stage: str) -> Path:
+        """Folder of a stage."""
+        if stage == "refit":
+            return self.rows / MethodRow(self.row.base, ("refit",)).name / "stages" / stage
+        return super().path(stage)
+
+
+def variant_run(run: Run, name: str, source: str) -> Variant:
+    """The same run with other settings of the search, from a recipe that holds only what differs.
+
+    Raises:
+        RecipeError: the recipe is wrong, or changes more than search, units, database, refit and recovery.
+    """
+    path = find_recipe(source)
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    allowed = ("search", "units", "database", "refit", "recovery")
+    if not isinstance(tree, dict) or not set(tree) <= set(allowed):
+        raise RecipeError(
+            f"--variant {name}: {source} must be a recipe with nothing but {', '.join(allowed)}, so that model, text "
+            "and budget stay comparable"
+        )
+    flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
+    return Variant(run, name, merge(run.recipe, (), flat))

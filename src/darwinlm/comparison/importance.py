@@ -1,0 +1,134 @@
+"""Scores of units and blocks that need no pruning database: magnitudes, activations, block influence.
+
+Letters: t tokens, s sequences, x a unit's output, h the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.comparison.ranked import Place, UnitScores
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, RowUnit
+from darwinlm.families.shapes import ModuleShape, module_shapes, row_segments
+
+Progress = Callable[[int, int], None]
+
+
+def _nothing(done: int, total: int) -> None:
+    del done, total
+
+
+@torch.no_grad()
+def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
+    """Sum of the squared weights that belong to each unit: its rows in the projections in, its columns in the one out.
+
+    The classic magnitude criterion (Han et al. 2015, arXiv 1506.02626) on structures, as in LLM-Pruner's L2 baseline
+    (arXiv 2305.11627).
+    """
+    found: dict[Place, UnitScores] = {}
+    for shape in module_shapes(checkpoint):
+        if shape.experts:
+            continue
+        part = checkpoint.family.module(shape.kind)
+        inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
+        energy: dict[RowUnit, Tensor] = {}
+        for name in shape.tensors:
+            own = name.removeprefix(part.name + ".")
+            if name == shape.output:
+                key: RowUnit = "channel" if shape.kind == "mlp" else "query"
+                energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
+                continue
+            segments = row_segments(part, own)
+            if segments:
+                rows = inside[name].reshape(len(inside[name]), -1).square().sum(1)
+                sizes = [_rows_of(shape, segment) for segment in segments]
+                for segment, values in zip(segments, torch.split(rows, sizes), strict=True):
+                    energy[segment] = energy.get(segment, torch.zeros(len(values))) + values
+        if shape.kind == "mlp":
+            found[shape.block, "mlp"] = UnitScores(energy["channel"])
+        else:
+            heads = energy["query"].view(shape.groups, shape.heads, shape.head_dim).sum(2)
+            found[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
+    return found
+
+
+def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
+    return shape.groups * shape.head_dim if segment == "key_value" else shape.width
+
+
+@torch.no_grad()
+def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[Place, UnitScores]:
+    """Size of each unit's output on some text: mean over the tokens of a sequence, L2 norm over sequences.
+
+    Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
+    Channels are taken after the gate, where they are multiplied with the columns that go.
+
+    Args:
+        stream: the text before the first block; it is used up.
+        progress: called with finished and total blocks.
+    """
+    checkpoint = stream.checkpoint
+    by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+    found: dict[Place, UnitScores] = {}
+    for block in range(checkpoint.n_blocks):
+        stream.load(block)
+        sums: dict[Place, Tensor] = {}
+        with ExitStack() as hooks:
+            for kind in KINDS:
+                output = output_projection(stream.decoder.blocks[block], checkpoint.family, kind)
+                if output is not None:
+                    place = (block, kind)
+                    hook = output.register_forward_pre_hook(_adder(sums, place, by_place[place]))
+                    hooks.callback(hook.remove)
+            stream.run(block)
+        stream.unload(block)
+        for place, total in sums.items():
+            shape, score = by_place[place], total.sqrt().float().cpu()
+            units = score if shape.kind == "mlp" else score.view(shape.groups, shape.heads)
+            found[place] = UnitScores(units)
+        progress(block + 1, checkpoint.n_blocks)
+    return found
+
+
+def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Callable[[Any, tuple[Tensor, ...]], None]:
+    def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double()  # [s, t, width]
+        if shape.kind == "attention":
+            x = x.view(*x.shape[:2], -1, shape.head_dim).norm(dim=-1)
+        sizes = x.abs().mean(1).square().sum(0)
+        sums[place] = sums[place] + sizes if place in sums else sizes
+
+    return add
+
+
+@torch.no_grad()
+def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
+    """How much each block turns the residual stream: 1 - mean over tokens of cos(h before, h after).
+
+    ShortGPT (arXiv 2403.03853, equation 1).
+
+    Args:
+        stream: the text before the first block; it is used up.
+        progress: called with finished and total blocks.
+    """
+    influence = []
+    for block in range(stream.checkpoint.n_blocks):
+        before = list(stream.hidden)
+        stream.load(block)
+        stream.run(block)
+        stream.unload(block)
+        total, count = 0.0, 0
+        for old, new in zip(before, stream.hidden, strict=True):
+            cosine = torch.nn.functional.cosine_similarity(old.double(), new.double(), dim=-1)
+            total += float(cosine.sum())
+            count += cosine.numel()
+        influence.append(1 - total / count)
+        progress(block + 1, stream.checkpoint.n_blocks)
+    return influence

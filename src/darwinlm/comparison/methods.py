@@ -1,0 +1,173 @@
+"""The methods that `darwinlm compare` knows: each gives an allocation and the modules that it is stitched from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.comparison.allocations import best_random, best_uniform, even_uniform, least_local_error, without_blocks
+from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
+from darwinlm.comparison.ranked import DenseReader, RankedReader
+from darwinlm.comparison.sheared import Shearing, shear
+from darwinlm.database.store import DatabaseReader
+from darwinlm.export.hf import save_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
+from darwinlm.malloc import kept_memory
+from darwinlm.run import Run
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation
+from darwinlm.stages.database import PruningDatabase, database_stage, stream_of
+from darwinlm.stages.text import Texts
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method decided.
+
+    Attributes:
+        reader: where the modules come from.
+        allocation: how much of each is kept.
+        record: figures for the report.
+    """
+
+    reader: DatabaseReader
+    allocation: Allocation
+    record: dict[str, Any]
+
+
+class MethodInputs:
+    """What all methods share: the run, its text, its space and budget, and the database where one is needed."""
+
+    def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
+        self.run = run
+        self.texts = texts
+        self.plan = plan
+
+    @cached_property
+    def database(self) -> PruningDatabase:
+        """Built or reused on first use."""
+        return database_stage(self.run, self.texts)
+
+    def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
+        """KL to the dense model on the fitness tokens that the search judges children on first."""
+        n_tokens = self.run.recipe.search.stages[0].tokens
+        tokens = self.texts["fitness"].tokens
+        model = self.run.checkpoint.load(self.run.dtype, self.run.device)
+        placed = PlacedModules(Decoder(model, self.run.checkpoint.family), reader, self.plan.space)
+        fitness = Fitness(placed, tokens[: -(-n_tokens // tokens.shape[1])], batch_tokens=self.run.batch_tokens)
+        return lambda allocation: fitness.kl(allocation, n_tokens)
+
+
+def _uniform(bench: MethodInputs, _: Path) -> MethodResult:
+    reader = bench.database.reader
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+
+
+def _random(bench: MethodInputs, _: Path) -> MethodResult:
+    reader, recipe = bench.database.reader, bench.run.recipe
+    minutes = recipe.search.minutes
+    chosen, tries = best_random(
+        bench.plan,
+        bench.loss(reader),
+        tries=recipe.baselines.random_tries,
+        seed=recipe.search.seed,
+        seconds=None if minutes is None else 60 * minutes,
+    )
+    return MethodResult(reader, chosen, {"tries": tries})
+
+
+def _ziplm(bench: MethodInputs, _: Path) -> MethodResult:
+    reader = bench.database.reader
+    return MethodResult(reader, least_local_error(bench.plan, reader), {})
+
+
+def _magnitude(bench: MethodInputs, _: Path) -> MethodResult:
+    run = bench.run
+    reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+
+
+def _minitron(bench: MethodInputs, _: Path) -> MethodResult:
+    run = bench.run
+    scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+    reader = RankedReader(run.checkpoint, run.recipe.units, scores)
+    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+
+
+def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
+    run = bench.run
+    influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+    chosen = without_blocks(bench.plan, influence)
+    return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
+
+
+def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
+    run, settings = bench.run, bench.run.recipe.baselines
+    space = bench.plan.space
+    target = even_uniform(bench.plan)
+    dense = DenseReader(run.checkpoint, run.recipe.units)
+    shapes = [dense.shape(module.block, module.kind) for module in space.modules]
+    tokens = bench.texts["calibration"].tokens
+    wanted = -(-settings.sheared_tokens // tokens.shape[1])
+    order = torch.arange(wanted) % len(tokens)
+    batches = torch.split(tokens[order], max(1, settings.sheared_batch_tokens // tokens.shape[1]))
+    model = run.checkpoint.load(torch.float32, run.device)
+    shearing = Shearing(
+        mask_rate=settings.sheared_mask_rate,
+        rate=settings.sheared_rate,
+        warmup=settings.sheared_warmup,
+        seed=run.recipe.search.seed,
+    )
+    with kept_memory(run.device):
+        scores, record = shear(
+            model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance
+        )
+    trained = folder / "trained"
+    save_model(model.to("cpu"), trained)
+    checkpoint = Checkpoint.open(trained)
+    record |= {"tokens": wanted * tokens.shape[1]}
+    return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: as `--methods` takes it.
+        title: for tables.
+        source: the paper it follows.
+        make: decides; the folder is for what must be kept.
+        database: whether it works from the pruning database.
+        searches: whether `search.minutes` bounds it.
+    """
+
+    name: str
+    title: str
+    source: str
+    make: Callable[[MethodInputs, Path], MethodResult]
+    database: bool = False
+    searches: bool = False
+
+
+BASELINES = {
+    method.name: method
+    for method in (
+        Method("uniform", "Uniform", "the best of all equal cuts, same database", _uniform, database=True),
+        Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
+        Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
+        Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
+        Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
+        Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
+        Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
+    )
+}
+"""By name. `darwinlm` is the pipeline itself, and refit and recovery may follow any (`entries.py`)."""

@@ -1,0 +1,106 @@
+"""A database of another kind: units in an order that some score gives, the dense weights on what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from darwinlm.database.levels import Level
+from darwinlm.database.store import DatabaseReader, Kept, kept_groups
+from darwinlm.errors import FamilyError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import ModuleKind
+from darwinlm.families.shapes import ModuleShape
+from darwinlm.recipe import UnitsSettings
+
+Place = tuple[int, ModuleKind]
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """How much the units of one module matter.
+
+    Attributes:
+        units: [width] of an MLP's channels, or [groups, heads] of an attention's query heads.
+        groups: [groups] of what a KV group has besides its heads; None adds nothing.
+        scale: [width] that the kept columns are multiplied with; None leaves them as they are.
+    """
+
+    units: Tensor
+    groups: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class RankedReader(DatabaseReader):
+    """Keeps the best-scored units of every module and leaves their weights alone.
+
+    Args:
+        checkpoint: the model.
+        units: what is removed at once.
+        scores: of every module.
+
+    Raises:
+        FamilyError: the model is a mixture of experts, whose units these methods don't score.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
+        super().__init__(Path(), checkpoint, units)
+        self.scores = scores
+        mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
+        if mixtures:
+            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method doesn't know: use ziplm")
+
+    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        """Columns of the best units of a module, [k] ascending."""
+        return best_columns(self.shape(block, kind), level, self.scores[block, kind])
+
+    def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
+        """Columns of the best units of a module, with the dense weights on them."""
+        shape, scale = self.shape(block, kind), self.scores[block, kind].scale
+        columns = self.columns(block, kind, level)
+        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        if level.width == shape.width and scale is None:
+            return Kept(columns, None, *groups)
+        weight = self.dense_weight(block, kind)[:, columns]
+        return Kept(columns, weight if scale is None else weight * scale[columns], *groups)
+
+
+class DenseReader(DatabaseReader):
+    """Every module whole or gone.
+
+    Args:
+        checkpoint: the model.
+        units: gives the levels their order.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
+        super().__init__(Path(), checkpoint, units)
+
+
+def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:
+    """Columns of the output projection that a level keeps, [k] ascending.
+
+    An attention keeps the groups with the largest sum over their best heads and their own score, and in each of them
+    those heads; an MLP its best channels. Of equal scores the first goes first.
+    """
+    if not level.width:
+        return torch.arange(0)
+    if shape.kind == "mlp":
+        return _best(scores.units, level.width)
+    if level.heads:
+        heads = torch.stack([_best(row, level.heads) for row in scores.units])
+        totals = scores.units.gather(1, heads).sum(1)
+        chosen = _best(totals if scores.groups is None else totals + scores.groups, level.groups)
+        places = (chosen[:, None] * shape.heads + heads[chosen]).reshape(-1)
+    else:  # any query heads; all KV heads stay
+        places = _best(scores.units.reshape(-1), level.query_heads)
+    return (places[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+
+
+def _best(values: Tensor, count: int) -> Tensor:
+    """Indices of the largest values, ascending."""
+    return values.argsort(descending=True, stable=True)[:count].sort().values

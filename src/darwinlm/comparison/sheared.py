@@ -1,0 +1,192 @@
+"""Sheared-LLaMA's pruning: masks over heads and MLP channels learned together with the weights, under constraints.
+
+min over weights and masks, max over λ and φ, of  cross-entropy + Σ λ (s - t) + φ (s - t)²  where s is the expected
+share of units that a module keeps and t the target's, which falls from 1 during the first part of the training (arXiv
+2310.06694, section 2.1). The residual width and the number of layers, which it can prune too, stay here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.calibration.stream import output_projection
+from darwinlm.comparison.hard_concrete import HardConcrete
+from darwinlm.comparison.ranked import Place, UnitScores
+from darwinlm.database.levels import Level
+from darwinlm.errors import FamilyError, NumericsError
+from darwinlm.families.family import Family
+from darwinlm.families.shapes import ModuleShape
+
+
+@dataclass(frozen=True)
+class Shearing:
+    """Settings.
+
+    Attributes:
+        mask_rate: learning rate of the masks; the paper's is 1, over 3200 steps.
+        rate: learning rate of the weights; the paper's is 1e-4. 0 leaves them alone.
+        ascent: learning rate of the multipliers.
+        pull: φ at the start. The paper starts at 0, which lets short trainings swing around the target.
+        warmup: share of the steps in which the target falls from everything to what is wanted.
+        seed: of the masks' noise.
+    """
+
+    mask_rate: float = 0.3
+    rate: float = 1e-4
+    ascent: float = 1.0
+    pull: float = 10.0
+    warmup: float = 0.5
+    seed: int = 0
+
+
+class ModuleMask(nn.Module):
+    """Masks of one module, spread over the columns of its output projection.
+
+    Args:
+        shape: of the module.
+        level: what it is to keep.
+        generator: of the noise.
+    """
+
+    def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = shape
+        self.parts = nn.ModuleDict()
+        self.targets: dict[str, float] = {}
+        if shape.kind == "mlp":
+            self._add("channels", shape.width, level.width / shape.width, generator)
+        else:
+            self._add("groups", shape.groups, level.groups / shape.groups, generator)
+            heads = level.query_heads / (level.groups * shape.heads) if level.groups else 1.0
+            if shape.heads > 1:
+                self._add("heads", shape.groups * shape.heads, heads, generator)
+
+    def _add(self, name: str, n: int, target: float, generator: torch.Generator) -> None:
+        self.parts[name] = HardConcrete(n, generator)
+        self.targets[name] = target
+
+    def columns(self, z: dict[str, Tensor]) -> Tensor:
+        """Masks of units spread over columns, [width]."""
+        if self.shape.kind == "mlp":
+            return z["channels"]
+        spread = z["groups"].repeat_interleave(self.shape.heads)
+        if "heads" in z:
+            spread = spread * z["heads"]
+        return spread.repeat_interleave(self.shape.head_dim)
+
+    def sample(self) -> Tensor:
+        """One draw, [width]."""
+        return self.columns({name: part.sample() for name, part in self._named()})
+
+    def _named(self) -> Iterator[tuple[str, HardConcrete]]:
+        for name, part in self.parts.items():
+            assert isinstance(part, HardConcrete)
+            yield name, part
+
+    def gaps(self, progress: float) -> list[Tensor]:
+        """Expected minus wanted share of each kind of unit, the target having come so far."""
+        return [part.expected() - (1 - (1 - self.targets[name]) * progress) for name, part in self._named()]
+
+    def scores(self) -> UnitScores:
+        """What was learned, as scores of units and the masks that stay."""
+        z = {name: part.final().cpu() for name, part in self._named()}
+        alpha = {name: part.log_alpha.detach().cpu() for name, part in self._named()}
+        scale = self.columns(z)
+        if self.shape.kind == "mlp":
+            return UnitScores(alpha["channels"], scale=scale)
+        heads = alpha.get("heads", torch.zeros(self.shape.groups * self.shape.heads))
+        units = heads.view(self.shape.groups, self.shape.heads)
+        # Groups are ranked by their own masks alone, however good their heads are.
+        weight = 1e3 * float(units.abs().max() + 1) * self.shape.heads
+        return UnitScores(units, groups=weight * alpha["groups"], scale=scale)
+
+
+def shear(
+    model: Any,
+    family: Family,
+    shapes: Sequence[ModuleShape],
+    levels: Sequence[Level],
+    batches: Sequence[Tensor],
+    settings: Shearing,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[Place, UnitScores], dict[str, Any]]:
+    """Learn which units to keep; the model's weights are trained along, in place.
+
+    Args:
+        model: the dense causal LM in float32; its weights change.
+        family: its description.
+        shapes: of its modules.
+        levels: what each of them is to keep.
+        batches: [n, t] tokens of each step.
+        settings: learning rates and schedule.
+        progress: called with finished and total steps.
+
+    Returns:
+        Scores of every module's units, and the record: losses and the largest gap to the target at the end.
+
+    Raises:
+        NumericsError: the loss isn't finite.
+        FamilyError: the model is a mixture of experts.
+    """
+    if any(shape.experts for shape in shapes):
+        raise FamilyError("sheared knows no mixture of experts: leave it out")
+    generator = torch.Generator().manual_seed(settings.seed)
+    device = next(model.parameters()).device
+    masks = [ModuleMask(s, level, generator).to(device) for s, level in zip(shapes, levels, strict=True)]
+    count = sum(len(mask.parts) for mask in masks)
+    multipliers = torch.zeros(2, count, device=device)
+    multipliers[1] = settings.pull
+    model.requires_grad_(requires_grad=settings.rate > 0)
+    groups = [
+        {"params": [p for mask in masks for p in mask.parameters()], "lr": settings.mask_rate, "weight_decay": 0.0},
+    ]
+    if settings.rate > 0:
+        groups.append({"params": list(model.parameters()), "lr": settings.rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    blocks = model.get_submodule(family.layers)
+    losses: list[float] = []
+    warm = max(1, round(settings.warmup * len(batches)))
+    gaps: list[Tensor] = []
+    with ExitStack() as hooks:
+        for mask in masks:
+            output = output_projection(blocks[mask.shape.block], family, mask.shape.kind)
+            assert output is not None
+            hooks.callback(output.register_forward_pre_hook(_masked(mask)).remove)
+        for step, tokens in enumerate(batches):
+            batch = tokens.to(device)
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            gaps = [gap for mask in masks for gap in mask.gaps(min(1.0, (step + 1) / warm))]
+            stacked = torch.stack(gaps)
+            total = loss + (multipliers[0] * stacked + multipliers[1] * stacked.square()).sum()
+            if not bool(torch.isfinite(total)):
+                raise NumericsError(f"sheared: the loss isn't finite in step {step + 1}: lower baselines.sheared_rate")
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if settings.rate > 0:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            # Gradient ascent on the multipliers; Adam's steps of equal length swing around the target in short runs.
+            multipliers += settings.ascent * torch.stack((stacked.detach(), stacked.detach().square()))
+            losses.append(float(loss.detach()))
+            progress(step + 1, len(batches))
+    model.requires_grad_(requires_grad=False)
+    record = {
+        "steps": len(batches),
+        "loss_start": losses[0],
+        "loss_end": losses[-1],
+        "largest_gap": max(abs(float(gap.detach())) for gap in gaps),
+    }
+    return {(mask.shape.block, mask.shape.kind): mask.scores() for mask in masks}, record
+
+
+def _masked(mask: ModuleMask) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def apply(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * mask.sample().to(inputs[0].dtype), *inputs[1:])
+
+    return apply

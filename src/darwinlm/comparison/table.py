@@ -1,0 +1,86 @@
+"""A comparison as one table, and what a reader must know to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation.summary import Table
+
+
+def comparison_cells(found: Mapping[str, Any]) -> Table:
+    """Headings, cells and remarks, from what `darwinlm.comparison.compare` wrote."""
+    places = list(found["texts"])
+    trains = any(row["training_tokens"] for row in found["rows"])
+    headings = ["method", "block params", "kept, %", "MB", "minutes", *(["trained on, tokens"] if trains else [])]
+    headings += [f"{figure}, {place}" for place in places for figure in ("perplexity", "KL")]
+    tasks = found["rows"][0]["tasks"] if found["rows"] else []
+    headings += [f"{score['title']}, %" for score in tasks] + (["average, %"] if len(tasks) > 1 else [])
+    cells, remarks = [], []
+    for row in found["rows"]:
+        line = [
+            row["title"],
+            f"{row['block_params'] / 1e6:.1f} M",
+            f"{100 * row['block_params'] / found['rows'][0]['block_params']:.2f}",
+            f"{row['bytes'] / 1e6:.0f}",
+            _minutes(row),
+        ]
+        if trains:
+            line.append(f"{row['training_tokens']:,}" if row["training_tokens"] else "")
+        for place in places:
+            line += [f"{row['texts'][place]['perplexity']:.4g}", f"{row['texts'][place]['kl']:.4f}"]
+        if tasks:
+            scores = list(harness.from_json(row["tasks"]).values())
+            line += [f"{summary.percent(score.value)} ± {summary.percent(score.stderr)}" for score in scores]
+            mean = summary.average(scores)
+            if len(tasks) > 1:
+                line.append(f"{summary.percent(mean.value)} ± {summary.percent(mean.stderr)}")
+            remarks += [f"{row['title']}: {note}" for note in summary.notes(scores)]
+        cells.append(tuple(line))
+    return tuple(headings), cells, [*remarks, *_footing(found)]
+
+
+def _minutes(row: Mapping[str, Any]) -> str:
+    if row["seconds"] is None:
+        return ""
+    minutes = (row["seconds"] + (row["database_seconds"] or 0)) / 60
+    return f"{'≥ ' if row['resumed'] else ''}{minutes:.1f}"
+
+
+def _footing(found: Mapping[str, Any]) -> list[str]:
+    """What is the same for all rows, and what each of them was given."""
+    recipe, names = found["recipe"], [row["method"] for row in found["rows"]]
+    text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
+    lines = [
+        f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
+        f"{text['fitness_tokens']:,} fitness tokens of {text['source']}; measured on other documents: "
+        + "; ".join(
+            f"{place}, {part['tokens']:,} tokens of {part['source']}" for place, part in found["texts"].items()
+        ),
+        "minutes: the method with all of its steps and, where it uses the pruning database, building that"
+        + (
+            "; ≥: interrupted, only the last part was timed" if any(row.get("resumed") for row in found["rows"]) else ""
+        ),
+    ]
+    if search["minutes"] is not None:
+        tries = _tries(found)
+        random = f", and random tries until then at most ({tries} allocations)" if tries else ""
+        lines.append(f"searches end after {search['minutes']:g} minutes at the latest{random}")
+    else:
+        lines.append("the wall-clock of searches has no bound (search.minutes): compare the minutes")
+    if any(name.startswith("sheared") for name in names):
+        tokens = recipe["baselines"]["sheared_tokens"]
+        lines.append(f"sheared learns masks and weights on {tokens:,} tokens of the calibration text")
+    if any(name.endswith("recovery") for name in names):
+        source = recovery["text"] or text["source"]
+        weights = f"{recovery['distillation']:g} x KL to the dense model, {recovery['cross_entropy']:g} x cross-entropy"
+        lines.append(
+            f"recovery: {recovery['tokens']:,} tokens of {source}, the same text in the same order in every row "
+            f"({weights}, learning rate {recovery['learning_rate']:g})"
+        )
+    return lines
+
+
+def _tries(found: Mapping[str, Any]) -> int:
+    return next((row["record"]["tries"] for row in found["rows"] if row["method"] == "random"), 0)

@@ -1,0 +1,259 @@
+"""One evaluation from request to result: open the model, measure what is asked, keep every part as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import read_json, write_json
+from darwinlm.compute import DTYPES, fast_dtype, resolve_device
+from darwinlm.errors import ArtifactError, RecipeError
+from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation.looking_back import (
+    LIST_LENGTHS,
+    CopyingScore,
+    all_copying,
+    longest_sequence,
+    measure_copying,
+    word_lists,
+)
+from darwinlm.evaluation.models import Opened, open_model
+from darwinlm.evaluation.suites import Wanted, parse_suite
+from darwinlm.evaluation.summary import Table
+from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How far a model copies.
+
+    Attributes:
+        model: as the user named it.
+        scores: one for each kind of sequences.
+        remarks: what was left out, and why.
+    """
+
+    model: str
+    scores: tuple[CopyingScore, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is to be measured; see `darwinlm evaluate --help`."""
+
+    model: str
+    suite: str | None = None
+    data_dir: Path | None = None
+    limit: int | None = None
+    texts: tuple[str, ...] = ()
+    against: str | None = None
+    tokens: int = 16384
+    sequence_length: int = 512
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_remote_code: bool = False
+    looking_back: bool = False
+
+    def check(self) -> tuple[Wanted, ...]:
+        """The tasks; everything that can be refused without a model is. Raises DarwinLMError."""
+        if self.suite is None and not self.texts and not self.looking_back:
+            raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
+        if self.against is not None and not self.texts:
+            raise RecipeError("--against needs --text: KL is measured on a text")
+        if self.dtype not in ("auto", *DTYPES):
+            raise RecipeError(f"--dtype {self.dtype}: use auto, {', '.join(DTYPES)}")
+        resolve_device(self.device)
+        wanted = () if self.suite is None else parse_suite(self.suite)
+        if wanted:
+            harness.check_suite(wanted, self.data_dir)
+        return wanted
+
+    def settled(self) -> EvaluationRequest:
+        """The same with the element type that `auto` stands for here."""
+        return replace(self, dtype=fast_dtype(resolve_device(self.device))) if self.dtype == "auto" else self
+
+    def key(self) -> dict[str, Any]:
+        """What an earlier result must have been asked for to be used again."""
+        plain = asdict(self)
+        names = ("model", "limit", "dtype", "sequence_length", "tokens", "against")
+        folder = None if self.data_dir is None else str(self.data_dir)
+        return {name: plain[name] for name in names} | {"data_dir": folder}
+
+
+@dataclass
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        request: what was asked.
+        params: of the model.
+        scores: of the suite's tasks.
+        texts: one for each text.
+        copying: of the model, and of the dense one where there is one.
+    """
+
+    request: EvaluationRequest
+    params: int = 0
+    scores: list[harness.TaskScore] = field(default_factory=list)
+    texts: list[TextScore] = field(default_factory=list)
+    copying: list[Copied] = field(default_factory=list)
+
+    def tables(self) -> Iterator[Table]:
+        """Headings, cells and remarks of each table."""
+        if self.texts:
+            yield _text_table(self.texts)
+            yield from _divided_tables(self.texts)
+        if self.copying:
+            yield _copying_table(self.copying)
+        if self.scores:
+            yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what --out holds."""
+        mean = summary.average(self.scores) if self.scores else None
+        return {
+            "request": self.request.key() | {"suite": self.request.suite},
+            "params": self.params,
+            "texts": [asdict(text) for text in self.texts],
+            "copying": [asdict(copied) for copied in self.copying],
+            "tasks": harness.as_json(self.scores),
+            "average": asdict(mean) if mean and len(self.scores) > 1 else None,
+            "partial": mean.partial if mean else "",
+        }
+
+
+def _text_table(texts: list[TextScore]) -> Table:
+    headings = ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token")
+    cells: list[tuple[str, ...]] = [
+        (
+            text.source,
+            f"{text.tokens}",
+            f"{text.perplexity:.4g}",
+            "-" if text.dense_perplexity is None else f"{text.dense_perplexity:.4g}",
+            "-" if text.kl is None else f"{text.kl:.4f}",
+        )
+        for text in texts
+    ]
+    return headings, cells, []
+
+
+def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
+    """KL by whether the next token was seen, and by position, of texts that were measured against another model."""
+    divided = [text for text in texts if text.kl_by_position]
+    if divided:
+        cells: list[tuple[str, ...]] = [
+            (text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided
+        ]
+        yield ("KL where the next token", "stood before", "is new", "share that stood before, %"), cells, []
+    for text in divided:
+        ends = (f"{end}" for end, _ in text.kl_by_position)
+        line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
+        yield ("KL by position, up to", *ends), [line], []
+
+
+def _copying_table(copying: list[Copied]) -> Table:
+    headings = ("copied, %, and loss in nats", *(score.name for score in copying[0].scores))
+    cells = [
+        (each.model, *(f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores))
+        for each in copying
+    ]
+    return headings, cells, list(copying[0].remarks)
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
+    """Measure a model.
+
+    Args:
+        request: what is asked.
+        out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
+        console: told about every finished task.
+
+    Raises:
+        DarwinLMError: the request, the model or the data is wrong. A task that fails on the way isn't an error here: it
+            is in its score.
+        ArtifactError: the JSON file is of another request.
+    """
+    wanted = request.check()
+    request = request.settled()
+    done = _resumed(request, out)
+    device = resolve_device(request.device)
+    dtype = DTYPES[request.dtype]
+    opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+    found = Evaluated(request, opened.params)
+
+    def save(scores: list[harness.TaskScore]) -> None:
+        found.scores = list(scores)
+        if out is not None:
+            write_json(out, found.as_json())
+        if console is not None and scores:
+            last = scores[-1]
+            value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
+            console.print(f"{last.title}: {value}", highlight=False, markup=False)
+
+    if request.texts or request.looking_back:
+        found.texts, found.copying = _texts(request, opened, dtype, device)
+        if not done:
+            save([])
+    if wanted:
+        harness.run_suite(
+            opened.model,
+            opened.tokenizer,
+            wanted,
+            data_dir=request.data_dir,
+            limit=request.limit,
+            batch_size=request.batch_size,
+            done=done,
+            save=save,
+        )
+    return found
+
+
+def _texts(
+    request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device
+) -> tuple[list[TextScore], list[Copied]]:
+    """Texts, then copying of lists and of the first text's passages, by the model and by the dense one."""
+    longest = longest_sequence(opened.model.config)
+    if request.texts and longest is not None and request.sequence_length > longest:
+        raise RecipeError(
+            f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
+        )
+    if request.looking_back:
+        word_lists(opened.tokenizer, LIST_LENGTHS[0])
+    models = {opened.source: opened.model}
+    if request.against is not None:
+        dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        check_same_vocabulary(opened, dense)
+        models[f"{dense.source} (dense)"] = dense.model
+    batch_tokens = request.batch_size * request.sequence_length
+    scores: list[TextScore] = []
+    first = None
+    for source in request.texts:
+        tokens = pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
+        first = tokens if first is None else first
+        against = None if request.against is None else dense.model
+        scores.append(measure_text(opened.model, against, source, tokens, batch_tokens=batch_tokens))
+    sequences, remarks = all_copying(opened.tokenizer, first, longest)
+    copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
+    return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
+
+
+def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
+    if out is None or not out.exists():
+        return {}
+    before = read_json(out)
+    if not isinstance(before, dict) or "request" not in before or "tasks" not in before:
+        raise ArtifactError(f"{out} holds something else: choose another file")
+    earlier = {name: value for name, value in before["request"].items() if name != "suite"}
+    if earlier != request.key():
+        raise ArtifactError(f"{out} holds the result of another request ({earlier}): choose another file, or delete it")
+    return harness.from_json(before["tasks"])

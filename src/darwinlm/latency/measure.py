@@ -1,0 +1,126 @@
+"""Measure a latency table: the models that are timed, and how well it predicts whole models."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from darwinlm.artifact import damaged, read_json, write_json
+from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
+from darwinlm.latency.timing import Choice, ModelTimer
+from darwinlm.search.problem.cost import CostModel, time_costs
+from darwinlm.search.problem.space import Allocation, SearchSpace
+
+CHECKS = 3
+"""Random allocations that predictions are checked on."""
+
+
+def measure_table(
+    space: SearchSpace,
+    timer: ModelTimer,
+    *,
+    points: int,
+    record: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Time the models that a table needs.
+
+    Args:
+        space: Modules and levels.
+        timer: Times whole models against the dense one.
+        points: Most widths of one kind of module that are timed.
+        record: File of the measured ratios; those of an interrupted run are kept.
+        progress: Called with the models timed so far and their expected number.
+
+    Returns:
+        The table as `read_table` takes it, with predicted and measured times of a few random allocations.
+    """
+    dense = _choice(space, space.dense)
+    known: dict[str, list[float]] = read_json(record) if record.exists() else {}
+    total = 2 * points + CHECKS
+
+    def ratio(name: str, choice: Choice) -> float:
+        if name not in known:
+            known[name] = list(timer.compare(dense, choice))
+            write_json(record, known)
+        progress(len(known), max(total, len(known)))
+        return known[name][0]
+
+    ratios: dict[str, dict[Size, float]] = {}
+    for kind in KINDS:
+        if any(module.kind == kind for module in space.modules):
+            ratios[kind] = _ratios_of(kind, space, ratio, points)
+    rng = random.Random(0)  # noqa: S311
+    checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
+    measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
+    seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
+    counts = {kind: sum(module.kind == kind for module in space.modules) for kind in ratios}
+    lines = {kind: lines_of(of_kind, counts[kind], seconds) for kind, of_kind in ratios.items()}
+    table = LatencyTable(lines, seconds, 0.0)
+    of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in space.modules)
+    table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
+    cost = table_costs(table, space)
+    rows = [
+        {
+            "predicted": cost.of(each) / 1e9,
+            "measured": ratio_of * seconds,
+            "error": cost.of(each) / 1e9 / ratio_of / seconds - 1,
+        }
+        for each, ratio_of in zip(checks, measured, strict=True)
+    ]
+    return {
+        "seconds": {kind: {str(heads): line for heads, line in of_kind.items()} for kind, of_kind in lines.items()},
+        "dense": seconds,
+        "fixed": table.fixed,
+        "models_timed": len(known),
+        "checks": rows,
+        "worst_error": max(abs(row["error"]) for row in rows),
+    }
+
+
+def read_table(path: Path) -> tuple[LatencyTable, float]:
+    """A table that was measured, and the largest error of its predictions. Raises ArtifactError where it is damaged."""
+    tree = read_json(path)
+    try:
+        lines = {
+            kind: {int(heads): tuple((int(w), float(t)) for w, t in line) for heads, line in of_kind.items()}
+            for kind, of_kind in tree["seconds"].items()
+        }
+        return LatencyTable(lines, float(tree["dense"]), float(tree["fixed"])), float(tree["worst_error"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"it isn't a latency table: {error}") from error
+
+
+def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
+    """Nanoseconds of every level."""
+    times = {
+        (module.block, module.kind): [table.seconds(module.kind, size_of(level)) for level in module.levels]
+        for module in space.modules
+    }
+    return time_costs(space, times, table.fixed)
+
+
+def _choice(space: SearchSpace, allocation: Allocation) -> Choice:
+    levels = space.levels(allocation)
+    return {(module.block, module.kind): level for module, level in zip(space.modules, levels, strict=True)}
+
+
+def _ratios_of(
+    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Choice], float], points: int
+) -> dict[Size, float]:
+    """Whole-model times with all modules of a kind at one size, over the dense model's."""
+    levels = {size_of(level): level for module in space.modules if module.kind == kind for level in module.levels}
+    others = {place: level for place, level in _choice(space, space.dense).items() if place[1] != kind}
+    places = [(module.block, module.kind) for module in space.modules if module.kind == kind]
+    tops = {size_of(module.levels[-1]) for module in space.modules if module.kind == kind}
+    known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
+
+    def measure(size: Size) -> float:
+        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(places, levels[size])})
+
+    gone = ratio(f"{kind}:gone", others)
+    return {**refine(measured_lines(list(levels)), measure, points=points, known=known), ABSENT: gone}

@@ -1,0 +1,161 @@
+"""Time whole models of given sizes on the device at hand: built as they will be saved, with random weights."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from darwinlm.database.levels import Level
+from darwinlm.database.store import kept_groups
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.shapes import ModuleShape
+from darwinlm.surgery.shrink import layer_overrides
+from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
+
+Choice = Mapping[tuple[int, ModuleKind], Level]
+DECODE_STEPS = 8
+"""Decoded tokens whose median time stands for all of them."""
+
+STEADY = 0.01
+"""Standard error of a ratio of times below which no more passes are timed."""
+
+PATIENCE = 3
+"""How many times as many passes are timed where the ratios don't agree."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed: a prompt, and tokens written after it.
+
+    Attributes:
+        prefill: tokens of the prompt; 0 leaves its time out.
+        decode: tokens written; 0 leaves them out.
+        batch: sequences at once.
+    """
+
+    prefill: int
+    decode: int
+    batch: int
+
+
+class ModelTimer:
+    """Times models against the dense one, in turn, so that a machine's drift falls on both.
+
+    Args:
+        checkpoint: the dense model; its weights aren't read.
+        shapes: its modules.
+        request: what is timed.
+        dtype: of the weights.
+        device: where.
+        runs: timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
+        request: Workload,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        runs: int,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.shapes = shapes
+        self.request = request
+        self.dtype = dtype
+        self.device = device
+        self.runs = runs
+        self._reference: Any = None
+        generator = torch.Generator().manual_seed(0)
+        self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
+        length = max(request.prefill, 1) + request.decode // 2
+        vocabulary = int(checkpoint.config.vocab_size)
+        self._tokens = torch.randint(vocabulary, (request.batch, length), generator=generator).to(device)
+
+    def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
+        """Time of a model over the dense one's (median of paired passes), and the dense one's in seconds."""
+        if self._reference is None:
+            self._reference = self.build(dense)
+            self.seconds(self._reference)
+        model = self.build(choice)
+        self.seconds(model)
+        pairs: list[tuple[float, float]] = []
+        while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
+            pairs.append((self.seconds(self._reference), self.seconds(model)))
+        return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
+
+    def build(self, choice: Choice) -> Any:
+        """A model whose modules are at the given levels; those that aren't named are gone."""
+        table: dict[int, dict[str, Any]] = {}
+        for block in range(self.checkpoint.n_blocks):
+            row: dict[str, Any] = {}
+            levels = {kind: choice.get((block, kind)) for kind in KINDS}
+            gone = [kind for kind, level in levels.items() if level is None or not level.width]
+            for kind, level in levels.items():
+                if level is not None and level.width:
+                    row |= self._sizes(self.shapes[block, kind], level)
+            table[block] = row | ({SKIP: gone} if gone else {})
+        model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                module.register_parameter(name, nn.Parameter(self._filled(parameter), requires_grad=False))
+        model.tie_weights()
+        return model.to(self.device)
+
+    def _sizes(self, shape: ModuleShape, level: Level) -> dict[str, Any]:
+        query_groups = None
+        if shape.kind == "attention" and not level.heads:
+            # Which query heads stay isn't known yet, and hardly matters to the time: take the first ones.
+            _, query_groups = kept_groups(shape, level, torch.arange(level.width))
+        return layer_overrides(self.checkpoint.family, shape, level, query_groups)
+
+    def _filled(self, parameter: torch.Tensor) -> torch.Tensor:
+        times = -(-parameter.numel() // len(self._noise))
+        return self._noise.repeat(times)[: parameter.numel()].view(parameter.shape).clone()
+
+    @torch.inference_mode()
+    def seconds(self, model: Any) -> float:
+        """One pass: the prompt's time and the written tokens' time, as the request weighs them."""
+        prompt = max(self.request.prefill, 1)
+        begun = self._now()
+        output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
+        total = self._now() - begun if self.request.prefill else 0.0
+        if self.request.decode:
+            cache = {self._cache_name(model): output.past_key_values}
+            if self._tokens.shape[1] > prompt:  # tokens are timed with the cache that they find on average
+                model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
+            steps = []
+            for _ in range(min(DECODE_STEPS, self.request.decode)):
+                begun = self._now()
+                model(input_ids=self._tokens[:, :1], use_cache=True, **cache)
+                steps.append(self._now() - begun)
+            total += self.request.decode * statistics.median(steps)
+        return total
+
+    @staticmethod
+    def _cache_name(model: Any) -> str:
+        """What the model calls its cache: the name changed between releases of transformers."""
+        return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def steady(ratios: Sequence[float]) -> bool:
+    """Whether the median of the ratios is known well enough, by their median distance from it; a single one is."""
+    middle = statistics.median(ratios)
+    spread = statistics.median(abs(each - middle) for each in ratios)
+    # For normal errors the deviation is 1.48 median distances, and a median's standard error 1.25 of a mean's.
+    return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle

@@ -1,0 +1,60 @@
+"""Memory on a CPU: what training frees stays with the process instead of going back to the system page by page.
+
+glibc gives every piece above 32 MB back when it is freed, and the next one of that size is made of fresh pages that the
+system fills with zeros first. A training step frees and takes gigabytes of activations and logits;
+`benchmarks/malloc.py` measures what that costs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+_ALWAYS = 2**31 - 1
+_MOST_DYNAMIC = 32 << 20
+"""Where glibc's own threshold ends when it has grown with what was freed; it stops growing once it is set by hand."""
+
+
+_kept = False
+
+
+@contextmanager
+def kept_memory(device: torch.device) -> Iterator[None]:
+    """Keep freed memory while the body runs, then give it back; one inside another is part of the outer one.
+
+    Does nothing on a GPU, or where there is no glibc.
+
+    Args:
+        device: where the work is done.
+    """
+    global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
+    library = _glibc() if device.type == "cpu" else None
+    if library is None or _kept:
+        yield
+        return
+    _set(library, _ALWAYS, _ALWAYS)
+    _kept = True
+    try:
+        yield
+    finally:
+        _kept = False
+        _set(library, _MOST_DYNAMIC, 2 * _MOST_DYNAMIC)
+        library.malloc_trim(0)
+
+
+def _set(library: ctypes.CDLL, mapped: int, trimmed: int) -> None:
+    library.mallopt(_M_MMAP_THRESHOLD, mapped)
+    library.mallopt(_M_TRIM_THRESHOLD, trimmed)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -1,0 +1,178 @@
+"""The dense model's distributions, as candidates of a search are compared with them.
+
+A candidate's head is the dense model's. With logits z_v = s (w_v·x + b_v) of what reaches it, x,
+
+    KL(p ‖ q) = Σ_v p_v log p_v - s (x·Σ_v p_v w_v + Σ_v p_v b_v) + logsumexp_v z_v,
+
+so of the dense model m + 4 numbers a token have to be kept instead of a vocabulary's, and a candidate's logits are
+needed for nothing but their normaliser, which is made for a part of the vocabulary after the other.
+
+Logits of half precision are rounded after the product. Where the same rounded logit stands in both terms it cancels,
+but the mean above is exact; so the likeliest token's logit is put there as it is rounded. On a trained model, 2,048
+tokens in bfloat16, 0.0001 is left of a difference of 0.001.
+
+Letters: n tokens, m residual width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from darwinlm.evaluation.divergence import DenseDistribution
+from darwinlm.families.decoder import Decoder
+
+LOGIT_TOKENS = 512
+"""Tokens whose logits over the whole vocabulary are made at once."""
+
+CPU_LOGITS = 24 << 20
+"""Most bytes of such logits on a CPU: larger pieces of memory go back to the system each time (glibc), and come back
+page by page."""
+
+CPU_PART = 1 << 21
+"""Most float32 logits of a part of the vocabulary, all tokens together, on a CPU: what stays in its caches."""
+
+GPU_PART = 1 << 28
+"""The same on a GPU, where only memory bounds them: 1 GiB."""
+
+FEWEST = 256
+"""Least tokens of the vocabulary in a part."""
+
+
+class Reference(Protocol):
+    """The dense model on some text."""
+
+    def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
+        """KL(dense ‖ candidate) of each token, [n'] float32.
+
+        Args:
+            hidden: [n', m] the candidate's residual stream behind the last block, for the tokens from `start` on.
+            start: index of the first token.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Logits that are a linear function of what reaches the head.
+
+    Attributes:
+        weight: [v, m].
+        bias: [v].
+        scale: what the model multiplies them by.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> LinearHead | None:
+        """A model's head; None where something else is done with the logits, as a soft cap."""
+        head = decoder.model.get_output_embeddings()
+        scale = decoder.logit_scale() if type(head) is nn.Linear else None
+        return None if scale is None else cls(head.weight.detach(), _detached(head.bias), scale)
+
+    def normalisers(self, x: Tensor) -> Tensor:
+        """Log-sum-exp of the logits, [n, m] -> [n] float32."""
+        elements = CPU_PART if x.device.type == "cpu" else GPU_PART
+        size = max(elements // max(len(x), 1), FEWEST)
+        top = x.new_full((len(x),), -torch.inf, dtype=torch.float32)
+        total = torch.zeros_like(top)
+        for start in range(0, len(self.weight), size):
+            rows = slice(start, start + size)
+            z = functional.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows]).float()
+            if self.scale != 1:
+                z *= self.scale
+            largest = torch.maximum(z.amax(-1), top)
+            total.mul_(top.sub_(largest).exp_()).add_(z.sub_(largest[:, None]).exp_().sum(-1))
+            top = largest
+        return total.log_().add_(top)
+
+    def rounding(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """What rounding adds to the logit of one token each, [n, m] and [n] -> [n] float32."""
+        if self.weight.dtype == torch.float32:
+            return torch.zeros(len(x), device=x.device)
+        z = torch.linalg.vecdot(x.float(), self.weight[tokens].float())
+        if self.bias is not None:
+            z += self.bias[tokens].float()
+        rounding: Tensor = z.to(self.weight.dtype).float() - z
+        return rounding * self.scale
+
+    def cross(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Two sums, s Σ_v p_v w_v, [n, m], and s Σ_v p_v b_v, [n], float32, of probabilities [n, v] float32."""
+        size = max(CPU_PART // self.weight.shape[1], FEWEST)
+        rows = probabilities.new_zeros(len(probabilities), self.weight.shape[1])
+        for start in range(0, len(self.weight), size):
+            part = slice(start, start + size)
+            rows.addmm_(probabilities[:, part], self.weight[part].float())
+        bias = probabilities.new_zeros(len(rows)) if self.bias is None else probabilities @ self.bias.float()
+        return rows.mul_(self.scale), bias.mul_(self.scale)
+
+
+class ExpectedRows:
+    """The dense model as its expected row of the head.
+
+    Args:
+        decoder: the dense model.
+        head: of it.
+        hidden: [n, m] its residual stream behind the last block.
+    """
+
+    def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
+        self.decoder = decoder
+        self.head = head
+        parts = []
+        for part in torch.split(hidden, head_tokens(decoder)):
+            distribution = DenseDistribution(decoder.head(part))
+            rows, bias = head.cross(distribution.probabilities)
+            likeliest = distribution.probabilities.max(-1)
+            parts.append((rows, distribution.negative_entropy - bias, likeliest.values, likeliest.indices))
+        self.rows, self.constant, self.largest, self.likeliest = (torch.cat(each) for each in zip(*parts, strict=True))
+
+    def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
+        """As `Reference.kl`."""
+        x = self.decoder.head_inputs(hidden)
+        at = slice(start, start + len(x))
+        cross = torch.linalg.vecdot(self.rows[at], x.float())
+        cross += self.largest[at] * self.head.rounding(x, self.likeliest[at])
+        kl: Tensor = self.constant[at] - cross + self.head.normalisers(x)
+        return kl
+
+
+class Distributions:
+    """The dense model as its distributions, for heads that aren't linear.
+
+    Args:
+        decoder: the dense model.
+        hidden: [n, m] its residual stream behind the last block.
+    """
+
+    def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
+        self.decoder = decoder
+        self.size = head_tokens(decoder)
+        self.distribution = DenseDistribution(
+            torch.cat([decoder.head(part) for part in torch.split(hidden, self.size)])
+        )
+
+    def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
+        """As `Reference.kl`."""
+        starts = range(start, start + len(hidden), self.size)
+        parts = zip(starts, torch.split(hidden, self.size), strict=True)
+        return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])
+
+
+def head_tokens(decoder: Decoder) -> int:
+    """Tokens whose logits over the whole vocabulary are made at once."""
+    if decoder.device.type != "cpu":
+        return LOGIT_TOKENS
+    embedding: Tensor = decoder.model.get_input_embeddings().weight
+    return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), LOGIT_TOKENS), 16)
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()

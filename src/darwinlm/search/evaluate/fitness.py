@@ -1,0 +1,242 @@
+"""How far candidates stray from the dense model, evaluated from their first changed block on.
+
+Block inputs of one allocation, the base, are kept. A candidate shares everything before its first changed block with
+it, so only the rest is run; the base itself is run no further than the candidates at hand share it. All candidates see
+the same tokens: differences between them are paired. What a candidate lost on each sequence is remembered, so that a
+later round on more text runs only the text that is new. Several processes share the candidates of a round.
+
+A loss depends on the candidate and the sequences alone, never on the base, nor on which process measured it or when.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from darwinlm import parallel
+from darwinlm.errors import NumericsError
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead, Reference
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import Allocation
+
+CPU_TOKENS = 1024
+"""Most tokens in one forward pass on a CPU, whose caches hold no more of the residual stream."""
+
+Piece = tuple[int, int]
+"""Sequences from the first number on, up to the second, that are run in one forward pass."""
+
+Window = tuple[int, int]
+"""Sequences from the first number on, up to the second, that candidates are compared on."""
+
+
+class Fitness:
+    """KL(dense ‖ candidate) in nats per token.
+
+    Args:
+        placed: swaps candidates into the one model.
+        tokens: [n, t] fitness text.
+        batch_tokens: tokens in one forward pass.
+
+    Attributes:
+        evaluations: times that a candidate was run on some text.
+        seconds: of wall-clock that they took.
+        tokens_run: candidates' tokens in them.
+        clock: Limit of time at which an evaluation is left; None until there is a result to end with.
+    """
+
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
+        self.placed = placed
+        self.decoder = placed.decoder
+        on_cpu = self.decoder.device.type == "cpu"
+        self.tokens = tokens
+        self.n_sequences, self.sequence_length = tokens.shape
+        self.evaluations = 0
+        self.seconds = 0.0
+        self.tokens_run = 0
+        self.clock: Clock | None = None
+        self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
+        self._known: dict[Allocation, dict[int, float]] = {}
+        self._dense: list[Reference] = []
+        self._base: Allocation | None = None
+        self._inputs: dict[Piece, list[Tensor]] = {}
+        self._prepare_dense()
+
+    @torch.no_grad()
+    def _prepare_dense(self) -> None:
+        self.placed.apply(self.placed.space.dense)
+        head = LinearHead.of(self.decoder)
+        for piece in self._pieces(0, self.n_sequences):
+            hidden = self._last(piece, self._embedded(piece)).flatten(0, 1)
+            if head is None:
+                self._dense.append(Distributions(self.decoder, hidden))
+            else:
+                self._dense.append(ExpectedRows(self.decoder, head, hidden))
+
+    @property
+    def seconds_per_token(self) -> float:
+        """What one token of one candidate took so far."""
+        return self.seconds / max(self.tokens_run, 1)
+
+    def set_base(self, allocation: Allocation | None) -> None:
+        """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
+
+        Args:
+            allocation: the base; None keeps no block's inputs.
+        """
+        if allocation != self._base:
+            self._base = allocation
+            # What goes into the first block is the same for all.
+            self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
+
+    def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
+        """Sequences in parts for one forward pass each, whose borders are always at the same places."""
+        while begin < end:
+            border = min((begin // self._rows + 1) * self._rows, end)
+            yield begin, border
+            begin = border
+
+    def sequences(self, n_tokens: int) -> int:
+        """Whole sequences that hold so many tokens, as far as there are any."""
+        return min(-(-n_tokens // self.sequence_length), self.n_sequences)
+
+    def windows(self, n_tokens: int) -> list[Window]:
+        """The text in windows of whole sequences that hold so many tokens; the last one may be longer."""
+        rows = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - rows, 0) + 1, rows)
+        return [(start, self.n_sequences if start == starts[-1] else start + rows) for start in starts]
+
+    def kl(self, allocation: Allocation, n_tokens: int) -> float:
+        """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
+
+        Raises:
+            NumericsError: the candidate's logits aren't finite.
+        """
+        mean = self.kls([allocation], n_tokens)[0]
+        if math.isinf(mean):
+            raise NumericsError(
+                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32 or more damping"
+            )
+        return mean
+
+    def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
+        """Mean KL of each candidate over the first tokens; see `kl_on`."""
+        return self.kl_on(allocations, (0, self.sequences(n_tokens)))
+
+    def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
+        """Mean KL of each candidate over a window; infinite where its logits aren't finite.
+
+        Raises:
+            TimeLimitError: The clock's limit has passed.
+        """
+        wanted = range(*window)
+        missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
+        begun = time.monotonic()
+        with parallel.agree():
+            own = parallel.mine(missing)
+            self._run_base(own, window)
+            measured = {each: self._evaluate(each, window) for each in own}
+        for part in parallel.gather(measured):
+            for each, losses in part.items():
+                self._known.setdefault(each, {}).update(losses)
+        self.evaluations += len(missing)
+        self.seconds += time.monotonic() - begun
+        self.tokens_run += len(missing) * len(wanted) * self.sequence_length
+        return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
+
+    @torch.no_grad()
+    def kl_in_place(self, n_tokens: int) -> float:
+        """Mean KL of whatever the decoder holds now, in this process; infinite where its logits aren't finite."""
+        losses = [
+            loss
+            for piece in self._pieces(0, self.sequences(n_tokens))
+            for loss in self._run(piece, self._embedded(piece))
+        ]
+        return _mean(losses, self.sequence_length)
+
+    def losses(self, allocation: Allocation) -> list[float]:
+        """The sum of a candidate's KL over each sequence, from the first one on as far as they were measured."""
+        known = self._known.get(allocation, {})
+        return [known[number] for number in itertools.takewhile(known.__contains__, itertools.count())]
+
+    def remember(self, allocation: Allocation, losses: Sequence[float]) -> None:
+        """Take the losses from an earlier run of the same search as measured."""
+        self._known[allocation] = dict(enumerate(losses))
+
+    @torch.no_grad()
+    def _run_base(self, candidates: Sequence[Allocation], window: Window) -> None:
+        """Block inputs of the base as far as any of these candidates shares them."""
+        shared: dict[Piece, int] = {}
+        for each in candidates:
+            for piece in self._missing(each, window):
+                shared[piece] = max(shared.get(piece, 0), self._first_changed(each))
+        for piece, first in shared.items():
+            inputs = self._embedded(piece)
+            if len(inputs) <= first:
+                assert self._base is not None
+                self.placed.apply(self._base)
+                inputs += self._through(piece, inputs[-1], len(inputs) - 1, first)
+
+    @torch.no_grad()
+    def _evaluate(self, allocation: Allocation, window: Window) -> dict[int, float]:
+        """Losses of the window's sequences that aren't known yet."""
+        self.placed.apply(allocation)
+        first = self._first_changed(allocation)
+        by_sequence: dict[int, float] = {}
+        for piece in self._missing(allocation, window):
+            if self.clock is not None:
+                self.clock.check()
+            losses = self._run(piece, self._embedded(piece)[: first + 1])
+            by_sequence |= zip(range(*piece), losses, strict=True)
+        return by_sequence
+
+    def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
+        """What of a window isn't known of a candidate."""
+        known = self._known.get(allocation, {})
+        for piece in self._pieces(*window):
+            unknown = [number for number in range(*piece) if number not in known]
+            if unknown:
+                yield unknown[0], unknown[-1] + 1
+
+    def _embedded(self, piece: Piece) -> list[Tensor]:
+        """What is kept of a piece: the base's inputs of the first blocks, of the very first one at least."""
+        if piece not in self._inputs:
+            self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
+        return self._inputs[piece]
+
+    def _through(self, piece: Piece, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
+        """The residual stream behind each of the blocks from `first` on up to `end`."""
+        arguments = self.decoder.block_arguments(self.tokens[slice(*piece)])
+        for block in range(first, end):
+            hidden = self.decoder.run_block(block, hidden, arguments[block])
+            yield hidden
+
+    def _last(self, piece: Piece, inputs: Sequence[Tensor]) -> Tensor:
+        """The stream behind the last block, given what goes into the first blocks, of which the last is run first."""
+        hidden = inputs[-1]
+        for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
+            hidden = behind
+        return hidden
+
+    def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
+        """Losses of the sequences of a piece, given what goes into the first blocks."""
+        start = piece[0] % self._rows * self.sequence_length
+        divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
+        losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
+
+    def _first_changed(self, allocation: Allocation) -> int:
+        if self._base is None:
+            return 0
+        modules = self.placed.space.modules
+        changed = [m.block for m, a, b in zip(modules, allocation, self._base, strict=True) if a != b]
+        return min(changed) if changed else len(self.decoder.blocks) - 1
+
+
+def _mean(losses: Sequence[float], sequence_length: int) -> float:
+    return max(math.fsum(losses) / (len(losses) * sequence_length), 0.0)

@@ -1,0 +1,84 @@
+"""Small modules on demand: each is cut from the one dense model in memory, and those used last are kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.surgery.shrink import shrink_tensors, small_module
+
+PLACED = -1
+"""Level of a place whose module isn't the placed's own."""
+
+
+class PlacedModules:
+    """Puts allocations into a decoder by swapping modules; the dense model is never copied.
+
+    Args:
+        decoder: the dense model in the type that candidates are evaluated in.
+        database: where pruned modules come from.
+        space: the order of modules.
+        cache_bytes: small modules that stay in memory.
+    """
+
+    def __init__(
+        self, decoder: Decoder, database: DatabaseReader, space: SearchSpace, *, cache_bytes: int = 4 << 30
+    ) -> None:
+        self.decoder = decoder
+        self.database = database
+        self.space = space
+        self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
+        self.current: list[int] = list(space.dense)
+        self._cache: OrderedDict[tuple[int, int], nn.Module] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._held = 0
+
+    def module(self, index: int, level: int) -> nn.Module:
+        """The module of this place in the allocation at a level."""
+        if level == self.space.dense[index]:
+            return self.dense[index]
+        key = (index, level)
+        if key not in self._cache:
+            self._cache[key] = self._cut(index, level)
+            self._held += _bytes(self._cache[key])
+            while self._held > self._cache_bytes and len(self._cache) > 1:
+                self._held -= _bytes(self._cache.popitem(last=False)[1])
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    @torch.no_grad()
+    def _cut(self, index: int, level: int) -> nn.Module:
+        module = self.space.modules[index]
+        chosen = module.levels[level]
+        if chosen.width == 0:
+            return Absent(module.kind)
+        family = self.decoder.family
+        shape = self.database.shape(module.block, module.kind)
+        kept = self.database.kept(module.block, module.kind, chosen)
+        tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
+        block, config = self.decoder.blocks[module.block], self.decoder.model.config
+        return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
+
+    def apply(self, allocation: Allocation) -> None:
+        """Make the decoder compute this allocation."""
+        for index, level in enumerate(allocation):
+            if self.current[index] != level:
+                module = self.space.modules[index]
+                self.decoder.set_module(module.block, module.kind, self.module(index, level))
+                self.current[index] = level
+
+    def place(self, modules: Sequence[nn.Module]) -> None:
+        """Put these very modules in, one for each place; the next `apply` takes all of them out again."""
+        for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
+            self.decoder.set_module(module.block, module.kind, new)
+            self.current[index] = PLACED
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())

@@ -1,0 +1,1 @@
+"""The loops: descent, evolution, finalists, and their saved state."""

@@ -1,0 +1,362 @@
+"""The evolutionary search: make children of the parent, select in rounds, keep the best (DarwinLM §3.2).
+
+One loop serves two methods. By the paper's rules all children come from its level switch. With gradients, which aren't
+in the paper, a generation takes the gradient of the loss on one window of the fitness text, solves for a few children
+that move all modules at once, and measures them on the next window, which the gradient didn't see. Windows take turns
+and the slopes of earlier ones fade, so that in the end all of the text has spoken. After a generation without gain
+steps shrink: curvature counts for more. After two the level switch proposes children too, of fewer and fewer levels.
+
+An anytime algorithm: after every generation its state is written, a killed run resumes there, and a bound of time ends
+it with the best allocation so far. Randomness is drawn per generation, so that a resumed run makes the same candidates
+as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from darwinlm import parallel
+from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
+from darwinlm.recipe import SearchSettings
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evolve.state import Generation, SearchState
+from darwinlm.search.predict.curvature import Curvature
+from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, first_order
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, PerLevel
+from darwinlm.search.propose.level_switch import level_switch, paper_switch
+from darwinlm.search.propose.solve import solved_children
+
+STRENGTHS = (0.8, 1.15, 1.7)
+"""Factors on the curvature that a generation is solved for: which one is best differs (results, "Children that are
+solved for")."""
+
+SLOPE_PARTS = (0.3,)
+"""Factors on the slopes that are added to single-module losses in the first generation."""
+
+MEMORY = 0.5
+"""Weight of the slopes of all earlier windows beside those of the present one (log, "Steps of the descent")."""
+
+SHRINK = 1.4
+"""Factor on the curvature, and divisor of the level switch, for each generation without gain."""
+
+PATIENCE = 1
+"""Generations without gain before the level switch proposes children too."""
+
+LONGEST = 0.25
+"""Longest level switch, as a share of a module's levels; it shrinks to one level."""
+
+PROPOSALS = 16
+"""Level switches proposed for each one that is evaluated: those that the prediction speaks for, and some at random."""
+
+OUT_OF_TIME = "time is up"
+"""Why a search ended that reached its bound of time."""
+
+
+class Trainer(Protocol):
+    """Trains physically small candidates before they are judged."""
+
+    def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
+        """Train all of them on the same next tokens; those seen before go on from their trained state."""
+
+    def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
+        """Mean KL of each on fitness text, as trained so far."""
+
+    def keep(self, candidates: Sequence[Allocation]) -> None:
+        """Forget all others; with none, the training text begins anew."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What predicts losses around a parent.
+
+    Attributes:
+        curvature: Curvature of the modules.
+        gradient: First-order losses of all levels around an allocation, on a window of the fitness text.
+    """
+
+    curvature: Curvature
+    gradient: Callable[[Allocation, Window], PerLevel]
+
+
+@dataclass(frozen=True)
+class Offspring:
+    """The children of one generation.
+
+    Attributes:
+        children: Allocations that haven't been tried.
+        slopes: First-order losses around the parent, averaged over windows; empty without a guide.
+        window: What the first stage judges children on; None takes the text's beginning.
+    """
+
+    children: list[Allocation]
+    slopes: list[list[float]] = field(default_factory=list)
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What came of a generation.
+
+    Attributes:
+        best: The best of the children and the parent.
+        kl: Its loss on the tokens of the last stage.
+        evaluations: Candidates evaluated.
+        observations: Changes of the loss.
+    """
+
+    best: Allocation
+    kl: float
+    evaluations: int
+    observations: list[Observation] = field(default_factory=list)
+
+
+def evolve(
+    fitness: Fitness,
+    problem: Problem,
+    settings: SearchSettings,
+    start: Callable[[], Allocation],
+    state_file: Path,
+    *,
+    clock: Clock,
+    guide: Guide | None = None,
+    trainer: Trainer | None = None,
+    report: Callable[[SearchState], None] = lambda state: None,
+) -> SearchState:
+    """Run or resume the search.
+
+    Args:
+        fitness: Evaluates candidates.
+        problem: Space, costs and budget.
+        settings: Recipe's section.
+        start: Makes the first parent; not called when a state is resumed.
+        state_file: File that the first process writes after every generation.
+        clock: Time that the search has taken and may take; its limit holds once there is a first parent.
+        guide: Predicts losses; None searches by the paper's rules.
+        trainer: Trains candidates, where a stage asks for it.
+        report: Called with the state before the first generation and after every one.
+
+    Returns:
+        The final state; `parent` is the answer.
+
+    Raises:
+        ArtifactError: The state is damaged or another model's.
+        NumericsError: The first parent's logits aren't finite.
+    """
+    state = _begin(fitness, problem, settings, start, state_file, clock)
+    fitness.clock = clock
+    latest = 0.0
+    report(state)
+    while not state.ended:
+        done, now = state.done, parallel.broadcast(clock.seconds)
+        if done >= settings.generations:
+            state.ended = "all generations done"
+        elif clock.limit - now < latest:  # the next takes about as long as the last one
+            state.ended = OUT_OF_TIME
+        else:
+            try:
+                _generation(state, fitness, problem, settings, guide, trainer)
+            except TimeLimitError:
+                state.ended = OUT_OF_TIME
+        state.seconds = parallel.broadcast(clock.seconds)
+        if state.done > done:
+            latest = state.seconds - now
+            state.history[-1].seconds = state.seconds
+            report(state)
+        if parallel.is_main():
+            state.save(state_file)
+    fitness.clock = None
+    return state
+
+
+def _begin(
+    fitness: Fitness,
+    problem: Problem,
+    settings: SearchSettings,
+    start: Callable[[], Allocation],
+    state_file: Path,
+    clock: Clock,
+) -> SearchState:
+    with parallel.agree():
+        saved = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
+    if saved is not None:
+        clock.before = saved.seconds
+        fitness.remember(saved.parent, saved.parent_losses)
+        return saved
+    first = start()
+    fitness.set_base(None)
+    kl = fitness.kl(first, settings.stages[-1].tokens)
+    state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=parallel.broadcast(clock.seconds))
+    begun = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=state.seconds)
+    state.history.append(begun)
+    if parallel.is_main():
+        state.save(state_file)
+    return state
+
+
+def _generation(
+    state: SearchState,
+    fitness: Fitness,
+    problem: Problem,
+    settings: SearchSettings,
+    guide: Guide | None,
+    trainer: Trainer | None,
+) -> None:
+    """Make children and select; the state changes at the end only, so that a generation can be left at any time."""
+    offspring = (
+        _by_the_paper(state, problem, settings)
+        if guide is None
+        else _guided(state, problem, settings, guide, fitness.windows(settings.stages[0].tokens))
+    )
+    if not offspring.children:
+        state.ended = "every neighbour of the best allocation has been tried"
+        return
+    if any(stage.training_tokens for stage in settings.stages):
+        assert trainer is not None
+        selected = _trained_rounds(state, offspring, settings, trainer)
+    else:
+        selected = _rounds(state, offspring, fitness, settings)
+    moved = sum(old != new for old, new in zip(state.parent, selected.best, strict=True))
+    state.done += 1
+    state.misses = max(state.misses - 1, 0) if moved else state.misses + 1
+    state.seen += offspring.children
+    state.slopes = offspring.slopes
+    state.observations += selected.observations
+    state.parent, state.kl = selected.best, selected.kl
+    state.parent_losses = fitness.losses(selected.best)
+    evaluations = state.history[-1].evaluations + selected.evaluations
+    state.history.append(Generation(state.done, selected.kl, moved > 0, moved, evaluations, state.seconds))
+
+
+# ------------------------------------------------------------------------------------------------------------ children
+
+
+def _by_the_paper(state: SearchState, problem: Problem, settings: SearchSettings) -> Offspring:
+    """Children by the paper's level switch."""
+    kinds = [module.kind for module in problem.space.modules]
+
+    def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
+        return paper_switch(state.parent, problem.cost.costs, kinds, problem.budget, rng, seen=seen)
+
+    return Offspring(_switches(state, settings.seed, settings.offspring, switch))
+
+
+def _guided(
+    state: SearchState, problem: Problem, settings: SearchSettings, guide: Guide, windows: Sequence[Window]
+) -> Offspring:
+    """Children that are solved for; and by the level switch, where those found nothing better or there are none."""
+    parent = state.parent
+    fresh = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
+    faded = _relative(parent, state.slopes) if state.slopes else fresh
+    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(faded, fresh, strict=True)]
+    alone = sum(float(row[level]) for row, level in zip(guide.curvature.losses, state.seen[0], strict=True))
+    surrogate = Surrogate(
+        guide.curvature,
+        slopes,
+        state.observations,
+        curvature_weight=INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0,
+    )
+    shrunk = SHRINK**state.misses
+    strengths = [strength * shrunk for strength in STRENGTHS]
+    parts = () if state.done else SLOPE_PARTS
+    seen = set(state.seen)
+    solved = solved_children(parent, surrogate, problem, strengths=strengths, slope_parts=parts)
+    children = [child for child in solved if child not in seen][: settings.offspring]
+    if state.misses > PATIENCE or not children:
+        seen.update(children)
+        wanted = max(settings.offspring - len(children), 0)
+
+        def switch(rng: random.Random, seen: set[Allocation]) -> Allocation:
+            return level_switch(parent, problem.cost.costs, problem.budget, rng, step=LONGEST / shrunk, seen=seen)
+
+        proposals = [each for each in _switches(state, settings.seed, wanted * PROPOSALS, switch) if each not in seen]
+        at_random, others = proposals[: wanted // 4], proposals[wanted // 4 :]
+        promising = sorted(others, key=lambda child: (surrogate.change(parent, child), child))
+        children += [*at_random, *promising][:wanted]
+    return Offspring(children, slopes, windows[(state.done + 1) % len(windows)])
+
+
+def _switches(
+    state: SearchState, seed: int, count: int, switch: Callable[[random.Random, set[Allocation]], Allocation]
+) -> list[Allocation]:
+    """New allocations, as many as there are."""
+    rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
+    seen = set(state.seen)
+    children: list[Allocation] = []
+    try:
+        for _ in range(count):
+            children.append(switch(rng, seen))
+            seen.add(children[-1])
+    except BudgetError:
+        pass  # The neighbourhood is exhausted: there are no others.
+    return children
+
+
+def _relative(parent: Allocation, slopes: PerLevel) -> list[np.ndarray]:
+    """Slopes with that of the parent's own level taken off: only differences mean something."""
+    rows = [np.asarray(row, dtype=np.float64) for row in slopes]
+    return [row - row[level] for row, level in zip(rows, parent, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings: SearchSettings) -> Selected:
+    """Selection without training."""
+    parent, pool, guided = state.parent, offspring.children, offspring.window is not None
+    fitness.set_base(parent)
+    changes: dict[Allocation, float] = {}
+    evaluations, loss = 0, math.nan
+    for number, stage in enumerate(settings.stages):
+        whole = (0, fitness.sequences(stage.tokens))
+        window = offspring.window if offspring.window is not None and number == 0 else whole
+        loss, *losses = fitness.kl_on([parent, *pool], window)
+        if not math.isfinite(loss):
+            raise NumericsError("the best allocation's values aren't finite: try compute.dtype=float32")
+        evaluations += len(pool)
+        judged = {child: each - loss for child, each in zip(pool, losses, strict=True) if math.isfinite(each)}
+        changes |= judged
+        pool = sorted(judged, key=lambda child: (judged[child], child))
+        if guided and not state.done:
+            continue  # The first step moves most modules, and windows are small: all of its children are confirmed.
+        # Children that lose more than the parent on one window hardly ever lose less on all of the text.
+        pool = [child for child in pool if judged[child] < 0 or not guided][: stage.survivors]
+    final = settings.stages[-1].tokens
+    best = min(pool, key=lambda child: (judged[child], child), default=parent)
+    best = best if best != parent and judged[best] < 0 else parent
+    observations = [
+        (parent, child, change, first_order(offspring.slopes, parent, child) if offspring.slopes else 0.0)
+        for child, change in changes.items()
+    ]
+    return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
+
+
+def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: Trainer) -> Selected:
+    """Selection with training inside the generation: the parent learns from the same text as its children."""
+    parent, candidates, evaluations = state.parent, offspring.children, 0
+    trainer.keep(())
+    ranked: list[tuple[float, Allocation]] = []
+    for stage in settings.stages:
+        pool = [*candidates, parent]
+        trainer.train(pool, stage.training_tokens)
+        losses = zip(trainer.kls(pool, stage.tokens), pool, strict=True)
+        evaluations += len(pool)
+        ranked = sorted(pair for pair in losses if math.isfinite(pair[0]))
+        if not ranked:
+            raise NumericsError(
+                "no candidate's values are finite after training: lower search.training.learning_rate or try "
+                "compute.dtype=float32"
+            )
+        candidates = [candidate for _, candidate in ranked if candidate != parent][: stage.survivors]
+        trainer.keep([*candidates, parent])
+    trainer.keep(())
+    kl, best = ranked[0]
+    return Selected(best, kl, evaluations)

@@ -1,0 +1,105 @@
+"""What a search needs to resume after it was killed: written whole after every generation, checked when it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from darwinlm.artifact import damaged, read_json, write_json
+from darwinlm.search.predict.surrogate import Observation
+from darwinlm.search.problem.space import Allocation
+
+
+@dataclass
+class Generation:
+    """One line of the history.
+
+    Attributes:
+        number: 0 for the start.
+        kl: Loss of the best allocation on the tokens of the last stage.
+        improved: Whether it beat its parent.
+        moved: Modules whose level changed.
+        evaluations: Candidates evaluated so far.
+        seconds: Wall-clock time so far.
+    """
+
+    number: int
+    kl: float
+    improved: bool
+    moved: int
+    evaluations: int
+    seconds: float
+
+
+@dataclass
+class SearchState:
+    """Everything that a resumed search needs.
+
+    Attributes:
+        parent: Best allocation so far.
+        kl: Its loss on the tokens of the last stage.
+        parent_losses: Sum of its KL over each fitness sequence.
+        done: Generations finished.
+        misses: Generations that found nothing better, less those that did since; at least 0.
+        seconds: Wall-clock time used.
+        seen: Every allocation that was a candidate, the start first.
+        slopes: First-order losses around the parent, from all windows so far.
+        observations: Changes of the loss on the most tokens that a child was judged on.
+        history: One entry per generation, the start first.
+        ended: Why the search is over; empty while it isn't.
+    """
+
+    parent: Allocation
+    kl: float
+    parent_losses: list[float]
+    done: int = 0
+    misses: int = 0
+    seconds: float = 0.0
+    seen: list[Allocation] = field(default_factory=list)
+    slopes: list[list[float]] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    history: list[Generation] = field(default_factory=list)
+    ended: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
+        """Read what `save` wrote.
+
+        Args:
+            path: Path of the file.
+            costs: Cost of each level of each module; allocations and slopes must fit them.
+
+        Raises:
+            ArtifactError: The file can't be read, or holds another search's state.
+        """
+        tree: Any = read_json(path)
+        try:
+            tree["parent"] = tuple(tree["parent"])
+            tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
+            tree["observations"] = [
+                (tuple(parent), tuple(child), float(change), float(by))
+                for parent, child, change, by in tree["observations"]
+            ]
+            tree["history"] = [Generation(**entry) for entry in tree["history"]]
+            state = cls(**tree)
+            fits = all(_fits(allocation, costs) for allocation in (state.parent, *state.seen))
+            fits &= not state.slopes or [len(row) for row in state.slopes] == [len(row) for row in costs]
+            fits &= math.isfinite(state.kl) and state.misses >= 0
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, f"it doesn't hold the state of a search: {error}") from error
+        if not fits or len(state.history) != state.done + 1:
+            raise damaged(path, "it holds the state of another search")
+        return state
+
+
+def _fits(allocation: Allocation, costs: Sequence[Sequence[int]]) -> bool:
+    return len(allocation) == len(costs) and all(
+        isinstance(level, int) and 0 <= level < len(row) for level, row in zip(allocation, costs, strict=True)
+    )

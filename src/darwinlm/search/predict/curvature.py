@@ -1,0 +1,66 @@
+"""The second-order part of what a change of levels does to the loss, for each module by itself.
+
+The best narrower output of a module is a projection of the wider one. So between two nested levels l and p its output
+changes by a vector whose mean square is the difference of their squared errors. Under the second moment of the output
+gradients, half of a squared error is the module's estimated loss f, in nats per token (`database/factors.py`), and
+
+    curvature(l, p) = f_l + f_p - 2 s,    s = min(f_l |A ∩ B| / |A|, f_p |A ∩ B| / |B|).
+
+A and B are the columns that the two levels remove, and s is the part of the errors that both have in common. For nested
+levels the curvature is |f_l - f_p|; where the two remove nothing in common (two variants of an attention) it is
+f_l + f_p. In the dense model the loss has no slope: the curvature between a level and the dense one is f itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
+
+
+class Curvature:
+    """Curvature between the levels of every module, in the unit of the losses.
+
+    Args:
+        losses: f, loss of every level of every module alone; 0 is dense.
+        shared: For modules whose levels aren't nested, the share of the columns that level l removes which level p
+            removes too, [levels l, levels p]; None for the others.
+    """
+
+    def __init__(self, losses: PerLevel, shared: Sequence[np.ndarray | None]) -> None:
+        self.losses = [np.asarray(row, dtype=np.float64) for row in losses]
+        self.shared = shared
+
+    def around(self, index: int, level: int) -> np.ndarray:
+        """Curvature between every level of a module and this one."""
+        f, shared = self.losses[index], self.shared[index]
+        if shared is None:
+            nested: np.ndarray = np.abs(f - f[level])
+            return nested
+        common = np.minimum(f * shared[:, level], f[level] * shared[level])
+        apart: np.ndarray = np.maximum(f + f[level] - 2 * common, 0.0)
+        return apart
+
+    def between(self, parent: Allocation, child: Allocation) -> np.ndarray:
+        """Curvature of every module between two allocations."""
+        pairs = zip(parent, child, strict=True)
+        return np.array([self.around(i, old)[new] if old != new else 0.0 for i, (old, new) in enumerate(pairs)])
+
+
+def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.ndarray | None]:
+    """`shared` of `Curvature`: columns of the output projections that two levels both remove."""
+    shares: list[np.ndarray | None] = []
+    for module in space.modules:
+        variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}
+        if len(variants) < 2:
+            shares.append(None)
+            continue
+        removed = np.ones((len(module.levels), database.shape(module.block, module.kind).width))
+        for row, level in zip(removed, module.levels, strict=True):
+            row[database.columns(module.block, module.kind, level).numpy()] = 0
+        counts = removed.sum(axis=1, keepdims=True)
+        shares.append(np.divide(removed @ removed.T, counts, out=np.ones((len(removed),) * 2), where=counts > 0))
+    return shares

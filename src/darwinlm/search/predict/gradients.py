@@ -1,0 +1,249 @@
+"""How the loss would change, to first order, if one module of an allocation went to another level.
+
+The gradient of KL(dense ‖ allocation) goes back through the allocation's blocks. At the output y of a module it meets
+what the module would give at any other level on the same stream: y' = W_k x_k, x being what the dense module hands its
+output projection. With C = Σ g xᵀ over tokens, [r, d],
+
+    loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
+
+and one triangular solve serves every width of a factor (`database/factors.py` has the letters). Only differences
+between the levels of a module mean something, and only near the allocation: curvature isn't in them.
+
+First-order (Taylor) importance is known for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771); here
+it is of whole levels, with the weights that each of them would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm import parallel
+from darwinlm.database.factors import NestedFactors
+from darwinlm.errors import NumericsError
+from darwinlm.families.decoder import Absent
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import CPU_TOKENS, Window
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import Allocation
+
+LOGIT_GRADIENT_TOKENS = 128
+"""Tokens whose logits and gradients exist at once."""
+
+Slopes = list[list[float]]
+"""Of every level of every module, in nats per token."""
+
+
+class Gradients:
+    """First-order losses of all levels around an allocation; those that were asked for last are kept.
+
+    Args:
+        placed: swaps candidates into the one model.
+        tokens: [n, t] text.
+        batch_tokens: tokens in one pass.
+        clock: Limit of time at which a gradient is left.
+    """
+
+    def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.placed = placed
+        self.decoder = placed.decoder
+        if self.decoder.device.type == "cpu":
+            batch_tokens = min(batch_tokens, CPU_TOKENS)
+        self.tokens = tokens
+        self._rows = max(1, batch_tokens // tokens.shape[1])
+        self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
+        self._last: tuple[Allocation, Window, Slopes] | None = None
+        self._dense: dict[Window, Tensor] = {}
+
+    def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
+        """Of every level, zero for a mixture of experts, whose tokens take different ways.
+
+        Processes share the text; the result doesn't depend on their number.
+
+        Args:
+            allocation: level of every module.
+            window: sequences of the text; None takes all.
+
+        Raises:
+            NumericsError: the gradient isn't finite.
+            TimeLimitError: the clock's limit has passed.
+        """
+        window = window or (0, len(self.tokens))
+        if self._last is None or self._last[:2] != (allocation, window):
+            pieces = [(at, min(at + self._rows, window[1])) for at in range(window[0], window[1], self._rows)]
+            with parallel.agree():
+                mine = parallel.mine(pieces)
+                self._run_dense(mine)
+                self.placed.apply(allocation)
+                own: dict[Window, Tensor] = {}
+                for piece in mine:
+                    self.clock.check()
+                    own[piece] = self._of_piece(piece)
+            sums = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+            total = sum((sums[piece] for piece in pieces), torch.zeros(()))
+            if not bool(torch.isfinite(total).all()):
+                raise NumericsError(
+                    "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
+                    "search.method=paper"
+                )
+            n_tokens = (window[1] - window[0]) * self.tokens.shape[1]
+            split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
+            self._last = allocation, window, [row.tolist() for row in split]
+        return self._last[2]
+
+    def _run_dense(self, pieces: Sequence[Window]) -> None:
+        """The dense model's last residual stream, which is kept."""
+        missing = [piece for piece in pieces if piece not in self._dense]
+        if missing:
+            self.placed.apply(self.placed.space.dense)
+            self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[-1] for piece in missing}
+
+    @torch.no_grad()
+    def _inputs(self, tokens: Tensor) -> list[Tensor]:
+        """The residual stream in front of every block, and behind the last one."""
+        arguments = self.decoder.block_arguments(tokens)
+        inputs = [self.decoder.embed(tokens)]
+        for block in range(len(self.decoder.blocks)):
+            inputs.append(self.decoder.run_block(block, inputs[-1], arguments[block]))
+        return inputs
+
+    def _of_piece(self, piece: Window) -> Tensor:
+        """Slopes of all levels of all modules in a row, summed over the tokens of a piece, float64."""
+        tokens = self.tokens[slice(*piece)]
+        inputs = self._inputs(tokens)
+        arguments = self.decoder.block_arguments(tokens)
+        gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
+        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
+        for block in reversed(range(len(self.decoder.blocks))):
+            gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])
+            for index, C in products.items():
+                rows[index] = self._levels(index, C)
+        return torch.cat(rows)
+
+    def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
+        """Gradient of the summed KL at the stream behind the last block."""
+        gradient = torch.empty_like(hidden)
+        flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
+        for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
+            rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
+            with torch.no_grad():
+                p = self.decoder.head(dense[rows]).float().softmax(-1)
+            with torch.enable_grad():
+                part = hidden[rows].detach().requires_grad_()
+                logits = self.decoder.head(part)
+                # d KL / d logits is the difference of the distributions.
+                towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
+                flat[rows] = torch.autograd.grad(logits, part, towards)[0]
+        return gradient
+
+    def _back_through(
+        self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The gradient in front of a block, and C of each of its modules by the module's place."""
+        places = [index for (at, _), index in self._places.items() if at == block]
+        watched = [one for one in map(self._watched, places) if one is not None]
+        with ExitStack() as hooks:
+            for one in watched:
+                one.watch(hooks)
+            with torch.enable_grad():
+                hidden = hidden.detach().requires_grad_()
+                after = self.decoder.run_block(block, hidden, arguments)
+                if not after.requires_grad or after is hidden:  # an empty block hands its input on
+                    return gradient, {}
+                before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
+        products = {}
+        for one, g in zip(watched, at_outputs, strict=True):
+            x = one.dense_input()
+            products[one.index] = g.flatten(0, 1).float().T @ x.flatten(0, 1).float()
+        return before, products
+
+    def _watched(self, index: int) -> _Watched | None:
+        """A module whose slopes can be had: one with levels, that isn't a mixture, with a gradient where it is gone."""
+        module, family = self.placed.space.modules[index], self.decoder.family
+        if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
+            return None
+        standing = self.decoder.module(module.block, module.kind)
+        part = family.module(module.kind)
+        if isinstance(standing, Absent) and part.post_norm is not None:  # a norm has no slope at zero
+            return None
+        return _Watched(index, standing, self.placed.dense[index], part.output)
+
+    def _levels(self, index: int, C: Tensor) -> Tensor:
+        """⟨W_k, C_k⟩ of every level of a module, float64."""
+        module, reader = self.placed.space.modules[index], self.placed.database
+        C = C.to(reader.device)
+        sums: dict[int, Tensor] = {}
+        slopes = torch.zeros(len(module.levels), dtype=torch.float64)
+        for at, level in enumerate(module.levels):
+            if level.width:
+                variant = reader.variant(module.block, module.kind, level)
+                if variant not in sums:
+                    (factors,) = reader.factors(module.block, module.kind, variant)
+                    sums[variant] = inner_products(factors, C).cpu()
+                slopes[at] = sums[variant][level.width]
+        return slopes
+
+
+@torch.no_grad()
+def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
+    """⟨W_k, C_k⟩ of the optimal weights of every width k with the same columns of a matrix.
+
+    Args:
+        factors: of a module, p of whose d columns may be kept.
+        C: [r, d] floating.
+
+    Returns:
+        [p + 1] float64, zero first.
+    """
+    solved = torch.linalg.solve_triangular(factors.factor.T, C.float()[:, factors.columns], upper=True, left=False)
+    sums = torch.linalg.vecdot(factors.target, solved, dim=0).double().cumsum(0)
+    return torch.cat([sums.new_zeros(1), sums])
+
+
+class _Watched:
+    """A module in its block: what it gives in a pass with gradients, and what the dense one would start from."""
+
+    def __init__(self, index: int, standing: nn.Module, dense: nn.Module, projection: str) -> None:
+        self.index = index
+        self.standing = standing
+        self.dense = dense
+        self.projection = projection
+        self.output: Tensor
+        self._call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Look on until the hooks are taken away."""
+
+        def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._call = arguments, named
+
+        def projected(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.output = output
+
+        def absent(_: nn.Module, __: Any, output: Any) -> Any:
+            self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+            return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
+
+        hooks.callback(self.standing.register_forward_pre_hook(called, with_kwargs=True).remove)
+        if isinstance(self.standing, Absent):
+            hooks.callback(self.standing.register_forward_hook(absent).remove)
+        else:
+            projection = getattr(self.standing, self.projection)
+            hooks.callback(projection.register_forward_hook(projected).remove)
+
+    @torch.no_grad()
+    def dense_input(self) -> Tensor:
+        """What reaches the dense module's output projection on the same stream, [b, t, d]."""
+        inputs: list[Tensor] = []
+        arguments, named = self._call
+        hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        try:
+            self.dense(*arguments, **named)
+        finally:
+            hook.remove()
+        return inputs[0]

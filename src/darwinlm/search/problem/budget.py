@@ -1,0 +1,92 @@
+"""The bounds that an allocation must keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darwinlm.errors import BudgetError
+from darwinlm.recipe import BudgetSettings
+from darwinlm.search.problem.cost import CostModel, Unit, amount_words
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the modules may cost together.
+
+    Attributes:
+        lower: least that counts as having used the budget.
+        upper: most.
+        unit: what is counted.
+        fixed: cost of what isn't pruned, which is on top.
+    """
+
+    lower: int
+    upper: int
+    unit: Unit = "block parameters"
+    fixed: int = 0
+
+    def allows(self, cost: int) -> bool:
+        """True when the modules' cost lies within the bounds."""
+        return self.lower <= cost <= self.upper
+
+    @property
+    def limit(self) -> int:
+        """Most that the whole model may cost."""
+        return self.upper + self.fixed
+
+    @property
+    def words(self) -> str:
+        """The bounds for people, in terms of the whole model."""
+        low, high = self.lower + self.fixed, self.upper + self.fixed
+        if self.unit in ("block parameters", "parameters"):
+            return f"{low:,} and {high:,} {self.unit}"
+        return f"{amount_words(low, self.unit)} and {amount_words(high, self.unit)}"
+
+
+def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
+    """Bounds of a recipe's budget.
+
+    The recipe's tolerance may stay unused, and one level of the finest module where that is more: in a small model a
+    level can be larger than the tolerance, and no allocation would lie within the bounds.
+
+    Raises:
+        BudgetError: the budget is below the smallest or above the largest model.
+    """
+    if not cost.costs:
+        raise BudgetError("the model has no attention and no MLP that could be pruned")
+    limit, said = _limit(cost, budget)
+    upper = limit - cost.fixed
+    if limit < cost.smallest:
+        raise BudgetError(
+            f"{said}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
+            f"largest is {_with_share(cost, cost.dense)}"
+        )
+    if limit > cost.dense:
+        raise BudgetError(
+            f"{said}, more than the whole model: there is nothing to prune; the smallest is "
+            f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
+        )
+    unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
+    return Budget(upper - unused, upper, cost.unit, cost.fixed)
+
+
+def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
+    """The most that the whole model may cost, and how a message begins that speaks of it."""
+    if budget.keep is not None:
+        limit = int(budget.keep * cost.dense)
+        return limit, f"budget.keep: keeping {budget.keep:.4%} means {limit:,} of {cost.dense:,} block parameters"
+    if budget.speedup is not None:
+        limit = int(cost.dense / budget.speedup)
+        return limit, f"budget.speedup: {budget.speedup:g}x means {cost.words(limit)} of {cost.words(cost.dense)}"
+    if budget.latency is not None:
+        limit = round(1e9 * budget.latency)
+    else:
+        limit = int(budget.params if budget.params is not None else budget.bytes or 0)
+    return limit, f"budget.{budget.kind}: {cost.words(limit)} is asked for"
+
+
+def _with_share(cost: CostModel, amount: int) -> str:
+    if cost.unit == "block parameters":
+        return f"{amount:,} ({amount / cost.dense:.4%})"
+    times = f" ({cost.dense / amount:.2f}x)" if cost.unit == "nanoseconds" and amount else ""
+    return cost.words(amount) + times

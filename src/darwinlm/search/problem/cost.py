@@ -1,0 +1,148 @@
+"""What an allocation costs, in whatever the budget counts.
+
+A cost is a whole number: parameters, bytes or nanoseconds. It is the sum of one number for each module's level and a
+fixed part for what isn't pruned, so that knapsack, mutation and evolution work on any budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from darwinlm.database.levels import Level
+from darwinlm.families.family import ModuleKind
+from darwinlm.search.problem.space import SearchSpace
+
+Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
+Costs = tuple[tuple[int, ...], ...]
+
+STEPS = 1_000_000
+"""Times are rounded to this part of the budget: whole numbers this small keep the knapsack's solver exact."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of all levels of all modules.
+
+    Attributes:
+        unit: what is counted.
+        costs: of each level of each module; one level means that it is never cut.
+        fixed: of everything that isn't pruned.
+        added: what the largest levels together cost more than the dense modules, because they are given biases.
+    """
+
+    unit: Unit
+    costs: Costs
+    fixed: int = 0
+    added: int = 0
+
+    def of(self, allocation: Sequence[int]) -> int:
+        """Cost of the whole model."""
+        return self.fixed + sum(row[level] for row, level in zip(self.costs, allocation, strict=True))
+
+    @property
+    def dense(self) -> int:
+        """Cost of the model as it is."""
+        return self.fixed + sum(row[-1] for row in self.costs) - self.added
+
+    @property
+    def smallest(self) -> int:
+        """Cost of the smallest model that has a module left: one that is never cut, else the cheapest."""
+        least = self.fixed + sum(min(row) for row in self.costs)
+        if any(len(row) == 1 for row in self.costs):
+            return least
+        return least + min(min(row[1:]) - row[0] for row in self.costs)
+
+    @property
+    def finest_step(self) -> int:
+        """Largest difference in cost between neighbouring levels, of the module where it is least; 0 if none is cut."""
+        rows = [sorted(set(row)) for row in self.costs]
+        return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
+
+    def words(self, amount: int) -> str:
+        """An amount for people: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
+        return amount_words(amount, self.unit)
+
+
+def amount_words(amount: int, unit: Unit) -> str:
+    """An amount with its unit for people."""
+    if unit == "bytes":
+        for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+            if amount >= size:
+                return f"{amount / size:.2f} {name}"
+        return f"{amount} bytes"
+    if unit == "nanoseconds":
+        return f"{amount / 1e6:,.3g} ms" if amount < 1e9 else f"{amount / 1e9:,.3g} s"
+    return f"{amount:,} {unit}"
+
+
+def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int = 0) -> CostModel:
+    """Parameters of the blocks, or of the whole model when those outside the blocks are given as `fixed`.
+
+    `added` are parameters that the largest levels have more than the dense modules.
+    """
+    costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
+    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0, added)
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """How the KV cache of a model is counted.
+
+    Attributes:
+        head_dim: columns of a head by block.
+        tokens: tokens that a block keeps for each sequence, by block; fewer where a sliding window bounds them.
+        batch: sequences.
+        itemsize: bytes of an element.
+        counters: blocks whose cache stores one head even without attention, because positions are read off it.
+    """
+
+    head_dim: Sequence[int]
+    tokens: Sequence[int]
+    batch: int
+    itemsize: int
+    counters: frozenset[int]
+
+    def bytes_of(self, block: int, level: Level) -> int:
+        """Keys and values of one attention at a level."""
+        heads = level.groups or (1 if block in self.counters else 0)
+        return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
+
+
+def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
+    """Bytes of weights and KV cache.
+
+    Args:
+        space: modules and levels.
+        outside: parameters that aren't pruned.
+        itemsize: bytes of a saved weight.
+        cache: how the KV cache is counted.
+        added: parameters that the largest levels have more than the dense modules.
+    """
+    costs = []
+    with_attention = set()
+    for module in space.modules:
+        attention = module.kind == "attention"
+        if attention:
+            with_attention.add(module.block)
+        kv = [cache.bytes_of(module.block, level) if attention else 0 for level in module.levels]
+        costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
+    gone = Level(0, 0, 0, 0)
+    kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
+    return CostModel("bytes", tuple(costs), outside * itemsize + kept, added * itemsize)
+
+
+def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:
+    """Nanoseconds.
+
+    Args:
+        space: modules and levels.
+        times: seconds of each level of each module by block and kind.
+        fixed: seconds of what isn't pruned.
+    """
+    rows = [times[module.block, module.kind] for module in space.modules]
+    quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))
+    costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
+    return CostModel("nanoseconds", costs, round(1e9 * fixed))

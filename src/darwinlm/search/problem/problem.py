@@ -1,0 +1,109 @@
+"""What a search is about: the space of allocations, their cost, and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from darwinlm.database.levels import module_levels
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import ModuleShape, head_dim, module_parameters
+from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs
+from darwinlm.search.problem.space import SearchSpace, biased_space
+from darwinlm.surgery.bias import biased_kinds
+
+KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The search space, what its allocations cost, and the budget.
+
+    Attributes:
+        space: Modules and levels.
+        cost: Cost of every level, in what the budget counts.
+        budget: Bounds on the cost.
+        outside: Parameters that aren't pruned.
+    """
+
+    space: SearchSpace
+    cost: CostModel
+    budget: Budget
+    outside: int = 0
+
+    def allows(self, allocation: Sequence[int]) -> bool:
+        """Whether an allocation keeps the budget and uses it."""
+        return self.budget.allows(self.cost.of(allocation) - self.cost.fixed)
+
+
+def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
+    """Modules and levels, with the biases that the refit is to give them.
+
+    Raises:
+        RecipeError: the units don't fit the model, or it can't carry such biases.
+    """
+    kinds = biased_kinds(recipe.refit, checkpoint)
+    space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
+    return biased_space(space, shapes, checkpoint.family, kinds)
+
+
+def dense_parameters(checkpoint: Checkpoint, shapes: list[ModuleShape]) -> int:
+    """Parameters of the dense model's modules."""
+    return sum(module_parameters(checkpoint.family, shape, shape.groups, shape.width) for shape in shapes)
+
+
+def counted_costs(
+    settings: BudgetSettings,
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    shapes: list[ModuleShape],
+    *,
+    outside: int,
+    dtype: torch.dtype,
+) -> CostModel:
+    """Costs in parameters or bytes, which need no measurement.
+
+    Args:
+        settings: Recipe's budget; its kind decides what is counted.
+        checkpoint: Configuration and family; weights aren't read.
+        space: Modules and levels.
+        shapes: Shapes of all modules.
+        outside: Parameters outside the blocks.
+        dtype: Element type of the saved model.
+    """
+    added = space.params(space.dense) - dense_parameters(checkpoint, shapes)
+    if settings.kind == "keep":
+        return parameter_costs(space, added=added)
+    if settings.kind == "params":
+        return parameter_costs(space, fixed=outside, added=added)
+    cache = _cache(settings, checkpoint, shapes, dtype)
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, added=added)
+
+
+def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
+    """How the saved model's KV cache is counted, sliding windows included."""
+    config = checkpoint.config
+    n_blocks = checkpoint.n_blocks
+    kinds = layer_kinds(config, n_blocks)
+    window = getattr(config, "sliding_window", None) or settings.context
+    columns = dict.fromkeys(range(n_blocks), head_dim(config))
+    columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
+    sliding = "sliding_attention"
+    return KvCache(
+        head_dim=[columns[block] for block in range(n_blocks)],
+        tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
+        batch=settings.batch,
+        itemsize=dtype.itemsize if settings.kv_dtype == "auto" else KV_BYTES[settings.kv_dtype],
+        counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
+    )
+
+
+def layer_kinds(config: Any, n_blocks: int) -> list[str]:
+    """Full or sliding attention, by block."""
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    return list(getattr(config, "layer_types", None) or [kind] * n_blocks)

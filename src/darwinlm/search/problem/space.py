@@ -1,0 +1,57 @@
+"""The space of allocations: one level for every module.
+
+An allocation is a tuple of level indices in the order of the modules; 0 is gone, the last index is dense. A module that
+is never cut has one level, the dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from darwinlm.database.levels import Level, ModuleLevels
+from darwinlm.families.family import Family, ModuleKind
+from darwinlm.families.shapes import ModuleShape, added_biases
+
+Allocation = tuple[int, ...]
+PerLevel = Sequence[Sequence[float]]
+"""A number for every level of every module."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Modules with their levels and costs.
+
+    Attributes:
+        modules: in the order of the allocation.
+    """
+
+    modules: tuple[ModuleLevels, ...]
+
+    @property
+    def dense(self) -> Allocation:
+        """Every module at its last level."""
+        return tuple(len(module.levels) - 1 for module in self.modules)
+
+    def levels(self, allocation: Sequence[int]) -> list[Level]:
+        """The chosen level of each module."""
+        return [module.levels[index] for module, index in zip(self.modules, allocation, strict=True)]
+
+    def params(self, allocation: Sequence[int]) -> int:
+        """Block parameters of an allocation."""
+        return sum(level.params for level in self.levels(allocation))
+
+
+def biased_space(
+    space: SearchSpace, shapes: Sequence[ModuleShape], family: Family, kinds: Collection[ModuleKind]
+) -> SearchSpace:
+    """The same levels in the same order, of which those of some kinds count a bias for each projection."""
+    modules = []
+    for module, shape in zip(space.modules, shapes, strict=True):
+        if module.kind in kinds:
+            added = [added_biases(family, shape, level.groups, level.width) for level in module.levels]
+            pairs = zip(module.levels, added, strict=True)
+            modules.append(replace(module, levels=tuple(replace(one, params=one.params + more) for one, more in pairs)))
+        else:
+            modules.append(module)
+    return SearchSpace(tuple(modules))

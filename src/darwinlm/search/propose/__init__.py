@@ -1,0 +1,1 @@
+"""Allocations worth evaluating: the start, the level switch, solved children."""

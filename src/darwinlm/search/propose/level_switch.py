@@ -1,0 +1,171 @@
+"""Level switch under the exact budget: some modules give, others take (DarwinLM §3.2, Algorithm 1).
+
+The paper's switch trades one level between two modules of the same kind. Here any modules may trade, and steps may be
+longer than one level; afterwards the allocation is brought back within its bounds, one level at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+
+from darwinlm.errors import BudgetError
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.space import Allocation
+
+ATTEMPTS = 200
+
+
+def level_switch(
+    parent: Allocation,
+    costs: Sequence[Sequence[int]],
+    budget: Budget,
+    rng: random.Random,
+    *,
+    step: float,
+    seen: frozenset[Allocation] | set[Allocation] = frozenset(),
+) -> Allocation:
+    """A neighbour of the parent that keeps the budget and hasn't been seen.
+
+    Args:
+        parent: level index of each module.
+        costs: cost of each level of each module; where they don't grow with the level (on a lattice, or measured),
+            a step goes to the level that is next in cost.
+        budget: bounds on the total cost.
+        rng: source of randomness.
+        step: longest switch as a share of a module's levels; at least one level.
+        seen: allocations that aren't wanted again, the parent among them or not.
+
+    Raises:
+        BudgetError: no new neighbour was found; everything within reach has been seen.
+    """
+    orders = [sorted(range(len(row)), key=row.__getitem__) for row in costs]
+    sorted_costs = [[row[level] for level in order] for row, order in zip(costs, orders, strict=True)]
+    ranks = [order.index(level) for level, order in zip(parent, orders, strict=True)]
+    for _ in range(ATTEMPTS):
+        moved_ranks = _switched(ranks, sorted_costs, budget, rng, step)
+        if moved_ranks is None:
+            continue
+        child = tuple(order[rank] for order, rank in zip(orders, moved_ranks, strict=True))
+        if child != parent and child not in seen:
+            return child
+    raise _exhausted(budget)
+
+
+def paper_switch(
+    parent: Allocation,
+    costs: Sequence[Sequence[int]],
+    kinds: Sequence[Hashable],
+    budget: Budget,
+    rng: random.Random,
+    *,
+    seen: frozenset[Allocation] | set[Allocation] = frozenset(),
+) -> Allocation:
+    """The paper's own switch: one module gives one level, another of the same kind takes one; one to three times.
+
+    Args:
+        parent: level index of each module.
+        costs: cost of each level of each module.
+        kinds: of each module; only equals trade.
+        budget: bounds on the total cost.
+        rng: source of randomness.
+        seen: allocations that aren't wanted again.
+
+    Raises:
+        BudgetError: no new neighbour was found.
+    """
+    for _ in range(ATTEMPTS * 5):
+        child = list(parent)
+        for _ in range(min(rng.randint(1, 3), rng.randint(1, 3))):
+            givers = [i for i, level in enumerate(child) if level > 0]
+            if not givers:
+                break
+            giver = rng.choice(givers)
+            takers = [
+                i
+                for i, level in enumerate(child)
+                if i != giver and kinds[i] == kinds[giver] and level + 1 < len(costs[i])
+            ]
+            if takers:
+                child[giver] -= 1
+                child[rng.choice(takers)] += 1
+        total = sum(row[level] for row, level in zip(costs, child, strict=True))
+        switched = tuple(child)
+        if switched != parent and switched not in seen and budget.allows(total):
+            return switched
+    raise _exhausted(budget)
+
+
+def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:
+    """An allocation brought within its bounds by single levels of random modules; itself where it is within them.
+
+    Raises:
+        BudgetError: that fails.
+    """
+    if budget.allows(sum(row[level] for row, level in zip(costs, allocation, strict=True))):
+        return allocation
+    return level_switch(allocation, costs, budget, rng, step=0.0)
+
+
+def _exhausted(budget: Budget) -> BudgetError:
+    return BudgetError(
+        f"no new allocation with between {budget.words} was found near the best one: raise budget.tolerance or choose "
+        "smaller units"
+    )
+
+
+def _switched(
+    ranks: Sequence[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, step: float
+) -> list[int] | None:
+    """One attempt, in ranks of cost; None when the bounds couldn't be kept."""
+    child = list(ranks)
+    for index in rng.sample(range(len(child)), k=min(len(child), rng.choice((1, 1, 2, 3)))):
+        longest = max(1, round(step * (len(costs[index]) - 1)))
+        child[index] = _clamp(child[index] + rng.choice((-1, 1)) * rng.randint(1, longest), costs[index])
+    moved = {i for i, (a, b) in enumerate(zip(child, ranks, strict=True)) if a != b}
+    return child if _repair(child, costs, budget, rng, moved) else None
+
+
+def _clamp(level: int, costs: Sequence[int]) -> int:
+    return min(max(level, 0), len(costs) - 1)
+
+
+def _repair(
+    child: list[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, moved: set[int]
+) -> bool:
+    """Bring the total within the bounds by single levels of modules that haven't moved; False when that fails."""
+    total = sum(costs[i][level] for i, level in enumerate(child))
+    others = [i for i in range(len(child)) if i not in moved] or list(range(len(child)))
+    # A few partners carry the whole correction: spreading it over all modules would undo what made the parent good.
+    partners = rng.sample(others, k=min(len(others), rng.choice((1, 2, 3))))
+    for pool in (partners, others):
+        for _ in range(4 * len(pool) * 64):
+            if budget.allows(total):
+                return True
+            direction = 1 if total < budget.lower else -1
+            options = _steps(child, costs, pool, direction, total, budget)
+            if not options:
+                break
+            index = rng.choice(options)
+            total += costs[index][child[index] + direction] - costs[index][child[index]]
+            child[index] += direction
+    return budget.allows(total)
+
+
+def _steps(
+    child: list[int],
+    costs: Sequence[Sequence[int]],
+    pool: Sequence[int],
+    direction: int,
+    total: int,
+    budget: Budget,
+) -> list[int]:
+    """Modules of the pool that can move one level; upward only as far as the budget goes."""
+    movable = []
+    for index in pool:
+        level = child[index] + direction
+        if 0 <= level < len(costs[index]):
+            after = total + costs[index][level] - costs[index][child[index]]
+            if direction < 0 or after <= budget.upper:
+                movable.append(index)
+    return movable

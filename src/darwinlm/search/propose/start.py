@@ -1,0 +1,120 @@
+"""First parents: equal layers, or a neighbour's answer; the knapsack and random levels for other methods."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from darwinlm.errors import BudgetError
+from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
+from darwinlm.search.propose.level_switch import filled
+
+
+def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
+    """The allocation with the least sum of losses within the budget. Raises BudgetError.
+
+    Args:
+        problem: Costs and budget.
+        losses: Single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
+    """
+    cost, budget = problem.cost, problem.budget
+    return solve_knapsack(losses, cost.costs, budget.lower, budget.upper, words=budget.words)
+
+
+def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
+    """Equal layers brought within the budget, which they often don't use up.
+
+    Args:
+        problem: Costs and budget.
+        losses: Loss of every level of every module alone.
+        uniform: Allocation with equal layers.
+        rng: Source of randomness.
+
+    Raises:
+        BudgetError: no allocation keeps the budget and uses it.
+    """
+    try:
+        return filled(uniform, problem.cost.costs, problem.budget, rng)
+    except BudgetError:  # few large levels: single random steps miss the bounds that some combination meets
+        return knapsack_start(problem, losses)
+
+
+def random_start(problem: Problem, rng: random.Random) -> Allocation:
+    """Random levels, brought within the budget. Raises BudgetError."""
+    anywhere = tuple(rng.randrange(len(module.levels)) for module in problem.space.modules)
+    return filled(anywhere, problem.cost.costs, problem.budget, rng)
+
+
+def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
+    """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
+
+    Args:
+        problem: Costs and budget.
+        losses: Loss of every level of every module alone.
+        neighbour: The answer at another budget; every module stays at its level there or moves toward this budget.
+
+    Raises:
+        BudgetError: no such allocation exists.
+    """
+    cost, budget = problem.cost, problem.budget
+    shrink = cost.of(neighbour) - cost.fixed > budget.upper
+    allowed = [
+        [at for at, amount in enumerate(row) if (amount <= row[level] if shrink else amount >= row[level])]
+        for row, level in zip(cost.costs, neighbour, strict=True)
+    ]
+    choice = solve_knapsack(
+        [[row[at] for at in places] for row, places in zip(losses, allowed, strict=True)],
+        [[row[at] for at in places] for row, places in zip(cost.costs, allowed, strict=True)],
+        budget.lower,
+        budget.upper,
+        words=budget.words,
+    )
+    return tuple(places[at] for places, at in zip(allowed, choice, strict=True))
+
+
+def uniform_allocations(problem: Problem) -> list[Allocation]:
+    """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
+
+    For each attention level the widest MLP level that fits is taken. Where modules differ in size (a model that was
+    pruned before), levels correspond by the share of the module that they keep.
+
+    Args:
+        problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
+
+    Raises:
+        BudgetError: not even one fits.
+    """
+    space, cost = problem.space, problem.cost
+    cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
+    attention = [index for index in cut if space.modules[index].kind == "attention"]
+    mlp = [index for index in cut if space.modules[index].kind == "mlp"]
+    uniform: list[Allocation] = []
+    for share in _shares(space, attention) or [0.0]:
+        best: Allocation | None = None
+        for width in _shares(space, mlp) or [0.0]:
+            candidate = list(space.dense)
+            for index in attention:
+                candidate[index] = _level_at(space, index, share)
+            for index in mlp:
+                candidate[index] = _level_at(space, index, width)
+            if cost.of(candidate) <= problem.budget.limit:
+                best = tuple(candidate)
+        if best is not None and best not in uniform:
+            uniform.append(best)
+    if not uniform:
+        raise BudgetError(f"no uniform model has at most {cost.words(problem.budget.limit)}")
+    return uniform
+
+
+def _shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
+    """Shares of a module's levels that can be told apart, growing."""
+    shares = {
+        level / (len(space.modules[index].levels) - 1) for index in indices for level in range(space.dense[index] + 1)
+    }
+    return sorted(shares)
+
+
+def _level_at(space: SearchSpace, index: int, share: float) -> int:
+    return int(share * (len(space.modules[index].levels) - 1) + 1e-9)

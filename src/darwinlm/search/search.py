@@ -1,0 +1,173 @@
+"""The search for an allocation (DarwinLM, section 3.2): one level for every module, within the budget.
+
+`search` reads like that section. The first parent has equal layers (`propose/start.py`). In every generation children
+are made of the parent (`propose/`), within the exact budget (`problem/`). They are selected in rounds, fewer and fewer
+of them on more and more text, by KL to the dense model (`evaluate/`), after training where the recipe asks for it. The
+best becomes the next parent (`evolve/`). What predicts good children (`predict/`) isn't in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from darwinlm import parallel
+from darwinlm.database.store import DatabaseReader
+from darwinlm.errors import BudgetError
+from darwinlm.families.decoder import Decoder
+from darwinlm.recipe import SearchSettings
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.evolve.evolution import Guide, evolve
+from darwinlm.search.evolve.state import SearchState
+from darwinlm.search.predict.curvature import Curvature, removed_together
+from darwinlm.search.predict.gradients import Gradients
+from darwinlm.search.predict.module_losses import estimated_losses, local_errors
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import Allocation, PerLevel
+from darwinlm.search.propose.start import neighbour_start, uniform_allocations, uniform_start
+
+if TYPE_CHECKING:
+    from darwinlm.console import Reporter
+
+STATE = "evolution.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the search settled on.
+
+    Attributes:
+        allocation: The answer.
+        uniform: Best allocation with equal layers at the same budget.
+        record: Start, history and figures for the report.
+    """
+
+    allocation: Allocation
+    uniform: Allocation
+    record: dict[str, Any]
+
+
+def search(
+    model: Decoder,
+    database: DatabaseReader,
+    problem: Problem,
+    texts: Mapping[str, Tensor],
+    settings: SearchSettings,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    batch_tokens: int,
+    neighbour: Allocation | None = None,
+) -> Outcome:
+    """Find the allocation, or resume an interrupted search.
+
+    Args:
+        model: Dense model.
+        database: Pruned modules.
+        problem: Space, costs and budget.
+        texts: Fitness text, [n, t]; and training text where candidates are trained.
+        settings: Recipe's section.
+        folder: Folder for the state.
+        reporter: Reporter for progress.
+        batch_tokens: Tokens in one forward pass.
+        neighbour: Answer at another budget on the same database, to start from where that is better.
+
+    Raises:
+        ArtifactError: The state is damaged or another search's.
+        BudgetError: No allocation keeps the budget.
+        NumericsError: Losses aren't finite.
+    """
+    clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
+    placed = PlacedModules(model, database, problem.space)
+    rows = -(-settings.fitness_needed // texts["fitness"].shape[1])
+    fitness = Fitness(placed, texts["fitness"][:rows], batch_tokens=batch_tokens)
+    estimates = estimated_losses(problem.space, database)
+    losses = local_errors(problem.space, database) if estimates is None else estimates
+    guide = None
+    if settings.method == "gradient":
+        if estimates is None:
+            reporter.say(
+                "search: the database estimates no losses (database.saliency=output), local errors stand for them"
+            )
+        gradients = Gradients(placed, fitness.tokens, batch_tokens=batch_tokens, clock=clock)
+        guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
+    trainer = (
+        CandidateTrainer(placed, fitness, texts["training"], settings.training) if settings.training_needed else None
+    )
+
+    uniform = best_uniform(problem, fitness, settings.stages[0].tokens, clock)
+    uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
+    state = evolve(
+        fitness,
+        problem,
+        settings,
+        lambda: first_parent(problem, fitness, settings, losses, uniform, neighbour),
+        folder / STATE,
+        clock=clock,
+        guide=guide,
+        trainer=trainer,
+        report=_progress(reporter, settings),
+    )
+    reporter.say(f"search: ended after {state.done} generations: {state.ended}")
+    return Outcome(state.parent, uniform, _record(state, problem, uniform_kl))
+
+
+def best_uniform(problem: Problem, fitness: Fitness, n_tokens: int, clock: Clock) -> Allocation:
+    """The best allocation with equal layers; of the first few where time is short. Raises BudgetError."""
+    choices = uniform_allocations(problem)
+    losses: list[float] = []
+    while len(losses) < len(choices) and (not losses or parallel.broadcast(clock.left) > 0):
+        losses += fitness.kls(choices[len(losses) : len(losses) + parallel.size()], n_tokens)
+    return min(zip(losses, choices, strict=False))[1]
+
+
+def first_parent(
+    problem: Problem,
+    fitness: Fitness,
+    settings: SearchSettings,
+    losses: PerLevel,
+    uniform: Allocation,
+    neighbour: Allocation | None,
+) -> Allocation:
+    """Equal layers brought within the budget, or a neighbour's answer moved there where that loses less.
+
+    Raises:
+        BudgetError: No allocation keeps the budget and uses it.
+    """
+    own = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
+    if neighbour is None:
+        return own
+    try:
+        moved = neighbour_start(problem, losses, neighbour)
+    except BudgetError:  # nothing between the neighbour and this budget
+        return own
+    fitness.set_base(None)
+    own_kl, moved_kl = fitness.kls([own, moved], settings.stages[-1].tokens)
+    return moved if moved_kl < own_kl else own
+
+
+def _progress(reporter: Reporter, settings: SearchSettings) -> Callable[[SearchState], None]:
+    return lambda state: reporter.advance(state.done, settings.generations)
+
+
+def _record(state: SearchState, problem: Problem, uniform_kl: float) -> dict[str, Any]:
+    return {
+        "start": "uniform",
+        "start_kl": state.history[0].kl,
+        "uniform_kl": uniform_kl,
+        "kl": state.kl,
+        "cost": problem.cost.of(state.parent),
+        "evaluations": state.history[-1].evaluations,
+        "seconds": state.seconds,
+        "ended": state.ended,
+        "history": [asdict(generation) for generation in state.history],
+    }

@@ -1,0 +1,182 @@
+"""Fit one output projection toward what would bring the smaller residual stream onto the dense one.
+
+A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
+a: c = a. Gemma 2 and 3 put a root-mean-square norm behind the projection: c is its gain times a, and s, different for
+each token, the root mean square of W x, taken from the dense model. With V = diag(c) W the fit of V (x / s) to the
+residual stream's wanted increment is least squares in every case. Where a bias is fitted along, x has one more column,
+of ones, and W one more, the bias.
+
+Letters: b sequences, t tokens, r outputs, d inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.calibration.moments import CrossMoment, SecondMoment
+from darwinlm.calibration.stream import output_projection
+from darwinlm.families.family import ModuleKind
+from darwinlm.surgery.ridge import ridge_solution, squared_error
+from darwinlm.surgery.sublayers import BlockWalk
+
+_SMALL_GAIN = 1e-4
+
+
+class Moments:
+    """Moments of one module's inputs and of what they should give, over everything that was added."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.inputs = SecondMoment(inputs, device)
+        self.cross = CrossMoment(outputs, inputs, device)
+        self.energy = 0.0
+        self.count = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add inputs [..., d] and the outputs [..., r] that are wanted for them."""
+        self.inputs.add(x)
+        self.cross.add(y, x)
+        self.energy += float(y.double().square().sum())
+        self.count += y.numel() // y.shape[-1]
+
+    def error(self, W: Tensor) -> float:
+        """E‖y - W x‖² relative to E‖y‖²."""
+        energy = self.energy / self.count
+        if energy == 0:
+            return 0.0
+        return squared_error(self.inputs.mean(), self.cross.mean(), energy, W) / energy
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of one module.
+
+    Attributes:
+        weight: [r, d] float32, the best weights on validation text.
+        ridge: the strength that gave them; None: they are the given ones.
+        before: validation error of the given weights, relative to E‖y‖².
+        after: validation error of the best weights.
+    """
+
+    weight: Tensor
+    ridge: float | None
+    before: float
+    after: float
+
+
+def fit_output(
+    seen: Moments,
+    held_out: Moments,
+    W0: Tensor,
+    gain: Tensor | None,
+    ridges: Iterable[float],
+    name: str,
+    *,
+    bias: bool = False,
+) -> Fit:
+    """The best weights on held-out text: the given ones or those of one of the ridges.
+
+    Args:
+        seen: moments of the text that is fitted.
+        held_out: moments of validation text.
+        W0: [r, d] float32, where the weights are pulled to.
+        gain: c, [r]; None where it is 1.
+        ridges: strengths to try.
+        name: what is fitted, for messages.
+        bias: whether the last column is a bias.
+
+    Raises:
+        NumericsError: moments aren't finite or can't be factorised.
+    """
+    V0 = W0 if gain is None else gain[:, None] * W0
+    best, chosen, before = W0, None, held_out.error(V0)
+    least = before
+    for ridge in ridges:
+        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, bias=bias, name=name)
+        W = V
+        if gain is not None:
+            # Where the gain is nearly zero the residual stream sees nothing of the output.
+            seen_by = gain.abs() > _SMALL_GAIN * gain.abs().max()
+            W = torch.where(seen_by[:, None], V / torch.where(seen_by, gain, 1.0)[:, None], W0)
+            V = gain[:, None] * W
+        error = held_out.error(V)
+        if error < least:
+            best, chosen, least = W, ridge, error
+    return Fit(best, chosen, before, least)
+
+
+@torch.no_grad()
+def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
+    """C of a module in a loaded block, [r] float32; None where it is 1."""
+    family = checkpoint.family
+    part = family.module(kind)
+    scale = family.residual_scale(checkpoint.config)
+    output = output_projection(layer, family, kind)
+    assert output is not None
+    if part.post_norm is None:
+        return None if scale == 1 else torch.full((output.out_features,), scale, device=output.weight.device)
+    # Of a vector of ones such a norm makes its gain, whichever way it stores it.
+    ones = torch.ones(1, 1, output.out_features, dtype=output.weight.dtype, device=output.weight.device)
+    gain: Tensor = getattr(layer, part.post_norm)(ones)[0, 0].float() * scale
+    return gain
+
+
+@contextmanager
+def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
+    """While the dense stream finishes a module: s for each batch, [b, t, 1]; stays empty where s is 1."""
+    family = walk.stream.checkpoint.family
+    output = output_projection(walk.stream.decoder.blocks[walk.block], family, kind)
+    spread: list[Tensor] = []
+    if output is None or family.module(kind).post_norm is None:
+        yield spread
+        return
+    handle = output.register_forward_hook(
+        lambda _, __, z: spread.append(z.float().square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6))
+    )
+    try:
+        yield spread
+    finally:
+        handle.remove()
+
+
+def module_moments(
+    walk: BlockWalk,
+    kind: ModuleKind,
+    targets: Iterable[Tensor],
+    spread: list[Tensor],
+    gain: Tensor | None,
+    *,
+    fits_bias: bool = False,
+) -> Moments:
+    """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream.
+
+    Args:
+        walk: the smaller stream, before the module.
+        kind: the module; it must be there.
+        targets: the dense residual stream behind the module, [b, t, m] for each batch.
+        spread: s for each batch, or nothing.
+        gain: c, [r] or None.
+        fits_bias: whether the bias is fitted along; else the one that is there stays, and its part is taken off.
+    """
+    stream = walk.stream
+    output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)
+    assert output is not None
+    moments = Moments(output.in_features + fits_bias, output.out_features, stream.device)
+    for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
+        wanted = target.float() - before.float()
+        bias = None if output.bias is None or fits_bias else output.bias.float()
+        if bias is not None and gain is not None:
+            bias = gain * bias
+        scaled = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if fits_bias else x
+        if spread:
+            scaled = scaled.float() / spread[index]
+            bias = None if bias is None else bias / spread[index]
+        if bias is not None:
+            wanted = wanted - bias
+        moments.add(scaled, wanted)
+    return moments

@@ -1,0 +1,172 @@
+"""Search with gradients: it lowers the loss, keeps the budget, shrinks its steps, and resumes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.searching import searched, state_of, timeless
+
+from darwinlm.errors import NumericsError
+from darwinlm.families.decoder import Decoder
+from darwinlm.pipeline import run_stages
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evolve import evolution
+from darwinlm.search.evolve.state import SearchState
+from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.text import text_stage
+
+SETTINGS = ("search.generations=6", "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]")
+"""Windows of two sequences, four of them."""
+
+
+@pytest.fixture(scope="module")
+def database(tiny_llama, make_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients") / "out"
+    run_stages(make_run(tiny_llama, folder, *SETTINGS), "database")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(database, tiny_llama, make_run, tmp_path_factory):
+    folder = Path(shutil.copytree(database, tmp_path_factory.mktemp("finished") / "out"))
+    return searched(make_run(tiny_llama, folder, *SETTINGS)), folder
+
+
+@pytest.fixture
+def folder(database, tmp_path):
+    return Path(shutil.copytree(database, tmp_path / "out"))
+
+
+def test_a_generation_that_moves_lowers_the_loss(finished):
+    found, _ = finished
+    history = found.search.record["history"]
+    assert any(entry["improved"] for entry in history)
+    for before, after in itertools.pairwise(history):
+        assert after["improved"] == (after["moved"] > 0)
+        assert after["kl"] < before["kl"] if after["improved"] else after["kl"] == before["kl"]
+        assert after["evaluations"] > before["evaluations"]
+    assert found.search.record["start_kl"] == history[0]["kl"] > found.search.record["kl"] == history[-1]["kl"]
+
+
+def test_every_child_keeps_the_budget_and_is_new(finished):
+    found, folder = finished
+    seen = [tuple(each) for each in state_of(folder)["seen"]]
+    assert len(seen) > 4
+    assert len(set(seen)) == len(seen)
+    assert all(found.plan.allows(each) for each in seen)
+
+
+def test_an_interrupted_search_ends_where_an_uninterrupted_one_does(
+    finished, folder, tiny_llama, make_run, monkeypatch
+):
+    save, saved = SearchState.save, []
+
+    def interrupted(self, path):
+        save(self, path)
+        saved.append(path)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchState, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
+    assert state_of(folder)["done"] == 2
+    monkeypatch.setattr(SearchState, "save", save)
+    run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
+    assert timeless(state_of(folder)) == timeless(state_of(finished[1]))
+
+
+def test_after_generations_without_gain_steps_shrink_and_the_level_switch_joins(
+    folder, tiny_llama, make_run, monkeypatch
+):
+    """Every child is made worse than its parent."""
+    first, longest = [], []
+    switch, measured = evolution.level_switch, Fitness.kl_on
+
+    def solved(parent, surrogate, problem, *, strengths, slope_parts):
+        first.append(strengths[0])
+        return [switch(parent, problem.cost.costs, problem.budget, random.Random(len(first)), step=0.5)]
+
+    def switched(parent, costs, budget, rng, *, step, seen):
+        longest.append(step)
+        return switch(parent, costs, budget, rng, step=step, seen=seen)
+
+    def kl_on(self, allocations, window):
+        return [loss + 10 * (place > 0) for place, loss in enumerate(measured(self, allocations, window))]
+
+    monkeypatch.setattr(evolution, "solved_children", solved)
+    monkeypatch.setattr(evolution, "level_switch", switched)
+    monkeypatch.setattr(Fitness, "kl_on", kl_on)
+    found = searched(make_run(tiny_llama, folder, *SETTINGS, "search.generations=5"))
+    history = found.search.record["history"]
+    assert not any(entry["improved"] for entry in history)
+    assert first[-1] == pytest.approx(evolution.SHRINK**4 * first[0])
+    steps = sorted(set(longest), reverse=True)
+    assert steps[0] <= evolution.LONGEST / evolution.SHRINK**2, "the first two generations are solved for alone"
+    assert steps[-1] == pytest.approx(evolution.LONGEST / evolution.SHRINK**4)
+    assert found.search.record["kl"] == found.search.record["start_kl"]
+
+
+def test_what_looks_better_on_a_window_alone_is_not_taken(folder, tiny_llama, make_run, monkeypatch):
+    measured = Fitness.kl_on
+
+    def kl_on(self, allocations, window):
+        losses = measured(self, allocations, window)
+        sign = -1 if window != (0, self.n_sequences) else 1
+        return [loss + sign * 10 * (place > 0) for place, loss in enumerate(losses)]
+
+    monkeypatch.setattr(Fitness, "kl_on", kl_on)
+    found = searched(make_run(tiny_llama, folder, *SETTINGS))
+    assert list(found.search.allocation) == state_of(folder)["seen"][0]
+
+
+def test_a_parent_that_overflows_is_named(folder, tiny_llama, make_run, monkeypatch):
+    monkeypatch.setattr(Fitness, "kl_on", lambda self, allocations, window: [math.inf] * len(allocations))
+    monkeypatch.setattr(Fitness, "kl", lambda self, allocation, n_tokens: 1.0)
+    with pytest.raises(NumericsError, match=r"the best allocation's values aren't finite: try compute\.dtype=float32"):
+        run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+@pytest.fixture
+def fitness(folder, tiny_llama, make_run):
+    run = make_run(tiny_llama, folder, *SETTINGS)
+    texts, plan = text_stage(run), plan_stage(run)
+    model = run.checkpoint.load(torch.float64)
+    placed = PlacedModules(Decoder(model, run.checkpoint.family), database_stage(run, texts).reader, plan.space)
+    losses = [[float(level) for level in range(len(module.levels))] for module in plan.space.modules]
+    small = solve_knapsack(losses, plan.cost.costs, plan.budget.lower, plan.budget.upper, words=plan.budget.words)
+    return Fitness(placed, texts["fitness"].tokens[:7], batch_tokens=64), small
+
+
+def test_windows_cover_the_text_once(fitness):
+    found, _ = fitness
+    assert found.windows(64) == [(0, 2), (2, 4), (4, 7)]
+    assert found.windows(33) == found.windows(64), "whole sequences"
+    assert found.windows(10**6) == [(0, 7)]
+
+
+def test_losses_of_windows_are_those_of_their_sequences(fitness):
+    found, small = fitness
+    last = found.kl_on([small], (4, 7))[0]
+    assert found.losses(small) == [], "the first sequence isn't known yet"
+    middle = found.kl_on([small], (2, 4))[0]
+    whole = found.kl(small, 7 * 32)
+    assert found.evaluations == 3
+    first = found.kl_on([small], (0, 2))[0]
+    assert found.evaluations == 3, "known from the whole"
+    assert whole == pytest.approx((2 * first + 2 * middle + 3 * last) / 7, rel=1e-12)
+    assert len(found.losses(small)) == 7
+    fresh = Fitness(found.placed, found.tokens, batch_tokens=64)
+    assert fresh.kl(small, 7 * 32) == pytest.approx(whole, rel=1e-9)
