@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
 
@@ -132,8 +133,6 @@ def passages(tokenizer: Any, text: Tensor, n: int, apart: int = 0, *, lists: int
 
 
 def _bos(tokenizer: Any) -> list[int]:
-    from darwinlm.data.packing import added_bos
-
     bos = added_bos(tokenizer)
     return [] if bos is None else [bos]
 
