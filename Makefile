@@ -13,13 +13,17 @@ export TRANSFORMERS_OFFLINE := 1
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test test-vllm check install pages docs clean
+.PHONY: demo results test fuzz test-vllm check install pages docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo --out $(OUT)
 
 test: $(VENV)/dev.stamp check
 	$(BIN)/python -m pytest
+
+# The whole corpus of hostile inputs; `make test` runs a part of it.
+fuzz: $(VENV)/dev.stamp
+	FUZZ=all $(BIN)/python -m pytest -n 0 tests/fuzz
 
 # vLLM wants versions of its own, so it gets an environment of its own; a build for processors, about 3 GB.
 test-vllm: $(VLLM)/vllm.stamp

@@ -5,7 +5,7 @@ KV heads, bfloat16, 2.2 GB on disk). What is measured is a process of its own. `
 last N blocks only: the others are run through, which needs less memory and much less time. With fewer tokens than
 channels the second moments are singular, and the order may need float64 and one more matrix of that type.
 `--gradients` also measures the output gradients that weight the order, on the same tokens: residual streams in front of
-all blocks are then kept, in memory or in files above `--hidden-memory`.
+all blocks are then kept, where `--hidden-states` says or where there is room.
 
     python benchmarks/calibration.py --factorise 2
 """
@@ -65,14 +65,14 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         dtype=dtype,
         device=torch.device(options.device),
         batch_tokens=options.batch_tokens,
-        memory=HiddenMemory(options.hidden_memory, out),
+        memory=HiddenMemory(out, options.hidden_states),
     )
     build_database(stage, stream, UnitsSettings(attention=options.units), 0.01)
     database_peak = peak_bytes()
-    in_file = stream.hidden.in_file
+    place = stream.hidden.place
     if options.gradients:
         del stream
-        in_file = run_gradients(checkpoint, tokens, dtype, out, options)
+        place = run_gradients(checkpoint, tokens, dtype, out, options)
     seconds = time.perf_counter() - begun
     hidden = tokens.numel() * checkpoint.config.hidden_size * dtype.itemsize
     streams = hidden * (checkpoint.n_blocks + 1) if options.gradients else hidden
@@ -88,24 +88,24 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         "seconds": round(seconds, 1),
         "checkpoint_bytes": weights,
         "hidden_bytes": streams,
-        "hidden_in_file": in_file,
+        "hidden_states": place,
         "start_bytes": start,
         "database_peak_bytes": database_peak,
         "peak_bytes": peak_bytes(),
-        "share_of_checkpoint": round((peak_bytes() - (0 if in_file else streams)) / weights, 3),
+        "share_of_checkpoint": round((peak_bytes() - (0 if place == "file" else streams)) / weights, 3),
         "stored_bytes": stored,
     }
 
 
 def run_gradients(
     checkpoint: Checkpoint, tokens: torch.Tensor, dtype: torch.dtype, out: Path, options: argparse.Namespace
-) -> bool:
+) -> str:
     """Second moments of all output gradients, as the stage before the database computes them.
 
     Returns:
-        Whether the residual stream lay in a file; those in front of blocks do from a smaller limit on.
+        Where the residual stream lay.
     """
-    memory = HiddenMemory(options.hidden_memory, out)
+    memory = HiddenMemory(out, options.hidden_states)
     device = torch.device(options.device)
     stream = BlockStream(
         checkpoint, tokens, dtype=dtype, device=device, batch_tokens=options.batch_tokens, memory=memory
@@ -113,7 +113,7 @@ def run_gradients(
     with kept_memory(device):
         for block, moments in output_gradients(stream, tokens, memory):
             write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
-    return stream.hidden.in_file
+    return stream.hidden.place
 
 
 def main() -> None:
@@ -128,11 +128,11 @@ def main() -> None:
         "tokens": 8192,
         "sequence": 512,
         "batch-tokens": 512,
-        "hidden-memory": 2 << 30,
         "factorise": 22,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of checkpoint and passes")
+    parser.add_argument("--hidden-states", choices=["device", "host", "file"], help="default: where there is room")
     parser.add_argument("--gradients", action="store_true", help="those that weight the order too")
     parser.add_argument("--units", default="kv_group")
     parser.add_argument("--device", default="cpu")

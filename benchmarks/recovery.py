@@ -51,8 +51,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
 from darwinlm.recovery.cache import CacheKey, cached_text
-from darwinlm.recovery.checks import accumulation, check_teacher
-from darwinlm.recovery.train import plan_steps, train
+from darwinlm.recovery.checks import check_teacher
+from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.train import train
 from recovery_plot import draw
 
 DTYPE = fast_dtype(torch.device("cpu"))
@@ -150,8 +151,8 @@ class Bench:
             seed=seed,
             dtype=DTYPE,
         )
-        plan = plan_steps(settings, options.length, *accumulation(settings, options.length, options.micro_tokens, 1))
-        steps = {point // options.batch_tokens * plan.step_rows * plan.length: point for point in lacking}
+        plan = plan_steps(settings, options.length, options.micro_tokens)
+        steps = {point // options.batch_tokens * plan.tokens: point for point in lacking}
         ready = small.load(getattr(torch, DTYPE))
         begun, apart = time.monotonic(), 0.0
 
@@ -169,7 +170,7 @@ class Bench:
             apart += time.monotonic() - at
 
         trained = train(
-            small.load(torch.float32),
+            lambda: small.load(torch.float32),
             self.dense,
             Subset(self.text, range(plan.blocks)),
             torch.cat([parts["validation"].tokens for parts in self.held_out.values()]),

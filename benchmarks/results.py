@@ -39,9 +39,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from darwinlm.comparison.methods import BASELINES
+from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
 from darwinlm.demo import REASON, demo_model, demo_text
 from darwinlm.evaluation import summary
@@ -125,7 +125,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     return line
 
 
-def tables(done: dict[str, dict[str, Any]]) -> str:
+def tables(done: dict[str, ComparisonRecord]) -> str:
     """Every part's table, and the spread over seeds, as Markdown."""
     text = []
     for name, found in done.items():
@@ -137,20 +137,20 @@ def tables(done: dict[str, dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def spread(seeds: Sequence[dict[str, Any]]) -> str:
+def spread(seeds: Sequence[ComparisonRecord]) -> str:
     """Perplexity and KL of the methods that every seed has."""
-    places = list(seeds[0]["texts"])
+    places = list(seeds[0].texts)
     headings = ["method", *(f"{figure}, {place}" for place in places for figure in ("perplexity", "KL"))]
-    by_method: list[dict[str, dict[str, Any]]] = [{row["method"]: row for row in found["rows"]} for found in seeds]
+    by_method = [{row.method: row for row in found.rows} for found in seeds]
     cells = []
     for name, first in by_method[0].items():
         rows = [found[name] for found in by_method if name in found]
         if len(rows) < len(seeds):
             continue
-        line = [first["title"]]
+        line = [first.title]
         for place in places:
             for figure in ("perplexity", "kl"):
-                values = [row["texts"][place][figure] for row in rows]
+                values = [getattr(row.texts[place], figure) for row in rows]
                 line.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}")
         cells.append(tuple(line))
     return summary.markdown(headings, cells)
@@ -182,14 +182,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
     options = parser.parse_args()
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[str, ComparisonRecord] = {}
     for part in parts(options):
         if options.only and part.name not in options.only:
             continue
         print(f"== {part.name}", flush=True)
         subprocess.run(command(part, options), check=True)
-        found = json.loads((options.out / part.folder / "comparison.json").read_text(encoding="utf-8"))
-        (options.out / f"{part.name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        found = read_comparison(options.out / part.folder / "comparison.json")
+        (options.out / f"{part.name}.json").write_text(json.dumps(found.as_json(), indent=1), encoding="utf-8")
         done[part.name] = found
         (options.out / "results.md").write_text(tables(done), encoding="utf-8")
     print(f"tables {options.out / 'results.md'}")

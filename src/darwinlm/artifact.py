@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.limits import load_json, shorten
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
+STAGES = "stages"
+"""Folder of a run that holds its stages."""
+ARTIFACT_BYTES = 1 << 30
+"""Largest JSON file of a stage; the hashes of thirty million documents take so much."""
 
 
 def digest_of(value: Any) -> str:
@@ -93,9 +100,17 @@ def read_json(path: Path) -> Any:
         ArtifactError: the file is missing or isn't JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path, ARTIFACT_BYTES)
     except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold a mapping. Raises ArtifactError."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise damaged(path, f"it holds a {type(found).__name__}, not a mapping")
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -111,20 +126,39 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:
-    """The one message for an artifact that can't be trusted; `stage` is its folder, by default the one it lies in."""
+    """The one message for an artifact that can't be trusted; `stage` is its folder, found from the path where None.
+
+    Only the folder of a stage is ever advised to be deleted: a run makes it again.
+    """
+    reason = shorten(reason, 200)
+    folder = stage or next((above for above in path.parents if above.parent.name == STAGES), None)
+    if folder is None:
+        return ArtifactError(
+            f"{path} is damaged ({reason}): bring back a whole copy of it, or choose another folder or file"
+        )
     return ArtifactError(
-        f"{path} is damaged ({reason}): delete the folder {stage or path.parent} and run the same command again; "
-        "that stage is then done afresh"
+        f"{path} is damaged ({reason}): delete the folder {folder} and run the same command again, or the other one "
+        "that made the folder; that stage is then done afresh"
     )
 
 
 def manifest_files(folder: Path) -> dict[str, str]:
     """Hash of every file of a finished stage by its name. Raises ArtifactError."""
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
+    files = read_record(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files):
         raise damaged(folder / MANIFEST, "it lists no files")
     return files
+
+
+@cache
+def stage_version(name: str) -> int:
+    """Version of what a stage computes: a part of its key, so that results of older code are done again.
+
+    Args:
+        name: of the stage; of stages such as `measure_dense` what stands before the underscore.
+    """
+    lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
+    return int(lines[name.partition("_")[0]]["version"])
 
 
 class StageFolder:
@@ -153,18 +187,32 @@ class StageFolder:
         path = self.folder / MANIFEST
         if not path.exists():
             return False
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or "key" not in manifest or "files" not in manifest:
-            raise damaged(path, "it lacks its key or its list of files")
+        manifest = read_record(path)
+        if any(not isinstance(manifest.get(name), dict) for name in ("key", "files", "facts")):
+            raise damaged(path, "it lacks its key, its facts or its list of files")
         if manifest["key"] != self.key:
             return False
         for name, expected in manifest["files"].items():
             file = self.folder / name
-            if not file.is_file():
+            try:
+                found = file_digest(file) if file.is_file() else None
+            except (OSError, ValueError) as error:  # such as a name that is too long
+                raise damaged(file, str(error), self.folder) from error
+            if found is None:
                 raise damaged(file, "it is missing", self.folder)
-            if file_digest(file) != expected:
+            if found != expected:
                 raise damaged(file, "its bytes aren't those that were written", self.folder)
         return True
+
+    def is_of_another_version(self) -> bool:
+        """True when the folder holds the result, or the beginning, of the same stage by another version of its code."""
+        path = self.folder / KEY
+        if not path.exists():
+            return False
+        key = read_json(path)
+        if not isinstance(key, dict):
+            return False
+        return key != self.key and {**key, "version": None} == {**self.key, "version": None}
 
     def begin(self) -> bool:
         """Make the folder ready: keep what an interrupted run with the same key left, drop anything else.
@@ -173,11 +221,18 @@ class StageFolder:
             Whether there was an interrupted run.
         """
         path = self.folder / KEY
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise ArtifactError(f"{self.folder} is a link to nothing: remove the link, or bring back what it points at")
         if self.folder.exists():
             same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
             if not same:
                 if not self.folder.is_dir():
-                    raise damaged(self.folder / MANIFEST, "a file stands where its folder should be")
+                    raise ArtifactError(f"{self.folder} is a file where a folder should be: move it away")
+                if self.folder.is_symlink():
+                    raise ArtifactError(
+                        f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
+                        "link and run the same command again"
+                    )
                 shutil.rmtree(self.folder)
         for leftover in self.folder.glob("*.tmp") if self.folder.exists() else ():
             leftover.unlink()
@@ -197,4 +252,7 @@ class StageFolder:
 
     def facts(self) -> dict[str, Any]:
         """What `finish` was told. Raises ArtifactError."""
-        return dict(read_json(self.folder / MANIFEST)["facts"])
+        facts = read_record(self.folder / MANIFEST).get("facts")
+        if not isinstance(facts, dict):
+            raise damaged(self.folder / MANIFEST, "it lacks its facts")
+        return facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -22,6 +21,8 @@ from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
 from darwinlm.export.source import MARKER, open_source
+from darwinlm.families.checkpoint import read_config
+from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import resolve_model
 
 
@@ -131,7 +132,7 @@ def run_bench(
     require_engine(engine, f"measuring speed in {engine}")
     _check_options(engine, dtype, quantisation)
     names = [model] if against is None else [model, against]
-    options = {"threads": threads, "context": prompt_tokens + new_tokens + 8, "dtype": dtype}
+    options = {"threads": threads, "context": prompt_tokens + new_tokens + 8, "dtype": dtype, "beside": len(names)}
     with tempfile.TemporaryDirectory(prefix="darwinlm-bench-") as work, ExitStack() as stack:
         paths = []
         for number, name in enumerate(names):
@@ -203,8 +204,9 @@ def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threa
 def _vocabulary(path: Path) -> int:
     """Tokens that a model knows."""
     if path.is_dir():
-        return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"])
+        return int(read_config(path / "config.json")["vocab_size"])
     require_gguf()
+    read_header(path)
     try:
         embedding = GgufFile(path).shape("token_embd.weight")
     except (ValueError, OSError, KeyError) as error:

@@ -5,35 +5,77 @@ from __future__ import annotations
 import torch
 
 from darwinlm import parallel
-from darwinlm.errors import RecipeError
+from darwinlm.errors import RecipeError, first_line
 from darwinlm.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+AMPERE = 8
+"""Compute capability of the first NVIDIA GPUs with bfloat16."""
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a recipe names. Raises RecipeError when this machine has none of it."""
+    """The device that a recipe names; of several processes each has a GPU of its own.
+
+    Raises:
+        RecipeError: this machine has none of it.
+        ParallelError: there are more processes than GPUs.
+    """
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", parallel.local_rank()) if parallel.size() > 1 else torch.device("cuda")
+        return torch.device("cuda", parallel.gpu()) if parallel.size() > 1 else torch.device("cuda")
     if name == "auto":
         return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(f"compute.device: '{name}' is no device; use auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"compute.device: this machine's PyTorch finds no GPU for '{name}'; use auto or cpu")
+    if device.type == "cuda":
+        _check_cuda(device)
+    elif device.type != "cpu":
+        _check_other(device)
     return device
 
 
+def _check_cuda(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise RecipeError(f"compute.device: this machine's PyTorch finds no GPU for '{device}'; use auto or cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise RecipeError(f"compute.device: there is no '{device}' here, {there}")
+    if device.index is not None and parallel.size() > 1:
+        raise RecipeError(
+            f"compute.device: '{device}' is one GPU, but {parallel.size()} processes were started: use cuda, which "
+            "gives each its own"
+        )
+
+
+def _check_other(device: torch.device) -> None:
+    """Refuse what PyTorch has a name for and nothing behind it."""
+    try:
+        usable = device.type != "meta" and bool(torch.ones((), device=device) == 1)
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        raise RecipeError(f"compute.device: '{device}' can't be used here ({first_line(error)}); use auto") from error
+    if not usable:
+        raise RecipeError(f"compute.device: '{device}' computes nothing; use auto, cpu or cuda")
+
+
 def fast_dtype(device: torch.device) -> str:
-    """bfloat16 where it is quick: on a GPU, and on a processor that multiplies tiles of it, or AMD's AVX-512 vectors.
+    """bfloat16 where it is quick: a GPU that has it, a processor that multiplies tiles of it, or AMD's AVX-512 vectors.
 
     Other processors work in float32: on Intel's with AVX-512 alone, products of bfloat16 were measured at half of its
     speed, on AMD's at twice as much, and older ones don't know the type at all. What the processor can do decides, not
     a measurement, so that a run that goes on later finds its results again.
     """
-    return "bfloat16" if device.type != "cpu" or _multiplies_quickly() else "float32"
+    quick = _multiplies_quickly() if device.type == "cpu" else gpu_has_bfloat16(device)
+    return "bfloat16" if quick else "float32"
+
+
+def gpu_has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16: NVIDIA's do from Ampere (8.0) on. One that isn't here is taken to."""
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
+        return True
+    return torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
 def has_matrix_tiles() -> bool:
@@ -51,8 +93,18 @@ def _multiplies_quickly() -> bool:
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element types of this device where it leaves them open."""
+    """The recipe with the element types of this device where it leaves them open.
+
+    Raises:
+        RecipeError: it names one that the device hasn't got.
+    """
     open_ones = {name: getattr(recipe, name) for name in ("compute", "recovery")}
+    for name, part in open_ones.items():
+        if part.dtype == "bfloat16" and not gpu_has_bfloat16(device):
+            raise RecipeError(
+                f"{name}.dtype=bfloat16: {torch.cuda.get_device_name(device)} computes nothing in bfloat16: use "
+                "float32, or auto"
+            )
     chosen = {"dtype": fast_dtype(device)}
     update = {name: part.model_copy(update=chosen) for name, part in open_ones.items() if part.dtype == "auto"}
     return recipe.model_copy(update=update)

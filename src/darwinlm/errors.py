@@ -6,6 +6,7 @@
     ├── ModelError            the model can't be found, read or understood
     │   ├── FamilyError       its architecture isn't one that we know
     │   └── CheckpointError   its files are missing, damaged or inconsistent
+    │       └── RemoteCodeError   they hold code that may not run
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
@@ -16,6 +17,8 @@
     ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
+    ├── DeviceMemoryError     a stage needs more memory than the device has
+    ├── BusyError             another process works on the same folder or file
     └── StorageError          the disk is full or can't be written
 
 The command line prints the message and exits with status 2. A message says what is wrong, where, and what to do.
@@ -47,6 +50,10 @@ class CheckpointError(ModelError):
 
     What to do: download the checkpoint again, or convert it as the message says.
     """
+
+
+class RemoteCodeError(CheckpointError):
+    """The model's files hold code that may not run."""
 
 
 class RecipeError(DarwinLMError):
@@ -122,6 +129,23 @@ class MissingExtraError(DarwinLMError):
         super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
 
 
+class DeviceMemoryError(DarwinLMError):
+    """A stage needs more memory than the device has.
+
+    What to do: set what the message names, or let `darwinlm plan` say what fits.
+    """
+
+    def __init__(self, message: str, stage: str = "", run: object = None) -> None:
+        super().__init__(message)
+        # For the advice that only the plan can give.
+        self.stage = stage
+        self.run = run
+
+
+class BusyError(DarwinLMError):
+    """Another process works on the same folder or file."""
+
+
 class StorageError(DarwinLMError):
     """The disk is full or can't be written.
 
@@ -129,6 +153,6 @@ class StorageError(DarwinLMError):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says first, fit to stand inside a message of ours."""
     return str(error).strip().partition("\n")[0].rstrip(": .")

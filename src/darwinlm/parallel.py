@@ -3,11 +3,13 @@
 All processes walk the same stages. The first one alone writes and talks; work that is shared is dealt out over the
 processes, and its results come together by sums (`all_reduce`) or in the first process (`collect`). What can fail in
 one process alone stands inside `agree`, so that all of them stop with the same message instead of waiting for ever.
+What stands inside `main_first` is done as if there were no others, so anything may be called there.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,22 +19,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from darwinlm import errors
+from darwinlm import errors, meeting
 from darwinlm.errors import DarwinLMError, ParallelError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)
-"""How long a process waits for another one: whole stages run in the first process alone."""
+PATIENCE = timedelta(minutes=15)
+"""Longest that a collective may take once all processes have come to it."""
 
 Failure = tuple[str, str] | None
+
+_meetings: meeting.Meetings | None = None
+_alone = False
 
 
 def rank() -> int:
     """Number of this process, 0 being the first."""
-    if _together():
+    if _initialized():
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if _expected() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if expected() > 1 else 0
 
 
 def size() -> int:
@@ -46,8 +51,28 @@ def is_main() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is the number of its GPU."""
+    """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """How many processes of this run share the machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _initialized() else 1
+
+
+def gpu() -> int:
+    """Number of this process's GPU among those that it sees: its own, where it sees a single one.
+
+    Raises:
+        ParallelError: there are more processes than GPUs.
+    """
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank() >= count:
+        raise ParallelError(
+            f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', local_rank() + 1)} processes were "
+            f"started on it: start one for each GPU, torchrun --nproc-per-node {count}"
+        )
+    return local_rank() if count > 1 else 0
 
 
 def init_from_environment() -> None:
@@ -56,9 +81,10 @@ def init_from_environment() -> None:
     gloo carries what lies in main memory, NCCL what lies on GPUs where there are any.
 
     Raises:
-        ParallelError: the environment is torchrun's only in part, or the other processes don't answer.
+        ParallelError: the environment is torchrun's only in part, the other processes don't answer, or two of them
+            have one GPU.
     """
-    if _together() or _expected() < 2:
+    if _initialized() or expected() < 2:
         return
     if not dist.is_available():
         raise ParallelError("this machine's PyTorch is built without torch.distributed: run a single process")
@@ -67,17 +93,35 @@ def init_from_environment() -> None:
         raise ParallelError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start several processes with torchrun")
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(gpu())
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the processes can't meet: {error}; start them with torchrun") from error
+    if torch.cuda.is_available():
+        _check_gpus()
+
+
+def _check_gpus() -> None:
+    """Refuse two processes on one GPU: NCCL would wait for ever, or fail in words of its own."""
+    seen: dict[tuple[str, str], int] = {}
+    name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
+    for number, found in enumerate(gather((socket.gethostname(), name))):
+        if seen.setdefault(found, number) != number:
+            raise ParallelError(
+                f"processes {seen[found]} and {number} have the same GPU of {found[0]}: start as many processes as it "
+                "has GPUs, torchrun --nproc-per-node N"
+            )
 
 
 def shutdown() -> None:
     """Part from the other processes."""
-    if _together():
+    global _meetings  # noqa: PLW0603 - as the process group, it is the process's
+    if _meetings is not None:
+        _meetings.leave()
+        _meetings = None
+    if _initialized():
         dist.destroy_process_group()
 
 
@@ -89,7 +133,8 @@ def place() -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes, in place; returns it."""
     if _together():
-        dist.all_reduce(tensor)
+        with _meeting("a sum"):
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -98,7 +143,8 @@ def gather(value: T) -> list[T]:
     if not _together():
         return [value]
     found: list[Any] = [None] * size()
-    dist.all_gather_object(found, value)
+    with _meeting("everybody's values"):
+        dist.all_gather_object(found, value)
     return found
 
 
@@ -107,7 +153,8 @@ def broadcast(value: T) -> T:
     if not _together():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _meeting("the first one's value"):
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -118,7 +165,7 @@ def barrier() -> None:
 
 def mine(items: Sequence[T]) -> Sequence[T]:
     """This process's part of some work: every `size()`-th item."""
-    return items[rank() :: size()] if _together() else items
+    return items[place() :: size()]
 
 
 def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,16 +173,17 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not _together():
         return tensors
     offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
-    if not is_main():
-        for tensor in tensors.values():
-            dist.send(tensor.detach().cpu().contiguous(), dst=0)
-        return {}
-    found = dict(tensors)
-    for source in range(1, size()):
-        for name, shape, dtype in offered[source]:
-            found[name] = torch.empty(shape, dtype=dtype)
-            dist.recv(found[name], src=source)
-    return found
+    with _meeting("the tensors of all"):
+        if not is_main():
+            for tensor in tensors.values():
+                dist.send(tensor.detach().cpu().contiguous(), dst=0)
+            return {}
+        found = dict(tensors)
+        for source in range(1, size()):
+            for name, shape, dtype in offered[source]:
+                found[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(found[name], src=source)
+        return found
 
 
 @contextmanager
@@ -160,6 +208,9 @@ def agree() -> Iterator[None]:
 def main_first() -> Iterator[None]:
     """Let the first process do this alone, then the others, who find what it has made.
 
+    Inside, each process is alone: nothing is shared or gathered, so that work which may be shared elsewhere runs here
+    too, whole, while the others wait.
+
     Raises:
         DarwinLMError: in all processes, when the first one raised it.
     """
@@ -167,7 +218,8 @@ def main_first() -> Iterator[None]:
         yield
     elif is_main():
         try:
-            yield
+            with _by_itself():
+                yield
         except BaseException as error:
             broadcast(_described(error))
             raise
@@ -176,7 +228,32 @@ def main_first() -> Iterator[None]:
         failure: Failure = broadcast(None)
         if failure is not None:
             raise _rebuilt(failure)
+        with _by_itself():
+            yield
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    global _alone  # noqa: PLW0603 - as the process group, it is the process's
+    _alone = True
+    try:
         yield
+    finally:
+        _alone = False
+
+
+@contextmanager
+def _meeting(what: str) -> Iterator[None]:
+    """Wait until all processes are here, then do something together. Raises ParallelError when one of them is lost."""
+    global _meetings  # noqa: PLW0603 - as the process group, it is the process's
+    if _meetings is None:
+        store = dist.PrefixStore("darwinlm", dist.distributed_c10d._get_default_store())
+        _meetings = meeting.Meetings(store, rank(), dist.get_world_size())
+    _meetings.wait(what)
+    try:
+        yield
+    except RuntimeError as error:
+        raise meeting.lost(error) from error
 
 
 def _described(error: BaseException | None) -> Failure:
@@ -196,9 +273,14 @@ def _rebuilt(failure: Failure) -> DarwinLMError:
     return error
 
 
-def _expected() -> int:
+def expected() -> int:
+    """How many processes torchrun started, whether they have met or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _together() -> bool:
+def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _together() -> bool:
+    return _initialized() and not _alone

@@ -12,15 +12,18 @@ from typing import Any
 
 from darwinlm.console import Reporter
 from darwinlm.recipe import Recipe, load_recipe, options
+from darwinlm.report.summary import Summary
 from darwinlm.run import Run
 from darwinlm.runs.rounds import last_round
+from darwinlm.search.problem.space import Allocation
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.evaluate import evaluate_stage
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
-from darwinlm.stages.recover import recover_stage
+from darwinlm.stages.recover import check_recovery, recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.report import report_stage
+from darwinlm.stages.results import StageResults
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import stitch_stage
 from darwinlm.stages.text import text_stage
@@ -42,7 +45,7 @@ class Result:
     folder: Path
     model: Path
     report: Path
-    summary: dict[str, Any]
+    summary: Summary
 
 
 def prune(
@@ -86,39 +89,38 @@ def prune(
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, text=text))
     run = Run(resolved, Path(out), reporter or Reporter())
-    summary = run_stages(run, "report")
+    summary = run_stages(run, "report").report
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
 
 
-def run_stages(run: Run, until: str, found: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the stages in order up to `until`, and return what the last one found.
+def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> StageResults:
+    """Run the stages in order up to `until`, and return what each of them handed on.
 
     Args:
         run: the run.
         until: name of the last stage.
-        found: filled with what each stage hands on; `neighbour` in it is an allocation for the search to start from.
+        neighbour: the answer at another budget on the same database, for the search to start from where it is better.
     """
+    if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
+        check_recovery(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
-    found = {} if found is None else found
-    steps: dict[str, Callable[[], Any]] = {
+    made = StageResults()
+    steps: dict[str, Callable[[], object]] = {
         "text": lambda: text_stage(run),
         "plan": lambda: plan_stage(run),
-        "database": lambda: database_stage(run, found["text"]),
-        "search": lambda: search_stage(
-            run, found["text"], found["database"], found["plan"], neighbour=found.get("neighbour")
-        ),
-        "stitch": lambda: stitch_stage(run, found["database"], found["search"]),
-        "refit": lambda: refit_stage(run, found["text"], found["stitch"]),
-        "recover": lambda: recover_stage(run, found["text"], found["stitch"], found["refit"]),
-        "export": lambda: export_stage(run, found["text"], found["stitch"], found["refit"], found["recover"]),
-        "evaluate": lambda: evaluate_stage(run, found),
-        "report": lambda: report_stage(run, found),
+        "database": lambda: database_stage(run, made.text),
+        "search": lambda: search_stage(run, made.text, made.database, made.plan, neighbour=neighbour),
+        "stitch": lambda: stitch_stage(run, made.database, made.search),
+        "refit": lambda: refit_stage(run, made.text, made.stitch),
+        "recover": lambda: recover_stage(run, made.text, made.stitch, made.refit),
+        "export": lambda: export_stage(run, made.text, made.stitch, made.refit, made.recover),
+        "evaluate": lambda: evaluate_stage(run, made),
+        "report": lambda: report_stage(run, made),
     }
     for name in STAGES[: STAGES.index(until) + 1]:
-        found[name] = steps[name]()
-    result: dict[str, Any] = found[until] if isinstance(found[until], dict) else {until: found[until]}
-    return result
+        setattr(made, name, steps[name]())
+    return made
 
 
 def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, StageFolder, read_json, write_json
+from darwinlm.artifact import KEY, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
-from darwinlm.errors import ArtifactError, DarwinLMError, RecipeError
+from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
+from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
@@ -33,10 +34,11 @@ class Run:
         recipe: the whole configuration.
         folder: output folder; must be new, empty, or of an earlier run.
         reporter: tells the user.
-        shared: output folder of a family of runs, whose stages before the search are this run's too.
+        shared: output folder of a sweep, whose stages before the search are this run's too.
 
     Raises:
         ArtifactError: the folder holds something else.
+        BusyError: another run works in the folder.
         RecipeError: no model is named, or the device doesn't exist.
     """
 
@@ -51,8 +53,15 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
+        # The locks of the first process stand for all; they end with this object, or with the process.
+        self.locks: list[Lock] = []
         with parallel.agree():
-            _check_output(folder)
+            if parallel.is_main():
+                _check_output(folder)
+                self.locks = [hold_folder(own) for own in (shared, folder) if own is not None]
+        for lock in self.locks:
+            if lock.problem is not None:
+                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): let no other run write there")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,7 +112,7 @@ class Run:
         return parallel.broadcast(done)
 
     def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
-        return StageFolder(self.path(name), {"stage": name, "version": 1, **key})
+        return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
 
     @contextmanager
     def stage(
@@ -148,12 +157,17 @@ class Run:
             )
             yield False
             return
+        if parallel.is_main() and folder.is_of_another_version():
+            self.reporter.say(f"{title}: made by another version of this stage, done again")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
                 if parallel.is_main():
                     resumed = folder.begin()
-            yield True
+            try:
+                yield True
+            except torch.OutOfMemoryError as error:
+                raise DeviceMemoryError(f"{title}: the memory of {self.device} is full", str(name), self) from error
         # Of a stage that goes on after an interruption, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})
@@ -168,7 +182,6 @@ class Run:
     ) -> Iterator[None]:
         """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
         folder = stage.parent.parent
-        existed = folder.exists()
         with together():
             if parallel.is_main():
                 write_json(folder / MARKER, {"made_by": "darwinlm", "version": __version__})
@@ -176,19 +189,17 @@ class Run:
             yield
         except DarwinLMError:
             if parallel.is_main():
-                self._tidy(stage, existed=existed)
+                self._tidy(stage)
             raise
 
-    def _tidy(self, stage: Path, *, existed: bool) -> None:
+    def _tidy(self, stage: Path) -> None:
         if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
             shutil.rmtree(stage)
         if stage.parent.is_dir() and not any(stage.parent.iterdir()):
             stage.parent.rmdir()
         folder = stage.parent.parent
-        if [path.name for path in folder.iterdir()] == [MARKER]:
-            (folder / MARKER).unlink()
-            if not existed:
-                folder.rmdir()
+        if all(path.name == MARKER or is_ours(path.name) for path in folder.iterdir()):
+            (folder / MARKER).unlink()  # the folder itself goes with its lock
 
 
 def _check_output(folder: Path) -> None:
@@ -196,8 +207,8 @@ def _check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: choose another output folder")
     if marker.exists():
-        found = read_json(marker)
-        if not isinstance(found, dict) or found.get("made_by") != "darwinlm":
+        content = read_json(marker)
+        if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not all(is_ours(path.name) for path in folder.iterdir()):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import Command
+from tests.tiny.recovering import stop_at
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import MANIFEST, read_json
@@ -118,19 +119,10 @@ def test_any_method_is_refitted_and_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows with steps start from their method's own model, and an interrupted training goes on."""
-    from darwinlm.recovery.trainer import StepWatch
-
     names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
     options = ["--methods", ",".join(names), *(word for setting in RECOVERY for word in ("--set", setting))]
-    whole = StepWatch.on_pre_optimizer_step
-
-    def stopped(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 2:
-            raise KeyboardInterrupt
-        whole(self, args, state, control, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(StepWatch, "on_pre_optimizer_step", stopped)
+        stop_at(patch, 2, KeyboardInterrupt())
         assert command(*arguments(tiny_llama, tiny_text_file, folder, *options)).code == 130
     assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
     ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))

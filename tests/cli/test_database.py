@@ -95,10 +95,11 @@ def test_database_alone_then_inspect_then_prune(
     assert (tmp_path / "out" / weights).read_bytes() == (finished_llama / weights).read_bytes()
 
 
-def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, tmp_path):
+def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, tmp_path, monkeypatch):
     from darwinlm.pipeline import run_stages
 
-    run_stages(make_run(tiny_llama, tmp_path / "out", "compute.hidden_memory=1kB"), "database")
+    monkeypatch.setattr(hidden, "SHARE", 0.0)
+    run_stages(make_run(tiny_llama, tmp_path / "out"), "database")
     for block in range(BLOCKS):
         name = f"stages/database/block_{block:04d}.safetensors"
         assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
@@ -110,14 +111,10 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
-    ended = prune("--set", "compute.hidden_memory=1kB")
+    monkeypatch.setattr(hidden, "SHARE", 0.0)
+    ended = prune()
     ended.refused("the disk is full", "run the same command again; finished work is kept")
     assert_nothing_half_written(tmp_path / "out")
-
-
-@pytest.mark.parametrize("size", ["much", "-1", "0"])
-def test_a_memory_limit_that_is_none(prune, size):
-    prune("--set", f"compute.hidden_memory={size}").refused("compute.hidden_memory")
 
 
 def test_a_database_of_another_model(prune, made, tmp_path):

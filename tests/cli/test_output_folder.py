@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,52 @@ def test_the_model_itself_as_output_folder(prune, model_copy):
     before = sorted(path.name for path in model_copy.iterdir())
     prune(model=model_copy, out=model_copy).refused("holds something else")
     assert sorted(path.name for path in model_copy.iterdir()) == before
+
+
+def test_what_a_kill_at_the_start_leaves_is_no_obstacle(prune, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".lock", ".darwinlm.json.4194305.tmp"):
+        (tmp_path / "out" / name).write_text("")
+    assert prune("--until", "plan").code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["darwinlm.json", "stages"]
+
+
+def test_two_runs_in_one_folder(prune, tmp_path):
+    """The second is refused as long as the first one lives, and changes nothing."""
+    assert prune("--until", "plan").code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    code = "import sys, pathlib, darwinlm.lock as lock; h = lock.hold_folder(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{code}; print('held', flush=True); input()", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        first.stdout.readline()
+        prune().refused(f"is in use by process {first.pid} on", "wait until it has finished")
+        after = {path: path.stat().st_mtime_ns for path in before}
+        first.kill()
+    assert after == before
+    assert prune("--until", "database").code == 0
+
+
+def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
+    assert prune("--until", "text").code == 0
+    stage = tmp_path / "out" / "stages" / "text"
+    kept = stage.rename(tmp_path / "elsewhere")
+    stage.symlink_to(kept)
+    assert prune("--until", "plan").code == 0, "a stage may lie on another disk"
+    prune("--set", "text.fitness_tokens=512").refused(str(stage), "is a symbolic link", "remove the link")
+    assert (kept / "manifest.json").exists()
+    stage.unlink()
+    stage.symlink_to(tmp_path / "nothing")
+    prune().refused(str(stage), "is a link to nothing")
+
+
+def test_a_damaged_run_is_not_advised_to_be_deleted(command, finished):
+    for name in ("summary.json", "darwinlm.json"):
+        whole = (finished / name).read_text()
+        (finished / name).write_text("[]" if name == "summary.json" else "{")
+        ended = command("recover", finished, "--tokens", "100000", "--out", finished)
+        ended.refused(str(finished / name), "is damaged")
+        assert "delete" not in ended.err
+        (finished / name).write_text(whole)
 
 
 @pytest.fixture

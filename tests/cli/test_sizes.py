@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
@@ -63,7 +64,7 @@ def test_a_family_from_the_command_line(prune, tmp_path):
     ended = prune("--keep", "80%,50%")
     assert ended.code == 0, ended
     assert "size against loss" in ended.out
-    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
     for name in ("keep-80", "keep-50"):
         assert (tmp_path / "out" / name / "model" / "config.json").is_file()
@@ -84,6 +85,11 @@ def python(tiny_llama, tiny_text_file, tmp_path):
     return run
 
 
+def recording(seen):
+    """Take the place of the stages: keep the recipe."""
+    return lambda run, until: seen.append(run.recipe) or SimpleNamespace(report=None)
+
+
 @pytest.mark.parametrize(
     ("name", "as_text", "as_number", "field"),
     [
@@ -97,7 +103,7 @@ def python(tiny_llama, tiny_text_file, tmp_path):
 )
 def test_the_function_asks_for_what_the_command_asks_for(prune, python, monkeypatch, name, as_text, as_number, field):
     seen = []
-    monkeypatch.setattr(pipeline, "run_stages", lambda run, until: seen.append(run.recipe) or {})
+    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
     assert prune(f"--{name}", as_text, "--until", "plan").code == 0
     python(**{name: as_text})
     if as_number is not None:
@@ -128,7 +134,7 @@ def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, 
 
 def test_a_budget_of_the_function_displaces_the_recipes(monkeypatch, python):
     seen = []
-    monkeypatch.setattr(pipeline, "run_stages", lambda run, until: seen.append(run.recipe) or {})
+    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
     for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
         python(recipe=recipe)
         python(recipe=recipe, speedup="2x")
@@ -141,4 +147,4 @@ def test_the_function_keeps_a_bound_on_parameters(python, tiny_llama, tmp_path):
     result = python(params=target)
     saved = AutoModelForCausalLM.from_pretrained(result.model).num_parameters()
     assert 0.95 * target <= saved <= target
-    assert result.summary["budget"]["kind"] == "params"
+    assert result.summary.budget.kind == "params"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
 from darwinlm.latency.timing import ModelTimer
+from darwinlm.lock import release_all
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, merge
 from darwinlm.runs.sweep import member_name, prune_sweep
@@ -24,7 +25,7 @@ def saved(folder):
 
 
 def used(found):
-    return found["plan"].cost.of(found["search"].allocation)
+    return found.plan.cost.of(found.search.allocation)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
@@ -33,16 +34,15 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
     model = tiny_folder(model_type)
     dense = AutoModelForCausalLM.from_pretrained(model).num_parameters()
     target = int(0.75 * dense)
-    found = {}
     until = "report" if model_type == "llama" else "export"
-    run_stages(make_run(model, tmp_path / "out", f"budget.params={target}", keep=None), until, found)
+    found = run_stages(make_run(model, tmp_path / "out", f"budget.params={target}", keep=None), until)
     counted = saved(tmp_path / "out").num_parameters()
     assert target * (1 - TOLERANCE) <= counted <= target
     assert used(found) == counted
     if until != "report":
         return
-    assert found["report"]["budget"]["used"] == counted
-    assert found["report"]["budget"]["kind"] == "params"
+    assert found.report.budget.used == counted
+    assert found.report.budget.kind == "params"
     assert "parameters of the dense model's" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
 
 
@@ -55,8 +55,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
     plan = plan_stage(make_run(model, tmp_path / "plan", *settings, keep=None))
     target = int(0.7 * plan.cost.dense)
     settings = (f"budget.bytes={target}", *settings[1:])
-    found = {}
-    run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "export", found)
+    found = run_stages(make_run(model, tmp_path / "out", *settings, keep=None), "export")
     weights = sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model" / "model.safetensors").values())
     tokens = torch.randint(3, 250, (batch, context))
     with torch.no_grad():
@@ -74,6 +73,7 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type)
 def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, make_run, tmp_path):
     with pytest.raises(BudgetError, match=r"budget\.params: .*less than the smallest .*; the largest is"):
         plan_stage(make_run(tiny_llama, tmp_path / "out", "budget.params=1k", keep=None))
+    release_all()
     assert not (tmp_path / "out").exists()
 
 
@@ -119,10 +119,9 @@ def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_
 def test_a_speedup_is_met(tiny_llama, make_run, tmp_path, steady_machine):
     settings = ("budget.speedup=1.5x", "budget.latency_points=20")
     run = make_run(tiny_llama, tmp_path / "out", *settings, keep=None)
-    found = {}
-    run_stages(run, "search", found)
-    plan = found["plan"]
-    levels = zip(plan.space.modules, plan.space.levels(found["search"].allocation), strict=True)
+    found = run_stages(run, "search")
+    plan = found.plan
+    levels = zip(plan.space.modules, plan.space.levels(found.search.allocation), strict=True)
     dense = zip(plan.space.modules, plan.space.levels(plan.space.dense), strict=True)
     reached = seconds_of({(m.block, m.kind): x for m, x in dense}) / seconds_of(
         {(m.block, m.kind): x for m, x in levels}
@@ -149,23 +148,24 @@ def test_real_clocks_run_too(tiny_llama, make_run, tmp_path):
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
     recipes = [merge(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
-    rows = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
-    assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
+    sweep = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
+    rows = sweep.rows
+    assert [row.name for row in rows] == ["dense", "keep-80", "keep-60", "keep-40"]
     assert (tmp_path / "out" / "stages" / "database").is_dir()
     for row in rows[1:]:
-        folder = tmp_path / "out" / row["name"]
+        folder = tmp_path / "out" / row.name
         for shared in ("saliency", "database", "scores"):
             assert not (folder / "stages" / shared).exists()
-        assert saved(folder).num_parameters() == row["params"]
+        assert saved(folder).num_parameters() == row.params
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
-    sizes = [row["params"] for row in rows]
+    sizes = [row.params for row in rows]
     assert sizes == sorted(sizes, reverse=True)
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(json.dumps(rows))
+    assert rows[0].kl == pytest.approx(0, abs=1e-6)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == sweep.as_json()
     assert "keep-60" in (tmp_path / "out" / "sweep.md").read_text()
     assert (tmp_path / "out" / "sweep.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
     again = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
-    assert again == rows, "everything is reused"
+    assert again == sweep, "everything is reused"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_what_was_saved_is_what_was_searched(whole):
         weights[name].data = weight
     assert torch.equal(logits(model, tokens), logits(expected, tokens))
     counted = block_parameters(model, whole.checkpoint.family.layers)
-    assert counted == whole.summary["budget"]["block_params"] == whole.plan.space.params(whole.search.allocation)
+    assert counted == whole.summary.budget.block_params == whole.plan.space.params(whole.search.allocation)
     assert counted <= whole.plan.budget.upper
     assert json.loads((folder / "config.json").read_text())["model_type"] == f"darwinlm_{model_type(whole)}"
 

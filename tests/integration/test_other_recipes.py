@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from darwinlm.console import Reporter
@@ -17,11 +18,11 @@ from darwinlm.pipeline import prune, run_stages
 
 def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "out", keep="100%")
-    summary = run_stages(run, "report")
-    assert summary["budget"]["unused"] == 0
-    assert summary["models"]["stitched"]["kl"] == pytest.approx(0, abs=1e-6)
-    assert summary["models"]["refit"]["kl"] == pytest.approx(0, abs=1e-6)
-    assert summary["export"]["custom_code"] is False
+    summary = run_stages(run, "report").report
+    assert summary.budget.unused == 0
+    assert summary.models["stitched"].kl == pytest.approx(0, abs=1e-6)
+    assert summary.models["refit"].kl == pytest.approx(0, abs=1e-6)
+    assert summary.export.custom_code is False
 
 
 @pytest.mark.parametrize(
@@ -42,13 +43,13 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
     ],
 )
 def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report")
-    budget = summary["budget"]
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", assignment), "report").report
+    budget = summary.budget
     coarse = assignment == "units.mlp_multiple=40"  # one level is more than the tolerance
-    assert 0 <= budget["unused"] <= (0.12 if coarse else 0.05) + 1e-9
-    final = summary["models"].get("refit", summary["models"]["stitched"])
-    assert final["perplexity"] > 0
-    assert ("refit" in summary["models"]) == (assignment != "refit.enabled=false")
+    assert 0 <= budget.unused <= (0.12 if coarse else 0.05) + 1e-9
+    final = summary.models.get("refit", summary.models["stitched"])
+    assert final.perplexity > 0
+    assert ("refit" in summary.models) == (assignment != "refit.enabled=false")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
 
@@ -56,8 +57,8 @@ def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
 @pytest.mark.parametrize("keep", ["2%", "10%", "35%", "90%"])
 def test_other_budgets_run_through(tiny_llama, make_run, tmp_path, keep):
     run = make_run(tiny_llama, tmp_path / "out", "budget.tolerance=0.1", keep=keep)
-    summary = run_stages(run, "report")
-    assert 0 <= summary["budget"]["unused"] <= 0.1 + 1e-9
+    summary = run_stages(run, "report").report
+    assert 0 <= summary.budget.unused <= 0.1 + 1e-9
 
 
 def test_a_sharded_model_gives_the_same_as_a_single_file(tiny_llama, make_run, tmp_path, finished_llama):
@@ -84,7 +85,7 @@ def test_the_python_function_does_what_the_command_does(tiny_llama, tiny_text_fi
     assert result.folder == tmp_path / "out"
     assert result.report.is_file()
     assert (result.model / "config.json").is_file()
-    assert json.loads((result.folder / "summary.json").read_text()) == json.loads(json.dumps(result.summary))
+    assert json.loads((result.folder / "summary.json").read_text()) == result.summary.as_json()
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -94,3 +95,19 @@ def files(folder: Path) -> Iterator[Path]:
 def test_nothing_in_the_output_is_a_pickle(finished_llama):
     allowed = {".json", ".safetensors", ".html", ".md", ".py", ".jinja"}
     assert {path.suffix for path in files(finished_llama)} <= allowed
+
+
+def test_a_chat_models_settings_and_licence_go_along(tiny_llama, make_run, tmp_path):
+    """Without its end tokens a chat model doesn't stop."""
+    dense = Path(shutil.copytree(tiny_llama, tmp_path / "dense"))
+    settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": [2, 0]}
+    (dense / "generation_config.json").write_text(json.dumps(settings))
+    (dense / "LICENSE").write_text("Do as you like.")
+    (dense / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n")
+    run_stages(make_run(dense, tmp_path / "out"), "report")
+    model = tmp_path / "out" / "model"
+    assert json.loads((model / "generation_config.json").read_text()) == settings
+    assert (model / "LICENSE").read_text() == "Do as you like."
+    found = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])
+    assert (found["license"], found["language"]) == ("apache-2.0", ["en"])
+    assert AutoModelForCausalLM.from_pretrained(model).generation_config.eos_token_id == [2, 0]

@@ -220,12 +220,12 @@ def test_the_budget_is_met(whole):
     counted = block_parameters(final, whole.checkpoint.family.layers)
     assert counted == whole.plan.space.params(whole.search.allocation)
     assert counted <= budget.upper <= 0.6 * whole.plan.space.params(whole.plan.space.dense)
-    reported = whole.summary["budget"]
-    assert reported["block_params"] == counted
-    assert 0 <= reported["unused"] <= tolerance + 1e-9
+    reported = whole.summary.budget
+    assert reported.block_params == counted
+    assert 0 <= reported.unused <= tolerance + 1e-9
     for name in ("stitched", "refit"):
-        assert whole.summary["models"][name]["block_params"] == counted
-    assert whole.summary["models"]["uniform"]["block_params"] <= budget.upper
+        assert whole.summary.models[name].block_params == counted
+    assert whole.summary.models["uniform"].block_params <= budget.upper
 
 
 def test_the_search_never_gets_worse_and_counts_what_it_did(whole):
@@ -241,18 +241,18 @@ def test_the_search_never_gets_worse_and_counts_what_it_did(whole):
 
 def test_the_summary_describes_the_saved_layers(whole):
     model = AutoModelForCausalLM.from_pretrained(whole.run.folder / "model")
-    for row, block in zip(whole.summary["allocation"], model.model.layers, strict=True):
-        config = model.config.per_layer_config[row["block"]]
+    for row, block in zip(whole.summary.allocation, model.model.layers, strict=True):
+        config = model.config.per_layer_config[row.block]
         skipped = getattr(config, "skip", [])
-        assert ("attention" in skipped) == (row["heads"] == 0)
-        assert ("mlp" in skipped) == (row["width"] == 0)
-        if row["heads"]:
-            cached = row["heads"] if config.query_groups else row["groups"]
-            assert (config.num_attention_heads, config.num_key_value_heads) == (row["heads"], cached)
-            assert block.self_attn.k_proj.weight.shape[0] == row["groups"] * block.self_attn.head_dim
-            assert block.self_attn.o_proj.in_features == row["heads"] * block.self_attn.head_dim
-        if row["width"]:
-            assert config.intermediate_size == block.mlp.down_proj.in_features == row["width"]
+        assert ("attention" in skipped) == (row.heads == 0)
+        assert ("mlp" in skipped) == (row.width == 0)
+        if row.heads:
+            cached = row.heads if config.query_groups else row.groups
+            assert (config.num_attention_heads, config.num_key_value_heads) == (row.heads, cached)
+            assert block.self_attn.k_proj.weight.shape[0] == row.groups * block.self_attn.head_dim
+            assert block.self_attn.o_proj.in_features == row.heads * block.self_attn.head_dim
+        if row.width:
+            assert config.intermediate_size == block.mlp.down_proj.in_features == row.width
 
 
 def test_texts_are_disjoint_and_of_the_sizes_asked_for(whole):
@@ -305,12 +305,10 @@ def test_a_pruned_model_is_a_valid_input(whole, make_run, tmp_path):
     first = whole.run.folder / "model"
     units = f"units.attention={whole.run.recipe.units.attention}"
     run = make_run(first, tmp_path / "out", units, keep="70%")
-    summary = run_stages(run, "report")
-    assert summary["budget"]["dense_block_params"] == whole.summary["budget"]["block_params"]
-    assert summary["budget"]["block_params"] <= 0.7 * whole.summary["budget"]["block_params"]
-    assert summary["models"]["dense"]["perplexity"] == pytest.approx(
-        whole.summary["models"]["refit"]["perplexity"], rel=1e-6
-    )
+    summary = run_stages(run, "report").report
+    assert summary.budget.dense_block_params == whole.summary.budget.block_params
+    assert summary.budget.block_params <= 0.7 * whole.summary.budget.block_params
+    assert summary.models["dense"].perplexity == pytest.approx(whole.summary.models["refit"].perplexity, rel=1e-6)
     second = opened(run, summary)
     tokens = second.texts["evaluation"].tokens
     small = second.stitched.checkpoint.load(torch.float32)
@@ -321,10 +319,10 @@ def test_a_model_with_sub_layers_gone_is_a_valid_input(whole, make_run, tmp_path
     allocation = whole.random_allocations(1)[0]
     save_model(stitch(whole.reader, allocation), tmp_path / "first", tokenizer=whole.checkpoint.tokenizer())
     run = make_run(tmp_path / "first", tmp_path / "out", keep="70%")
-    summary = run_stages(run, "report")
-    assert summary["budget"]["dense_block_params"] == whole.plan.space.params(allocation)
-    gone = [row for row in summary["allocation"] if row["heads"] == 0]
-    assert {row["block"] for row in gone} >= {0, 1}, "what is gone stays gone"
+    summary = run_stages(run, "report").report
+    assert summary.budget.dense_block_params == whole.plan.space.params(allocation)
+    gone = [row for row in summary.allocation if row.heads == 0]
+    assert {row.block for row in gone} >= {0, 1}, "what is gone stays gone"
     second = opened(run, summary)
     tokens = second.texts["evaluation"].tokens
     small = second.stitched.checkpoint.load(torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -64,3 +65,14 @@ def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
     assert done.stderr.count("error: ") == 1
     assert "none.txt" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
+def test_two_processes_compare_methods(tiny_llama, tiny_text_file, tmp_path):
+    """Baselines are stages of the first process alone, in which the search's own shared work is done too."""
+    methods = ("--methods", "uniform,ziplm,darwinlm+refit")
+    done = torchrun("compare", *options(tiny_llama, tiny_text_file), *methods, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "two" / "comparison.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in found["rows"]] == ["dense", "uniform", "ziplm", "darwinlm+refit"]
+    assert done.stdout.count("measure uniform:") == 1

@@ -85,13 +85,13 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert recipe.units.attention == published.units.attention
     assert recipe.units.levels == published.units.levels
     assert len(recipe.search.stages) == len(published.search.stages)
-    summary = run_stages(Run(recipe, tmp_path / "out", Reporter(Console(quiet=True))), "report")
-    models = summary["models"]
+    summary = run_stages(Run(recipe, tmp_path / "out", Reporter(Console(quiet=True))), "report").report
+    models = summary.models
     assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.enabled else [])}
-    kept = summary["budget"]["block_params"] / summary["budget"]["dense_block_params"]
+    kept = summary.budget.block_params / summary.budget.dense_block_params
     assert 0.85 * recipe.budget.keep <= kept <= recipe.budget.keep
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
-    assert sum(parameter.numel() for parameter in saved.model.layers.parameters()) == summary["budget"]["block_params"]
+    assert sum(parameter.numel() for parameter in saved.model.layers.parameters()) == summary.budget.block_params
 
 
 @pytest.mark.parametrize("name", ["llama2-7b-2.7b", "qwen2.5-14b-8.4b-fast"])
@@ -103,12 +103,12 @@ def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
     once = run_stages(Run(recipe, out, reporter), "report")
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
-    summary = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report")
+    summary = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
     assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched
     last = "refit" if recipe.refit.enabled else "stitched"
-    assert summary["models"][last]["kl"] == once["models"][last]["kl"]
-    assert summary["recovery"]["steps"] == 8
-    assert summary["models"]["recovered"]["kl"] != summary["models"][last]["kl"]
+    assert summary.models[last].kl == once.models[last].kl
+    assert summary.recovery.steps == 8
+    assert summary.models["recovered"].kl != summary.models[last].kl
 
 
 SCRIPT = """

@@ -11,18 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.tiny.recovering import Stopped, recover_tiny
 from transformers import AutoModelForCausalLM
 
+from darwinlm import artifact
 from darwinlm.artifact import read_json
+from darwinlm.console import Reporter
 from darwinlm.errors import (
+    ArtifactError,
     NumericsError,
     StorageError,
 )
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.schedule import rate_share
-from darwinlm.recovery.trainer import RecoveryTrainer
+from darwinlm.recovery.train import _Training
+from darwinlm.report.summary import read_summary
+from darwinlm.stages import recover as stage
 
 WORK = Path("stages/recover-work")
 
@@ -45,7 +51,7 @@ def assert_same(left, right, tolerance=0.0):
 
 
 def losses(summary):
-    return [entry["loss"] for entry in summary["recovery"]["log"] if "loss" in entry]
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
 
 
 def program(*arguments, **environment):
@@ -61,11 +67,11 @@ def program(*arguments, **environment):
 
 def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     out, summary = whole
-    assert summary["recovery"]["steps"] == 12
-    assert summary["recovery"]["tokens"] == 6144
-    models = summary["models"]
-    assert models["recovered"]["kl"] < 0.97 * models["before"]["kl"]
-    held_out = [entry["eval_kl"] for entry in summary["recovery"]["log"] if "eval_kl" in entry]
+    assert summary.recovery.steps == 12
+    assert summary.recovery.tokens == 6144
+    models = summary.models
+    assert models["recovered"].kl < 0.97 * models["before"].kl
+    held_out = [point.eval_kl for point in summary.recovery.log if point.eval_kl is not None]
     assert len(held_out) == 4
     assert held_out[-1] < held_out[0]
     before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
@@ -78,7 +84,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_rates_are_those_of_the_schedule(whole):
     """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
-    rates = [entry["learning_rate"] for entry in whole[1]["recovery"]["log"] if "loss" in entry]
+    rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
     settings = RecoverySettings(learning_rate=0.003)
     assert rates == pytest.approx([0.003 * rate_share(settings, 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
@@ -93,19 +99,50 @@ def test_embedding_and_head_can_stay_as_they_are(inputs, tmp_path):
 
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
-    monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
-    assert recover_tiny(*inputs, out)["models"] == whole[1]["models"]
+    monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trains again"))
+    assert recover_tiny(*inputs, out).models == whole[1].models
+
+
+def test_a_recovery_leaves_a_page_a_card_and_a_summary(whole):
+    out, summary = whole
+    assert read_summary(out / "summary.json") == summary
+    assert [key for key, _ in summary.measured()] == ["dense", "before", "recovered"]
+    for text in ((out / "report.html").read_text(), (out / "model" / "README.md").read_text()):
+        assert "was trained on 6,144 tokens after pruning" in text
+        assert "wasn't trained" not in text
+    assert summary.search is None, "of a bare folder nothing is known"
+
+
+def test_a_recovery_of_a_run_tells_how_the_model_was_made(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    settings = ("recovery.batch_tokens=128", "recovery.dtype=float32")
+    made = read_summary(finished_llama / "summary.json")
+    summary = recover(finished_llama, tmp_path / "out", tokens=256, assignments=settings, reporter=Reporter(quiet=True))
+    assert (summary.search, summary.refit, summary.budget) == (made.search, made.refit, made.budget)
+    assert summary.recovery.tokens == 256
+    assert summary.allocation == made.allocation
+
+
+def test_a_run_with_a_summary_of_another_version_is_refused(finished_llama, tmp_path):
+    from darwinlm.runs.recovery import recover
+
+    run = Path(shutil.copytree(finished_llama, tmp_path / "run"))
+    (run / "summary.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="holds no summary of a run"):
+        recover(run, tmp_path / "out", tokens=256, reporter=Reporter(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ("recovery.lora_rank=4",),
-        ("recovery.hidden=0.5", "recovery.top_k=20", "recovery.temperature=2", "recovery.gradient_checkpointing=true"),
+        ("recovery.top_k=20", "recovery.temperature=2", "recovery.gradient_checkpointing=true"),
         ("recovery.distillation=0", "recovery.cross_entropy=1", "recovery.schedule=wsd"),
         ("recovery.dtype=bfloat16", "recovery.cross_entropy=0.2", "recovery.schedule=constant", "recovery.epochs=3"),
     ],
-    ids=["lora", "hidden", "text", "bfloat16"],
+    ids=["lora", "top-k", "text", "bfloat16"],
 )
 def test_other_settings_learn_too(inputs, tmp_path, settings):
     summary = recover_tiny(*inputs, tmp_path / "out", *settings)
@@ -124,11 +161,11 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
         "recovery.learning_rate=0.003",
         "recovery.epochs=2",
     )
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
-    models = summary["models"]
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
+    models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
-    assert models["recovered"]["kl"] != models["refit"]["kl"]
-    assert summary["recovery"]["steps"] == 4
+    assert (models["recovered"] == models["refit"]) == (summary.recovery.kept == "before")
+    assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -137,10 +174,10 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
 
     settings = ("recovery.tokens=2048", "recovery.batch_tokens=512", "recovery.epochs=2", "rounds=[80%, 60%]")
     run = make_run(tiny_llama, tmp_path / "out", *settings, keep="60%")
-    summary = run_stages(run, "report")
+    summary = run_stages(run, "report").report
     first, last = tmp_path / "out" / "rounds" / "1", tmp_path / "out"
     assert read_json(first / "stages" / "recover" / "record.json")["steps"] == 2
-    assert summary["recovery"]["steps"] == 2
+    assert summary.recovery.steps == 2
     dense = sum(t.numel() for name, t in load_file(tiny_llama / "model.safetensors").items() if ".layers." in name)
     sizes = [
         sum(t.numel() for name, t in load_file(folder / "model" / "model.safetensors").items() if ".layers." in name)
@@ -148,14 +185,14 @@ def test_rounds_prune_what_was_recovered_and_keep_the_first_model_as_teacher(tin
     ]
     assert 0.7 * dense < sizes[0] <= 0.8 * dense
     assert 0.54 * dense < sizes[1] <= 0.6 * dense
-    assert summary["budget"]["dense_block_params"] == dense
-    assert summary["budget"]["block_params"] == sizes[1]
+    assert summary.budget.dense_block_params == dense
+    assert summary.budget.block_params == sizes[1]
     digests = [read_json(folder / "stages" / "recover" / "key.json")["teacher"] for folder in (first, last)]
     assert digests[0] == digests[1]
     assert read_json(last / "stages" / "database" / "key.json")["model"] != digests[0]
     assert read_json(last / "stages" / "recover" / "key.json")["recovery"]["skip_tokens"] == 512
-    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report")
-    assert again["models"]["recovered"] == summary["models"]["recovered"]
+    again = run_stages(make_run(tiny_llama, last, *settings, keep="60%"), "report").report
+    assert again.models["recovered"] == summary.models["recovered"]
 
 
 # ----------------------------------------------------------------------------------------------- it goes on
@@ -170,37 +207,76 @@ def test_a_recovery_that_was_killed_ends_like_one_that_was_not(inputs, whole, tm
     assert there == (["checkpoint-4"] if step == 6 else ["checkpoint-4", "checkpoint-8"])
     summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
-    assert losses(summary) == losses(whole[1])
+    assert summary.recovery.log == whole[1].recovery.log
 
 
-@pytest.mark.parametrize("piece", ["_save_optimizer_and_scheduler", "_save_rng_state"])
-def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch, piece):
-    original = getattr(RecoveryTrainer, piece)
+FILES = [
+    "weights.safetensors",
+    "first_moments.safetensors",
+    "second_moments.safetensors",
+    "state.json",
+    "manifest.json",
+]
 
-    def killed(self, folder):
-        if "checkpoint-8" in str(folder):
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_kill_while_saving_leaves_the_checkpoint_before(inputs, whole, tmp_path, monkeypatch, file):
+    original, seen = artifact.write_atomically, []
+
+    def killed(path, write):
+        seen.extend([path] if path.parent.name == "partial" and path.name == file else [])
+        if len(seen) == 2:
             raise Stopped
-        original(self, folder)
+        original(path, write)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RecoveryTrainer, piece, killed)
+        patched.setattr(artifact, "write_atomically", killed)
         with pytest.raises(Stopped):
             recover_tiny(*inputs, tmp_path / "out")
     work = tmp_path / "out" / WORK / "training"
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
-    recover_tiny(*inputs, tmp_path / "out")
+    summary = recover_tiny(*inputs, tmp_path / "out")
     assert_same(weights(tmp_path / "out"), weights(whole[0]))
+    assert summary.recovery.log == whole[1].recovery.log
 
 
 def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before(inputs, tmp_path, monkeypatch):
-    def full(self, folder):
-        if "checkpoint-8" in str(folder):
-            raise OSError(28, "No space left on device")
+    original, seen = artifact.save_file, []
 
-    monkeypatch.setattr(RecoveryTrainer, "_save_rng_state", full)
-    with pytest.raises(StorageError, match=r"checkpoint-8: the disk is full.*finished work is kept"):
+    def full(tensors, path, **more):
+        seen.extend([path] if path.parent.name == "partial" else [])
+        if len(seen) == 5:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        original(tensors, path, **more)
+
+    monkeypatch.setattr(artifact, "save_file", full)
+    with pytest.raises(StorageError, match=r"first_moments.safetensors: the disk is full.*finished work is kept"):
         recover_tiny(*inputs, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out" / WORK / "training").glob("*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("change", ["nothing", "seed"])
+def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inputs, tmp_path, monkeypatch, change):
+    """The model is whole by then: it is reused, and another training may follow."""
+    remove = stage.shutil.rmtree
+
+    def killed(folder, *rest, **more):
+        if Path(folder).name == WORK.name:
+            (Path(folder) / "key.json").unlink()
+            raise Stopped
+        remove(folder, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.shutil, "rmtree", killed)
+        with pytest.raises(Stopped):
+            recover_tiny(*inputs, tmp_path / "out")
+    assert list((tmp_path / "out" / WORK / "training").glob("checkpoint-*"))
+    if change == "nothing":
+        monkeypatch.setattr(_Training, "run", lambda *_: pytest.fail("it trains again"))
+        assert recover_tiny(*inputs, tmp_path / "out").models == whole[1].models
+    else:
+        assert recover_tiny(*inputs, tmp_path / "out", "recovery.seed=3").recovery.steps == 12
+    assert not (tmp_path / "out" / WORK).exists()
 
 
 def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
@@ -211,10 +287,10 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     started = [program(*inputs, tmp_path / "out", *more, RANK=rank, LOCAL_RANK=rank, **shared) for rank in (0, 1)]
     said = [process.communicate(timeout=120)[0].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, False)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
 
 
@@ -223,7 +299,7 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     """FSDP2 under gloo: killed behind a checkpoint, both go on from it, and end like the one that wasn't."""
     port = 40_000 + os.getpid() % 20_000
     shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
-    more = ["--shard", "--set", "recovery.micro_tokens=64", "--set", "recovery.sharding=fsdp"]
+    more = ["--set", "recovery.micro_tokens=64", "--set", "recovery.sharding=fsdp"]
 
     def run(port, *options):
         started = [
@@ -239,17 +315,17 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     codes, said = run(port + 1)
     assert codes == [0, 0], said
-    summary = read_json(tmp_path / "out" / "summary.json")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (2, True)
+    summary = read_summary(tmp_path / "out" / "summary.json")
+    assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
     assert losses(summary) == pytest.approx(losses(whole[1]), rel=1e-4)
-    assert summary["models"]["recovered"]["kl"] == pytest.approx(whole[1]["models"]["recovered"]["kl"], rel=1e-3)
+    assert summary.models["recovered"].kl == pytest.approx(whole[1].models["recovered"].kl, rel=1e-3)
     assert_same(weights(tmp_path / "out"), weights(whole[0]), tolerance=2e-3)
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.sharding=fsdp")
-    assert (summary["recovery"]["processes"], summary["recovery"]["sharded"]) == (1, False)
+    assert (summary.recovery.processes, summary.recovery.sharded) == (1, False)
     assert losses(summary) == losses(whole[1])
 
 
@@ -257,14 +333,27 @@ def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(inputs, tmp_path, monkeypatch):
-    whole = RecoveryTrainer.compute_loss
+    whole = _Training.loss_of
 
-    def broken(self, *arguments, **more):
-        loss = whole(self, *arguments, **more)
-        return loss * float("nan") if self.state.global_step == 6 else loss
+    def broken(self, batch):
+        loss = whole(self, batch)
+        return loss * float("nan") if self.state.step == 6 else loss
 
-    monkeypatch.setattr(RecoveryTrainer, "compute_loss", broken)
+    monkeypatch.setattr(_Training, "loss_of", broken)
     with pytest.raises(NumericsError, match=r"before the update of step 7: the loss is nan"):
         recover_tiny(*inputs, tmp_path / "out")
-    kept = tmp_path / "out" / WORK / "training" / "checkpoint-4" / "model.safetensors"
+    kept = tmp_path / "out" / WORK / "training" / "checkpoint-4" / "weights.safetensors"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(kept).values())
+
+
+def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_path):
+    settings = ("recovery.learning_rate=1", "recovery.warmup=0", "recovery.divergence=1000")
+    summary = recover_tiny(*inputs, tmp_path / "out", *settings)
+    assert summary.recovery.kept == "before"
+    assert summary.models["recovered"] == summary.models["before"]
+    assert_same(weights(tmp_path / "out"), load_file(inputs[0] / "model.safetensors"))
+
+
+def test_fewer_tokens_than_a_step_make_smaller_steps(inputs, tmp_path):
+    summary = recover_tiny(*inputs, tmp_path / "out", "recovery.tokens=2k", "recovery.batch_tokens=32768")
+    assert (summary.recovery.steps, summary.recovery.tokens) == (8, 8 * 224)

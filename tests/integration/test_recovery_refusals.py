@@ -21,9 +21,8 @@ from darwinlm.errors import (
     RecipeError,
     StorageError,
 )
-from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.checks import check_sharding
-from darwinlm.recovery.trainer import RecoveryTrainer
+from darwinlm.pipeline import run_stages
+from darwinlm.recovery.train import _Training
 
 WORK = Path("stages/recover-work")
 
@@ -31,7 +30,7 @@ WORK = Path("stages/recover-work")
 @pytest.fixture
 def refused(inputs, tmp_path, monkeypatch):
     """Recover, expecting an error before any training; other models and text can be given."""
-    monkeypatch.setattr(RecoveryTrainer, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trained"))
 
     def run(error, message, *settings, small=inputs[0], teacher=inputs[1], text=inputs[2], out=tmp_path / "out"):
         with pytest.raises(error, match=message):
@@ -81,11 +80,12 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     out = shutil.copytree(interrupted, tmp_path / "other")
     refused(ArtifactError, "belongs to a recovery with other settings", "recovery.seed=3", out=out)
     assert (out / WORK / "training" / "checkpoint-4").is_dir()
-    run = out / WORK / "training" / "checkpoint-4" / "run.json"
-    artifact.write_json(run, {**read_json(run), "steps": 99})
+    manifest = out / WORK / "training" / "checkpoint-4" / "manifest.json"
+    found = read_json(manifest)
+    artifact.write_json(manifest, {**found, "run": {**found["run"], "steps": 99}})
     refused(ArtifactError, r"checkpoint-4 belongs to another run \(steps differ\)", out=out)
-    run.unlink()
-    refused(ArtifactError, "checkpoint that this recovery didn't write", out=out)
+    manifest.unlink()
+    refused(ArtifactError, r"checkpoint-4 is damaged \(it has no manifest.json", out=out)
 
 
 @pytest.mark.parametrize(
@@ -93,28 +93,29 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     [
         ("recovery.tokens=0", "recovery.tokens is 0: say how many"),
         ("recovery.tokens=many", "recovery.tokens: .*'many'"),
-        ("recovery.tokens=100", "less than one step of batch_tokens"),
+        ("recovery.tokens=20", "recovery.tokens is 20, but a step has a sequence of 32 tokens for each of 1 process"),
         ("recovery.distillation=0", "distillation and cross_entropy are both 0"),
-        ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 96"),
+        ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 32"),
         ("recovery.schedule=linear", "recovery.schedule"),
         ("rounds=[50%, 75%]", "rounds: shares must fall"),
         ("rounds=[75%, 60%]", "budget.keep is 50%, but rounds end at 60%"),
     ],
 )
 def test_wrong_settings(refused, setting, message):
-    more = ("recovery.micro_tokens=96",) if "batch" in setting else ("budget.keep=50%",) if "60%" in setting else ()
+    more = ("budget.keep=50%",) if "60%" in setting else ()
     refused(RecipeError, message, setting, *more)
 
 
 def test_weights_that_cannot_be_dealt_out(refused):
-    shard = "recovery.sharding=fsdp"
-    refused(
-        RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", shard, "recovery.lora_rank=4"
-    )
-    with pytest.raises(RecipeError, match=r"recovery\.sharding=fsdp deals weights out over GPUs only"):
-        check_sharding(RecoverySettings(sharding="fsdp"), "cpu", 2)
-    for device, processes in (("cpu", 1), ("cuda", 1), ("cuda", 2)):
-        check_sharding(RecoverySettings(sharding="fsdp"), device, processes)
+    settings = ("recovery.sharding=fsdp", "recovery.lora_rank=4")
+    refused(RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", *settings)
+
+
+def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):
+    settings = ("recovery.tokens=2048", "recovery.batch_tokens=500")
+    with pytest.raises(RecipeError, match="can't share evenly"):
+        run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report")
+    assert not (tmp_path / "out" / "stages").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ SETTINGS = ("refit.bias=true", "refit.inputs=[mlp]", "refit.ridges=[1e-4, 0.03]"
 def test_biases_count_in_the_budget_and_are_saved(tiny_llama, make_run, tmp_path):
     out = tmp_path / "out"
     run = make_run(tiny_llama, out, *SETTINGS)
-    summary = run_stages(run, "report")
+    summary = run_stages(run, "report").report
     dense = sum(t.numel() for name, t in load_file(tiny_llama / "model.safetensors").items() if ".layers." in name)
     saved = load_file(out / "model" / "model.safetensors")
     inside = {name: tensor for name, tensor in saved.items() if ".layers." in name}
     kept = sum(tensor.numel() for tensor in inside.values())
-    budget = summary["budget"]
-    assert (budget["dense_block_params"], budget["block_params"], budget["used"]) == (dense, kept, kept)
-    assert budget["upper"] == int(run.recipe.budget.keep * dense) >= kept
+    budget = summary.budget
+    assert (budget.dense_block_params, budget.block_params, budget.used) == (dense, kept, kept)
+    assert budget.upper == int(run.recipe.budget.keep * dense) >= kept
     biases = {name: tensor for name, tensor in inside.items() if name.endswith("bias")}
     weights = [name for name in inside if name.endswith("proj.weight")]
     assert len(biases) == len(weights)
@@ -41,9 +41,9 @@ def test_biases_count_in_the_budget_and_are_saved(tiny_llama, make_run, tmp_path
     again = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
     name = sorted(nonzero)[0]
     assert torch.equal(dict(again.named_parameters())[name], saved[name].float())
-    assert summary["models"]["refit"]["kl"] < summary["models"]["stitched"]["kl"]
+    assert summary.models["refit"].kl < summary.models["stitched"].kl
     sizes = Sizes(run.checkpoint, run.recipe)
-    assert (sizes.blocks, sizes.budget.limit) == (dense, budget["upper"])
+    assert (sizes.blocks, sizes.budget.limit) == (dense, budget.upper)
     assert sizes.cost.dense == dense
 
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from tests.tiny.whole import opened
 
-from darwinlm.artifact import read_json, read_tensors
+from darwinlm.artifact import read_tensors
 from darwinlm.evaluation.quality import measure_quality
+from darwinlm.report.summary import read_summary
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import refit_stage
 
 
 @pytest.fixture(scope="module")
 def whole(finished_llama, tiny_llama, make_run):
-    return opened(make_run(tiny_llama, finished_llama), read_json(finished_llama / "summary.json"))
+    return opened(make_run(tiny_llama, finished_llama), read_summary(finished_llama / "summary.json"))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 folder, custom = sys.argv[1], sys.argv[2] == "custom"
 config = AutoConfig.from_pretrained(folder, trust_remote_code=custom)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=custom, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=custom)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 inputs = tokenizer(["the river stone"], return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs, use_cache=False).logits
@@ -62,6 +62,16 @@ print(json.dumps({
 }))
 """
 
+
+TOKENIZER = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
+print(json.dumps({
+    "ids": tokenizer("the river stone")["input_ids"],
+    "ran": [name for name in sys.modules if name.startswith("transformers_modules")],
+}))
+"""
 
 EVERY_FAMILY = """
 from transformers import AutoModel, AutoModelForCausalLM
@@ -127,8 +137,8 @@ def assert_same_as_here(found: dict, folder: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_path, model_type):
-    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report")
-    assert summary["export"]["custom_code"] is True
+    summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out"), "report").report
+    assert summary.export.custom_code is True
     folder = tmp_path / "out" / "model"
     assert (folder / "modeling_darwinlm.py").is_file()
     found = loaded_elsewhere(folder, tmp_path, custom=True)
@@ -138,8 +148,8 @@ def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_p
 
 
 def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report")
-    assert summary["export"]["custom_code"] is False
+    summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report").report
+    assert summary.export.custom_code is False
     folder = tmp_path / "out" / "model"
     assert not list(folder.glob("*.py"))
     found = loaded_elsewhere(folder, tmp_path, custom=False)
@@ -163,3 +173,9 @@ def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
         for place in (model_type, f"{model_type}-again"):
             stored = json.loads((tmp_path / place / "config.json").read_text())
             assert stored["auto_map"] == auto_map(NAMES[model_type][0])
+
+
+def test_the_tokenizer_runs_no_code_of_the_checkpoint(finished_llama, tmp_path):
+    found = run_elsewhere(TOKENIZER, [str(finished_llama / "model")], tmp_path)
+    assert found["ran"] == []
+    assert found["ids"] == AutoTokenizer.from_pretrained(finished_llama / "model")("the river stone")["input_ids"]

@@ -56,31 +56,31 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
         pytest.skip(str(missing))
     run = Run(recipe, tmp_path / "out", Reporter(Console(quiet=True)))
     try:
-        summary = run_stages(run, "report")
+        summary = run_stages(run, "report").report
     except MissingExtraError as missing:
         pytest.skip(str(missing))
 
-    models = summary["models"]
+    models = summary.models
     assert tuple(models) == MODELS
     for name, figures in models.items():
-        assert all(figures[figure] >= 0 for figure in FIGURES), name
-        assert figures["tokens_per_second"] > 0
-        assert figures["params"] > figures["block_params"] > 0
-        assert all(text.strip() for text in figures["continuations"]), f"{name} has nothing to say"
+        assert all(getattr(figures, figure) >= 0 for figure in FIGURES), name
+        assert figures.tokens_per_second > 0
+        assert figures.params > figures.block_params > 0
+        assert all(text.strip() for text in figures.continuations), f"{name} has nothing to say"
 
     # Held-out text decides; nothing was chosen by it.
     for before in ("refit", "stitched"):  # with so little text, one is hardly better than the other
         order = ("dense", "recovered", before, "uniform")
-        losses = [models[name]["perplexity"] for name in order]
+        losses = [models[name].perplexity for name in order]
         assert losses == sorted(losses), dict(zip(order, losses, strict=True))
-    assert models["dense"]["kl"] == pytest.approx(0, abs=1e-4)
-    assert models["recovered"]["kl"] < models["refit"]["kl"] < models["uniform"]["kl"]
+    assert models["dense"].kl == pytest.approx(0, abs=1e-4)
+    assert models["recovered"].kl < models["refit"].kl < models["uniform"].kl
 
-    budget = summary["budget"]
-    assert 0 <= budget["unused"] <= 0.005
-    assert budget["block_params"] <= 0.5 * budget["dense_block_params"]
-    assert models["uniform"]["block_params"] <= budget["upper"]
-    assert models["refit"]["bytes"] < 0.75 * models["dense"]["bytes"]
+    budget = summary.budget
+    assert 0 <= budget.unused <= 0.005
+    assert budget.block_params <= 0.5 * budget.dense_block_params
+    assert models["uniform"].block_params <= budget.upper
+    assert models["refit"].bytes < 0.75 * models["dense"].bytes
 
     for name in ("report.html", "summary.json"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
@@ -88,8 +88,8 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
 
     folder = tmp_path / "out" / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) == models["recovered"]["params"]
-    assert block_parameters(model, "model.layers") == budget["block_params"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == models["recovered"].params
+    assert block_parameters(model, "model.layers") == budget.block_params
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("Water boils when", return_tensors="pt")
     made = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=8)

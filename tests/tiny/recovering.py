@@ -9,8 +9,12 @@ import argparse
 import os
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
 
 RECOVERY = (
     "text.sequence_length=32",
@@ -35,19 +39,24 @@ class Stopped(BaseException):
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     """Raise an error in a step, before its update."""
-    from darwinlm.recovery.trainer import StepWatch
-
-    whole = StepWatch.on_pre_optimizer_step
-
-    def stopping(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == step:
-            raise error
-        whole(self, args, state, control, **more)
-
-    monkeypatch.setattr(StepWatch, "on_pre_optimizer_step", stopping)
+    monkeypatch.setattr("darwinlm.recovery.guard.LossGuard.see", _stopping(step, lambda: error))
 
 
-def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> dict[str, Any]:
+def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
+    """A look at the loss that ends the training at a step, counted from 0."""
+    from darwinlm.recovery.guard import LossGuard
+
+    whole = LossGuard.see
+
+    def see(self: Any, loss: float, at: int) -> None:
+        if at == step:
+            raise stop()
+        whole(self, loss, at)
+
+    return see
+
+
+def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process."""
     from rich.console import Console
 
@@ -59,57 +68,26 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
 
 
-def shard_on_processors() -> None:
-    """Let accelerate deal weights out over gloo as it does over GPUs, and let that be asked for.
-
-    accelerate looks at its plugin for sharding on GPUs alone; PyTorch's `fully_shard` beneath it works on either.
-    """
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    from darwinlm.stages import recover as stage
-
-    whole = AcceleratorState.__init__
-
-    def init(self: Any, *arguments: Any, **more: Any) -> None:
-        whole(self, *arguments, **more)
-        plugin = more.get("fsdp_plugin")
-        if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            if self._mixed_precision != "no":
-                plugin.set_mixed_precision(self._mixed_precision)
-            self.fsdp_plugin = plugin
-
-    AcceleratorState.__init__ = init  # type: ignore[method-assign]
-    stage.check_sharding = lambda *_: None
-
-
 def main() -> None:
     """Run it, killing the process on the way if that is asked for."""
     parser = argparse.ArgumentParser()
     for name in ("small", "teacher", "text", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--kill-at", type=int)
-    parser.add_argument("--shard", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    if options.shard:
-        shard_on_processors()
     if options.kill_at is not None:
-        from darwinlm.recovery.trainer import StepWatch
+        from darwinlm.recovery.guard import LossGuard
 
-        whole = StepWatch.on_pre_optimizer_step
+        def kill() -> BaseException:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return Stopped()
 
-        def killing(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
-            if state.global_step == options.kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            whole(self, args, state, control, **more)
-
-        StepWatch.on_pre_optimizer_step = killing  # type: ignore[method-assign]
+        LossGuard.see = _stopping(options.kill_at, kill)  # type: ignore[method-assign]
     recover_tiny(options.small, options.teacher, options.text, options.out, *options.set)
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.stages.results import StageResults
 
 
-def searched(run: Run) -> Any:
-    """What each stage up to the search handed on, by its name."""
-    found: dict[str, Any] = {}
-    run_stages(run, "search", found)
-    return SimpleNamespace(**found)
+def searched(run: Run) -> StageResults:
+    """What each stage up to the search handed on."""
+    return run_stages(run, "search")
 
 
 def state_of(folder: Path) -> dict[str, Any]:

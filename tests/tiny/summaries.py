@@ -1,10 +1,13 @@
-"""Summaries of runs as reports get them, and readers of pages and cards."""
+"""Summaries of runs as JSON trees that tests change and then check with `made`, and readers of pages and cards."""
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 
 import yaml
+
+from darwinlm.report.summary import Summary
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -59,10 +62,16 @@ def searched(blocks=30):
         for kind in ("attention", "mlp")
     ]
     return {
+        "format": 1,
         "version": "0.1.0",
         "model": "HuggingFaceTB/SmolLM2-135M",
         "budget": {
+            "kind": "keep",
+            "bound": 0.5,
             "keep": 0.5,
+            "unit": "block parameters",
+            "dense": 106202880,
+            "used": 53000000,
             "dense_block_params": 106202880,
             "upper": 53101440,
             "block_params": 53000000,
@@ -74,10 +83,11 @@ def searched(blocks=30):
             "stitched": model(81312128, 53000000, 55.2, 0.982, 540.9, 24.7, [" a city in\n\nFrance", ""]),
             "refit": model(81312128, 53000000, 48.36, 0.871, 541.3, 24.6, [" Paris <b>now</b>", " it boils."]),
         },
+        "origin": {"base_model": "HuggingFaceTB/SmolLM2-135M", "license": "apache-2.0", "languages": ["en"]},
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
         "search": {
-            "start": "knapsack",
+            "method": "gradient",
             "start_kl": 0.92,
             "uniform_kl": 1.3,
             "kl": history[-1]["kl"],
@@ -124,7 +134,45 @@ def plain():
     return summary
 
 
-SUMMARIES = {"searched": searched, "plain": plain}
+def recovered():
+    """A run that was trained after the refit, of one generation with the paper's rules."""
+    summary = searched()
+    summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
+    summary["search"]["history"] = summary["search"]["history"][:2]
+    summary["search"]["method"] = "paper"
+    summary["search"]["history"][0].update(kl=0.8, seconds=60.0, evaluations=110)
+    summary["search"]["history"][1].update(kl=0.75, seconds=70.0, evaluations=229)
+    summary["recovery"] = {
+        "steps": 12,
+        "tokens": 24576,
+        "seconds": 300.0,
+        "processes": 1,
+        "sharded": False,
+        "log": [
+            *({"step": at, "tokens": 2048 * at, "loss": 1.2 - 0.02 * at, "learning_rate": 1e-4} for at in range(1, 13)),
+            {"step": 0, "tokens": 0, "eval_perplexity": 48.0, "eval_kl": 0.87},
+            {"step": 12, "tokens": 24576, "eval_perplexity": 40.0, "eval_kl": 0.61},
+        ],
+    }
+    summary["text"]["training_source"] = "hf:HuggingFaceFW/fineweb-edu"
+    return summary
+
+
+def given():
+    """A recovery on its own, of a model of which nothing is known."""
+    summary = recovered()
+    models = summary["models"]
+    summary["models"] = {"dense": models["dense"], "before": models["stitched"], "recovered": models["recovered"]}
+    summary["search"] = summary["refit"] = summary["budget"] = None
+    return summary
+
+
+SUMMARIES = {"searched": searched, "plain": plain, "recovered": recovered, "given": given}
+
+
+def made(tree):
+    """The summary of a JSON tree, through JSON itself."""
+    return Summary.model_validate(json.loads(json.dumps(tree)))
 
 
 class Page(HTMLParser):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.report.summary import Summary
 from darwinlm.run import Run
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
@@ -24,7 +24,7 @@ class Whole:
     """What each stage of a finished run handed on."""
 
     run: Run
-    summary: dict[str, Any]
+    summary: Summary
     texts: Texts
     plan: Problem
     database: PruningDatabase
@@ -49,7 +49,7 @@ class Whole:
         return [*made, tuple(0 if (m.block, m.kind) in gone else top for m, top in levels)]
 
 
-def opened(run: Run, summary: dict[str, Any]) -> Whole:
+def opened(run: Run, summary: Summary) -> Whole:
     """Take what the stages of a finished run hand on; none of them is run again."""
     texts, plan = text_stage(run), plan_stage(run)
     database = database_stage(run, texts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from darwinlm.compute import fast_dtype, settled
+from darwinlm import parallel
+from darwinlm.compute import fast_dtype, resolve_device, settled
 from darwinlm.console import Reporter
+from darwinlm.errors import ParallelError, RecipeError
 from darwinlm.recipe import Recipe, merge
 from darwinlm.run import Run
 
@@ -73,3 +75,94 @@ def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path)
     assert run.dtype == torch.float32
     assert run.arithmetic["dtype"] == "torch.float32"
     assert run.recipe.recovery.dtype == "float32"
+
+
+# ------------------------------------------------------------------------------------------------------- devices
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes the machine one with so many GPUs of a compute capability."""
+
+    def make(count, capability=(9, 0)):
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla V100")
+
+    return make
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Makes this process one of several on its machine."""
+
+    def make(number, count):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(count))
+        monkeypatch.setattr(parallel, "size", lambda: count)
+
+    return make
+
+
+def test_devices_that_are_here(gpus):
+    gpus(0)
+    assert [resolve_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    gpus(2)
+    assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "message"),
+    [
+        (0, "cuda", "finds no GPU for 'cuda'; use auto or cpu"),
+        (1, "cuda:1", "there is no 'cuda:1' here, only cuda:0"),
+        (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
+        (0, "gpu", "'gpu' is no device; use auto, cpu, cuda or cuda:1"),
+        (0, "meta", "'meta' computes nothing"),
+        (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
+    ],
+)
+def test_devices_that_are_not_here(gpus, count, name, message):
+    gpus(count)
+    with pytest.raises(RecipeError, match=message):
+        resolve_device(name)
+
+
+def test_each_process_has_its_gpu(gpus, processes):
+    gpus(4)
+    processes(3, 4)
+    assert str(resolve_device("auto")) == "cuda:3"
+    gpus(1)  # where each process is shown one alone
+    assert str(resolve_device("cuda")) == "cuda:0"
+
+
+def test_one_gpu_for_several_processes_is_refused(gpus, processes):
+    gpus(4)
+    processes(1, 2)
+    with pytest.raises(RecipeError, match="'cuda:1' is one GPU, but 2 processes were started: use cuda"):
+        resolve_device("cuda:1")
+
+
+def test_more_processes_than_gpus_are_refused(gpus, processes):
+    gpus(2)
+    processes(2, 3)
+    with pytest.raises(ParallelError, match=r"has 2 GPUs, but 3 processes .*torchrun --nproc-per-node 2"):
+        resolve_device("auto")
+
+
+def test_two_processes_with_one_gpu_are_refused(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"uuid": "GPU-1"}))
+    monkeypatch.setattr(parallel, "gather", lambda value: [("other", "GPU-1"), value, value])
+    with pytest.raises(ParallelError, match="processes 1 and 2 have the same GPU of"):
+        parallel._check_gpus()
+
+
+def test_a_gpu_without_bfloat16_works_in_float32(gpus):
+    gpus(1, (7, 0))
+    device = torch.device("cuda")
+    assert settled(Recipe(), device).compute.dtype == "float32"
+    with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 computes nothing in bfloat16: use flo"):
+        settled(merge(Recipe(), ["compute.dtype=bfloat16"], {}), device)

@@ -57,7 +57,7 @@ from darwinlm.surgery.ridge import ridge_solution
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [({"files": []}, "it lists no files"), ({}, "it lists no files"), ([], "it lists no files")],
+    [({"files": []}, "it lists no files"), ({}, "it lists no files"), ([], "it holds a list")],
 )
 def test_manifest_without_files(manifest: Any, message: str, tmp_path: Path) -> None:
     write_json(tmp_path / MANIFEST, manifest)
@@ -69,10 +69,10 @@ def test_manifest_without_key_and_file_in_place_of_a_folder(tmp_path: Path) -> N
     stage = StageFolder(tmp_path / "stage", {"stage": "x"})
     stage.begin()
     write_json(stage.folder / MANIFEST, {"files": {}})
-    with pytest.raises(ArtifactError, match="it lacks its key or its list of files"):
+    with pytest.raises(ArtifactError, match="it lacks its key, its facts or its list of files"):
         stage.is_complete()
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="a file stands where its folder should be"):
+    with pytest.raises(ArtifactError, match="is a file where a folder should be"):
         StageFolder(tmp_path / "file", {"stage": "x"}).begin()
 
 

@@ -25,11 +25,12 @@ def batches(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spare", [-1, 0])
-def test_a_stream_lies_in_a_file_above_the_limit_only(dtype, spare, tmp_path):
+@pytest.mark.parametrize("place", ["device", "file"])
+def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     given = batches(dtype)
-    states = HiddenStates(iter(given), ELEMENTS, HiddenMemory(ELEMENTS * dtype.itemsize + spare, tmp_path))
-    assert states.in_file == (spare < 0)
+    states = HiddenStates(iter(given), ELEMENTS, HiddenMemory(tmp_path, place))
+    assert states.place == place
+    assert (states.elements, states.rows) == (ELEMENTS, 7)
     assert len(states) == 3
     for found, expected in zip(states, given, strict=True):
         assert torch.equal(found, expected)
@@ -42,8 +43,30 @@ def test_a_stream_lies_in_a_file_above_the_limit_only(dtype, spare, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_limit_everything_stays_in_memory():
-    assert not HiddenStates(iter(batches(torch.float32)), ELEMENTS).in_file
+def test_a_stream_lies_where_there_is_room(tmp_path, monkeypatch):
+    def place(device: str, free: int, host: int) -> str:
+        monkeypatch.setattr(hidden, "free_bytes", lambda _: free)
+        monkeypatch.setattr(hidden, "free_host_bytes", lambda: host)
+        return HiddenMemory(tmp_path).choose(torch.device(device), 1024, torch.zeros(2, 128))
+
+    enough = int(4 * 1024 / hidden.SHARE)
+    assert place("cpu", enough, enough) == "device"
+    assert place("cpu", enough - 1, enough) == "file"
+    assert place("cuda", enough, 0) == "device"
+    assert place("cuda", enough - 1, enough) == "host"
+    assert place("cuda", enough - 1, enough - 1) == "file"
+
+
+def test_pinned_memory_is_counted_as_it_is_handed_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(hidden, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(hidden, "free_host_bytes", lambda: int(2 * 4 * 129 / hidden.SHARE))
+    choose = HiddenMemory(tmp_path).choose
+    assert choose(torch.device("cuda"), 128, torch.zeros(128)) == "host"
+    assert choose(torch.device("cuda"), 258, torch.zeros(129)) == "file"
+
+
+def test_without_a_choice_everything_stays_on_the_device():
+    assert HiddenStates(iter(batches(torch.float32)), ELEMENTS).place == "device"
 
 
 def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypatch):
@@ -52,7 +75,7 @@ def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypa
 
     monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
     with pytest.raises(StorageError, match="the disk is full"):
-        HiddenStates(iter(batches(torch.float32)), ELEMENTS, HiddenMemory(0, tmp_path))
+        HiddenStates(iter(batches(torch.float32)), ELEMENTS, HiddenMemory(tmp_path, "file"))
     assert list(tmp_path.iterdir()) == []
 
 

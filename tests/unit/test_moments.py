@@ -87,3 +87,26 @@ def test_the_cross_moment_of_a_thing_with_itself_is_its_second_moment():
     second.add(x)
     cross.add(x, x)
     torch.testing.assert_close(second.mean(), cross.mean())
+
+
+def test_bfloat16_products_are_exact_in_float32(monkeypatch):
+    """Where a device multiplies into float32, its inputs aren't converted, and the sum is that of float32."""
+    from darwinlm.calibration import moments
+
+    whole = torch.mm
+    asked = []
+
+    def mm(left, right, out_dtype):
+        asked.append((left.dtype, out_dtype))
+        return whole(left.float(), right.float())
+
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = moments.SecondMoment(6)
+    expected.add(rows)
+    monkeypatch.setattr(moments, "multiplies_into_float32", lambda device: True)
+    monkeypatch.setattr(torch, "mm", mm)
+    found = moments.SecondMoment(6)
+    found.add(rows)
+    found.add(rows.float())
+    assert asked == [(torch.bfloat16, torch.float32)]
+    torch.testing.assert_close(found.mean(), expected.mean())

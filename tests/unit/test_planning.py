@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
 from tests.tiny.published import PARAMETERS, published_config
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import LlamaConfig
@@ -140,22 +143,24 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
     assert enough.device_bytes(gpu) > 24 * 5632**2
 
 
-def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path) -> None:
+def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """See docs/notebook/database.md: 1,492 MB, of them 772 MB of residual streams."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=8192")
 
-    def gradients(*more: str) -> StageNeed:
-        recipe = load_recipe(None, (*settings, "refit.enabled=false", *more), {"model": str(tmp_path)})
+    def gradients() -> StageNeed:
+        recipe = load_recipe(None, (*settings, "refit.enabled=false"), {"model": str(tmp_path)})
         return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), find_device("cpu")).needs[0]
 
     cpu = find_device("cpu")
     assert gradients().device_bytes(cpu) == pytest.approx(1.492e9, rel=0.1)
-    in_file = gradients("compute.hidden_memory=100MB")
+    in_memory = gradients()
+    monkeypatch.setattr(estimate, "STREAMS", 100_000_000)
+    in_file = gradients()
     assert in_file.scratch is not None
     assert in_file.scratch.bytes == 8192 * 2048 * 2 * 23
-    assert gradients().device_bytes(cpu) - in_file.device_bytes(cpu) == in_file.scratch.bytes
+    assert in_memory.device_bytes(cpu) - in_file.device_bytes(cpu) == in_file.scratch.bytes
 
 
 @pytest.mark.parametrize(("tokens", "peak"), [(4096, 1.307e9), (8192, 1.732e9)])
@@ -187,11 +192,11 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         assert f"{params / 1e9:.3f} B parameters" in ended.out
 
 
-def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
+def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = published_config(tmp_path, "llama3.1-8b-4.6b")
     recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     device = find_device("a100")
-    recipe = merge(recipe, ["compute.hidden_memory=1TB"], {})  # not in a file
+    monkeypatch.setattr(estimate, "STREAMS", 10**12)  # not in a file
     (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
@@ -199,6 +204,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path) -> None:
     smaller = merge(recipe, [f"text.calibration_tokens={fits}"], {})
     again = make_plan(Sizes(Checkpoint.describe(folder), smaller), device)
     assert not any(line.startswith("database") for line in again.problems)
+    monkeypatch.undo()
     in_file = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     (need, *_) = make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs
     assert need.name == "database", "the paper's order needs no gradients"
@@ -230,6 +236,56 @@ def test_cpu_is_measured_and_devices_have_sources() -> None:
         find_device("abacus")
 
 
+@pytest.mark.parametrize(
+    ("card", "memory", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 85e9, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 42e9, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 85e9, "a100"),
+        ("NVIDIA GeForce RTX 3090", 25e9, "rtx3090"),
+        ("NVIDIA L40S", 47e9, "l40s"),
+    ],
+)
+def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch, card: str, memory: float, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = SimpleNamespace(name=card, total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = find_device("cuda")
+    assert (device.name, device.memory) == (expected, memory)
+    assert device.rates == find_device(expected).rates
+    found.name = "Some Card 7"
+    with pytest.raises(RecipeError, match="nothing is known of 'Some Card 7': give the nearest of h100"):
+        find_device("cuda")
+
+
+def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        RecipeError, match=r"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of h100"
+    ):
+        find_device("cuda")
+
+
+@pytest.mark.parametrize(("slowness", "sizes"), [(1e-6, {128, 256, 512, 1024}), (1.0, {128})])
+def test_a_cpu_is_measured_without_long_products(
+    monkeypatch: pytest.MonkeyPatch, slowness: float, sizes: set[int]
+) -> None:
+    """A type that is emulated may be a hundred times slower: its product stays small, and is made once."""
+    whole, made = torch.matmul, []
+    clock = itertools.count()
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        made.append(len(a))
+        return whole(a[:1], b)
+
+    monkeypatch.setattr(torch, "matmul", counted)
+    device = measure_cpu.__wrapped__(lambda: next(clock) * slowness)
+    assert set(made) == sizes
+    assert len(made) == 3 * (1 if slowness == 1.0 else 6 * len(sizes))
+    assert device.rates["float32"] == pytest.approx(4 * max(sizes) ** 3 / slowness)
+
+
 def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
@@ -251,6 +307,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ((), "no model is named"),
+        (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the configuration of 'owner/name'"),
         (("{model}", "--device", "abacus"), "'abacus' isn't known"),

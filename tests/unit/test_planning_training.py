@@ -65,7 +65,7 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     tokens = torch.arange(4 * 32).view(4, 32)
     objective = Objective(distillation=distillation, cross_entropy=1.0)
     with FlopCounterMode(display=False) as counter:
-        seen = run_dense(dense, tokens, objective) if distillation else None
+        seen = run_dense(dense, tokens) if distillation else None
         batch_loss(model, dense if distillation else None, tokens, seen, objective).backward()
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     assert need.passes / need.tokens == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.1)
@@ -147,8 +147,7 @@ def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_pa
 
     def count(folder: Path, *rest: Any, **more: Any) -> None:
         if Path(folder).name == "recover-work":
-            files = [*Path(folder).rglob("optimizer.pt"), *Path(folder).rglob("*.safetensors")]
-            left.append(sum(path.stat().st_size for path in files))
+            left.append(sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")))
         remove(folder, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -214,6 +213,19 @@ def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:
     assert not make_plan(sizes, find_device("h200"), ram=256e9).problems
     problems = make_plan(sizes, find_device("h200"), ram=1e9).problems
     assert any("of RAM, but the machine has 0.9 GB to spare" in problem for problem in problems)
+
+
+def test_ram_is_that_of_all_processes_on_the_machine(tmp_path: Path) -> None:
+    """Each process reads both models: what one has room for, eight don't."""
+    settings = ("llama2-7b-2.7b-fast", "recovery.tokens=1B")
+    one, eight = (published(tmp_path, *settings, processes=number) for number in (1, 8))
+    device = find_device("h200")
+    needs = [need_of(make_plan(sizes, device), "recover").ram_bytes(device) for sizes in (one, eight)]
+    assert needs[1] == 8 * needs[0]
+    found = [[p for p in make_plan(sizes, device, ram=64e9).problems if "of RAM" in p] for sizes in (one, eight)]
+    assert not found[0]
+    (problem,) = [each for each in found[1] if each.startswith("recover")]
+    assert "of RAM in 8 processes, but the machine has 57.6 GB to spare" in problem
 
 
 def test_weights_that_do_not_fit_are_dealt_out(tmp_path: Path) -> None:

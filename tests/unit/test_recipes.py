@@ -18,8 +18,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import find_recipe, load_recipe, shipped_recipes
-from darwinlm.recovery.checks import accumulation
-from darwinlm.recovery.train import plan_steps
+from darwinlm.recovery.schedule import plan_steps
 from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.problem import Problem, counted_costs
 from darwinlm.search.problem.space import SearchSpace
@@ -105,10 +104,9 @@ def test_recipe_trains_on_the_papers_tokens_when_it_is_asked_to(name: str) -> No
     assert settings.tokens == 10_000_000_000
     assert recipe.text.source == "hf:HuggingFaceFW/fineweb-edu"
     assert settings.text is None, "training follows --text"
-    rows, times = accumulation(settings, length, recipe.compute.batch_tokens, 8)
-    plan = plan_steps(settings, length, rows, times)
+    steps = plan_steps(settings, length, recipe.compute.batch_tokens, 8)
     said = re.search(r"our choice: (\d+) sequences; 10B tokens are (\d+) steps", find_recipe(name).read_text("utf-8"))
-    assert (plan.step_rows, plan.steps) == (int(said[1]), int(said[2]))
+    assert (steps.step_rows, steps.count) == (int(said[1]), int(said[2]))
     on_text_alone = (settings.distillation, settings.cross_entropy) == (0, 1)
     assert on_text_alone == (not name.endswith("-fast"))
 

@@ -6,8 +6,8 @@ import pytest
 from tests.tiny.models import tiny_model
 
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.model import prepared
 from darwinlm.recovery.schedule import rate_share, warm_up_steps
-from darwinlm.recovery.train import _prepared
 
 CASES = [(1000, 0.02, 20), (100, 0.02, 10), (24, 0.02, 6), (3, 0.1, 0)]
 
@@ -46,8 +46,8 @@ def test_embedding_and_head_stay_where_the_recipe_says_so(tied):
     model = tiny_model("llama", tie_word_embeddings=tied)
     frozen = {
         name
-        for name, weight in _prepared(model, RecoverySettings(embeddings=False)).named_parameters()
+        for name, weight in prepared(model, RecoverySettings(embeddings=False)).named_parameters()
         if not weight.requires_grad
     }
     assert frozen == ({"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "lm_head.weight"})
-    assert all(weight.requires_grad for weight in _prepared(model, RecoverySettings()).parameters())
+    assert all(weight.requires_grad for weight in prepared(model, RecoverySettings()).parameters())

@@ -127,6 +127,15 @@ def test_local_distillation_mends_what_no_output_projection_can(tiny_folder, tmp
     assert local.after < 0.95 * plain.after
 
 
+@pytest.mark.parametrize("tokens", [96, 64])
+def test_local_steps_take_batches_of_any_size(tiny_folder, tmp_path, tokens):
+    """The streams go through blocks ten sequences at a time, local steps two or three."""
+    dense = tiny_folder("llama")
+    small = damaged(tmp_path / "small", "llama", 0.3, ("gate_proj",))
+    found = refitted(dense, small, tmp_path / "stage", Options((0.1,), local_steps=2, local_tokens=tokens))
+    assert len(found.outcome.local) == 4
+
+
 def test_local_steps_that_only_do_harm_are_not_kept(tiny_folder, tmp_path):
     dense = tiny_folder("llama")
     options = Options((0.1,), local_steps=4, local_rate=1.0, local_tokens=320)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from darwinlm.database.order import Removal, RemovalOrder, cholesky_, damp, dead_inputs, halves_, removal_order
+from darwinlm.database.order import (
+    Removal,
+    RemovalOrder,
+    cholesky_,
+    damp,
+    dead_inputs,
+    exact_products,
+    halves_,
+    removal_order,
+)
 from darwinlm.errors import NumericsError
 
 DAMPING = 0.01
@@ -377,3 +386,11 @@ def test_order_is_frozen():
     order = RemovalOrder(units=torch.arange(2), costs=torch.zeros(2))
     with pytest.raises(AttributeError):
         order.units = torch.arange(3)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way to ask")
+@pytest.mark.parametrize(("precision", "exact"), [("tf32", False), ("ieee", True)])
+def test_the_newer_way_to_allow_tf32_is_understood(monkeypatch, precision, exact):
+    """Mixing both ways makes PyTorch's older question fail."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+    assert exact_products() == exact

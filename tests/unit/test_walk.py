@@ -11,6 +11,7 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, families
+from darwinlm.surgery import sublayers
 from darwinlm.surgery.sublayers import BlockWalk
 
 TOKENS = torch.randint(3, 250, (7, 24), generator=torch.Generator().manual_seed(0))
@@ -21,11 +22,17 @@ def stream_over(folder, dtype=torch.float32):
     return BlockStream(checkpoint, TOKENS, dtype=dtype, device=torch.device("cpu"), batch_tokens=48)
 
 
-def walked(folder, memory, dtype=torch.float32):
+@pytest.fixture
+def room(monkeypatch):
+    """Sets the bytes that a projection's inputs may take."""
+    return lambda size: monkeypatch.setattr(sublayers, "free_bytes", lambda _: size / sublayers.SHARE)
+
+
+def walked(folder, dtype=torch.float32):
     stream = stream_over(folder, dtype)
     for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
-        walk = BlockWalk(stream, block, memory)
+        walk = BlockWalk(stream, block)
         for kind in KINDS:
             if output_projection(stream.decoder.blocks[block], stream.checkpoint.family, kind) is not None:
                 list(walk.inputs(kind))
@@ -37,12 +44,13 @@ def walked(folder, memory, dtype=torch.float32):
 @pytest.mark.parametrize("model_type", sorted(families()))
 @pytest.mark.parametrize("memory", [0, 10_000, 1 << 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype):
+def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, room):
+    room(memory)
     whole = stream_over(tiny_folder(model_type), dtype)
     for block in range(whole.checkpoint.n_blocks):
         whole.load(block)
         whole.run(block)
-    halves = walked(tiny_folder(model_type), memory, dtype)
+    halves = walked(tiny_folder(model_type), dtype)
     assert all(torch.equal(left, right) for left, right in zip(whole.hidden, halves, strict=True))
 
 
@@ -50,7 +58,7 @@ def test_what_is_seen_is_what_goes_into_the_projection(tiny_folder):
     stream = stream_over(tiny_folder("llama"))
     weights = stream.load(0)
     hidden = [part.clone() for part in stream.hidden]
-    walk = BlockWalk(stream, 0, memory=10_000)
+    walk = BlockWalk(stream, 0)
     for (x, before), given in zip(walk.inputs("mlp"), hidden, strict=True):
         normed = stream.decoder.blocks[0].post_attention_layernorm(given)
         gate, up = (functional.linear(normed, weights[f"mlp.{name}_proj.weight"]) for name in ("gate", "up"))
@@ -60,11 +68,12 @@ def test_what_is_seen_is_what_goes_into_the_projection(tiny_folder):
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_projection_that_changes_after_its_inputs_were_seen_counts(tiny_folder, memory, kind):
+def test_a_projection_that_changes_after_its_inputs_were_seen_counts(tiny_folder, memory, kind, room):
+    room(memory)
     stream = stream_over(tiny_folder("llama"))
     stream.load(0)
     before = [part.clone() for part in stream.hidden]
-    walk = BlockWalk(stream, 0, memory)
+    walk = BlockWalk(stream, 0)
     inputs = [x for x, _ in walk.inputs(kind)]
     output = output_projection(stream.decoder.blocks[0], stream.checkpoint.family, kind)
     output.weight.data = torch.randn(output.weight.shape, generator=torch.Generator().manual_seed(1))
@@ -80,4 +89,4 @@ def test_values_that_are_not_finite_are_refused(tmp_path, kind):
     (layer.self_attn.o_proj if kind == "attention" else layer.mlp.down_proj).weight.data[0, 0] = float("inf")
     model.save_pretrained(tmp_path)
     with pytest.raises(NumericsError, match=r"block 1 .*aren't finite"):
-        walked(tmp_path, memory=0)
+        walked(tmp_path)

@@ -6,7 +6,7 @@ import ast
 import math
 
 import pytest
-from tests.tiny.summaries import NASTY, front_matter, plain, searched
+from tests.tiny.summaries import NASTY, front_matter, made, plain, recovered, searched
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
@@ -15,19 +15,19 @@ from darwinlm.report.table import comparison_rows
 
 
 def test_headline():
-    assert wording.headline(searched()) == (
+    assert wording.headline(made(searched())) == (
         "53.0 M of 106.2 M block parameters kept (49.9 %), perplexity 24.9 → 48.4 (73.0 for a uniform model of the "
         "same size), prompts read 2.1 times and text written 1.8 times as fast, 163 MB of weights instead of 269 MB."
     )
-    assert "uniform" not in wording.headline(plain())
+    assert "uniform" not in wording.headline(made(plain()))
 
 
 def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary = searched()
     summary["models"]["uniform"]["block_params"] = 50_000_000
-    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
-    assert comparison_rows(summary)[1].cells[0] == "uniform, same budget"
-    assert "same size" not in render_page(summary)
+    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(made(summary))
+    assert comparison_rows(made(summary))[1].cells[0] == "uniform, same budget"
+    assert "same size" not in render_page(made(summary))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,16 @@ def test_factors(value, reference, expected):
 
 
 def test_card_of_a_searched_model():
-    fields, body = front_matter(model_card(searched()))
+    fields, body = front_matter(model_card(made(searched())))
+    (measured,) = fields.pop("model-index")
+    (found,) = measured["results"]
+    assert measured["name"] == "SmolLM2-135M with half of its block parameters"
+    assert found["task"] == {"type": "text-generation"}
+    assert found["dataset"]["type"] == "HuggingFaceFW/fineweb-edu"
+    assert [metric["value"] for metric in found["metrics"]] == [48.36, 0.871]
     assert fields == {
+        "language": ["en"],
+        "license": "apache-2.0",
         "base_model": "HuggingFaceTB/SmolLM2-135M",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -94,46 +102,107 @@ def test_card_of_a_searched_model():
         "datasets": ["HuggingFaceFW/fineweb-edu"],
     }
     for expected in (
-        "# `HuggingFaceTB/SmolLM2-135M`, made smaller",
-        wording.headline(searched()),
+        "# SmolLM2-135M with half of its block parameters",
+        "This is `HuggingFaceTB/SmolLM2-135M` with query heads, key and value heads and MLP channels taken out",
+        wording.headline(made(searched())),
         "| **searched + refit** | **81.3 M** |",
         "8 attention and 1 MLP sub-layers of 30 blocks are gone",
         "trust_remote_code=True",
         "2502.07780",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
-        "wasn't recovered by training",
+        "wasn't trained after pruning",
         "ridge regression",
         "229 evaluations",
+        "an evolutionary search of 19 generations guided by gradients",
     ):
         assert expected in body, expected
 
 
 def test_card_says_what_was_done_to_the_weights():
     summary = searched()
-    body = front_matter(model_card(summary))[1]
+    body = front_matter(model_card(made(summary)))[1]
     assert "refitted by ridge regression" in body
     assert "without its continued training" in body
+    summary = recovered()
     summary["refit"] |= {"kept": "stitched", "strength": 0.0}
-    summary["recovery"] = {"tokens": 24576}
-    body = front_matter(model_card(summary))[1]
+    body = front_matter(model_card(made(summary)))[1]
     assert "refitted by ridge regression" not in body
-    assert "it was trained on 24,576 tokens" in body
+    assert "no better on validation text and was dropped" in body
+    assert "was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu" in body
     assert "without its continued training" not in body
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ((), "query heads, key and value heads and MLP channels taken out"),
+        (("groups", "heads"), "MLP channels taken out"),
+        (("width",), "query heads and key and value heads taken out"),
+        (("groups", "heads", "width"), "nothing taken out"),
+    ],
+)
+def test_card_names_only_what_was_taken_out(fields, words):
+    summary = searched()
+    for entry in summary["allocation"]:
+        entry.update({field: entry[f"dense_{field}"] for field in fields})
+    assert f"with {words}." in model_card(made(summary))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "an evolutionary search of 1 generation with the paper's level switch"),
+        ({"method": "gradient"}, "an evolutionary search of 1 generation guided by gradients"),
+        ({"history": []}, "equal layers brought to the budget, without a generation of search"),
+    ],
+)
+def test_a_search_is_called_what_it_was(change, words):
+    summary = recovered()
+    summary["search"] |= change
+    assert words in model_card(made(summary))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" Paris, the capital.  ", " Paris, the capital."),
+        (" the best of the best of the best of the best of", " the best of … [×4]"),
+        ("one\n\n \n\ntwo", "one\n\ntwo"),
+        (" ha ha ha", " ha ha ha"),
+        ("", ""),
+    ],
+)
+def test_repetition_is_said_once(text, shown):
+    assert wording.collapsed(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M@main", "SmolLM2-135M"),
+        ("/models/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+        ("C:\\models\\tiny-f16.GGUF", "tiny"),
+        ("/home/someone/llama/", "llama"),
+    ],
+)
+def test_models_are_named_plainly(source, name):
+    assert wording.plain_name(source) == name
+
+
 def test_card_of_a_plain_model():
-    fields, body = front_matter(model_card(plain()))
+    fields, body = front_matter(model_card(made(plain())))
     assert "custom_code" not in fields["tags"]
     assert "trust_remote_code" not in body
-    assert "not searched" in body
+    assert "How its sizes were chosen isn't recorded" in body
     assert "ridge" not in body
 
 
 def test_card_keeps_paths_and_markup_out():
     summary = searched()
+    del summary["origin"]
     summary["model"] = "/home/someone/secret/we`ird\n.gguf"
     summary["text"]["source"] = "/home/someone/secret/<b>_text_.txt"
-    card = model_card(summary)
+    card = model_card(made(summary))
     fields, body = front_matter(card)
     assert "base_model" not in fields
     assert "datasets" not in fields
@@ -146,6 +215,6 @@ def test_card_keeps_paths_and_markup_out():
 def test_loading_code_is_python(prompt):
     summary = searched()
     summary["prompts"] = [prompt]
-    code = wording.loading_code(summary)
+    code = wording.loading_code(made(summary))
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert prompt in strings

@@ -2,7 +2,7 @@
 
 The blocks' inputs are kept from a forward pass; the gradient of the dense model's own loss then goes back through one
 block after the other, whose weights are read again and whose pass is repeated with gradients. Besides the residual
-streams (in memory, or in files above the limit) no more than one block is in memory at a time.
+streams (on the device, in memory or in files, whatever has room) no more than one block is in memory at a time.
 
 Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
 `database/order.py`.
@@ -37,7 +37,7 @@ def output_gradients(
     Args:
         stream: over these tokens, before the first block; it is used up.
         tokens: [n, t] the text.
-        memory: how much of *all* residual streams together may stay in memory.
+        memory: where residual streams may lie; None keeps all of them on the device.
 
     Yields:
         A block and for each of its modules E[g gᵀ], [r, r] float32, g being the gradient at the module's output for
@@ -48,23 +48,18 @@ def output_gradients(
         StorageError: the disk has no room for the residual streams.
     """
     total = stream.checkpoint.n_blocks
-    share = None if memory is None else HiddenMemory(memory.limit // (total + 1), memory.folder)
     inputs: list[HiddenStates] = []
     with parallel.agree():
         for block in range(total):
-            inputs.append(_copied(stream.hidden, share))
+            inputs.append(stream.hidden.copied(memory))
             stream.load(block)
             stream.run(block)
             stream.unload(block)
-        gradients = _behind_last_block(stream, tokens, share)
+        gradients = _behind_last_block(stream, tokens, memory)
     for block in reversed(range(total)):
         with parallel.agree():
             moments = _back_through(stream, block, inputs.pop(), gradients)
         yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-
-
-def _copied(hidden: HiddenStates, memory: HiddenMemory | None) -> HiddenStates:
-    return HiddenStates(iter(hidden), sum(batch.numel() for batch in hidden), memory)
 
 
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
@@ -86,13 +81,9 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
         return found
 
     pairs = zip(stream.hidden, batches, strict=True)
-    gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), _elements(stream), memory)
+    gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
     stream.unload_head()
     return gradients
-
-
-def _elements(stream: BlockStream) -> int:
-    return sum(batch.numel() for batch in stream.hidden)
 
 
 def _back_through(

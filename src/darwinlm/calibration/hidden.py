@@ -1,4 +1,7 @@
-"""The residual stream of some text, a batch at a time: in memory, or above a limit in a file that is mapped into it.
+"""The residual stream of some text, a batch at a time: on the device, in main memory, or in a file, whatever has room.
+
+On a GPU a batch that lies elsewhere is fetched while the one before it is worked on, and goes back while the next one
+is (`transfers.py`).
 
 Letters: b sequences of a batch, t tokens, m residual width.
 """
@@ -6,33 +9,50 @@ Letters: b sequences of a batch, t tokens, m residual width.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from darwinlm.artifact import storage_error
+from darwinlm.calibration.transfers import Arriving, Mover, arrived, pinned_bytes, pinned_like
+from darwinlm.memory import free_bytes, free_host_bytes
 
 NUMBERS = itertools.count()
 CHUNK = 1 << 24
 
+SHARE = 0.25
+"""Part of the free memory of the device, or of the machine, that one stream may take."""
+
+Place = Literal["device", "host", "file"]
+
 
 @dataclass(frozen=True)
 class HiddenMemory:
-    """How much of a residual stream may stay in memory.
+    """Where a residual stream may lie.
 
     Attributes:
-        limit: bytes; a stream that needs more lies in a file.
-        folder: where that file is made; it is gone when the stream is.
+        folder: where a file is made if there is no room in memory; it is gone when the stream is.
+        place: None picks the first of device, host and file that has room.
     """
 
-    limit: int
     folder: Path
+    place: Place | None = None
+
+    def choose(self, device: torch.device, elements: int, batch: Tensor) -> Place:
+        """Where a stream of so many elements, in batches like this one, is to lie."""
+        if self.place is not None:
+            return self.place
+        size = elements * batch.element_size()
+        if size <= SHARE * free_bytes(device):
+            return "device"
+        on_host = pinned_bytes(batch.nbytes) / batch.nbytes * size
+        return "host" if device.type != "cpu" and on_host <= SHARE * free_host_bytes() else "file"
 
 
 class HiddenStates(Sequence[Tensor]):
@@ -41,36 +61,57 @@ class HiddenStates(Sequence[Tensor]):
     Args:
         batches: tensors [b, t, m] of one type.
         elements: in all of them together.
-        memory: when to use a file; None never does.
+        memory: where it may lie; None keeps it where it is made.
+
+    Attributes:
+        place: where it lies: on the device of the batches, in the host's memory or in a file.
 
     Raises:
         StorageError: the disk has no room for the file.
     """
 
     def __init__(self, batches: Iterable[Tensor], elements: int, memory: HiddenMemory | None = None) -> None:
+        self.place: Place = "device"
         self._held: list[Tensor] = []
-        self._mapped: Tensor | None = None
-        self._places: list[tuple[int, torch.Size]] = []
         self._device = torch.device("cpu")
-        end = 0
+        self._mover: Mover | None = None
+        self._ahead: tuple[int, Arriving | Future[Arriving]] | None = None
+        mapped, end = None, 0
         for index, batch in enumerate(batches):
-            if index == 0 and memory is not None and elements * batch.element_size() > memory.limit:
-                self._mapped = _mapped_file(memory.folder, elements, batch.dtype)
+            if index == 0 and memory is not None:
                 self._device = batch.device
-            if self._mapped is None:
+                self.place = memory.choose(batch.device, elements, batch)
+                if self.place == "file":
+                    mapped = _mapped_file(memory.folder, elements, batch.dtype)
+                if self.place != "device" and batch.device.type == "cuda":
+                    self._mover = Mover(batch.device, through_file=mapped is not None)
+            if self.place == "device":
                 self._held.append(batch)
+                continue
+            if mapped is not None:
+                room = mapped[end : end + batch.numel()].view(batch.shape)
             else:
-                self._places.append((end, batch.shape))
-                end += batch.numel()
-                self[index] = batch
-
-    @property
-    def in_file(self) -> bool:
-        """Whether it lies in a file."""
-        return self._mapped is not None
+                room = torch.empty(batch.shape, dtype=batch.dtype) if self._mover is None else pinned_like(batch)
+            self._held.append(room)
+            end += batch.numel()
+            self[index] = batch
 
     def __len__(self) -> int:
-        return len(self._places) if self._mapped is not None else len(self._held)
+        return len(self._held)
+
+    @property
+    def elements(self) -> int:
+        """Numbers in all batches together."""
+        return sum(batch.numel() for batch in self._held)
+
+    @property
+    def rows(self) -> int:
+        """Sequences in all batches together."""
+        return sum(len(batch) for batch in self._held)
+
+    def copied(self, memory: HiddenMemory | None) -> HiddenStates:
+        """The stream as it is now, wherever there is room for it; tensors that stay where they are aren't copied."""
+        return HiddenStates(iter(self), self.elements, memory)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -81,10 +122,17 @@ class HiddenStates(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if self._mapped is None:
+        index = range(len(self))[index]
+        if self.place == "device":
             return self._held[index]
-        start, shape = self._places[index]
-        return self._mapped[start : start + math.prod(shape)].view(shape).to(self._device, copy=True)
+        if self._mover is None:
+            return self._held[index].to(self._device, copy=True)
+        ahead, self._ahead = self._ahead, None
+        coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
+        found = arrived(coming)
+        if index + 1 < len(self):
+            self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
+        return found
 
     def __setitem__(self, index: int | slice, batch: Tensor | Sequence[Tensor]) -> None:
         if isinstance(index, slice):
@@ -92,11 +140,15 @@ class HiddenStates(Sequence[Tensor]):
                 self[place] = one
             return
         assert isinstance(batch, Tensor)
-        if self._mapped is None:
+        index = range(len(self))[index]
+        if self.place == "device":
             self._held[index] = batch
-            return
-        start, shape = self._places[index]
-        self._mapped[start : start + math.prod(shape)].view(shape).copy_(batch)
+        elif self._mover is None:
+            self._held[index].copy_(batch)
+        else:
+            if self._ahead is not None and self._ahead[0] == index:
+                self._ahead = None
+            self._mover.store(batch, self._held[index])
 
 
 def _mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ Letters: n tokens, d input columns, e experts. Source: the H of OBS and ZipLM (a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ class SecondMoment:
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs of shape [..., d]."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self._sum.addmm_(rows.T, rows)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        add_products_(self._sum, rows, rows)
         self.count += rows.shape[0]
 
     def mean(self) -> Tensor:
@@ -73,14 +74,38 @@ class CrossMoment:
 
     def add(self, outputs: Tensor, inputs: Tensor) -> None:
         """Add outputs [..., r] and the inputs [..., d] they belong to."""
-        left = outputs.reshape(-1, outputs.shape[-1]).float()
-        right = inputs.reshape(-1, inputs.shape[-1]).float()
-        self._sum.addmm_(left.T, right)
+        right = inputs.reshape(-1, inputs.shape[-1])
+        add_products_(self._sum, outputs.reshape(-1, outputs.shape[-1]), right)
         self.count += right.shape[0]
 
     def mean(self) -> Tensor:
         """E[y xᵀ], [r, d] float32."""
         return self._sum / max(self.count, 1)
+
+
+def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right to a float32 sum.
+
+    A product of two bfloat16 numbers is exact in float32, so matrices of them that lie on a GPU are multiplied by its
+    bfloat16 units, which sum in float32: as exact as float32 without TF32, at many times its speed.
+
+    Args:
+        total: [p, q] float32.
+        left: [n, p] floating.
+        right: [n, q] floating.
+    """
+    if left.dtype == right.dtype == torch.bfloat16 and multiplies_into_float32(total.device):
+        total += torch.mm(left.T, right, out_dtype=torch.float32)
+    else:
+        total.addmm_(left.float().T, right.float())
+
+
+def multiplies_into_float32(device: torch.device) -> bool:
+    """Whether a device's bfloat16 products can be had in float32: CUDA's, from PyTorch 2.8 on."""
+    return device.type == "cuda" and _KNOWS_OUT_DTYPE
+
+
+_KNOWS_OUT_DTYPE: Final = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def _total_mean(total: Tensor, count: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:

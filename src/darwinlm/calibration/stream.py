@@ -46,7 +46,7 @@ class BlockStream:
         dtype: of the forward pass.
         device: of the forward pass.
         batch_tokens: tokens in one forward pass.
-        memory: how much of the residual stream may stay in memory; None keeps all of it there.
+        memory: where the residual stream may lie; None keeps all of it on the device.
 
     Raises:
         StorageError: the disk has no room for what doesn't fit in memory.
@@ -65,6 +65,7 @@ class BlockStream:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
+        self.memory = memory
         self.rows = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
@@ -72,11 +73,20 @@ class BlockStream:
             if not name.startswith(checkpoint.family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
+        self._tokens = tokens
         with self._small_embedding(tokens) as places:
             batches = torch.split(places, self.rows)
             self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
+
+    def arguments_for(self, rows: int) -> list[dict[str, Any]]:
+        """What the model calls each of its blocks with, for a batch of so many sequences."""
+        if rows not in self.arguments:
+            first = self._tokens[:1].expand(rows, -1)
+            with self._small_embedding(first) as places:
+                self.arguments[rows] = self.decoder.block_arguments(places)
+        return self.arguments[rows]
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:

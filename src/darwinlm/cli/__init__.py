@@ -1,6 +1,6 @@
 """The command `darwinlm`: one small file of thin commands for each thing that users do."""
 
-from darwinlm.cli import bench, compare, database, evaluate, export, import_, info, plan, prune, recover, scores
+from darwinlm.cli import bench, compare, database, evaluate, export, import_, info, plan, prune, recover, scores, verify
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main
 
@@ -18,4 +18,5 @@ __all__ = [
     "prune",
     "recover",
     "scores",
+    "verify",
 ]

@@ -48,6 +48,7 @@ def compare(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Prune with several methods under one budget and print one table."""
+    from darwinlm import parallel
     from darwinlm.artifact import write_text
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
@@ -67,11 +68,12 @@ def compare(
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     rows = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
-    console = Console()
+    console = Console(quiet=not parallel.is_main())
     run = Run(chosen, out, Reporter(console))
     headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
     console.print(summary.terminal(headings, cells))
     for remark in remarks:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
-    write_text(out / "comparison.md", summary.markdown(headings, cells, remarks))
+    if parallel.is_main():
+        write_text(out / "comparison.md", summary.markdown(headings, cells, remarks))
     console.print(f"table {out / 'comparison.md'}\nfigures {out / 'comparison.json'}", highlight=False)

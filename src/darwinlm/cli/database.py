@@ -35,7 +35,7 @@ def database(
     overrides = {"model": model, "text.source": text, "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     run = Run(chosen, out, Reporter(Console()))
-    stage = run_stages(run, "database")["database"].stage
+    stage = run_stages(run, "database").database.stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = Console(quiet=not parallel.is_main())
     console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", highlight=False, soft_wrap=True)

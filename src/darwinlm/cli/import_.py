@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from darwinlm.cli.app import app
+from darwinlm.cli.app import RemoteCode, app
 from darwinlm.cli.export import OverwriteOption, show_report
 
 
@@ -23,6 +23,7 @@ def import_command(
         typer.Option("--query-groups", help="first or spread: how query heads meet KV heads where it isn't known."),
     ] = None,
     overwrite: OverwriteOption = False,
+    allow_remote_code: RemoteCode = False,
 ) -> None:
     """Convert a pruned checkpoint of another tool: zeros are cut out, layers may have shapes of their own."""
     from darwinlm.errors import RecipeError
@@ -39,6 +40,7 @@ def import_command(
         head_size=head_dim,
         query_groups=query_groups,
         overwrite=overwrite,
+        allow_remote_code=allow_remote_code,
         say=lambda message: console.print(message, highlight=False, markup=False),
     )
     show_report(console, report)

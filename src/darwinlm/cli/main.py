@@ -15,9 +15,13 @@ import typer
 from rich.console import Console
 
 from darwinlm.cli.app import app
-from darwinlm.errors import DarwinLMError
+from darwinlm.errors import DarwinLMError, DeviceMemoryError, ParallelError
+from darwinlm.limits import MESSAGE, shorten
+from darwinlm.lock import release_all
 
 INTERRUPTED = 130
+SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
+"""Commands that several processes of torchrun work on together."""
 # Typer brings click's exceptions under its own name in some releases and under click's in others.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -35,7 +39,10 @@ def main() -> None:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        _check_processes(sys.argv[1:])
         code = app(standalone_mode=False)
+    except DeviceMemoryError as error:
+        _refuse(errors, f"{error}: {_advice(error)}, then run the same command again; finished work is kept")
     except DarwinLMError as error:
         _refuse(errors, str(error))
     except KeyboardInterrupt:
@@ -44,7 +51,13 @@ def main() -> None:
         code = stop.exit_code
     except UsageError as error:
         _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
+    except OSError as error:
+        where = shorten(error.filename) if error.filename else "a file"
+        _refuse(errors, f"{where}: {error.strerror or shorten(error)}: check the path and its permissions")
+    except MemoryError:
+        _refuse(errors, "the machine's memory doesn't suffice: see darwinlm plan, or lower compute.batch_tokens")
     finally:
+        release_all()
         parallel.shutdown()
     if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
@@ -54,6 +67,37 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _check_processes(words: list[str]) -> None:
+    """Refuse torchrun for a command that would run once in each process. Raises ParallelError."""
+    from darwinlm import parallel
+
+    command = next((word for word in words if not word.startswith("-")), None)
+    if parallel.expected() > 1 and command is not None and command not in SHARED:
+        raise ParallelError(
+            f"darwinlm {command} runs in one process, but {parallel.expected()} were started: start it without "
+            f"torchrun (several processes share {', '.join(sorted(SHARED))})"
+        )
+
+
+def _advice(error: DeviceMemoryError) -> str:
+    """The setting that would have fit, from the plan."""
+    import dataclasses
+
+    import torch
+
+    from darwinlm import parallel
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import advice
+    from darwinlm.run import Run
+
+    assert isinstance(error.run, Run)
+    device = dataclasses.replace(find_device("h100"), name=str(error.run.device))  # only its memory counts
+    if error.run.device.type == "cuda":
+        device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.device)[1]))
+    return advice(Sizes(error.run.checkpoint, error.run.recipe, parallel.size()), error.stage, device)
+
+
 def _refuse(errors: Console, message: str) -> NoReturn:
-    errors.print(f"error: {message}", highlight=False, markup=False, style="red", soft_wrap=True)
+    errors.print(f"error: {shorten(message, MESSAGE)}", highlight=False, markup=False, style="red", soft_wrap=True)
     sys.exit(2)

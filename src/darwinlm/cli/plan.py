@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from darwinlm.cli.app import KeepOption, ModelArgument, RecipeOption, RemoteCode, SetOption, app
+from darwinlm.cli.app import KeepOption, ModelArgument, ParamsOption, RecipeOption, RemoteCode, SetOption, app
 
 
 @app.command()
@@ -17,9 +17,17 @@ def plan(
     model: ModelArgument = None,
     recipe: RecipeOption = None,
     keep: KeepOption = None,
-    device: Annotated[str, typer.Option("--device", help="h100, h200, a100, l40s, rtx4090 or cpu.")] = "cpu",
+    params: ParamsOption = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (the card at hand) or cpu."
+        ),
+    ] = "cpu",
     processes: Annotated[int, typer.Option("--processes", min=1, help="Of torchrun, each on a device of its own.")] = 1,
-    ram: Annotated[str | None, typer.Option("--ram", help="The machine's memory, such as 256GB.")] = None,
+    ram: Annotated[
+        str | None, typer.Option("--ram", help="The machine's memory for all processes, such as 256GB.")
+    ] = None,
     disk: Annotated[str | None, typer.Option("--disk", help="Free space where the run writes, such as 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
     assignments: SetOption = None,
@@ -33,9 +41,9 @@ def plan(
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes, described
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipe, options
 
-    overrides: dict[str, Any] = {"model": model, "budget.keep": keep, "allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, keep=keep, params=params) | {"allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")

@@ -80,11 +80,11 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm.runs.sweep import SWEEP, prune_sweep
 
     console = Console(quiet=not parallel.is_main())
-    rows = prune_sweep(recipes, out, until=until, reporter=Reporter(console))
+    sweep = prune_sweep(recipes, out, until=until, reporter=Reporter(console))
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
-    console.print(sweep_table(rows))
+    console.print(sweep_table(sweep))
     console.print(f"models  {out}/*/model\nplot    {out / SWEEP}.svg\nsummary {out / SWEEP}.json", highlight=False)
 
 
@@ -93,33 +93,32 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
-    from darwinlm.report.finalists import finalists_table
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
     console = Console(quiet=not parallel.is_main())
     run = Run(recipe, out, Reporter(console))
-    found = run_stages(run, until)
+    made = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return
-    finalists = finalists_table(found["search"])
-    if finalists is not None:
-        console.print(finalists, "")
-    console.print(comparison_table(found))
-    looked = looking_back_table(found)
+    summary = made.report
+    console.print(comparison_table(summary))
+    looked = looking_back_table(summary)
     if looked is not None:
-        console.print("", looked, *looking_back_remarks(found))
-    for number, prompt in enumerate(found["prompts"]):
+        console.print("", looked, *looking_back_remarks(summary))
+    for number, prompt in enumerate(summary.prompts):
         console.print(f"\n[bold]{prompt!r}[/bold] goes on")
-        for name, model in found["models"].items():
-            console.print(f"  {name}: {model['continuations'][number]!r}", highlight=False, markup=False)
-    budget = found["budget"]
-    limit = "" if budget["kind"] == "keep" else f" of {wording.amount(budget['upper'], budget['unit'])}"
+        for key in ("dense", summary.saved_key):
+            text = wording.collapsed(summary.models[key].continuations[number])
+            console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
+    budget = summary.budget
+    assert budget is not None
+    limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
     console.print(
-        f"\n{budget['block_params']:,} of {budget['dense_block_params']:,} block parameters kept "
-        f"({budget['block_params'] / budget['dense_block_params']:.2%}; {budget['unused']:.2%} of the budget{limit} "
+        f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
+        f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}",
         highlight=False,

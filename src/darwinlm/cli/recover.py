@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from darwinlm.cli.app import OutOption, RecipeOption, SetOption, TextOption, app
 
@@ -29,6 +28,7 @@ def recover(
     """Train a smaller model by distillation from the dense one; goes on from its last checkpoint after a kill."""
     from darwinlm import parallel
     from darwinlm.console import Reporter
+    from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery
 
     console = Console()
@@ -44,13 +44,10 @@ def recover(
     )
     if not parallel.is_main():
         return
-    table = Table("model", "perplexity", "KL to dense, nats/token")
-    for name, figures in summary["models"].items():
-        table.add_row(name, f"{figures['perplexity']:.2f}", f"{figures['kl']:.4f}")
-    console.print(table)
-    record = summary["recovery"]
+    assert summary.recovery is not None
+    console.print(comparison_table(summary))
     console.print(
-        f"{record['tokens']:,} tokens in {record['steps']:,} steps\nmodel   {out / 'model'}\nsummary "
-        f"{out / 'summary.json'}",
+        f"{summary.recovery.tokens:,} tokens in {summary.recovery.steps:,} steps\nmodel   {out / 'model'}\n"
+        f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}",
         highlight=False,
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__
+from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
+from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
 from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
@@ -61,7 +62,7 @@ class ComparisonRequest:
         return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
 
 
-def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
+def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
     """Run and measure the methods, one after the other; writes `comparison.json` after each.
 
     Raises:
@@ -79,12 +80,12 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> dict[str, Any]:
     benches = {name: MethodInputs(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
     domains = _domains(run, bench, comparison)
     texts = {HELD_OUT: bench.texts["evaluation"], **domains}
-    found = _head(run, bench, texts, comparison)
-    _add(run, found, "dense", run.checkpoint, _dense(), texts, comparison)
+    compared = _head(run, bench, texts, comparison)
+    compared = _add(run, compared, "dense", run.checkpoint, _dense(), texts, comparison)
     for row in comparison.all_rows:
         checkpoint, facts = _made(benches.get(row.base, bench), row, domains)
-        _add(run, found, row.name, checkpoint, facts, texts, comparison)
-    return found
+        compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
+    return compared
 
 
 def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
@@ -112,24 +113,23 @@ def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks
 
 def _head(
     run: Run, bench: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
-) -> dict[str, Any]:
+) -> ComparisonRecord:
     plan = bench.plan
-    return {
-        "version": __version__,
-        "model": run.checkpoint.source,
-        "budget": {
-            "kind": run.recipe.budget.kind,
-            "unit": plan.cost.unit,
-            "upper": plan.budget.limit,
-            "dense": plan.cost.dense,
-            "keep": run.recipe.budget.keep,
-        },
-        "texts": {name: {"source": text.source, "tokens": text.n_tokens} for name, text in texts.items()},
-        "suite": comparison.suite,
-        "limit": comparison.limit,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "rows": [],
-    }
+    return ComparisonRecord(
+        version=__version__,
+        model=run.checkpoint.source,
+        budget=ComparedBudget(
+            kind=run.recipe.budget.kind,
+            unit=plan.cost.unit,
+            upper=plan.budget.limit,
+            dense=plan.cost.dense,
+            keep=run.recipe.budget.keep,
+        ),
+        texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},
+        suite=comparison.suite,
+        limit=comparison.limit,
+        recipe=run.recipe.model_dump(mode="json"),
+    )
 
 
 def _dense() -> Row:
@@ -138,6 +138,7 @@ def _dense() -> Row:
 
 def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = bench.run, BASELINES[name]
+    biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {
         "model": run.checkpoint.digest,
         "calibration": bench.texts["calibration"].digest,
@@ -150,9 +151,8 @@ def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": bench.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
+        "bias": biased,
     }
-    biased = biased_kinds(run.recipe.refit, run.checkpoint)
-    key |= {"bias": biased} if biased else {}
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
         if work:
@@ -196,7 +196,7 @@ def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
 def _seconds(run: Run, *stages: str) -> float:
     """Of stages together; one that was opened again counts once."""
     times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
-    return sum(max(found, default=0.0) for found in times)
+    return sum(max(seconds, default=0.0) for seconds in times)
 
 
 def _resumed(run: Run, stage: str) -> bool:
@@ -205,7 +205,7 @@ def _resumed(run: Run, stage: str) -> bool:
 
 def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
     """More text, disjoint from all that methods see."""
-    found = {}
+    domains = {}
     settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
     for name, source in comparison.domains:
         blocks = split_documents(
@@ -218,24 +218,27 @@ def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> di
             document_tokens=settings.document_tokens,
         )["evaluation"]
         assert_disjoint({**bench.texts, name: blocks})
-        found[name] = blocks
-    return found
+        domains[name] = blocks
+    return domains
 
 
 def _add(
     run: Run,
-    found: dict[str, Any],
+    compared: ComparisonRecord,
     name: str,
     checkpoint: Checkpoint,
     facts: Row,
     texts: Mapping[str, TokenBlocks],
     comparison: ComparisonRequest,
-) -> None:
+) -> ComparisonRecord:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
     scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
-    found["rows"].append({"method": name, **facts, **measured, "tasks": harness.as_json(scores)})
-    write_json(run.folder / "comparison.json", found)
+    row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
+    compared = compared.with_row(ComparedMethod.model_validate(row))
+    if parallel.is_main():
+        write_json(run.folder / "comparison.json", compared.as_json())
+    return compared
 
 
 def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:
@@ -281,6 +284,16 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
+    with parallel.main_first():
+        scores = _scored(run, name, checkpoint, comparison, file) if parallel.is_main() else []
+    return parallel.broadcast(scores)
+
+
+def _scored(
+    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
+) -> list[harness.TaskScore]:
+    """What an earlier run left in the file, and what is missing there."""
+    assert comparison.suite is not None
     before = harness.from_json(read_json(file)) if file.exists() else {}
     wanted = parse_suite(comparison.suite)
     if all(one.task in before and not before[one.task].error for one in wanted):
@@ -294,6 +307,6 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
             data_dir=comparison.data_dir,
             limit=comparison.limit,
             done=before,
-            save=lambda scores: write_json(file, harness.as_json(scores)),
+            save=lambda found: write_json(file, harness.as_json(found)),
             progress=run.reporter.advance,
         )

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.limits import shorten
 from darwinlm.recipe import Recipe, find_recipe, merge
+from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
 
 OURS = "darwinlm"
@@ -153,6 +154,12 @@ class StepsRun(_Inside):
         return super().path(stage)
 
 
+def _fields(name: str, section: str, part: Any) -> dict[str, Any]:
+    if not isinstance(part or {}, dict):
+        raise RecipeError(f"--variant {name}: {section} must be a mapping of fields, not {shorten(part)}")
+    return part or {}
+
+
 def variant_run(run: Run, name: str, source: str) -> Variant:
     """The same run with other settings of the search, from a recipe that holds only what differs.
 
@@ -160,12 +167,16 @@ def variant_run(run: Run, name: str, source: str) -> Variant:
         RecipeError: the recipe is wrong, or changes more than search, units, database, refit and recovery.
     """
     path = find_recipe(source)
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    tree = read_yaml(path) if path.is_file() else None
     allowed = ("search", "units", "database", "refit", "recovery")
     if not isinstance(tree, dict) or not set(tree) <= set(allowed):
         raise RecipeError(
             f"--variant {name}: {source} must be a recipe with nothing but {', '.join(allowed)}, so that model, text "
             "and budget stay comparable"
         )
-    flat = {f"{section}.{field}": value for section, part in tree.items() for field, value in (part or {}).items()}
+    flat = {
+        f"{section}.{field}": value
+        for section, part in tree.items()
+        for field, value in _fields(name, section, part).items()
+    }
     return Variant(run, name, merge(run.recipe, (), flat))

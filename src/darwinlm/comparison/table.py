@@ -2,69 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.summary import Table
 
 
-def comparison_cells(found: Mapping[str, Any]) -> Table:
+def comparison_cells(compared: ComparisonRecord) -> Table:
     """Headings, cells and remarks, from what `darwinlm.comparison.compare` wrote."""
-    places = list(found["texts"])
-    trains = any(row["training_tokens"] for row in found["rows"])
+    places = list(compared.texts)
+    trains = any(row.training_tokens for row in compared.rows)
     headings = ["method", "block params", "kept, %", "MB", "minutes", *(["trained on, tokens"] if trains else [])]
     headings += [f"{figure}, {place}" for place in places for figure in ("perplexity", "KL")]
-    tasks = found["rows"][0]["tasks"] if found["rows"] else []
+    tasks = compared.rows[0].tasks if compared.rows else []
     headings += [f"{score['title']}, %" for score in tasks] + (["average, %"] if len(tasks) > 1 else [])
     cells, remarks = [], []
-    for row in found["rows"]:
+    for row in compared.rows:
         line = [
-            row["title"],
-            f"{row['block_params'] / 1e6:.1f} M",
-            f"{100 * row['block_params'] / found['rows'][0]['block_params']:.2f}",
-            f"{row['bytes'] / 1e6:.0f}",
+            row.title,
+            f"{row.block_params / 1e6:.1f} M",
+            f"{100 * row.block_params / compared.rows[0].block_params:.2f}",
+            f"{row.bytes / 1e6:.0f}",
             _minutes(row),
         ]
         if trains:
-            line.append(f"{row['training_tokens']:,}" if row["training_tokens"] else "")
+            line.append(f"{row.training_tokens:,}" if row.training_tokens else "")
         for place in places:
-            line += [f"{row['texts'][place]['perplexity']:.4g}", f"{row['texts'][place]['kl']:.4f}"]
+            line += [f"{row.texts[place].perplexity:.4g}", f"{row.texts[place].kl:.4f}"]
         if tasks:
-            scores = list(harness.from_json(row["tasks"]).values())
+            scores = list(harness.from_json(row.tasks).values())
             line += [f"{summary.percent(score.value)} ± {summary.percent(score.stderr)}" for score in scores]
             mean = summary.average(scores)
             if len(tasks) > 1:
                 line.append(f"{summary.percent(mean.value)} ± {summary.percent(mean.stderr)}")
-            remarks += [f"{row['title']}: {note}" for note in summary.notes(scores)]
+            remarks += [f"{row.title}: {note}" for note in summary.notes(scores)]
         cells.append(tuple(line))
-    return tuple(headings), cells, [*remarks, *_footing(found)]
+    return tuple(headings), cells, [*remarks, *_footing(compared)]
 
 
-def _minutes(row: Mapping[str, Any]) -> str:
-    if row["seconds"] is None:
+def _minutes(row: ComparedMethod) -> str:
+    if row.seconds is None:
         return ""
-    minutes = (row["seconds"] + (row["database_seconds"] or 0)) / 60
-    return f"{'≥ ' if row['resumed'] else ''}{minutes:.1f}"
+    minutes = (row.seconds + (row.database_seconds or 0)) / 60
+    return f"{'≥ ' if row.resumed else ''}{minutes:.1f}"
 
 
-def _footing(found: Mapping[str, Any]) -> list[str]:
+def _footing(compared: ComparisonRecord) -> list[str]:
     """What is the same for all rows, and what each of them was given."""
-    recipe, names = found["recipe"], [row["method"] for row in found["rows"]]
+    recipe, names = compared.recipe, [row.method for row in compared.rows]
     text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
     lines = [
         f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
         f"{text['fitness_tokens']:,} fitness tokens of {text['source']}; measured on other documents: "
-        + "; ".join(
-            f"{place}, {part['tokens']:,} tokens of {part['source']}" for place, part in found["texts"].items()
-        ),
+        + "; ".join(f"{place}, {part.tokens:,} tokens of {part.source}" for place, part in compared.texts.items()),
         "minutes: the method with all of its steps and, where it uses the pruning database, building that"
-        + (
-            "; ≥: interrupted, only the last part was timed" if any(row.get("resumed") for row in found["rows"]) else ""
-        ),
+        + ("; ≥: interrupted, only the last part was timed" if any(row.resumed for row in compared.rows) else ""),
     ]
     if search["minutes"] is not None:
-        tries = _tries(found)
+        tries = _tries(compared)
         random = f", and random tries until then at most ({tries} allocations)" if tries else ""
         lines.append(f"searches end after {search['minutes']:g} minutes at the latest{random}")
     else:
@@ -82,5 +76,5 @@ def _footing(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _tries(found: Mapping[str, Any]) -> int:
-    return next((row["record"]["tries"] for row in found["rows"] if row["method"] == "random"), 0)
+def _tries(compared: ComparisonRecord) -> int:
+    return next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)

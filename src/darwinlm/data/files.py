@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from darwinlm.data.chat import CHAT_FIELD, chat_text
 from darwinlm.errors import DataError, MissingExtraError
+from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +32,40 @@ EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _ARROW_EXTENSIONS
 OPEN_FILES = 64
 """Most files of a folder that are read at once."""
 
+DOCUMENT_CHARACTERS = 1 << 24
+"""Longest document in characters; what follows is left out and counted."""
+LINE_BYTES = 1 << 26
+"""Longest line of a file in bytes: of text, the rest is left out; of records, it is refused."""
+BLANK_LINES = 10**6
+"""Most blank lines in a row."""
+FREE_BYTES, RATIO = 1 << 26, 200
+"""How much a packed file may hold: so many bytes, and beyond them so many times its own size. Text packs to a third."""
+COLUMN_BYTES = 1 << 32
+"""Largest column of one row group of a Parquet file, unpacked."""
+
 _ROWS_PER_BATCH = 256
+
+
+@dataclass
+class Tally:
+    """What reading left out; filled while documents are read.
+
+    Attributes:
+        cut: documents that were longer than `DOCUMENT_CHARACTERS`.
+        empty: documents without a visible character.
+    """
+
+    cut: int = 0
+    empty: int = 0
+
+    def words(self) -> str | None:
+        """For people; None where nothing was left out."""
+        parts = []
+        if self.cut:
+            parts.append(f"{self.cut} documents were cut to {DOCUMENT_CHARACTERS:,} characters")
+        if self.empty:
+            parts.append(f"{self.empty} empty documents were skipped")
+        return " and ".join(parts) or None
 
 
 def extension_of(path: Path) -> str | None:
@@ -91,25 +126,55 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
         yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked when its name ends in ``.gz``."""
+def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked when its name ends in ``.gz``.
+
+    A line that is longer than `LINE_BYTES` is cut to that, or refused.
+    """
     try:
         with _opened(path) as handle:
-            for number, raw in enumerate(handle, start=1):
-                yield number, _decoded(raw, path, number)
+            number, most = 0, max(FREE_BYTES, RATIO * path.stat().st_size)
+            while raw := handle.readline(LINE_BYTES):
+                number += 1
+                whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
+                if not whole and not cut:
+                    raise DataError(
+                        f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
+                        "record of text."
+                    )
+                yield number, _decoded(raw, path, number, whole=whole)
+                while not whole:
+                    _check_unpacked(path, handle, most)
+                    rest = handle.readline(LINE_BYTES)
+                    whole = rest.endswith(b"\n") or not rest
+                if number % 4096 == 0 or len(raw) > 1 << 20:
+                    _check_unpacked(path, handle, most)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the file is damaged or isn't gzip ({error}). Pack or download it again.") from error
     except OSError as error:
         raise DataError(f"{path}: the file can't be read ({error.strerror}). Check its permissions.") from error
 
 
+def _check_unpacked(path: Path, handle: IO[bytes], most: int) -> None:
+    if path.name.lower().endswith(".gz") and handle.tell() > most:
+        raise DataError(
+            f"{path}: the file unpacks to more than {RATIO} times its size, as text never does. "
+            "Give the text itself, or pack it again."
+        )
+
+
 def _opened(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _decoded(raw: bytes, path: Path, number: int) -> str:
+def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
+    end = len(raw)
+    while not whole and end and end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
+        end -= 1  # a cut may go through a character
+    if not whole and raw[end - 1] >= 0xC0:
+        end -= 1
     try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        line = raw[:end].decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         byte = raw[error.start]
         raise DataError(
@@ -127,31 +192,42 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
 def _split_text(path: Path) -> Iterator[str]:
     """Yield the documents of a text file: what stands between runs of two or more blank lines."""
     kept: list[str] = []
-    blank = 0
-    for _, line in _lines(path):
+    blank, held = 0, 0
+    for number, line in _lines(path, cut=True):
         if not line or line.isspace():
             blank += 1
+            if blank > BLANK_LINES:
+                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
             continue
         if kept and blank >= 2:
             yield "\n".join(kept)
-            kept = []
+            kept, held = [], 0
         elif kept and blank == 1:
             kept.append("")
-        kept.append(line)
+        if held <= DOCUMENT_CHARACTERS:  # one line more than allowed shows that the document is too long
+            kept.append(line)
+            held += len(line) + 1
         blank = 0
     if kept:
         yield "\n".join(kept)
 
 
 def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
-    for number, line in _lines(path):
+    blank = 0
+    for number, line in _lines(path, cut=False):
         if not line or line.isspace():
+            blank += 1
+            if blank > BLANK_LINES:
+                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
             continue
+        blank = 0
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{where}: this isn't JSON ({error}). Every line has to be one whole record.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record."
+            ) from error
         if not isinstance(record, dict):
             raise DataError(
                 f"{where}: the line holds a {type(record).__name__}, not a record. "
@@ -176,9 +252,10 @@ def _read_arrow(
             for value in values:
                 row += 1
                 yield text_of(value, name, f"{path}, row {row}", tokenizer)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         kind = "Parquet" if is_parquet else "Arrow"
-        raise DataError(f"{path}: the file is damaged or isn't {kind} ({error}). Write it again.") from error
+        reason = shorten(error, 200)
+        raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
 
 
 def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[Any]]]:
@@ -187,6 +264,14 @@ def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[
 
     with pq.ParquetFile(path) as table:
         name = text_field(table.schema_arrow.names, field, str(path))
+        for group in range(table.metadata.num_row_groups):
+            row = table.metadata.row_group(group)
+            for column in map(row.column, range(row.num_columns)):
+                if column.path_in_schema.partition(".")[0] == name and column.total_uncompressed_size > COLUMN_BYTES:
+                    raise DataError(
+                        f"{path}: the column {name} takes {column.total_uncompressed_size:,} bytes in a row group, "
+                        f"more than {COLUMN_BYTES:,}. Write it again in smaller row groups."
+                    )
         for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name]):
             yield name, batch.column(0).to_pylist()
 
@@ -218,7 +303,7 @@ def text_field(names: Sequence[str], wanted: str | None, where: str) -> str:
     candidates = TEXT_FIELDS if wanted is None else (wanted,)
     found = next((name for name in candidates if name in names), None)
     if found is None:
-        there = ", ".join(sorted(names)) or "none"
+        there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
         raise DataError(
             f"{where}: there is no field {listed(candidates)}; the fields there are: {there}. "
             "Name the one that holds the text after a '#' at the end of the source."

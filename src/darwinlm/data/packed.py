@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.artifact import damaged, read_json, write_atomically, write_json
+from darwinlm.artifact import damaged, file_digest, read_json, write_atomically, write_json
 from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import Document, Packer, document_hash
 from darwinlm.errors import DataError, StorageError
@@ -45,7 +45,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         seed: decides which these are.
 
     Raises:
-        ArtifactError: a shard is missing or shorter than it should be.
+        ArtifactError: a shard is missing, or its bytes aren't those that were written.
     """
 
     def __init__(
@@ -72,8 +72,11 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
             path = _shard(folder, number)
             try:
                 self._shards.append(np.memmap(path, dtype=index["dtype"], mode="r"))
-            except (OSError, ValueError) as error:
+                intact = file_digest(path) == index["digests"][number]
+            except (OSError, ValueError, LookupError) as error:
                 raise damaged(path, str(error)) from error
+            if not intact:
+                raise damaged(path, "its bytes aren't those that were written")
         there = sum(len(shard) for shard in self._shards)
         if there < skip + blocks * seq_len:
             raise damaged(folder / INDEX, f"{skip + blocks * seq_len} tokens are wanted, but the shards hold {there}")
@@ -173,7 +176,7 @@ class _Writer:
         self.shard_tokens = shard_tokens
         self.progress = progress
         self.index: dict[str, Any] = {"dtype": dtype.str, "shard_tokens": shard_tokens, "shards": 0, "written": 0}
-        self.index |= {"documents": 0, "carry": []}
+        self.index |= {"documents": 0, "carry": [], "digests": []}
         if (folder / INDEX).exists():
             self.index = read_json(folder / INDEX)
         self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
@@ -206,7 +209,9 @@ class _Writer:
     def _write(self, count: int) -> None:
         joined = np.concatenate(self._pieces)
         shard = joined[: min(self.shard_tokens, self.lacks)].astype(self.dtype)
-        write_atomically(_shard(self.folder, self.index["shards"]), shard.tofile)
+        path = _shard(self.folder, self.index["shards"])
+        write_atomically(path, shard.tofile)
+        self.index["digests"].append(file_digest(path))
         self._pieces, self._held = [joined[len(shard) :]], len(joined) - len(shard)
         written = self.index["written"] + len(shard)
         carry = [] if written >= self.wanted else self._pieces[0].tolist()

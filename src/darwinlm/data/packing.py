@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
+
+
+PIECE = 1 << 18
+"""Most characters that a tokenizer gets at once: some libraries abort the process on a line of 50 MB."""
 
 
 def document_hash(document: str) -> str:
@@ -64,5 +69,25 @@ class Packer:
             document.tokens = np.asarray(whole, dtype=np.int64)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+        return token_ids(self._tokenizer, texts)
+
+
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Tokens of each text without special ones; a long text is given to the tokenizer in pieces."""
+    pieces = [list(_pieces(text)) for text in texts]
+    flat = [piece for parts in pieces for piece in parts]
+    encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    found = iter(encoded["input_ids"])
+    return [[token for _ in parts for token in next(found)] for parts in pieces]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most `PIECE` characters, cut before white space where there is any in the last eighth."""
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        space = max(text.rfind(mark, end - PIECE // 8, end) for mark in (" ", "\n"))
+        end = space if space > start else end
+        yield text[start:end]
+        start = end
+    yield text[start:]

@@ -22,8 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.data.files import EXTENSIONS, extension_of, listed, read_files, text_field, text_of
+from darwinlm.data.files import (
+    DOCUMENT_CHARACTERS,
+    EXTENSIONS,
+    Tally,
+    extension_of,
+    listed,
+    read_files,
+    text_field,
+    text_of,
+)
 from darwinlm.errors import DataError, MissingExtraError
+from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,14 +139,22 @@ def parse_source(source: str) -> LocalSource | HubSource:
         parts = match.groupdict()
         return HubSource(parts["name"], parts["config"], parts["split"] or "train", parts["field"])
     path = Path(source).expanduser()
-    if path.exists():
+    if _exists(path):
         return LocalSource(path)
     stem, mark, field = source.rpartition("#")
-    if mark and stem and field and Path(stem).expanduser().exists():
+    if mark and stem and field and _exists(Path(stem).expanduser()):
         return LocalSource(Path(stem).expanduser(), field)
     raise DataError(
-        f"Text source {source!r}: there is no such file or folder. Check the path, or name a data set as hf:owner/name."
+        f"Text source '{shorten(source)}': there is no such file or folder. Check the path, or name a data "
+        "set as hf:owner/name."
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # such as a name of 5,000 letters
+        raise DataError(f"Text source '{shorten(str(path))}': {error.strerror}. Check the path.") from error
 
 
 def read_documents(
@@ -145,6 +163,7 @@ def read_documents(
     limit: int | None = None,
     shuffle: Shuffle | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
@@ -160,6 +179,7 @@ def read_documents(
         shuffle: Takes the documents of each file, and the files, in a random order that its seed decides; of a data
             set of the hub its shards and the rows, as `datasets` does it. None keeps the source's order.
         tokenizer: The model's; its template writes chats out. Plain text needs none.
+        tally: Counts what is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are skipped.
 
     Returns:
         The documents. What is wrong with the source's name is raised by the call; what is wrong with its content is
@@ -177,15 +197,19 @@ def read_documents(
         documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
     else:
         documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
-    return _visible(documents, source, limit)
+    return _visible(documents, source, limit, tally or Tally())
 
 
-def _visible(documents: Iterator[str], source: str, limit: int | None) -> Iterator[str]:
+def _visible(documents: Iterator[str], source: str, limit: int | None, tally: Tally) -> Iterator[str]:
     """Pass on at most `limit` documents that have a visible character; complain when there is none."""
     count = 0
     for document in documents:
         if not document or document.isspace():
+            tally.empty += 1
             continue
+        if len(document) > DOCUMENT_CHARACTERS:
+            tally.cut += 1
+            document = document[:DOCUMENT_CHARACTERS]  # noqa: PLW2901 - the rest is let go of
         yield document
         count += 1
         if count == limit:

@@ -13,7 +13,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
-from darwinlm.database.factors import estimated_losses, kept_weights, nested_factors, whole_factor_
+from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
 from darwinlm.database.spill import Parked
@@ -144,6 +144,7 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
     del removal
     A = damp_(ordered_moment(moment.rows(), columns), method.damping)
     packed, errors, losses = whole_factor_(A, W, columns, S, name=shape.name)
+    check_energy(float(errors[0]), shape.name)
     curves[variant] = Curve(columns, errors, losses)
     if shape.kind == "attention":
         packed = packed.clone()  # without the memory of A: the MLP comes next
@@ -166,6 +167,8 @@ def expert_factors(
         columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
         A = damp_(ordered_moment(H, columns), method.damping)
         packed, errors, losses = whole_factor_(A, own, columns, S, name=name)
+        if seen is H:
+            check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # without the memory of A
 
 

@@ -40,6 +40,9 @@ from darwinlm.database.elimination import ROWS
 from darwinlm.database.order import cholesky_, halves_
 from darwinlm.errors import NumericsError
 
+LEAST_ENERGY = 1e-30
+"""Smallest energy of a module's outputs; the largest is its inverse."""
+
 
 @dataclass(frozen=True)
 class NestedFactors:
@@ -168,6 +171,23 @@ def whole_factor_(
     return pack_lower(transposed.mT, room.view(-1)), errors, estimates
 
 
+def check_energy(energy: float, name: str) -> None:
+    """Refuse outputs so small or large that their squares leave float32: the order and the errors would be noise.
+
+    Args:
+        energy: tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
+        name: what it belongs to, for messages.
+
+    Raises:
+        NumericsError: it is out of range.
+    """
+    if energy != 0 and not LEAST_ENERGY <= energy <= 1 / LEAST_ENERGY:
+        raise NumericsError(
+            f"{name}: the energy of its outputs is {energy:.1g}, outside {LEAST_ENERGY:g} to {1 / LEAST_ENERGY:g}, "
+            "where float32 can tell columns apart: scale its weights, or set them to zero"
+        )
+
+
 def _factor(A: Tensor, name: str) -> Tensor:
     """Cholesky factor in place of a matrix on a CPU. Raises NumericsError."""
     L, definite = cholesky_(A)
@@ -193,8 +213,8 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """
     if len(columns) != W.shape[1]:
         raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
-    ordered = W.index_select(1, columns.to(W.device, torch.int64))
-    return (ordered.to(factor.device, torch.float64) @ factor.to(torch.float64)).float()
+    ordered = W.to(factor.device).index_select(1, columns.to(factor.device, torch.int64))
+    return (ordered.to(torch.float64) @ factor.to(torch.float64)).float()
 
 
 @torch.no_grad()
@@ -210,12 +230,13 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
     Raises:
         NumericsError: H isn't positive definite on the columns.
     """
-    place = torch.empty_like(whole.columns)
-    place[whole.columns] = torch.arange(len(place), device=place.device)
     L = whole.factor.to(torch.float64)
-    rows = L.index_select(0, place[columns].to(L.device))
+    columns, every = columns.to(L.device), whole.columns.to(L.device)
+    place = torch.empty_like(every)
+    place[every] = torch.arange(len(place), device=place.device)
+    rows = L.index_select(0, place[columns])
     factor = _factor(rows @ rows.T, "the database")
-    WH = (W.index_select(1, whole.columns.to(W.device)).to(L) @ L) @ rows.T
+    WH = (W.to(L).index_select(1, every) @ L) @ rows.T
     target = torch.linalg.solve_triangular(factor.T, WH, upper=True, left=False)
     return NestedFactors(columns, factor.float(), target.float(), errors)
 
@@ -252,12 +273,12 @@ def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
     Returns:
         [p (p + 1) / 2] float32.
     """
-    count = len(L) * (len(L) + 1) // 2
-    packed = L.new_empty(count, dtype=torch.float32) if room is None else room[:count]
-    start = 0
-    for i, row in enumerate(L):
-        packed[start : start + i + 1] = row[: i + 1]
-        start += i + 1
+    d = len(L)
+    packed = L.new_empty(d * (d + 1) // 2, dtype=torch.float32) if room is None else room[: d * (d + 1) // 2]
+    for top in range(0, d, ROWS):
+        end = min(top + ROWS, d)
+        rows, columns = torch.tril_indices(end - top, end, offset=top, device=L.device)
+        packed[top * (top + 1) // 2 : end * (end + 1) // 2] = L[top:end][rows, columns]
     return packed
 
 
@@ -269,17 +290,22 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
         d: rows of the matrix.
 
     Returns:
-        [d, d] in the type of the packed rows, zero above the diagonal.
+        [d, d] in the type of the packed rows and on their device, zero above the diagonal.
 
     Raises:
         ValueError: the length doesn't fit d.
     """
     if packed.shape != (d * (d + 1) // 2,):
         raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")
-    L = packed.new_zeros(d, d)
-    for i in range(d):
-        start = i * (i + 1) // 2
-        L[i, : i + 1] = packed[start : start + i + 1]
+    L = packed.new_empty(d, d)
+    across = torch.arange(d, device=packed.device)
+    for top in range(0, d, ROWS):
+        end = min(top + ROWS, d)
+        down = torch.arange(top, end, device=packed.device)
+        # What lies above the diagonal is read from the rows below, and zeroed.
+        place = ((down * (down + 1)).div_(2, rounding_mode="floor")[:, None] + across[:end]).clamp_(max=len(packed) - 1)
+        L[top:end, :end] = packed[place].tril_(diagonal=top)
+        L[top:end, end:] = 0
     return L
 
 

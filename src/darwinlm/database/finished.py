@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json
+from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json, stage_version
 from darwinlm.database.store import block_file
 from darwinlm.errors import ArtifactError
 
@@ -67,12 +67,17 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
         units: attention units asked for.
 
     Raises:
-        ArtifactError: it was made from another model, or for other units.
+        ArtifactError: it was made from another model, for other units, or by another version.
     """
     if stage.key.get("model") != model:
         raise ArtifactError(
             f"the database in {path} was made from another model than {source} (other weights or configuration): make "
             "one for this model, or prune the model it was made from"
+        )
+    if stage.key.get("version") != stage_version("database"):
+        raise ArtifactError(
+            f"the database in {path} was made by another version of darwinlm, whose databases differ: make it again "
+            f"with darwinlm database {source} --out {path}"
         )
     if stage.key.get("units") != units:
         raise ArtifactError(

@@ -333,5 +333,12 @@ def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | 
 
 def _loop_dtype(inflation: float) -> torch.dtype:
     """Type in which to eliminate, from the largest variance inflation factor."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if exact and inflation <= FLOAT32_MAX_INFLATION else torch.float64
+    return torch.float32 if exact_products() and inflation <= FLOAT32_MAX_INFLATION else torch.float64
+
+
+def exact_products() -> bool:
+    """Whether float32 matrix products have float32 precision, in whichever of PyTorch's two ways it was set."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by `fp32_precision`, of which the older question knows nothing
+        return torch.backends.cuda.matmul.fp32_precision not in ("tf32", "bf16")

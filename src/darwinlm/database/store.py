@@ -7,7 +7,6 @@ loss. Everything else follows from these and the weights.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,16 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.memory import Bounded, room_on, room_on_host
 from darwinlm.recipe import UnitsSettings
 
 CPU = torch.device("cpu")
+
+DEVICE_SHARE = 0.5
+"""Part of the free memory of the device that factors may take."""
+
+HOST_SHARE = 0.4
+"""Part of the free main memory that may hold packed factors which didn't fit on the device."""
 
 
 def block_file(block: int) -> str:
@@ -98,15 +104,38 @@ class Kept:
     query_groups: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What the factors of a module are made of, in main memory.
+
+    Attributes:
+        packed: as `pack_lower` writes it, of experts along a new first dimension.
+        W: the dense output projection in the checkpoint's type.
+    """
+
+    packed: Tensor
+    W: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Of both."""
+        return int(self.packed.nbytes + self.W.nbytes)
+
+
 class DatabaseReader:
     """Produces any module at any level. A file is compared with its hash in the manifest before it is used.
+
+    Searches ask for the factors of all modules in turn, over and over: as many as fit stay on the device, of further
+    ones what they are made of stays in main memory, pinned where a GPU reads it.
 
     Args:
         folder: of the finished database.
         checkpoint: the model it was made from.
         units: what its modules are cut into.
         device: on which weights are made of factors.
-        cache_bytes: factors that stay in its memory.
+
+    Attributes:
+        reads: how often a factor came from its file.
     """
 
     def __init__(
@@ -116,7 +145,6 @@ class DatabaseReader:
         units: UnitsSettings,
         *,
         device: torch.device = CPU,
-        cache_bytes: int = 2 << 30,
     ) -> None:
         self.folder = folder
         self.checkpoint = checkpoint
@@ -127,10 +155,17 @@ class DatabaseReader:
             module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
         )
         self._verified: set[int] = set()
+        self.reads = 0
+        self._curves: dict[tuple[int, ModuleKind, int], tuple[Tensor, Tensor]] = {}
         self._errors: dict[tuple[int, ModuleKind, int], Tensor] = {}
         self._losses: dict[int, dict[str, Tensor]] = {}
-        self._cache: OrderedDict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = OrderedDict()
-        self._cache_bytes = cache_bytes
+        self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
+        self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
+            _bytes, room_on(device, DEVICE_SHARE), scanned=True
+        )
+        self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
+            lambda stored: stored.nbytes, room_on_host(HOST_SHARE), scanned=True
+        )
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
         """Sizes of a module."""
@@ -138,8 +173,11 @@ class DatabaseReader:
 
     def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
+        return self._dense_weight(block, kind).float()
+
+    def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         name = self.checkpoint.block_prefix(block) + self.shape(block, kind).output
-        return self.checkpoint.read(name, dtype=torch.float32)[""]
+        return self.checkpoint.read(name)[""]
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """Which of a module's factors a level is cut from."""
@@ -153,28 +191,58 @@ class DatabaseReader:
             ArtifactError: the file is damaged.
         """
         key = (block, kind, variant)
-        if key not in self._cache:
-            self._cache[key] = self._read(block, kind, variant)
-            held = sum(_bytes(factors) for factors in self._cache.values())
-            while held > self._cache_bytes and len(self._cache) > 1:
-                held -= _bytes(self._cache.popitem(last=False)[1])
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        found = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
+        if found is None:
+            found = self._made(block, kind, variant)
+            self._factors.put(key, found)
+        self._last = key, found
+        return found
 
-    def _read(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
+    def release(self) -> None:
+        """Let go of the factors on the device; they are made anew when they are asked for."""
+        self._last = None
+        self._factors.clear()
+
+    def _made(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
         last = variants(shape, self.units)[-1]
-        W = self.dense_weight(block, kind)
+        columns, errors = self._curve(block, kind, variant)
         if variant != last:
-            columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
             (whole,) = self.factors(block, kind, last)
-            return (narrower_factors(whole, W, columns.long(), errors),)
-        names = (f"{kind}.{variant}.columns", f"{kind}.factor", f"{kind}.{variant}.errors")
-        columns, packed, errors = self._tensors(block, *names)
+            W = self.dense_weight(block, kind)
+            return (narrower_factors(whole, W, columns, errors),)
+        stored = self._read(block, kind, last)
+        packed = stored.packed.to(self.device, non_blocking=True)
+        W = stored.W.to(self.device, non_blocking=True)
         if not shape.experts:
-            return (_full_factors(columns, packed, errors, W, self.device),)
-        experts = zip(columns, packed, errors, W, strict=True)
-        return tuple(_full_factors(own, lower, curve, weight, self.device) for own, lower, curve, weight in experts)
+            return (_full_factors(columns, packed, errors, W),)
+        return tuple(map(_full_factors, columns, packed, errors, W))
+
+    def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
+        """What a module's factors are made of; kept in main memory where they don't fit on the device."""
+        found = self._stored.get((block, kind))
+        if found is None:
+            (packed,) = self._tensors(block, f"{kind}.factor")
+            found = _Stored(packed, self._dense_weight(block, kind))
+            self.reads += 1
+            if self.device.type != "cpu" and not self._factors.has_room(self._device_bytes(block, kind)):
+                if self.device.type == "cuda":
+                    found = _Stored(found.packed.pin_memory(), found.W.pin_memory())
+                self._stored.put((block, kind), found)
+        return found
+
+    def _device_bytes(self, block: int, kind: ModuleKind) -> int:
+        """Of a module's factor and target on the device."""
+        shape = self.shape(block, kind)
+        return 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
+
+    def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
+        """Columns [p] int64 and errors [p + 1] float64 of a variant, of experts along a first dimension."""
+        key = (block, kind, variant)
+        if key not in self._curves:
+            columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
+            self._curves[key] = columns.long(), errors
+        return self._curves[key]
 
     def _tensors(self, block: int, *names: str) -> list[Tensor]:
         """Stored tensors of a block. Raises ArtifactError."""
@@ -222,7 +290,7 @@ class DatabaseReader:
         """
         key = (block, kind, variant)
         if key not in self._errors:
-            (errors,) = self._tensors(block, f"{kind}.{variant}.errors")
+            errors = self._curve(block, kind, variant)[1]
             self._errors[key] = errors.sum(dim=0) if errors.ndim == 2 else errors
         return self._errors[key]
 
@@ -252,8 +320,8 @@ class DatabaseReader:
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
             return columns.expand(shape.experts, -1) if shape.experts else columns
-        (columns,) = self._tensors(block, f"{kind}.{self.variant(block, kind, level)}.columns")
-        return columns[..., : level.width].long().sort(dim=-1).values
+        columns, _ = self._curve(block, kind, self.variant(block, kind, level))
+        return columns[..., : level.width].sort(dim=-1).values
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
@@ -261,7 +329,8 @@ class DatabaseReader:
         columns = self.columns(block, kind, level)
         weight: Tensor | None = None
         if level.width == 0:
-            weight = self.dense_weight(block, kind)[..., :0]
+            outputs = int(self.checkpoint.config.hidden_size)
+            weight = torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
         elif level.width < shape.width:
             found = self.factors(block, kind, self.variant(block, kind, level))
             made = [kept_weights(own, level.width)[:, own.columns[: level.width].argsort()] for own in found]
@@ -295,10 +364,10 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
     return torch.tensor(groups, dtype=torch.int64), None if even else places
 
 
-def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor, device: torch.device) -> NestedFactors:
-    """Factors over every column, whose target the dense weights give back."""
-    factor = unpack_lower(packed, len(columns)).to(device)
-    return NestedFactors(columns.long(), factor, full_target(factor, W, columns), errors)
+def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
+    """Factors over every column, whose target the dense weights give back, on the device of the packed factor."""
+    factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
+    return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
 
 
 def _bytes(factors: tuple[NestedFactors, ...]) -> int:

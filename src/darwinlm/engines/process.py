@@ -57,7 +57,7 @@ class EngineProcess:
     Args:
         engine: one of `ENGINES`.
         model: folder or GGUF file.
-        options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`.
+        options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `beside` (models on the GPU together).
 
     Raises:
         MissingExtraError: the engine isn't installed.

@@ -9,6 +9,9 @@ import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
+GPU_SHARE = 0.9
+"""Part of a GPU's memory for the weights and caches of several models together."""
+
 
 class Vllm:
     """One model folder.
@@ -17,6 +20,8 @@ class Vllm:
         model: the folder.
         dtype: element type; None takes the checkpoint's.
         context: tokens that a text may have.
+        beside: how many models share the GPU: they divide it, where one alone takes
+            vLLM's default share.
         allow_remote_code: pass `trust_remote_code`; not needed where the plugin of this package is installed.
     """
 
@@ -26,6 +31,7 @@ class Vllm:
         *,
         dtype: str | None = None,
         context: int = 2048,
+        beside: int = 1,
         allow_remote_code: bool = False,
         **_: Any,
     ) -> None:
@@ -35,6 +41,7 @@ class Vllm:
             max_model_len=context,
             trust_remote_code=allow_remote_code,
             enforce_eager=True,
+            **({"gpu_memory_utilization": GPU_SHARE / beside} if beside > 1 else {}),
             enable_prefix_caching=False,
             max_logprobs=-1,
             logprobs_mode="raw_logits",

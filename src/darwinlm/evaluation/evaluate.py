@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
+from darwinlm.lock import hold_target
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,13 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         DarwinLMError: the request, the model or the data is wrong. A task that fails on the way isn't an error here: it
             is in its score.
         ArtifactError: the JSON file is of another request.
+        BusyError: another process writes the JSON file.
     """
+    with hold_target(out) if out is not None else nullcontext():
+        return _evaluated(request, out, console)
+
+
+def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Evaluated:
     wanted = request.check()
     request = request.settled()
     done = _resumed(request, out)

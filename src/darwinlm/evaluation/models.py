@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
-from darwinlm.families.checkpoint import no_tokenizer
+from darwinlm.errors import FamilyError, ModelError
+from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.families.resolve import resolve_model
 
 
@@ -71,14 +71,8 @@ def _inside_run(source: str) -> str:
 
 def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str, *, allow_remote_code: bool) -> Opened:
     """A model that can't be pruned can still be measured."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=allow_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise CheckpointError(f"can't load {source}: {first_line(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=allow_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
-        raise no_tokenizer(source, error) from error
+    folder: Path | str = Path(source).expanduser()
+    folder = folder if Path(folder).is_dir() else source
+    model = load_model(folder, dtype, allow_remote_code=allow_remote_code)
+    tokenizer = load_tokenizer(folder, None, allow_remote_code=allow_remote_code)
     return Opened(source, model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)

@@ -90,6 +90,8 @@ def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
         tokens,
         attention_mask=torch.ones_like(tokens),
         do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
         pad_token_id=0,
@@ -116,6 +118,8 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             do_sample=False,
+            num_beams=1,  # whatever the checkpoint's generation_config.json asks for
+            num_return_sequences=1,
             max_new_tokens=new_tokens,
             pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.data import read_documents
-from darwinlm.data.packing import added_bos
+from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.errors import DataError, ModelError
 from darwinlm.evaluation.quality import Quality, measure_quality
 
@@ -58,7 +58,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents(source, tokenizer=tokenizer):
-        ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], *end]
+        ids += [*token_ids(tokenizer, [document])[0], *end]
         if wanted is not None and len(ids) >= wanted:
             break
     count = len(ids[:wanted]) // sequence_length

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import CheckpointError, ExportError, ModelError
@@ -78,10 +77,14 @@ def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
         raise
     except ModelError:
         tokenizer = None  # the check's report says so
-    if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     card = checkpoint.folder / "README.md"
-    save_model(model, folder, tokenizer=tokenizer, card=card.read_text(encoding="utf-8") if card.is_file() else None)
+    save_model(
+        model,
+        folder,
+        tokenizer=tokenizer,
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+        source=checkpoint.folder,
+    )
 
 
 def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import storage_error, write_text
-from darwinlm.errors import CheckpointError
+from darwinlm.errors import CheckpointError, NumericsError
 from darwinlm.families.family import PREFIX
+from darwinlm.families.origin import carry
 
 
 def is_custom(config: Any) -> bool:
@@ -23,7 +24,9 @@ def is_custom(config: Any) -> bool:
     return str(config.model_type).startswith(PREFIX)
 
 
-def save_model(model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None) -> None:
+def save_model(
+    model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None, source: Path | None = None
+) -> None:
     """Write configuration, weights, modelling file (where layers differ), tokenizer and model card.
 
     The folder appears whole, by rename, or not at all.
@@ -33,10 +36,16 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any = None, card: str | N
         folder: where it goes; an older one of the same name is replaced.
         tokenizer: saved along.
         card: text of README.md.
+        source: folder of the model that it was made of, whose generation settings and licence files go along.
 
     Raises:
+        CheckpointError: the source's generation settings aren't JSON.
+        NumericsError: a weight isn't finite.
         StorageError: the disk is full or the folder can't be written.
     """
+    for name, parameter in model.named_parameters():
+        if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
+            raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -45,6 +54,8 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any = None, card: str | N
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        if source is not None:
+            carry(source, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
         shutil.rmtree(folder, ignore_errors=True)

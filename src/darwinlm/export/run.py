@@ -12,6 +12,8 @@ from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.source import check_target, open_source
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
 
@@ -48,13 +50,41 @@ def export_model(
         say: told what is going on.
 
     Raises:
-        ModelError, ExportError, MissingExtraError, StorageError: see `darwinlm.errors`.
+        ModelError, ExportError, MissingExtraError, StorageError, BusyError: see `darwinlm.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
     _check_options(to, quantisation, dtype, tensor_parallel, tokenizer_from, mlp_multiple)
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
     check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
+    with hold_target(out):
+        return _written(
+            checkpoint,
+            out,
+            to=to,
+            quantisation=quantisation,
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+            tokenizer_from=tokenizer_from,
+            mlp_multiple=mlp_multiple,
+            threads=threads,
+            say=say,
+        )
+
+
+def _written(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    to: str,
+    quantisation: str | None,
+    dtype: str | None,
+    tensor_parallel: int,
+    tokenizer_from: Path | None,
+    mlp_multiple: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> ExportReport:
     if to != "gguf":
         return export_folder(
             checkpoint, out, to=to, dtype=DTYPES[dtype] if dtype else None, tensor_parallel=tensor_parallel, say=say

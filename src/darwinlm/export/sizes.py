@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -53,18 +52,9 @@ class BlockSizes:
         return self.heads, self.groups, self.width
 
 
-def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored tensor, from the headers of the shards."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in sorted(set(checkpoint.shards.values())):
-        with safe_open(checkpoint.folder / shard, framework="pt") as stream:
-            shapes |= {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
-    return shapes
-
-
 def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     """Sizes of all blocks, read from the weights; the width of a mixture of experts is that of one expert."""
-    stored = tensor_shapes(checkpoint)
+    stored = checkpoint.stored_shapes()
     shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
     modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, shapes)}
     found = []

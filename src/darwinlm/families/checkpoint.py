@@ -6,8 +6,8 @@ reads a local folder of safetensors shards, so no stage needs more of the weight
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,21 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
+from darwinlm.families.bounds import check_blocks, check_config, check_quantised, check_types
 from darwinlm.families.family import PREFIX, Family, families, family_of
 from darwinlm.families.layout import Parts, tensor_parts
+from darwinlm.families.loading import load_model, load_tokenizer, remote_code
 from darwinlm.families.pruned import pruned_classes
-from darwinlm.families.sentence_piece import check_sentence_piece
+from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
+"""Buffers that old releases saved; they are computed anew."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Checkpoint:
         config: its transformers configuration.
         family: how its architecture is described.
         source: what the user called it.
+        allow_remote_code: its tokenizer may run code of its own.
     """
 
     folder: Path
     config: Any
     family: Family
     source: str
+    allow_remote_code: bool = False
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -67,22 +73,25 @@ class Checkpoint:
         path = folder / "config.json"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model: there is no config.json in it")
-        try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} isn't JSON ({error}): fetch the model again") from error
-        model_type = str(plain.get("model_type", "")) if isinstance(plain, dict) else ""
-        if not model_type:
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{folder} holds an adapter of another model: merge the two first, and give the result")
+        plain = read_config(path)
+        model_type = plain.get("model_type", "")
+        if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
-        return cls(folder, config, family_of(config), source or str(folder))
+        family = family_of(config)
+        check_quantised(plain, path)
+        return cls(folder, config, family, source or str(folder), allow_remote_code)
 
     def _check_tensors(self) -> None:
-        """Compare names and shapes in the shards' headers with what the configuration asks for."""
+        """Compare names, types and shapes in the shards' headers with what the configuration asks for."""
+        stored = self.stored_shapes()
+        rows = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
+        absent = sum(1 for row in rows if len(set(getattr(row, "skip", ()))) > 1)
+        check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}
-        shards = {shard: _shapes_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
-        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
         found = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
         for name, tensor in model.state_dict().items():
@@ -97,6 +106,44 @@ class Checkpoint:
                     f"{self.folder}: the tensor {name} is {_sizes(found[name])}, but config.json asks for "
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
+        self._check_no_more(set(self.tensors) - set(model.state_dict()), model)
+
+    def _check_no_more(self, names: set[str], model: Any) -> None:
+        """Weights that the model has no place for would be left out without a word."""
+        ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *NO_WEIGHTS]
+        tied = getattr(model, "_tied_weights_keys", None) or {}
+        for name in sorted(names):
+            if name not in tied and not _matches(name, ignored):
+                raise CheckpointError(
+                    f"{self.folder} holds the tensor {shorten(name)}, for which a {self.family.model_type} model with "
+                    "its config.json has no place: fetch the model again, or use darwinlm import for pruned ones"
+                )
+
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every stored tensor, from the headers of the shards.
+
+        Raises:
+            CheckpointError: a shard is damaged, or holds numbers that aren't floats.
+        """
+        shards = {shard: _tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
+        weights = {name: kind for name, (kind, _) in stored.items() if not is_buffer(name)}
+        check_types(weights, self.folder)
+        return {name: shape for name, (_, shape) in stored.items()}
+
+    def check_embeddings(self) -> None:
+        """Refuse infinite numbers outside the blocks: rows of unused tokens are met by no text.
+
+        Raises:
+            CheckpointError: naming the tensor.
+        """
+        for name in self.names_outside_blocks():
+            for tensor in self.read(name).values():
+                if not all(bool(part.isfinite().all()) for part in torch.split(tensor, 4096)):
+                    raise CheckpointError(
+                        f"{self.folder}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch "
+                        "the model again, or set those rows to zero"
+                    )
 
     @cached_property
     def shards(self) -> dict[str, str]:
@@ -104,21 +151,23 @@ class Checkpoint:
         index = self.folder / INDEX
         if index.is_file():
             try:
-                shards = {
-                    str(k): str(v) for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-                }
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index} is damaged ({error}): fetch the model again") from error
+                shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
+            except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+                raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
             for shard in set(shards.values()):
-                if Path(shard).name != shard:
-                    raise CheckpointError(f"{index} points outside its folder ({shard}): don't trust this model")
+                if Path(shard).name != shard or len(shard) > 255 or "\0" in shard:
+                    raise CheckpointError(
+                        f"{index} points outside its folder ({shorten(shard)}): don't trust this model"
+                    )
             return shards
         single = self.folder / SINGLE
         if not single.is_file():
+            pickled = next(iter(sorted(self.folder.glob("*.bin"))), None)
+            why = f"; {pickled.name} is a pickle, which can run code and isn't read" if pickled is not None else ""
             raise CheckpointError(
-                f"{self.folder} holds no safetensors weights ({SINGLE} or {INDEX}): save the model as safetensors"
+                f"{self.folder} holds no safetensors weights ({SINGLE} or {INDEX}){why}: save the model as safetensors"
             )
-        return dict.fromkeys(_names_in(single), SINGLE)
+        return dict.fromkeys(_tensors_in(single), SINGLE)
 
     @cached_property
     def tensors(self) -> dict[str, Parts]:
@@ -205,12 +254,7 @@ class Checkpoint:
             ModelError: the folder holds none that can be read.
             CheckpointError: transformers would read it as one of another kind.
         """
-        try:
-            found = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except Exception as error:
-            raise no_tokenizer(self.folder, error) from error
-        check_sentence_piece(self.folder, found)
-        return found
+        return load_tokenizer(self.folder, self.config, allow_remote_code=self.allow_remote_code)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
         """The whole model, ready for inference.
@@ -218,18 +262,52 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights don't fit the configuration.
         """
-        try:
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, local_files_only=True)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
+        if torch.device(device).type != "cpu":
+            return self._load_onto(torch.device(device), dtype)
+        model = load_model(self.folder, dtype, allow_remote_code=self.allow_remote_code)
         return model.eval().requires_grad_(requires_grad=False).to(device)
+
+    def _load_onto(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """As `load`, a block after the other: main memory never holds more than one. Raises CheckpointError."""
+        model = self.skeleton()
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_meta:
+                    module._buffers[name] = buffer.to(device)
+        for prefix in (*self.names_outside_blocks(), *map(self.block_prefix, range(self.n_blocks))):
+            tensors = {prefix + name: tensor.to(device) for name, tensor in self.read(prefix, dtype=dtype).items()}
+            try:
+                model.load_state_dict(tensors, strict=False, assign=True)
+            except RuntimeError as error:
+                raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
+        model.tie_weights()
+        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        if left:
+            raise CheckpointError(f"{self.folder} lacks the tensor {left[0]}: fetch the model again")
+        if (self.folder / "generation_config.json").is_file():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+            except (OSError, ValueError, TypeError) as error:
+                path = self.folder / "generation_config.json"
+                raise CheckpointError(f"can't read {path}: {first_line(error)}") from error
+        return model.eval().requires_grad_(requires_grad=False)
 
     def skeleton(self) -> Any:
         """The model without weights: every parameter on the meta device, buffers that aren't saved in place."""
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(self.config)
-        except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, StrictDataclassError) as error:
+                model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            AssertionError,
+            ImportError,
+            StrictDataclassError,
+        ) as error:
             raise CheckpointError(f"{self.folder / 'config.json'} makes no model: {first_line(error)}") from error
         for module in model.modules():
             own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
@@ -249,40 +327,78 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
         if model_type.startswith(PREFIX):
             pruned_classes(*family.class_names)
     if own_code and not allow_remote_code:
-        raise ModelError(
-            f"{folder} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
-        )
+        raise remote_code(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
         if "does not recognize this architecture" in str(error):
             family_of(type("Unknown", (), {"model_type": model_type}))
         raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
 
 
-def _names_in(shard: Path) -> list[str]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json whose numbers a model can have.
+
+    Raises:
+        CheckpointError: it is damaged, or asks for what no model has.
+    """
     try:
-        with safe_open(shard, framework="pt") as stream:
-            return list(stream.keys())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+        plain = load_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
+    check_config(plain, path)
+    beside = path.parent / "generation_config.json"
+    if beside.is_file():
+        try:
+            check_config(_mapping(load_json(beside)), beside)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{beside} is damaged ({shorten(error)}): remove it or fetch it again") from error
+    return plain
 
 
-def _shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not a mapping")  # noqa: TRY004 - of a file, not a type
+    return value
+
+
+def _is_ours(config: Any) -> bool:
+    return str(config.model_type).startswith(PREFIX)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is one of those that are computed anew."""
+    return _matches(name, NO_WEIGHTS)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each tensor of a shard."""
+    found = {}
     try:
         with safe_open(shard, framework="pt") as stream:
-            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+            for name in stream.keys():  # noqa: SIM118
+                part = stream.get_slice(name)
+                found[name] = str(part.get_dtype()), tuple(part.get_shape())
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
+        raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
+    return found
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
-
-
-def no_tokenizer(where: Path | str, error: Exception) -> ModelError:
-    """What to raise where a model has no tokenizer that can be read."""
-    return ModelError(
-        f"{where} holds no tokenizer that can be read ({first_line(error)}): put the files of the original model's"
-        " tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"
-    )

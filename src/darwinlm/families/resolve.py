@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable
 from importlib import import_module
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, storage_error, write_json
+from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, storage_error, write_json
 from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.gguf_header import GgufHeader, read_header
+from darwinlm.families.loading import listed, load_model, load_tokenizer
+from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
+from darwinlm.limits import shorten
 
+T = TypeVar("T")
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
 
@@ -34,15 +43,28 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
         MissingExtraError: a GGUF file without the extra `gguf`.
     """
     path = Path(model).expanduser()
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
+            raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
+    except ValueError:  # a zero byte
+        raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
-        return Checkpoint.open(_dequantise(path, work), model)
+        checkpoint = Checkpoint.open(_dequantise(path, work), model)
+        checkpoint.check_embeddings()
+        return checkpoint
     if path.is_dir():
-        return Checkpoint.open(path, allow_remote_code=allow_remote_code)
+        checkpoint = Checkpoint.open(path, allow_remote_code=allow_remote_code)
+        checkpoint.check_embeddings()
+        return checkpoint
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
-    return Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
+    checkpoint = Checkpoint.open(_download(model), model, allow_remote_code=allow_remote_code)
+    checkpoint.check_embeddings()
+    return checkpoint
 
 
 def _download(model: str) -> Path:
@@ -50,7 +72,7 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = model.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *FILES]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -63,25 +85,21 @@ def _download(model: str) -> Path:
 
 def _dequantise(path: Path, work: Path) -> Path:
     """Turn a GGUF file into a folder of float32 safetensors, once."""
-    stage = StageFolder(work, {"gguf": file_digest(path), "version": 3})
-    if stage.is_complete():
-        return work
     for package in ("gguf", "accelerate"):  # transformers wants both, and says so late
         try:
             import_module(package)
         except ImportError as error:
             raise MissingExtraError(package, "gguf", f"reading {path.name}") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        kind, pre = _tokenizer_keys(path)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        if kind == BYTE_LEVEL:
-            split_as_named(tokenizer, pre)
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as error:
-        reason = first_line(error)
-        raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
+    header = read_header(path)
+    stage = StageFolder(work, {"gguf": file_digest(path), "version": stage_version("source")})
+    if stage.is_complete():
+        return work
+    where = str(path.parent)
+    tokenizer = _readable(path, lambda: load_tokenizer(where, gguf_file=path.name, allow_remote_code=False))
+    if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
+        _readable(path, lambda: split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre")))
+    quantised = _readable(path, lambda: load_model(where, torch.float32, gguf_file=path.name, allow_remote_code=False))
+    _check_all_read(path, header, quantised)
     family_of(quantised.config)
     stage.begin()
     try:
@@ -93,7 +111,8 @@ def _dequantise(path: Path, work: Path) -> Path:
         # What a GGUF file was quantised from isn't recorded in it: the product saves such models as bfloat16.
         config = read_json(work / "config.json")
         write_json(work / "config.json", config | {"dtype": "bfloat16"})
-    except OSError as error:
+        write_gguf_origin(work, header.keys)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(work, error) from error
     stage.finish()
@@ -105,10 +124,34 @@ def _plain_config(config: Any) -> Any:
     return type(config).from_dict(tree)
 
 
-def _tokenizer_keys(path: Path) -> tuple[str | None, str | None]:
-    """Kind of tokenizer, and name of its splitting, as a GGUF file states them."""
-    from gguf import GGUFReader
+def _readable(path: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a GGUF file; whatever it stumbles over is said of that file."""
+    try:
+        return read()
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        reason = shorten(first_line(error), 300)
+        raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
 
-    fields = GGUFReader(path).fields
-    kind, pre = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
-    return (str(kind.contents()) if kind else None), (str(pre.contents()) if pre else None)
+
+def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
+    """Every weight of the file is in the model: transformers leaves out, without a word, what it has no name for.
+
+    Raises:
+        CheckpointError: the file holds more or fewer numbers than the model.
+    """
+    factors = sorted(name for name in header.tensors if name.startswith("rope_"))
+    there = sum(prod(shape) for name, shape in header.tensors.items() if name not in factors)
+    read = sum(parameter.numel() for parameter in model.parameters())
+    if there != read:
+        raise CheckpointError(
+            f"{path} holds {there:,} weights, but transformers reads {read:,} of a {model.config.model_type} model: "
+            "some tensors have names that aren't known. Give the model's original folder or hub id"
+        )
+    scaling = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if factors and scaling == "default":
+        raise CheckpointError(
+            f"{path} scales its rotary embedding by {listed(factors)}, which transformers doesn't read: give the "
+            "model's original folder or hub id"
+        )

@@ -22,11 +22,13 @@ from darwinlm.export.sizes import (
     zero_sublayer,
 )
 from darwinlm.export.source import check_target
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.family import KINDS, Attention, Mlp, RowUnit
+from darwinlm.families.loading import listed
 from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
+from darwinlm.lock import hold_target
 from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 
 REPORT = "import.json"
@@ -40,6 +42,7 @@ def import_model(
     head_size: int | None = None,
     query_groups: str | None = None,
     overwrite: bool = False,
+    allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Convert a pruned checkpoint: zeros are cut out, layers of other shapes get a configuration that says so.
@@ -51,6 +54,7 @@ def import_model(
         head_size: columns of a head; None takes the configuration's.
         query_groups: `first` or `spread`, see `darwinlm.importing.foreign.QUERY_GROUPS`.
         overwrite: replace what lies at `out`.
+        allow_remote_code: let the checkpoint's tokenizer run its own code.
         say: told what is going on.
 
     Raises:
@@ -60,7 +64,9 @@ def import_model(
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model at '{folder}': give the folder of a pruned model")
-    foreign = open_foreign(folder, family=family, head_dim=head_size, query_groups=query_groups)
+    foreign = open_foreign(
+        folder, family=family, head_dim=head_size, query_groups=query_groups, allow_remote_code=allow_remote_code
+    )
     check_target(out, folder, folder=True, overwrite=overwrite)
     checkpoint = foreign.checkpoint
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
@@ -69,12 +75,19 @@ def import_model(
     dtype = next(iter(tensors.values())).dtype
     config = smaller_config(checkpoint, table)
     model = empty_model(config, checkpoint)
-    model.load_state_dict(tensors, assign=True, strict=False)
+    more = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
+    more = [name for name in more if name not in (getattr(model, "_tied_weights_keys", None) or {})]
+    more = [name for name in more if not is_buffer(name)]
+    if more:
+        raise CheckpointError(
+            f"{folder} holds {listed(more)}, for which a {checkpoint.family.model_type} model has no place: state the "
+            "right --family"
+        )
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
-    with unchecked(out) as temporary:
+    with hold_target(out), unchecked(out) as temporary:
         tokenizer = _tokenizer(checkpoint)
         save_model(model, temporary, tokenizer=tokenizer)
         del model, tensors

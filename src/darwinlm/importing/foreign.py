@@ -6,8 +6,8 @@ checkpoint's is run.
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
-from darwinlm.export.sizes import tensor_shapes
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.bounds import BLOCKS, check_quantised
+from darwinlm.families.checkpoint import Checkpoint, read_config
 from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
@@ -46,7 +46,12 @@ class Foreign:
 
 
 def open_foreign(
-    folder: Path, *, family: str | None = None, head_dim: int | None = None, query_groups: str | None = None
+    folder: Path,
+    *,
+    family: str | None = None,
+    head_dim: int | None = None,
+    query_groups: str | None = None,
+    allow_remote_code: bool = False,
 ) -> Foreign:
     """Read a checkpoint's shapes.
 
@@ -55,6 +60,7 @@ def open_foreign(
         family: model type of the dense model; None finds it out.
         head_dim: columns of a head; None takes the configuration's.
         query_groups: one of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
+        allow_remote_code: let the checkpoint's tokenizer run its own code.
 
     Raises:
         ModelError: the folder holds no model, or one that is ours already.
@@ -65,22 +71,14 @@ def open_foreign(
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
         raise ModelError(f"{folder} is a model of this package already: nothing needs to be converted")
-    shapes = tensor_shapes(Checkpoint(folder, None, next(iter(families().values())), str(folder)))
+    check_quantised(raw, folder / "config.json")
+    shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:
         raise FamilyError(f"{folder} is a mixture of experts ({described.model_type}), which can't be imported yet")
-    blocks = _count_blocks(described, shapes, folder)
+    blocks = _count_blocks(described, shapes, raw, folder)
     columns = head_dim or raw.get("head_dim") or _columns(raw, folder)
-    attention, mlp = described.attention, described.mlp
-
-    def shape(part: Attention | Mlp, name: str, axis: int) -> list[int]:
-        found = (shapes.get(f"{described.layers}.{i}.{part.name}.{name}.weight") for i in range(blocks))
-        return [size[axis] if size else 0 for size in found]
-
-    query, key, widths = shape(attention, attention.output, 1), [], tuple(shape(mlp, mlp.output, 1))
-    segments = attention.segments[attention.key_value[0]]
-    for rows, own in zip(shape(attention, attention.key_value[0], 0), query, strict=True):
-        key.append((rows - segments.count("query") * own) // segments.count("key_value"))
+    query, key, widths = _rows(folder, described, shapes, blocks)
     for block, count in enumerate((*query, *key)):
         if count % columns:
             raise CheckpointError(
@@ -88,9 +86,13 @@ def open_foreign(
                 "don't fit: state the right one with --head-dim"
             )
     heads, groups = (tuple(count // columns for count in counts) for counts in (query, key))
+    for block, (some, of) in enumerate(zip(heads, groups, strict=True)):
+        if some < 0 or of < 0 or (some > 0) != (of > 0):
+            raise CheckpointError(f"{folder}: block {block} has {some} query heads and {of} KV heads: fetch it again")
+    _check_shapes(folder, described, shapes, query, key, widths)
     stock = _stock_sizes(raw, heads, groups, widths)
     config = _config(raw, described, shapes, {**stock, "num_hidden_layers": blocks, "head_dim": columns}, folder)
-    checkpoint = Checkpoint(folder, config, described, str(folder))
+    checkpoint = Checkpoint(folder, config, described, str(folder), allow_remote_code)
     share = stock["num_attention_heads"] // stock["num_key_value_heads"]
     owners = tuple(
         _owners(block, heads[block], groups[block], share, _kept_heads(raw, block, heads[block]), query_groups)
@@ -99,17 +101,59 @@ def open_foreign(
     return Foreign(checkpoint, heads, groups, widths, owners)
 
 
+def _rows(
+    folder: Path, family: Family, shapes: dict[str, tuple[int, ...]], blocks: int
+) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Columns of the output projection, rows of keys and channels of the MLP in each block, 0 where it is gone."""
+
+    def shape(part: Attention | Mlp, name: str, axis: int) -> list[int]:
+        names = [f"{family.layers}.{i}.{part.name}.{name}.weight" for i in range(blocks)]
+        for one in names:
+            if len(shapes.get(one, (1, 1))) != 2:
+                raise CheckpointError(f"{folder}: the tensor {one} is no matrix: fetch the model again")
+        return [shapes[one][axis] if one in shapes else 0 for one in names]
+
+    attention, mlp = family.attention, family.mlp
+    query, widths = shape(attention, attention.output, 1), tuple(shape(mlp, mlp.output, 1))
+    segments = attention.segments[attention.key_value[0]]
+    key = [
+        (rows - segments.count("query") * own) // segments.count("key_value")
+        for rows, own in zip(shape(attention, attention.key_value[0], 0), query, strict=True)
+    ]
+    return query, key, widths
+
+
+def _check_shapes(
+    folder: Path,
+    family: Family,
+    shapes: dict[str, tuple[int, ...]],
+    query: Sequence[int],
+    key_value: Sequence[int],
+    widths: Sequence[int],
+) -> None:
+    """Every projection has the rows and columns that the others ask for. Raises CheckpointError."""
+    hidden = shapes[f"{family.embedding}.weight"][-1]
+    for block in range(len(query)):
+        rows = {"query": query[block], "key_value": key_value[block], "channel": widths[block]}
+        for part, inner in ((family.attention, "query"), (family.mlp, "channel")):
+            if not rows[inner]:
+                continue
+            wanted = {name: (sum(rows[kind] for kind in kinds), hidden) for name, kinds in part.segments.items()}
+            for name, shape in {**wanted, part.output: (hidden, rows[inner])}.items():
+                full = f"{family.layers}.{block}.{part.name}.{name}.weight"
+                if shapes.get(full) != shape:
+                    has = " x ".join(map(str, shapes.get(full, ()))) or "missing"
+                    raise CheckpointError(
+                        f"{folder}: the tensor {full} is {has}, but the others ask for {shape[0]} x {shape[1]}: fetch "
+                        "the model again"
+                    )
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no model: there is no config.json in it")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} isn't JSON ({error}): fetch the model again") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} is no configuration: fetch the model again")
-    return raw
+    return read_config(path)
 
 
 def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ...]]) -> Family:
@@ -132,17 +176,25 @@ def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ..
     )
 
 
-def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], folder: Path) -> int:
-    pattern = re.compile(rf"{re.escape(family.layers)}\.(\d+)\.")
-    numbers = [int(found[1]) for name in shapes if (found := pattern.match(name))]
+def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[str, Any], folder: Path) -> int:
+    pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,1000}})\.")
+    numbers = {int(found[1]) for name in shapes if (found := pattern.match(name))}
     if not numbers or f"{family.embedding}.weight" not in shapes:
         raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
-    return max(numbers) + 1
+    blocks = max(numbers) + 1
+    stated = raw.get("num_hidden_layers")
+    if blocks > BLOCKS or (numbers != set(range(blocks)) and blocks != stated):
+        gap = next((number for number in range(blocks) if number not in numbers), blocks)
+        raise CheckpointError(
+            f"{folder} holds tensors of block {blocks - 1:,}, but none of block {gap:,}, and its config.json doesn't "
+            f"state {blocks:,} blocks: number the blocks without gaps"
+        )
+    return blocks
 
 
 def _columns(raw: dict[str, Any], folder: Path) -> int:
     heads, hidden = raw.get("num_attention_heads"), raw.get("hidden_size")
-    if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+    if isinstance(heads, int) and isinstance(hidden, int) and 0 < heads <= hidden:
         return hidden // heads
     raise CheckpointError(f"{folder / 'config.json'} doesn't say how large a head is: state it with --head-dim")
 
@@ -163,7 +215,10 @@ def _stock_sizes(
 def _config(
     raw: dict[str, Any], family: Family, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], folder: Path
 ) -> Any:
-    vocabulary, hidden = shapes[f"{family.embedding}.weight"]
+    embedding = shapes[f"{family.embedding}.weight"]
+    if len(embedding) != 2:
+        raise CheckpointError(f"{folder}: the tensor {family.embedding}.weight is no matrix: fetch the model again")
+    vocabulary, hidden = embedding
     plain = {
         name: value
         for name, value in raw.items()

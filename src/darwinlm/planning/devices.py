@@ -6,9 +6,10 @@ import difflib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from typing import Any
 
 import torch
 import yaml
@@ -71,22 +72,32 @@ TILES_EFFICIENCY = 0.8
 """The same in bfloat16 where the CPU multiplies tiles of it."""
 
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+TRIALS, LONG_ENOUGH = 6, 0.3
+"""Trials of a measurement at most, and seconds after which no further one is begun."""
+
+
 def find_device(name: str) -> Device:
-    """A device by name; `cpu` is measured.
+    """A device by name; `cpu` is measured, and `cuda` is the card at hand.
 
     Raises:
-        RecipeError: the device isn't known; the message names those that are.
+        RecipeError: the device isn't known, the message names those that are; or there is no such card.
     """
     if name == "cpu":
         return measure_cpu()
     table = yaml.safe_load((resources.files("darwinlm.planning") / "devices.yaml").read_text(encoding="utf-8"))
+    if name == "cuda":
+        return _card_at_hand(table)
     if name not in table:
-        known = [*table, "cpu"]
+        known = [*table, "cuda", "cpu"]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         raise RecipeError(f"--device: '{name}' isn't known: {hint}")
-    row = table[name]
-    rates = {kind: row[kind] * TERA for kind in ("bfloat16", "float32", "float64")}
+    return _from_row(name, table[name])
+
+
+def _from_row(name: str, row: dict[str, Any]) -> Device:
+    rates = {kind: row[kind] * TERA for kind in DTYPES}
     return Device(
         name,
         row["memory"] * GIGA,
@@ -99,21 +110,34 @@ def find_device(name: str) -> Device:
     )
 
 
+def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
+    """The row of this machine's GPU, with the memory that it has."""
+    if not torch.cuda.is_available():
+        raise RecipeError(f"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of {', '.join(table)}")
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    spelled = "".join(filter(str.isalnum, found.name.lower()))
+    alike = [name for name in table if name.partition("-")[0] in spelled]
+    if not alike:
+        raise RecipeError(f"--device cuda: nothing is known of '{found.name}': give the nearest of {', '.join(table)}")
+    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - found.total_memory))
+    return replace(_from_row(name, table[name]), memory=float(found.total_memory))
+
+
 @cache
 def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
-    """This machine with PyTorch's present number of threads: matrix products and a copy, about a second.
+    """This machine with PyTorch's present number of threads: matrix products and a copy, about two seconds.
 
     Args:
         clock: gives seconds; that of the process doesn't see what other programs take, with one thread.
     """
 
     def best(action: Callable[[], object]) -> float:
-        return min(_seconds(action, clock) for _ in range(6))
+        taken = [_seconds(action, clock)]
+        while len(taken) < TRIALS and sum(taken) < LONG_ENOUGH:
+            taken.append(_seconds(action, clock))
+        return min(taken)
 
-    rates = {}
-    for kind, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("float64", torch.float64)):
-        a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 2048).to(dtype)
-        rates[kind] = 2 * a.numel() * b.shape[1] / best(partial(torch.matmul, a, b))
+    rates = {kind: _rate(dtype, best) for kind, dtype in DTYPES.items()}
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
@@ -126,6 +150,16 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
     return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, BLOCK_CALLS * call, source_words)
+
+
+def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:
+    """Operations per second of a product, as large as can be done quickly: some types are emulated."""
+    for size in (128, 256, 512, 1024):
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, 2 * size).to(dtype)
+        seconds = best(partial(torch.matmul, a, b))
+        if seconds > LONG_ENOUGH / 16:  # the next size takes eight times as long, or more
+            break
+    return 4 * size**3 / seconds
 
 
 def _seconds(action: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -41,6 +41,10 @@ SOLVED = 3
 CONFIRMED = 1.5
 """Children that are evaluated on the rest of the text too: two at most, those that did well on the window."""
 
+STREAMS = 2 << 30
+"""Bytes of residual streams up to which they count as lying on the device. Larger ones do where a quarter of its free
+memory holds them; here they count as lying in files, where the rest of the machine needn't hold them either."""
+
 GRADIENT_TOKENS = 128
 """Tokens whose logits the output gradients make at once."""
 
@@ -79,7 +83,7 @@ def _gradients(sizes: Sizes) -> StageNeed:
     need.moved = tokens * sizes.vocabulary * float(LOSS_BYTES) / 2 + 2.0 * sizes.params * sizes.element
     need.disk = 4.0 * width**2 * outputs
     streams = tokens * width * size * (sizes.depth + 1) / sizes.processes
-    if streams > recipe.compute.hidden_memory:
+    if streams > STREAMS:
         need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
         streams = 0.0
     batch = pass_tokens(sizes)
@@ -127,7 +131,7 @@ def _database(sizes: Sizes) -> StageNeed:
         need.steps += count * (d if shape.kind == "mlp" else d / shape.head_dim)
         need.disk += experts * d * (d + 1) / 2 * 4 + count * d * 12
     stream = tokens * sizes.width * size / sizes.processes
-    if stream > recipe.compute.hidden_memory:
+    if stream > STREAMS:
         need.scratch = Item("residual stream of the calibration text", stream * sizes.processes)
         stream = 0.0
     need.device = [

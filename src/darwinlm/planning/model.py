@@ -17,6 +17,7 @@ from darwinlm.database.levels import variants
 from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
+from darwinlm.families.gguf_header import read_header
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
@@ -201,9 +202,10 @@ def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkp
 def _gguf(path: Path) -> Checkpoint:
     from transformers import AutoConfig
 
+    read_header(path)
     try:
-        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         reason = first_line(error)
         raise ModelError(f"can't read the header of {path}: {reason}") from error
     # Such models are saved as bfloat16.

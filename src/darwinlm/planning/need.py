@@ -96,10 +96,11 @@ class StageNeed:
         return seconds if self.bound is None else min(seconds, 60 * self.bound)
 
     def device_bytes(self, on: Device) -> float:
-        """Memory of the device at the peak; on a CPU that is all memory."""
+        """Memory of the device at the peak; on a CPU that is all memory of one process."""
         items = [*self.device, *(self.ram if on.is_cpu else [])]
         return sum(item.on(on) for item in items)
 
     def ram_bytes(self, on: Device) -> float:
-        """Memory of the machine at the peak, for one process."""
-        return sum(item.bytes for item in (*self.device, *self.ram)) if on.is_cpu else sum(i.bytes for i in self.ram)
+        """Memory of the machine at the peak, of all processes together."""
+        items = (*self.device, *self.ram) if on.is_cpu else self.ram
+        return self.processes * sum(item.bytes for item in items)

@@ -109,17 +109,18 @@ def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
 
 def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) -> list[str]:
     found = []
-    room = device.memory * RESERVE
+    shared = f" in {need.processes} processes" if need.processes > 1 else ""
+    room = device.memory * RESERVE / (need.processes if device.is_cpu else 1)
     if need.device_bytes(device) > room:
         items = [*need.device, *(need.ram if device.is_cpu else [])]
         items = [replace(item, bytes=item.on(device), on_gpu=0) for item in items]
         over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
-        over += f"{gigabytes(room)} to spare"
+        over += f"{gigabytes(room)} to spare" + (" for each process" if device.is_cpu and shared else "")
         found.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
     if ram is not None and not device.is_cpu and need.ram_bytes(device) > ram * RESERVE:
-        over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM, but the machine has "
+        over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM{shared}, but the machine has "
         over += f"{gigabytes(ram * RESERVE)} to spare"
-        found.append(f"{over}: {_proportional(need.ram, ram * RESERVE) or _hopeless(need.ram)}")
+        found.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
     whole = need.unbounded_seconds(device)
     if need.bound is not None and whole > 60 * need.bound:
         share, minutes = 60 * need.bound / whole, math.ceil(whole / 60)
@@ -128,6 +129,27 @@ def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) 
             f"search.minutes={minutes} lets it finish, or lower search.generations"
         )
     return found
+
+
+SAVING = 0.8
+"""Share of its planned memory that a stage may take after it ran out of memory although the plan said that it fits."""
+
+
+def advice(sizes: Sizes, stage: str, device: Device) -> str:
+    """The setting that lets a stage fit which ran out of memory.
+
+    Args:
+        sizes: of model and recipe.
+        stage: its name.
+        device: where it ran, with all of its memory.
+    """
+    need = next((need for need in estimate(sizes) if need.name == stage), None)
+    if need is None:
+        return "lower compute.batch_tokens"
+    room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
+    items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
+    smaller = replace(device, memory=room / RESERVE)
+    return _proportional(items, room) or _tried(sizes, need, smaller) or _hopeless(items)
 
 
 def _proportional(items: list[Item], room: float) -> str:
@@ -151,7 +173,7 @@ def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
         if SHARDING in settings and device.is_cpu:
             continue
         again = next(each for each in estimate(sizes.with_settings(settings, processes)) if each.name == need.name)
-        if again.device_bytes(device) <= device.memory * RESERVE:
+        if again.device_bytes(device) <= device.memory * RESERVE / (processes if device.is_cpu else 1):
             several = f" on {processes} devices" if processes > sizes.processes else ""
             return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes(device))})"
     return ""

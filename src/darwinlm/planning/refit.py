@@ -6,6 +6,9 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.passes import batches, forward_type, pass_items
 
+INPUTS = 4.0 * 2**30
+"""Most bytes of a module's inputs that are counted: they take what is free, and what doesn't fit is made twice."""
+
 PIECE = 512
 """Tokens whose logits the comparison makes at once."""
 
@@ -35,7 +38,7 @@ def refit_need(sizes: Sizes) -> StageNeed:
     in_a_block = [
         Item("weights of one block, dense and smaller", sizes.block * (1 + sizes.kept) * (size + sizes.element)),
         Item("moments of one module", largest),
-        Item("projection inputs", min(inputs, recipe.refit.input_memory * 2**30)),
+        Item("projection inputs", min(inputs, INPUTS)),
         *pass_items(sizes, size),
     ]
     at_the_end = [

@@ -28,9 +28,11 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     """Continued training as the recipe's section `recovery` has it."""
     settings = sizes.recipe.recovery
     length = settings.sequence_length or sizes.recipe.text.sequence_length
-    micro = min(max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens)
+    micro = min(
+        max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens, settings.tokens
+    )
     tokens, small = float(settings.tokens), sizes.kept_blocks[1] + sizes.outside
-    distils = settings.distillation > 0 or settings.hidden > 0
+    distils = settings.distillation > 0
     need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
 
     # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. Of the head
@@ -51,7 +53,7 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     trained = float(small if settings.embeddings else small - sizes.outside + sizes.width)
     if settings.lora_rank:
         trained = adapters(sizes, settings.lora_rank)
-    steps, micros = tokens / settings.batch_tokens, tokens / micro
+    steps, micros = tokens / min(settings.batch_tokens, settings.tokens), tokens / micro
     need.moved = (
         tokens * sizes.vocabulary * float(LOSS_BYTES) + steps * trained * UPDATE_BYTES + micros * small * MICRO_BYTES
     )
@@ -75,7 +77,8 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     small = sizes.kept_blocks[1] + sizes.outside
     size = 2 if _kind(sizes) == "bfloat16" else 4
     shards = _shards(sizes)
-    distils = settings.distillation > 0 or settings.hidden > 0
+    distils = settings.distillation > 0
+    # Fused AdamW makes no copies, and DDP's buckets are the gradients.
     need.device = [
         Item("weights of the smaller model, float32", 4.0 * small / shards),
         Item("gradients", 4.0 * trained / shards),
@@ -88,7 +91,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
         # Untied it waits for the end of the way back beside the gradients that it is added to.
         need.device.append(Item("gradient of the head", 4.0 * sizes.vocabulary * sizes.width))
     if distils:
-        need.device.append(Item("dense model", float(sizes.params * size)))
+        need.device.append(Item("dense model", float((sizes.blocks / shards + sizes.outside) * size)))
     need.device += [
         Item(
             "activations of the backward pass",
@@ -107,7 +110,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     ]
     need.ram = [Item("both models while they are read", 4.0 * small + (sizes.params * size if distils else 0))]
     whole = settings.keep_checkpoints + 1
-    one = 4.0 * (trained if settings.lora_rank else small) + 8.0 * trained
+    one = 12.0 * trained
     packed = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
     need.scratch = Item("checkpoints", whole * one + packed, "recovery.keep_checkpoints", settings.keep_checkpoints)
     stored = 0.0

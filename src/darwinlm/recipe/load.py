@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from darwinlm.errors import RecipeError
+from darwinlm.limits import SHOWN, LimitError, parse_yaml, shorten
 from darwinlm.recipe.budget import BUDGETS
 from darwinlm.recipe.search import SearchStage
 from darwinlm.recipe.sections import Recipe
@@ -25,6 +26,16 @@ OPTIONS: Mapping[str, str] = {
     "text": "text.source",
 }
 """Short names of fields: options of the command `prune`, arguments of the function."""
+
+MISTAKES = 5
+"""Most wrong fields that one message names."""
+MOST, MOST_REPEATS = 10**15, 10**6
+"""Largest number of a recipe, which is one of tokens or bytes, and the largest of rounds of anything."""
+REPEATS = frozenset(
+    {"generations", "offspring", "survivors", "finalists", "recombine", "descent_steps", "score_levels", "local_steps"}
+    | {"epochs", "speed_runs", "latency_runs", "latency_points", "random_tries", "new_tokens", "keep_checkpoints"}
+    | {"shuffle_documents", "sequence_length", "lora_rank", "mlp_multiple"}
+)
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -50,7 +61,7 @@ def load_recipe(
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(find_recipe(path))
+        tree = read_yaml(find_recipe(path))
     return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
 
 
@@ -69,7 +80,7 @@ def load_recipes(
     Raises:
         RecipeError: as in `load_recipe`, or a value is there twice.
     """
-    tree = _read_yaml(find_recipe(path)) if path is not None else {}
+    tree = read_yaml(find_recipe(path)) if path is not None else {}
     where = str(path) if path else "the options"
     _assemble(tree, assignments, overrides or {})
     kind = _several(tree)
@@ -79,7 +90,7 @@ def load_recipes(
     recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
     bounds = [getattr(recipe.budget, kind) for recipe in recipes]
     if len(set(bounds)) < len(bounds):
-        raise RecipeError(f"budget.{kind}: a value is there twice in '{budget[kind]}'")
+        raise RecipeError(f"budget.{kind}: a value is there twice in '{shorten(budget[kind])}'")
     return recipes
 
 
@@ -102,8 +113,8 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
     kind = _several(tree)
     if kind is not None:
         raise RecipeError(
-            f"budget.{kind} takes one value here, not '{tree['budget'][kind]}': several make a family of models, with "
-            "darwinlm prune, or in Python with load_recipes and prune_sweep"
+            f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several make a family of "
+            "models, with darwinlm prune, or in Python with load_recipes and prune_sweep"
         )
     return parse_recipe(tree, where)
 
@@ -120,9 +131,11 @@ def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mappi
         if not separator or not name.strip():
             raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {name}: '{text}' isn't a YAML value: {' '.join(str(error).split())}") from error
+            value = parse_yaml(text)
+        except (yaml.YAMLError, LimitError) as error:
+            raise RecipeError(
+                f"--set {shorten(name)}: '{shorten(text)}' isn't a YAML value: {shorten(error, 300)}"
+            ) from error
         _assign(tree, name.strip(), value)
     for name, value in overrides.items():
         if value is not None:
@@ -132,10 +145,27 @@ def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mappi
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     """Validate a tree of plain values. Raises RecipeError, naming each wrong field and `where` it stands."""
     try:
-        return Recipe.model_validate(dict(tree))
+        recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
         raise RecipeError(f"wrong recipe in {where}: " + "; ".join(lines)) from error
+    _check_sizes(recipe, "", where)
+    return recipe
+
+
+def _check_sizes(section: BaseModel, prefix: str, where: str) -> None:
+    """Refuse counts that no run could ever finish, before anything is counted up to them. Raises RecipeError."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, BaseModel):
+                _check_sizes(item, f"{prefix}{name}.", where)
+            elif isinstance(item, int) and not isinstance(item, bool):
+                most = MOST_REPEATS if name in REPEATS else MOST
+                if abs(item) > most:
+                    raise RecipeError(
+                        f"wrong recipe in {where}: {prefix}{name} is {shorten(item)}, but it may be {most:,} at most"
+                    )
 
 
 def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, Any]) -> Recipe:
@@ -143,13 +173,14 @@ def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, An
     return _complete(recipe.model_dump(exclude_unset=True), "the recipe", assignments, overrides)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The tree of a recipe file, empty where the file is. Raises RecipeError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} isn't YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, LimitError) as error:
+        raise RecipeError(f"the recipe {path} isn't YAML: {shorten(error, 300)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -178,11 +209,10 @@ def _explain(detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not name:
         return message
-    return (
-        f"{name}: {message} (it is {detail['input']!r})"
-        if not isinstance(detail["input"], dict)
-        else (f"{name}: {message}")
-    )
+    value = detail["input"]
+    if isinstance(value, dict):
+        return f"{name}: {message}"
+    return f"{name}: {message} (it is {shorten(repr(value[:SHOWN]) if isinstance(value, str) else value)})"
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:

@@ -24,15 +24,13 @@ class RecoverySettings(Section):
     sequence_length: int | None = Field(None, ge=8)
     """Tokens in one sequence; none takes `text.sequence_length`."""
     batch_tokens: Count = Field(32768, gt=0)
-    """Tokens in one step, over all processes."""
+    """Tokens in one step, over all processes; fewer `tokens` than that are cut into up to eight smaller steps."""
     micro_tokens: Count | None = Field(None, gt=0)
-    """Tokens that one process runs at once; none takes `compute.batch_tokens`. Gradients add up over a step."""
+    """Most tokens that one process runs at once; none takes `compute.batch_tokens`. Gradients add up over a step."""
     distillation: float = Field(1.0, ge=0)
     """Weight of the forward KL from the dense model, T² KL(dense ‖ model) in nats per token."""
     cross_entropy: float = Field(0.0, ge=0)
     """Weight of the loss of the next token. With `distillation=0` no dense model is needed."""
-    hidden: float = Field(0.0, ge=0)
-    """Weight of the relative squared distance of the residual streams behind every block."""
     temperature: float = Field(1.0, gt=0)
     """T of both distributions in the distillation."""
     top_k: int | None = Field(None, ge=1)
@@ -71,8 +69,8 @@ class RecoverySettings(Section):
     lora_alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: alpha / rank."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Of several processes: `none` holds the model in each (DDP), `fsdp` deals its weights out (FSDP2, GPUs only,
-    no adapters). A single process has all of them either way."""
+    """Of several processes: `none` holds the model in each (DDP), `fsdp` deals its weights out (FSDP2, no
+    adapters). A single process has all of them either way."""
     evaluate_every: Count = Field(1_000_000, gt=0)
     """Tokens between two evaluations on validation text."""
     save_every: Count = Field(10_000_000, gt=0)
@@ -92,10 +90,8 @@ class RecoverySettings(Section):
     def _something_is_learned(self) -> RecoverySettings:
         if self.tokens and self.distillation == 0 and self.cross_entropy == 0:
             raise ValueError("distillation and cross_entropy are both 0: give one of them a weight")
-        if self.tokens and self.tokens < self.batch_tokens:
-            raise ValueError(f"tokens is {self.tokens}, less than one step of batch_tokens ({self.batch_tokens})")
         if self.teacher_cache is not None and self.top_k is None:
             raise ValueError("teacher_cache stores the top_k likeliest tokens: set top_k, such as 64")
-        if self.teacher_cache is not None and (self.hidden > 0 or self.distillation == 0):
-            raise ValueError("teacher_cache stores what distillation needs: set distillation above 0 and hidden to 0")
+        if self.teacher_cache is not None and self.distillation == 0:
+            raise ValueError("teacher_cache stores what distillation needs: set distillation above 0")
         return self

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
-from darwinlm.recipe.quantities import ByteCount, Share, parse_share
+from darwinlm.recipe.quantities import Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
 
@@ -30,8 +30,6 @@ class ComputeSettings(Section):
     float32 on other ones. Second moments, factors and KL are float32 or better in any case."""
     batch_tokens: int = Field(4096, gt=0)
     """Tokens in one forward pass."""
-    hidden_memory: ByteCount = Field(2 << 30, gt=0)
-    """Of the calibration text's residual stream, such as 2GiB; a larger one lies in a file of the database's folder."""
 
 
 class TextSettings(Section):
@@ -57,7 +55,7 @@ class TextSettings(Section):
     validation_tokens: int = Field(8192, gt=0)
     """For choices that must not be made on the text that was fitted: refit or not, and how strongly."""
     training_tokens: int = Field(0, ge=0)
-    """For training: candidates of the search, where it trains any, and recovery."""
+    """For training candidates of the search, where it trains any; recovery reads text of its own (`recovery.text`)."""
     evaluation_tokens: int = Field(16384, gt=0)
     """For the figures in the report; nothing is chosen by them."""
     allow_benchmark_text: str = ""
@@ -140,8 +138,6 @@ class RefitSettings(Section):
     """Learning rate of those steps."""
     local_tokens: int = Field(2048, gt=0)
     """Tokens in one of them."""
-    input_memory: float = Field(4.0, ge=0)
-    """GiB that each stream may use to keep one module's inputs; what doesn't fit is computed twice."""
 
 
 class EvaluationSettings(Section):

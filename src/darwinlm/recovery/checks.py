@@ -45,50 +45,22 @@ def check_length(settings: RecoverySettings, length: int, *checkpoints: Checkpoi
             raise RecipeError(f"{name} is {length}, but {checkpoint.source} allows {longest} tokens")
 
 
-def accumulation(settings: RecoverySettings, length: int, micro: int, processes: int) -> tuple[int, int]:
-    """Sequences that one process runs at once, and how often it does so in one step.
-
-    Raises:
-        RecipeError: a step can't be divided like that.
-    """
-    rows = max(1, min(micro, settings.batch_tokens) // length)
-    together = rows * length * processes
-    if settings.batch_tokens % together:
-        raise RecipeError(
-            f"recovery.batch_tokens is {settings.batch_tokens}, which {processes} process(es) running {rows} "
-            f"sequence(s) of {length} tokens at once can't share evenly: make it a multiple of {together}, or change "
-            "recovery.micro_tokens"
-        )
-    return rows, settings.batch_tokens // together
-
-
-def check_sharding(settings: RecoverySettings, device: str, processes: int) -> None:
-    """Refuse to shard where it would silently not be done, or can't be; a single process has nothing to deal out.
-
-    Raises:
-        RecipeError: weights can't be sharded there, or not together with adapters.
-    """
-    if settings.sharding != "fsdp":
-        return
-    if settings.lora_rank:
+def check_sharding(settings: RecoverySettings) -> None:
+    """Refuse to shard adapters. Raises RecipeError."""
+    if settings.sharding == "fsdp" and settings.lora_rank:
         raise RecipeError(
             "recovery.sharding=fsdp deals out weights that are trained, not adapters (recovery.lora_rank="
             f"{settings.lora_rank}): set recovery.sharding to none, which shares the work of a step over the processes "
             "(DDP), or recovery.lora_rank to 0"
         )
-    if device == "cpu" and processes > 1:
-        raise RecipeError(
-            "recovery.sharding=fsdp deals weights out over GPUs only, but this runs on the CPU: set it to none, which "
-            "shares the work of a step over the processes (DDP)"
-        )
 
 
 def check_packages(settings: RecoverySettings) -> None:
     """Refuse what needs a package that isn't installed. Raises MissingExtraError."""
-    if find_spec("accelerate") is None:
-        raise MissingExtraError("accelerate", "train", "Recovery")
     if settings.lora_rank and find_spec("peft") is None:
         raise MissingExtraError("peft", "train", "recovery.lora_rank")
+    if settings.log_to and find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "train", "recovery.log_to")
     for name in settings.log_to:
         package, extra = _LOGS[name]
         if find_spec(package) is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.recovery.chunks import chunked_loss
-from darwinlm.recovery.losses import TopK, forward_kl, hidden_loss, next_token_loss, top_k_kl, top_of
+from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
 
 Forward = Callable[..., Any]
 
@@ -28,7 +28,6 @@ class Objective:
     Attributes:
         distillation: weight of the KL to the dense model.
         cross_entropy: weight of the loss of the next token.
-        hidden: weight of the distance of the residual streams.
         temperature: of both distributions.
         top_k: logits of the dense model that are used; None uses all.
         chunk: tokens whose logits exist at once.
@@ -37,7 +36,6 @@ class Objective:
 
     distillation: float = 1.0
     cross_entropy: float = 0.0
-    hidden: float = 0.0
     temperature: float = 1.0
     top_k: int | None = None
     chunk: int = 1024
@@ -46,7 +44,7 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether a dense model takes part."""
-        return self.distillation > 0 or self.hidden > 0
+        return self.distillation > 0
 
 
 class _Stored(nn.Module):
@@ -97,12 +95,10 @@ class Dense:
 
     Attributes:
         hidden: [b, t, m] behind its final norm; None where `top` stands for it.
-        stream: its residual stream before every block and at the end; empty where it isn't asked for.
         top: [b, t, k] its likeliest tokens at the objective's temperature, as they were stored.
     """
 
     hidden: Tensor | None
-    stream: tuple[Tensor, ...] = ()
     top: TopK | None = None
 
     @property
@@ -115,10 +111,9 @@ class Dense:
 
 
 @torch.no_grad()
-def run_dense(teacher: Any, tokens: Tensor, objective: Objective) -> Dense:
+def run_dense(teacher: Any, tokens: Tensor) -> Dense:
     """Run the dense model over tokens [b, t]."""
-    output = decoder_of(teacher)(input_ids=tokens, use_cache=False, output_hidden_states=objective.hidden > 0)
-    return Dense(output.last_hidden_state, tuple(output.hidden_states or ()))
+    return Dense(decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state)
 
 
 @torch.no_grad()
@@ -141,8 +136,7 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
         dense: what the dense model gave for them.
         objective: what is summed up.
     """
-    output = decoder_of(model)(input_ids=tokens, use_cache=False, output_hidden_states=objective.hidden > 0)
-    hidden = output.last_hidden_state.flatten(0, 1)
+    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
     counts = (len(hidden), int((following >= 0).sum()))
     reference = None if dense is None else dense.flat
@@ -151,13 +145,7 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
         behind = None if reference is None else reference[rows]
         return _chunk_loss(model, teacher, part, behind, following[rows], objective, counts)
 
-    total = chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
-    if objective.hidden > 0 and dense is not None:
-        pairs = zip(output.hidden_states[1:], dense.stream[1:], strict=True)
-        distances = [hidden_loss(ours, theirs) for ours, theirs in pairs]
-        total = total + objective.hidden * torch.stack(distances).mean()
-    result: Tensor = total
-    return result
+    return chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
 
 
 def _chunk_loss(

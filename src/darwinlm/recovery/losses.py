@@ -94,9 +94,3 @@ def _log_rest(log_part: Tensor) -> Tensor:
 def next_token_loss(logits: Tensor, following: Tensor) -> Tensor:
     """Sum over tokens of the cross-entropy, float32, from logits [n, v] and the next tokens, [n]; -1 is left out."""
     return functional.cross_entropy(logits.float(), following, ignore_index=-1, reduction="sum")
-
-
-def hidden_loss(hidden: Tensor, dense: Tensor) -> Tensor:
-    """Mean over tokens of ‖h - h_dense‖² / ‖h_dense‖² of residual streams [..., m], float32."""
-    difference = (hidden.float() - dense.float()).square().sum(-1)
-    return (difference / dense.float().square().sum(-1).clamp_min(1e-12)).mean()

@@ -1,13 +1,83 @@
-"""The learning rate of every step, as a share of the recipe's."""
+"""Which tokens each step has, and its learning rate."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from darwinlm.errors import RecipeError
 from darwinlm.recipe import RecoverySettings
 
 LEAST_STEPS = 10
 """AdamW's first steps move every weight by the whole rate, whatever its gradient: a short warm-up has so many."""
+
+SHORT_STEPS = 8
+"""Steps of a training that has fewer tokens than `batch_tokens`, so that its rate can rise and fall."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a training is cut into steps.
+
+    Attributes:
+        length: tokens in a sequence.
+        rows: sequences that one process runs at once.
+        accumulation: how often it does so in a step.
+        count: steps of the optimizer.
+        per_epoch: steps after which the text begins again.
+        step_rows: sequences in one step over all processes.
+    """
+
+    length: int
+    rows: int
+    accumulation: int
+    count: int
+    per_epoch: int
+    step_rows: int
+
+    @property
+    def blocks(self) -> int:
+        """Sequences in an epoch."""
+        return self.per_epoch * self.step_rows
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one step."""
+        return self.step_rows * self.length
+
+
+def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: int = 1) -> Steps:
+    """Cut the tokens into steps of `batch_tokens`; what doesn't fill one is left out.
+
+    Fewer tokens than that are cut into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
+
+    Args:
+        settings: the recipe's section.
+        length: tokens in a sequence.
+        micro: tokens that one process may run at once.
+        processes: how many share a step.
+
+    Raises:
+        RecipeError: a step can't be divided like that, or there is too little for one.
+    """
+    batch, least = settings.batch_tokens, length * processes
+    if settings.tokens < batch:
+        if settings.tokens < least:
+            raise RecipeError(
+                f"recovery.tokens is {settings.tokens}, but a step has a sequence of {length} tokens for each of "
+                f"{processes} process(es): give at least {least}, or lower recovery.sequence_length"
+            )
+        batch = max(settings.tokens // SHORT_STEPS // least, 1) * least
+    if batch % least:
+        raise RecipeError(
+            f"recovery.batch_tokens is {batch}, which {processes} process(es) can't share evenly in sequences of "
+            f"{length} tokens: make it a multiple of {least}"
+        )
+    own = batch // least
+    most = max(1, min(micro // length, own))
+    rows = next(rows for rows in range(most, 0, -1) if own % rows == 0)
+    count = max(1, settings.tokens // batch)
+    return Steps(length, rows, own // rows, count, -(-count // settings.epochs), batch // length)
 
 
 def warm_up_steps(settings: RecoverySettings, steps: int) -> int:

@@ -1,103 +1,57 @@
-"""Recovery from beginning to end: prepare the models, train or go on, hand back the weights."""
+"""The training loop of recovery: from a smaller model and text to the trained weights."""
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils.data import Dataset, default_collate
 
 from darwinlm import parallel
-from darwinlm.artifact import read_json
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.heads import Objective
-from darwinlm.recovery.schedule import rate_share
-from darwinlm.recovery.trainer import SECONDS, LossGuard, RecoveryTrainer, StepWatch, check_room, last_checkpoint
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a training is cut into steps.
-
-    Attributes:
-        length: tokens in a sequence.
-        rows: sequences that one process runs at once.
-        accumulation: how often it does so in a step.
-        steps: of the optimiser.
-        steps_per_epoch: after which the text begins again.
-        step_rows: sequences in one step over all processes.
-    """
-
-    length: int
-    rows: int
-    accumulation: int
-    steps: int
-    steps_per_epoch: int
-    step_rows: int
-
-    @property
-    def blocks(self) -> int:
-        """Sequences in an epoch."""
-        return self.steps_per_epoch * self.step_rows
-
-
-def plan_steps(settings: RecoverySettings, length: int, rows: int, accumulation: int) -> Plan:
-    """Cut the tokens into steps; what doesn't fill one is left out."""
-    step_rows = settings.batch_tokens // length
-    steps = max(1, settings.tokens // (step_rows * length))
-    return Plan(length, rows, accumulation, steps, -(-steps // settings.epochs), step_rows)
+from darwinlm.recovery.cache import STORED
+from darwinlm.recovery.checkpoints import FIRST, SECOND, WEIGHTS, Checkpoints, TrainingState, gathered
+from darwinlm.recovery.guard import LossGuard
+from darwinlm.recovery.heads import Dense, run_dense
+from darwinlm.recovery.losses import TopK
+from darwinlm.recovery.model import Losses, prepared, spread
+from darwinlm.recovery.schedule import Steps, rate_share
+from darwinlm.recovery.trackers import start_trackers
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it.
+    """The result of a training.
 
     Attributes:
-        model: the trained model, float32, adapters merged.
-        record: steps, tokens, seconds, and the log: losses and held-out figures by step.
+        model: the better of the trained model and the one before, float32, adapters merged; in the first process.
+        record: steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
     """
 
     model: Any
     record: dict[str, Any]
 
 
-def objective_of(settings: RecoverySettings) -> Objective:
-    """The objective that a recipe names."""
-    return Objective(
-        settings.distillation,
-        settings.cross_entropy,
-        settings.hidden,
-        settings.temperature,
-        settings.top_k,
-        settings.logit_chunk,
-        again=_sharded(settings),
-    )
-
-
-def _sharded(settings: RecoverySettings) -> bool:
-    return settings.sharding == "fsdp" and parallel.size() > 1
-
-
 def train(
-    model: Any,
+    student: Callable[[], Any],
     teacher: Any,
     text: Dataset[dict[str, Tensor]],
     held_out: Tensor,
-    plan: Plan,
+    steps: Steps,
     settings: RecoverySettings,
     folder: Path,
     run: dict[str, Any],
     *,
     device: torch.device,
+    logs: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     each_step: Callable[[int, Any], None] = lambda tokens, model: None,
@@ -105,217 +59,249 @@ def train(
     """Train, or go on from the last checkpoint in `folder`.
 
     Args:
-        model: the smaller model in float32; it is changed.
+        student: makes the smaller model, float32 in main memory, the same one each time.
         teacher: the dense model in the type of the forward pass; None where the objective needs none.
         text: training text, one epoch of it; with what the dense model says about it where that was stored
             (`darwinlm.recovery.cache`).
         held_out: [n, t] validation tokens.
-        plan: the steps.
+        steps: how the text is cut.
         settings: the recipe's section.
-        folder: for checkpoints and logs.
-        run: what identifies this training.
+        folder: for checkpoints.
+        run: what identifies this training: JSON-like.
         device: where; of several processes each has its own.
+        logs: folder for TensorBoard's files; None puts them beside the checkpoints.
         say: prints a line.
         progress: called with finished and total steps.
-        each_step: called with the tokens so far and the model after each step, before a checkpoint of it is written;
-            the model's call returns losses while it is trained, so that logits need its weights in another one.
+        each_step: called with the tokens so far and the model after each step, before a checkpoint of it is written.
 
     Raises:
-        NumericsError: the loss isn't finite or has come apart; the last good checkpoint is kept.
+        NumericsError: the loss isn't finite or diverges; the last good checkpoint is kept.
         StorageError: the disk is full; the last checkpoint is kept.
-        ArtifactError: the folder holds another training's checkpoint.
+        ArtifactError: a checkpoint is another training's, or damaged.
     """
-    checkpoint = last_checkpoint(folder, run)
-    model = _prepared(model, settings)
-    check_room(folder, model, settings.keep_checkpoints)
-    guard = LossGuard(settings.divergence)
-    watch = StepWatch(guard)
-    teller = _Teller(say, progress, each_step, plan)
-    trainer = RecoveryTrainer(
-        teacher=teacher,
-        objective=objective_of(settings),
-        held_out=held_out,
-        run=run,
-        guard=guard,
-        rate=partial(rate_share, settings, plan.steps),
-        model=model,
-        args=_arguments(settings, plan, folder, device, model),
-        train_dataset=text,
-        eval_dataset=text,  # the Trainer asks for one, but evaluate reads held_out
-        callbacks=[watch, teller],
-    )
-    watch.trainer = trainer
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if checkpoint is not None:
-        say(f"recovery: going on from {checkpoint.name}")
-        trainer.seconds_before = float(read_json(checkpoint / SECONDS))
+    checkpoints = Checkpoints(folder, run, settings.keep_checkpoints)
+    newest = checkpoints.newest()
+    model = prepared(student(), settings)
+    with parallel.agree():
+        checkpoints.check_room(model)
+    training = _Training(model, teacher, text, held_out, steps, settings, checkpoints, device)
+    training.say, training.progress, training.each_step = say, progress, each_step
+    if newest is not None:
+        say(f"recovery: going on from {newest.name}")
+        training.load(newest)
+    training.trackers = start_trackers(settings.log_to, logs or folder, run, training.state.step)
     with kept_memory(device):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    record = {
-        "steps": trainer.state.global_step,
-        "tokens": trainer.state.global_step * plan.step_rows * plan.length,
-        "seconds": trainer.seconds,
-        "processes": trainer.args.world_size,
-        "sharded": trainer.is_fsdp_enabled,
-        "log": [_logged(entry, plan) for entry in trainer.state.log_history if "train_runtime" not in entry],
-    }
-    return Trained(_finished(trainer, settings), record)
+        training.run()
+    for tracker in training.trackers:
+        tracker.finish()
+    return Trained(training.result(student), training.record())
 
 
-def _logged(entry: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    kept = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
-    return {"step": entry["step"], "tokens": entry["step"] * plan.step_rows * plan.length, **kept}
+class _Training:
+    """One training in this process: weights, optimizer and state, a step at a time."""
 
-
-def _prepared(model: Any, settings: RecoverySettings) -> Any:
-    """What is trained: everything, everything but the embedding and the head, or adapters on every projection."""
-    model.config.use_cache = False
-    if settings.gradient_checkpointing:
-        options = {"use_reentrant": False}
-        if hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    if not settings.lora_rank:
-        model.requires_grad_(requires_grad=True)
-        if not settings.embeddings:
-            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-                module.requires_grad_(requires_grad=False)
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers by names that newer releases have given up.
-        warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(model, config)
-
-
-def _arguments(settings: RecoverySettings, plan: Plan, folder: Path, device: torch.device, model: nn.Module) -> Any:
-    step_tokens = plan.step_rows * plan.length
-    sharded: dict[str, Any] = {}
-    if _sharded(settings):
-        # Those that the class names and the model has: without odd layers there is none of ours.
-        named = getattr(model, "_no_split_modules", None) or []
-        blocks = sorted({type(module).__name__ for module in model.modules()} & set(named))
-        sharded = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": blocks}}
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=plan.rows,
-        per_device_eval_batch_size=plan.rows,
-        gradient_accumulation_steps=plan.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=plan.steps,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch",
-        bf16=settings.dtype == "bfloat16",
-        use_cpu=device.type == "cpu",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        eval_strategy="steps",
-        eval_steps=max(1, settings.evaluate_every // step_tokens),
-        eval_on_start=True,
-        save_strategy="steps",
-        save_steps=max(1, settings.save_every // step_tokens),
-        save_total_limit=settings.keep_checkpoints,
-        logging_strategy="steps",
-        logging_steps=settings.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        report_to=list(settings.log_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type != "cpu",
-        ddp_find_unused_parameters=False,
-        **sharded,
-    )
-
-
-def _finished(trainer: RecoveryTrainer, settings: RecoverySettings) -> Any:
-    """The trained model as a plain one; under FSDP its weights are gathered."""
-    if trainer.is_fsdp_enabled:
-        state = trainer.accelerator.get_state_dict(trainer.model)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        return _reloaded(model, state)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if settings.lora_rank:
-        model = model.merge_and_unload()
-    model.__dict__.pop("forward", None)
-    return model.cpu().eval().requires_grad_(requires_grad=False)
-
-
-def _reloaded(model: Any, state: dict[str, Tensor]) -> Any:
-    """A plain model around gathered weights; in the other processes, which gather nothing, None."""
-    if not state:
-        return None
-    from torch.distributed.fsdp import FSDPModule
-
-    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers()}
-    unsharded: Any = next(own for own in type(model).__mro__ if not issubclass(own, FSDPModule))
-    with torch.device("meta"):
-        plain = unsharded(model.config)
-    plain.load_state_dict({name: tensor.cpu().float() for name, tensor in state.items()}, assign=True, strict=False)
-    for name in [name for name, buffer in plain.named_buffers() if buffer.is_meta]:
-        owner, _, leaf = name.rpartition(".")
-        plain.get_submodule(owner)._buffers[leaf] = buffers[name]
-    plain.tie_weights()
-    return plain.eval().requires_grad_(requires_grad=False)
-
-
-class _Teller(TrainerCallback):  # type: ignore[misc]
-    """One line for each log and evaluation, and the bar."""
+    say: Callable[[str], None]
+    progress: Callable[[int, int], None]
+    each_step: Callable[[int, Any], None]
 
     def __init__(
         self,
-        say: Callable[[str], None],
-        progress: Callable[[int, int], None],
-        each_step: Callable[[int, Any], None],
-        plan: Plan,
+        model: Any,
+        teacher: Any,
+        text: Dataset[dict[str, Tensor]],
+        held_out: Tensor,
+        steps: Steps,
+        settings: RecoverySettings,
+        checkpoints: Checkpoints,
+        device: torch.device,
     ) -> None:
-        self.say = say
-        self.progress = progress
-        self.each_step = each_step
-        self.plan = plan
-        self.begun: tuple[float, int] | None = None
+        self.model, self.teacher = model, None if teacher is None else teacher.to(device)
+        self.text, self.held_out = text, held_out
+        self.steps, self.settings = steps, settings
+        self.checkpoints, self.device = checkpoints, device
+        self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
+        self.losses = Losses(model, self.teacher, settings, sharded=self.sharded)
+        self.call = spread(self.losses, device).train()
+        self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
+        others = [weight for weight in self.trained.values() if weight.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        # Fused, it needs no copies of what it updates.
+        self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
+        self.state = TrainingState(guard=LossGuard(factor=settings.divergence))
+        self.trackers: list[Any] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Move the bar."""
-        self.progress(state.global_step, state.max_steps)
-        self.each_step(state.global_step * self.plan.step_rows * self.plan.length, model)
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-            control.should_save = True
+    # ------------------------------------------------------------------------------------------------- a step
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self.begun = self.begun or (time.monotonic(), state.global_step)
+    def run(self) -> None:
+        """All steps that are left, with evaluations and checkpoints among them."""
+        self.begun, self.first = time.monotonic(), self.state.step
+        self.before = self.state.seconds
+        if not self.state.step:
+            self.evaluate()
+        settings, last = self.settings, self.steps.count
+        evaluate, save = (max(1, n // self.steps.tokens) for n in (settings.evaluate_every, settings.save_every))
+        for step in range(self.state.step, last):
+            self.update(step)
+            done = self.state.step = step + 1
+            self.progress(done, last)
+            self.each_step(done * self.steps.tokens, self.model)
+            if done % evaluate == 0 or done == last:
+                self.evaluate()
+            if (done % save == 0 or done == last) and self.state.guard.good:
+                self.save()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Print what the Trainer logs."""
-        logs = logs or {}
-        tokens = state.global_step * self.plan.step_rows * self.plan.length
-        where = f"recovery: step {state.global_step}/{state.max_steps}, {tokens:,} tokens"
-        if "loss" in logs:
-            speed = ""
-            if self.begun is not None and state.global_step > self.begun[1]:
-                seconds = time.monotonic() - self.begun[0]
-                done = (state.global_step - self.begun[1]) * self.plan.step_rows * self.plan.length
-                speed = f", {done / seconds:.0f} tokens/s"
-            self.say(f"{where}: loss {logs['loss']:.4f}, rate {logs['learning_rate']:.2e}{speed}")
-        elif "eval_perplexity" in logs:
-            kl = f", KL {logs['eval_kl']:.4f}" if "eval_kl" in logs else ""
-            self.say(f"{where}: held out: perplexity {logs['eval_perplexity']:.2f}{kl}")
+    def update(self, step: int) -> None:
+        """One step: gradients of all its batches, a look at the loss, and the optimizer. Raises NumericsError."""
+        torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
+        rate = self.settings.learning_rate * rate_share(self.settings, self.steps.count, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for number in range(self.steps.accumulation):
+            with self._unsynchronized(number):
+                loss = self.loss_of(self._batch(step, number)) / self.steps.accumulation
+                torch.autograd.backward(loss)
+            total += loss.detach()
+        mean = float(parallel.all_reduce(total)) / parallel.size()
+        self.state.guard.see(mean, step)
+        norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.unlogged.append(mean)
+        if step == 0 or (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps.count:
+            norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            self._log_loss(step + 1, rate, norm)
+
+    def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
+        """DDP adds up gradients of a step in each process, and sums over processes once."""
+        waits = hasattr(self.call, "no_sync") and number + 1 < self.steps.accumulation
+        held: AbstractContextManager[None] = cast(Any, self.call).no_sync() if waits else nullcontext()
+        return held
+
+    def _batch(self, step: int, number: int) -> dict[str, Tensor]:
+        """Of a step's sequences this process's pass `number`; the order of an epoch depends on seed and epoch."""
+        epoch, place = divmod(step, self.steps.per_epoch)
+        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+        order = torch.randperm(len(cast(Sized, self.text)), generator=generator)
+        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
+        batch = default_collate([self.text[row] for row in order[begin : begin + self.steps.rows].tolist()])
+        pinned = self.device.type == "cuda"
+        return {
+            name: (tensor.pin_memory() if pinned else tensor).to(self.device, non_blocking=pinned)
+            for name, tensor in batch.items()
+        }
+
+    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean loss per token of a batch; the dense model runs unless the batch carries what it gave."""
+        tokens = batch["input_ids"]
+        dense: Dense | None = None
+        if STORED[0] in batch:
+            dense = Dense(None, top=TopK(*(batch[name] for name in STORED)))
+        elif self.losses.objective.needs_teacher:
+            dense = run_dense(self.teacher, tokens)
+        loss: Tensor = self.call(tokens, dense)
+        return loss
+
+    # ------------------------------------------------------------------------------------- evaluation and the log
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Log perplexity, and KL to the dense model in nats per token, on validation text."""
+        self.call.eval()
+        rows, sums = self.steps.rows, torch.zeros(3, dtype=torch.float64)
+        # Every process makes as many passes: under FSDP they gather weights together.
+        most = -(-len(self.held_out) // parallel.size())
+        share = self.held_out[parallel.place() :: parallel.size()]
+        for start in range(0, most, rows):
+            batch = share[start : start + rows]
+            tokens = batch if len(batch) else self.held_out[:1]
+            loss, divergence = self.call(tokens.to(self.device), held_out=True)
+            sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
+        self.call.train()
+        loss, divergence, counted = parallel.all_reduce(sums).tolist()
+        length = self.held_out.shape[1]
+        figures = {"eval_perplexity": math.exp(min(loss / (counted * (length - 1)), 700.0))}
+        if self.teacher is not None:
+            figures["eval_kl"] = max(divergence / (counted * length), 0.0)
+        where = self._log(self.state.step, figures)
+        kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
+        self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+
+    def _log_loss(self, step: int, rate: float, norm: float) -> None:
+        losses, self.state.unlogged = self.state.unlogged, []
+        loss = sum(losses) / len(losses)
+        where = self._log(step, {"loss": loss, "grad_norm": norm, "learning_rate": rate})
+        speed = (step - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
+        self.say(f"{where}: loss {loss:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
+
+    def _log(self, step: int, figures: dict[str, float]) -> str:
+        tokens = step * self.steps.tokens
+        self.state.log.append({"step": step, "tokens": tokens, **figures})
+        for tracker in self.trackers:
+            tracker.log(figures, step=step)
+        return f"recovery: step {step}/{self.steps.count}, {tokens:,} tokens"
+
+    # ------------------------------------------------------------------------------------- checkpoints and the end
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and moments by name; moments of what no gradient has reached yet are zeros."""
+        for weight in self.trained.values():
+            if not self.optimizer.state[weight]:
+                step = torch.zeros((), device=weight.device)
+                moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[weight].update(step=step, **moments)
+        kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
+        first, second = ({name: own[kind] for name, own in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
+        return {WEIGHTS: dict(self.trained), FIRST: first, SECOND: second}
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises StorageError."""
+        self.state.seconds = round(self.before + time.monotonic() - self.begun, 1)
+        tensors = self._tensors()
+        self.state.updates = [int(self.optimizer.state[weight]["step"]) for weight in self.trained.values()]
+        self.checkpoints.save(self.state, tensors)
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
+        self.state = self.checkpoints.load(checkpoint, self._tensors())
+        for weight, updates in zip(self.trained.values(), self.state.updates, strict=True):
+            self.optimizer.state[weight]["step"].fill_(updates)
+
+    def _better(self) -> bool:
+        """Whether held-out text speaks for the training, by the objective."""
+        held_out = [entry for entry in self.state.log if "eval_perplexity" in entry]
+        distillation, cross_entropy = self.settings.distillation, self.settings.cross_entropy
+        goals = [
+            distillation * entry.get("eval_kl", 0.0) + cross_entropy * math.log(entry["eval_perplexity"])
+            for entry in (held_out[0], held_out[-1])
+        ]
+        return goals[1] <= goals[0]
+
+    def record(self) -> dict[str, Any]:
+        """What is told of the training."""
+        return {
+            "steps": self.state.step,
+            "tokens": self.state.step * self.steps.tokens,
+            "seconds": round(self.before + time.monotonic() - self.begun, 1),
+            "processes": parallel.size(),
+            "sharded": self.sharded,
+            "kept": "trained" if self._better() else "before",
+            "log": self.state.log,
+        }
+
+    def result(self, student: Callable[[], Any]) -> Any:
+        """The better model as a plain one, in the first process; of a sharded one weights are gathered."""
+        model = self.model
+        if not self._better():
+            self.say("recovery: no better on held-out text: the weights before training are kept")
+            model = student() if parallel.is_main() else None
+        elif self.sharded:
+            weights = gathered(self.trained)
+            model = student() if parallel.is_main() else None
+            for name, weight in dict(model.named_parameters()).items() if model is not None else ():
+                if name in weights:
+                    weight.data.copy_(weights[name])
+        elif self.settings.lora_rank:
+            model = model.merge_and_unload()
+        return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)

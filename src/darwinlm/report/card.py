@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
 from darwinlm.report import wording
 from darwinlm.report.looking_back import WORDS, looking_back_rows
+from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
 PAPER = "https://arxiv.org/abs/2502.07780"
@@ -23,7 +24,7 @@ _CITATION = """\
 }"""
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
+def model_card(summary: Summary) -> str:
     """Write the card of the model that is saved: Markdown with YAML front matter.
 
     Files on disk are named without their folders, since cards are published.
@@ -31,16 +32,16 @@ def model_card(summary: Mapping[str, Any]) -> str:
     Args:
         summary: of a run.
     """
-    name = _code(wording.short_source(summary["model"]))
+    name = _code(wording.short_source(summary.model))
     sections = [
         f"---\n{_front_matter(summary)}---",
-        f"# {name}, made smaller by pruning",
-        f"{wording.headline(summary)}",
+        f"# {_plain(wording.title(summary))}",
+        wording.headline(summary),
         _what_it_is(summary, name),
         "## Sizes and losses",
         _table(summary),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
-        f"{_plain(wording.measured_on(summary, short=True))}, which took no part in pruning, search or refit. "
+        f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
         "## Loading it",
         _loading(summary),
@@ -53,39 +54,70 @@ def model_card(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(summary: Mapping[str, Any]) -> str:
-    fields: dict[str, Any] = {}
-    if source := wording.hub_id(summary["model"]):
-        fields["base_model"] = source
+def _front_matter(summary: Summary) -> str:
+    origin = summary.origin
+    fields: dict[str, Any] = {
+        "language": list(origin.languages),
+        "license": origin.license or ("other" if origin.license_name else None),
+        "license_name": origin.license_name,
+        "license_link": origin.license_link,
+        "base_model": origin.base_model,
+    }
+    fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
     fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
-    if summary["export"]["custom_code"]:
+    if summary.export.custom_code:
         fields["tags"].append("custom_code")
-    dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary["text"].get("source") or "")
+    dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
     if dataset is not None:
         fields["datasets"] = [dataset.group(1)]
+    fields["model-index"] = [_measured(summary)]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
-def _what_it_is(summary: Mapping[str, Any], name: str) -> str:
-    allocation = summary.get("allocation") or []
-    gone = dict(zip(("attention", "MLP"), wording.gone(allocation), strict=True))
-    shape = "Its blocks differ in size" if summary["export"]["custom_code"] else "All of its blocks have the same size"
-    removed = [f"{number} {kind}" for kind, number in gone.items() if number]
-    if removed:
+def _measured(summary: Summary) -> dict[str, Any]:
+    """Our figures as a `model-index` entry."""
+    metrics = [
+        {"type": "perplexity", "name": "Perplexity", "value": summary.saved.perplexity},
+        {"type": "kl_divergence", "name": "KL from the dense model (nats/token)", "value": summary.saved.kl},
+    ]
+    text = wording.short_source(summary.text.source)
+    return {
+        "name": wording.title(summary),
+        "results": [
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": wording.measured_on(summary), "type": text.removeprefix("hf:")},
+                "metrics": [metric for metric in metrics if metric["value"] is not None],
+            }
+        ],
+    }
+
+
+def _unseen(summary: Summary) -> str:
+    """What is known not to have seen the evaluation text: of a model that was pruned elsewhere, the recovery alone."""
+    return "No step of its recovery" if summary.search is None else "No step that made this model"
+
+
+def _what_it_is(summary: Summary, name: str) -> str:
+    removed = wording.removed(summary.allocation)
+    what = f"with {removed} taken out" if removed else "with nothing taken out"
+    gone = dict(zip(("attention", "MLP"), wording.gone(summary.allocation), strict=True))
+    shape = "Its blocks differ in size" if summary.export.custom_code else "All of its blocks have the same size"
+    lost = [f"{number} {kind}" for kind, number in gone.items() if number]
+    if lost:
         total = sum(gone.values())
-        shape += f"; {' and '.join(removed)} sub-layer{'' if total == 1 else 's'} of {len(allocation)} blocks " + (
+        shape += f"; {' and '.join(lost)} sub-layer{'' if total == 1 else 's'} of {len(summary.allocation)} blocks " + (
             "is gone" if total == 1 else "are gone"
         )
     return (
-        f"This is {name} with query heads, key and value heads and MLP channels taken out and the remaining weights "
-        f"adjusted. The tensors are physically smaller: nothing is masked. {shape}. Weights are stored as "
-        f"{summary['export']['dtype']}."
+        f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}. Weights are stored "
+        f"as {summary.export.dtype}."
     )
 
 
-def _table(summary: Mapping[str, Any]) -> str:
+def _table(summary: Summary) -> str:
     lines = [_row(COLUMNS), _row(["---", *["---:"] * (len(COLUMNS) - 1)])]
     for row in comparison_rows(summary):
         cells = [f"**{cell}**" for cell in row.cells] if row.final else row.cells
@@ -93,7 +125,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n\nIn bold: this model. MB are 10⁶ bytes of weights." + _looking_back(summary)
 
 
-def _looking_back(summary: Mapping[str, Any]) -> str:
+def _looking_back(summary: Summary) -> str:
     found = looking_back_rows(summary)
     if found is None:
         return ""
@@ -102,16 +134,16 @@ def _looking_back(summary: Mapping[str, Any]) -> str:
     return "\n\n" + "\n".join(lines) + f"\n\n{WORDS}"
 
 
-def _row(cells: Any) -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _loading(summary: Mapping[str, Any]) -> str:
-    if summary["export"]["custom_code"]:
+def _loading(summary: Summary) -> str:
+    if summary.export.custom_code:
         need = (
-            "Its blocks differ in size, which needs the modelling file that lies beside the weights and "
-            "transformers 5.16 or newer; `trust_remote_code=True` lets transformers run that file. `folder` is where "
-            "this card lies, or the model's id on the hub."
+            "Its blocks differ in size. That needs the modelling file that lies beside the weights and transformers "
+            "5.16 or newer; `trust_remote_code=True` lets transformers run that file. `folder` is where this card "
+            "lies, or the model's id on the hub."
         )
     else:
         need = (
@@ -120,41 +152,41 @@ def _loading(summary: Mapping[str, Any]) -> str:
     return f"{need}\n\n```python\n{wording.loading_code(summary)}\n```"
 
 
-def _method(summary: Mapping[str, Any]) -> str:
-    steps = [
-        "Every attention and MLP sub-layer was pruned to every size with second-order information from calibration "
-        "text (optimal brain surgeon, structured)"
-    ]
-    search = summary.get("search")
+def _method(summary: Summary) -> str:
+    search, refit, recovery = summary.search, summary.refit, summary.recovery
+    steps = []
+    if summary.from_pruned:
+        steps.append("It was pruned in several rounds. What follows describes the last one.")
     if search is None:
-        steps.append("the size of each sub-layer was given, not searched")
+        steps.append("How its sizes were chosen isn't recorded.")
     else:
         steps.append(
-            f"an evolutionary search over {search['evaluations']:,} evaluations chose the size of each sub-layer, from "
-            f"KL {wording.divergence(search['start_kl'])} to {wording.divergence(search['kl'])} nats per token on the "
-            "search's own text"
+            "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
+            f"text (structured optimal brain surgeon). The size of each was chosen by {wording.searched_by(search)}: "
+            f"{search.evaluations:,} evaluations, from KL {wording.divergence(search.start_kl)} to "
+            f"{wording.divergence(search.kl)} nats per token on the search's own text."
         )
-    refit, recovery = summary.get("refit"), summary.get("recovery")
-    if refit is not None and refit["kept"] == "refit":
-        steps.append("the output projections were refitted by ridge regression toward the dense model")
+    if refit is not None and refit.kept == "refit":
+        steps.append("Output projections were then refitted by ridge regression toward the dense model.")
+    elif refit is not None:
+        steps.append("A refit by ridge regression was no better on validation text and was dropped.")
     if recovery is not None:
-        steps.append(f"it was trained on {recovery['tokens']:,} tokens")
+        source = _plain(wording.short_source(summary.text.training_source))
+        steps.append(f"The smaller model was then trained on {recovery.tokens:,} tokens of {source}.")
     trained = "" if recovery is not None else ", without its continued training"
-    return (
-        "; ".join(steps)
-        + f". The method is that of DarwinLM ([arXiv 2502.07780]({PAPER})){trained}; made with darwinlm "
-        f"{summary['version']}."
+    steps.append(
+        f"The method is that of DarwinLM ([arXiv 2502.07780]({PAPER})){trained}. Made with darwinlm {summary.version}."
     )
+    return " ".join(steps)
 
 
-def _limits(summary: Mapping[str, Any]) -> str:
+def _limits(summary: Summary) -> str:
     return "\n".join(
         [
-            f"- The figures hold for {_plain(wording.measured_on(summary, short=True))} and for no other text: expect "
-            "larger losses on other domains and languages, and on tasks.",
-            "- It wasn't recovered by training after pruning. What pruning took away, facts above all, is gone "
-            "until it is trained again.",
-            "- It inherits the base model's licence, biases and faults; safety tuning may have been weakened.",
+            f"- The figures hold for {_plain(wording.measured_on(summary))} and for no other text. Expect larger "
+            "losses on other domains and languages, and on tasks.",
+            f"- {wording.what_training_left(summary)}",
+            "- It inherits the base model's licence, biases and faults. Safety tuning may have been weakened.",
         ]
     )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from darwinlm.report import wording
+from darwinlm.report.summary import CopyingFigures, Summary
 
 WORDS = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
@@ -20,33 +18,33 @@ WORDS = (
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def looking_back_rows(summary: Mapping[str, Any], *, losses: bool = True) -> Rows | None:
-    """Headings, and a row of cells for each model; None where a run measured none of it.
+def looking_back_rows(summary: Summary, *, losses: bool = True) -> Rows | None:
+    """Headings, and a row of cells for each model; None where it wasn't measured of all of them.
 
     Args:
         summary: of a run.
         losses: whether cells of copying hold the loss too.
     """
-    found = {key: summary["models"][key].get("looking_back") for key in wording.measured_models(summary)}
-    if not all(found.values()):
-        return None
-    names = [score["name"] for score in found["dense"]["copying"]]
-    headings = ("model", "KL, seen", "KL, new", *(f"copied, {name}" for name in names))
+    headings: tuple[str, ...] = ()
     rows = []
-    for key, figures in found.items():
-        copied = [_copied(score, losses=losses) for score in figures["copying"]]
-        split = (wording.divergence(figures["kl_seen"]), wording.divergence(figures["kl_new"]))
+    for key, model in summary.measured():
+        figures = model.looking_back
+        if figures is None:
+            return None
+        headings = ("model", "KL, seen", "KL, new", *(f"copied, {score.name}" for score in figures.copying))
+        copied = [_copied(score, losses=losses) for score in figures.copying]
+        split = (wording.divergence(figures.kl_seen), wording.divergence(figures.kl_new))
         rows.append((wording.model_name(key, summary), *split, *copied))
     return headings, rows
 
 
-def looking_back_remarks(summary: Mapping[str, Any]) -> list[str]:
+def looking_back_remarks(summary: Summary) -> tuple[str, ...]:
     """What wasn't measured, and why."""
-    found = summary["models"]["dense"].get("looking_back") or {}
-    return list(found.get("remarks", ()))
+    figures = summary.dense.looking_back
+    return () if figures is None else figures.remarks
 
 
-def looking_back_table(summary: Mapping[str, Any]) -> Table | None:
+def looking_back_table(summary: Summary) -> Table | None:
     """The rows for the terminal, the model that is saved in bold; None where there are none."""
     found = looking_back_rows(summary, losses=False)
     if found is None:
@@ -60,6 +58,6 @@ def looking_back_table(summary: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _copied(score: Mapping[str, Any], *, losses: bool) -> str:
-    share = f"{100 * score['accuracy']:.0f} %"
-    return f"{share} ({score['loss']:.2f})" if losses else share
+def _copied(score: CopyingFigures, *, losses: bool) -> str:
+    share = f"{100 * score.accuracy:.0f} %"
+    return f"{share} ({score.loss:.2f})" if losses else share

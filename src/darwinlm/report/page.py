@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,26 +11,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
-from darwinlm.report.finalists import last_choice
 from darwinlm.report.looking_back import WORDS, looking_back_remarks, looking_back_rows
+from darwinlm.report.strip import allocation_strip
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
-_PURPOSES = {
-    "calibration": "second moments of the database, and the refit",
-    "fitness": "scores of modules and of the search's candidates",
-    "validation": "strength of the refit",
-    "training": "continued training",
-    "evaluation": "the figures of this page",
-}
 
-
-def render_page(summary: Mapping[str, Any]) -> str:
+def render_page(summary: Summary) -> str:
     """Render a run's summary as one self-contained HTML page.
 
     Nothing is loaded from elsewhere, and names, prompts and continuations are escaped.
 
     Args:
-        summary: of a run; `search` and `refit` may be None, and models that weren't made are left out.
+        summary: of a run or a recovery; what wasn't done or isn't known is left out or said to be unknown.
 
     Returns:
         The page; write it as UTF-8.
@@ -41,12 +33,11 @@ def render_page(summary: Mapping[str, Any]) -> str:
     return environment.from_string(template).render(_view(summary))
 
 
-def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
-    allocation = summary.get("allocation") or []
+def _view(summary: Summary) -> dict[str, Any]:
+    allocation = summary.allocation
     return {
-        "version": summary["version"],
-        "model": summary["model"],
-        "name": wording.short_source(summary["model"]),
+        "version": summary.version,
+        "title": wording.title(summary),
         "headline": wording.headline(summary),
         "tiles": _tiles(summary),
         "columns": COLUMNS,
@@ -57,144 +48,166 @@ def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
         "budget": _budget(summary),
         "search": _search(summary),
         "refit": _refit(summary),
+        "recovery": _recovery(summary),
+        "training": wording.what_training_left(summary),
         "size_svg": Markup(_size_svg(summary)),  # noqa: S704
-        "allocation_svg": Markup(plots.allocation_plot(allocation)) if allocation else None,  # noqa: S704
+        "strip": Markup(allocation_strip(allocation)) if allocation else None,  # noqa: S704
         "allocation": [_allocation_row(entry) for entry in allocation],
         "allocation_words": _allocation_words(allocation),
         "samples": _samples(summary),
         "text": _text(summary),
         "stages": _stages(summary),
-        "recipe": yaml.safe_dump(
-            json.loads(json.dumps(summary.get("recipe") or {}, default=str)), sort_keys=False, allow_unicode=True
-        ),
-        "custom_code": summary["export"]["custom_code"],
-        "dtype": summary["export"]["dtype"],
+        "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
+        "custom_code": summary.export.custom_code,
+        "dtype": summary.export.dtype,
         "loading_code": wording.loading_code(summary),
     }
 
 
-def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The four figures that a reader looks for, as (what, figure, compared with what)."""
-    final, dense = summary["models"][wording.final_key(summary)], summary["models"]["dense"]
-    budget = summary["budget"]
-    kept, whole = budget["block_params"], budget["dense_block_params"]
+def _without_folders(value: Any) -> Any:
+    """The recipe with files named without the folders that they lie in: pages are published."""
+    if isinstance(value, dict):
+        return {name: _without_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return wording.short_source(value) if isinstance(value, str) and value.startswith(("/", "~", "\\")) else value
+
+
+def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
+    """The figures that a reader looks for, as (what, figure, compared with what)."""
+    final, dense = summary.saved, summary.dense
     tiles = [
-        ("block parameters", wording.percent(kept, whole), f"{wording.count(kept)} of {wording.count(whole)} kept"),
+        (
+            "block parameters",
+            wording.percent(final.block_params, dense.block_params),
+            f"{wording.count(final.block_params)} of {wording.count(dense.block_params)} kept",
+        ),
         (
             "perplexity",
-            wording.perplexity(final.get("perplexity")),
-            f"dense {wording.perplexity(dense.get('perplexity'))}; lower is better",
+            wording.perplexity(final.perplexity),
+            f"dense {wording.perplexity(dense.perplexity)}{_uniform(summary)}",
         ),
+        ("weights", f"{wording.megabytes(final.bytes)} MB", f"dense {wording.megabytes(dense.bytes)} MB"),
     ]
-    if final.get("bytes") and dense.get("bytes"):
-        small, large = wording.megabytes(final["bytes"]), wording.megabytes(dense["bytes"])
-        tiles.append(("weights", f"{small} MB", f"dense {large} MB"))
-    for what, key in (("prompt speed", "tokens_per_second"), ("decode speed", "decode_tokens_per_second")):
-        times = wording.factor(final.get(key), dense.get(key))
+    for what, small, large in (
+        ("prompt speed", final.tokens_per_second, dense.tokens_per_second),
+        ("decode speed", final.decode_tokens_per_second, dense.decode_tokens_per_second),
+    ):
+        times = wording.factor(small, large)
         if times:
-            tiles.append((what, f"×{times}", f"{wording.rate(final[key])} tokens/s, dense {wording.rate(dense[key])}"))
+            tiles.append((what, f"×{times}", f"{wording.rate(small)} tokens/s, dense {wording.rate(large)}"))
     return tiles
 
 
-def _looking_back(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def _looking_back(summary: Summary) -> dict[str, Any] | None:
     found = looking_back_rows(summary)
     if found is None:
         return None
     return {"columns": found[0], "rows": found[1], "words": " ".join([WORDS, *looking_back_remarks(summary)])}
 
 
-def _budget(summary: Mapping[str, Any]) -> str:
-    budget = summary["budget"]
-    left = f"which leaves {100 * budget['unused']:.2f} % of it unused."
-    if budget.get("kind", "keep") == "keep":
+def _uniform(summary: Summary) -> str:
+    uniform = summary.models.get("uniform")
+    if uniform is None:
+        return ""
+    name = wording.model_name("uniform", summary).replace(",", " of the")
+    return f", {name} {wording.perplexity(uniform.perplexity)}"
+
+
+def _budget(summary: Summary) -> str:
+    budget = summary.budget
+    if budget is None:
+        return ""
+    left = f"which leaves {100 * budget.unused:.2f} % of it unused."
+    if budget.kind == "keep" and budget.keep is not None:
         return (
-            f"The budget was {100 * budget['keep']:.4g} % of the block parameters, {budget['upper']:,}; "
-            f"{budget['block_params']:,} were used, {left}"
+            f"The budget was {100 * budget.keep:.4g} % of the block parameters, {budget.upper:,.0f}; "
+            f"{budget.block_params:,} were used, {left}"
         )
-    limit, used, dense = (wording.amount(budget[name], budget["unit"]) for name in ("upper", "used", "dense"))
+    limit, used, dense = (wording.amount(value, budget.unit) for value in (budget.upper, budget.used, budget.dense))
     return f"The budget was {limit} of the dense model's {dense}; {used} were used, {left}"
 
 
-def _search(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    search = summary.get("search")
+def _search(summary: Summary) -> dict[str, Any] | None:
+    search = summary.search
     if search is None:
         return None
-    history = _with_descent(search)
-    steps = len(search.get("descent") or ())
-    downhill = f"{steps} step{'s' if steps > 1 else ''} downhill and " if steps else ""
-    uniform = search.get("uniform_kl")
-    beside = "" if uniform is None else f" On the same text a uniform model has KL {wording.divergence(uniform)}."
+    cut = "the model that this round cut" if summary.from_pruned else "the dense model"
+    points = [plots.SearchPoint(each.seconds, each.kl, improved=each.improved) for each in search.history]
     return {
         "words": (
-            f"It began with the {search['start']} start at KL {wording.divergence(search['start_kl'])} and ended at "
-            f"{wording.divergence(search['kl'])} nats per token after {downhill}{search['evaluations']:,} evaluations "
-            f"in {wording.duration(search['seconds'])}: {search['ended']}.{beside}"
+            f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
+            f"{wording.divergence(search.start_kl)} to {cut} and ended at {wording.divergence(search.kl)} nats per "
+            f"token of the search's own text, after {search.evaluations:,} evaluations in "
+            f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
+            f"{wording.divergence(search.uniform_kl)} there."
         ),
-        "svg": Markup(plots.search_plot(history)) if history else None,  # noqa: S704
-        "last_choice": last_choice(search),
+        "svg": Markup(plots.search_plot(points)) if points else None,  # noqa: S704
     }
 
 
-def _with_descent(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The history, with the start in front of what the steps downhill made of it."""
-    history = list(search.get("history") or [])
-    descent = search.get("descent")
-    if not history or not descent:
-        return history
-    reached = {**history[0], "improved": any(step["moved"] for step in descent)}
-    begun = {
-        "kl": search["start_kl"],
-        "improved": False,
-        "seconds": max(0.0, reached["seconds"] - descent[-1]["seconds"]),
-        "evaluations": descent[0]["evaluations"],
-    }
-    return [begun, reached, *history[1:]]
-
-
-def _refit(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    refit = summary.get("refit")
+def _refit(summary: Summary) -> dict[str, Any] | None:
+    refit = summary.refit
     if refit is None:
         return None
-    choices = refit["choices"]
-    fitted = [choice for choice in choices if choice["ridge"] is not None]
+    fitted = [choice for choice in refit.choices if choice.ridge is not None]
     taken = (
-        f"The model took {refit['strength']:.0%} of the way to these weights, which was best on validation text."
-        if refit["kept"] == "refit"
+        f"The model took {refit.strength:.0%} of the way to these weights, which was best on validation text."
+        if refit.kept == "refit"
         else "The whole model was no better for it on validation text, so the stitched weights stay."
+    )
+    rest = (
+        "; the others kept their weights, because no fit was better on validation text"
+        if len(fitted) < len(refit.choices)
+        else ""
     )
     return {
         "words": (
-            f"{len(fitted)} of {len(choices)} output projections were fitted toward the dense model; the others kept "
-            f"their weights, because no fit was better on validation text. {taken} Errors are relative to the energy "
-            "of what the module should have given."
+            f"{len(fitted)} of {len(refit.choices)} modules were fitted toward the dense model{rest}. {taken} Errors "
+            "are relative to the energy of what the module should have given."
         ),
-        "svg": Markup(plots.refit_plot(choices)) if choices else None,  # noqa: S704
+        "svg": Markup(plots.refit_plot(refit.choices)) if refit.choices else None,  # noqa: S704
     }
 
 
-def _size_svg(summary: Mapping[str, Any]) -> str:
-    final = wording.final_key(summary)
+def _recovery(summary: Summary) -> dict[str, Any] | None:
+    recovery = summary.recovery
+    if recovery is None:
+        return None
+    source = wording.short_source(summary.text.training_source)
+    last = " after the last round of pruning" if summary.from_pruned else ""
+    held_out = [point for point in recovery.log if point.eval_kl is not None]
+    return {
+        "words": (
+            f"The model was trained{last} on {recovery.tokens:,} tokens of {source} in {recovery.steps:,} steps, "
+            f"{wording.duration(recovery.seconds)}."
+        ),
+        "svg": Markup(plots.recovery_plot(recovery.log)) if len(held_out) > 1 else None,  # noqa: S704
+    }
+
+
+def _size_svg(summary: Summary) -> str:
     return plots.size_plot(
         [
             plots.SizePoint(
-                wording.model_name(key, summary), model["block_params"] / 1e6, model["perplexity"], key == final
+                wording.model_name(key, summary), model.block_params / 1e6, model.perplexity, key == summary.saved_key
             )
-            for key in wording.measured_models(summary)
-            if (model := summary["models"][key]).get("perplexity") is not None
+            for key, model in summary.measured()
+            if model.perplexity is not None
         ]
     )
 
 
-def _allocation_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _allocation_row(entry: BlockFigures) -> dict[str, Any]:
     cells = []
     for field in ("groups", "heads", "width"):
-        kept, whole = entry[field], entry[f"dense_{field}"]
+        kept, whole = getattr(entry, field), getattr(entry, f"dense_{field}")
         text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
         cells.append({"text": text, "gone": not kept})
-    return {"block": entry["block"], "cells": cells}
+    return {"block": entry.block, "cells": cells}
 
 
-def _allocation_words(allocation: Sequence[Mapping[str, Any]]) -> str:
+def _allocation_words(allocation: Sequence[BlockFigures]) -> str:
     attention, mlp = wording.gone(allocation)
     if not attention and not mlp:
         return "No sub-layer is gone as a whole."
@@ -204,36 +217,46 @@ def _allocation_words(allocation: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _samples(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Continuations of each prompt, by model."""
-    models = summary["models"]
+def _samples(summary: Summary) -> list[dict[str, Any]]:
+    """Continuations of each prompt by the dense and the saved model."""
     samples = []
-    for number, prompt in enumerate(summary.get("prompts") or []):
-        texts = []
-        for key in wording.measured_models(summary):
-            continuations = models[key].get("continuations") or []
-            if number < len(continuations):
-                texts.append({"name": wording.model_name(key, summary), "text": continuations[number].rstrip()})
+    for number, prompt in enumerate(summary.prompts):
+        texts = [
+            {"name": wording.model_name(key, summary), "text": wording.collapsed(model.continuations[number])}
+            for key, model in summary.measured()
+            if key in ("dense", summary.saved_key) and number < len(model.continuations)
+        ]
         if texts:
             samples.append({"prompt": prompt, "texts": texts})
     return samples
 
 
-def _text(summary: Mapping[str, Any]) -> dict[str, Any]:
-    text = summary["text"]
+def _text(summary: Summary) -> dict[str, Any]:
+    text, refit, recovery = summary.text, summary.refit is not None, summary.recovery is not None
+    used_for = {
+        "calibration": ["second moments of the database", *["the refit"] * refit],
+        "fitness": ["losses of the search's candidates"],
+        "validation": [*["strength of the refit"] * refit, *["held-out loss while training"] * recovery],
+        "training": ["training of the search's candidates"],
+        "evaluation": ["the figures of this page"],
+    }
     return {
-        "source": text.get("source") or "unnamed",
-        "sequence_length": text["sequence_length"],
+        "source": wording.short_source(text.source),
+        "sequence_length": text.sequence_length,
         "purposes": [
-            (purpose, _PURPOSES.get(purpose, ""), f"{amount['tokens']:,}", f"{amount['documents']:,}")
-            for purpose, amount in text["purposes"].items()
+            (
+                purpose,
+                "; ".join(used_for.get(purpose, ())) or "check of the saved model",
+                f"{amount.tokens:,}",
+                f"{amount.documents:,}",
+            )
+            for purpose, amount in text.purposes.items()
         ],
     }
 
 
-def _stages(summary: Mapping[str, Any]) -> dict[str, Any]:
-    stages = summary.get("stages") or []
+def _stages(summary: Summary) -> dict[str, Any]:
     return {
-        "rows": [(stage["name"], wording.duration(stage["seconds"]), bool(stage["reused"])) for stage in stages],
-        "total": wording.duration(sum(stage["seconds"] for stage in stages)),
+        "rows": [(stage.name, wording.duration(stage.seconds), stage.reused) for stage in summary.stages],
+        "total": wording.duration(sum(stage.seconds for stage in summary.stages)),
     }

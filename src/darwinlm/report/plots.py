@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from darwinlm.report import wording
+from darwinlm.report.summary import FitFigures, TrainingPoint
 
 COLOURS = {
     "ink": "#1d2129",
@@ -54,68 +55,59 @@ class SizePoint:
     final: bool = False
 
 
-def allocation_plot(allocation: Sequence[Mapping[str, Any]]) -> str:
-    """Draw how much of each block's attention and MLP is kept.
+@dataclass(frozen=True)
+class SearchPoint:
+    """The best KL so far, some seconds into the search; `improved` where it was just found."""
+
+    seconds: float
+    kl: float
+    improved: bool
+
+
+def search_plot(points: Sequence[SearchPoint]) -> str:
+    """Draw the best KL so far against time.
 
     Args:
-        allocation: one entry per block, with `heads`, `width` and their dense values.
+        points: the start, then every step; at least one.
     """
     with _style():
-        figure = Figure(figsize=(9.0, 3.9), layout="constrained")
-        axes = figure.subplots(2, 1, sharex=True)
-        blocks = [entry["block"] for entry in allocation]
-        panels = (("heads", "attention: query heads kept", ATTENTION), ("width", "MLP: width kept", MLP))
-        for axis, (field, label, colour) in zip(axes, panels, strict=True):
-            there = [entry for entry in allocation if entry[f"dense_{field}"] > 0]
-            shares = [100 * entry[field] / entry[f"dense_{field}"] for entry in there]
-            places = [entry["block"] for entry in there]
-            axis.bar(places, [100.0] * len(there), width=0.78, color=GRID, zorder=1)
-            axis.bar(places, shares, width=0.78, color=colour, zorder=2)
-            gone = [place for place, share in zip(places, shares, strict=True) if share == 0]
-            axis.scatter(gone, [9.0] * len(gone), marker="x", s=18, linewidths=1.3, color=MUTED, zorder=3)
-            axis.set_ylim(0, 104)
-            axis.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
-            axis.set_title(label, loc="left", color=colour)
-            axis.tick_params(axis="both", length=0)
-        axes[1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
-        axes[1].set_xlabel("block (× where the whole sub-layer is gone)")
-        if blocks:
-            axes[1].set_xlim(min(blocks) - 0.7, max(blocks) + 0.7)
-        return _svg(figure, "allocation", "Share of attention and of MLP kept in each block")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        axis = figure.subplots()
+        places, losses = [point.seconds for point in points], [point.kl for point in points]
+        axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
+        better = [point for point in points if point.improved]
+        if better:
+            where = ([point.seconds for point in better], [point.kl for point in better])
+            axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
+        axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
+        axis.set_xlabel("seconds of search")
+        axis.set_ylabel("KL (nats/token)")
+        axis.grid(visible=True, axis="both")
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axis.margins(x=0.03, y=0.12)
+        axis.legend(loc="best")
+        return _svg(figure, "search", "Best KL of the search against time")
 
 
-def search_plot(history: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the best KL so far against seconds and against evaluations.
-
-    Args:
-        history: one entry per generation, the start first; at least one.
-    """
+def recovery_plot(log: Sequence[TrainingPoint]) -> str:
+    """Draw the training loss and the held-out KL against tokens."""
     with _style():
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        losses = [entry["kl"] for entry in history]
-        for axis, field in zip(axes, ("seconds", "evaluations"), strict=True):
-            places = [entry[field] for entry in history]
-            axis.step(places, losses, where="post", color=ATTENTION, linewidth=1.6, zorder=2)
-            better = [
-                (place, loss) for place, loss, entry in zip(places, losses, history, strict=True) if entry["improved"]
-            ]
-            axis.scatter(
-                [place for place, _ in better],
-                [loss for _, loss in better],
-                s=18,
-                color=GAIN,
-                zorder=3,
-                label="improvement",
-            )
-            axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
-            axis.set_xlabel(field)
-            axis.grid(visible=True, axis="both")
-            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axis.margins(x=0.03, y=0.12)
-        axes[0].set_ylabel("KL (nats/token)")
-        axes[1].legend(loc="upper right")
-        return _svg(figure, "search", "Best KL of the search against seconds and against evaluations")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        axis = figure.subplots()
+        for colour, label, points in (
+            (MUTED, "training loss", [(point.tokens, point.loss) for point in log]),
+            (GAIN, "held-out KL", [(point.tokens, point.eval_kl) for point in log]),
+        ):
+            there = [(tokens, value) for tokens, value in points if value is not None]
+            if there:
+                axis.plot(*zip(*there, strict=True), color=colour, marker="o", markersize=3.5, label=label)
+        axis.set_xlabel("tokens trained on")
+        axis.set_ylabel("nats/token")
+        axis.grid(visible=True, axis="both")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
+        axis.margins(x=0.03, y=0.12)
+        axis.legend(loc="best")
+        return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
 def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)") -> str:
@@ -128,7 +120,7 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
     with _style():
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axis = figure.subplots()
         if points:
             _draw_points(axis, points)
@@ -142,19 +134,19 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
         return _svg(figure, "size", "Perplexity of each model against its size")
 
 
-def refit_plot(choices: Sequence[Mapping[str, Any]]) -> str:
+def refit_plot(choices: Sequence[FitFigures]) -> str:
     """Draw each module's validation error before and after the refit.
 
     Args:
-        choices: one entry per module that is still there, with `block`, `kind`, `before` and `after`.
+        choices: one entry per module that is still there.
     """
     with _style():
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
         for axis, kind, colour in zip(axes, ("attention", "mlp"), (ATTENTION, MLP), strict=True):
-            made = [choice for choice in choices if choice["kind"] == kind]
-            places = [choice["block"] for choice in made]
-            before, after = [choice["before"] for choice in made], [choice["after"] for choice in made]
+            made = [choice for choice in choices if choice.kind == kind]
+            places = [choice.block for choice in made]
+            before, after = [choice.before for choice in made], [choice.after for choice in made]
             axis.vlines(places, after, before, color=MUTED, linewidth=1.2, zorder=2)
             axis.scatter(places, before, s=26, facecolor="none", edgecolor=MUTED, zorder=3, label="before")
             axis.scatter(places, after, s=22, color=colour, zorder=4, label="after", clip_on=False)

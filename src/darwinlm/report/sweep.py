@@ -1,48 +1,117 @@
-"""Size against loss of a family of models: a table for the terminal, one in Markdown, and a plot."""
+"""Size against loss of a sweep: its summary, a table for the terminal, one in Markdown, and a plot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
+from darwinlm import __version__
 from darwinlm.report import plots, wording
+from darwinlm.report.summary import FORMAT, BudgetFigures, Figures, Summary
 
-Rows = Sequence[Mapping[str, Any]]
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+class SweepRow(Figures):
+    """One model of a sweep.
+
+    Attributes:
+        name: dense, or of the budget.
+        folder: of its run inside the sweep's; None for the dense model.
+        budget: None for the dense model.
+        params: parameters.
+        block_params: parameters inside the blocks.
+        bytes: of its weights.
+        kl: KL(dense ‖ model) in nats per token.
+        perplexity: on the same text.
+        tokens_per_second: of a prompt.
+        decode_tokens_per_second: of new text.
+        on_front: whether no model of its size or smaller has less KL.
+    """
+
+    name: str
+    folder: str | None
+    budget: BudgetFigures | None
+    params: int
+    block_params: int
+    bytes: int
+    kl: float | None
+    perplexity: float | None
+    tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    on_front: bool = False
+
+
+class SweepSummary(Figures):
+    """What sweep.json holds; the dense model comes first."""
+
+    format: Literal[1] = FORMAT
+    version: str = __version__
+    rows: tuple[SweepRow, ...] = ()
+
+    @classmethod
+    def of(cls, runs: list[tuple[str, Summary]]) -> SweepSummary:
+        """Put the summaries of a sweep's runs beside each other, each with the name of its folder."""
+        models = [("dense", runs[0][1].dense, None), *((name, one.saved, one.budget) for name, one in runs)]
+        shared = SweepRow.model_fields.keys() - {"name", "folder", "budget", "on_front"}
+        rows = [
+            SweepRow(
+                name=name,
+                folder=None if budget is None else name,
+                budget=budget,
+                **{field: getattr(model, field) for field in shared},
+            )
+            for name, model, budget in models
+        ]
+        return cls(rows=tuple(row.model_copy(update={"on_front": _on_front(row, rows)}) for row in rows))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.model_dump(mode="json")
+
+
+def _on_front(row: SweepRow, rows: list[SweepRow]) -> bool:
+    def loss(one: SweepRow) -> float:
+        return float("inf") if one.kl is None else one.kl
+
+    return not any(other.params <= row.params and loss(other) < loss(row) for other in rows if other is not row)
+
+
+def _cells(row: SweepRow) -> tuple[str, ...]:
     return (
-        row["name"],
-        wording.count(row["params"]),
-        f"{wording.megabytes(row['bytes'])} MB",
-        wording.divergence(row["kl"]),
-        wording.perplexity(row["perplexity"]),
-        f"{wording.rate(row['tokens_per_second'])} tokens/s",
-        f"{wording.rate(row['decode_tokens_per_second'])} tokens/s",
-        "yes" if row["on_front"] else "no",
+        row.name,
+        wording.count(row.params),
+        f"{wording.megabytes(row.bytes)} MB",
+        wording.divergence(row.kl),
+        wording.perplexity(row.perplexity),
+        f"{wording.rate(row.tokens_per_second)} tokens/s",
+        f"{wording.rate(row.decode_tokens_per_second)} tokens/s",
+        "yes" if row.on_front else "no",
     )
 
 
-def sweep_table(rows: Rows) -> Table:
+def sweep_table(sweep: SweepSummary) -> Table:
     """For the terminal."""
     table = Table(title="size against loss")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in rows:
+    for row in sweep.rows:
         table.add_row(*_cells(row))
     return table
 
 
-def sweep_markdown(rows: Rows) -> str:
+def sweep_markdown(sweep: SweepSummary) -> str:
     """A Markdown table; a model is on the front when none of its size or smaller has less KL."""
-    lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *map(_cells, rows)]
+    lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *map(_cells, sweep.rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def sweep_plot(rows: Rows) -> str:
+def sweep_plot(sweep: SweepSummary) -> str:
     """SVG of size against perplexity."""
-    points = [plots.SizePoint(row["name"], row["params"] / 1e6, row["perplexity"], row["on_front"]) for row in rows]
+    points = [
+        plots.SizePoint(row.name, row.params / 1e6, row.perplexity, row.on_front)
+        for row in sweep.rows
+        if row.perplexity is not None
+    ]
     return plots.size_plot(points, unit="parameters (M)")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from darwinlm.report import wording
+from darwinlm.report.summary import ModelFigures, Summary
 
 COLUMNS = (
     "model",
@@ -52,7 +51,7 @@ class ComparisonRow:
     final: bool
 
 
-def comparison_rows(summary: Mapping[str, Any]) -> list[ComparisonRow]:
+def comparison_rows(summary: Summary) -> list[ComparisonRow]:
     """Lay out the models that were measured, the dense one first.
 
     Args:
@@ -61,19 +60,17 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[ComparisonRow]:
     Returns:
         A row for each model; a figure that wasn't measured is a dash, and shares and factors are of the dense model.
     """
-    dense = summary["models"]["dense"]
-    final = wording.final_key(summary)
     return [
         ComparisonRow(
             key=key,
-            cells=_cells(wording.model_name(key, summary), summary["models"][key], None if key == "dense" else dense),
-            final=key == final,
+            cells=_cells(wording.model_name(key, summary), model, None if key == "dense" else summary.dense),
+            final=key == summary.saved_key,
         )
-        for key in wording.measured_models(summary)
+        for key, model in summary.measured()
     ]
 
 
-def comparison_table(summary: Mapping[str, Any]) -> Table:
+def comparison_table(summary: Summary) -> Table:
     """Make the comparison for the terminal, with the model that is saved in bold.
 
     Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
@@ -95,22 +92,22 @@ def _pieces(cell: str, *, words: bool) -> list[str]:
     return cell.split() if words else cell.replace(" (", "\n(").split("\n")
 
 
-def _cells(name: str, model: Mapping[str, Any], dense: Mapping[str, Any] | None) -> tuple[str, ...]:
-    blocks = wording.count(model["block_params"])
+def _cells(name: str, model: ModelFigures, dense: ModelFigures | None) -> tuple[str, ...]:
+    blocks = wording.count(model.block_params)
     if dense is not None:
-        blocks += f" ({wording.percent(model['block_params'], dense['block_params'])})"
+        blocks += f" ({wording.percent(model.block_params, dense.block_params)})"
     return (
         name,
-        wording.count(model["params"]),
+        wording.count(model.params),
         blocks,
-        wording.megabytes(model.get("bytes")),
-        wording.perplexity(model.get("perplexity")),
-        wording.divergence(model.get("kl")),
-        _speed("tokens_per_second", model, dense),
-        _speed("decode_tokens_per_second", model, dense),
+        wording.megabytes(model.bytes),
+        wording.perplexity(model.perplexity),
+        wording.divergence(model.kl),
+        _speed(model.tokens_per_second, dense.tokens_per_second if dense else None),
+        _speed(model.decode_tokens_per_second, dense.decode_tokens_per_second if dense else None),
     )
 
 
-def _speed(key: str, model: Mapping[str, Any], dense: Mapping[str, Any] | None) -> str:
-    times = wording.factor(model.get(key), dense.get(key)) if dense is not None else ""
-    return wording.rate(model.get(key)) + (f" (×{times})" if times else "")
+def _speed(rate: float | None, dense: float | None) -> str:
+    times = wording.factor(rate, dense)
+    return wording.rate(rate) + (f" (×{times})" if times else "")

@@ -5,19 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-NAMES = {
-    "dense": "dense",
-    "uniform": "uniform, same size",
-    "stitched": "searched, stitched",
-    "refit": "searched + refit",
-    "recovered": "searched + refit + recovery",
-}
-"""What a model is called in tables and plots, in their order."""
+from darwinlm.report.summary import BlockFigures, ModelKey, SearchFigures, Summary
 
-_UNSEARCHED = {"stitched": "stitched", "refit": "stitched + refit", "recovered": "stitched + refit + recovery"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
@@ -101,23 +92,21 @@ def amount(value: float, unit: str) -> str:
     return f"{value:,} {unit}"
 
 
-def model_name(key: str, summary: Mapping[str, Any]) -> str:
-    """What a model is called; nothing is called searched that wasn't, or of the same size that isn't."""
-    if key == "uniform" and not _same_size(summary):
-        return "uniform, same budget"
-    if summary.get("search") is None and key in _UNSEARCHED:
-        return _UNSEARCHED[key]
-    return NAMES.get(key, key)
-
-
-def measured_models(summary: Mapping[str, Any]) -> list[str]:
-    """Keys of the models that were measured, in the order of the tables."""
-    return [key for key in NAMES if summary["models"].get(key) is not None]
-
-
-def final_key(summary: Mapping[str, Any]) -> str:
-    """Key of the model that is saved: the last one made."""
-    return measured_models(summary)[-1]
+def model_name(key: ModelKey, summary: Summary) -> str:
+    """What a model is called; it names the steps that made it, and no others."""
+    if key == "dense":
+        return "dense"
+    if key == "uniform":
+        return "uniform, same size" if _same_size(summary) else "uniform, same budget"
+    if key == "before":
+        return "before recovery"
+    made = "searched" if summary.search is not None else "pruned"
+    if key == "stitched":
+        return f"{made}, stitched"
+    steps = [made]
+    if summary.refit is not None:
+        steps.append("refit" if summary.refit.kept == "refit" else "refit (no gain)")
+    return " + ".join([*steps, "recovery"] if key == "recovered" else steps)
 
 
 def short_source(source: str | None) -> str:
@@ -136,80 +125,148 @@ def hub_id(source: str | None) -> str | None:
     return None
 
 
-def gone(allocation: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
     """Count the attention and the MLP sub-layers that were there and aren't any more."""
-    attention = sum(entry["heads"] == 0 < entry["dense_heads"] for entry in allocation)
-    mlp = sum(entry["width"] == 0 < entry["dense_width"] for entry in allocation)
+    attention = sum(entry.heads == 0 < entry.dense_heads for entry in allocation)
+    mlp = sum(entry.width == 0 < entry.dense_width for entry in allocation)
     return attention, mlp
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def removed(allocation: Sequence[BlockFigures]) -> str:
+    """Which units were removed somewhere, in words: "query heads and MLP channels"; empty where nothing was."""
+    kinds = (("query heads", "heads"), ("key and value heads", "groups"), ("MLP channels", "width"))
+    return _listed(
+        [
+            name
+            for name, field in kinds
+            if any(getattr(entry, field) < getattr(entry, f"dense_{field}") for entry in allocation)
+        ]
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def searched_by(search: SearchFigures) -> str:
+    """What chose the sizes, in words: only what ran is named."""
+    if not search.generations:
+        return "equal layers brought to the budget, without a generation of search,"
+    plural = "s" if search.generations != 1 else ""
+    guided = " guided by gradients" if search.method == "gradient" else " with the paper's level switch"
+    return f"an evolutionary search of {search.generations} generation{plural}{guided}"
+
+
+def headline(summary: Summary) -> str:
     """Say in one sentence what was gained and what was lost."""
-    models, budget = summary["models"], summary["budget"]
-    final, dense = models[final_key(summary)], models["dense"]
-    kept, whole = budget["block_params"], budget["dense_block_params"]
-    uniform = models.get("uniform")
-    loss = f"perplexity {perplexity(dense.get('perplexity'))} → {perplexity(final.get('perplexity'))}"
+    final, dense = summary.saved, summary.dense
+    kept, whole = final.block_params, dense.block_params
+    uniform = summary.models.get("uniform")
+    loss = f"perplexity {perplexity(dense.perplexity)} → {perplexity(final.perplexity)}"
     if uniform is not None and final is not uniform:
-        of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform['block_params'], whole)}"
-        loss += f" ({perplexity(uniform.get('perplexity'))} for a uniform model {of})"
+        of = "of the same size" if _same_size(summary) else f"that keeps {percent(uniform.block_params, whole)}"
+        loss += f" ({perplexity(uniform.perplexity)} for a uniform model {of})"
     parts = [f"{count(kept)} of {count(whole)} block parameters kept ({percent(kept, whole)})", loss]
-    prompt = factor(final.get("tokens_per_second"), dense.get("tokens_per_second"))
-    decode = factor(final.get("decode_tokens_per_second"), dense.get("decode_tokens_per_second"))
+    prompt = factor(final.tokens_per_second, dense.tokens_per_second)
+    decode = factor(final.decode_tokens_per_second, dense.decode_tokens_per_second)
     if prompt and decode:
         parts.append(f"prompts read {prompt} times and text written {decode} times as fast")
-    if final.get("bytes") and dense.get("bytes"):
-        parts.append(f"{megabytes(final['bytes'])} MB of weights instead of {megabytes(dense['bytes'])} MB")
+    parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
     return ", ".join(parts) + "."
 
 
-def measured_on(summary: Mapping[str, Any], *, short: bool = False) -> str:
+def title(summary: Summary) -> str:
+    """The smaller model's name for people: the dense model's, and what is left of it."""
+    kept = 100 * summary.saved.block_params / summary.dense.block_params
+    shares = {75: "three quarters", 50: "half", 25: "a quarter"}
+    share = next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.0f} %")
+    return f"{plain_name(summary.model)} with {share} of its block parameters"
+
+
+def plain_name(source: str) -> str:
+    """A model's name without owner, folder, revision and file type: SmolLM2-135M-Instruct."""
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
+    if hub_id(source.partition("@")[0]):
+        name = name.partition("@")[0]
+    if name.lower().endswith(".gguf"):
+        name = re.sub(r"[.-](q\d\w*|iq\d\w*|f16|f32|bf16)$", "", name[: -len(".gguf")], flags=re.IGNORECASE)
+    return name
+
+
+def collapsed(text: str) -> str:
+    """A continuation without trailing space, with what repeats itself three times or more said once: "the … [x5]"."""
+    text = re.sub(r"[ \t]*\n\s*\n\s*", "\n\n", text.rstrip())
+    return re.sub(r"(.{1,120}?)\1{2,}", _said_once, text, flags=re.DOTALL)
+
+
+def _said_once(match: re.Match[str]) -> str:
+    part, whole = match.group(1), match.group(0)
+    if len(whole) < 12:
+        return whole
+    return f"{part.rstrip()} … [×{len(whole) // len(part)}]"
+
+
+def measured_on(summary: Summary) -> str:
     """Name the text that perplexity and KL were measured on."""
-    text = summary["text"]
-    source = short_source(text.get("source")) if short else text.get("source") or "unnamed"
-    evaluation = text["purposes"].get("evaluation")
+    source = short_source(summary.text.source)
+    evaluation = summary.text.purposes.get("evaluation")
     if evaluation is None:
-        return str(source)
-    documents = evaluation["documents"]
-    plural = "" if documents == 1 else "s"
-    return f"{evaluation['tokens']:,} tokens ({documents:,} document{plural}) of {source}"
+        return source
+    plural = "" if evaluation.documents == 1 else "s"
+    return f"{evaluation.tokens:,} tokens ({evaluation.documents:,} document{plural}) of {source}"
 
 
-def machine_words(summary: Mapping[str, Any]) -> str:
+def machine_words(summary: Summary) -> str:
     """Describe the machine that the speeds were measured on."""
-    machine = summary.get("machine") or {}
-    parts = [str(machine["device"])] if machine.get("device") else []
-    if machine.get("threads"):
-        parts.append(f"{machine['threads']} thread" + ("" if machine["threads"] == 1 else "s"))
-    if machine.get("compute_dtype"):
-        parts.append(str(machine["compute_dtype"]))
-    parts += [f"{library} {machine[library]}" for library in ("torch", "transformers") if machine.get(library)]
+    machine = summary.machine
+    parts = [machine.device] if machine.device else []
+    if machine.threads:
+        parts.append(f"{machine.threads} thread" + ("" if machine.threads == 1 else "s"))
+    if machine.compute_dtype:
+        parts.append(machine.compute_dtype)
+    parts += [f"{name} {value}" for name in ("torch", "transformers") if (value := getattr(machine, name))]
     return ", ".join(parts) or "an unnamed machine"
 
 
-def loading_code(summary: Mapping[str, Any]) -> str:
+def what_training_left(summary: Summary) -> str:
+    """What a reader must expect of the weights, by whether the model was trained after pruning."""
+    if summary.recovery is None:
+        return (
+            "It wasn't trained after pruning. What pruning took away, facts above all, is gone until it is trained "
+            "again."
+        )
+    return (
+        f"It was trained on {summary.recovery.tokens:,} tokens after pruning. What that text doesn't teach, facts "
+        "above all, has not come back."
+    )
+
+
+def loading_code(summary: Summary) -> str:
     """Python that loads the saved model and lets it write; it asks for remote code only where the model needs it."""
-    export = summary["export"]
-    prompts = summary.get("prompts") or ["Once upon a time"]
-    remote = ", trust_remote_code=True" if export["custom_code"] else ""
+    prompt = summary.prompts[0] if summary.prompts else "Once upon a time"
+    # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code of the configuration.
+    remote, plain = (
+        (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
+    )
     return "\n".join(
         [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            f"folder = {_python_string(export['folder'])}",
-            f"tokenizer = AutoTokenizer.from_pretrained(folder{remote})",
+            f"folder = {_python_string(summary.export.folder)}",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
             f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{remote})',
-            f'inputs = tokenizer({_python_string(prompts[0])}, return_tensors="pt")',
+            f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
         ]
     )
 
 
-def _same_size(summary: Mapping[str, Any]) -> bool:
+def _same_size(summary: Summary) -> bool:
     """Whether the uniform model is within 1 % of the saved one: equal layers come in coarser steps."""
-    uniform, final = summary["models"].get("uniform"), summary["models"][final_key(summary)]
-    return uniform is None or abs(uniform["block_params"] - final["block_params"]) <= 0.01 * final["block_params"]
+    uniform, final = summary.models.get("uniform"), summary.saved
+    return uniform is None or abs(uniform.block_params - final.block_params) <= 0.01 * final.block_params
 
 
 def _three_digits(value: float) -> str:

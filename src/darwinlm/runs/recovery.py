@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__, parallel
-from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
+from darwinlm import __version__
 from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
-from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe, merge, parse_recipe
+from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.stages.dtype import export_dtype
-from darwinlm.stages.recover import Recovered, recover_model
+from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
+from darwinlm.stages.export import Exported
+from darwinlm.stages.recover import Recovered, check_recovery, recover_model
+from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
 from darwinlm.stages.text import Texts, text_stage
 from darwinlm.surgery.stitch import as_dtype
 
@@ -35,7 +37,7 @@ def recover(
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Train a smaller model, the same code as `darwinlm recover`; the same call again goes on or reuses.
 
     Args:
@@ -50,7 +52,8 @@ def recover(
         reporter: tells the user; None prints to the terminal.
 
     Returns:
-        What summary.json holds: the training's record, and perplexity and KL before and after on evaluation text.
+        What summary.json holds: figures of the dense model and of the smaller one before and after, the training, and
+        what the run that made the smaller one says of its search and refit.
 
     Raises:
         DarwinLMError: the input is wrong; see `darwinlm.errors`.
@@ -60,10 +63,11 @@ def recover(
     small = folder / "model" if of_a_run else folder
     if of_a_run and not small.is_dir():
         raise ModelError(f"{folder} holds no finished model: run the same `darwinlm prune` command again to finish it")
+    made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    resolved = _resolve(folder if of_a_run else None, recipe, assignments, {**overrides, "teacher": teacher})
+    resolved = _resolve(made, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is named: give --teacher, the model that this one was cut from")
@@ -71,59 +75,71 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
     run = Run(resolved, Path(out), reporter or Reporter())
+    check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
     recovered = recover_model(
         run,
         texts,
-        run.teacher,
         (student, student.tokenizer()),
         lambda: student.load(torch.float32),
         {"student": student.digest},
     )
-    return _finish(run, texts, student, recovered)
+    return _finish(run, texts, student, recovered, made)
 
 
 def _resolve(
-    folder: Path | None, recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]
+    made: Summary | None,
+    path: Path,
+    recipe: Recipe | str | Path | None,
+    assignments: Sequence[str],
+    overrides: dict[str, Any],
 ) -> Recipe:
     if isinstance(recipe, Recipe):
         return merge(recipe, assignments, overrides)
-    if recipe is not None or folder is None or not (folder / "summary.json").is_file():
+    if recipe is not None or made is None:
         return load_recipe(recipe, assignments, overrides)
-    tree = read_json(folder / "summary.json")["recipe"]
-    return merge(parse_recipe(tree, str(folder / "summary.json")), assignments, overrides)
+    return merge(parse_recipe(made.recipe, str(path)), assignments, overrides)
 
 
-def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered) -> dict[str, Any]:
-    """Save the model in its own type, check it, and measure what was gained."""
-    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else student.dtype
+def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
+    """Save the model in its own type, check it, measure what was gained, and write the report."""
+    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else _dtype(student.dtype)
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,
         "dtype": str(dtype),
         "text": texts["evaluation"].digest,
+        "evaluation": run.recipe.evaluation.model_dump(),
         "arithmetic": run.arithmetic,
     }
     with run.stage("export", key, "export and evaluation") as (stage, work):
         if work or not (target / "config.json").is_file():
-            final = as_dtype(recovered.checkpoint.load(torch.float32), _dtype(dtype))
-            save_model(final, target, tokenizer=student.tokenizer())
+            final = as_dtype(recovered.checkpoint.load(torch.float32), dtype)
+            save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
             check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
-            _measure(run, texts, student, target, stage)
-        measured = read_json(stage.folder / "quality.json")
-    summary = {
-        "version": __version__,
-        "model": student.source,
-        "teacher": run.teacher.source,
-        "models": measured,
-        "recovery": recovered.record,
-        "custom_code": is_custom(student.config),
-        "recipe": run.recipe.model_dump(mode="json"),
-        "digest": digest_of(key),
-    }
-    if parallel.is_main():
-        write_json(run.folder / "summary.json", summary)
+            save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
+        measured = read_figures(stage.folder / FIGURES)
+    saved = Checkpoint.open(target)
+    summary = Summary(
+        version=__version__,
+        model=run.teacher.source,
+        from_pruned=made is not None and made.from_pruned,
+        budget=made.budget if made is not None else None,
+        models=measured,
+        origin=OriginFigures.of(run.teacher, saved),
+        prompts=run.recipe.evaluation.prompts,
+        allocation=allocation_figures(run.teacher, saved),
+        search=made.search if made is not None else None,
+        refit=made.refit if made is not None else None,
+        recovery=RecoveryFigures.model_validate(recovered.record),
+        text=text_figures(run, texts),
+        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        export=export_figures(Exported(target, dtype, is_custom(saved.config), saved.digest)),
+        machine=machine_figures(run),
+        recipe=run.recipe.model_dump(mode="json"),
+    )
+    write_report(run.folder, target, summary)
     return summary
 
 
@@ -131,15 +147,10 @@ def _dtype(dtype: Any) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."))
 
 
-def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, stage: StageFolder) -> None:
-    dense = run.teacher.load(run.dtype, run.device)
-    models = {
-        "dense": dense,
-        "before": student.load(run.dtype, run.device),
-        "recovered": Checkpoint.open(target).load(run.dtype, run.device),
+def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:
+    models: dict[ModelKey, Any] = {
+        "dense": run.teacher.load(run.dtype),
+        "before": student.load(run.dtype),
+        "recovered": Checkpoint.open(target).load(run.dtype),
     }
-    quality = measure_quality(
-        dense, models, texts["evaluation"].tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
-    )
-    figures = {name: {"perplexity": found.perplexity, "kl": found.kl} for name, found in quality.items()}
-    write_json(stage.folder / "quality.json", figures)
+    return measure_models(run, models, texts, dtype)

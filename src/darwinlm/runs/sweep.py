@@ -1,27 +1,26 @@
-"""A family of models: several budgets from one database, each search starting from its neighbour's answer."""
+"""A sweep: several budgets from one database, each search starting from its neighbour's answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from darwinlm import parallel
 from darwinlm.artifact import write_json, write_text
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
-from darwinlm.pipeline import run_stages
+from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.recipe import BudgetSettings, Recipe
-from darwinlm.report.sweep import sweep_markdown, sweep_plot
+from darwinlm.report.summary import Summary
+from darwinlm.report.sweep import SweepSummary, sweep_markdown, sweep_plot
 from darwinlm.run import Run
-from darwinlm.stages.search import SearchResult
 
 SWEEP = "sweep"
 
 
 def prune_sweep(
     recipes: Sequence[Recipe], out: str | Path, *, until: str = "report", reporter: Reporter | None = None
-) -> list[dict[str, Any]]:
+) -> SweepSummary:
     """Make a model smaller in several sizes, the largest first; text, database and scores are made once.
 
     It is what `darwinlm prune --keep 75%,50%` does.
@@ -34,8 +33,7 @@ def prune_sweep(
         reporter: tells the user; None prints to the terminal.
 
     Returns:
-        One row for each model, the dense one first, as sweep.json holds them; empty when the last stage isn't the
-        report.
+        What sweep.json holds: a row for each model, the dense one first; none when the last stage isn't the report.
 
     Raises:
         DarwinLMError: as in `darwinlm.pipeline.prune`.
@@ -44,24 +42,24 @@ def prune_sweep(
     folder, reporter = Path(out), reporter or Reporter()
     ordered = _ordered(recipes)
     Run(ordered[0], folder, reporter)  # refuses a folder that isn't ours
-    summaries: list[tuple[str, dict[str, Any]]] = []
+    summaries: list[tuple[str, Summary]] = []
     neighbour = None
     for recipe in ordered:
         name = member_name(recipe.budget)
         reporter.say(name)
-        found: dict[str, Any] = {"neighbour": neighbour}
-        summary = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, found)
-        search: SearchResult | None = found.get("search")
-        neighbour = search.allocation if search is not None else None
-        summaries.append((name, summary))
-    if until != "report":
-        return []
-    rows = sweep_rows(summaries)
+        made = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
+        if STAGES.index(until) >= STAGES.index("search"):
+            neighbour = made.search.allocation
+        if until == "report":
+            summaries.append((name, made.report))
+    if not summaries:
+        return SweepSummary()
+    sweep = SweepSummary.of(summaries)
     if parallel.is_main():
-        write_json(folder / f"{SWEEP}.json", rows)
-        write_text(folder / f"{SWEEP}.md", sweep_markdown(rows))
-        write_text(folder / f"{SWEEP}.svg", sweep_plot(rows))
-    return rows
+        write_json(folder / f"{SWEEP}.json", sweep.as_json())
+        write_text(folder / f"{SWEEP}.md", sweep_markdown(sweep))
+        write_text(folder / f"{SWEEP}.svg", sweep_plot(sweep))
+    return sweep
 
 
 def member_name(budget: BudgetSettings) -> str:
@@ -80,36 +78,16 @@ def member_name(budget: BudgetSettings) -> str:
     return f"{budget.kind}-{bound / size:.10g}{unit}"
 
 
-def sweep_rows(summaries: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Size, loss and speed of the dense model and of every member, and whether another one is better in both."""
-    dense = summaries[0][1]["models"]["dense"]
-    models = [("dense", dense, None)]
-    for name, summary in summaries:
-        measured = summary["models"]
-        models.append((name, list(measured.values())[-1], summary["budget"]))
-    fields = ("params", "block_params", "bytes", "kl", "perplexity", "tokens_per_second", "decode_tokens_per_second")
-    rows = [
-        {"name": name, "folder": None if budget is None else name, "budget": budget}
-        | {field: model[field] for field in fields}
-        for name, model, budget in models
-    ]
-    for row in rows:
-        row["on_front"] = not any(
-            other["params"] <= row["params"] and other["kl"] < row["kl"] for other in rows if other is not row
-        )
-    return rows
-
-
 def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     """The largest model first. Raises RecipeError."""
     kinds = {recipe.budget.kind for recipe in recipes}
     if len(kinds) != 1:
-        raise RecipeError("a family has budgets of one kind; these are " + (" and ".join(sorted(kinds)) or "none"))
+        raise RecipeError("a sweep has budgets of one kind; these are " + (" and ".join(sorted(kinds)) or "none"))
     names = [member_name(recipe.budget) for recipe in recipes]
     if len(set(names)) < len(names):
-        raise RecipeError(f"a family's budgets must differ; these are {', '.join(names)}")
+        raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
     plain = {"budget": BudgetSettings()}
     if any(recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes):
-        raise RecipeError("a family's recipes may differ in their bound only")
+        raise RecipeError("a sweep's recipes may differ in their bound only")
     kind = recipes[0].budget.kind
     return sorted(recipes, key=lambda recipe: getattr(recipe.budget, kind), reverse=kind != "speedup")

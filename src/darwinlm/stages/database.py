@@ -32,10 +32,12 @@ class PruningDatabase:
     reader: DatabaseReader
 
 
-def stream_of(run: Run, text: TokenBlocks, n_tokens: int | None = None) -> BlockStream:
+def stream_of(
+    run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
+) -> BlockStream:
     """The dense model's residual stream over some text, before the first block."""
     rows = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
-    return _stream(run, text.tokens[:rows])
+    return _stream(run, text.tokens[:rows], memory)
 
 
 def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
@@ -74,7 +76,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}
     with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
         if work:
-            memory = HiddenMemory(recipe.compute.hidden_memory, stage.folder)
+            memory = HiddenMemory(stage.folder)
             with parallel.agree():
                 stream = _stream(run, tokens, memory)
             build_database(stage, stream, recipe.units, recipe.database.damping, weights, run.reporter.advance)
@@ -98,7 +100,7 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": rows, "arithmetic": run.arithmetic}
     with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
         if work:
-            memory = HiddenMemory(run.recipe.compute.hidden_memory, stage.folder)
+            memory = HiddenMemory(stage.folder)
             total = run.checkpoint.n_blocks
             with kept_memory(run.device):
                 for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
@@ -109,8 +111,8 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     folder, device = stage.folder, run.device
 
     def of_block(block: int) -> dict[str, Tensor]:
-        found = read_tensors(folder / block_file(block))
-        return {kind: found[kind].to(device) for kind in KINDS if kind in found}
+        moments = read_tensors(folder / block_file(block))
+        return {kind: moments[kind].to(device) for kind in KINDS if kind in moments}
 
     return of_block  # type: ignore[return-value]
 

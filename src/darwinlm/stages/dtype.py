@@ -18,5 +18,5 @@ def export_dtype(run: Run) -> torch.dtype:
 def saved_dtype(recipe: Recipe, checkpoint: Checkpoint) -> torch.dtype:
     """Element type of the saved model: the recipe's, else the dense checkpoint's."""
     chosen = recipe.export.dtype
-    found = checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
-    return found if isinstance(found, torch.dtype) else DTYPES[str(found).removeprefix("torch.")]
+    dtype = checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
+    return dtype if isinstance(dtype, torch.dtype) else DTYPES[str(dtype).removeprefix("torch.")]

@@ -3,62 +3,80 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
-from darwinlm.artifact import read_json, write_json
+from darwinlm.artifact import damaged, read_json, write_json
+from darwinlm.errors import first_line
 from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.report.summary import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.run import Run
-from darwinlm.stages.export import Exported
+from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
 
-Measured = dict[str, dict[str, Any]]
+if TYPE_CHECKING:
+    from darwinlm.stages.results import StageResults
+
+FIGURES = "models.json"
+Measured = dict[ModelKey, ModelFigures]
 
 
-def evaluate_stage(run: Run, found: dict[str, Any]) -> Measured:
-    """Figures of each model by its name.
+def evaluate_stage(run: Run, made: StageResults) -> Measured:
+    """Figures of each model.
 
     Args:
         run: the run.
-        found: what the stages before returned, by name.
+        made: what the stages before returned.
     """
-    exported: Exported = found["export"]
-    texts, search = found["text"], found["search"]
+    exported, stitched, refitted = made.export, made.stitch, made.refit
     key = {
         "model": run.checkpoint.digest,
         "exported": exported.digest,
-        "uniform": search.uniform,
-        "stitched": found["stitch"].stage.digest,
-        "refit": found["refit"].stage.digest if found["refit"] is not None else None,
-        "recover": found["recover"] is not None,
+        "uniform": made.search.uniform,
+        "stitched": stitched.stage.digest,
+        "refit": refitted.stage.digest if refitted is not None else None,
+        "recover": made.recover is not None,
         "teacher": run.teacher.digest,
-        "evaluation_text": texts["evaluation"].digest,
+        "evaluation_text": made.text["evaluation"].digest,
         "evaluation": run.recipe.evaluation.model_dump(),
-        "looking_back": True,
         "dtype": str(exported.dtype),
         "arithmetic": run.arithmetic,
     }
     with run.stage("evaluate", key, "evaluate") as (stage, work):
         if work:
-            models = {
+            models: dict[ModelKey, Any] = {
                 "dense": run.teacher.load(run.dtype),
-                "uniform": as_dtype(stitch(found["database"].reader, search.uniform), run.dtype),
-                "stitched": found["stitch"].checkpoint.load(run.dtype),
+                "uniform": as_dtype(stitch(made.database.reader, made.search.uniform), run.dtype),
+                "stitched": stitched.checkpoint.load(run.dtype),
             }
             final = Checkpoint.open(exported.folder).load(run.dtype)
-            if found["refit"] is not None and found["recover"] is not None:
-                models["refit"] = as_dtype(found["refit"].model(found["stitch"].checkpoint), run.dtype)
-            elif found["refit"] is not None:
+            if refitted is not None and made.recover is not None:
+                models["refit"] = as_dtype(refitted.model(stitched.checkpoint), run.dtype)
+            elif refitted is not None:
                 models["refit"] = final
-            if found["recover"] is not None:
+            if made.recover is not None:
                 models["recovered"] = final
-            write_json(stage.folder / "models.json", _measure(run, models, texts, exported.dtype))
-        measured: Measured = read_json(stage.folder / "models.json")
-    return measured
+            save_figures(stage.folder / FIGURES, measure_models(run, models, made.text, exported.dtype))
+        return read_figures(stage.folder / FIGURES)
+
+
+def save_figures(path: Path, measured: Measured) -> None:
+    """Write figures of models. Raises StorageError."""
+    write_json(path, {key: figures.model_dump(mode="json") for key, figures in measured.items()})
+
+
+def read_figures(path: Path) -> Measured:
+    """Read them again. Raises ArtifactError."""
+    try:
+        return {key: ModelFigures.model_validate(tree) for key, tree in read_json(path).items()}
+    except (AttributeError, ValidationError) as error:
+        raise damaged(path, f"it doesn't hold figures of models: {first_line(error)}") from error
 
 
 def room_for_models(device: torch.device) -> float | None:
@@ -66,7 +84,7 @@ def room_for_models(device: torch.device) -> float | None:
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
 
 
-def together(sizes: dict[str, int], room: float | None) -> list[list[str]]:
+def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelKey]]:
     """Models that are measured side by side: all of them, or each with the dense one where there is no room for all."""
     names = list(sizes)
     if room is None or sum(sizes.values()) <= room:
@@ -74,7 +92,15 @@ def together(sizes: dict[str, int], room: float | None) -> list[list[str]]:
     return [["dense", name] for name in names if name != "dense"]
 
 
-def _measure(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -> Measured:
+def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
+    """Measure models side by side, the dense one among them.
+
+    Args:
+        run: the run.
+        models: in the run's element type, on the CPU.
+        texts: `evaluation` among them.
+        dtype: element type that their bytes are counted in.
+    """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}
     for names in together(sizes, room_for_models(run.device)):
@@ -85,38 +111,39 @@ def _measure(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -
     return {name: measured[name] for name in models}
 
 
-def _measure_together(run: Run, models: dict[str, Any], texts: Any, dtype: torch.dtype) -> Measured:
+def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
     settings = run.recipe.evaluation
     tokens = texts["evaluation"].tokens
+    named: dict[str, Any] = {str(name): model for name, model in models.items()}
     quality = measure_quality(
-        models["dense"], models, tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
+        models["dense"], named, tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
     )
-    speed = measure_speed(models, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
+    speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
     tokenizer = run.checkpoint.tokenizer()
     sequences, remarks = all_copying(tokenizer, tokens, longest_sequence(models["dense"].config))
-    copied = measure_copying(models, sequences, batch_tokens=run.batch_tokens)
+    copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens)
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())
-        measured[name] = {
-            "params": params,
-            "block_params": block_parameters(model, run.checkpoint.family.layers),
-            "bytes": params * dtype.itemsize,
-            "perplexity": quality[name].perplexity,
-            "kl": quality[name].kl,
-            "tokens": quality[name].tokens,
-            "looking_back": {
-                "kl_seen": quality[name].kl_seen,
-                "kl_new": quality[name].kl_new,
-                "seen": quality[name].seen,
-                "kl_by_position": quality[name].kl_by_position,
-                "copying": [asdict(score) for score in copied[name]],
-                "remarks": remarks,
-            },
-            "tokens_per_second": speed[name].prompt,
-            "tokens_per_second_runs": list(speed[name].prompt_runs),
-            "decode_tokens_per_second": speed[name].decode,
-            "decode_tokens_per_second_runs": list(speed[name].decode_runs),
-            "continuations": continue_greedily(model, tokenizer, settings.prompts, settings.new_tokens),
-        }
+        measured[name] = ModelFigures(
+            params=params,
+            block_params=block_parameters(model, run.checkpoint.family.layers),
+            bytes=params * dtype.itemsize,
+            perplexity=quality[name].perplexity,
+            kl=quality[name].kl,
+            tokens=quality[name].tokens,
+            looking_back=LookingBackFigures(
+                kl_seen=quality[name].kl_seen,
+                kl_new=quality[name].kl_new,
+                seen=quality[name].seen,
+                kl_by_position=quality[name].kl_by_position,
+                copying=tuple(CopyingFigures(**asdict(score)) for score in copied[name]),
+                remarks=tuple(remarks),
+            ),
+            tokens_per_second=speed[name].prompt,
+            tokens_per_second_runs=speed[name].prompt_runs,
+            decode_tokens_per_second=speed[name].decode,
+            decode_tokens_per_second_runs=speed[name].decode_runs,
+            continuations=tuple(continue_greedily(model, tokenizer, settings.prompts, settings.new_tokens)),
+        )
     return measured

@@ -58,7 +58,7 @@ def export_stage(
     with run.stage("export", key, "export") as (stage, work):
         if work or not _intact(folder, record):
             model = as_dtype(_final_model(stitched.checkpoint, refitted, recovered), dtype)
-            save_model(model, folder, tokenizer=run.checkpoint.tokenizer())
+            save_model(model, folder, tokenizer=run.checkpoint.tokenizer(), source=run.teacher.folder)
             check_saved(model, folder, texts["validation"].tokens[:2, :128])
             write_json(
                 stage.folder / "export.json", {"files": _digests(folder), "custom_code": is_custom(model.config)}

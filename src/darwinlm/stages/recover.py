@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import parallel
-from darwinlm.artifact import StageFolder, digest_of, read_json, write_json
+from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
 from darwinlm.compute import DTYPES
 from darwinlm.data import check_not_evaluation_text, read_documents
 from darwinlm.data.packed import PackedText, pack_documents
@@ -19,7 +19,8 @@ from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recovery.checks import accumulation, check_length, check_packages, check_sharding, check_teacher
+from darwinlm.recovery.checks import check_length, check_packages, check_sharding, check_teacher
+from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.run import Run
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -61,35 +62,42 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
             return stitched.checkpoint.load(torch.float32)
         return refitted.model(stitched.checkpoint)
 
-    return recover_model(run, texts, run.teacher, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
+    return recover_model(run, texts, (stitched.checkpoint, run.checkpoint.tokenizer()), student, before)
 
 
-def check_recovery(run: Run) -> tuple[str, int, int, int]:
-    """Refuse what can be refused before there is a model to train.
+def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
+    """Refuse what can be refused before anything is trained, or pruned.
+
+    Args:
+        run: the run.
+        described: the model that is trained and its tokenizer; None where it will be cut from the run's model.
 
     Returns:
-        Source of the text, tokens in a sequence, sequences that one process runs at once, and how often in a step.
+        How the text is cut into steps.
 
     Raises:
-        RecipeError: a step can't be divided, or weights can't be dealt out.
-        DataError: the text is missing, or a benchmark's own.
+        RecipeError: sequences are too long, a step can't be divided, or weights can't be dealt out.
+        ModelError: the dense model's tokens mean something else.
+        DataError: the text is a benchmark's own.
         MissingExtraError: a package isn't installed.
     """
-    settings, text = run.recipe.recovery, run.recipe.text
-    source = settings.text or text.source
-    assert source is not None, "the stage text refuses that"
+    settings, text, teacher = run.recipe.recovery, run.recipe.text, run.teacher
+    small, tokenizer = described or (run.checkpoint, run.checkpoint.tokenizer())
     length = settings.sequence_length or text.sequence_length
     check_packages(settings)
-    check_sharding(settings, run.device.type, parallel.size())
-    check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
-    rows, times = accumulation(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
-    return source, length, rows, times
+    check_sharding(settings)
+    check_length(settings, length, small, *([teacher] if settings.distillation else []))
+    source = settings.text or text.source
+    if source is not None:
+        check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
+    if settings.distillation and teacher is not small:
+        check_teacher(teacher, small, tokenizer)
+    return plan_steps(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
 
 
 def recover_model(
     run: Run,
     texts: Texts,
-    teacher: Checkpoint,
     described: tuple[Checkpoint, Any],
     student: Callable[[], Any],
     before: dict[str, Any],
@@ -99,7 +107,6 @@ def recover_model(
     Args:
         run: the run.
         texts: text that serves other purposes; `validation` among them.
-        teacher: the dense model.
         described: the smaller model, for its configuration, and its tokenizer.
         student: makes the smaller model in float32.
         before: digests of what the training starts from.
@@ -114,36 +121,38 @@ def recover_model(
         MissingExtraError: a package isn't installed.
     """
     settings = run.recipe.recovery
-    small, tokenizer = described
-    source, length, rows, times = check_recovery(run)
-    distils = settings.distillation > 0 or settings.hidden > 0
-    check_length(settings, length, small, *([teacher] if distils else []))
+    distils, teacher = settings.distillation > 0, run.teacher
+    with parallel.agree():
+        steps = check_recovery(run, described)
+    source = settings.text or run.recipe.text.source
+    assert source is not None, "the stage text refuses that"
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # Nothing in here depends on how many processes share the work or how they divide it.
     apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
-    how = settings.model_dump(exclude=apart) | ({"cached": True} if settings.teacher_cache else {})
+    how = settings.model_dump(exclude=apart) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
         "recovery": how,
-        "length": length,
+        "length": steps.length,
         "source": fingerprint(source),
         "shuffle_documents": run.recipe.text.shuffle_documents,
         "seed": run.recipe.search.seed,
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
         "device": run.device.type,
+        "blocks_begin_with": added_bos(described[1]),
     }
     if run.recipe.text.looking_back:
         key["looking_back"] = run.recipe.text.looking_back
-    bos = added_bos(tokenizer)
-    if bos is not None:
-        key["blocks_begin_with"] = bos
-    with run.stage("recover", key, "recovery", shared=True) as (stage, work):
-        if work:
-            if distils:
-                check_teacher(teacher, small, tokenizer)
-            _train(run, stage, texts, teacher if distils else None, described, student, (source, reserved, rows, times))
+    work = _work_folder(run)
+    if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
+        shutil.rmtree(work, ignore_errors=True)  # of a training that was killed when all was done
+    with run.stage("recover", key, "recovery", shared=True) as (stage, work_to_do):
+        if work_to_do:
+            _train(run, stage, texts, teacher if distils else None, described, student, (source, reserved, steps))
+    if parallel.is_main():
+        shutil.rmtree(work, ignore_errors=True)
     return Recovered(stage, Checkpoint.open(stage.folder / "model"), read_json(stage.folder / RECORD))
 
 
@@ -154,43 +163,42 @@ def _train(
     teacher: Checkpoint | None,
     described: tuple[Checkpoint, Any],
     student: Callable[[], Any],
-    details: tuple[str, list[str], int, int],
+    details: tuple[str, list[str], Steps],
 ) -> None:
-    from darwinlm.recovery.train import plan_steps, train
+    from darwinlm.recovery.train import train
 
     settings = run.recipe.recovery
-    source, reserved, rows, times = details
-    plan = plan_steps(settings, settings.sequence_length or run.recipe.text.sequence_length, rows, times)
+    source, reserved, steps = details
     work = _work_folder(run)
     with parallel.main_first():
         if parallel.is_main():
-            _pack(
-                run, described, work, settings.skip_tokens + plan.blocks * plan.length, source, reserved, stage.digest
-            )
+            tokens = settings.skip_tokens + steps.blocks * steps.length
+            _pack(run, described, work, tokens, source, reserved, stage.digest)
     with parallel.agree():
         bos = added_bos(described[1])
         packed = PackedText(
             work / "text",
-            plan.length,
-            plan.blocks,
+            steps.length,
+            steps.blocks,
             settings.skip_tokens,
             bos,
             looking_back=run.recipe.text.looking_back,
             seed=run.recipe.search.seed,
         )
         dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
-    text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, rows)
+    text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
     with parallel.agree():
         trained = train(
-            student(),
+            student,
             dense,
             text,
             texts["validation"].tokens,
-            plan,
+            steps,
             settings,
             work / "training",
-            {"key": stage.digest, "steps": plan.steps},
+            {"key": stage.digest, "steps": steps.count},
             device=run.device,
+            logs=stage.folder / "logs",
             say=run.reporter.say,
             progress=run.reporter.advance,
         )
@@ -198,7 +206,6 @@ def _train(
         if parallel.is_main():
             save_model(trained.model, stage.folder / "model", tokenizer=described[1])
             write_json(stage.folder / RECORD, trained.record)
-            shutil.rmtree(work)
 
 
 def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) -> PackedText | CachedText:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json
+from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
@@ -31,9 +32,6 @@ from darwinlm.surgery.refit import Options, Outcome, Streams, put_weights, refit
 RECORD = "record.json"
 HEAD_TOKENS = 512
 """Tokens whose logits exist at once, in whole sequences."""
-
-ADDED = ("bias", "inputs")
-"""Settings that take no part in a key while they are off: runs from before they were there go on."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,13 @@ class Refitted:
         Args:
             checkpoint: the stitched model.
         """
-        found: dict[str, Tensor] = {}
+        corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
-            return found
+            return corrected
         for block in range(checkpoint.n_blocks):
             weights = _on_the_way(self.stage.folder, checkpoint, block, self.record["strength"])
-            found |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
-        return found
+            corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
+        return corrected
 
     def model(self, checkpoint: Checkpoint) -> Any:
         """The corrected model in memory, float32."""
@@ -84,28 +82,34 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     settings = run.recipe.refit
     if not settings.enabled:
         return None
-    off = {name for name in ADDED if not getattr(settings, name)}
     key = {
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(exclude={"input_memory", *off}),
+        "refit": settings.model_dump(),
         "seed": run.recipe.search.seed if settings.local_steps else None,
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, rows: int | None = None) -> BlockStream:
-        tokens, checkpoint = text.tokens[:rows], stitched.checkpoint
-        return BlockStream(checkpoint, tokens, dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens)
+    def small(text: TokenBlocks, memory: HiddenMemory, rows: int | None = None) -> BlockStream:
+        return BlockStream(
+            stitched.checkpoint,
+            text.tokens[:rows],
+            dtype=run.dtype,
+            device=run.device,
+            batch_tokens=run.batch_tokens,
+            memory=memory,
+        )
 
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
-            dense = stream_of(run, texts["calibration"], settings.tokens)
-            fit = Streams(dense, small(texts["calibration"], sum(len(hidden) for hidden in dense.hidden)))
-            validation = Streams(stream_of(run, texts["validation"]), small(texts["validation"]))
+            memory = HiddenMemory(stage.folder)
+            dense = stream_of(run, texts["calibration"], settings.tokens, memory)
+            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.rows))
+            held_out = stream_of(run, texts["validation"], memory=memory)
+            validation = Streams(held_out, small(texts["validation"], memory))
             options = Options(
                 settings.ridges,
-                int(settings.input_memory * 2**30),
                 settings.local_steps,
                 settings.local_rate,
                 settings.local_tokens,
@@ -118,13 +122,13 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 {1.0: stream_divergences(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
             )
             for strength in sorted({0.0, *settings.strengths} - losses.keys()):
-                between = small(texts["validation"])
+                between = small(texts["validation"], memory)
                 run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
-            found = _record(outcome, losses)
+            summed_up = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
-            write_json(stage.folder / RECORD, found)
-            _tell(run, outcome, found)
+            write_json(stage.folder / RECORD, summed_up)
+            _tell(run, outcome, summed_up)
         made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, made, record)
 

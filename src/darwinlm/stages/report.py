@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -10,119 +11,154 @@ import transformers
 from darwinlm import __version__, parallel
 from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
+from darwinlm.report.summary import (
+    FILE,
+    BlockFigures,
+    BudgetFigures,
+    ExportFigures,
+    MachineFigures,
+    ModelFigures,
+    OriginFigures,
+    PurposeFigures,
+    RecoveryFigures,
+    RefitFigures,
+    SearchFigures,
+    StageFigures,
+    Summary,
+    TextFigures,
+)
 from darwinlm.run import Run
-from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.export import Exported
-from darwinlm.stages.search import SearchResult
 from darwinlm.stages.text import Texts
 
+if TYPE_CHECKING:
+    from darwinlm.stages.results import StageResults
 
-def report_stage(run: Run, found: dict[str, Any]) -> dict[str, Any]:
-    """Write everything that was found, for machines and for people; always done afresh.
+PAGE = "report.html"
+
+
+def report_stage(run: Run, made: StageResults) -> Summary:
+    """Write the summary, the page and the card; always done afresh.
 
     Raises:
         BudgetError: the saved model doesn't keep the budget.
         StorageError: the disk is full.
     """
-    summary = summarise(run, found)
-    if not parallel.is_main():
-        return summary
-    write_json(run.folder / "summary.json", summary)
-    write_text(run.folder / "report.html", render_page(summary))
-    write_text(found["export"].folder / "README.md", model_card(summary))
+    summary = summarise(run, made)
+    write_report(run.folder, made.export.folder, summary)
     return summary
 
 
-def summarise(run: Run, found: dict[str, Any]) -> dict[str, Any]:
-    """All facts of a run as JSON-like values. Raises BudgetError when the saved model is too large."""
-    plan: Problem = found["plan"]
-    search: SearchResult = found["search"]
-    exported: Exported = found["export"]
-    models: dict[str, Any] = found["evaluate"]
-    final = models.get("recovered", models.get("refit", models["stitched"]))
-    budget = _budget(run, plan, search, models["dense"], final)
-    return {
-        "version": __version__,
-        "model": run.teacher.source,
-        "budget": budget,
-        "models": models,
-        "prompts": list(run.recipe.evaluation.prompts),
-        "allocation": _allocation(run, found, search),
-        "search": search.record,
-        "refit": {"choices": found["refit"].choices, **found["refit"].record} if found["refit"] else None,
-        "recovery": found["recover"].record if found["recover"] else None,
-        "text": _text(found["text"], run),
-        "stages": run.timings,
-        "export": {
-            "folder": exported.folder.name,
-            "custom_code": exported.custom_code,
-            "dtype": str(exported.dtype).removeprefix("torch."),
-        },
-        "machine": {
-            "device": str(run.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "compute_dtype": str(run.dtype).removeprefix("torch."),
-        },
-        "recipe": run.recipe.model_dump(mode="json"),
-    }
+def write_report(folder: Path, model: Path, summary: Summary) -> None:
+    """Write summary.json and report.html into an output folder, and the card beside the weights.
+
+    Of several processes only the first one writes.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    if parallel.is_main():
+        write_json(folder / FILE, summary.as_json())
+        write_text(folder / PAGE, render_page(summary))
+        write_text(model / "README.md", model_card(summary))
 
 
-def _budget(
-    run: Run, plan: Problem, search: SearchResult, dense: dict[str, Any], final: dict[str, Any]
-) -> dict[str, Any]:
+def summarise(run: Run, made: StageResults) -> Summary:
+    """All facts of a run. Raises BudgetError when the saved model is too large."""
+    models, refitted, recovered = made.evaluate, made.refit, made.recover
+    final = list(models.values())[-1]
+    return Summary(
+        version=__version__,
+        model=run.teacher.source,
+        from_pruned=run.teacher is not run.checkpoint,
+        budget=_budget(run, made, models["dense"], final),
+        models=models,
+        origin=OriginFigures.of(run.teacher),
+        prompts=run.recipe.evaluation.prompts,
+        allocation=allocation_figures(run.teacher, Checkpoint.describe(made.export.folder)),
+        search=SearchFigures.model_validate({"method": run.recipe.search.method, **made.search.record}),
+        refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
+        recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
+        text=text_figures(run, made.text),
+        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        export=export_figures(made.export),
+        machine=machine_figures(run),
+        recipe=run.recipe.model_dump(mode="json"),
+    )
+
+
+def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
     """The budget, and what the saved model uses of it. Raises BudgetError when that isn't what was planned."""
-    settings = run.recipe.budget
-    planned = plan.space.params(search.allocation)
-    used = plan.cost.of(search.allocation)
-    if (final["block_params"], final["params"]) != (planned, planned + plan.outside) or used > plan.budget.limit:
+    settings, plan, allocation = run.recipe.budget, made.plan, made.search.allocation
+    planned = plan.space.params(allocation)
+    used = plan.cost.of(allocation)
+    if (final.block_params, final.params) != (planned, planned + plan.outside) or used > plan.budget.limit:
         raise BudgetError(
-            f"the saved model has {final['block_params']:,} block parameters and {final['params']:,} in all, but "
+            f"the saved model has {final.block_params:,} block parameters and {final.params:,} in all, but "
             f"{planned:,} and {planned + plan.outside:,} were planned for a budget of "
             f"{plan.cost.words(plan.budget.limit)}: please report this"
         )
-    return {
-        "kind": settings.kind,
-        "bound": getattr(settings, settings.kind),
+    return BudgetFigures(
+        kind=settings.kind,
+        bound=getattr(settings, settings.kind),
         # Of a later round, the share of the original.
-        "keep": settings.keep if run.teacher is run.checkpoint else planned / dense["block_params"],
-        "unit": plan.cost.unit,
-        "dense": plan.cost.dense,
-        "upper": plan.budget.limit,
-        "used": used,
-        "unused": 1 - used / plan.budget.limit,
-        "dense_block_params": dense["block_params"],
-        "block_params": final["block_params"],
-    }
+        keep=settings.keep if run.teacher is run.checkpoint else planned / dense.block_params,
+        unit=plan.cost.unit,
+        dense=plan.cost.dense,
+        upper=plan.budget.limit,
+        used=used,
+        unused=1 - used / plan.budget.limit,
+        dense_block_params=dense.block_params,
+        block_params=final.block_params,
+    )
 
 
-def _allocation(run: Run, found: dict[str, Any], search: SearchResult) -> list[dict[str, int]]:
-    rows = [
-        dict.fromkeys(("block", "groups", "heads", "width", "dense_groups", "dense_heads", "dense_width"), 0)
-        for _ in range(run.checkpoint.n_blocks)
-    ]
-    plan: Problem = found["plan"]
-    for module, level in zip(plan.space.modules, plan.space.levels(search.allocation), strict=True):
-        row, dense = rows[module.block], module.levels[-1]
-        if module.kind == "attention":
-            row |= {"groups": level.groups, "heads": level.query_heads}
-            row |= {"dense_groups": dense.groups, "dense_heads": dense.query_heads}
-        else:
-            row |= {"width": level.width, "dense_width": dense.width}
-    for block, row in enumerate(rows):
-        row["block"] = block
-    return rows
+def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
+    """What is left of each block of the original model, from the shapes of both models' tensors."""
+    rows: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
+    for checkpoint, prefix in ((dense, "dense_"), (small, "")):
+        for shape in module_shapes(checkpoint):
+            row = rows[shape.block]
+            if shape.kind == "attention":
+                row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
+            else:
+                row[f"{prefix}width"] = shape.width
+    return tuple(BlockFigures.model_validate(row) for row in rows)
 
 
-def _text(texts: Texts, run: Run) -> dict[str, Any]:
-    purposes = {
-        purpose: {"tokens": part.n_tokens, "documents": len(part.document_hashes)} for purpose, part in texts.items()
-    }
-    return {
-        "source": run.recipe.text.source,
-        "sequence_length": run.recipe.text.sequence_length,
-        "purposes": purposes,
-    }
+def text_figures(run: Run, texts: Texts) -> TextFigures:
+    """How much text served which purpose."""
+    recipe = run.recipe
+    return TextFigures(
+        source=recipe.text.source,
+        sequence_length=recipe.text.sequence_length,
+        purposes={
+            purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
+            for purpose, part in texts.items()
+        },
+        training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
+    )
+
+
+def export_figures(exported: Exported) -> ExportFigures:
+    """The saved model."""
+    return ExportFigures(
+        folder=exported.folder.name,
+        custom_code=exported.custom_code,
+        dtype=str(exported.dtype).removeprefix("torch."),
+    )
+
+
+def machine_figures(run: Run) -> MachineFigures:
+    """The machine that this process runs on."""
+    return MachineFigures(
+        device=str(run.device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        compute_dtype=str(run.dtype).removeprefix("torch."),
+    )

@@ -22,11 +22,11 @@ class Stitched:
     checkpoint: Checkpoint
 
 
-def stitch_stage(run: Run, database: PruningDatabase, found: SearchResult) -> Stitched:
+def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> Stitched:
     """Make and save the smaller model in the dense checkpoint's own element types. Raises StorageError."""
     biased = biased_kinds(run.recipe.refit, run.checkpoint)
-    key = {"database": database.stage.digest, "allocation": found.allocation} | ({"bias": biased} if biased else {})
+    key = {"database": database.stage.digest, "allocation": search.allocation, "bias": biased}
     with run.stage("stitch", key, "stitch") as (stage, work):
         if work:
-            save_model(stitch(database.reader, found.allocation, biased), stage.folder / "model")
+            save_model(stitch(database.reader, search.allocation, biased), stage.folder / "model")
     return Stitched(stage, Checkpoint.open(stage.folder / "model"))

@@ -15,6 +15,7 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
+from darwinlm.data.files import Tally
 from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
@@ -61,17 +62,16 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "document_tokens": settings.document_tokens,
         "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
+        "blocks_begin_with": added_bos(tokenizer),
     }
     if tokenizer.chat_template:
         key["chat_template"] = digest_of(tokenizer.chat_template)
     if settings.looking_back:
         key["looking_back"] = settings.looking_back
-    bos = added_bos(tokenizer)
-    if bos is not None:
-        key["blocks_begin_with"] = bos
     with run.stage("text", key, "text") as (stage, work):
         if work:
-            documents = read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer)
+            tally = Tally()
+            documents = read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=tally)
             blocks = split_documents(
                 documents,
                 shares,
@@ -82,6 +82,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
                 document_tokens=settings.document_tokens,
             )
             assert_disjoint(blocks)
+            if (left_out := tally.words()) is not None:
+                run.reporter.say(f"text: {left_out}")
             for purpose, part in blocks.items():
                 share = 0.0 if purpose == "evaluation" else settings.looking_back
                 tokens = with_repeats(part.tokens, share, run.recipe.search.seed)
@@ -105,12 +107,12 @@ def shuffle_of(run: Run) -> Shuffle | None:
 
 def fingerprint(source: str) -> dict[str, object]:
     """What a source is, for keys: the hashes of local files, the name of a data set of the hub."""
-    found = parse_source(source)
-    if not isinstance(found, LocalSource):
+    parsed = parse_source(source)
+    if not isinstance(parsed, LocalSource):
         return {"hub": source}
-    root = found.path if found.path.is_dir() else found.path.parent
-    files = {str(Path(file).relative_to(root)): file_digest(file) for file in found.files()}
-    return {"files": files, "field": found.field}
+    root = parsed.path if parsed.path.is_dir() else parsed.path.parent
+    files = {str(Path(file).relative_to(root)): file_digest(file) for file in parsed.files()}
+    return {"files": files, "field": parsed.field}
 
 
 def _tokenizer_digest(tokenizer: object) -> str:

@@ -68,8 +68,7 @@ def distil_block(
     given = {name: parameter.data for name, parameter in module.named_parameters()}
     if not given:
         return {}, LocalChoice(0, 0.0, 0.0)
-    hidden = [row for batch in fit.hidden for row in batch]
-    wanted = [row for batch in targets[0] for row in batch]
+    rows = min(batch_rows, fit.hidden.rows)
     before = _error(validation, block, targets[1])
     best: dict[str, Tensor] = {}
     choice = LocalChoice(0, before, before)
@@ -78,11 +77,10 @@ def distil_block(
     optimiser = torch.optim.AdamW(masters.values(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     order = torch.Generator().manual_seed(seed + block)
-    rows = min(batch_rows, len(hidden))
-    arguments = fit.decoder.block_arguments(torch.zeros(rows, len(hidden[0]), dtype=torch.int64))[block]
+    arguments = fit.arguments_for(rows)[block]
     for step in range(1, steps + 1):
-        picked = torch.randperm(len(hidden), generator=order)[:rows].tolist()
-        x, target = (torch.stack([of[index] for index in picked]) for of in (hidden, wanted))
+        picked = torch.randperm(fit.hidden.rows, generator=order)[:rows].tolist()
+        x, target = (torch.stack([_row(of, fit.rows, index) for index in picked]) for of in (fit.hidden, targets[0]))
         with torch.enable_grad():
             cast = {name: master.to(fit.dtype) for name, master in masters.items()}
             output = torch.func.functional_call(module, cast, (x,), arguments)
@@ -106,6 +104,11 @@ def distil_block(
                 best, choice = trained, LocalChoice(step, before, error)
     _set(shared, {name: data.float() for name, data in given.items()}, fit.dtype)
     return best, choice
+
+
+def _row(states: Sequence[Tensor], rows: int, index: int) -> Tensor:
+    """One sequence [t, m] of a stream in batches of so many rows."""
+    return states[index // rows][index % rows]
 
 
 def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> None:

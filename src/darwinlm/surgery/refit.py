@@ -1,4 +1,4 @@
-"""Least-squares correction of a stitched model toward the dense one, block by block (DESIGN: refit).
+"""Least-squares correction of a stitched model toward the dense one, block by block.
 
 Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
 fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
@@ -64,7 +64,6 @@ class Options:
 
     Attributes:
         ridges: strengths to try.
-        memory: bytes of projection inputs that each stream may keep; what doesn't fit is computed a second time.
         local_steps: steps of local distillation; 0 leaves it out.
         local_rate: its learning rate.
         local_tokens: tokens in one of its steps.
@@ -74,7 +73,6 @@ class Options:
     """
 
     ridges: tuple[float, ...]
-    memory: int = 1 << 32
     local_steps: int = 0
     local_rate: float = 2e-4
     local_tokens: int = 2048
@@ -187,9 +185,9 @@ def _refit_block(
     """Advance all streams through one block, fitting its modules on the way."""
     both = (fit, validation)
     checkpoint = fit.small.checkpoint
-    dense = (BlockWalk(fit.dense, block, memory=0), BlockWalk(validation.dense, block, memory=0))
-    small = (BlockWalk(fit.small, block, options.memory), BlockWalk(validation.small, block, options.memory))
-    start = [list(streams.small.hidden) for streams in both] if options.local_steps else []
+    dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
+    small = (BlockWalk(fit.small, block), BlockWalk(validation.small, block))
+    start = [streams.small.hidden.copied(streams.small.memory) for streams in both] if options.local_steps else []
     stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[FitChoice] = []

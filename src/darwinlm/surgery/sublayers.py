@@ -18,6 +18,10 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
 from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.memory import free_bytes
+
+SHARE = 0.2
+"""Part of the device's free memory that one walk's inputs of a projection may take."""
 
 
 class _Reached(Exception):  # noqa: N818
@@ -42,25 +46,25 @@ class BlockWalk:
     Args:
         stream: before the block; after both sub-layers have been finished it is behind it.
         block: the block.
-        memory: bytes of projection inputs that may be kept between `inputs` and `finish`; what doesn't fit is
-            computed a second time.
     """
 
-    def __init__(self, stream: BlockStream, block: int, memory: int) -> None:
+    def __init__(self, stream: BlockStream, block: int) -> None:
         self.stream = stream
         self.block = block
-        self.memory = memory
         self._kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def inputs(self, kind: ModuleKind) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch the input [b, t, d] of a sub-layer's output projection, and the residual stream before it."""
-        held = 0
+        """For each batch the input [b, t, d] of a sub-layer's output projection, and the residual stream before it.
+
+        Inputs are kept for `finish` as far as there is room; the others are computed a second time.
+        """
+        held, room = 0, SHARE * free_bytes(self.stream.device)
         self._kept.clear()
         for index, hidden in enumerate(self.stream.hidden):
             x = self._reach(kind, hidden)
             held += x.numel() * x.element_size()
-            if held <= self.memory:
+            if held <= room:
                 self._kept[index] = x
             yield x, hidden
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm.errors import ExportError
+from darwinlm.families.gguf_header import read_header
+from darwinlm.families.loading import check_tokenizer_files
 from darwinlm.families.pre_tokenizer import DIGITS, MERGED, PATTERNS, PLAIN
+from darwinlm.limits import shorten
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 PREFIX = "tokenizer."
@@ -45,6 +48,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     """
     path = folder / "tokenizer.json"
     if path.is_file():
+        check_tokenizer_files(folder)
         tree = json.loads(path.read_text(encoding="utf-8"))
     elif getattr(tokenizer, "backend_tokenizer", None) is not None:
         tree = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -83,10 +87,11 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
     """
     from gguf import GGUFReader
 
+    read_header(path, weights=False)
     try:
         fields = GGUFReader(path).fields
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(f"can't read the tokenizer of {path}: {error}") from error
+    except (OSError, ValueError, LookupError) as error:
+        raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
     found = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
     own = {name.removeprefix("tokenizer.ggml."): value for name, value in found.items() if ".ggml." in name}
     if "model" not in own or len(own.get("tokens", ())) != vocabulary:

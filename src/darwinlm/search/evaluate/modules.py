@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,12 @@ from torch import nn
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.memory import Bounded, room_on
 from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
+
+SHARE = 0.3
+"""Part of the device's free memory that small modules may take."""
 
 PLACED = -1
 """Level of a place whose module isn't the placed's own."""
@@ -24,33 +27,25 @@ class PlacedModules:
         decoder: the dense model in the type that candidates are evaluated in.
         database: where pruned modules come from.
         space: the order of modules.
-        cache_bytes: small modules that stay in memory.
     """
 
-    def __init__(
-        self, decoder: Decoder, database: DatabaseReader, space: SearchSpace, *, cache_bytes: int = 4 << 30
-    ) -> None:
+    def __init__(self, decoder: Decoder, database: DatabaseReader, space: SearchSpace) -> None:
         self.decoder = decoder
         self.database = database
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
-        self._cache: OrderedDict[tuple[int, int], nn.Module] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._held = 0
+        self._small: Bounded[tuple[int, int], nn.Module] = Bounded(_bytes, room_on(decoder.device, SHARE))
 
     def module(self, index: int, level: int) -> nn.Module:
         """The module of this place in the allocation at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        key = (index, level)
-        if key not in self._cache:
-            self._cache[key] = self._cut(index, level)
-            self._held += _bytes(self._cache[key])
-            while self._held > self._cache_bytes and len(self._cache) > 1:
-                self._held -= _bytes(self._cache.popitem(last=False)[1])
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        found = self._small.get((index, level))
+        if found is None:
+            found = self._cut(index, level)
+            self._small.put((index, level), found)
+        return found
 
     @torch.no_grad()
     def _cut(self, index: int, level: int) -> nn.Module:

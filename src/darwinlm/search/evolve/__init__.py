@@ -1,1 +1,1 @@
-"""The loops: descent, evolution, finalists, and their saved state."""
+"""The loop of the search, and its saved state."""

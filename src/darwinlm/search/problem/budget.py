@@ -67,7 +67,8 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
     unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
-    return Budget(upper - unused, upper, cost.unit, cost.fixed)
+    # A model without any module is none.
+    return Budget(max(upper - unused, cost.smallest - cost.fixed), upper, cost.unit, cost.fixed)
 
 
 def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:

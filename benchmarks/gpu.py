@@ -1,0 +1,155 @@
+"""Acceptance on a GPU: rates, equality with the CPU, and every stage at the shapes of a 7B model, in about ten minutes.
+
+    python benchmarks/gpu.py --device cuda --out gpu.json
+
+No hub and no text is needed: models have random weights, text is the tests' generator. Each part is a process of its
+own with a time box, so one that runs out of memory or hangs ends alone. Each line is `name: value unit (bound)
+ok|FAIL`; the same is written as JSON, with the plans that follow from the measured rates. The exit status is 1 if any
+line failed.
+`--tiny --device cpu` runs everything in a minute on small shapes, without bounds on speed: a test does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import queue
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_stages import candidates, decoding, recovery, refit, stream, training
+from gpu_units import Line, Setup, equality, machine, mixed_types, moments, order, traps
+
+PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
+    "machine": (60, machine),
+    "equality": (120, equality),
+    "mixed types": (30, mixed_types),
+    "moments": (60, moments),
+    "order": (90, order),
+    "stream": (120, stream),
+    "candidates": (240, candidates),
+    "training": (120, training),
+    "recovery": (180, recovery),
+    "refit": (90, refit),
+    "decoding": (60, decoding),
+    "traps": (30, traps),
+}
+"""Seconds that each may take, the making of its models included."""
+
+TINY_BOX = 300
+"""Seconds for each part where everything is tiny and the machine may be busy."""
+
+PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
+
+
+def _run_part(name: str, setup: Setup) -> None:
+    """In the part's own process."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny models and text
+    try:
+        PARTS[name][1](setup)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is that part's result
+        text = traceback.format_exc().strip().splitlines()
+        setup.put(Line(name, f"{name} ended early", f"{type(error).__name__}: {str(error)[:300]}", ok=False))
+        setup.put(Line(name, f"{name} ended at", " | ".join(text[-5:-1])[:600], ok=False))
+    setup.lines.put(None)
+
+
+def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
+    """Run parts one after the other; each line is printed as it comes."""
+    found: list[Line] = []
+    for name in chosen:
+        seconds = box or PARTS[name][0]
+        process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(name, setup))
+        begun = time.monotonic()
+        process.start()
+        while True:
+            try:
+                line = setup.lines.get(timeout=1.0)
+            except queue.Empty:
+                late = time.monotonic() - begun > seconds
+                if not late and process.is_alive():
+                    continue
+                reason = f"took more than {seconds} s" if late else f"its process ended with {process.exitcode}"
+                line = Line(name, f"{name} ended early", reason, ok=False)
+            if line is None:
+                break
+            print(line, flush=True)
+            found.append(line)
+            if line.name.endswith("ended early") and not isinstance(line.value, float):
+                if process.is_alive() and time.monotonic() - begun > seconds:
+                    process.kill()
+                    break
+                if not process.is_alive():
+                    break
+        process.join(10)
+        took = Line(name, f"{name} took", time.monotonic() - begun, "s")
+        print(took, flush=True)
+        found.append(took)
+    return found
+
+
+def plans(found: list[Line], device: str) -> list[Line]:
+    """Hours of the shipped recipes, planned with the rates of this machine in place of stated ones."""
+    from transformers import AutoConfig
+
+    from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import make_plan
+    from darwinlm.recipe import load_recipe
+
+    rates = {line.name.split()[0]: 1e12 * float(line.value) for line in found if line.name.endswith(" product")}
+    if not {"bfloat16", "float32", "float64"} <= rates.keys():
+        return []
+    known = find_device("h100")
+    measured = replace(known, name=device, rates=rates, product_efficiency=0.9, source="measured here")
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+        config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=32, vocab_size=32000)
+        config.max_position_embeddings = 4096
+        config.save_pretrained(folder)
+        for name in PLANNED:
+            recipe = load_recipe(name, (), {"model": folder})
+            plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
+            made += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
+            made.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
+    return made
+
+
+def main() -> None:
+    """Parse options, run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--tiny", action="store_true", help="small shapes, no bounds on speed")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; repeatable")
+    parser.add_argument("--work", type=Path, help="folder for models and databases; a temporary one by default")
+    options = parser.parse_args()
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no GPU here: --device cpu --tiny shows what would be run")
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        lines: Any = multiprocessing.get_context("spawn").Queue()
+        setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
+        found = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
+    planned = plans(found, options.device)
+    for line in planned:
+        print(line)
+    found += planned
+    failed = [line.name for line in found if line.ok is False]
+    options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in found]}, indent=1))
+    print(f"{len(failed)} of {len(found)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

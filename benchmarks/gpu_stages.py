@@ -1,0 +1,289 @@
+"""The parts of `gpu.py` that run stages at the shapes of a 7B model."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.artifact import StageFolder, write_tensors
+from darwinlm.calibration.hidden import HiddenMemory, Place
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.factors import pack_lower
+from darwinlm.database.levels import variants
+from darwinlm.database.store import Curve, DatabaseReader, block_file, module_tensors
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe import UnitsSettings
+from gpu_units import Setup
+from random_llama import write_llama
+
+LARGE = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
+KEPT = 0.3764
+"""Share of the block parameters that stay: 2.7B of Llama-2-7B's."""
+
+
+def model_of(setup: Setup, layers: int) -> Checkpoint:
+    """A random Llama of 7B's widths and so many blocks, or a tiny one."""
+    folder = setup.work / f"llama-{layers}"
+    if not (folder / "config.json").exists():
+        sizes = SMALL if setup.tiny else LARGE
+        dtype = torch.float32 if setup.tiny else torch.bfloat16
+        write_llama(folder, dtype=dtype, num_hidden_layers=layers, **sizes)
+    return Checkpoint.open(folder)
+
+
+def units_of(setup: Setup) -> UnitsSettings:
+    """What is removed at once."""
+    return UNITS.model_copy(update={"mlp_multiple": 16}) if setup.tiny else UNITS
+
+
+def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
+    """A database of random factors, made on the device and written as the stage writes it."""
+    folder = setup.work / f"{checkpoint.folder.name}-database"
+    stage, units = StageFolder(folder, {"benchmark": "random"}), units_of(setup)
+    if stage.is_complete():
+        return folder
+    stage.begin()
+    shapes = module_shapes(checkpoint)
+    for block in range(checkpoint.n_blocks):
+        tensors = {}
+        for shape in (shape for shape in shapes if shape.block == block):
+            d = shape.width
+            factor = torch.randn(d, d, device=setup.kind).mul_(0.3 / d**0.5)
+            factor.diagonal().fill_(1.0)
+            unit = shape.head_dim if shape.kind == "attention" else 1
+            columns = (torch.randperm(d // unit)[:, None] * unit + torch.arange(unit)).view(-1)
+            curve = Curve(columns, torch.linspace(1, 0, d + 1, dtype=torch.float64))
+            tensors |= module_tensors(shape.kind, {variants(shape, units)[-1]: curve}, pack_lower(factor).cpu())
+        write_tensors(folder / block_file(block), tensors)
+    stage.finish()
+    return folder
+
+
+def stream(setup: Setup) -> None:
+    """The residual stream through four blocks, lying on the device, in main memory and in a file."""
+    checkpoint = model_of(setup, 4)
+    length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
+    tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+    rates: dict[str, float] = {}
+    places: tuple[Place, ...] = ("device", "host", "file")
+    for place in places:
+        memory = HiddenMemory(setup.work, place)
+        options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
+        found = BlockStream(checkpoint, tokens, **options)
+        begun, seconds = 0.0, 0.0
+        for block in range(checkpoint.n_blocks):
+            found.load(block)
+            setup.wait()
+            begun = time.perf_counter()
+            found.run(block)
+            setup.wait()
+            seconds += time.perf_counter() - begun
+            found.unload(block)
+        rates[place] = n_tokens * checkpoint.n_blocks / seconds
+        setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
+    setup.fast("stream", "file against device", rates["file"] / rates["device"], "", 0.5)
+    setup.fast("stream", "main memory against device", rates["host"] / rates["device"], "", 0.8)
+    setup.peak("stream")
+
+
+def candidates(setup: Setup) -> None:
+    """Children of one parent on a 7B model: how many a minute, and whether factors are read again."""
+    from darwinlm.families.decoder import Decoder
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.evaluate.modules import PlacedModules
+    from darwinlm.search.predict.gradients import Gradients
+    from darwinlm.search.problem.space import SearchSpace
+
+    checkpoint = model_of(setup, 4 if setup.tiny else 32)
+    reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
+    model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
+    space = SearchSpace(reader.modules)
+    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    length = 32 if setup.tiny else 2048
+    tokens = torch.randint(checkpoint.config.vocab_size, (4, length))
+    fitness = Fitness(placed, tokens, batch_tokens=2 * length)
+    rng = random.Random(0)
+    parent = tuple(round(KEPT * level) for level in space.dense)
+
+    def moved(count: int) -> tuple[int, ...]:
+        child = list(parent)
+        for index in rng.sample(range(len(child)), count):
+            child[index] = max(0, min(space.dense[index], child[index] + rng.choice((-1, 1))))
+        return tuple(child)
+
+    def timed(children: list[tuple[int, ...]]) -> tuple[float, int]:
+        before, begun = reader.reads, time.perf_counter()
+        fitness.kl_on(children, (0, 1))
+        setup.wait()
+        return time.perf_counter() - begun, reader.reads - before
+
+    seconds, reads = timed([parent])
+    setup.told("candidates", "the first parent took", seconds, "s")
+    setup.told("candidates", "factors read for it", float(reads))
+    fitness.set_base(parent)
+    for name, count, floor in (("two modules", 2, 200.0), ("all modules", len(parent), 30.0)):
+        children = [moved(count) for _ in range(12 if count == 2 else 4)]
+        seconds, reads = timed(children)
+        setup.fast("candidates", f"children that move {name}", 60 * len(children) / seconds, "a minute", floor)
+        setup.most("candidates", f"factors read for each of them, {name}", reads / len(children), "", 0.0)
+    gradients = Gradients(placed, tokens, batch_tokens=2 * length)
+    before, begun = reader.reads, time.perf_counter()
+    gradients.around(parent, (0, 1))
+    setup.wait()
+    setup.told("candidates", "slopes of all levels", time.perf_counter() - begun, "s")
+    setup.most("candidates", "factors read for slopes", float(reader.reads - before), "", 0.0)
+    setup.peak("candidates")
+
+
+def training(setup: Setup) -> None:
+    """One generation of four candidates that learn from 4k tokens each."""
+    from darwinlm.families.decoder import Decoder
+    from darwinlm.recipe import load_recipe
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.evaluate.modules import PlacedModules
+    from darwinlm.search.evaluate.training import CandidateTrainer
+    from darwinlm.search.problem.space import SearchSpace
+
+    checkpoint = model_of(setup, 4 if setup.tiny else 32)
+    reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
+    model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
+    space = SearchSpace(reader.modules)
+    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
+    text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
+    fitness = Fitness(placed, text[:1], batch_tokens=length)
+    settings = load_recipe(None, ["search.training.batch_tokens=2048"], {"model": "any"}).search.training
+    trainer = CandidateTrainer(placed, fitness, text, settings)
+    parent = [round(KEPT * level) for level in space.dense]
+    children = []
+    for index in range(4):
+        child = list(parent)
+        child[index] += 1
+        children.append(tuple(child))
+    begun = time.perf_counter()
+    trainer.train(children, n_tokens)
+    setup.wait()
+    seconds = time.perf_counter() - begun
+    setup.told("training", "tokens in training", len(children) * n_tokens / seconds, "a second")
+    setup.told("training", "mean KL after it", sum(trainer.kls(children, length)) / len(children), "nats a token")
+    setup.peak("training", 80e9, slack=1.0)
+
+
+def smaller_model(setup: Setup, layers: int) -> Checkpoint:
+    """A model stitched at the budget's share of every module."""
+    from darwinlm.export.hf import save_model
+    from darwinlm.surgery.stitch import stitch
+
+    checkpoint = model_of(setup, layers)
+    folder = setup.work / f"{checkpoint.folder.name}-smaller"
+    if not (folder / "config.json").exists():
+        reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
+        allocation = tuple(round(KEPT * (len(module.levels) - 1)) for module in reader.modules)
+        save_model(stitch(reader, allocation), folder)
+    return Checkpoint.open(folder)
+
+
+def refit(setup: Setup) -> None:
+    """One block, dense and smaller, fitted on 65k tokens."""
+    from darwinlm.surgery.refit import Options, Streams
+    from darwinlm.surgery.refit import refit as refit_blocks
+
+    dense, small = model_of(setup, 1), smaller_model(setup, 1)
+    length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 16)
+    tokens = torch.randint(dense.config.vocab_size, (n_tokens // length, length))
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+
+    def streams(text: torch.Tensor) -> Streams:
+        memory = HiddenMemory(setup.work)
+        options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
+        return Streams(BlockStream(dense, text, **options), BlockStream(small, text, **options))
+
+    stage = StageFolder(setup.work / "refit", {"benchmark": "refit"})
+    stage.begin()
+    fit, validation = streams(tokens), streams(tokens[:4])
+    begun = time.perf_counter()
+    outcome = refit_blocks(stage, fit, validation, Options((0.03, 0.3)))
+    setup.wait()
+    setup.told("refit", "one block took", time.perf_counter() - begun, "s")
+    better = all(choice.after <= choice.before for choice in outcome.modules)
+    setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
+    setup.peak("refit")
+
+
+def recovery(setup: Setup) -> None:
+    """A few steps of recovery with and without a teacher, through the command's own function."""
+    from rich.console import Console
+    from tests.tiny.checkpoint import tiny_text
+    from tests.tiny.tokenizer import tiny_tokenizer
+
+    from darwinlm.console import Reporter
+    from darwinlm.runs.recovery import recover
+
+    layers = 4 if setup.tiny else 32
+    dense, small = model_of(setup, layers), smaller_model(setup, layers)
+    for folder in (dense.folder, small.folder):
+        tiny_tokenizer().save_pretrained(folder)
+    length, step = (32, 256) if setup.tiny else (4096, 65536)
+    text = tiny_text(setup.work / "recovery.txt", 400 if setup.tiny else 60000)
+    settings = [
+        f"text.sequence_length={length}",
+        f"text.validation_tokens={8 * length}",
+        f"text.evaluation_tokens={8 * length}",
+        f"compute.device={setup.device}",
+        f"compute.batch_tokens={length}",
+        f"recovery.tokens={6 * step}",
+        f"recovery.batch_tokens={step}",
+        f"recovery.evaluate_every={6 * step}",
+        f"recovery.save_every={6 * step}",
+        f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
+    ]
+    quiet = Reporter(Console(quiet=True))
+    for name, more in (
+        ("without a teacher", ("recovery.distillation=0", "recovery.cross_entropy=1")),
+        ("with one", ()),
+    ):
+        out = setup.work / f"recovered {name}"
+        summary = recover(
+            small.folder, out, teacher=str(dense.folder), text=str(text), assignments=(*settings, *more), reporter=quiet
+        )
+        record = summary["recovery"]
+        floor = 9000.0 if name == "without a teacher" else None
+        setup.fast("recovery", f"tokens trained, {name}", record["tokens"] / record["seconds"], "a second", floor)
+    setup.peak("recovery")
+
+
+def decoding(setup: Setup) -> None:
+    """Tokens a second of the dense and the smaller model, decoding eagerly."""
+    from darwinlm.engines.torch import Torch
+
+    layers = 4 if setup.tiny else 32
+    prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
+    for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
+        engine = Torch(str(checkpoint.folder), device=setup.device)
+        engine.time(prompt, new)
+        found = engine.time(prompt, new)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / found["first"], "tokens/s")
+        setup.told("decoding", f"{name}: decoding", new / found["decode"], "tokens/s")
+        del engine

@@ -1,0 +1,303 @@
+"""The parts of `gpu.py` that measure single things: rates, equality, moments, removal order, refusals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATED = {"H100": "h100", "H200": "h200", "A100": "a100", "L40S": "l40s", "RTX 4090": "rtx4090"}
+"""Rows of the plan's devices by what a driver's name for them holds."""
+
+
+@dataclass
+class Line:
+    """One result.
+
+    Attributes:
+        part: that found it.
+        name: what it is.
+        value: a number, or words.
+        unit: of the number.
+        bound: what it is held against, in words.
+        ok: whether it holds; None where nothing is asked of it.
+    """
+
+    part: str
+    name: str
+    value: float | str
+    unit: str = ""
+    bound: str = ""
+    ok: bool | None = None
+
+    def __str__(self) -> str:
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        verdict = "" if self.ok is None else " ok" if self.ok else " FAIL"
+        return f"{self.name}: {value} {self.unit} {f'({self.bound})' if self.bound else ''}".rstrip() + verdict
+
+
+@dataclass
+class Setup:
+    """What every part gets.
+
+    Attributes:
+        device: name of the device.
+        tiny: small shapes, and no bounds on speed.
+        work: folder.
+        lines: where results go.
+    """
+
+    device: str
+    tiny: bool
+    work: Path
+    lines: Any
+
+    @property
+    def kind(self) -> torch.device:
+        """The device."""
+        return torch.device(self.device)
+
+    def put(self, line: Line) -> None:
+        """Hand a result on."""
+        self.lines.put(line)
+
+    def told(self, part: str, name: str, value: float | str, unit: str = "") -> None:
+        """A result of which nothing is asked."""
+        self.put(Line(part, name, value if isinstance(value, str) else float(value), unit))
+
+    def fast(self, part: str, name: str, value: float, unit: str, floor: float | None) -> None:
+        """A rate with a floor, which tiny shapes needn't reach."""
+        asked = floor is not None and not self.tiny
+        bound = f"at least {floor:.4g}" if asked else ""
+        self.put(Line(part, name, float(value), unit, bound, value >= floor if asked and floor is not None else None))
+
+    def most(self, part: str, name: str, value: float, unit: str, most: float, *, speed: bool = False) -> None:
+        """A figure with a ceiling; one of speed or of a large model's memory isn't held against it when tiny."""
+        asked = not (speed and self.tiny)
+        self.put(Line(part, name, float(value), unit, f"at most {most:.4g}", value <= most if asked else None))
+
+    def peak(self, part: str, plan: float | None = None, slack: float = 1.05) -> None:
+        """Peak memory of the part so far, and what the plan says."""
+        if self.kind.type != "cuda":
+            return
+        value = torch.cuda.max_memory_allocated() / 1e9
+        bound = "" if plan is None else f"plan {plan / 1e9:.1f}"
+        self.put(Line(part, f"{part} peak", value, "GB", bound, None if plan is None else value <= slack * plan / 1e9))
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self.kind.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, action: Callable[[], Any], repeats: int = 3) -> float:
+        """Best of some runs after one that warms up."""
+        action()
+        times = []
+        for _ in range(repeats):
+            self.wait()
+            begun = time.perf_counter()
+            action()
+            self.wait()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+
+def machine(setup: Setup) -> None:
+    """Rates of products, copies and the disk, against half of what the makers state."""
+    from darwinlm.database.order import exact_products
+    from darwinlm.planning.devices import find_device
+
+    on_gpu = setup.kind.type == "cuda"
+    name = torch.cuda.get_device_name() if on_gpu else "cpu"
+    setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    setup.told("machine", "float32 products are exact", str(exact_products()))
+    row = next((found for part, found in STATED.items() if part in name), None)
+    stated = find_device(row) if row else None
+    n = 256 if setup.tiny else 8192
+    for kind in ("bfloat16", "float32", "float64"):
+        a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))
+        rate = 2 * n**3 / setup.seconds(lambda a=a, b=b: a @ b) / 1e12
+        setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.rates[kind] / 2e12)
+    size = 1 << (20 if setup.tiny else 30)
+    source = torch.empty(size, dtype=torch.uint8, device=setup.kind)
+    target = torch.empty_like(source)
+    floor = stated and stated.bandwidth / 2e9
+    setup.fast("machine", "memory bandwidth", 2e-9 * size / setup.seconds(lambda: target.copy_(source)), "GB/s", floor)
+    for pinned in (True, False) if on_gpu else (False,):
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        words = "pinned" if pinned else "pageable"
+        up = 1e-9 * size / setup.seconds(lambda host=host: target.copy_(host, non_blocking=True))
+        down = 1e-9 * size / setup.seconds(lambda host=host: host.copy_(source, non_blocking=True))
+        setup.fast("machine", f"{words} copy up", up, "GB/s", 10.0 if pinned else None)
+        setup.fast("machine", f"{words} copy down", down, "GB/s", 10.0 if pinned else None)
+    block = bytes(size)
+    begun = time.perf_counter()
+    with (setup.work / "written").open("wb") as file:
+        file.write(block)
+        file.flush()
+    setup.told("machine", "written to the folder", 1e-9 * size / (time.perf_counter() - begun), "GB/s")
+
+
+EQUAL = {
+    "default": ("llama", ()),
+    "paper": (
+        "llama",
+        (
+            "preset=paper",
+            "text.training_tokens=256",
+            "search.generations=2",
+            "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
+            "{tokens: 128, survivors: 1, training_tokens: 128}]",
+        ),
+    ),
+    "local steps": ("qwen2", ("refit.local_steps=3", "refit.inputs=true")),
+    "bias": ("llama", ("refit.bias=true",)),
+    "finalists": (
+        "llama",
+        (
+            "search.finalists=2",
+            "search.finalist_rounds=[{training_tokens: 64, survivors: 1}]",
+            "search.training.lora_rank=2",
+            "text.training_tokens=256",
+        ),
+    ),
+    "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
+}
+"""Family and assignments."""
+
+
+def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, dict[str, Any]]:
+    """A tiny model through the pipeline up to the refit; its folder and what the stages found."""
+    from rich.console import Console
+    from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+
+    from darwinlm.console import Reporter
+    from darwinlm.pipeline import run_stages
+    from darwinlm.recipe import load_recipe
+    from darwinlm.run import Run
+
+    model, text = setup.work / family, setup.work / "text.txt"
+    if not model.exists():
+        tiny_checkpoint(model, family, num_hidden_layers=2)
+        tiny_text(text)
+    named = {"model": str(model), "text.source": str(text), "budget.keep": "60%", "compute.device": device}
+    folder = setup.work / f"run-{len(list(setup.work.iterdir()))}"
+    found: dict[str, Any] = {}
+    few = ("search.generations=1", "compute.batch_tokens=512")
+    recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
+    run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), "refit", found)
+    return folder, found
+
+
+def equality(setup: Setup) -> None:
+    """The whole pipeline in float32 on the CPU and on the device."""
+    from safetensors.torch import load_file
+
+    for name, (family, assignments) in EQUAL.items():
+        here, ours = _run(setup, family, "cpu", *assignments)
+        there, theirs = _run(setup, family, setup.device, *assignments)
+        kl = abs(theirs["search"].record["kl"] / ours["search"].record["kl"] - 1)
+        setup.most("equality", f"{name}: search KL differs by", kl, "relative", 1e-4)
+        if ours["refit"] is not None:
+            kl = abs(theirs["refit"].record["kl_after"] / ours["refit"].record["kl_after"] - 1)
+            setup.most("equality", f"{name}: KL after the refit differs by", kl, "relative", 1e-3)
+        worst = 0.0
+        for path in (here / "stages" / "database").glob("block_*.safetensors"):
+            a, b = load_file(path), load_file(there / "stages" / "database" / path.name)
+            for key in (key for key in a if key.endswith("errors")):
+                scale = a[key].abs().max().clamp_min(1e-30)
+                worst = max(worst, float((a[key] - b[key]).abs().max() / scale))
+        setup.most("equality", f"{name}: error curves differ by", worst, "relative", 1e-3)
+        pairs = zip(ours["search"].allocation, theirs["search"].allocation, strict=True)
+        setup.told("equality", f"{name}: modules at another level", float(sum(x != y for x, y in pairs)))
+
+
+def mixed_types(setup: Setup) -> None:
+    """bfloat16 on the device against float32 on the CPU."""
+    _, ours = _run(setup, "llama", "cpu")
+    _, theirs = _run(setup, "llama", setup.device, "compute.dtype=bfloat16")
+    differs = abs(theirs["search"].record["uniform_kl"] / ours["search"].record["uniform_kl"] - 1)
+    setup.most("mixed types", "KL of the best uniform model differs by", differs, "relative", 0.02)
+
+
+def moments(setup: Setup) -> None:
+    """Second moments of bfloat16 inputs: speed, and one batch against float64."""
+    from darwinlm.calibration.moments import SecondMoment
+
+    tokens, width = (256, 96) if setup.tiny else (8192, 11008)
+    x = torch.randn(tokens, width, device=setup.kind, dtype=torch.bfloat16)
+    moment = SecondMoment(width, setup.kind)
+    moment.add(x)
+    part = x[:, : min(width, 2048)].double()
+    exact = part.T @ part / tokens
+    found = moment.mean()[: len(exact), : len(exact)]
+    setup.most("moments", "differs from float64 by", float((found - exact).norm() / exact.norm()), "relative", 1e-5)
+    batches = 2 if setup.tiny else 64
+    seconds = setup.seconds(lambda: [moment.add(x) for _ in range(batches)], 1)
+    rate = batches * 2 * tokens * width**2 / seconds / 1e12
+    setup.fast("moments", "second moments", rate, "TFLOP/s", 150.0)
+    setup.peak("moments")
+
+
+def order(setup: Setup) -> None:
+    """Removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
+    from darwinlm.database.factors import unpack_lower, whole_factor_
+    from darwinlm.database.order import Removal, damp_, ordered_moment, removal_order
+    from database import synthetic
+
+    small = 96 if setup.tiny else 1536
+    H, W = synthetic(small // 3, small, "cpu")
+    units = torch.arange(small)[:, None]
+    expected = removal_order(H, W, units).units.flip(0)
+    found = removal_order(H.to(setup.kind), W.to(setup.kind), units.to(setup.kind)).units.flip(0).cpu()
+    first = int(0.9 * small)
+    same = float((expected[:first] == found[:first]).float().mean())
+    setup.fast("order", f"places as on the CPU in the first 90 % at d = {small}", same, "", None if setup.tiny else 1.0)
+    for d in (192,) if setup.tiny else (4096, 11008, 14336):
+        if setup.kind.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        H, W = (tensor.to(setup.kind) for tensor in synthetic(64 if setup.tiny else 4096, d, "cpu"))
+        units = torch.arange(d, device=setup.kind)[:, None]
+        times = [time.perf_counter()]
+
+        def step(times: list[float] = times) -> None:
+            setup.wait()
+            times.append(time.perf_counter())
+
+        removal = Removal(H, W, units)
+        step()
+        columns = removal.run().columns(units)
+        step()
+        packed, _, _ = whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
+        step()
+        unpack_lower(packed, d)
+        step()
+        inverse, loop, factor, unpacking = (b - a for a, b in pairwise(times))
+        for name, value in (("inverse", inverse), ("loop", loop), ("factor", factor), ("unpacking", unpacking)):
+            setup.told("order", f"d = {d} {name}", value, "s")
+        setup.told("order", f"d = {d} for each removed channel", 1e6 * loop / d, "µs")
+        limit = 8.0 * (d / 11008) ** 2
+        setup.most("order", f"d = {d} order and factor", inverse + loop + factor, "s", limit, speed=True)
+        if setup.kind.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / d**2
+            setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0)  # 32, and the synthetic moment itself
+        del H, W, removal, columns, packed
+
+
+def traps(setup: Setup) -> None:
+    """What must be one message."""
+    from darwinlm.compute import resolve_device
+    from darwinlm.errors import DarwinLMError
+
+    for name in ("cuda:99", "meta", "gpu"):
+        try:
+            resolve_device(name)
+            said = ""
+        except DarwinLMError as error:
+            said = str(error)
+        setup.put(Line("traps", f"compute.device={name}", said or "was taken", ok=bool(said)))

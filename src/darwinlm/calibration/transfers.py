@@ -1,0 +1,95 @@
+"""Copies between a GPU and main memory beside the GPU's work: nobody waits for them who doesn't need them.
+
+All copies of one mover follow each other on a stream of its own, so what is read was written before. A batch that comes
+from a file, or goes to one, is copied through pinned memory by a thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+MOST_WAITING = 2
+"""Batches on their way to a file before the next one has to wait."""
+
+
+class Arriving:
+    """A tensor that is being copied to the device."""
+
+    def __init__(self, tensor: Tensor, copied: torch.cuda.Event) -> None:
+        self._tensor = tensor
+        self._copied = copied
+
+    def take(self) -> Tensor:
+        """The tensor; what the current stream does with it comes after the copy."""
+        stream = torch.cuda.current_stream(self._tensor.device)
+        stream.wait_event(self._copied)
+        self._tensor.record_stream(stream)
+        return self._tensor
+
+
+class Mover:
+    """Copies batches between a GPU and pinned memory or a mapped file.
+
+    Args:
+        device: the GPU.
+        through_file: whether the host's side is a file's memory, which can't be pinned.
+    """
+
+    def __init__(self, device: torch.device, *, through_file: bool) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._thread = ThreadPoolExecutor(1) if through_file else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def fetch(self, host: Tensor) -> Arriving | Future[Arriving]:
+        """Begin to copy a batch to the device."""
+        return self._up(host) if self._thread is None else self._thread.submit(self._read, host)
+
+    def store(self, batch: Tensor, host: Tensor) -> None:
+        """Begin to copy a batch to its place on the host; it may be let go of at once."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if self._thread is None:
+            self._down(batch, host)
+            return
+        between = pinned_like(host)
+        copied = self._down(batch, between)
+        while len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._write, between, copied, host))
+
+    def _up(self, host: Tensor) -> Arriving:
+        with torch.cuda.stream(self._stream):
+            tensor = host.to(self._device, non_blocking=True, copy=True)
+            return Arriving(tensor, self._stream.record_event())
+
+    def _down(self, batch: Tensor, host: Tensor) -> torch.cuda.Event:
+        with torch.cuda.stream(self._stream):
+            host.copy_(batch, non_blocking=True)
+            batch.record_stream(self._stream)
+            return self._stream.record_event()
+
+    def _read(self, mapped: Tensor) -> Arriving:
+        return self._up(pinned_like(mapped).copy_(mapped))
+
+    def _write(self, between: Tensor, copied: torch.cuda.Event, mapped: Tensor) -> None:
+        copied.synchronize()
+        mapped.copy_(between)
+
+
+def pinned_like(tensor: Tensor) -> Tensor:
+    """Pinned memory for a tensor."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def pinned_bytes(size: int) -> int:
+    """What PyTorch's allocator of pinned memory takes for so many bytes: it rounds up to a power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
+    """What `Mover.fetch` began to copy."""
+    return (coming.result() if isinstance(coming, Future) else coming).take()

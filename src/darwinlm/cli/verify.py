@@ -1,0 +1,32 @@
+"""`darwinlm verify`: whether a run's folder is what its records claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from darwinlm.cli.app import app
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]) -> None:
+    """Check every file's hash, the chain of the stages, the model's parameters and its budget."""
+    from darwinlm.errors import ArtifactError
+    from darwinlm.runs.verify import verify_run
+
+    console = Console()
+    found = verify_run(folder)
+    for finding in found:
+        console.print(
+            f"{finding.what}: {finding.wrong or 'as recorded'}", highlight=False, markup=False, soft_wrap=True
+        )
+    wrong = [finding for finding in found if finding.wrong is not None]
+    if wrong:
+        raise ArtifactError(
+            f"{folder}: {len(wrong)} of {len(found)} things aren't as recorded; the first is {wrong[0].what}: "
+            f"{wrong[0].wrong}"
+        )
+    console.print(f"{folder}: all {len(found)} things are as recorded", highlight=False, markup=False, soft_wrap=True)

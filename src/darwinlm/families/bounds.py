@@ -1,0 +1,197 @@
+"""What a model's description may ask for, checked before anything is allocated or looped over.
+
+The one check for configurations of checkpoints, GGUF headers and imported models: numbers must be of a size that
+models have, and a model can't have more blocks than its files hold tensors for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from darwinlm.errors import CheckpointError
+from darwinlm.limits import DEPTH, shorten
+
+BLOCKS, WIDTH, COLUMNS, UNITS, VOCABULARY = 2048, 1 << 22, 1 << 14, 1 << 14, 1 << 24
+CONTEXT = 1 << 30
+LIMITS = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "block_count"), BLOCKS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embedding_length"), WIDTH),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "n_inner",
+            "ffn_dim",
+            "d_ff",
+            "feed_forward_length",
+            "expert_feed_forward_length",
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(("head_dim", "kv_channels", "d_kv", "key_length", "value_length", "dimension_count"), COLUMNS),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_key_value_heads", "n_head", "stored_kv_heads", "head_count", "head_count_kv"),
+        UNITS,
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "num_experts_per_tok",
+            "expert_count",
+            "expert_used_count",
+        ),
+        UNITS,
+    ),
+    "vocab_size": VOCABULARY,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "context_length"), CONTEXT),
+}
+"""Largest value of each number that decides how much is allocated, by its name in config.json or a GGUF header."""
+MAY_BE_ZERO = frozenset(
+    {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
+    | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
+    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count"}
+)
+BY_LAYER = frozenset(
+    {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
+    | {"head_count_kv", "hidden_size"}
+)
+"""Numbers that may be a list, one for each layer."""
+LARGEST_INTEGER = 1 << 53
+"""No integer of a configuration is larger, whatever its name."""
+DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
+WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Element types of weights, as safetensors name them, that can be read as numbers."""
+
+
+def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a configuration whose numbers no model has.
+
+    Args:
+        plain: config.json, or the keys of a GGUF header without their prefix.
+        path: where it stands.
+
+    Raises:
+        CheckpointError: naming the field and its value.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", plain, 0)]
+    while waiting:
+        where, value, depth = waiting.pop()
+        if depth > DEPTH:
+            raise CheckpointError(f"{path} is nested more than {DEPTH} levels deep: fetch the model again")
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                _check_field(str(name), inner, f"{where}.{name}" if where else str(name), path)
+                waiting.append((f"{where}.{name}" if where else str(name), inner, depth + 1))
+        elif isinstance(value, list):
+            waiting += [(where, inner, depth + 1) for inner in value if isinstance(inner, dict | list)]
+            _check_numbers([inner for inner in value if isinstance(inner, int | float)], where, path)
+        else:
+            _check_numbers([value], where, path)
+    dtype = plain.get("dtype", plain.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise CheckpointError(
+            f"{path}: dtype is {shorten(dtype)}, but weights must be float32, float16 or bfloat16: use the model as it "
+            "was before it was quantised"
+        )
+    _check_layers(plain, path)
+
+
+def _check_field(name: str, value: Any, where: str, path: Path | str) -> None:
+    most = LIMITS.get(name.rpartition(".")[2])
+    if most is None or value is None:
+        return
+    least = 0 if name.rpartition(".")[2] in MAY_BE_ZERO else 1
+    for number in value if isinstance(value, list) and name.rpartition(".")[2] in BY_LAYER else [value]:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise CheckpointError(f"{path}: {where} is {shorten(number)}, not a whole number: fetch the model again")
+        if not least <= number <= most:
+            raise CheckpointError(
+                f"{path}: {where} is {shorten(number)}, but a model has from {least} to {most:,}: fetch the model again"
+            )
+
+
+def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
+    for value in values:
+        too_large = isinstance(value, int) and abs(value) > LARGEST_INTEGER
+        if too_large or (isinstance(value, float) and math.isnan(value)):
+            raise CheckpointError(f"{path}: {where} is {shorten(value)}, which no model has: fetch the model again")
+
+
+def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
+    """The sizes of single layers are a mapping of layer numbers to fields."""
+    layers = plain.get("per_layer_config")
+    if layers is None:
+        return
+    blocks = plain.get("num_hidden_layers")
+    if not isinstance(layers, dict) or not isinstance(blocks, int):
+        raise CheckpointError(f"{path}: per_layer_config must map layers to their sizes: fetch the model again")
+    for number, row in layers.items():
+        if not re.fullmatch(r"\d{1,9}", str(number)) or int(number) >= blocks or not isinstance(row, dict):
+            raise CheckpointError(
+                f"{path}: per_layer_config has an entry {shorten(str(number))}, but a layer is a number below {blocks} "
+                "with a mapping of sizes: fetch the model again"
+            )
+        skip, owners = row.get("skip", []), row.get("query_groups") or []
+        if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+            raise CheckpointError(f"{path}: per_layer_config.{number}.skip must list sub-layers: fetch the model again")
+        if not isinstance(owners, list) or not all(isinstance(group, int) for group in owners):
+            raise CheckpointError(
+                f"{path}: per_layer_config.{number}.query_groups must list KV heads: fetch the model again"
+            )
+
+
+def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a checkpoint whose weights are packed integers or 8-bit floats. Raises CheckpointError."""
+    found = plain.get("quantization_config")
+    if found is None:
+        return
+    method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else found
+    raise CheckpointError(
+        f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
+        "pruned: use the model that it was made from, or one that was dequantised to bfloat16"
+    )
+
+
+def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:
+    """Refuse a number of blocks that the tensors don't have.
+
+    Args:
+        stated: by the configuration.
+        names: of the stored tensors.
+        layers: prefix of the blocks.
+        path: what states it.
+        absent: blocks that may be without any tensor.
+
+    Raises:
+        CheckpointError: there are fewer or more blocks, or blocks between are missing.
+    """
+    pattern = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.")
+    found = {int(match[1]) for name in names if (match := pattern.match(name))}
+    if stated > len(found) + absent or (found and max(found) >= stated):
+        have = f"{len(found)} blocks" + (f", the last being number {max(found)}" if found else "")
+        raise CheckpointError(f"{path} states {stated} blocks, but the files hold {have}: fetch the model again")
+
+
+def check_types(types: Mapping[str, str], where: Path | str) -> None:
+    """Refuse weights that aren't floats.
+
+    Args:
+        types: element type of each tensor, as safetensors name it.
+        where: the checkpoint.
+
+    Raises:
+        CheckpointError: naming the first tensor.
+    """
+    for name, kind in types.items():
+        if kind not in WEIGHTS:
+            raise CheckpointError(
+                f"{where}: the tensor {shorten(name)} holds {kind} numbers, and only float weights can be pruned: use "
+                "the model as it was before it was quantised, or one that was dequantised to bfloat16"
+            )

@@ -1,0 +1,173 @@
+"""Whole models and tokenizers through transformers, without its prompts, its pickles, and its random weights.
+
+transformers fills in random numbers where a weight is missing, and asks on the terminal before it runs a checkpoint's
+code. Here both are one clear refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.errors import CheckpointError, ModelError, RemoteCodeError, first_line
+from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
+from darwinlm.limits import TOKENIZER_BYTES, load_json, shorten
+
+TOKENS = 1 << 22
+"""Highest number that a token may have."""
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+LISTED = 3
+
+
+def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
+    """What to raise where a checkpoint wants to run code and may not."""
+    whose = f"{what} of {where}" if what else f"{where}"
+    return RemoteCodeError(
+        f"{whose} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
+    )
+
+
+def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool, **more: Any) -> Any:
+    """A causal language model with all of its weights.
+
+    Args:
+        model: folder or hub id.
+        dtype: of its weights.
+        allow_remote_code: let it run its own code.
+        more: for transformers.
+
+    Raises:
+        RemoteCodeError: it wants to run code and may not.
+        CheckpointError: the weights don't fit the configuration, or some are missing.
+    """
+    local = {"local_files_only": True} if isinstance(model, Path) else {}
+    try:
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype,
+            trust_remote_code=allow_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **local,
+            **more,
+        )
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        ImportError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        if _wants_code(error):
+            raise remote_code(model) from error
+        raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
+    missing = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    if missing:
+        raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
+    return loaded
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return f"the tensor{'s' if len(found) > 1 else ''} {', '.join(map(shorten, found[:LISTED]))}{more}"
+
+
+def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code: bool, **more: Any) -> Any:
+    """The tokenizer of a model.
+
+    Args:
+        folder: of the model, or its hub id.
+        config: of the model; its own configuration's code is then not asked for.
+        allow_remote_code: let the tokenizer run its own code.
+        more: for transformers.
+
+    Raises:
+        ModelError: there is none.
+        RemoteCodeError: it wants to run code and may not.
+        CheckpointError: its files are damaged, or transformers would read it as one of another kind.
+    """
+    if isinstance(folder, Path):
+        check_tokenizer_files(folder)
+        more = {"local_files_only": True, **more}
+    if config is not None:
+        more["config"] = config
+    try:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
+    except BaseException as error:
+        # The tokenizers library panics on some files, with an error that isn't an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if _wants_code(error):
+            raise remote_code(folder, "the tokenizer") from error
+        raise no_tokenizer(folder, error) from error
+    if isinstance(folder, Path):
+        check_sentence_piece(folder, found)
+    return found
+
+
+def _wants_code(error: BaseException) -> bool:
+    return "trust_remote_code" in str(error)
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuse tokenizer files that are damaged or number their tokens as no tokenizer does.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for name in FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            tree = load_json(path, TOKENIZER_BYTES)
+        except (OSError, ValueError) as error:
+            raise no_tokenizer(folder, ValueError(f"{name}: {shorten(error)}")) from error
+        if not isinstance(tree, dict):
+            raise no_tokenizer(folder, ValueError(f"{name} holds a {type(tree).__name__}, not a mapping"))
+        for number in _token_ids(name, tree):
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < TOKENS:
+                raise CheckpointError(
+                    f"{path} gives a token the number {shorten(number)}, not one from 0 to {TOKENS - 1:,}: fetch the "
+                    "model again"
+                )
+
+
+def _token_ids(name: str, tree: dict[str, Any]) -> Iterable[Any]:
+    if name in ("added_tokens.json", "vocab.json"):
+        yield from tree.values()
+    decoder = tree.get("added_tokens_decoder")
+    if name == "tokenizer_config.json" and isinstance(decoder, dict):
+        yield from (int(key) if str(key).isdigit() and len(str(key)) < 20 else key for key in decoder)
+    if name != "tokenizer.json":
+        return
+    model = tree.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from vocabulary.values()
+    added = tree.get("added_tokens") or []
+    if isinstance(added, list):
+        yield from (token.get("id") for token in added if isinstance(token, dict))
+
+
+def no_tokenizer(where: Path | str, error: BaseException) -> ModelError:
+    """What to raise where a model has no tokenizer that can be read."""
+    there = isinstance(where, Path) and any((where / name).is_file() for name in (*FILES, MODEL))
+    return (CheckpointError if there else ModelError)(
+        f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "
+        "original model's tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"
+    )

@@ -1,0 +1,161 @@
+"""What goes with a model wherever it goes: how it likes to generate, its licence, and which model it comes from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from darwinlm.artifact import read_json, write_json
+from darwinlm.errors import CheckpointError, first_line
+
+GENERATION = "generation_config.json"
+FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+"""Files beside the weights that the licence asks to keep."""
+
+RECORD = "origin.json"
+"""What a GGUF file says about itself, beside the weights that were read from it."""
+
+_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as its files say.
+
+    Attributes:
+        base_model: its name on the hub, `owner/name`.
+        license: identifier of its licence, as model cards state it.
+        license_name: of a licence without an identifier of its own.
+        license_link: where that is.
+        languages: codes of the languages it is for.
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+
+def origin_of(folder: Path, source: str) -> Origin:
+    """Where a model comes from.
+
+    Args:
+        folder: where its files lie.
+        source: what the user called it.
+
+    Raises:
+        CheckpointError: a record of its origin isn't JSON.
+    """
+    if (folder / RECORD).is_file():
+        said = _json(folder / RECORD)
+        return Origin(
+            base_model=_word(said.get("base_model")),
+            license=_word(said.get("license")),
+            license_name=_word(said.get("license_name")),
+            license_link=_word(said.get("license_link")),
+            languages=_words(said.get("languages")),
+        )
+    card = _front_matter(folder / "README.md")
+    named = None
+    if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
+        named = source.partition("@")[0]
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(folder.absolute()))
+    if named is None and cached is not None:
+        named = "/".join(cached.groups())
+    if named is None and "darwinlm" in _words(card.get("tags")):
+        named = next(iter(_words(card.get("base_model"))), None)
+    link = _word(card.get("license_link"))
+    return Origin(
+        base_model=named,
+        license=_word(card.get("license")),
+        license_name=_word(card.get("license_name")),
+        license_link=link,
+        languages=_words(card.get("language")),
+    )
+
+
+def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Keep what a GGUF file says about licence, languages, base model and end tokens beside the weights read from it.
+
+    Args:
+        folder: holds config.json already.
+        fields: the file's metadata by key.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
+    matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
+    origin = Origin(
+        base_model=next((match.group(1) for match in matches if match), None),
+        license=_word(fields.get("general.license")),
+        license_name=_word(fields.get("general.license.name")),
+        license_link=_word(fields.get("general.license.link")),
+        languages=_words(fields.get("general.languages")),
+    )
+    write_json(folder / RECORD, asdict(origin))
+    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    ends = list(dict.fromkeys(int(fields[name]) for name in names if fields.get(name) is not None))
+    if ends:
+        generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+        write_json(folder / GENERATION, {**generation, "eos_token_id": ends if len(ends) > 1 else ends[0]})
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy a model's generation settings and licence files to the model that is made of it.
+
+    Args:
+        source: folder of the model.
+        target: folder of the other one.
+
+    Raises:
+        CheckpointError: the generation settings aren't JSON.
+        OSError: a file can't be written.
+    """
+    if (source / GENERATION).is_file():
+        _json(source / GENERATION)
+        shutil.copyfile(source / GENERATION, target / GENERATION)
+    for pattern in FILES:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"can't read {path} ({first_line(error)}): fetch the model again") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} doesn't hold settings by name: fetch the model again")
+    return settings
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; nothing where there is none that can be read, since cards are free text."""
+    if not path.is_file():
+        return {}
+    match = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
+    try:
+        metadata = yaml.safe_load(match.group(1)) if match else None
+    except yaml.YAMLError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """One word or several."""
+    values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return tuple(each for each in values if isinstance(each, str))

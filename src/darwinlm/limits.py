@@ -1,0 +1,135 @@
+"""Limits on what is read from files: how large, how deep and how long anything may be before work begins.
+
+Every reader of JSON and YAML goes through this module, so that a hostile or damaged file costs one message, not the
+machine's memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MIB = 1 << 20
+JSON_BYTES = 64 * MIB
+"""Largest JSON file that describes something: a configuration, an index, a summary."""
+TOKENIZER_BYTES = 1024 * MIB
+"""Largest tokenizer.json; those of vocabularies of 256,000 take 35 MB."""
+YAML_BYTES = MIB
+"""Largest recipe."""
+DEPTH = 100
+"""Most levels of lists and mappings inside each other."""
+YAML_NODES = 100_000
+"""Most values of a recipe, each counted as often as aliases repeat it."""
+MESSAGE = 1000
+"""Longest error message in characters."""
+SHOWN = 80
+"""Most characters of a given value that a message repeats."""
+
+
+class LimitError(ValueError):
+    """Something is larger or deeper than anything real; the message says what."""
+
+
+def load_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """Read a JSON file of bounded size and depth.
+
+    Args:
+        path: the file.
+        most: largest size in bytes.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it isn't UTF-8 or JSON, or exceeds a limit.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise LimitError(f"it has {size:,} bytes, more than the {most:,} that such a file may have")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON of bounded depth. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise LimitError(f"it is nested more than {DEPTH} levels deep") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Refuse lists and mappings that are nested too deep. Raises LimitError."""
+    level = [value]
+    for _ in range(DEPTH):
+        level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise LimitError(f"it is nested more than {DEPTH} levels deep")
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of bounded size, depth and number of values; aliases count as what they stand for.
+
+    Raises:
+        yaml.YAMLError: it isn't YAML.
+        LimitError: it exceeds a limit.
+    """
+    if len(text) > YAML_BYTES:
+        raise LimitError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that a recipe may have")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _count(node, {}, 0)
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise LimitError(f"it is nested more than {DEPTH} levels deep") from None
+    except (ValueError, OverflowError) as error:  # such as a date with a month 13
+        raise LimitError(shorten(error)) from None
+
+
+def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
+    """Values below a node, each as often as it is repeated."""
+    if node is None:
+        return 0
+    if depth > DEPTH:
+        raise LimitError(f"it is nested more than {DEPTH} levels deep, or contains itself")
+    if id(node) not in known:
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in below)
+    if known[id(node)] > YAML_NODES:
+        raise LimitError(f"its aliases stand for more than {YAML_NODES:,} values")
+    return known[id(node)]
+
+
+def shorten(value: object, most: int = SHOWN) -> str:
+    """A value as text on one line, its middle left out where it is longer than `most` characters."""
+    text = value if isinstance(value, str) else _bounded(value, most)
+    text = " ".join(text[: 8 * most].split()) if len(text) > 8 * most else " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 4) :]}"
+
+
+def _bounded(value: object, most: int) -> str:
+    """The text of a value, which isn't made whole where it is a long list or mapping."""
+    if isinstance(value, dict | list | tuple):
+        import reprlib
+
+        short = reprlib.Repr()
+        short.maxstring = short.maxother = short.maxlong = most
+        return short.repr(value)
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return str(value) if isinstance(value, Exception) else repr(value)

@@ -1,0 +1,120 @@
+"""Where processes wait for each other: for hours if need be, but only for one that lives and comes to the same place.
+
+Collectives have a time-out of minutes, so nobody enters one before all are there. Until then a process watches the
+others' signs of life, which a thread of each writes into the store that they met in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from darwinlm.errors import ParallelError
+
+PATIENCE = 600.0
+"""Seconds without a sign of life after which a process counts as lost."""
+
+BEAT = 5.0
+"""Seconds between two signs of life."""
+
+FIRST_LOOK, LAST_LOOK = 5e-4, 0.1
+"""Seconds between two looks at the store, at first and after a while."""
+
+RESUME = "look at its messages, then start the same command again: finished work is kept"
+
+
+class Meetings:
+    """The meetings of one process with all others, which count them alike.
+
+    Args:
+        store: a `torch.distributed` store that all share.
+        rank: number of this process.
+        size: how many there are.
+        patience: see `PATIENCE`.
+        beat: see `BEAT`.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
+        self.store = store
+        self.rank = rank
+        self.size = size
+        self.patience = patience
+        self._beat_seconds = beat
+        self._held = 0
+        self._left = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+
+    def wait(self, what: str) -> None:
+        """Wait until all are here.
+
+        Args:
+            what: is met for; the others must say the same.
+
+        Raises:
+            ParallelError: another process is lost, has ended, or waits for something else.
+        """
+        self._held += 1
+        pulses: dict[int, tuple[bytes, float]] = {}
+        try:
+            self.store.set(self._place(self.rank), what)
+            arrived, pause = f"meeting/{self._held}/{what}", FIRST_LOOK
+            missing = self.store.add(arrived, 1) < self.size
+            while missing:
+                time.sleep(pause)
+                missing = self.store.add(arrived, 0) < self.size
+                if missing and pause == LAST_LOOK:
+                    for other in range(self.size):
+                        self._look_at(other, what, pulses)
+                pause = min(2 * pause, LAST_LOOK)
+        except RuntimeError as error:
+            raise lost(error) from error
+
+    def leave(self) -> None:
+        """Tell the others that this process ends: none of them waits for it any more."""
+        self._left.set()
+        self._beating.join()
+        try:
+            self.store.set(f"left/{self.rank}", "")
+        except RuntimeError:  # the store's own process has ended before
+            return
+
+    def _place(self, rank: int) -> str:
+        return f"meeting/{self._held}/{rank}"
+
+    def _look_at(self, other: int, what: str, pulses: dict[int, tuple[bytes, float]]) -> None:
+        """Whether another process that isn't here may still come. Raises ParallelError."""
+        if self.store.check([self._place(other)]):
+            found = self.store.get(self._place(other)).decode()
+            if found != what:
+                raise ParallelError(
+                    f"process {self.rank} waits for '{what}', process {other} for '{found}': please report this"
+                )
+            return
+        if self.store.check([f"left/{other}"]):
+            raise ParallelError(f"process {other} has ended: {RESUME}")
+        now = time.monotonic()
+        pulse = self.store.get(f"pulse/{other}") if self.store.check([f"pulse/{other}"]) else b""
+        if other not in pulses or pulses[other][0] != pulse:
+            pulses[other] = pulse, now
+        elif now - pulses[other][1] > self.patience:
+            raise ParallelError(
+                f"process {other} has given no sign of life for {self.patience / 60:.0f} minutes: {RESUME}"
+            )
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._left.is_set():
+            count += 1
+            try:
+                self.store.set(f"pulse/{self.rank}", str(count))
+            except RuntimeError:  # the store has gone; the next meeting says so
+                return
+            self._left.wait(self._beat_seconds)
+
+
+def lost(error: RuntimeError) -> ParallelError:
+    """What to raise when the connection to the others breaks."""
+    said = str(error).strip().partition("\n")[0][:200]
+    return ParallelError(f"the connection to another process is lost ({said}): {RESUME}")

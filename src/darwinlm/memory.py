@@ -1,0 +1,115 @@
+"""What a machine has free: caches and buffers are sized from it, and never by hand."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from darwinlm import parallel
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; on a CPU its part of what the machine has available."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return free_host_bytes()
+
+
+def free_host_bytes() -> int:
+    """Bytes of main memory that this process may still take; processes of one run divide what there is."""
+    known = [found for found in (_available(MEMINFO), _within_limit(CGROUP)) if found is not None]
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(known, default=everything // 2) // parallel.local_size()
+
+
+def _available(meminfo: Path) -> int | None:
+    """What Linux says it could hand out without swapping."""
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _within_limit(cgroup: Path) -> int | None:
+    """What a container's limit leaves; file pages that could be dropped don't count as used."""
+    limit, used, stat = (cgroup / name for name in ("memory.max", "memory.current", "memory.stat"))
+    if not (limit.is_file() and used.is_file() and stat.is_file()):
+        return None
+    most = limit.read_text(encoding="ascii").strip()
+    if most == "max":
+        return None
+    counts = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
+    return max(int(most) - int(used.read_text(encoding="ascii")) + int(counts.get("inactive_file", 0)), 0)
+
+
+class Bounded(Generic[K, V]):
+    """Values that are kept while they fit into a part of what is free when the first of them comes.
+
+    Args:
+        size: bytes of a value.
+        room: bytes for all of them; asked once.
+        scanned: the keys are gone through in turn, again and again. Then the first ones stay, and those that don't fit
+            aren't kept; else those that were used last stay.
+    """
+
+    def __init__(self, size: Callable[[V], int], room: Callable[[], int], *, scanned: bool = False) -> None:
+        self._size = size
+        self._room = room
+        self._scanned = scanned
+        self._limit: int | None = None
+        self._held = 0
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The value, if it was kept."""
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def has_room(self, size: int) -> bool:
+        """Whether a value of that size could be kept beside the others."""
+        if self._limit is None:
+            self._limit = self._room()
+        return self._held + size <= self._limit
+
+    def put(self, key: K, value: V) -> bool:
+        """Keep a value if there is room; returns whether it was kept."""
+        if self._limit is None:
+            self._limit = self._room()
+        size = self._size(value)
+        if size > self._limit or (self._scanned and self._held + size > self._limit):
+            return False
+        while self._held + size > self._limit:
+            self._held -= self._size(self._values.popitem(last=False)[1])
+        self._values[key] = value
+        self._held += size
+        return True
+
+    def clear(self) -> None:
+        """Let go of everything; the room is measured again."""
+        self._values.clear()
+        self._held, self._limit = 0, None
+
+
+def room_on(device: torch.device, share: float) -> Callable[[], int]:
+    """Asks for a part of what is free on a device."""
+    return lambda: int(share * free_bytes(device))
+
+
+def room_on_host(share: float) -> Callable[[], int]:
+    """Asks for a part of what is free in main memory."""
+    return lambda: int(share * free_host_bytes())

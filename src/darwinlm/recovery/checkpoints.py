@@ -1,0 +1,216 @@
+"""Checkpoints of a training: safetensors and JSON, whole or not there, and refused when a byte is wrong.
+
+A checkpoint holds the trained weights, AdamW's two moments and `state.json`. Rates, the order of the text and random
+numbers depend on the step alone. Tensors are whole, so that any number of processes can go on from them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from darwinlm import parallel
+from darwinlm.artifact import digest_of, file_digest, storage_error, write_json, write_tensors, write_text
+from darwinlm.errors import ArtifactError, StorageError, first_line
+from darwinlm.recovery.guard import LossGuard
+
+WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
+MANIFEST, STATE = "manifest.json", "state.json"
+_FILES = {STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND))}
+_PREFIX, _PARTIAL = "checkpoint-", "partial"
+
+
+class TrainingState(BaseModel):
+    """What a training knows besides tensors.
+
+    Attributes:
+        guard: its view of the loss.
+        step: finished steps.
+        seconds: spent on them.
+        log: losses and held-out figures by step.
+        unlogged: losses of the steps since the last line of the log.
+        updates: of each trained tensor, as AdamW counts them.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    guard: LossGuard
+    step: int = 0
+    seconds: float = 0.0
+    log: list[dict[str, float]] = []
+    unlogged: list[float] = []
+    updates: list[int] = []
+
+
+class _Manifest(BaseModel):
+    run: dict[str, Any]
+    files: dict[str, str]
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+        folder: where they lie, as `checkpoint-STEP`.
+        run: what identifies the training: JSON-like.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
+        self.folder = folder
+        self.run = run
+        self.keep = keep
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, every file of it checked; in all processes.
+
+        Raises:
+            ArtifactError: it belongs to another training, or a file is missing or damaged.
+        """
+        with parallel.agree():
+            path = self._found()[-1] if parallel.is_main() and self._found() else None
+            if path is not None:
+                self._check(path)
+        return parallel.broadcast(path)
+
+    def _found(self) -> list[Path]:
+        found = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+    def _check(self, path: Path) -> None:
+        if not (path / MANIFEST).is_file():
+            raise _damaged(path, f"it has no {MANIFEST}: no recovery finished it")
+        try:
+            manifest = _Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise _damaged(path, f"{MANIFEST}: {first_line(error)}") from error
+        if digest_of(manifest.run) != digest_of(self.run):
+            names = sorted(name for name in {*manifest.run, *self.run} if manifest.run.get(name) != self.run.get(name))
+            raise ArtifactError(
+                f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
+                f"{self.folder} to start afresh"
+            )
+        there = {name: path / name for name in sorted(_FILES) if (path / name).is_file()}
+        missing = sorted(_FILES - there.keys())
+        if missing:
+            raise _damaged(path, f"{missing[0]} is missing")
+        try:
+            digests = _digests(there)
+        except OSError as error:
+            raise _damaged(path, str(error)) from error
+        wrong = sorted(name for name, digest in digests.items() if digest != manifest.files.get(name))
+        if wrong:
+            raise _damaged(path, f"the bytes of {wrong[0]} aren't those that were written")
+
+    def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint beside the others, rename it when it is whole, and let go of old ones.
+
+        Args:
+            state: to be kept.
+            tensors: weights and moments by name, in float32; of sharded ones every process gives its own part.
+
+        Raises:
+            StorageError: the disk is full or can't be written; the checkpoints before are kept.
+        """
+        partial, target = self.folder / _PARTIAL, self.folder / f"{_PREFIX}{state.step}"
+        if parallel.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+        try:
+            for part, own in tensors.items():
+                whole = gathered(own)
+                with parallel.agree():
+                    if parallel.is_main():
+                        write_tensors(partial / f"{part}.safetensors", whole)
+            with parallel.agree():
+                if parallel.is_main():
+                    write_text(partial / STATE, state.model_dump_json())
+                    self._finish(partial, target)
+        except StorageError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _finish(self, partial: Path, target: Path) -> None:
+        try:
+            files = _digests({name: partial / name for name in sorted(_FILES)})
+            write_json(partial / MANIFEST, {"run": self.run, "files": files})
+            for path in partial.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            shutil.rmtree(target, ignore_errors=True)
+            partial.replace(target)
+        except OSError as error:
+            raise storage_error(target, error) from error
+        for old in self._found()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
+        """Copy a checkpoint that `newest` has checked into tensors of the same names; returns its state."""
+        for part, own in tensors.items():
+            with safe_open(path / f"{part}.safetensors", framework="pt") as file:
+                for name, tensor in own.items():
+                    _fill(tensor, file.get_tensor(name))
+        return TrainingState.model_validate_json((path / STATE).read_bytes())
+
+    def check_room(self, model: nn.Module) -> None:
+        """Refuse to begin when the checkpoints won't fit: trained weights and two moments of each.
+
+        Raises:
+            StorageError: too little is free.
+        """
+        wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (self.keep + 1)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        free = shutil.disk_usage(self.folder).free
+        if wanted > free:
+            raise StorageError(
+                f"{self.folder}: {self.keep} checkpoints and one on its way take {wanted / 1e9:.1f} GB, but "
+                f"{free / 1e9:.1f} GB are free: free some space, choose another output folder, or lower "
+                "recovery.keep_checkpoints"
+            )
+
+
+def _digests(files: dict[str, Path]) -> dict[str, str]:
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+
+
+def _damaged(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is damaged ({reason}): delete that folder and run the same command again; training then goes on from "
+        "the checkpoint before, or starts afresh where there is none"
+    )
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in main memory of the first process; all processes take part, the others get none."""
+    found = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach()
+        if hasattr(whole, "full_tensor"):
+            whole = whole.full_tensor()
+        if parallel.is_main():
+            found[name] = whole.cpu()
+    return found
+
+
+@torch.no_grad()
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(tensor, DTensor)
+        tensor.copy_(distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements))
+    else:
+        tensor.copy_(whole)

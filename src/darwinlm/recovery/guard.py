@@ -1,0 +1,56 @@
+"""A stop before harm: the loss of every step is looked at before its update."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+from darwinlm.errors import NumericsError
+
+_SMOOTHING = 0.9
+_SETTLED = 10
+
+
+class LossGuard(BaseModel):
+    """Watches the loss: stops at the first one that isn't finite, and when the smoothed loss diverges.
+
+    Attributes:
+        factor: how many times its lowest value the smoothed loss may be.
+        smoothed: exponentially weighted mean of the last losses.
+        lowest: the lowest smoothed loss so far.
+        steps: losses seen.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    factor: float
+    smoothed: float = 0.0
+    lowest: float = math.inf
+    steps: int = 0
+
+    def see(self, loss: float, step: int) -> None:
+        """Take note of a step's loss, before its update. Raises NumericsError."""
+        if not math.isfinite(loss):
+            raise NumericsError(self._message(step, f"the loss is {loss}"))
+        self.steps += 1
+        weight = min(_SMOOTHING, 1 - 1 / self.steps)
+        self.smoothed = weight * self.smoothed + (1 - weight) * loss
+        if self.steps >= _SETTLED:
+            self.lowest = min(self.lowest, self.smoothed)
+        if self.smoothed > self.factor * self.lowest:
+            raise NumericsError(
+                self._message(step, f"the loss has risen from {self.lowest:.4g} to {self.smoothed:.4g}")
+            )
+
+    @property
+    def good(self) -> bool:
+        """Whether a state at this loss is worth keeping."""
+        return self.smoothed <= (1 + (self.factor - 1) / 2) * self.lowest
+
+    @staticmethod
+    def _message(step: int, what: str) -> str:
+        return (
+            f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
+            "recovery.learning_rate, or raise recovery.warmup, and delete the stage's folder to start afresh"
+        )

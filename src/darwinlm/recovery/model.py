@@ -1,0 +1,103 @@
+"""The model that is trained: which of its weights, behind which call, and spread over which devices."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from darwinlm import parallel
+from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.heads import Dense, Objective, batch_loss, decoder_of, held_out_sums
+
+
+def prepared(model: Any, settings: RecoverySettings) -> Any:
+    """What is trained: everything, everything but the embedding and the head, or adapters on every projection."""
+    if settings.gradient_checkpointing:
+        options = {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    if not settings.lora_rank:
+        model.requires_grad_(requires_grad=True)
+        if not settings.embeddings:
+            for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+                module.requires_grad_(requires_grad=False)
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers by names that newer releases have given up.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
+
+
+class Losses(nn.Module):
+    """A model whose call returns losses: DDP and FSDP act on a module's call and on nothing else."""
+
+    def __init__(self, model: Any, teacher: Any, settings: RecoverySettings, *, sharded: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = (teacher,)  # not a part of this module
+        self.objective = Objective(
+            settings.distillation,
+            settings.cross_entropy,
+            settings.temperature,
+            settings.top_k,
+            settings.logit_chunk,
+            again=sharded,
+        )
+        self.low = torch.bfloat16 if settings.dtype == "bfloat16" else None
+        self.sharded = sharded
+
+    def forward(self, tokens: Tensor, dense: Dense | None = None, *, held_out: bool = False) -> Any:
+        """`batch_loss` of tokens [b, t], or `held_out_sums` of them."""
+        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        (teacher,) = self.teacher
+        with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
+            if held_out:
+                return held_out_sums(causal, teacher, tokens, self.objective.chunk)
+            return batch_loss(causal, teacher, tokens, dense, self.objective)
+
+
+def spread(losses: Losses, device: torch.device) -> nn.Module:
+    """The module to call, on this process's device: the model alone, as one of several copies, or sharded.
+
+    Sharding moves a block at a time, so that no device holds the whole model.
+    """
+    if losses.sharded:
+        (teacher,) = losses.teacher
+        if teacher is not None:
+            _shard(decoder_of(teacher), teacher, device, None)
+        _shard(losses, losses.model, device, losses.low)
+        return losses
+    losses.to(device)
+    if parallel.size() == 1:
+        return losses
+    devices = None if device.type == "cpu" else [device]
+    return DistributedDataParallel(losses, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _shard(root: nn.Module, model: Any, device: torch.device, low: torch.dtype | None) -> None:
+    """Deal a model's weights out over all processes, a block at a time (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (parallel.size(),))
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None)
+    named = getattr(model, "_no_split_modules", None) or ()
+    for module in [module for module in root.modules() if type(module).__name__ in named]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy)

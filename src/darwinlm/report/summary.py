@@ -1,0 +1,400 @@
+"""What a run leaves for people and tools: `summary.json` as a closed, versioned model.
+
+The page, the model card, the terminal, sweeps and `darwinlm recover` read this model and nothing else of a run. A new
+figure is a new field with a default; a change of what a field means is a new `FORMAT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from darwinlm.artifact import read_json
+from darwinlm.errors import ArtifactError
+from darwinlm.families.origin import origin_of
+
+if TYPE_CHECKING:
+    from darwinlm.families.checkpoint import Checkpoint
+
+FILE = "summary.json"
+FORMAT: Literal[1] = 1
+
+ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered"]
+"""`before` is what `darwinlm recover` was given; the others are made by a run, in this order."""
+
+
+class Figures(BaseModel):
+    """Base of what is closed: an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyFigures = TypeVar("AnyFigures", bound=Figures)
+
+
+class Extract(BaseModel):
+    """Base of what is taken from a stage's own record, which lies in that stage's folder and may hold more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class CopyingFigures(Figures):
+    """Copying of one kind of sequences: share of right predictions, mean loss in nats, and how many predictions."""
+
+    name: str
+    accuracy: float
+    loss: float
+    tokens: int
+
+
+class LookingBackFigures(Figures):
+    """How far a model reads its context, on evaluation text.
+
+    Attributes:
+        kl_seen: mean KL where the next token stood in the block before; None where none did.
+        kl_new: mean KL where it didn't; None where all did.
+        seen: share of the predictions whose token stood before.
+        kl_by_position: mean KL up to each position, from the one before on.
+        copying, remarks: of lists and passages, and what was left out.
+    """
+
+    kl_seen: float | None
+    kl_new: float | None
+    seen: float
+    kl_by_position: tuple[tuple[int, float], ...] = ()
+    copying: tuple[CopyingFigures, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class ModelFigures(Figures):
+    """One model, measured.
+
+    Attributes:
+        params: parameters.
+        block_params: parameters inside the blocks.
+        bytes: of its weights in the element type of the saved model.
+        perplexity: on evaluation text.
+        kl: KL(dense ‖ model) in nats per token, on evaluation text.
+        tokens: predictions that both are means of.
+        tokens_per_second: of a prompt, the median of the runs.
+        decode_tokens_per_second: of new text, the median of the runs.
+        tokens_per_second_runs: every run's figure.
+        decode_tokens_per_second_runs: every run's figure.
+        continuations: text after each prompt.
+        looking_back: how far it reads its context; None where that wasn't measured.
+    """
+
+    params: int
+    block_params: int
+    bytes: int
+    perplexity: float | None = None
+    kl: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    tokens_per_second_runs: tuple[float, ...] = ()
+    decode_tokens_per_second_runs: tuple[float, ...] = ()
+    continuations: tuple[str, ...] = ()
+    looking_back: LookingBackFigures | None = None
+
+
+class BudgetFigures(Figures):
+    """The budget, and how much of it the saved model uses.
+
+    Attributes:
+        kind: keep, params, bytes, speedup or latency.
+        bound: as the recipe gives it.
+        keep: share of the original's block parameters, where `kind` is keep.
+        unit: what is counted.
+        dense: of the dense model, in that unit.
+        upper: the bound, in that unit.
+        used: by the saved model, in that unit.
+        unused: share of `upper` that is left.
+        dense_block_params: block parameters of the original model.
+        block_params: block parameters of the saved model.
+    """
+
+    kind: str
+    bound: float
+    keep: float | None
+    unit: str
+    dense: float
+    upper: float
+    used: float
+    unused: float
+    dense_block_params: int
+    block_params: int
+
+
+class OriginFigures(Figures):
+    """What the dense model's files say about where it comes from; see `families.origin`."""
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *models: Checkpoint) -> OriginFigures:
+        """Of the first model, and what that doesn't say of the next."""
+        origins = [asdict(origin_of(model.folder, model.source)) for model in models]
+        first = origins[0]
+        return cls(**{name: next((each[name] for each in origins if each[name]), first[name]) for name in first})
+
+
+class BlockFigures(Figures):
+    """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
+
+    Attributes:
+        block: its index.
+        groups: KV groups.
+        heads: query heads.
+        width: MLP channels, of a mixture those of each expert.
+    """
+
+    block: int
+    groups: int = 0
+    heads: int = 0
+    width: int = 0
+    dense_groups: int = 0
+    dense_heads: int = 0
+    dense_width: int = 0
+
+
+class GenerationFigures(Extract):
+    """The state of the search after one generation; `seconds` and `evaluations` count from its beginning."""
+
+    kl: float
+    improved: bool
+    evaluations: int
+    seconds: float
+
+
+class SearchFigures(Extract):
+    """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
+
+    Attributes:
+        method: gradient, where gradients propose children; paper, where the paper's level switch does.
+        start_kl: of the first parent, which has equal layers.
+        uniform_kl: of the best model with equal layers.
+        kl: of the answer.
+        evaluations: candidates measured.
+        seconds: wall-clock time.
+        ended: why it ended.
+        history: the start, then every generation.
+    """
+
+    method: Literal["gradient", "paper"]
+    start_kl: float
+    uniform_kl: float
+    kl: float
+    evaluations: int
+    seconds: float
+    ended: str
+    history: tuple[GenerationFigures, ...]
+
+    @property
+    def generations(self) -> int:
+        """Generations that were run."""
+        return max(0, len(self.history) - 1)
+
+
+class FitFigures(Extract):
+    """The refit of one module: the ridge that was taken, None for the stitched weights, and its error."""
+
+    block: int
+    kind: str
+    ridge: float | None
+    before: float
+    after: float
+
+
+class RefitFigures(Extract):
+    """The refit of the whole model.
+
+    Attributes:
+        choices: of each module.
+        kept: "refit", or "stitched" where the whole model was no better for it.
+        strength: how far the weights go toward the fitted ones, from 0 to 1.
+        kl_before: KL on validation text before.
+        kl_after: the same after.
+    """
+
+    choices: tuple[FitFigures, ...]
+    kept: Literal["refit", "stitched"]
+    strength: float
+    kl_before: float | None = None
+    kl_after: float | None = None
+
+
+class TrainingPoint(Extract):
+    """A line of the training's log: the loss, or what held-out text says."""
+
+    step: int
+    tokens: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    eval_perplexity: float | None = None
+    eval_kl: float | None = None
+
+
+class RecoveryFigures(Extract):
+    """The training after pruning; `before` was kept where held-out text doesn't speak for it."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    processes: int = 1
+    sharded: bool = False
+    kept: Literal["trained", "before"] = "trained"
+    log: tuple[TrainingPoint, ...] = ()
+
+
+class PurposeFigures(Figures):
+    """How much text served a purpose."""
+
+    tokens: int
+    documents: int
+
+
+class TextFigures(Figures):
+    """The text, in blocks of `sequence_length` tokens, and its purposes by name."""
+
+    source: str | None
+    sequence_length: int
+    purposes: dict[str, PurposeFigures]
+    training_source: str | None = None
+
+
+class StageFigures(Figures):
+    """A stage's time; reused from an earlier run, resumed after an interruption."""
+
+    name: str
+    seconds: float
+    reused: bool
+    resumed: bool = False
+
+
+class ExportFigures(Figures):
+    """The saved model's folder, whether it needs the modelling file beside it, and its element type."""
+
+    folder: str
+    custom_code: bool
+    dtype: str
+
+
+class MachineFigures(Figures):
+    """What the figures were measured on."""
+
+    device: str | None = None
+    threads: int | None = None
+    torch: str | None = None
+    transformers: str | None = None
+    compute_dtype: str | None = None
+
+
+class Summary(Figures):
+    """A finished run, or a finished recovery.
+
+    Attributes:
+        format: of this file.
+        version: of darwinlm.
+        model: the original dense model, as the user named it.
+        from_pruned: whether the model that was cut had been pruned before, as in later rounds; what `search` and
+            `refit` say is then relative to that model.
+        budget: None where the model was pruned elsewhere.
+        models: what was measured; the last one is the saved model.
+        origin: of the dense model.
+        prompts: that every model continues.
+        allocation: what is left of each block.
+        search: how sizes were chosen; None where that isn't known.
+        refit: None where there was none, or none is known of.
+        recovery: None where there was none.
+        text: what served which purpose.
+        stages: in order.
+        export: the saved model.
+        machine: that it was measured on.
+        recipe: the whole recipe.
+    """
+
+    format: Literal[1] = FORMAT
+    version: str
+    model: str
+    from_pruned: bool = False
+    budget: BudgetFigures | None = None
+    models: dict[ModelKey, ModelFigures]
+    origin: OriginFigures = OriginFigures()
+    prompts: tuple[str, ...] = ()
+    allocation: tuple[BlockFigures, ...] = ()
+    search: SearchFigures | None = None
+    refit: RefitFigures | None = None
+    recovery: RecoveryFigures | None = None
+    text: TextFigures
+    stages: tuple[StageFigures, ...] = ()
+    export: ExportFigures
+    machine: MachineFigures = MachineFigures()
+    recipe: dict[str, Any] = {}
+
+    @property
+    def dense(self) -> ModelFigures:
+        """The dense model."""
+        return self.models["dense"]
+
+    @property
+    def saved_key(self) -> ModelKey:
+        """Name of the model that is saved: the last one made."""
+        return list(self.measured())[-1][0]
+
+    @property
+    def saved(self) -> ModelFigures:
+        """The model that is saved."""
+        return self.models[self.saved_key]
+
+    def measured(self) -> Iterator[tuple[ModelKey, ModelFigures]]:
+        """Models that were measured, in the order in which they are made."""
+        for key in ModelKey.__args__:  # type: ignore[attr-defined]
+            if key in self.models:
+                yield key, self.models[key]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what summary.json holds."""
+        return self.model_dump(mode="json")
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a summary.json. Raises ArtifactError as `read_figures`."""
+    return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
+
+
+def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
+    """Read a file of figures that states its format.
+
+    Args:
+        path: of the file.
+        kind: what it should hold.
+        words: what that is called, and what to give.
+
+    Raises:
+        ArtifactError: the file is missing, holds something else, or was written by a version with another format.
+    """
+    tree = read_json(path)
+    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
+        raise ArtifactError(f"{path} holds no {words}")
+    if tree.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
+            f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
+        )
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
+        ) from error

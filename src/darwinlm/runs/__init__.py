@@ -1,0 +1,1 @@
+"""What users start: a sweep of sizes, rounds of pruning, recovery on its own."""

@@ -1,0 +1,44 @@
+"""What the stages of a run hand on, with a field for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from darwinlm.report.summary import ModelFigures, ModelKey, Summary
+from darwinlm.search.problem.problem import Problem
+from darwinlm.stages.database import PruningDatabase
+from darwinlm.stages.export import Exported
+from darwinlm.stages.recover import Recovered
+from darwinlm.stages.refit import Refitted
+from darwinlm.stages.search import SearchResult
+from darwinlm.stages.stitch import Stitched
+from darwinlm.stages.text import Texts
+
+
+@dataclass(eq=False, repr=False)
+class StageResults:
+    """What each stage returned, by the stage's name; a field is there once its stage has run.
+
+    Attributes:
+        text: blocks of tokens by purpose.
+        plan: the space, its costs and the budget.
+        database: pruned modules.
+        search: the allocation.
+        stitch: the smaller model.
+        refit: None where the recipe leaves it out.
+        recover: None where the recipe leaves it out.
+        export: the saved model.
+        evaluate: figures of each model.
+        report: the summary.
+    """
+
+    text: Texts = field(init=False)
+    plan: Problem = field(init=False)
+    database: PruningDatabase = field(init=False)
+    search: SearchResult = field(init=False)
+    stitch: Stitched = field(init=False)
+    refit: Refitted | None = field(init=False)
+    recover: Recovered | None = field(init=False)
+    export: Exported = field(init=False)
+    evaluate: dict[ModelKey, ModelFigures] = field(init=False)
+    report: Summary = field(init=False)

@@ -1,0 +1,63 @@
+"""A device whose memory is full: one message with the stage and a setting, and the run goes on afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import Command
+from tests.tiny.published import published_config
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.planning.devices import find_device
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import advice, make_plan
+from darwinlm.recipe import load_recipe, merge
+from darwinlm.recovery.train import _Training
+
+TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "recovery.dtype=float32", "refit.enabled=false")
+
+
+def test_one_message_names_stage_and_setting(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SETTINGS, *TRAINING, "recovery.micro_tokens=128")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    arguments = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out", *sets)
+
+    def full(self: _Training, step: int) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of ..."
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Training, "update", full)
+        ended = command(*arguments)
+        ended.refused("recovery: the memory of cpu is full: recovery.", " would fit (", "; finished work is kept")
+    assert command(*arguments).code == 0
+
+
+@pytest.mark.parametrize("stage", ["recover", "search", "refit", "database"])
+def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
+    folder = published_config(tmp_path, "llama2-7b-2.7b")
+    recipe = load_recipe(
+        "llama2-7b-2.7b-fast", ("recovery.tokens=1B", "recovery.micro_tokens=65536"), {"model": str(folder)}
+    )
+    sizes, device = Sizes(Checkpoint.describe(folder), recipe), find_device("h100")
+
+    def needed(sizes: Sizes) -> float:
+        return next(need for need in make_plan(sizes, device).needs if need.name == stage).device_bytes(device)
+
+    said = advice(sizes, stage, device)
+    if "would fit" not in said:
+        assert "no single setting" in said
+        return
+    changes = said.partition(" would fit")[0].split(" and ")
+    assert needed(Sizes(sizes.checkpoint, merge(recipe, changes, {}))) < 0.85 * needed(sizes)
+
+
+def test_advice_for_a_stage_without_a_plan(tiny_llama: Path) -> None:
+    sizes = Sizes(Checkpoint.describe(tiny_llama), load_recipe(None, SETTINGS, {"model": str(tiny_llama)}))
+    assert advice(sizes, "export", find_device("h100")) == "lower compute.batch_tokens"

@@ -1,0 +1,19 @@
+"""Commands that torchrun starts in several processes: those that share work, and those that refuse it."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize("words", [("evaluate", "model"), ("bench", "model"), ("export", "model"), ("plan", "model")])
+def test_a_command_for_one_process_refuses_two(command, monkeypatch, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    ended = command(*words)
+    ended.refused(f"darwinlm {words[0]} runs in one process, but 2 were started: start it without torchrun")
+
+
+def test_help_is_for_all(command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert command("--help").code == 0

@@ -1,0 +1,41 @@
+"""`darwinlm verify`: a run is what its records claim, or it is said what isn't."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.tiny.damage import flip
+
+
+@pytest.fixture
+def finished(finished_llama: Path, tmp_path: Path) -> Path:
+    """A finished run that may be damaged."""
+    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
+
+
+def test_a_finished_run(command, finished):
+    ended = command("verify", finished)
+    assert ended.code == 0, ended
+    assert "stage database: as recorded" in ended.out
+    assert "model/model.safetensors: as recorded" in ended.out
+    assert "budget: as recorded" in ended.out
+
+
+def test_what_is_not_as_recorded(command, finished, tmp_path):
+    flip(finished / "model" / "model.safetensors")
+    command("verify", finished).refused("model/model.safetensors", "aren't those that were exported")
+    flip(finished / "model" / "model.safetensors")
+    flip(finished / "stages" / "search" / "result.json")
+    command("verify", finished).refused("stage search", "is damaged")
+    flip(finished / "stages" / "search" / "result.json")
+    path = finished / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["budget"]["block_params"] += 1
+    path.write_text(json.dumps(summary))
+    command("verify", finished).refused("block parameters", "are stated")
+    path.unlink()
+    command("verify", finished).refused("hasn't written it yet")
+    command("verify", tmp_path).refused("isn't the output folder of a run")

@@ -1,0 +1,58 @@
+"""What each hostile input is given to: the functions that stand behind the commands, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from darwinlm.artifact import StageFolder
+from darwinlm.data.sources import read_documents
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.gguf_header import read_header
+from darwinlm.families.resolve import resolve_model
+from darwinlm.importing.foreign import open_foreign
+from darwinlm.recipe import load_recipe
+
+
+def model(folder: Path) -> None:
+    """As `prune`, `evaluate`, `export` and `bench` open a model, tokenizer and generation settings included."""
+    resolve_model(str(folder), folder / "work").tokenizer()
+
+
+def plan(folder: Path) -> None:
+    """As `plan` does: without weights."""
+    Checkpoint.describe(folder).skeleton()
+
+
+def import_(folder: Path) -> None:
+    open_foreign(folder).checkpoint.tokenizer()
+
+
+def gguf(folder: Path) -> None:
+    read_header(folder / "model.gguf")
+
+
+def recipe(folder: Path) -> None:
+    load_recipe(folder / "recipe.yaml", (), {"model": "model"})
+
+
+def text(folder: Path) -> None:
+    for _ in read_documents(str(next(folder.glob("text.*")))):
+        pass
+
+
+def artifact(folder: Path) -> None:
+    stage = StageFolder(folder, {"a": 1})
+    if stage.is_complete():
+        stage.facts()
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    "model": model,
+    "plan": plan,
+    "import": import_,
+    "gguf": gguf,
+    "recipe": recipe,
+    "text": text,
+    "artifact": artifact,
+}

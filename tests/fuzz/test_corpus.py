@@ -1,0 +1,95 @@
+"""Every hostile input ends in one clear error: no other exception, no hang, no exhausted memory, no code run.
+
+CI runs a part of the corpus that covers every kind of case; `make fuzz` runs all of it (FUZZ=all).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from darwinlm.errors import DarwinLMError
+from darwinlm.limits import MESSAGE, shorten
+from tests.fuzz.cases import REFUSED, Case, corpus
+from tests.fuzz.readers import READERS
+
+SECONDS, MEMORY = 2.0, 600 << 20
+"""Processor time and memory that a case may take beyond the imports."""
+PART = 12
+"""CI takes every so many cases of a reader."""
+SLOW = ("many zeros", "one line of the same", "a long line", "80 MB", "inside a character")
+CASES = corpus()
+
+
+def _chosen() -> dict[str, list[Case]]:
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in CASES:
+        groups[case.reader].append(case)
+    if os.environ.get("FUZZ") == "all":
+        return dict(groups)
+    return {
+        reader: [case for case in cases[:: PART if len(cases) > 100 else 2] if not case.name.endswith(SLOW)]
+        for reader, cases in groups.items()
+    }
+
+
+def outcome(case: Case, folder: Path, model: Path) -> str | None:
+    """What is wrong with how a case ended; None where it ended as it should."""
+    case.write(folder, model)
+    before = {path.name for path in folder.iterdir()}
+    memory, begun = _memory(), time.process_time()
+    refused = None
+    try:
+        READERS[case.reader](folder)
+    except DarwinLMError as error:
+        refused = shorten(str(error), MESSAGE)
+        if "\n" in refused or len(refused) > MESSAGE:
+            return f"a message of {len(refused)} characters"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"{type(error).__name__}: {shorten(error, 200)}"
+    seconds, more = time.process_time() - begun, _memory() - memory
+    if seconds > SECONDS:
+        return f"{seconds:.1f} s"
+    if more > MEMORY:
+        return f"{more >> 20} MiB"
+    if (folder / "RAN").exists() or Path("RAN").exists():
+        return "code ran"
+    if {path.name for path in folder.iterdir()} - before:
+        return f"left behind: {sorted({path.name for path in folder.iterdir()} - before)}"
+    return "accepted" if case.outcome == REFUSED and refused is None else None
+
+
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@pytest.mark.timeout(1800 if os.environ.get("FUZZ") == "all" else 240)
+@pytest.mark.parametrize("reader", READERS)
+def test_hostile_input(reader, tiny_llama, tmp_path):
+    wrong = {}
+    for number, case in enumerate(_chosen()[reader]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = outcome(case, folder, tiny_llama)
+        if found is not None:
+            wrong[case.name] = found
+        shutil.rmtree(folder)
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
+
+
+def test_the_corpus_is_large():
+    assert len(CASES) >= 1000
+
+
+def test_the_whole_model_passes(tiny_llama):
+    """What the cases change is accepted unchanged: they are refused for what they change."""
+    for reader in ("model", "plan", "import"):
+        READERS[reader](tiny_llama)

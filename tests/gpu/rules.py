@@ -1,0 +1,148 @@
+"""What CUDA would refuse of an operation, and what it would cost there. Names are those of ATen's schemas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COPIES = frozenset({"aten::copy_", "aten::_to_copy", "aten::_local_scalar_dense", "aten::set_", "aten::record_stream"})
+"""Operations that are made to take tensors on two devices, or are asked about one alone."""
+
+INDEXED = frozenset(
+    {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
+)
+"""Their indices may lie in main memory while the indexed tensor is on the device; they are copied there."""
+
+BROADCAST_SCALARS = frozenset(
+    {"aten::where", "aten::masked_fill", "aten::masked_fill_", "aten::fill_", "aten::fill", "aten::index_fill_"}
+)
+"""Not tagged pointwise, but they too take a 0-dim tensor of main memory."""
+
+WITHOUT_KERNEL = frozenset(
+    {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
+)
+
+SIZED_BY_VALUES = frozenset(
+    {
+        "aten::nonzero",
+        "aten::nonzero_numpy",
+        "aten::masked_select",
+        "aten::_unique2",
+        "aten::unique_dim",
+        "aten::unique_consecutive",
+        "aten::equal",
+        "aten::is_nonzero",
+        "aten::repeat_interleave",
+        "aten::bincount",
+    }
+)
+"""The host must know the result before it can go on."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as it was asked for.
+
+    Attributes:
+        func: the ATen overload.
+        args: positional arguments.
+        kwargs: named ones.
+        tensors: all tensors in them, in order.
+        target: the device that the call names; None where it names none.
+        device_type: of the pretend device.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    target: torch.device | None
+    device_type: str
+
+    @property
+    def name(self) -> str:
+        """Without the overload."""
+        name: str = self.func._schema.name
+        return name
+
+    def on_device(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies on the pretend device."""
+        return tensor.device.type == self.device_type
+
+    def refusal(self) -> str | None:
+        """What CUDA would complain about; None where it wouldn't."""
+        generator = self.kwargs.get("generator")
+        if generator is not None and self.target is not None and generator.device.type != self.target.type:
+            return f"{self.name}: a generator on {generator.device} for a tensor on {self.target}"
+        if self.name in COPIES:
+            return None
+        if self.name in INDEXED:
+            return self._index_refusal()
+        scalars = torch.Tag.pointwise in self.func.tags or self.name in BROADCAST_SCALARS or "_foreach" in self.name
+        counted = [one for one in self.tensors if not (scalars and one.ndim == 0 and one.device.type == "cpu")]
+        return self._unlike(counted)
+
+    def _index_refusal(self) -> str | None:
+        indexed, indices, *values = self.args
+        found = [one for one in indices if isinstance(one, Tensor)]
+        if indexed.device.type == "cpu" and any(map(self.on_device, found)):
+            return f"{self.name}: a tensor in main memory with an index on the device"
+        return self._unlike([indexed, *(one for one in values if isinstance(one, Tensor) and one.ndim)])
+
+    def _unlike(self, tensors: list[Tensor]) -> str | None:
+        if len({str(one.device) for one in tensors}) < 2:
+            return None
+        return f"{self.name}: " + ", ".join(f"{one.device} {tuple(one.shape)}" for one in self.tensors)
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the device computes anything."""
+        is_view = getattr(self.func, "is_view", False) or self.name.endswith(("detach", "alias"))
+        return not (is_view or self.name in WITHOUT_KERNEL or self.name == "aten::record_stream")
+
+    @property
+    def is_float64(self) -> bool:
+        """Whether it computes with float64 matrices, for which most cards have few units."""
+        sources = [one for one in self.tensors if one.dtype == torch.float64 and one.ndim >= 2 and min(one.shape) > 1]
+        return self.is_kernel and self.name not in COPIES and bool(sources)
+
+    @property
+    def goes_up(self) -> bool:
+        """Whether something is copied from main memory to the device."""
+        if self.name == "aten::_to_copy":
+            return self.target is not None and self.target.type == self.device_type and not self._any_on_device
+        if self.name == "aten::copy_":
+            return self.on_device(self.tensors[0]) and not self.on_device(self.tensors[1])
+        if self.name in INDEXED:
+            return any(not self.on_device(one) and one.ndim > 0 for one in self.tensors[1:])
+        return False
+
+    @property
+    def waits(self) -> str:
+        """Why the host waits for the device; empty where it doesn't."""
+        if self.name == "aten::_local_scalar_dense":
+            return "a number is read"
+        if self.name in SIZED_BY_VALUES:
+            return f"{self.name} sizes its result by values"
+        if self.name in INDEXED and any(one.dtype == torch.bool for one in self.tensors[1:] if self.on_device(one)):
+            return "indexed by a mask"
+        return "copied to the host" if self._goes_down and not self._in_passing else ""
+
+    @property
+    def _any_on_device(self) -> bool:
+        return any(map(self.on_device, self.tensors))
+
+    @property
+    def _goes_down(self) -> bool:
+        if self.name == "aten::_to_copy":
+            return self.target is not None and self.target.type == "cpu" and self._any_on_device
+        if self.name == "aten::copy_":
+            return not self.on_device(self.tensors[0]) and self.on_device(self.tensors[1])
+        return False
+
+    @property
+    def _in_passing(self) -> bool:
+        return bool(self.kwargs.get("non_blocking") or (self.name == "aten::copy_" and self.args[2:3] == (True,)))

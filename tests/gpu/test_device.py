@@ -1,0 +1,113 @@
+"""The pretend device itself: it computes what a CPU does, refuses what CUDA would, and counts."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from tests.gpu.device import NAME, MixedDevicesError, pretend_gpu
+
+
+def test_values_gradients_and_devices_are_right(gpu):
+    x, w = torch.arange(6.0).view(2, 3), torch.linspace(-1, 1, 12).view(3, 4)
+    there = [one.to(NAME).requires_grad_() for one in (x, w)]
+    here = [one.clone().requires_grad_() for one in (x, w)]
+    for a, b in (there, here):
+        (a @ b).softmax(-1).square().sum().backward()
+    assert there[0].device.type == NAME
+    assert there[0].grad.device.type == NAME
+    assert all(torch.equal(a.grad.cpu(), b.grad) for a, b in zip(there, here, strict=True))
+
+
+MIXED = {
+    "matrix product": lambda there: there @ torch.ones(4, 4),
+    "sum with a matrix in main memory": lambda there: there + torch.ones(4, 4),
+    "joined": lambda there: torch.cat([there, torch.ones(4, 4)]),
+    "rows picked by places in main memory": lambda there: there.index_select(0, torch.arange(2)),
+    "a tensor in main memory indexed from the device": lambda there: torch.ones(4, 4)[there[0].long()],
+    "numpy": lambda there: there.detach().numpy(),
+    "a 0-dim factor of a product": lambda there: torch.addmm(there, there, torch.ones(4, 4)),
+    "a generator of the CPU": lambda there: torch.rand(2, device=NAME, generator=torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_what_cuda_refuses_is_refused(gpu, case):
+    with pytest.raises(MixedDevicesError):
+        MIXED[case](torch.ones(4, 4, device=NAME))
+    assert sum(gpu.tally.mixes.values()) == 1
+
+
+ALLOWED = {
+    "a number in main memory": lambda there: there * torch.tensor(2.0),
+    "places in main memory": lambda there: there[torch.arange(2)],
+    "a number to fill with": lambda there: there.masked_fill(there > 0, torch.tensor(0.0)),
+    "a copy": lambda there: torch.empty(4, 4).copy_(there),
+}
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_what_cuda_takes_is_taken(gpu, case):
+    ALLOWED[case](torch.ones(4, 4, device=NAME))
+    assert not gpu.tally.mixes
+
+
+def test_a_lenient_device_notes_and_goes_on():
+    with pretend_gpu(strict=False) as gpu:
+        assert float((torch.ones(2, device=NAME) + torch.ones(2)).sum()) == 4.0
+    assert sum(gpu.tally.mixes.values()) == 1
+
+
+WAITING = {
+    "a number": lambda there: float(there.sum()),
+    "a truth": lambda there: bool((there > 0).all()),
+    "places that hold": lambda there: there.nonzero(),
+    "a mask": lambda there: there[there > 0],
+    "a copy down": lambda there: there.cpu(),
+    "a list": lambda there: there.tolist(),
+}
+
+
+@pytest.mark.parametrize("case", WAITING)
+def test_waits_are_counted(gpu, case):
+    there = torch.ones(4, 4, device=NAME)
+    assert not gpu.tally.waits
+    WAITING[case](there)
+    assert sum(gpu.tally.waits.values()) == 1
+
+
+def test_kernels_uploads_and_float64_are_counted(gpu):
+    there = torch.ones(4, 4).to(NAME)
+    assert sum(gpu.tally.uploads.values()) == 1
+    gpu.restart()
+    _ = there.view(2, 8).T, torch.empty(3, device=NAME)
+    assert not sum(gpu.tally.kernels.values())
+    (there @ there).double().cholesky_inverse()
+    assert sum(gpu.tally.kernels.values()) == 3
+    assert sum(gpu.tally.doubles.values()) == 1
+
+
+def test_memory_is_counted_while_it_is_used(gpu):
+    whole = torch.zeros(1000, device=NAME)
+    part = whole[:10]
+    assert gpu.allocated == 4000
+    del whole
+    gc.collect()
+    assert gpu.allocated == 4000, "the part holds all of it"
+    _ = part + 1
+    del part, _
+    gc.collect()
+    assert gpu.allocated == 0
+    assert gpu.peak == 4040
+    assert gpu.restart()[1] == 4040
+    assert gpu.peak == 0
+
+
+def test_a_moved_module_stays_tied(gpu):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model.to(NAME)
+    assert model[1].weight is model[0].weight
+    assert model[0].weight.device.type == NAME

@@ -1,0 +1,55 @@
+"""Weights that go onto a device a block at a time make the same model as those that transformers loads."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from darwinlm.errors import CheckpointError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
+from tests.gpu.device import NAME, pretend_gpu
+
+TOKENS = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("model_type", sorted(families()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_every_family_is_the_same_model(model_type, dtype, tiny_folder):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    whole, placed = checkpoint.load(dtype), checkpoint._load_onto(CPU, dtype)
+    assert torch.equal(whole(input_ids=TOKENS).logits, placed(input_ids=TOKENS).logits)
+    assert placed.generation_config.to_dict() == whole.generation_config.to_dict()
+    theirs, ours = dict(whole.named_parameters()), dict(placed.named_parameters())
+    assert theirs.keys() == ours.keys(), "tied weights stay tied"
+    assert not placed.training
+    assert not any(parameter.requires_grad for parameter in ours.values())
+
+
+@torch.no_grad()
+def test_nothing_stays_in_main_memory(tiny_llama):
+    checkpoint = Checkpoint.open(tiny_llama)
+    expected = checkpoint.load(torch.float32)(input_ids=TOKENS).logits
+    with pretend_gpu():
+        model = checkpoint.load(torch.float32, NAME)
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {NAME}
+        found = model(input_ids=TOKENS.to(NAME)).logits.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tensor_that_is_missing_is_named(tiny_llama):
+    checkpoint = Checkpoint.open(tiny_llama)
+    del checkpoint.tensors["model.norm.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.norm\.weight: fetch the model again"):
+        checkpoint._load_onto(CPU, torch.float32)
+
+
+def test_broken_generation_settings_are_named(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"can't read .*generation_config\.json"):
+        Checkpoint.open(folder)._load_onto(CPU, torch.float32)

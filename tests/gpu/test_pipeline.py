@@ -1,0 +1,170 @@
+"""Whole runs on the pretend device: nothing mixes devices, results are the CPU's, and inner loops don't wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from darwinlm.database import order, store
+from darwinlm.database.elimination import eliminate
+from darwinlm.pipeline import run_stages
+from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
+from tests.tiny.checkpoint import tiny_checkpoint
+
+KERNELS = 35
+"""Most kernels for each unit that an order removes."""
+
+WAITS = 0.1
+"""Most waits for each of them."""
+
+FEW = (
+    "compute.batch_tokens=1024",
+    "search.generations=1",
+    "search.descent_steps=2",
+    "units.mlp_multiple=16",
+    "refit.strengths=[1]",
+    "refit.ridges=[0.1]",
+)
+"""Less of everything: an operation on the pretend device takes half a millisecond."""
+
+CASES = {
+    "default": ("llama", ()),
+    "paper": (
+        "llama",
+        (
+            "preset=paper",
+            "text.training_tokens=256",
+            "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
+            "{tokens: 128, survivors: 1, training_tokens: 128}]",
+        ),
+    ),
+    "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
+    "options": ("qwen2", ("refit.local_steps=3", "refit.inputs=true")),
+}
+
+
+@dataclass
+class Compared:
+    """One recipe on both devices.
+
+    Attributes:
+        cpu, device: what the stages found.
+        tally: what the device counted.
+        removed: units that orders removed on the device.
+        peak: most bytes in use on it.
+    """
+
+    cpu: dict[str, Any]
+    device: dict[str, Any]
+    tally: Tally
+    removed: int
+    peak: int
+
+
+@pytest.fixture(scope="module", params=CASES)
+def compared(request, make_run, tmp_path_factory) -> Compared:
+    model_type, assignments = CASES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    model = tiny_checkpoint(folder / "model", model_type, num_hidden_layers=2)
+    found: dict[str, dict[str, Any]] = {"cpu": {}, NAME: {}}
+    run_stages(make_run(model, folder / "cpu", *FEW, *assignments), "refit", found["cpu"])
+    removed = 0
+
+    def counted(C: torch.Tensor, G: torch.Tensor, n: int, block: int) -> Any:
+        nonlocal removed
+        removed += n
+        return eliminate(C, G, n, block)
+
+    with pretend_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "eliminate", counted)
+        run_stages(make_run(model, folder / NAME, f"compute.device={NAME}", *FEW, *assignments), "refit", found[NAME])
+    return Compared(found["cpu"], found[NAME], gpu.tally, removed, gpu.peak)
+
+
+def test_nothing_mixes_devices(compared):
+    assert not compared.tally.mixes
+    assert sum(compared.tally.kernels.values()) > 1000, "it ran there"
+
+
+def test_the_results_are_the_cpus(compared):
+    ours, theirs = compared.device["search"], compared.cpu["search"]
+    assert ours.allocation == theirs.allocation
+    assert ours.record["kl"] == pytest.approx(theirs.record["kl"], rel=1e-4)
+    if compared.cpu["refit"] is not None:
+        for name in ("kl_before", "kl_after"):
+            assert compared.device["refit"].record[name] == pytest.approx(compared.cpu["refit"].record[name], rel=1e-4)
+
+
+def test_an_order_takes_few_kernels_and_hardly_ever_waits(compared):
+    found = compared.tally.inside("database/elimination.py")
+    assert compared.removed >= 2 * 96
+    assert found["kernels"] <= KERNELS * compared.removed
+    assert found["waits"] <= WAITS * compared.removed
+    assert found["uploads"] == 0
+
+
+def test_no_factor_is_read_twice(compared):
+    reader = compared.device["database"].reader
+    assert 0 < reader.reads <= len(reader.modules)
+
+
+def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp_path, monkeypatch):
+    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
+    database = run_stages(make_run(model, tmp_path / "out", *FEW), "database")["database"]
+    whole = database.reader
+    monkeypatch.setattr(store, "DEVICE_SHARE", 0.0)
+    with pretend_gpu():
+        none = store.DatabaseReader(whole.folder, whole.checkpoint, whole.units, device=torch.device(NAME))
+        for _ in range(3):
+            for module in none.modules:
+                level = module.levels[len(module.levels) // 2]
+                found, expected = (each.kept(module.block, module.kind, level) for each in (none, whole))
+                assert found.weight.device.type == NAME
+                torch.testing.assert_close(found.weight.cpu(), expected.weight)
+                assert torch.equal(found.columns, expected.columns)
+    assert none.reads == len(none.modules)
+
+
+BUGS = {
+    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination.cheapest", 0),
+    "fitted moments in main memory": ("darwinlm.calibration.moments.SecondMoment.mean", 0),
+    "rotary arguments in main memory": ("darwinlm.families.decoder.Decoder.block_arguments", 0),
+}
+
+
+def _brought_down(found: Any) -> Any:
+    """The same with every tensor in main memory."""
+    return torch.utils._pytree.tree_map(lambda one: one.cpu() if isinstance(one, torch.Tensor) else one, found)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_tensor_on_the_wrong_device_is_caught(bug, make_run, tmp_path, monkeypatch):
+    place, _ = BUGS[bug]
+    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
+    owner, _, name = place.rpartition(".")
+    module, _, cls = owner.rpartition(".")
+    target = getattr(__import__(module, fromlist=[cls]), cls)
+    right = getattr(target, name)
+    monkeypatch.setattr(target, name, lambda *arguments: _brought_down(right(*arguments)))
+    with pretend_gpu(), pytest.raises(MixedDevicesError):
+        run_stages(make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW), "refit")
+
+
+def test_a_wait_in_the_inner_loop_is_caught(monkeypatch):
+    from darwinlm.database.elimination import _Elimination
+
+    right = _Elimination.cheapest
+
+    def waiting(self: _Elimination) -> Any:
+        place, cost = right(self)
+        float(cost)
+        return place, cost
+
+    monkeypatch.setattr(_Elimination, "cheapest", waiting)
+    with pretend_gpu() as gpu:
+        matrix = torch.eye(64, device=NAME)
+        eliminate(matrix.clone(), matrix, 64, 64)
+    assert sum(gpu.tally.waits.values()) > WAITS * 64

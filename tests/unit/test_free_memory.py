@@ -1,0 +1,62 @@
+"""What is free, and what is kept of it."""
+
+from __future__ import annotations
+
+import torch
+
+from darwinlm import memory, parallel
+from darwinlm.memory import Bounded
+
+
+def test_a_machine_says_what_it_has_available(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:   40 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "none")
+    assert memory.free_host_bytes() == 40 * 1024
+    monkeypatch.setattr(parallel, "local_size", lambda: 4)
+    assert memory.free_bytes(torch.device("cpu")) == 10 * 1024, "processes divide it"
+
+
+def test_a_container_says_what_it_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory.free_host_bytes() == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_host_bytes() > 1 << 20, "without a limit the machine counts"
+
+
+def test_memory_that_pytorch_holds_and_does_not_use_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 450)
+    assert memory.free_bytes(torch.device("cuda")) == 150
+
+
+def kept(bounded: Bounded[int, int], keys: range) -> list[int]:
+    return [key for key in keys if bounded.get(key) is not None]
+
+
+def test_what_was_used_last_stays():
+    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda: 30)
+    for key in range(5):
+        assert bounded.put(key, 10)
+        bounded.get(0)
+    assert kept(bounded, range(5)) == [0, 3, 4]
+    assert not bounded.put(9, 31), "what is larger than all room isn't kept"
+    assert kept(bounded, range(5)) == [0, 3, 4]
+
+
+def test_of_a_scan_the_first_stay():
+    """Where the last used stayed, a scan that is a little longer than the room would never find anything."""
+    rooms = iter([30, 10])
+    bounded: Bounded[int, int] = Bounded(lambda value: value, lambda: next(rooms), scanned=True)
+    assert [bounded.put(key, 10) for key in range(5)] == [True, True, True, False, False]
+    assert kept(bounded, range(5)) == [0, 1, 2]
+    assert not bounded.has_room(10)
+    bounded.clear()
+    assert bounded.has_room(10)
+    assert not bounded.has_room(11), "the room was measured again"

@@ -1,0 +1,68 @@
+"""What is read from files is bounded before it is used."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from darwinlm import limits
+from darwinlm.limits import LimitError, load_json, parse_json, parse_yaml, shorten
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 101 + "]" * 101, "[" * 100_000, '{"a":' * 100_000, "[" * 99_999 + "]" * 99_999], ids=range(4)
+)
+def test_json_that_is_nested_too_deep(text):
+    with pytest.raises(ValueError, match=r"nested|Expecting"):
+        parse_json(text)
+
+
+def test_json_of_common_depth():
+    assert parse_json("[" * 50 + "]" * 50)
+
+
+def test_a_json_file_that_is_too_large(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps(list(range(100))))
+    with pytest.raises(LimitError, match="more than the 50"):
+        load_json(tmp_path / "a.json", 50)
+
+
+@pytest.mark.parametrize(
+    "text", [LAUGHS, "a: &a [*a]", "a: &a {b: *a}", "[" * 5000 + "]" * 5000, "a: 2021-13-45"], ids=range(5)
+)
+def test_yaml_that_is_more_than_it_looks(text):
+    begun = time.process_time()
+    with pytest.raises(LimitError):
+        parse_yaml(text)
+    assert time.process_time() - begun < 5
+
+
+def test_yaml_with_aliases_that_are_fine():
+    assert parse_yaml("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+def test_a_recipe_that_is_too_large():
+    with pytest.raises(LimitError, match="that a recipe may have"):
+        parse_yaml("#" * (limits.YAML_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 10**7, "a\n" * 10**5, list(range(10**6)), {"a": ["b" * 10**6] * 100}, 10**5000, ("x",) * 10**6],
+    ids=range(6),
+)
+def test_a_value_is_shown_on_one_short_line(value):
+    shown = shorten(value)
+    assert len(shown) < 100
+    assert "\n" not in shown
+
+
+def test_a_short_value_is_shown_as_it_is():
+    assert shorten("as it is") == "as it is"
+    assert shorten(["a", 1]) == "['a', 1]"

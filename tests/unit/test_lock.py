@@ -1,0 +1,164 @@
+"""One process writes into a folder at a time, and what killed ones left is removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from darwinlm import lock
+from darwinlm.errors import BusyError, StorageError
+from darwinlm.lock import hold_folder, hold_target, release_all
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from darwinlm import lock
+held = getattr(lock, sys.argv[1])(Path(sys.argv[2]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder():
+    """Start processes that hold a lock: holder("hold_folder", path)."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(how: str, path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", HOLD, how, str(path)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("how", ["hold_folder", "hold_target"])
+def test_the_second_process_is_refused_until_the_first_one_dies(holder, tmp_path, how):
+    first = holder(how, tmp_path / "out")
+    with pytest.raises(BusyError, match=rf"is in use by process {first.pid} on .+: wait until it has finished"):
+        getattr(lock, how)(tmp_path / "out")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    held = getattr(lock, how)(tmp_path / "out")
+    assert held.problem is None
+    held.release()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_process_gets_the_lock_that_it_has(tmp_path):
+    first = hold_folder(tmp_path / "out")
+    assert hold_folder(tmp_path / "out") is first
+    release_all()
+    assert not (tmp_path / "out").exists()
+    assert hold_folder(tmp_path / "out") is not first
+
+
+def test_a_lock_ends_with_its_object(holder, tmp_path):
+    held = hold_folder(tmp_path / "out")
+    assert held.is_held
+    del held
+    holder("hold_folder", tmp_path / "out")
+
+
+def test_a_child_does_not_own_its_parents_lock(tmp_path):
+    held = hold_folder(tmp_path / "out")
+    child = os.fork()
+    if child == 0:
+        try:
+            hold_folder(tmp_path / "out")
+        except BusyError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert held.is_held
+    assert (tmp_path / "out" / lock.LOCK).exists()
+
+
+def test_left_over_files_of_killed_runs_are_removed(tmp_path):
+    out = tmp_path / "out"
+    kept = [".darwinlm.json.tmp", "a.12.tmp", ".hidden", "stages/text/.x.tmp", "thesis.txt"]
+    gone = [".darwinlm.json.12.tmp", "stages/text/.blocks.json.99.tmp", "stages/text/deep/.a.1.tmp"]
+    for name in (*kept, *gone):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+    (out / ".model.partial").mkdir()
+    held = hold_folder(out)
+    assert {name for name in (*kept, *gone) if (out / name).exists()} == set(kept)
+    assert not (out / ".model.partial").exists()
+    held.release()
+
+
+def test_links_are_not_followed_when_left_over_files_are_removed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".a.1.tmp").write_text("x")
+    (tmp_path / "out" / "stages").mkdir(parents=True)
+    (tmp_path / "out" / "stages" / "text").symlink_to(tmp_path / "other")
+    hold_folder(tmp_path / "out")
+    assert (tmp_path / "other" / ".a.1.tmp").exists()
+
+
+def test_nothing_of_a_live_process_is_removed(holder, tmp_path):
+    holder("hold_folder", tmp_path / "out")
+    (tmp_path / "out" / ".a.1.tmp").write_text("x")
+    with pytest.raises(BusyError):
+        hold_folder(tmp_path / "out")
+    assert (tmp_path / "out" / ".a.1.tmp").exists()
+
+
+def test_left_over_files_beside_a_target(tmp_path):
+    names = [".m[1].gguf.partial", ".m[1].gguf.plain.partial", ".m[1].gguf.unchecked", ".m[1].gguf.7.tmp"]
+    others = ["m[1].gguf", ".m1.gguf.partial", ".m[1].gguf.bak"]
+    for name in (*names, *others):
+        (tmp_path / name).write_text("x")
+    held = hold_target(tmp_path / "m[1].gguf")
+    held.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / ".a.1.tmp").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.fcntl, "lockf", refuse)
+        held = hold_folder(tmp_path)
+        assert held.problem == os.strerror(code)
+        assert (tmp_path / ".a.1.tmp").exists(), "it may be a live process's"
+        held.release()
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="can't write"):
+        hold_folder(tmp_path / "file" / "out")
+
+
+def test_a_lock_that_is_removed_while_it_is_waited_for(tmp_path, monkeypatch):
+    """Another process may remove the file between opening and locking it: the lock is then on the new file."""
+    real, calls = lock.fcntl.lockf, []
+
+    def removed(file: int, how: int) -> None:
+        real(file, how)
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / lock.LOCK).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.fcntl, "lockf", removed)
+        held = hold_folder(tmp_path)
+    assert len(calls) == 2
+    assert (tmp_path / lock.LOCK).exists()
+    held.release()

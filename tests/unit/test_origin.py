@@ -1,0 +1,86 @@
+"""What goes with a model wherever it goes: generation settings, licence, languages, base model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from darwinlm.errors import CheckpointError
+from darwinlm.families.origin import Origin, carry, origin_of, write_gguf_origin
+
+CARD = "---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\nlanguage:\n- en\n- de\n---\n# A model\n"
+
+
+def test_a_hub_model_is_named_after_what_was_asked_for(tmp_path):
+    (tmp_path / "README.md").write_text(CARD)
+    found = origin_of(tmp_path, "owner/name@main")
+    assert found == Origin("owner/name", "other", "ours", "https://x.org/l", ("en", "de"))
+
+
+def test_a_folder_of_the_hubs_cache_tells_its_name(tmp_path):
+    folder = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    assert origin_of(folder, str(folder)).base_model == "HuggingFaceTB/SmolLM2-135M"
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert origin_of(tmp_path / "runs" / "half", "runs/half") == Origin()
+
+
+@pytest.mark.parametrize(
+    ("card", "base"),
+    [
+        ("---\nbase_model: owner/dense\ntags:\n- darwinlm\n---\n", "owner/dense"),
+        ("---\nbase_model: owner/older\n---\n", None),
+        ("---\n: : [\n---\n", None),
+        ("no metadata", None),
+    ],
+)
+def test_only_our_own_cards_name_the_model_that_was_pruned(tmp_path, card, base):
+    """Another card's base model is what that model was trained from."""
+    (tmp_path / "README.md").write_text(card)
+    assert origin_of(tmp_path, str(tmp_path)).base_model == base
+
+
+def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 2}')
+    fields = {
+        "general.license": "apache-2.0",
+        "general.languages": ["en"],
+        "general.base_model.0.repo_url": "https://huggingface.co/owner/name",
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.eot_token_id": 7,
+    }
+    write_gguf_origin(tmp_path, fields)
+    assert origin_of(tmp_path, "/models/file.gguf") == Origin("owner/name", "apache-2.0", languages=("en",))
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"temperature": 0.6, "eos_token_id": [2, 7]}
+
+
+def test_a_gguf_file_that_says_nothing(tmp_path):
+    write_gguf_origin(tmp_path, {})
+    assert origin_of(tmp_path, "/models/file.gguf") == Origin()
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+def test_settings_and_licences_are_carried_as_they_are(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    settings = '{"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0]}'
+    (source / "generation_config.json").write_text(settings)
+    (target / "generation_config.json").write_text('{"eos_token_id": 2}')
+    for name in ("LICENSE", "NOTICE.txt", "weights.bin"):
+        (source / name).write_text(name)
+    carry(source, target)
+    assert (target / "generation_config.json").read_text() == settings
+    assert sorted(path.name for path in target.iterdir()) == ["LICENSE", "NOTICE.txt", "generation_config.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_settings_that_cannot_be_read_are_refused(tmp_path, content):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json .*fetch the model again"):
+        carry(tmp_path, tmp_path)

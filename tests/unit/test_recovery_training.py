@@ -1,0 +1,236 @@
+"""The training loop against one written by hand, its checkpoints under damage, and what its optimizer takes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.models import tiny_model
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import Dataset
+
+from darwinlm.artifact import read_json, write_json
+from darwinlm.errors import ArtifactError
+from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.guard import LossGuard
+from darwinlm.recovery.schedule import plan_steps, rate_share
+from darwinlm.recovery.train import Trained, train
+
+LENGTH = 16
+SETTINGS = RecoverySettings(
+    tokens=6 * 8 * LENGTH,
+    batch_tokens=8 * LENGTH,
+    distillation=0.6,
+    cross_entropy=0.4,
+    learning_rate=0.01,
+    weight_decay=0.1,
+    max_grad_norm=0.5,
+    dtype="float32",
+    epochs=2,
+    save_every=2 * 8 * LENGTH,
+    log_every=2,
+    seed=3,
+)
+STEPS = plan_steps(SETTINGS, LENGTH, 4 * LENGTH)
+CHECKPOINT = "checkpoint-4"
+
+
+class Text(Dataset):
+    def __len__(self):
+        return STEPS.blocks
+
+    def __getitem__(self, row):
+        return {"input_ids": torch.randint(3, 250, (LENGTH,), generator=torch.Generator().manual_seed(row))}
+
+
+HELD_OUT = torch.stack([Text()[100 + row]["input_ids"] for row in range(5)])
+
+
+class Stopped(BaseException):
+    """What a kill looks like from inside."""
+
+
+def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> Trained:
+    return train(
+        lambda: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
+        tiny_model("llama", 0),
+        Text(),
+        HELD_OUT,
+        STEPS,
+        settings,
+        folder,
+        {"key": "test"},
+        device=torch.device("cpu"),
+        **more,
+    )
+
+
+def test_the_loop_is_the_one_by_hand(tmp_path):
+    """Six steps of eight sequences in two passes each, over three steps' text in two orders."""
+    teacher, model = (tiny_model("llama", seed).requires_grad_(seed > 0) for seed in (0, 1))
+    decayed = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1}]
+    decayed += [{"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(decayed, lr=0.01, betas=(0.9, 0.95))
+    expected = []
+    for step in range(6):
+        generator = torch.Generator().manual_seed(3 + step // 3)
+        rows = torch.randperm(24, generator=generator)[step % 3 * 8 : step % 3 * 8 + 8]
+        tokens = torch.stack([Text()[int(row)]["input_ids"] for row in rows])
+        logits = model(input_ids=tokens).logits
+        p, q = (torch.log_softmax(each, -1).flatten(0, 1) for each in (teacher(input_ids=tokens).logits, logits))
+        loss = 0.6 * functional.kl_div(q, p, reduction="batchmean", log_target=True)
+        loss = loss + 0.4 * functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * rate_share(SETTINGS, 6, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append((loss.item(), norm.item()))
+    found = trained(tmp_path)
+    assert found.record["kept"] == "trained"
+    logged = [entry for entry in found.record["log"] if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2, 4, 6]
+    losses = [loss for loss, _ in expected]
+    means = [losses[0], losses[1], sum(losses[2:4]) / 2, sum(losses[4:]) / 2]
+    assert [entry["loss"] for entry in logged] == pytest.approx(means, rel=1e-5)
+    assert [entry["grad_norm"] for entry in logged] == pytest.approx([expected[i][1] for i in (0, 1, 3, 5)], rel=1e-4)
+    for (name, ours), theirs in zip(found.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_held_out_figures_are_those_of_the_models(tmp_path):
+    with torch.enable_grad():
+        entry = trained(tmp_path).record["log"][0]
+    teacher, model = (tiny_model("llama", seed) for seed in (0, 1))
+    p, q = (torch.log_softmax(each(input_ids=HELD_OUT).logits, -1).flatten(0, 1) for each in (teacher, model))
+    kl = functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    loss = functional.cross_entropy(model(input_ids=HELD_OUT).logits[:, :-1].flatten(0, 1), HELD_OUT[:, 1:].flatten())
+    assert entry["eval_kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert entry["eval_perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A training with dropout that was stopped in its sixth step."""
+    folder = tmp_path_factory.mktemp("stopped")
+
+    def stop(done, total):
+        if done == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trained(folder, dropout=True, progress=stop)
+    return folder
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(stopped, tmp_path):
+    """Its log and the loss behind its last line as well, though a checkpoint lies between two lines."""
+    whole = trained(tmp_path / "whole", dropout=True)
+    resumed = trained(shutil.copytree(stopped, tmp_path / "resumed"), dropout=True)
+    assert resumed.record["log"] == whole.record["log"]
+    for (name, ours), theirs in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_checkpoints_are_no_pickles(stopped):
+    names = {path.name for path in (stopped / CHECKPOINT).iterdir()}
+    tensors = {f"{part}.safetensors" for part in ("weights", "first_moments", "second_moments")}
+    assert names == tensors | {"state.json", "manifest.json"}
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "shorter": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "changed": lambda path: path.write_bytes(path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + b"x" * 8),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name",
+    ["weights.safetensors", "first_moments.safetensors", "second_moments.safetensors", "state.json", "manifest.json"],
+)
+def test_a_damaged_checkpoint_is_refused(stopped, tmp_path, name, damage):
+    folder = shutil.copytree(stopped, tmp_path / "training")
+    DAMAGES[damage](folder / CHECKPOINT / name)
+    with pytest.raises(ArtifactError, match=rf"{CHECKPOINT} is damaged \(.*{name}.*delete that folder") as raised:
+        trained(folder, dropout=True, progress=lambda *_: pytest.fail("it trained"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [[], {"run": 1}, {"run": {"key": "test"}, "files": {}}, None])
+def test_a_manifest_that_is_none(stopped, tmp_path, value):
+    folder = shutil.copytree(stopped, tmp_path / "training")
+    write_json(folder / CHECKPOINT / "manifest.json", value)
+    with pytest.raises(ArtifactError, match=f"{CHECKPOINT} is damaged"):
+        trained(folder, dropout=True)
+
+
+def test_without_the_damaged_checkpoint_it_goes_on_from_the_one_before(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "training")
+    shutil.rmtree(folder / CHECKPOINT)
+    said = []
+    trained(folder, dropout=True, say=said.append)
+    assert said[0] == "recovery: going on from checkpoint-2"
+
+
+def test_a_guard_survives_a_checkpoint():
+    guard = LossGuard(factor=2.0)
+    assert LossGuard.model_validate_json(guard.model_dump_json()) == guard
+    for step in range(20):
+        guard.see(1.0 + step / 10, step)
+    assert LossGuard.model_validate_json(guard.model_dump_json()) == guard
+
+
+def test_old_checkpoints_go(tmp_path):
+    trained(tmp_path, SETTINGS.model_copy(update={"keep_checkpoints": 1}))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
+    assert read_json(tmp_path / "checkpoint-6" / "state.json")["step"] == 6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_hears_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = trained(tmp_path, SETTINGS.model_copy(update={"log_to": ("tensorboard",)}), logs=tmp_path / "logs")
+    events = EventAccumulator(str(tmp_path / "logs" / "darwinlm")).Reload()
+    logged = [entry for entry in found.record["log"] if "loss" in entry]
+    assert [event.step for event in events.Scalars("loss")] == [entry["step"] for entry in logged]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in logged])
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest new tensor."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {id(arg) for arg in torch.utils._pytree.tree_leaves((args, kwargs))}
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in known:
+                self.bytes = max(self.bytes, tensor.nbytes)
+        return result
+
+
+def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
+    """Sixteen bytes for each trained parameter: its weight, its gradient, and two moments."""
+    step, found = torch.optim.AdamW.step, []
+
+    def watched(self, *arguments):
+        with Largest() as largest:
+            result = step(self, *arguments)
+        found.append(largest.bytes)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    trained(tmp_path)
+    assert len(found) == 6
+    assert max(found[1:]) < 1024

@@ -1,0 +1,66 @@
+"""Copies beside a GPU's work, with streams that do nothing: what is read was written, from memory and from files."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from darwinlm.calibration import hidden, transfers
+from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
+from darwinlm.calibration.transfers import Mover, pinned_bytes
+
+
+class Event:
+    """Has always happened."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Stream:
+    """Does everything at once."""
+
+    def __init__(self, device: object = None) -> None:
+        self.waited: list[object] = []
+
+    def record_event(self) -> Event:
+        return Event()
+
+    def wait_event(self, event: Event) -> None:
+        self.waited.append(event)
+
+    def wait_stream(self, stream: Stream) -> None:
+        self.waited.append(stream)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Movers between main memory and itself."""
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(transfers, "pinned_like", lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    monkeypatch.setattr(hidden, "pinned_like", lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_a_stream_moves_on_and_is_read_again(place, without_gpu, tmp_path):
+    batches = [torch.full((2, 3), float(index)) for index in range(7)]
+    states = HiddenStates(iter(batches), 42, HiddenMemory(tmp_path, place))
+    states._mover = Mover(torch.device("cpu"), through_file=place == "file")
+    for turn in range(3):
+        for index, batch in enumerate(states):
+            assert torch.equal(batch, batches[index] + turn)
+            states[index] = batch + 1
+    states[3] = batches[0]  # while the fourth is on its way
+    assert torch.equal(states[3], batches[0])
+    _ = states[4]
+    states[5] = batches[0]
+    assert torch.equal(states[5], batches[0]), "what was fetched ahead is old"
+
+
+def test_pinned_memory_comes_in_powers_of_two():
+    assert [pinned_bytes(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]

@@ -1,0 +1,109 @@
+"""No weight is made up and no code is run: GGUF files and unknown families through transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tiny.pruned import plain_checkpoint
+from tests.tiny.tokenizer import tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from darwinlm.errors import CheckpointError, RemoteCodeError
+from darwinlm.evaluation.models import open_model
+from darwinlm.export.gguf.export import export_gguf
+from darwinlm.families import checkpoint, loading
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.resolve import resolve_model
+
+pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A whole GGUF file of a tiny Llama."""
+    folder = tmp_path_factory.mktemp("gguf")
+    export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")
+    return (folder / "m.gguf").read_bytes()
+
+
+def test_a_whole_gguf_file(gguf_bytes, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    assert resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work").n_blocks == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"blk.1.attn_q.weight", b"blk.2.ffn_down.weight", b"output.weight", b"token_embd.weight", b"output_norm.weight"],
+)
+def test_a_renamed_tensor_of_a_gguf_file(gguf_bytes, tmp_path, name):
+    """A tensor that goes by another name is missing, and the model isn't filled up with random numbers."""
+    stored = struct.pack("<Q", len(name)) + name
+    assert gguf_bytes.count(stored) == 1
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes.replace(stored, stored.replace(b"weight", b"weighx")))
+    with pytest.raises(CheckpointError, match=r"m\.gguf.*(lacks|weights)"):
+        resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture
+def unknown(tmp_path: Path) -> Path:
+    """A GPT-2, which can be measured but not pruned."""
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def test_an_unknown_family_with_missing_weights(unknown):
+    assert open_model(str(unknown), dtype=torch.float32).params > 0
+    path = unknown / "model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith("h.1.mlp.c_fc.weight"))
+    tensors[name.replace("c_fc", "c_fx")] = tensors.pop(name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks the tensor transformer\.h\.1\.mlp\.c_fc\.weight"):
+        open_model(str(unknown), dtype=torch.float32)
+
+
+def test_an_unknown_family_with_pickled_weights(unknown):
+    tensors = load_file(unknown / "model.safetensors")
+    torch.save(tensors, unknown / "pytorch_model.bin")
+    (unknown / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        open_model(str(unknown), dtype=torch.float32)
+
+
+@pytest.fixture
+def with_code(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer is code of its own."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    tree = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tree))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n")
+    return folder
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(with_code, tmp_path, monkeypatch):
+    def ask(*_: object) -> str:
+        raise AssertionError("a question was asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    with pytest.raises(RemoteCodeError, match=r"the tokenizer of .+ wants to run Python code .+ --allow-remote-code"):
+        Checkpoint.open(with_code).tokenizer()
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_every_load_says_whether_code_may_run():
+    """transformers asks on the terminal where it isn't told."""
+    for module in (loading, checkpoint):
+        source = Path(str(module.__file__)).read_text()
+        for call in source.split("Auto")[1:]:
+            if call.startswith(("ModelForCausalLM.from", "Tokenizer.from_pretrained(", "Config.from_pretrained(")):
+                assert "trust_remote_code=" in call[:200], call[:200]
