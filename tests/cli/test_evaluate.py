@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import yaml
 from tests.tiny.benchmarks import tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.command import Command
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.evaluation import harness
 from darwinlm.families.checkpoint import Checkpoint
@@ -81,7 +83,7 @@ def test_scores_are_the_harness_own(
     model = AutoModelForCausalLM.from_pretrained(long_llama, dtype=torch.float32)
     lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(long_llama), backend="causal", batch_size=1)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    theirs = lm_eval.simple_evaluate(lm, tasks=[f"{task}_own"], task_manager=manager, log_samples=False)
+    theirs = lm_eval.simple_evaluate(lm, tasks=[f"{task}_own"], task_manager=manager, log_samples=True)
     expected = theirs["results"][f"{task}_own"]
 
     (ours,) = result(tmp_path / "ours.json")["tasks"]
@@ -91,6 +93,13 @@ def test_scores_are_the_harness_own(
         assert ours["metrics"][key] == pytest.approx(value, abs=1e-12), key
     assert 0 < ours["value"] < 1
     assert ours["items"] == ours["total"] == 8
+    items = theirs["samples"][f"{task}_own"]
+    rights = [(one["filtered_resps"][one["target"]][0], one["arguments"][one["target"]][1]) for one in items]
+    bits = [-log_p / math.log(2) / len(answer.encode()) for log_p, answer in rights]
+    assert ours["bits"] == pytest.approx(sum(bits) / 8, rel=1e-6)
+    assert ours["log_p"] < 0
+    assert min(ours["bits_stderr"], ours["log_p_stderr"]) > 0
+    assert f"{ours['bits']:.3f} ± {ours['bits_stderr']:.3f}" in ended.out
 
 
 def test_harness_shows_no_bars_and_starts_no_programs(
@@ -159,6 +168,62 @@ def test_text_is_measured_as_by_hand(command: Command, tiny_llama: Path, tiny_te
     loss = -q[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
     assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+
+
+def test_copying_and_divided_kl_are_shown_with_a_text(command: Command, tiny_text_file: Path, tmp_path: Path) -> None:
+    names = [worded(tmp_path / "small", num_hidden_layers=2), worded(tmp_path / "dense")]
+    ended = command(
+        "evaluate", names[0], "--text", tiny_text_file, "--against", names[1], "--tokens", 700, "--sequence-length",
+        100, "--dtype", "float32", "--out", tmp_path / "text.json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = result(tmp_path / "text.json")
+    (text,) = found["texts"]
+    assert [end for end, _ in text["kl_by_position"]] == [64, 100]
+    assert (64 * text["kl_by_position"][0][1] + 36 * text["kl_by_position"][1][1]) / 100 == pytest.approx(text["kl"])
+    assert 0 < text["seen"] < 1
+    assert min(text["kl_seen"], text["kl_new"]) > 0
+    assert [each["model"] for each in found["copying"]] == [str(names[0]), f"{names[1]} (dense)"]
+    scores = found["copying"][0]["scores"]
+    assert [score["name"] for score in scores] == ["16 words", "64 words", "64 tokens of text"]
+    assert [score["tokens"] for score in scores] == [16 * 15, 16 * 63, 7 * 63]
+    assert all(0 <= score["accuracy"] < 0.5 and score["loss"] > 1 for score in scores), "weights are random"
+    for words in ("stood before", "KL by position", "64 words", "over 256 tokens"):
+        assert words in ended.out
+
+
+def test_copying_needs_no_text(command: Command, tmp_path: Path) -> None:
+    ended = command("evaluate", worded(tmp_path / "model"), "--looking-back", "--out", tmp_path / "out.json")
+    assert ended.code == 0, ended.err
+    (copied,) = result(tmp_path / "out.json")["copying"]
+    assert [score["name"] for score in copied["scores"]] == ["16 words", "64 words"]
+
+
+def test_copying_without_words_is_refused(command: Command, tiny_llama: Path) -> None:
+    ended = command("evaluate", tiny_llama, "--looking-back")
+    assert ended.code == 2
+    assert "the tokenizer has 0 tokens that are words of 3 letters or more" in ended.err
+
+
+def test_blocks_longer_than_the_model_are_refused(command: Command, tiny_llama: Path, tiny_text_file: Path) -> None:
+    longest = Checkpoint.open(tiny_llama).config.max_position_embeddings
+    ended = command("evaluate", tiny_llama, "--text", tiny_text_file, "--sequence-length", longest + 1)
+    assert ended.code == 2
+    assert f"--sequence-length is {longest + 1}, but {tiny_llama} takes {longest} tokens at most" in ended.err
+
+
+def worded(folder: Path, **overrides: Any) -> Path:
+    """A tiny model whose tokenizer has 400 words of four letters besides the bytes."""
+    tiny_checkpoint(folder, vocab_size=700, **overrides)
+    letters = "abcdefgh"
+    words = ["Ġ" + "".join(letters[number >> 3 * place & 7] for place in range(4)) for number in range(400)]
+    pieces = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *words]
+    inner = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+    return folder
 
 
 def test_interrupted_suite_goes_on(

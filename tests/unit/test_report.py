@@ -18,6 +18,7 @@ from darwinlm.artifact import write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.report import plots, wording
 from darwinlm.report.card import model_card
+from darwinlm.report.looking_back import looking_back_table
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import FitFigures, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
@@ -329,3 +330,32 @@ def test_a_summary_is_read_as_it_was_written(tmp_path, summary):
     path = tmp_path / "summary.json"
     write_json(path, summary.as_json())
     assert read_summary(path) == summary
+
+
+def looked_back(share: float, loss: float, kl: float) -> dict:
+    names = ("16 words", "64 tokens of text, 192 apart")
+    copying = [{"name": name, "accuracy": share, "loss": loss, "tokens": 240} for name in names]
+    return {"kl_seen": kl, "kl_new": 2 * kl, "seen": 0.5, "copying": copying, "remarks": ["no lists of <words>"]}
+
+
+def test_looking_back_is_told_everywhere():
+    summary = searched()
+    for number, model in enumerate(summary["models"].values()):
+        model["looking_back"] = looked_back(0.6 - 0.1 * number, 1.25 + number, 0.25 * number)
+    summary = made(summary)
+    text, card = Page(render_page(summary)).text, model_card(summary)
+    for expected in ("copied, 64 tokens of text, 192 apart", "50 % (2.25)", "30 % (4.25)", "0.750", "1.500"):
+        assert expected in text
+        assert expected in card
+    assert "no lists of <words>" in text, "escaped, and said"
+    out = io.StringIO()
+    Console(file=out, width=160).print(looking_back_table(summary))
+    assert "30 %" in out.getvalue()
+    assert "(4.25)" not in out.getvalue()
+
+
+def test_runs_that_measured_no_looking_back_say_nothing_of_it():
+    summary = made(searched())
+    assert looking_back_table(summary) is None
+    assert "Looking back" not in render_page(summary)
+    assert "copied" not in model_card(summary)

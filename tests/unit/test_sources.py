@@ -223,7 +223,7 @@ def test_field_not_found_names_the_fields_there_are(tmp_path, kind):
     else:
         write_arrow(path, rows, stream=True)
     text = message(path)
-    assert "no field text, passage, page or content; the fields there are: body, title" in text
+    assert "no field text, passage, page, content or messages; the fields there are: body, title" in text
     assert "after a '#'" in text
     assert "no field summary; the fields there are: body, title" in message(f"{path}#summary")
 

@@ -31,6 +31,9 @@ def evaluate(
     limit: LimitOption = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to measure perplexity on; repeatable.")] = None,
     against: Annotated[str | None, typer.Option("--against", help="Dense model: adds the KL to it.")] = None,
+    looking_back: Annotated[
+        bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
+    ] = False,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens per text.")] = 16384,
     sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens per sequence.")] = 512,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences per forward pass.")] = 8,
@@ -57,6 +60,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         allow_remote_code=allow_remote_code,
+        looking_back=looking_back,
     )
     console = terminal.console()
     found = evaluate_model(request, out, None if as_json else console)

@@ -95,6 +95,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 def _run(recipe: Any, out: Path, until: str) -> None:
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
+    from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
@@ -106,6 +107,9 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         return
     summary = made.report
     console.print(comparison_table(summary))
+    looked = looking_back_table(summary)
+    if looked is not None:
+        console.print("", looked, *looking_back_remarks(summary))
     if summary.prompts:
         console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)
         for key in ("dense", summary.saved_key):

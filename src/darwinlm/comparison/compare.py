@@ -206,12 +206,12 @@ def _resumed(run: Run, stage: str) -> bool:
 def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
     """More text, disjoint from all that methods see."""
     domains = {}
-    settings = run.recipe.text
+    settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
     for name, source in comparison.domains:
         blocks = split_documents(
-            read_documents(source, shuffle=shuffle_of(run)),
+            read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer),
             {"evaluation": settings.evaluation_tokens},
-            run.checkpoint.tokenizer(),
+            tokenizer,
             settings.sequence_length,
             run.recipe.search.seed,
             source=source,

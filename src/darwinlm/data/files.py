@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from darwinlm.data.chat import CHAT_FIELD, chat_text
 from darwinlm.errors import DataError, MissingExtraError
 from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from transformers import PreTrainedTokenizerBase
+
     from darwinlm.data.shuffle import Shuffle
 
-TEXT_FIELDS = ("text", "passage", "page", "content")
-"""Fields that may hold a record's text, the most likely first."""
+TEXT_FIELDS = ("text", "passage", "page", "content", CHAT_FIELD)
+"""Fields that may hold a record's text, the most likely first; `messages` hold a chat."""
 
 _TEXT_EXTENSIONS = (".txt", ".txt.gz")
 _JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
@@ -76,7 +79,12 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
-def read_files(files: Sequence[Path], field: str | None, shuffle: Shuffle | None = None) -> Iterator[str]:
+def read_files(
+    files: Sequence[Path],
+    field: str | None,
+    shuffle: Shuffle | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that what is read first comes from all of them.
 
     A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
@@ -85,12 +93,13 @@ def read_files(files: Sequence[Path], field: str | None, shuffle: Shuffle | None
         files: in order.
         field: of a record, holds the text; none looks for one of `TEXT_FIELDS`.
         shuffle: of the files, and of the documents in each; none keeps their order.
+        tokenizer: writes chats out; only they need one.
 
     Raises:
         DataError: a file is unreadable or damaged, or a record has no text.
         MissingExtraError: the format needs an optional package that isn't installed.
     """
-    waiting = [_read_file(path, field) for path in files]
+    waiting = [_read_file(path, field, tokenizer) for path in files]
     if shuffle is not None:
         at_once = min(len(files), OPEN_FILES)
         names = [path.name for path in files]
@@ -105,16 +114,16 @@ def read_files(files: Sequence[Path], field: str | None, shuffle: Shuffle | None
         waiting = [documents for documents in waiting if documents not in ended]
 
 
-def _read_file(path: Path, field: str | None) -> Iterator[str]:
+def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     extension = extension_of(path)
     if extension in _TEXT_EXTENSIONS:
         if field is not None:
             raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
         yield from _split_text(path)
     elif extension in _JSON_EXTENSIONS:
-        yield from _read_json_lines(path, field)
+        yield from _read_json_lines(path, field, tokenizer)
     else:
-        yield from _read_arrow(path, field, is_parquet=extension == ".parquet")
+        yield from _read_arrow(path, field, tokenizer, is_parquet=extension == ".parquet")
 
 
 def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
@@ -203,7 +212,7 @@ def _split_text(path: Path) -> Iterator[str]:
         yield "\n".join(kept)
 
 
-def _read_json_lines(path: Path, field: str | None) -> Iterator[str]:
+def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     blank = 0
     for number, line in _lines(path, cut=False):
         if not line or line.isspace():
@@ -225,10 +234,12 @@ def _read_json_lines(path: Path, field: str | None) -> Iterator[str]:
                 'Every line has to be an object like {"text": "..."}.'
             )
         field = text_field(list(record), field, where)
-        yield text_of(record[field], field, where)
+        yield text_of(record[field], field, where, tokenizer)
 
 
-def _read_arrow(path: Path, field: str | None, *, is_parquet: bool) -> Iterator[str]:
+def _read_arrow(
+    path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None, *, is_parquet: bool
+) -> Iterator[str]:
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -240,7 +251,7 @@ def _read_arrow(path: Path, field: str | None, *, is_parquet: bool) -> Iterator[
         for name, values in batches:
             for value in values:
                 row += 1
-                yield text_of(value, name, f"{path}, row {row}")
+                yield text_of(value, name, f"{path}, row {row}", tokenizer)
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         kind = "Parquet" if is_parquet else "Arrow"
         reason = shorten(error, 200)
@@ -300,10 +311,16 @@ def text_field(names: Sequence[str], wanted: str | None, where: str) -> str:
     return found
 
 
-def text_of(value: object, field: str, where: str) -> str:
-    """The text that a record holds, as a tokenizer takes it; raises DataError where the value is something else."""
+def text_of(value: object, field: str, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """The text that a record holds, as a tokenizer takes it: text as it stands, a list of messages as a chat.
+
+    Raises:
+        DataError: the value is something else, or a chat that the tokenizer can't write.
+    """
     if value is None:
         return ""
+    if isinstance(value, list) or field == CHAT_FIELD:
+        value = chat_text(value, tokenizer, where)
     if not isinstance(value, str):
         raise DataError(
             f"{where}: the field '{field}' holds a {type(value).__name__}, not text. "

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.artifact import damaged, file_digest, read_json, write_atomically, write_json
+from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import Document, Packer, document_hash
 from darwinlm.errors import DataError, StorageError
 
@@ -40,17 +41,31 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         blocks: B; as many must be there.
         skip: tokens that are passed over first.
         bos: takes the place of every block's first token; None leaves it.
+        looking_back: share of each block's tokens that repeat what stands before; see `looking_back.with_repeats`.
+        seed: decides which these are.
 
     Raises:
         ArtifactError: a shard is missing, or its bytes aren't those that were written.
     """
 
-    def __init__(self, folder: Path, seq_len: int, blocks: int, skip: int = 0, bos: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seq_len: int,
+        blocks: int,
+        skip: int = 0,
+        bos: int | None = None,
+        *,
+        looking_back: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         index = read_json(folder / INDEX)
         self.seq_len = seq_len
         self.blocks = blocks
         self.skip = skip
         self.bos = bos
+        self.looking_back = looking_back
+        self.seed = seed
         self._shard_tokens = int(index["shard_tokens"])
         self._shards = []
         for number in range(index["shards"]):
@@ -82,7 +97,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         tokens = torch.from_numpy(np.concatenate(parts).astype(np.int64))
         if self.bos is not None:
             tokens[0] = self.bos
-        return {"input_ids": tokens}
+        return {"input_ids": with_repeats(tokens[None], self.looking_back, self.seed)[0]}
 
 
 def pack_documents(

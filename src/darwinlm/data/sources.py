@@ -5,7 +5,8 @@ A source is one of
 - a text file, ``.txt`` or ``.txt.gz``;
 - a file of records, ``.jsonl``, ``.jsonl.gz``, ``.json`` (one record per line), ``.parquet`` or ``.arrow`` (stream or
   file format), whose text lies in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named
-  after a ``#``: ``reviews.jsonl#body``;
+  after a ``#``: ``reviews.jsonl#body``; a field ``messages``, or any named one that holds a list of messages, is a
+  chat, and is written out by the model's chat template;
 - a folder of such files, read in sorted order, subfolders included;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
@@ -36,6 +37,8 @@ from darwinlm.limits import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerBase
 
     from darwinlm.data.shuffle import Shuffle
 
@@ -155,7 +158,12 @@ def _exists(path: Path) -> bool:
 
 
 def read_documents(
-    source: str, *, limit: int | None = None, shuffle: Shuffle | None = None, tally: Tally | None = None
+    source: str,
+    *,
+    limit: int | None = None,
+    shuffle: Shuffle | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
@@ -170,6 +178,7 @@ def read_documents(
         limit: The most documents to read; None reads them all.
         shuffle: Takes the documents of each file, and the files, in a random order that its seed decides; of a data
             set of the hub its shards and the rows, as `datasets` does it. None keeps the source's order.
+        tokenizer: The model's; its template writes chats out. Plain text needs none.
         tally: Counts what is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are skipped.
 
     Returns:
@@ -178,16 +187,16 @@ def read_documents(
 
     Raises:
         DataError: The source is missing, unreadable, damaged or empty, a record has no text, or the hub can't be
-            reached.
+            reached; or a chat can't be written out.
         MissingExtraError: The format needs an optional package that isn't installed.
     """
     if limit is not None and limit < 1:
         raise DataError(f"Text source {source!r}: limit is {limit}, but at least one document has to be read.")
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
-        documents = _read_hub(parsed, _load_dataset_function(), shuffle)
+        documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
     else:
-        documents = read_files(parsed.files(), parsed.field, shuffle)
+        documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
     return _visible(documents, source, limit, tally or Tally())
 
 
@@ -217,13 +226,15 @@ def _load_dataset_function() -> Any:
     return datasets.load_dataset
 
 
-def _read_hub(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[str]:
+def _read_hub(
+    source: HubSource, load_dataset: Any, shuffle: Shuffle | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Iterator[str]:
     field = source.field
     rows = _hub_rows(source, load_dataset, shuffle)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         field = text_field(list(row), field, where)
-        yield text_of(row[field], field, where)
+        yield text_of(row[field], field, where, tokenizer)
 
 
 def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:

@@ -14,11 +14,34 @@ from darwinlm.artifact import read_json, write_json
 from darwinlm.compute import DTYPES, fast_dtype, resolve_device
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation.looking_back import (
+    LIST_LENGTHS,
+    CopyingScore,
+    all_copying,
+    longest_sequence,
+    measure_copying,
+    word_lists,
+)
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
 from darwinlm.lock import hold_target
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How far a model copies.
+
+    Attributes:
+        model: as the user named it.
+        scores: one for each kind of sequences.
+        remarks: what was left out, and why.
+    """
+
+    model: str
+    scores: tuple[CopyingScore, ...]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,11 +60,12 @@ class EvaluationRequest:
     device: str = "auto"
     dtype: str = "auto"
     allow_remote_code: bool = False
+    looking_back: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
         """The tasks; everything that can be refused without a model is. Raises DarwinLMError."""
-        if self.suite is None and not self.texts:
-            raise RecipeError("nothing to measure: give --suite, --text or both")
+        if self.suite is None and not self.texts and not self.looking_back:
+            raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
         if self.against is not None and not self.texts:
             raise RecipeError("--against needs --text: KL is measured on a text")
         if self.dtype not in ("auto", *DTYPES):
@@ -73,17 +97,22 @@ class Evaluated:
         params: of the model.
         scores: of the suite's tasks.
         texts: one for each text.
+        copying: of the model, and of the dense one where there is one.
     """
 
     request: EvaluationRequest
     params: int = 0
     scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[TextScore] = field(default_factory=list)
+    copying: list[Copied] = field(default_factory=list)
 
     def tables(self) -> Iterator[Table]:
         """Headings, cells and remarks of each table."""
         if self.texts:
             yield _text_table(self.texts)
+            yield from _divided_tables(self.texts)
+        if self.copying:
+            yield _copying_table(self.copying)
         if self.scores:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
 
@@ -94,6 +123,7 @@ class Evaluated:
             "request": self.request.key() | {"suite": self.request.suite},
             "params": self.params,
             "texts": [asdict(text) for text in self.texts],
+            "copying": [asdict(copied) for copied in self.copying],
             "tasks": harness.as_json(self.scores),
             "average": asdict(mean) if mean and len(self.scores) > 1 else None,
             "partial": mean.partial if mean else "",
@@ -113,6 +143,33 @@ def _text_table(texts: list[TextScore]) -> Table:
         for text in texts
     ]
     return headings, cells, []
+
+
+def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
+    """KL by whether the next token was seen, and by position, of texts that were measured against another model."""
+    divided = [text for text in texts if text.kl_by_position]
+    if divided:
+        cells: list[tuple[str, ...]] = [
+            (text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided
+        ]
+        yield ("KL where the next token", "stood before", "is new", "share that stood before, %"), cells, []
+    for text in divided:
+        ends = (f"{end}" for end, _ in text.kl_by_position)
+        line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
+        yield ("KL by position, up to", *ends), [line], []
+
+
+def _copying_table(copying: list[Copied]) -> Table:
+    headings = ("copied, %, and loss in nats", *(score.name for score in copying[0].scores))
+    cells = [
+        (each.model, *(f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in each.scores))
+        for each in copying
+    ]
+    return headings, cells, list(copying[0].remarks)
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
@@ -151,8 +208,8 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
             value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
             console.print(f"{last.title}: {value}", highlight=False, markup=False)
 
-    if request.texts:
-        found.texts = _texts(request, opened, dtype, device)
+    if request.texts or request.looking_back:
+        found.texts, found.copying = _texts(request, opened, dtype, device)
         if not done:
             save([])
     if wanted:
@@ -169,24 +226,33 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
     return found
 
 
-def _texts(request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device) -> list[TextScore]:
-    dense = None
+def _texts(
+    request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device
+) -> tuple[list[TextScore], list[Copied]]:
+    """Texts, then copying of lists and of the first text's passages, by the model and by the dense one."""
+    longest = longest_sequence(opened.model.config)
+    if request.texts and longest is not None and request.sequence_length > longest:
+        raise RecipeError(
+            f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
+        )
+    if request.looking_back:
+        word_lists(opened.tokenizer, LIST_LENGTHS[0])
+    models = {opened.source: opened.model}
     if request.against is not None:
         dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
         check_same_vocabulary(opened, dense)
-    scores = []
+        models[f"{dense.source} (dense)"] = dense.model
+    batch_tokens = request.batch_size * request.sequence_length
+    scores: list[TextScore] = []
+    first = None
     for source in request.texts:
         tokens = pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
-        scores.append(
-            measure_text(
-                opened.model,
-                dense.model if dense else None,
-                source,
-                tokens,
-                batch_tokens=request.batch_size * request.sequence_length,
-            )
-        )
-    return scores
+        first = tokens if first is None else first
+        against = None if request.against is None else dense.model
+        scores.append(measure_text(opened.model, against, source, tokens, batch_tokens=batch_tokens))
+    sequences, remarks = all_copying(opened.tokenizer, first, longest)
+    copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
+    return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 
 
 def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from darwinlm.errors import MissingExtraError, first_line
+from darwinlm.evaluation.choices import right_answers
 from darwinlm.evaluation.local_data import Rows, read_task
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 
@@ -37,6 +39,8 @@ class TaskScore:
         items: that were scored.
         total: that there are.
         metrics: everything the harness reports, by `metric,filter`.
+        bits, bits_stderr, log_p, log_p_stderr: of the right answer, as in `RightAnswers`; None where items have no
+            choices.
         remark: what deviates from the official data.
         error: why the task failed; empty when it didn't.
     """
@@ -50,6 +54,10 @@ class TaskScore:
     items: int = 0
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    bits: float | None = None
+    bits_stderr: float | None = None
+    log_p: float | None = None
+    log_p_stderr: float | None = None
     remark: str = ""
     error: str = ""
 
@@ -174,7 +182,7 @@ def _score(
             share = -(-limit // len(task.get_all_tasks()))
         with _no_machine_report():
             found = lm_eval.simple_evaluate(
-                lm, tasks=[task], limit=share, task_manager=manager, log_samples=False, bootstrap_iters=1000
+                lm, tasks=[task], limit=share, task_manager=manager, log_samples=True, bootstrap_iters=1000
             )
     except (
         ValueError,
@@ -248,6 +256,10 @@ def _read_result(score: TaskScore, found: Any, name: str) -> None:
     metric, _, filtered = chosen.partition(",")
     score.metric, score.value = metric, score.metrics[chosen]
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
+    right = right_answers(chain.from_iterable(found["samples"].values()))
+    if right is not None:
+        score.bits, score.bits_stderr = right.bits, right.bits_stderr
+        score.log_p, score.log_p_stderr = right.log_p, right.log_p_stderr
     counts = found["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.malloc import kept_memory
+
+FIRST_POSITIONS = 64
+"""Tokens of the first range of positions; each further one ends at twice the last one's end."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,20 @@ class Quality:
         perplexity: exp of the mean cross-entropy of a token given those before it in its block.
         kl: mean KL(dense ‖ model) in nats per token.
         tokens: predictions that the perplexity is the mean of.
+        kl_seen: mean KL where the token that follows stood in the block before; None where none did.
+        kl_new: mean KL where it didn't; None where all did.
+        seen: share of the predictions whose token stood before.
+        kl_by_position: mean KL of the tokens from the last entry's position (of the first entry: the block's begin) up
+            to the named one, as (position, KL); positions double from 64 on.
     """
 
     perplexity: float
     kl: float
     tokens: int
+    kl_seen: float | None = None
+    kl_new: float | None = None
+    seen: float = 0.0
+    kl_by_position: tuple[tuple[int, float], ...] = ()
 
 
 @torch.no_grad()
@@ -48,25 +61,60 @@ def measure_quality(
         progress: called with finished and total batches.
     """
     rows = max(1, batch_tokens // tokens.shape[1])
-    loss = dict.fromkeys(models, 0.0)
-    divergence = dict.fromkeys(models, 0.0)
+    sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
+    n_seen = 0
     starts = range(0, len(tokens), rows)
     with kept_memory(dense.device):
         for done, start in enumerate(starts):
             batch = tokens[start : start + rows].to(dense.device)
-            for name, (lost, apart) in _measure_batch(dense, models, batch).items():
-                loss[name] += lost
-                divergence[name] += apart
+            seen = seen_before(batch)
+            n_seen += int(seen.sum())
+            for name, found in _measure_batch(dense, models, batch, seen).items():
+                sums[name] += found
             progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
-    return {
-        name: Quality(_perplexity(loss[name] / predictions), max(divergence[name] / tokens.numel(), 0.0), predictions)
-        for name in models
-    }
+    return {name: _quality(sums[name], len(tokens), predictions, n_seen) for name in models}
 
 
-def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor) -> dict[str, tuple[float, float]]:
-    """Sums of cross-entropy and of KL over a batch; on its own, so that no logits outlive their batch."""
+def seen_before(tokens: Tensor) -> Tensor:
+    """Whether the token that follows stands in the block already, [n, t] -> [n, t - 1] bool."""
+    n, t = tokens.shape
+    # Sorted by token and place, all but the first of a run of equals have been seen.
+    order = tokens.argsort(dim=1, stable=True)
+    ordered = tokens.gather(1, order)
+    again = torch.zeros(n, t, dtype=torch.bool, device=tokens.device)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.zeros_like(again).scatter_(1, order, again)[:, 1:]
+
+
+def _quality(sums: Tensor, rows: int, predictions: int, n_seen: int) -> Quality:
+    """The figures, from what `_measure_batch` adds up over all batches."""
+    loss, kl_seen, kl_new = sums[:3].tolist()
+    by_position = sums[3:] / rows
+    return Quality(
+        _perplexity(loss / predictions),
+        max(float(by_position.mean()), 0.0),
+        predictions,
+        max(kl_seen / n_seen, 0.0) if n_seen else None,
+        max(kl_new / (predictions - n_seen), 0.0) if n_seen < predictions else None,
+        n_seen / predictions,
+        tuple((end, max(float(by_position[begin:end].mean()), 0.0)) for begin, end in _ranges(len(by_position))),
+    )
+
+
+def _ranges(length: int) -> list[tuple[int, int]]:
+    """0 to 64, 64 to 128, 128 to 256 and so on up to the length."""
+    ends = [0]
+    while ends[-1] < length:
+        ends.append(min(max(2 * ends[-1], FIRST_POSITIONS), length))
+    return list(pairwise(ends))
+
+
+def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """Sums over a batch, float64 [3 + t]: cross-entropy, KL where the next token was seen and wasn't, KL by position.
+
+    On its own, so that no logits outlive their batch.
+    """
     # What follows a block's last token isn't known; its row is left out below: cutting it off here would copy.
     following = batch.roll(-1, 1).flatten()
     reference = dense(input_ids=batch, use_cache=False).logits.flatten(0, 1)
@@ -77,7 +125,10 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor) -> dict
         totals = log_normalisers(logits)
         losses = token_losses(logits, following, totals).view(len(batch), -1)[:, :-1]
         divergence = distribution.kl(logits, normalisers=totals)
-        sums[name] = (float(losses.sum(dtype=torch.float64)), float(divergence.sum(dtype=torch.float64)))
+        divergence = divergence.view(len(batch), -1)
+        of_next = divergence[:, :-1]
+        parts = [part.sum(dtype=torch.float64) for part in (losses, of_next[seen], of_next[~seen])]
+        sums[name] = torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]).cpu()
         del logits
     return sums
 

@@ -51,7 +51,16 @@ def average(scores: Sequence[TaskScore]) -> Average:
     return Average(sum(values) / len(values), spread, (), partial)
 
 
-HEADINGS = ("task", "shots", "metric", "score, %", "standard error", "items")
+HEADINGS = (
+    "task",
+    "shots",
+    "metric",
+    "score, %",
+    "standard error",
+    "items",
+    "right answer, bits per byte",
+    "log p among the choices",
+)
 
 
 def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
@@ -61,14 +70,23 @@ def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
         name = score.title.partition(" (")[0]
         shots = "" if score.shots is None else str(score.shots)
         if score.value is None:
-            table.append((name, shots, "", "failed", "", ""))
+            table.append((name, shots, "", "failed", "", "", "", ""))
             continue
         items = f"{score.items}" if score.items == score.total else f"{score.items} of {score.total}"
-        table.append((name, shots, score.metric, percent(score.value), percent(score.stderr), items))
+        accuracy = (score.metric, percent(score.value), percent(score.stderr))
+        right = (plain(score.bits, score.bits_stderr), plain(score.log_p, score.log_p_stderr))
+        table.append((name, shots, *accuracy, items, *right))
     if len(scores) > 1:
         mean = average(scores)
-        table.append(("average", "", "", percent(mean.value), percent(mean.stderr), ""))
+        table.append(("average", "", "", percent(mean.value), percent(mean.stderr), "", "", ""))
     return table
+
+
+def plain(value: float | None, stderr: float | None) -> str:
+    """A figure with its standard error; a dash for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if stderr is None or not math.isfinite(stderr) else f"{value:.3f} ± {stderr:.3f}"
 
 
 def percent(value: float | None) -> str:

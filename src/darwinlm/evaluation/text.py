@@ -25,6 +25,7 @@ class TextScore:
         perplexity: of the model.
         dense_perplexity: of the other model, where there is one.
         kl: KL(other ‖ model) in nats per token, where there is one.
+        kl_seen, kl_new, seen, kl_by_position: as in `Quality`, where there is another model.
     """
 
     source: str
@@ -33,6 +34,10 @@ class TextScore:
     perplexity: float
     dense_perplexity: float | None
     kl: float | None
+    kl_seen: float | None = None
+    kl_new: float | None = None
+    seen: float | None = None
+    kl_by_position: tuple[tuple[int, float], ...] = ()
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
@@ -52,7 +57,7 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for document in read_documents(source):
+    for document in read_documents(source, tokenizer=tokenizer):
         ids += [*token_ids(tokenizer, [document])[0], *end]
         if wanted is not None and len(ids) >= wanted:
             break
@@ -91,4 +96,8 @@ def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, 
         perplexity=found["model"].perplexity,
         dense_perplexity=against.perplexity if against else None,
         kl=found["model"].kl if against else None,
+        kl_seen=found["model"].kl_seen if against else None,
+        kl_new=found["model"].kl_new if against else None,
+        seen=found["model"].seen if against else None,
+        kl_by_position=found["model"].kl_by_position if against else (),
     )

@@ -46,6 +46,9 @@ class TextSettings(Section):
     shuffle_documents: int = Field(10000, ge=0)
     """Documents that are held at once and drawn from at random, of all files together, since files are often ordered by
     book, topic or date. 0 takes documents in the order of the files."""
+    looking_back: Share = Field(0.2, ge=0, le=0.5)
+    """Share of the tokens of all text but evaluation text that repeat passages from before in the same block, so that
+    the smaller model still reads its context. 0 leaves the text plain."""
     calibration_tokens: int = Field(65536, gt=0)
     """For the second moments of the database, and for the refit."""
     fitness_tokens: int = Field(8192, gt=0)

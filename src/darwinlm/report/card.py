@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from darwinlm.report import wording
+from darwinlm.report.looking_back import WORDS, looking_back_rows
 from darwinlm.report.summary import Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
@@ -121,7 +122,16 @@ def _table(summary: Summary) -> str:
     for row in comparison_rows(summary):
         cells = [f"**{cell}**" for cell in row.cells] if row.final else row.cells
         lines.append(_row(cells))
-    return "\n".join(lines) + "\n\nIn bold: this model. MB are 10⁶ bytes of weights."
+    return "\n".join(lines) + "\n\nIn bold: this model. MB are 10⁶ bytes of weights." + _looking_back(summary)
+
+
+def _looking_back(summary: Summary) -> str:
+    found = looking_back_rows(summary)
+    if found is None:
+        return ""
+    headings, rows = found
+    lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)]), *map(_row, rows)]
+    return "\n\n" + "\n".join(lines) + f"\n\n{WORDS}"
 
 
 def _row(cells: Iterable[str]) -> str:

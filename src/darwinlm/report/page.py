@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
+from darwinlm.report.looking_back import WORDS, looking_back_remarks, looking_back_rows
 from darwinlm.report.strip import allocation_strip
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
@@ -41,6 +42,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "columns": COLUMNS,
         "rows": comparison_rows(summary),
+        "looking_back": _looking_back(summary),
         "measured_on": wording.measured_on(summary),
         "machine": wording.machine_words(summary),
         "budget": _budget(summary),
@@ -95,6 +97,13 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
         if times:
             tiles.append((what, f"×{times}", f"{wording.rate(small)} tokens/s, dense {wording.rate(large)}"))
     return tiles
+
+
+def _looking_back(summary: Summary) -> dict[str, Any] | None:
+    found = looking_back_rows(summary)
+    if found is None:
+        return None
+    return {"columns": found[0], "rows": found[1], "words": " ".join([WORDS, *looking_back_remarks(summary)])}
 
 
 def _uniform(summary: Summary) -> str:

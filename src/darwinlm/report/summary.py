@@ -42,6 +42,34 @@ class Extract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class CopyingFigures(Figures):
+    """Copying of one kind of sequences: share of right predictions, mean loss in nats, and how many predictions."""
+
+    name: str
+    accuracy: float
+    loss: float
+    tokens: int
+
+
+class LookingBackFigures(Figures):
+    """How far a model reads its context, on evaluation text.
+
+    Attributes:
+        kl_seen: mean KL where the next token stood in the block before; None where none did.
+        kl_new: mean KL where it didn't; None where all did.
+        seen: share of the predictions whose token stood before.
+        kl_by_position: mean KL up to each position, from the one before on.
+        copying, remarks: of lists and passages, and what was left out.
+    """
+
+    kl_seen: float | None
+    kl_new: float | None
+    seen: float
+    kl_by_position: tuple[tuple[int, float], ...] = ()
+    copying: tuple[CopyingFigures, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
 class ModelFigures(Figures):
     """One model, measured.
 
@@ -57,6 +85,7 @@ class ModelFigures(Figures):
         tokens_per_second_runs: every run's figure.
         decode_tokens_per_second_runs: every run's figure.
         continuations: text after each prompt.
+        looking_back: how far it reads its context; None where that wasn't measured.
     """
 
     params: int
@@ -70,6 +99,7 @@ class ModelFigures(Figures):
     tokens_per_second_runs: tuple[float, ...] = ()
     decode_tokens_per_second_runs: tuple[float, ...] = ()
     continuations: tuple[str, ...] = ()
+    looking_back: LookingBackFigures | None = None
 
 
 class BudgetFigures(Figures):

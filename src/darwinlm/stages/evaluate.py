@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,11 @@ from pydantic import ValidationError
 
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import first_line
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.report.summary import ModelFigures, ModelKey
+from darwinlm.report.summary import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
@@ -118,6 +120,8 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
     )
     speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
     tokenizer = run.checkpoint.tokenizer()
+    sequences, remarks = all_copying(tokenizer, tokens, longest_sequence(models["dense"].config))
+    copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens)
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())
@@ -128,6 +132,14 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
             perplexity=quality[name].perplexity,
             kl=quality[name].kl,
             tokens=quality[name].tokens,
+            looking_back=LookingBackFigures(
+                kl_seen=quality[name].kl_seen,
+                kl_new=quality[name].kl_new,
+                seen=quality[name].seen,
+                kl_by_position=quality[name].kl_by_position,
+                copying=tuple(CopyingFigures(**asdict(score)) for score in copied[name]),
+                remarks=tuple(remarks),
+            ),
             tokens_per_second=speed[name].prompt,
             tokens_per_second_runs=speed[name].prompt_runs,
             decode_tokens_per_second=speed[name].decode,

@@ -143,6 +143,8 @@ def recover_model(
         "device": run.device.type,
         "blocks_begin_with": added_bos(described[1]),
     }
+    if run.recipe.text.looking_back:
+        key["looking_back"] = run.recipe.text.looking_back
     work = _work_folder(run)
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
         shutil.rmtree(work, ignore_errors=True)  # of a training that was killed when all was done
@@ -174,7 +176,15 @@ def _train(
             _pack(run, described, work, tokens, source, reserved, stage.digest)
     with parallel.agree():
         bos = added_bos(described[1])
-        packed = PackedText(work / "text", steps.length, steps.blocks, settings.skip_tokens, bos)
+        packed = PackedText(
+            work / "text",
+            steps.length,
+            steps.blocks,
+            settings.skip_tokens,
+            bos,
+            looking_back=run.recipe.text.looking_back,
+            seed=run.recipe.search.seed,
+        )
         dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
     with parallel.agree():
@@ -236,7 +246,7 @@ def _pack(
         shutil.rmtree(work)
     write_json(marker, digest)
     pack_documents(
-        read_documents(source, shuffle=shuffle_of(run)),
+        read_documents(source, shuffle=shuffle_of(run), tokenizer=described[1]),
         work / "text",
         tokens,
         described[1],

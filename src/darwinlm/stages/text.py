@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from darwinlm.artifact import digest_of, file_digest
@@ -15,6 +16,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.files import Tally
+from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.errors import DataError, RecipeError
@@ -62,10 +64,14 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "seed": run.recipe.search.seed,
         "blocks_begin_with": added_bos(tokenizer),
     }
+    if tokenizer.chat_template:
+        key["chat_template"] = digest_of(tokenizer.chat_template)
+    if settings.looking_back:
+        key["looking_back"] = settings.looking_back
     with run.stage("text", key, "text") as (stage, work):
         if work:
             tally = Tally()
-            documents = read_documents(settings.source, shuffle=shuffle_of(run), tally=tally)
+            documents = read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=tally)
             blocks = split_documents(
                 documents,
                 shares,
@@ -79,7 +85,9 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
             for purpose, part in blocks.items():
-                part.save(stage.folder / purpose)
+                share = 0.0 if purpose == "evaluation" else settings.looking_back
+                tokens = with_repeats(part.tokens, share, run.recipe.search.seed)
+                replace(part, tokens=tokens).save(stage.folder / purpose)
         texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
     vocabulary = int(run.checkpoint.config.vocab_size)
     largest = max(int(part.tokens.max()) for part in texts.values())

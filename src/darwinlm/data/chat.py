@@ -1,0 +1,51 @@
+"""Chats as text: records whose field holds messages, written out as the model's own chat template does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from darwinlm.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT_FIELD = "messages"
+"""Field that holds a chat where a record has no text."""
+
+
+def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
+    """Write a chat as the model reads it, without the bos token, which packing adds.
+
+    Args:
+        messages: A list of records with a `role` and a `content`, both text.
+        tokenizer: The model's, with a chat template.
+        where: The record, for messages.
+
+    Raises:
+        DataError: It isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
+    """
+    from jinja2 import TemplateError
+
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise DataError(
+            f"{where}: the field with the chat holds no list of messages like "
+            '[{"role": "user", "content": "..."}]. Name the field that holds the text or the chat after a \'#\'.'
+        )
+    if tokenizer is None or not tokenizer.chat_template:
+        raise DataError(
+            f"{where}: this is a chat, but the model's tokenizer has no chat template to write it with. Give plain "
+            "text, or a model with a chat template."
+        )
+    if not messages:
+        return ""
+    template: Any = tokenizer.apply_chat_template
+    try:
+        text = str(template(messages, tokenize=False))
+    except TemplateError as error:
+        raise DataError(f"{where}: the model's chat template refuses this chat ({error}). Mend or drop it.") from error
+    bos = tokenizer.bos_token
+    return text.removeprefix(str(bos)) if bos else text
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))

@@ -1,0 +1,81 @@
+"""Text that has to be looked back at: passages of a block stand in it again, further on.
+
+Plain text says little twice, so a model that no longer reads its own context loses little on it. Here a share of every
+block's tokens repeats passages from before, at once or later, half of them with their tokens shuffled where they first
+stand, as lists are. What repeats comes from the block itself: no document gets a second purpose, and any prefix of the
+text has the same mix.
+
+Letters: B blocks, T tokens in a block.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHORTEST = 8
+"""Tokens of the shortest passage that is repeated, where the share leaves room for as many."""
+
+LONGEST = 128
+"""Tokens of the longest one."""
+
+
+def with_repeats(tokens: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Blocks in which a share of the tokens repeats what stands before.
+
+    Passages of 8 to 128 tokens, short ones as likely as long ones by their logarithm, are said again: one half at
+    once, the others anywhere behind. Half of all are shuffled before they are said for the first time. Text that
+    no longer fits is left out at the end of the block. A block's first token stays.
+
+    Args:
+        tokens: Blocks of text, int64 [B, T].
+        share: Part of each block's tokens that repeats, from 0 to below 1.
+        seed: Decides, together with a block's tokens, which passages are repeated and where.
+
+    Returns:
+        New blocks, int64 [B, T]; the same ones where the share is 0.
+    """
+    if share == 0:
+        return tokens
+    blocks = tokens.numpy()
+    return torch.from_numpy(
+        np.stack([_with_repeats(block, share, seed) for block in blocks]) if len(blocks) else blocks
+    )
+
+
+def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    digest = blake2b(block.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
+    rng = np.random.default_rng(int.from_bytes(digest.digest(), "little"))
+    length = len(block)
+    lacking = round(share * length)
+    plain = block[: length - lacking].copy()
+    repeats: list[tuple[int, slice]] = []
+    while lacking:
+        size = _size(rng, min(lacking, (len(plain) - 1)))
+        if size == 0:
+            return block
+        place = int(rng.integers(1 + size, len(plain) + 1))
+        start = place - size if rng.random() < 0.5 else int(rng.integers(1, place - size + 1))
+        repeats.append((place, slice(start, start + size)))
+        lacking -= size
+        if rng.random() < 0.5:
+            rng.shuffle(plain[start : start + size])
+    pieces, done = [], 0
+    for place, passage in sorted(repeats, key=lambda each: each[0]):
+        pieces += [plain[done:place], plain[passage]]
+        done = place
+    return np.concatenate([*pieces, plain[done:]])
+
+
+def _size(rng: np.random.Generator, most: int) -> int:
+    """Tokens of a passage, at most `most`; no rest is left that is shorter than the shortest passage."""
+    if most < 2 * SHORTEST:
+        return most
+    size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(min(LONGEST, most) + 1))))
+    return most if most - size < SHORTEST <= most <= LONGEST else size

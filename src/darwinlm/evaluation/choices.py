@@ -1,0 +1,81 @@
+"""How likely the right answer of a multiple-choice item is: smoother than accuracy, which small models leave to luck.
+
+Bits per byte of the right answer, and its log-probability among the choices, as "Signal and Noise" (arXiv 2508.13144)
+and DataDecide (arXiv 2504.11393) find more telling than accuracy for small models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RightAnswers:
+    """Means over the items of a task, with standard errors.
+
+    Attributes:
+        bits: bits per byte of the right answer, given its prompt; lower is better.
+        bits_stderr: its standard error; None for a single item.
+        log_p: natural logarithm of the right answer's probability among the choices; higher is better, and a model
+            that takes all n choices for alike has -log n.
+        log_p_stderr: its standard error.
+        items: that have one right answer out of several.
+    """
+
+    bits: float
+    bits_stderr: float | None
+    log_p: float
+    log_p_stderr: float | None
+    items: int
+
+
+def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
+    """Read the harness's samples; None where no item has choices and one right answer.
+
+    Args:
+        samples: with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of each) and
+            `target` (number or text of the right one).
+    """
+    found = [one for one in map(_of_item, samples) if one is not None]
+    if not found:
+        return None
+    bits, bits_error = _mean([bits for bits, _ in found])
+    log_p, log_p_error = _mean([log_p for _, log_p in found])
+    return RightAnswers(bits, bits_error, log_p, log_p_error, len(found))
+
+
+def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:
+    answers = [arguments[1] for arguments in sample["arguments"] if len(arguments) == 2]
+    given = sample["filtered_resps"]
+    if len(answers) < 2 or len(given) != len(answers) or not all(isinstance(answer, str) for answer in answers):
+        return None
+    if not all(isinstance(one, tuple | list) and isinstance(one[0], float) for one in given):
+        return None
+    right = _place(sample["target"], answers)
+    if right is None or not answers[right]:
+        return None
+    log_ps = [float(one[0]) for one in given]
+    largest = max(log_ps)
+    together = largest + math.log(sum(math.exp(log_p - largest) for log_p in log_ps))
+    return -log_ps[right] / math.log(2) / len(answers[right].encode()), log_ps[right] - together
+
+
+def _place(target: object, answers: list[str]) -> int | None:
+    """Which answer a target means; None where it isn't one of them."""
+    if isinstance(target, str):
+        named = [place for place, answer in enumerate(answers) if answer.strip() == target.strip()]
+        if len(named) == 1:
+            return named[0]
+        target = int(target) if target.isdigit() else None
+    return target if isinstance(target, int) and 0 <= target < len(answers) else None
+
+
+def _mean(values: list[float]) -> tuple[float, float | None]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))

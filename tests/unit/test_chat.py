@@ -1,0 +1,91 @@
+"""Chats in a `messages` column, written out by the model's chat template, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
+
+from darwinlm.data import read_documents, split_documents
+from darwinlm.data.packing import Document, Packer
+from darwinlm.errors import DataError
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['user', 'assistant'] %}{{ raise_exception('no role ' + message.role) }}{% endif %}"
+    "[{{ message.role }}]{{ message.content }}\n{% endfor %}"
+)
+CHAT = [{"role": "user", "content": "Which river?"}, {"role": "assistant", "content": "The Rhine."}]
+WRITTEN = "[user]Which river?\n[assistant]The Rhine.\n"
+
+
+@pytest.fixture
+def tokenizer():
+    made = tiny_tokenizer()
+    made.chat_template = TEMPLATE
+    return made
+
+
+def lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_messages_are_written_out_by_the_template_in_every_format(tmp_path, tokenizer):
+    source = lines(tmp_path / "a.jsonl", {"id": 1, "messages": CHAT}, {"id": 2, "messages": []})
+    assert list(read_documents(source, tokenizer=tokenizer)) == [WRITTEN]
+    pq.write_table(pa.table({"messages": [CHAT, None]}), tmp_path / "b.parquet")
+    assert list(read_documents(str(tmp_path / "b.parquet"), tokenizer=tokenizer)) == [WRITTEN]
+
+
+def test_text_goes_before_messages_and_any_field_can_be_named(tmp_path, tokenizer):
+    source = lines(tmp_path / "a.jsonl", {"text": "plain", "messages": CHAT, "conversation": CHAT[:1]})
+    assert list(read_documents(source, tokenizer=tokenizer)) == ["plain"]
+    assert list(read_documents(f"{source}#messages", tokenizer=tokenizer)) == [WRITTEN]
+    assert list(read_documents(f"{source}#conversation", tokenizer=tokenizer)) == ["[user]Which river?\n"]
+
+
+def test_chats_are_packed_with_one_bos(tmp_path):
+    tokenizer = tiny_tokenizer(add_bos=True)
+    tokenizer.chat_template = TEMPLATE
+    (text,) = read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer)
+    document = Document("a", text)
+    Packer(tokenizer).tokenise([document])
+    assert document.tokens.tolist().count(BOS_ID) == 1
+    assert document.tokens[0] == BOS_ID
+    assert document.tokens[-1] == EOS_ID
+
+
+def test_chats_are_split_like_any_text(tmp_path, tokenizer):
+    chats = [{"messages": [{"role": "user", "content": f"Say {number}, please."}]} for number in range(60)]
+    documents = read_documents(lines(tmp_path / "a.jsonl", *chats), tokenizer=tokenizer)
+    shares = {"calibration": 64, "evaluation": 64}
+    found = split_documents(documents, shares, tokenizer, 32, 0)
+    assert not set(found["calibration"].document_hashes) & set(found["evaluation"].document_hashes)
+    assert "[user]Say " in tokenizer.decode(found["calibration"].tokens[0])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a text", 7, [1, 2], [{"role": "user"}], [{"role": "user", "content": [{"type": "image"}]}], {"role": "user"}],
+)
+def test_a_column_of_messages_that_is_none_is_refused(tmp_path, tokenizer, value):
+    source = lines(tmp_path / "a.jsonl", {"messages": CHAT}, {"messages": value})
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the field with the chat holds no list of messages like"):
+        list(read_documents(source, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_tokenizer_without_a_template_is_refused(tmp_path, given):
+    tokenizer = tiny_tokenizer() if given else None
+    with pytest.raises(DataError, match=r"line 1: this is a chat, but the model's tokenizer has no chat template"):
+        list(read_documents(lines(tmp_path / "a.jsonl", {"messages": CHAT}), tokenizer=tokenizer))
+
+
+def test_what_the_template_refuses_is_told(tmp_path, tokenizer):
+    source = lines(tmp_path / "a.jsonl", {"messages": [{"role": "critic", "content": "No."}]})
+    with pytest.raises(DataError, match=r"line 1: the model's chat template refuses this chat \(no role critic\)"):
+        list(read_documents(source, tokenizer=tokenizer))

@@ -1,0 +1,203 @@
+"""Text that is to be looked back at, and whether a model does: repeats, copying, KL of seen tokens and by position."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from darwinlm.data.looking_back import with_repeats
+from darwinlm.errors import DataError
+from darwinlm.evaluation.looking_back import (
+    all_copying,
+    measure_copying,
+    passages,
+    word_lists,
+    word_tokens,
+)
+from darwinlm.evaluation.quality import measure_quality, seen_before
+
+VOCABULARY = 1000
+
+
+def word_tokenizer(words: int = 600, *, mark: str = "▁", add_bos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are words of letters, and a few that are none."""
+    letters = "abcdefghij"
+    names = ["".join(letters[int(digit)] for digit in f"{number:03d}") for number in range(words)]
+    pieces = ["<unk>", "<s>", "ab", "12x", f"{mark}Abc", *(mark + name for name in names)]
+    inner = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    if add_bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
+
+
+class Copier:
+    """A model that has seen nothing but its context: after a token it expects what followed that token before.
+
+    Args:
+        reach: how far it looks back, in tokens.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, reach: int = 10_000) -> None:
+        self.reach = reach
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int = 0) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, VOCABULARY)
+        for row, tokens in enumerate(input_ids.tolist()):
+            for place, token in enumerate(tokens):
+                for before in range(max(0, place - self.reach), place):
+                    if tokens[before] == token:
+                        logits[row, place, tokens[before + 1]] = 5.0
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("length", [8, 31, 512])
+def test_the_share_of_each_block_repeats_what_stands_before(share, length):
+    tokens = torch.arange(6 * length).view(6, length)
+    found = with_repeats(tokens, share, seed=3)
+    assert found.shape == tokens.shape
+    assert torch.equal(found[:, 0], tokens[:, 0])
+    for before, after in zip(tokens, found, strict=True):
+        assert len(after.unique()) == length - round(share * length), "all others stand once"
+        assert set(after.tolist()) <= set(before.tolist()), "nothing of another block"
+        plain = [token for place, token in enumerate(after.tolist()) if token not in after[:place].tolist()]
+        assert sorted(plain) == before[: len(plain)].tolist(), "the block's own text, some of it shuffled"
+
+
+def test_repeats_are_passages_that_stand_there_in_the_same_order():
+    tokens = torch.arange(40 * 512).view(40, 512)
+    whole, shuffled = 0, 0
+    for block in with_repeats(tokens, 0.2, seed=0).tolist():
+        seen: dict[int, int] = {}
+        lengths, last = [], None
+        for place, token in enumerate(block):
+            if token not in seen:
+                seen[token] = place
+                last = None
+            elif last is not None and seen[token] == last + 1:
+                lengths[-1] += 1
+                last = seen[token]
+            else:
+                lengths.append(1)
+                last = seen[token]
+        assert sum(lengths) == 102
+        whole += len(lengths)
+        first = list(seen)
+        shuffled += sum(a + 1 != b for a, b in pairwise(first)) > 8
+    # Joined passages count once and cut ones twice, so this is about how many there are: 102 tokens in a few passages.
+    assert 40 < whole < 40 * 8
+    assert 10 < shuffled < 40, "some blocks have shuffled passages, some have none"
+
+
+def test_repeats_depend_on_the_seed_and_the_block_alone():
+    tokens = torch.randint(VOCABULARY, (12, 64), generator=torch.Generator().manual_seed(0))
+    found = with_repeats(tokens, 0.25, seed=1)
+    assert torch.equal(with_repeats(tokens[5:7], 0.25, seed=1), found[5:7])
+    assert not torch.equal(with_repeats(tokens, 0.25, seed=2), found)
+    assert torch.equal(with_repeats(tokens, 0, seed=1), tokens)
+    assert with_repeats(tokens[:0], 0.25, seed=1).shape == (0, 64)
+
+
+@pytest.mark.parametrize("mark", ["▁", "Ġ"])
+def test_lists_are_words_of_the_vocabulary_and_come_twice(mark):
+    tokenizer = word_tokenizer(mark=mark)
+    assert word_tokens(tokenizer) == list(range(5, 605)), "whole words of letters with the mark"
+    lists = word_lists(tokenizer, 64)
+    assert lists.tokens.shape == (16, 128)
+    assert torch.equal(lists.tokens[:, :64], lists.tokens[:, 64:])
+    assert all(len(row.unique()) == 64 for row in lists.tokens)
+    assert torch.equal(word_lists(tokenizer, 64).tokens, lists.tokens)
+    assert not torch.equal(word_lists(tokenizer, 64, seed=1).tokens, lists.tokens)
+    assert word_lists(word_tokenizer(add_bos=True), 16).tokens[:, 0].tolist() == [1] * 16
+
+
+def test_words_without_a_mark_are_taken_where_none_has_one():
+    assert len(word_tokens(word_tokenizer(mark=""))) == 600
+
+
+def test_a_tokenizer_with_too_few_words_is_refused():
+    with pytest.raises(DataError, match=r"has 100 tokens that are words of 3 letters or more.* take 256"):
+        word_lists(word_tokenizer(words=100), 16)
+
+
+def test_passages_come_twice_with_their_own_text_between():
+    text = torch.arange(20 * 300).view(20, 300)
+    far = passages(word_tokenizer(add_bos=True), text, 64, 192)
+    assert far.tokens.shape == (16, 1 + 64 + 192 + 64)
+    assert far.tokens[3].tolist() == [1, *text[3, 1:257].tolist(), *text[3, 1:65].tolist()]
+    assert passages(word_tokenizer(), text, 200, 100) is None
+
+
+def test_what_is_left_out_is_said():
+    text = torch.arange(4 * 100).view(4, 100)
+    kept, remarks = all_copying(tiny_tokenizer(), text, 64)
+    assert kept == []
+    assert ["0 tokens that are words" in remarks[0], "over 256 tokens" in remarks[1], "model 64" in remarks[2]] == [
+        True
+    ] * 3
+    kept, remarks = all_copying(word_tokenizer(), None, 64)
+    assert [each.name for each in kept] == ["16 words"]
+    assert remarks == ["copying of 64 words takes 128 tokens, and the model 64"]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 5000])
+def test_a_model_that_copies_is_told_from_one_that_does_not_look_so_far(batch_tokens):
+    tokenizer = word_tokenizer()
+    lists = word_lists(tokenizer, 16)
+    text = torch.stack([torch.randperm(VOCABULARY)[:300] for _ in range(4)])
+    far = passages(tokenizer, text, 16, 100)
+    found = measure_copying({"all": Copier(), "near": Copier(reach=50)}, [lists, far], batch_tokens=batch_tokens)
+    loss = math.log(1 + (VOCABULARY - 1) * math.exp(-5.0))
+    assert [score.accuracy for score in found["all"]] == [1, 1]
+    assert [score.loss for score in found["all"]] == pytest.approx([loss, loss], rel=1e-4)
+    assert [score.accuracy for score in found["near"]] == pytest.approx([1, 0], abs=0.05)
+    assert found["near"][1].loss == pytest.approx(math.log(VOCABULARY), rel=0.01)
+    assert [score.tokens for score in found["all"]] == [16 * 15, 4 * 15]
+
+
+def test_seen_tokens_are_those_that_stand_before_in_the_block():
+    tokens = torch.randint(9, (6, 14), generator=torch.Generator().manual_seed(5))
+    expected = [[row[place] in row[:place] for place in range(1, 14)] for row in tokens.tolist()]
+    assert seen_before(tokens).tolist() == expected
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 4000])
+def test_kl_divides_into_seen_and_new_and_into_positions(batch_tokens):
+    class Table:
+        device = torch.device("cpu")
+
+        def __init__(self, seed: int) -> None:
+            self.logits = torch.randn(50, 50, generator=torch.Generator().manual_seed(seed)).double()
+
+        def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.logits[input_ids])
+
+    tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))
+    dense, other = Table(1), Table(2)
+    found = measure_quality(dense, {"dense": dense, "other": other}, tokens, batch_tokens=batch_tokens)["other"]
+    p, q = dense.logits.log_softmax(-1), other.logits.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)[tokens]
+    seen = seen_before(tokens)
+    assert found.kl_seen == pytest.approx(float(kl[:, :-1][seen].mean()), rel=1e-4)
+    assert found.kl_new == pytest.approx(float(kl[:, :-1][~seen].mean()), rel=1e-4)
+    assert found.seen == pytest.approx(float(seen.double().mean()))
+    assert [end for end, _ in found.kl_by_position] == [64, 128, 150]
+    assert found.kl_by_position[1][1] == pytest.approx(float(kl[:, 64:128].mean()), rel=1e-4)
+    assert found.kl == pytest.approx(float(kl.mean()), rel=1e-4)
+    loss = cross_entropy(other.logits[tokens][:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_bos_tokenizers_begin_sequences_with_it():
+    assert passages(tiny_tokenizer(add_bos=True), torch.arange(100).view(1, 100), 20).tokens[0, 0] == BOS_ID
