@@ -73,6 +73,8 @@ def build_database(
     shapes = module_shapes(stream.checkpoint)
     total = stream.checkpoint.n_blocks
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
+    if done:
+        progress(done, total)
     waiting: list[int] = []
     mine: BlockMoments | None = None
     for moments in stream_moments(stream, skip=done):

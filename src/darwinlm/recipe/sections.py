@@ -120,7 +120,7 @@ class RefitSettings(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    strengths: tuple[Annotated[Share, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
     """Shares of the way from the stitched weights to the fitted ones that are tried for the whole model; it takes the
     best of them on validation text, or none."""
     bias: Modules = ()
@@ -168,7 +168,7 @@ class BaselinesSettings(Section):
     """Learning rate of the weights; 0 learns the masks alone."""
     sheared_mask_rate: float = Field(0.3, gt=0)
     """Learning rate of the masks."""
-    sheared_warmup: float = Field(0.5, gt=0, le=1)
+    sheared_warmup: Share = Field(0.5, gt=0, le=1)
     """Share of the steps in which the target falls from everything to the budget."""
 
 
