@@ -1,4 +1,4 @@
-"""Which modules of a dense model carry copying: each module, and each KV group of an attention, taken out alone.
+"""Which modules of a dense model carry copying: each module taken out alone, and with `--groups` each KV group too.
 
 One JSON line for each: KL to the whole model on plain text (`kl`), and on lists of random words that are said twice the
 loss and the accuracy of the second time, as in `darwinlm evaluate`. `--plot` draws one against the other.
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, required=True)
     parser.add_argument("--model", default=None, help="the demo's if none is named")
     parser.add_argument("--tokens", type=int, default=1024, help="of plain text")
+    parser.add_argument("--groups", action="store_true", help="KV groups of attentions too")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     done = [json.loads(line) for line in options.lines.read_text().splitlines()] if options.lines.exists() else []
@@ -124,7 +125,7 @@ def main() -> None:
     decoder = Decoder(opened.model, family_of(opened.model.config))
     text = pack(options.text, opened.tokenizer, sequence_length=512, max_tokens=options.tokens)
     measured = Measured(decoder, text, word_lists(opened.tokenizer, WORDS).tokens)
-    groups = (None, *range(opened.model.config.num_key_value_heads))
+    groups = (None, *range(opened.model.config.num_key_value_heads if options.groups else 0))
     kinds = [("attention", group) for group in groups] + [("mlp", None)]
     parts = [(block, kind, group) for block in range(len(decoder.blocks)) for kind, group in kinds]
     for block, kind, group in [(None, None, None), *parts]:
