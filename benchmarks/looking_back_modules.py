@@ -28,6 +28,9 @@ from darwinlm.families.family import family_of
 
 WORDS = 16
 
+LEAST = 0.02
+"""Nats that points are drawn at where copying loses less, or gains."""
+
 
 class Measured:
     """Text and lists, run from any block on."""
@@ -95,8 +98,9 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     kinds = (("attention", "#2b6cb0", "attention"), ("group", "#90bce8", "one KV group"), ("mlp", "#c05621", "MLP"))
     for kind, colour, label in kinds:
         those = [line for line in parts if kind == ("group" if line["group"] is not None else line["kind"])]
-        more = [max(line["copying_loss"] - whole["copying_loss"], 1e-3) for line in those]
-        axis.scatter([line["kl"] for line in those], more, s=20, color=colour, label=label)
+        more = [max(line["copying_loss"] - whole["copying_loss"], LEAST) for line in those]
+        if those:
+            axis.scatter([line["kl"] for line in those], more, s=20, color=colour, label=label)
     for line in sorted(parts, key=lambda line: line["copying_loss"])[-14:]:
         group = "" if line["group"] is None else f".{line['group']}"
         place = (line["kl"], line["copying_loss"] - whole["copying_loss"])
@@ -104,7 +108,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("KL on plain text with this part taken out, nats per token")
-    axis.set_ylabel("loss added to copying, nats per token")
+    axis.set_ylabel("loss added to copying, nats per token (0.02 or less at the bottom)")
     axis.grid(visible=True, linewidth=0.4)
     axis.legend()
     figure.savefig(path, metadata={"Date": None})
