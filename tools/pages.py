@@ -24,7 +24,7 @@ def recipe_page() -> str:
         "# Recipe reference",
         "",
         "Every setting, with its default. Give one with `--set section.field=value`, or write a YAML file and pass it",
-        "with `--recipe FILE.yaml`. `darwinlm schema` prints the same list.",
+        "with `--recipe FILE.yaml`. `darwinlm schema all` prints the same list.",
     ]
     section = None
     for name, default, meaning in describe_fields():

@@ -55,4 +55,8 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'darwinlm' has no attribute '{name}'")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]
+
+
 register_when_imported()

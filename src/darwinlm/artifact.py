@@ -18,14 +18,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from darwinlm.errors import ArtifactError, StorageError
 from darwinlm.limits import load_json, shorten
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
@@ -89,6 +90,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all. Raises StorageError."""
+    from safetensors.torch import save_file
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda to: save_file(contiguous, to, metadata=dict(metadata or {})))
 
@@ -119,6 +122,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
+    from safetensors.torch import load_file
+
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:

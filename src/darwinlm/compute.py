@@ -78,6 +78,13 @@ def gpu_has_bfloat16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The element type that an option names. Raises RecipeError where there is no such type."""
+    if name not in ("auto", *DTYPES):
+        raise RecipeError(f"dtype {name}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[fast_dtype(device) if name == "auto" else name]
+
+
 def has_matrix_tiles() -> bool:
     """Whether the processor multiplies tiles of bfloat16 (AMX)."""
     if hasattr(torch.cpu, "get_capabilities"):

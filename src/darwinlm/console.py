@@ -1,38 +1,168 @@
-"""What a run tells the person who waits for it: one line per stage, with a bar while it works."""
+"""What a run tells the person who waits for it: one line for the stage at work, then one line that it is done.
+
+In a terminal the line is redrawn in place. Elsewhere each step is a line of its own, unless steps come too fast to be
+read; a stage never overwhelms a log file.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
+from rich.text import Text
+
+STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
+"""Least time between two lines of a stage where there is no terminal: of steps with figures, and of plain ones."""
+
+
+@dataclass
+class _Standing:
+    """How far the present stage is."""
+
+    title: str
+    begun: float
+    what: str = ""
+    done: int = 0
+    total: int = 0
+    kl: tuple[float, float] | None = None
+    count: tuple[int, str] | None = None
+    left: float | None = None
+    at: float = 0.0
+    resumes: bool = False
+    since: tuple[float, int, int] | None = None
+    """When this part began here, and with how many steps and how much of what is counted."""
+
+    def line(self) -> str:
+        """Such as `search  descent 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
+        if not self.total:
+            return f"{self.title}  {clock(time.monotonic() - self.begun)}"
+        parts = [f"{self.what} {self.done}/{self.total}".strip()]
+        if self.kl is not None:
+            before, best = self.kl
+            parts.append(f"KL {before:.3f} → {best:.3f}")
+        rate = self._per_minute()
+        if rate is not None and self.count is not None:
+            digits = 1 if rate < 100 else 0
+            parts.append(f"{rate:,.{digits}f} {self.count[1]}/min")
+        left = self._seconds_left()
+        if left is not None:
+            parts.append(f"{clock(left)} left")
+        return f"{self.title}  {' · '.join(parts)}"
+
+    def _per_minute(self) -> float | None:
+        if self.since is None or self.count is None or self.at <= self.since[0] or self.count[0] <= self.since[2]:
+            return None
+        return 60 * (self.count[0] - self.since[2]) / (self.at - self.since[0])
+
+    def _seconds_left(self) -> float | None:
+        if self.since is None or self.done <= self.since[1] or self.done >= self.total:
+            return None
+        by_steps = (self.total - self.done) * (self.at - self.since[0]) / (self.done - self.since[1])
+        left = by_steps if self.left is None else min(by_steps, self.left)
+        return max(0.0, left - (time.monotonic() - self.at))
+
+
+class _Line(ProgressColumn):
+    """Draws the standing; the time that is left ticks on between two steps."""
+
+    def render(self, task: Task) -> Text:
+        standing: _Standing = task.fields["standing"]
+        return Text(standing.line(), no_wrap=True, overflow="ellipsis")
 
 
 class Reporter:
-    """Prints stages to a console; `quiet` prints nothing."""
+    """Prints stages to a console.
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(quiet=quiet)
-        self._progress: Progress | None = None
+    Args:
+        console: where; None is standard output.
+        quiet: print nothing.
+        every_step: without a terminal print every step, however fast they come.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
+        self.console = Console(quiet=True) if quiet else console or Console()
+        self.every_step = every_step
+        self._standing: _Standing | None = None
+        self._said = time.monotonic()
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Show a bar for a stage while the block runs."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            self._progress = progress
-            self._task = progress.add_task(title, total=None)
+        """Show how far a stage is while the block runs."""
+        outer, standing = self._standing, _Standing(title, time.monotonic())
+        live = self.console.is_terminal and not self.console.quiet and outer is None
+        columns = (SpinnerColumn(), _Line())
+        with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
+            progress.add_task(title, total=None, standing=standing)
+            self._standing, self._said = standing, time.monotonic()
             try:
                 yield
             finally:
-                self._progress = None
+                self._standing = outer
 
     def advance(self, done: int, total: int) -> None:
-        """Move the bar of the present stage."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        """Say how many steps are done, of the stage or of its present part; 0 starts the clock."""
+        standing = self._standing
+        if standing is None:
+            return
+        now = time.monotonic()
+        counted = standing.count[0] if standing.count else 0
+        resumed, standing.resumes = standing.resumes and done > 0, False
+        if resumed:
+            standing.since = (now, done, counted)
+            self.say(f"{standing.title}: resumes after {standing.what or 'step'} {done} of {total}")
+        elif not done:
+            standing.since = (now, 0, counted)
+        elif standing.since is None:
+            standing.since = (standing.begun, 0, 0)
+        standing.done, standing.total, standing.at = done, total, now
+        patience = STEP_SECONDS if standing.count else ADVANCE_SECONDS
+        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
+            self.say(standing.line())
+
+    def step(
+        self,
+        done: int,
+        total: int,
+        *,
+        what: str,
+        kl: tuple[float, float] | None = None,
+        count: tuple[int, str],
+        left: float | None = None,
+    ) -> None:
+        """Say how far a part of the stage is, with its figures.
+
+        Args:
+            done: steps that are done; 0 starts the clock of this part.
+            total: steps of this part.
+            what: name of the part or of its steps.
+            kl: where this part began, and the best so far.
+            count: how much was done in all, and of what: the rate is counted from it.
+            left: seconds after which the part ends whatever is done.
+        """
+        if self._standing is not None:
+            if self._standing.what != what:
+                self._standing.since = None
+            self._standing.what, self._standing.kl, self._standing.count = what, kl, count
+            self._standing.left = left
+        self.advance(done, total)
+
+    def resumes(self) -> None:
+        """Tell that the stage was interrupted before: the next step told is the one after which it goes on."""
+        if self._standing is not None:
+            self._standing.resumes = True
 
     def say(self, message: str) -> None:
         """Print one line."""
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+        self._said = time.monotonic()
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: 2:10, 1:02:10."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

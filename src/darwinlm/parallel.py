@@ -4,23 +4,25 @@ All processes walk the same stages. The first one alone writes and talks; work t
 processes, and its results come together by sums (`all_reduce`) or in the first process (`collect`). What can fail in
 one process alone stands inside `agree`, so that all of them stop with the same message instead of waiting for ever.
 What stands inside `main_first` is done as if there were no others, so anything may be called there.
+
+PyTorch is imported on first use: the command line asks this file who may talk before it knows what to do.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darwinlm import errors, meeting
 from darwinlm.errors import DarwinLMError, ParallelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,13 +38,19 @@ _alone = False
 def rank() -> int:
     """Number of this process, 0 being the first."""
     if _initialized():
+        import torch.distributed as dist
+
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if expected() > 1 else 0
 
 
 def size() -> int:
     """How many processes work together."""
-    return dist.get_world_size() if _together() else 1
+    if not _together():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_main() -> bool:
@@ -66,6 +74,8 @@ def gpu() -> int:
     Raises:
         ParallelError: there are more processes than GPUs.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if count > 1 and local_rank() >= count:
         raise ParallelError(
@@ -86,6 +96,9 @@ def init_from_environment() -> None:
     """
     if _initialized() or expected() < 2:
         return
+    import torch
+    import torch.distributed as dist
+
     if not dist.is_available():
         raise ParallelError("this machine's PyTorch is built without torch.distributed: run a single process")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -105,6 +118,8 @@ def init_from_environment() -> None:
 
 def _check_gpus() -> None:
     """Refuse two processes on one GPU: NCCL would wait for ever, or fail in words of its own."""
+    import torch
+
     seen: dict[tuple[str, str], int] = {}
     name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
     for number, found in enumerate(gather((socket.gethostname(), name))):
@@ -122,6 +137,8 @@ def shutdown() -> None:
         _meetings.leave()
         _meetings = None
     if _initialized():
+        import torch.distributed as dist
+
         dist.destroy_process_group()
 
 
@@ -133,6 +150,8 @@ def place() -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum of a tensor over all processes, in place; returns it."""
     if _together():
+        import torch.distributed as dist
+
         with _meeting("a sum"):
             dist.all_reduce(tensor)
     return tensor
@@ -142,6 +161,8 @@ def gather(value: T) -> list[T]:
     """Everybody's value, in the order of the processes, in every process. Values are pickled between processes."""
     if not _together():
         return [value]
+    import torch.distributed as dist
+
     found: list[Any] = [None] * size()
     with _meeting("everybody's values"):
         dist.all_gather_object(found, value)
@@ -152,6 +173,8 @@ def broadcast(value: T) -> T:
     """The first process's value, in every process. It is pickled between processes."""
     if not _together():
         return value
+    import torch.distributed as dist
+
     box = [value]
     with _meeting("the first one's value"):
         dist.broadcast_object_list(box, src=0)
@@ -172,6 +195,9 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of all processes in main memory of the first one, by name; the others get an empty mapping."""
     if not _together():
         return tensors
+    import torch
+    import torch.distributed as dist
+
     offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
     with _meeting("the tensors of all"):
         if not is_main():
@@ -247,7 +273,10 @@ def _meeting(what: str) -> Iterator[None]:
     """Wait until all processes are here, then do something together. Raises ParallelError when one of them is lost."""
     global _meetings  # noqa: PLW0603 - as the process group, it is the process's
     if _meetings is None:
-        store = dist.PrefixStore("darwinlm", dist.distributed_c10d._get_default_store())
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+        store = PrefixStore("darwinlm", _get_default_store())
         _meetings = meeting.Meetings(store, rank(), dist.get_world_size())
     _meetings.wait(what)
     try:
@@ -279,7 +308,8 @@ def expected() -> int:
 
 
 def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    dist = sys.modules.get("torch.distributed")  # who hasn't imported it hasn't met anybody
+    return dist is not None and bool(dist.is_available() and dist.is_initialized())
 
 
 def _together() -> bool:

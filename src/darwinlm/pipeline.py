@@ -6,13 +6,16 @@ Each function is one stage. It is skipped when its folder is complete for the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from darwinlm.compute import resolve_device, resolve_dtype
 from darwinlm.console import Reporter
 from darwinlm.recipe import Recipe, load_recipe, options
-from darwinlm.report.summary import Summary
+from darwinlm.report import wording
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.run import Run
 from darwinlm.runs.rounds import last_round
 from darwinlm.search.problem.space import Allocation
@@ -27,6 +30,9 @@ from darwinlm.stages.results import StageResults
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import stitch_stage
 from darwinlm.stages.text import text_stage
+
+if TYPE_CHECKING:
+    from darwinlm.evaluation.models import Opened
 
 STAGES = ("text", "plan", "database", "search", "stitch", "refit", "recover", "export", "evaluate", "report")
 
@@ -45,7 +51,56 @@ class Result:
     folder: Path
     model: Path
     report: Path
-    summary: Summary
+    summary: Summary = field(repr=False)
+
+    @property
+    def allocation(self) -> tuple[BlockFigures, ...]:
+        """What is left of each block."""
+        return self.summary.allocation
+
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+        """Load the smaller model and its tokenizer, as transformers has them.
+
+        Args:
+            device: auto, cpu, cuda ...
+            dtype: auto, bfloat16, float16 or float32.
+
+        Raises:
+            ModelError: the model isn't there any more.
+            RecipeError: there is no such device or element type.
+        """
+        opened = self._opened(device, dtype)
+        return opened.model, opened.tokenizer
+
+    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
+        """Answer a prompt, through the chat template where the model has one. The model is loaded on every call.
+
+        Args:
+            prompt: what the user says.
+            max_tokens: longest answer.
+            temperature: 0 takes the likeliest token; None does what the model's generation config says.
+
+        Raises:
+            DataError: the prompt doesn't fit into the model's context.
+            ModelError, RecipeError: see `load`.
+        """
+        from darwinlm.chat import AnswerSettings, Conversation
+
+        settings = AnswerSettings(max_tokens, temperature)
+        return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
+
+    def _opened(self, device: str, dtype: str) -> Opened:
+        from darwinlm.evaluation.models import open_model
+
+        where = resolve_device(device)
+        return open_model(str(self.model), dtype=resolve_dtype(dtype, where), device=where)
+
+    def _repr_html_(self) -> str:
+        """A few lines for notebooks."""
+        return (
+            f"<b>{escape(wording.title(self.summary))}</b><br>{escape(wording.headline(self.summary))}<br>"
+            f"model <code>{escape(str(self.model))}</code>, report <code>{escape(str(self.report))}</code>"
+        )
 
 
 def prune(

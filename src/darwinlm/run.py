@@ -164,6 +164,8 @@ class Run:
             with together():
                 if parallel.is_main():
                     resumed = folder.begin()
+            if resumed:
+                self.reporter.resumes()
             try:
                 yield True
             except torch.OutOfMemoryError as error:

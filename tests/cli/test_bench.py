@@ -36,7 +36,7 @@ def assert_complete(path, names):
 
 def test_torch_against_the_dense_model(command, model, tmp_path):
     dense = plain_checkpoint(tmp_path / "dense", "llama")
-    ended = command("bench", model, "--against", dense, "--json", tmp_path / "b.json", *FAST)
+    ended = command("bench", model, "--against", dense, "--out", tmp_path / "b.json", *FAST)
     assert ended.code == 0, ended
     found = assert_complete(tmp_path / "b.json", [str(model), str(dense)])
     assert found["engine"].startswith("torch (torch 2.")
@@ -49,12 +49,12 @@ def test_torch_against_the_dense_model(command, model, tmp_path):
 def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
     assert command("export", model, "--to", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf").code == 0
-    ended = command("bench", tmp_path / "m.gguf", "--json", tmp_path / "b.json", *FAST)
+    ended = command("bench", tmp_path / "m.gguf", "--out", tmp_path / "b.json", *FAST)
     assert ended.code == 0, ended
     found = assert_complete(tmp_path / "b.json", [str(tmp_path / "m.gguf")])
     assert found["models"][0]["file_bytes"] == (tmp_path / "m.gguf").stat().st_size
     assert found["ratios"] == {}
-    ended = command("bench", model, "--engine", "llama.cpp", "--quant", "q8_0", "--json", tmp_path / "c.json", *FAST)
+    ended = command("bench", model, "--engine", "llama.cpp", "--quant", "q8_0", "--out", tmp_path / "c.json", *FAST)
     assert ended.code == 0, ended
     again = assert_complete(tmp_path / "c.json", [str(model)])
     assert again["models"][0]["file_bytes"] == pytest.approx(found["models"][0]["file_bytes"], abs=64)
@@ -74,7 +74,7 @@ def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
     ],
 )
 def test_wrong_options(command, model, tmp_path, arguments, parts):
-    command("bench", model, "--json", tmp_path / "b.json", *arguments).refused(*parts)
+    command("bench", model, "--out", tmp_path / "b.json", *arguments).refused(*parts)
     assert not (tmp_path / "b.json").exists()
 
 

@@ -13,8 +13,7 @@ from tests.tiny.recovering import stop_at
 from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import MANIFEST, read_json
-from darwinlm.comparison.entries import parse_methods
-from darwinlm.comparison.methods import BASELINES
+from darwinlm.comparison.entries import EVERYWHERE, parse_methods
 from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
@@ -44,7 +43,7 @@ def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_
     assert ended.code == 0, ended.err
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
-    assert list(rows) == ["dense", *BASELINES, "darwinlm", "darwinlm+refit"]
+    assert list(rows) == ["dense", *EVERYWHERE, "darwinlm", "darwinlm+refit"]
     assert rows["dense"]["texts"]["other"]["kl"] == pytest.approx(0, abs=1e-6)
     for name, row in rows.items():
         assert set(row["texts"]) == {"held out", "other"}
@@ -53,7 +52,7 @@ def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_
             assert row["block_params"] > 0.7 * result["budget"]["upper"]
             assert row["texts"]["held out"]["kl"] > 0
             assert f"| {row['title']} |" in (folder / "out" / "comparison.md").read_text(encoding="utf-8")
-    for name in BASELINES:
+    for name in EVERYWHERE:
         stage = folder / "out" / "stages" / f"method_{name}"
         model = AutoModelForCausalLM.from_pretrained(stage / "model")
         inside = sum(parameter.numel() for parameter in model.model.layers.parameters())
@@ -190,8 +189,8 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
     def names(*assignments: str) -> list[str]:
         return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
 
-    assert names() == [*BASELINES, "darwinlm", "darwinlm+refit"]
-    assert names("refit.enabled=false") == [*BASELINES, "darwinlm"]
+    assert names() == [*EVERYWHERE, "darwinlm", "darwinlm+refit"]
+    assert names("refit.enabled=false") == [*EVERYWHERE, "darwinlm"]
     assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
     assert names("recovery.tokens=1M", "refit.enabled=false")[-2:] == ["darwinlm", "darwinlm+recovery"]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from tests.tiny.damage import assert_nothing_half_written, flip
 
-from darwinlm import artifact, pipeline
+from darwinlm import pipeline
 
 # -------------------------------------------------------------------------------------------------- the output folder
 
@@ -133,7 +134,7 @@ def test_a_damaged_manifest(prune, finished):
 
 @pytest.mark.parametrize("stage", ["database", "saliency"])
 def test_a_full_disk(prune, tmp_path, monkeypatch, stage):
-    original, count = artifact.save_file, [0]
+    original, count = safetensors.torch.save_file, [0]
 
     def save(tensors: Any, to: Path, metadata: Any) -> None:
         count[0] += Path(to).parent.name == stage
@@ -143,7 +144,7 @@ def test_a_full_disk(prune, tmp_path, monkeypatch, stage):
         original(tensors, to, metadata=metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "save_file", save)
+        patch.setattr("safetensors.torch.save_file", save)
         prune().refused("the disk is full", "run the same command again; finished work is kept")
     finished = {"database": (0, 1), "saliency": (3, 2)}[stage]
     assert {path.name for path in (tmp_path / "out" / "stages" / stage).iterdir()} == {

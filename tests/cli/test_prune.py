@@ -91,7 +91,7 @@ def test_a_recipe_file_does_what_options_do(command, tiny_llama, tiny_text_file,
 
 
 def test_schema_prints_every_field(command):
-    ended = command("schema")
+    ended = command("schema", "all")
     assert ended.code == 0
     for name, _, _ in describe_fields():
         assert name in ended.out
@@ -99,7 +99,7 @@ def test_schema_prints_every_field(command):
 
 def test_schema_is_readable_in_a_narrow_terminal(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    ended = command("schema")
+    ended = command("schema", "all")
     assert ended.code == 0
     assert "budget.keep" in ended.out
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.errors import ExportError
 from darwinlm.export.run import export_model
+from darwinlm.families.family import families
 
 TOKENS = torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
@@ -33,7 +34,7 @@ def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
         overrides = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     if model_type == "qwen3_moe":
         overrides = {"mlp_only_layers": [], "moe_intermediate_size": 96}
-    rows = EXPERTS if model_type in ("mixtral", "qwen3_moe") else MIXED
+    rows = EXPERTS if families()[model_type].attention.untouched else MIXED
     folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     report = export_model(folder, tmp_path / "dense", to="dense")
     assert report.comparisons[0].left == "masked dense"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from darwinlm.families.pruned import pruned_classes, pruned_config
+from tests.tiny.masked import shut_out
 
 NAMES = {
     "llama": ("Llama", "llama"),
@@ -24,6 +25,7 @@ NAMES = {
     "phi3": ("Phi3", "phi3"),
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
+    "olmoe": ("Olmoe", "olmoe"),
 }
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
@@ -33,12 +35,13 @@ ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
 class Kept:
     """What stays of one block: query heads as (group, head in group), and MLP channels, as far as there are so many.
 
-    With `all_groups`, all KV heads stay.
+    With `all_groups`, all KV heads stay. Of a mixture some `experts` stay; None keeps all.
     """
 
     heads: list[tuple[int, int]] = field(default_factory=lambda: ALL)
     channels: list[int] = field(default_factory=lambda: list(range(WIDTH)))
     all_groups: bool = False
+    experts: list[int] | None = None
 
     @property
     def groups(self) -> list[int]:
@@ -52,8 +55,8 @@ class Kept:
         """Channels of an MLP that has so many."""
         return [channel for channel in self.channels if channel < width]
 
-    def overrides(self, mlp: nn.Module, experts: str) -> dict[str, Any]:
-        """What the configuration says of the layer; `experts` is the field with the width of an expert."""
+    def overrides(self, mlp: nn.Module, experts: str, count: str) -> dict[str, Any]:
+        """What the configuration says of the layer; `experts` and `count` are its fields for a mixture."""
         skip = [name for name, kept in (("attention", self.heads), ("mlp", self.channels)) if not kept]
         sizes: dict[str, Any] = {}
         if self.heads:
@@ -63,6 +66,8 @@ class Kept:
         if self.channels:
             name = experts if hasattr(mlp, "experts") else "intermediate_size"
             sizes[name] = len(self.within(width_of(mlp)))
+            if self.experts is not None and hasattr(mlp, "experts"):
+                sizes[count] = len(self.experts)
         return {**sizes, **({"skip": skip} if skip else {})}
 
 
@@ -78,6 +83,13 @@ PLANS = {
         Kept([(2, 0)], ODD, all_groups=True),
         Kept([]),
         Kept(),
+    ],
+    # of mixtures, experts go, some of them besides channels
+    "experts": [
+        Kept(experts=[0, 3]),
+        Kept(channels=ODD, experts=[1, 2, 3]),
+        Kept([], experts=[1, 3]),
+        Kept(experts=[0, 1, 2]),
     ],
     # only widths differ
     "widths": [Kept(), Kept(ALL[2:4], EVEN), Kept([(0, 0), (2, 1)]), Kept(channels=ODD)],
@@ -99,6 +111,8 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
 
 def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
+    if kept.experts is not None and (name.endswith("mlp.gate.weight") or ".experts." in name):
+        weight = weight[kept.experts]
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
@@ -128,7 +142,8 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     """The smaller model: kept rows and columns of the dense one, loaded strictly."""
     config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
-    layers = {i: kept.overrides(dense.model.layers[i].mlp, experts) for i, kept in enumerate(plan)}
+    count = "num_local_experts" if "num_local_experts" in dense.config.to_dict() else "num_experts"
+    layers = {i: kept.overrides(dense.model.layers[i].mlp, experts, count) for i, kept in enumerate(plan)}
     config = pruned_config(config_class, dense.config, layers)
     model = model_class(config).eval()
     wanted = model.state_dict()
@@ -154,6 +169,8 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
             width = width_of(block.mlp)
             gone = sorted(set(range(width)) - set(kept.channels))
             if hasattr(block.mlp, "experts"):
+                if kept.experts is not None:
+                    shut_out(block.mlp, set(range(len(block.mlp.gate.weight))) - set(kept.experts))
                 block.mlp.experts.down_proj[..., gone] = 0
                 continue
             down = block.mlp.down_proj

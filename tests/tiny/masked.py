@@ -28,7 +28,7 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
             continue
         block = model.model.layers[module.block]
         if module.kind == "mlp":
-            _mask_mlp(block.mlp, kept.columns, kept.weight)
+            _mask_mlp(block.mlp, kept.columns, kept.weight, kept.experts)
         else:
             _mask_attention(block.self_attn, kept.columns, kept.weight, shape.head_dim, shape.groups * shape.heads)
     return model
@@ -54,14 +54,19 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
         _zero_rows(attention.v_proj, key)
 
 
-def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor) -> None:
-    if hasattr(mlp, "experts"):
+def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:
+    if kept is not None and not len(kept):
+        mlp.experts.down_proj.zero_()
+        return
+    if kept is not None:
+        shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.tolist()))
         experts = mlp.experts
         dense = experts.down_proj.shape[-1]
-        for expert, own in enumerate(columns):
+        for place, own in enumerate(columns):
+            expert = int(kept[place])
             gone = torch.ones(dense, dtype=torch.bool)
             gone[own] = False
-            experts.down_proj[expert].zero_()[:, own] = weight[expert]
+            experts.down_proj[expert].zero_()[:, own] = weight[place]
             experts.gate_up_proj[expert][torch.cat([gone, gone])] = 0
         return
     _scatter(mlp.down_proj, columns, weight)
@@ -71,6 +76,22 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor) -> None:
     else:
         _zero_rows(mlp.gate_proj, stay)
         _zero_rows(mlp.up_proj, stay)
+
+
+def shut_out(mlp: nn.Module, gone: set[int]) -> None:
+    """No token is sent to these experts: their logits are minus infinity before anything is made of them."""
+    index = torch.tensor(sorted(gone), dtype=torch.int64)
+    router = mlp.gate
+
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)
+        logits[:, index] = -torch.inf
+        scores, chosen = logits.softmax(-1).topk(router.top_k, dim=-1)
+        if getattr(router, "norm_topk_prob", True):  # Mixtral has no such setting: its weights add up to one
+            scores = scores / scores.sum(-1, keepdim=True)
+        return logits, scores, chosen
+
+    router.forward = forward
 
 
 def _scatter(output: nn.Linear, columns: Tensor, weight: Tensor) -> None:

@@ -51,6 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
     },
+    "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 

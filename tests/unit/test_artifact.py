@@ -308,7 +308,7 @@ def test_tensors_on_a_full_disk(tmp_path, monkeypatch, error):
         Path(to).write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr(artifact, "save_file", save)
+    monkeypatch.setattr("safetensors.torch.save_file", save)
     with pytest.raises(StorageError, match="the disk is full"):
         write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
     assert not names(tmp_path)

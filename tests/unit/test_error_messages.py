@@ -272,7 +272,7 @@ def test_layers_that_cannot_be(row: dict[str, Any], message: str) -> None:
 
 def test_processes_without_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(parallel.dist, "is_available", lambda: False)
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
     with pytest.raises(ParallelError, match=r"built without torch.distributed: run a single process"):
         parallel.init_from_environment()
 

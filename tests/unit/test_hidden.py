@@ -7,7 +7,6 @@ import errno
 import pytest
 import torch
 
-from darwinlm import artifact
 from darwinlm.calibration import hidden
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
@@ -122,7 +121,7 @@ def test_a_matrix_can_not_be_parked_on_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(parked, "SMALL", 0)
-    monkeypatch.setattr(artifact, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="the disk is full"):
         Parked(torch.ones(2, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -382,3 +382,22 @@ def test_sections_come_in_the_order_of_the_stages():
         "export",
         "baselines",
     ]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("budget.tolerance=3%", 0.03),
+        ("recovery.min_rate=10%", 0.1),
+        ("recovery.warmup=5%", 0.05),
+        ("recovery.decay=25%", 0.25),
+        ("refit.strengths=[50%, 100%]", (0.5, 1.0)),
+        ("baselines.sheared_warmup=40%", 0.4),
+    ],
+)
+def test_a_share_may_be_a_percentage(assignment: str, value: object) -> None:
+    name = assignment.partition("=")[0]
+    section, field = name.split(".")
+    assert getattr(getattr(load_recipe(None, [assignment]), section), field) == pytest.approx(value)
+    with pytest.raises(RecipeError, match=name):
+        load_recipe(None, [f"{name}=300%" if "strengths" not in name else f"{name}=[300%]"])

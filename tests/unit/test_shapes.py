@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,10 @@ import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.artifact import StageFolder, write_tensors
+from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.factors import nested_factors, pack_lower
 from darwinlm.database.levels import module_levels, variants
-from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_tensors, module_tensors
+from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
@@ -41,6 +42,7 @@ FAMILIES = {
     "phi3 of wide heads": {"num_hidden_layers": 2, "head_dim": 16},
     "mixtral": {"num_hidden_layers": 2},
     "qwen3_moe": {"num_hidden_layers": 2},
+    "olmoe": {"num_hidden_layers": 2},
     "mistral": {"num_hidden_layers": 2},
     "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
 }
@@ -68,6 +70,9 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: UnitsSettings) -> Da
             experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
             stored = [(Curve(own.columns, own.errors), pack_lower(own.factor)) for own in experts]
             by_block.setdefault(shape.block, {}).update(experts_tensors(stored))
+            falling = torch.linspace(1, 0, shape.experts + 1, dtype=torch.float64)
+            order = order_tensors(ExpertOrder(torch.arange(shape.experts), falling, None))
+            by_block[shape.block].update(order)
             continue
         everything = torch.arange(shape.width).view(shape.groups, shape.heads, -1)
         curves = {}
@@ -116,7 +121,8 @@ def test_the_modules_are_those_of_the_model(case):
     ]
     for shape in shapes:
         if shape.kind == "mlp":
-            width = config.moe_intermediate_size if shape.experts == 5 else config.intermediate_size
+            width = getattr(config, "moe_intermediate_size", 0) if shape.experts else config.intermediate_size
+            width = width or config.intermediate_size
             assert (shape.groups, shape.heads, shape.head_dim, shape.width) == (1, 1, 1, width)
         else:
             assert shape.groups == config.num_key_value_heads
@@ -140,7 +146,7 @@ def test_levels_grow_from_nothing(case):
             continue
         assert params == sorted(params)
         assert params.count(0) == 1
-        assert len({(level.groups, level.heads, level.width) for level in module.levels}) == len(module.levels)
+        assert len({replace(level, params=0) for level in module.levels}) == len(module.levels)
         assert module.levels[0].width == 0
 
 
@@ -154,7 +160,8 @@ def test_every_level_weighs_what_is_built(case):
             built = parts_of(model, case.checkpoint, module.block, module.kind)
             shape = case.database.shape(module.block, module.kind)
             family = case.checkpoint.family
-            assert module_parameters(family, shape, level.groups, level.width) == level.params
+            experts = level.experts or None
+            assert module_parameters(family, shape, level.groups, level.width, experts) == level.params
             assert built == level.params, f"{module.name} at {level}"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
+from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
 from darwinlm.calibration.moments import ExpertMoments
 from darwinlm.families.family import Experts
 
@@ -68,6 +69,46 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> Remo
             moments.add(expert, expert_inputs(module, experts, routing, expert)[1])
 
     return watch_routing(module, note)
+
+
+def router_logits(mlp: nn.Module, experts: Experts, hidden: Tensor) -> Tensor:
+    """What the router says of all experts, [n, m] to [n, e] float32."""
+    found = getattr(mlp, experts.router)(hidden)
+    logits: Tensor = found[0] if isinstance(found, tuple) else found
+    return logits.float()
+
+
+def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
+    """Output of one expert on all of some tokens, not weighted, [n, m] to [n, m]."""
+    chosen = torch.full((len(hidden), 1), expert, device=hidden.device)
+    # Not by calling it, which would be noted where the module is watched.
+    output: Tensor = module.forward(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
+    return output
+
+
+@torch.no_grad()
+def order_experts(
+    mlp: nn.Module, experts: Experts, config: Any, hidden: Tensor, S: Tensor | None, total: Total
+) -> ExpertOrder:
+    """In which order the experts of a mixture are removed.
+
+    Args:
+        mlp: the mixture, its router included.
+        experts: names in it.
+        config: of the model.
+        hidden: [n, m] input of the mixture on some tokens.
+        S: [m, m] second moment of the gradients at its output, where the order is weighted.
+        total: sums over processes.
+    """
+    module = getattr(mlp, experts.name)
+    return expert_order(
+        router_logits(mlp, experts, hidden),
+        lambda expert, tokens: expert_output(module, hidden[tokens], expert),
+        int(getattr(config, experts.chosen)),
+        S,
+        normalised=experts.sums_to_one(config),
+        total=total,
+    )
 
 
 def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) -> tuple[Tensor, Tensor]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from darwinlm import parallel
-from darwinlm.calibration.experts import expert_module, watch_experts
+from darwinlm.calibration.expert_order import ExpertOrder
+from darwinlm.calibration.experts import Routing, expert_module, order_experts, watch_experts, watch_routing
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.errors import NumericsError
@@ -19,6 +20,12 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.family import KINDS, Family, ModuleKind
 from darwinlm.families.shapes import output_name
+
+Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
+"""Second moments [r, r] of the output gradients of a block's modules, where removal orders are weighted."""
+
+ORDER_TOKENS: Final = 8192
+"""Tokens of all processes on which whole experts are removed in turn: of each, k + 2 vectors of the residual width."""
 
 
 @dataclass
@@ -30,11 +37,13 @@ class BlockMoments:
         moments: for each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
             float32; for the experts of a mixture one each, [e, d, d].
         weights: of the output projections, in their own type, by name inside the block.
+        experts: in which order whole experts of a mixture are removed; None where there is none.
     """
 
     block: int
     moments: dict[ModuleKind, Tensor]
     weights: dict[str, Tensor]
+    experts: ExpertOrder | None = None
 
 
 class BlockStream:
@@ -163,22 +172,45 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
     return getattr(owner, part.output, None)
 
 
-def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMoments]:
+def stream_moments(
+    stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
+) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run through.
 
     Several processes, each with a stream over a part of the text, get the moments over all of it.
     """
     for block in range(stream.checkpoint.n_blocks):
+        sample: list[Tensor] = []
         with parallel.agree():
-            weights, moments = _run_watched(stream, block, watch=block >= skip)
+            weights, moments = _run_watched(stream, block, sample, watch=block >= skip)
+        order = _expert_order(stream, block, torch.cat(sample), saliency) if sample else None
+        stream.unload(block)
         if block >= skip:
-            yield BlockMoments(block, {kind: own.take(parallel.all_reduce) for kind, own in moments.items()}, weights)
+            totals = {kind: own.take(parallel.all_reduce) for kind, own in moments.items()}
+            yield BlockMoments(block, totals, weights, order)
+
+
+def _expert_order(stream: BlockStream, block: int, hidden: Tensor, saliency: Saliency) -> ExpertOrder:
+    part = stream.checkpoint.family.mlp
+    assert part.experts is not None
+    mlp = getattr(stream.decoder.blocks[block], part.name)
+    S = saliency(block).get("mlp")
+    return order_experts(mlp, part.experts, stream.checkpoint.config, hidden, S, parallel.all_reduce)
 
 
 def _run_watched(
-    stream: BlockStream, block: int, *, watch: bool
+    stream: BlockStream, block: int, sample: list[Tensor], *, watch: bool
 ) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
-    """Move the stream through a block; the weights of its output projections, and moments of what reaches them."""
+    """Move the stream through a block; the weights of its output projections, and moments of what reaches them.
+
+    The block stays loaded, and the input of its mixture on the first tokens goes into `sample`.
+    """
+    wanted = -(-ORDER_TOKENS // parallel.size())
+
+    def note(routing: Routing) -> None:
+        if room := wanted - sum(map(len, sample)):
+            sample.append(routing.hidden[:room].clone())
+
     family = stream.checkpoint.family
     weights = stream.load(block)
     outputs = [output_name(part, weights) for part in (family.attention, family.mlp)]
@@ -190,6 +222,7 @@ def _run_watched(
             sizes = getattr(mixture, family.mlp.experts.output).shape
             moments["mlp"] = of_experts = ExpertMoments(sizes[0], sizes[2], stream.device)
             hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
+            hooks.callback(watch_routing(mixture, note).remove)
         for kind in KINDS if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None and not (kind == "attention" and family.attention.untouched):
@@ -197,6 +230,5 @@ def _run_watched(
                 handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
                 hooks.callback(handle.remove)
         stream.run(block)
-    stream.unload(block)
     # Copies: as long as a tensor of it lives, all that was read of a file stays in memory.
     return {name: weights[name].clone() for name in outputs if name is not None}, moments

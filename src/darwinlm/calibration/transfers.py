@@ -41,7 +41,7 @@ class Mover:
 
     def __init__(self, device: torch.device, *, through_file: bool) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(1) if through_file else None
         self._waiting: deque[Future[None]] = deque()
 
@@ -70,7 +70,8 @@ class Mover:
         with torch.cuda.stream(self._stream):
             host.copy_(batch, non_blocking=True)
             batch.record_stream(self._stream)
-            return self._stream.record_event()
+            copied: torch.cuda.Event = self._stream.record_event()
+        return copied
 
     def _read(self, mapped: Tensor) -> Arriving:
         return self._up(pinned_like(mapped).copy_(mapped))

@@ -1,12 +1,29 @@
 """The command `darwinlm`: one small file of thin commands for each thing that users do."""
 
-from darwinlm.cli import bench, compare, database, evaluate, export, import_, info, plan, prune, recover, scores, verify
+from darwinlm.cli import (
+    bench,
+    chat,
+    compare,
+    database,
+    evaluate,
+    export,
+    import_,
+    info,
+    plan,
+    prune,
+    push,
+    recover,
+    scores,
+    show,
+    verify,
+)
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main
 
 __all__ = [
     "app",
     "bench",
+    "chat",
     "compare",
     "database",
     "evaluate",
@@ -16,7 +33,9 @@ __all__ = [
     "main",
     "plan",
     "prune",
+    "push",
     "recover",
     "scores",
+    "show",
     "verify",
 ]

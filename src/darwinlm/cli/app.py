@@ -1,27 +1,142 @@
-"""The Typer application and the options that several commands share."""
+"""The Typer application, how commands are declared, and the options that several of them share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from darwinlm import __version__
+from darwinlm.cli.terminal import Verbosity, set_verbosity
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHRINK = "Make a model smaller"
+LOOK = "Look at a model"
+USE = "Use a model elsewhere"
+LEARN = "Learn more"
+_BUDGET = "Budget (choose one)"
+
+ORDER = (
+    ("prune", "recover", "database", "compare", "demo"),
+    ("show", "chat", "evaluate", "bench", "inspect", "scores", "verify"),
+    ("export", "push", "import"),
+    ("plan", "schema", "version"),
+)
+"""Commands as the help lists them."""
+
+
+class _Group(TyperGroup):
+    """Lists commands in the order in which people need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name for panel in ORDER for name in panel]
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _quiet(wanted: bool) -> None:
+    if wanted:
+        set_verbosity(Verbosity.QUIET)
+
+
+def _verbose(wanted: bool) -> None:
+    if wanted:
+        set_verbosity(Verbosity.VERBOSE)
+
+
+@lru_cache
+def _common_options() -> list[Any]:
+    """`-q` and `-v`, as Typer makes options of a function's arguments."""
+    own = typer.Typer(add_completion=False)
+
+    @own.command()
+    def declared(
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print results and errors only.")
+        ] = False,
+        verbose: Annotated[
+            bool, typer.Option("--verbose", "-v", callback=_verbose, help="Print every step and all warnings.")
+        ] = False,
+    ) -> None:
+        """Carries the options."""
+
+    options = typer.main.get_command(own).params
+    for option in options:
+        option.expose_value = False
+    return list(options)
+
+
+class _Command(TyperCommand):
+    """A command that takes `-q` and `-v` beside its own options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        *own, last = super().get_params(ctx)
+        return [*own, *_common_options(), last]  # --help stays the last
+
 
 app = typer.Typer(
-    add_completion=False,
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Make a language model smaller and faster without making it stupid.",
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
+
+def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F], F]:
+    """Declare a command.
+
+    Args:
+        panel: heading under which the help lists it.
+        examples: command lines for the end of its help.
+        name: where it isn't the function's.
+    """
+    lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
+    return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
+
+
+def _escaped(line: str) -> str:
+    return line.replace("[", "\\[")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make a language model smaller and faster, and keep what it knows.
+
+    Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
+    [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].
+    """
+
+
 ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Output folder; the same one again resumes.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Output folder. Rerun with the same folder to resume an interrupted run.")
+]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="YAML recipe, or the name of one that comes along.", show_default=False)
+    str | None, typer.Option("--recipe", help="YAML recipe, or the name of a bundled one.", show_default=False)
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="section.field=value, as often as needed; see `darwinlm schema`.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Change one setting; repeatable. [cyan]darwinlm schema[/cyan] lists them.",
+        show_default=False,
+    ),
 ]
 TextOption = Annotated[
     str | None,
@@ -29,29 +144,51 @@ TextOption = Annotated[
 ]
 KeepOption = Annotated[
     str | None,
-    typer.Option("--keep", help="Share of the block parameters that may stay; 75%,50% makes both.", show_default="50%"),
+    typer.Option(
+        "--keep",
+        help="Share of the block parameters to keep. Several (75%,50%) give one model each.",
+        show_default="50%",
+        rich_help_panel=_BUDGET,
+    ),
 ]
 ParamsOption = Annotated[
-    str | None, typer.Option("--params", help="Parameters of the whole smaller model: 2.7B.", show_default=False)
+    str | None,
+    typer.Option(
+        "--params", help="Parameters of the whole smaller model: 2.7B.", show_default=False, rich_help_panel=_BUDGET
+    ),
 ]
 BytesOption = Annotated[
-    str | None, typer.Option("--bytes", help="Weights and KV cache of the smaller model: 4GiB.", show_default=False)
+    str | None,
+    typer.Option(
+        "--bytes", help="Weights and KV cache of the smaller model: 4GiB.", show_default=False, rich_help_panel=_BUDGET
+    ),
 ]
 SpeedupOption = Annotated[
-    str | None, typer.Option("--speedup", help="How many times as fast, on this machine: 2x.", show_default=False)
+    str | None,
+    typer.Option("--speedup", help="Speedup on this machine: 2x.", show_default=False, rich_help_panel=_BUDGET),
 ]
 LatencyOption = Annotated[
-    str | None, typer.Option("--latency", help="Time of a request, on this machine: 30ms.", show_default=False)
+    str | None,
+    typer.Option(
+        "--latency", help="Time of one request on this machine: 30ms.", show_default=False, rich_help_panel=_BUDGET
+    ),
 ]
 TimeOption = Annotated[
-    str | None, typer.Option("--time", help="Time for the search; it ends with its best: 30m.", show_default=False)
+    str | None,
+    typer.Option("--time", help="Time limit of the search: 30m. The best model so far is kept.", show_default=False),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="default, or paper: DarwinLM's own numbers.", show_default="default")
+    str | None,
+    typer.Option("--preset", help="default, or paper: the settings of the DarwinLM paper.", show_default="default"),
 ]
-RemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Let a checkpoint run its own Python code.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--allow-remote-code", help="Let a checkpoint run Python code that it contains.")
+]
 DatabaseOption = Annotated[
     Path | None,
-    typer.Option("--database", help="A finished database of this model to search in.", show_default=False),
+    typer.Option("--database", help="Finished database of this model; skips making one.", show_default=False),
 ]
 StageOption = Annotated[str, typer.Option("--until", help="Stop after this stage.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]

@@ -9,33 +9,38 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from darwinlm.cli.app import RemoteCode, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, JsonOption, RemoteCode, command
 
 if TYPE_CHECKING:
     from darwinlm.bench import SpeedReport, Spread
 
 
-@app.command()
+@command(
+    LOOK,
+    "darwinlm bench runs/half --against MODEL",
+    "darwinlm bench runs/half --against runs/half/stages/source --engine llama.cpp --quant q8_0",
+)
 def bench(
     model: Annotated[str, typer.Argument(help="Folder, finished run, hub id or GGUF file.")],
-    against: Annotated[str | None, typer.Option("--against", help="Another one, measured in turn with it.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Second model, measured alternately.")] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="torch, llama.cpp or vllm.", show_default="by the model")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 512,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens decoded after the first.")] = 64,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds after the warm-up.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads.")] = 1,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="In torch and vllm: bfloat16, float16, float32.")] = None,
-    quant: Annotated[str | None, typer.Option("--quant", help="In llama.cpp: convert to this type first.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens in the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens to generate after the first.")] = 64,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured rounds after the warm-up.")] = 5,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="torch and vllm: bfloat16, float16 or float32.")] = None,
+    quant: Annotated[str | None, typer.Option("--quant", help="llama.cpp: convert to this type first.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all figures here as JSON.")] = None,
+    as_json: JsonOption = False,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Measure prompt and decode tokens per second, time to the first token, peak memory and file size."""
+    """Measure speed: tokens per second, time to the first token, peak memory and file size."""
     from darwinlm.artifact import write_json
     from darwinlm.bench import run_bench
 
-    console = Console()
     found = run_bench(
         model,
         against,
@@ -47,11 +52,14 @@ def bench(
         dtype=dtype,
         quantisation=quant,
         allow_remote_code=allow_remote_code,
-        say=lambda message: console.print(message, highlight=False, markup=False),
+        say=(lambda message: None) if as_json else terminal.say,
     )
-    _show(console, found)
-    if json_file is not None:
-        write_json(json_file, found.as_dict())
+    if as_json:
+        terminal.print_json(found.as_dict())
+    else:
+        _show(terminal.console(), found)
+    if out is not None:
+        write_json(out, found.as_dict())
 
 
 def _show(console: Console, found: SpeedReport) -> None:

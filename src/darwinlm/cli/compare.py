@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import KeepOption, ModelArgument, OutOption, RecipeOption, RemoteCode, SetOption, TextOption, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import (
+    SHRINK,
+    KeepOption,
+    ModelArgument,
+    OutOption,
+    RecipeOption,
+    RemoteCode,
+    SetOption,
+    TextOption,
+    command,
+)
 from darwinlm.cli.evaluate import DataOption, LimitOption, SuiteOption
 
 MethodsOption = Annotated[
@@ -31,7 +41,10 @@ VariantOption = Annotated[
 ]
 
 
-@app.command()
+@command(
+    SHRINK,
+    "darwinlm compare MODEL --methods uniform,ziplm,darwinlm --keep 50% --text TEXT --out runs/comparison",
+)
 def compare(
     model: ModelArgument = None,
     methods: MethodsOption = "all",
@@ -47,13 +60,12 @@ def compare(
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Prune with several methods under one budget and print one table."""
+    """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm import parallel
     from darwinlm.artifact import write_text
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
-    from darwinlm.console import Reporter
     from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
@@ -68,8 +80,8 @@ def compare(
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     rows = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
-    console = Console(quiet=not parallel.is_main())
-    run = Run(chosen, out, Reporter(console))
+    console = terminal.console()
+    run = Run(chosen, out, terminal.reporter())
     headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
     console.print(summary.terminal(headings, cells))
     for remark in remarks:

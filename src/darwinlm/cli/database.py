@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
-from darwinlm.cli.app import ModelArgument, OutOption, RecipeOption, RemoteCode, SetOption, TextOption, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import (
+    LOOK,
+    SHRINK,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    RecipeOption,
+    RemoteCode,
+    SetOption,
+    TextOption,
+    command,
+)
 
 SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
 POINTS = 100
+WIDE = 80
+"""Columns of a terminal in which the whole table fits."""
 
 
-@app.command()
+@command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
 def database(
     model: ModelArgument = None,
     out: OutOption = Path("runs/database"),
@@ -25,26 +38,24 @@ def database(
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Calibrate and factorise every module; `darwinlm prune --database OUT` then searches in the result."""
-    from darwinlm import parallel
-    from darwinlm.console import Reporter
+    """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
     from darwinlm.pipeline import run_stages
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
 
     overrides = {"model": model, "text.source": text, "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
-    run = Run(chosen, out, Reporter(Console()))
+    run = Run(chosen, out, terminal.reporter())
     stage = run_stages(run, "database").database.stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
-    console = Console(quiet=not parallel.is_main())
+    console = terminal.console()
     console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@command(LOOK, "darwinlm inspect runs/half", "darwinlm inspect runs/half --json > curves.json")
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Of a database, or of the run that made it.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a hundred points of every curve.")] = False,
+    folder: Annotated[Path, typer.Argument(help="A database, or the run that made it.", show_default=False)],
+    as_json: JsonOption = False,
 ) -> None:
     """Show how much of each module's output is lost at every width, and what that costs the model."""
     from darwinlm.database.finished import describe, find_database, read_curves
@@ -52,39 +63,48 @@ def inspect(
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:
-        curves = []
-        for found in read_curves(stage):
-            width = len(found.errors) - 1
-            points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
-            own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}
-            curve = {"columns": points, "errors": [float(found.errors[point]) for point in points]}
-            if found.losses is not None:
-                curve["losses"] = [float(found.losses[point]) for point in points]
-            curves.append({**own, "width": width, **curve})
-        typer.echo(json.dumps({**about, "modules": curves}, allow_nan=False))
+        terminal.print_json({**about, "modules": [_points(found) for found in read_curves(stage)]})
         return
-    table = Table(
-        title="by share of the columns kept: squared output error over the output, estimated KL to the dense model"
-    )
-    shares = [f"{share:.0%}" for share in SHARES]
-    for column in ("block", "module", "heads per group", "columns", *shares, "KL at 50%", "KL at 0"):
-        table.add_column(column, justify="right")
+    console = terminal.console()
+    shares = SHARES if console.width >= WIDE else (0.5,)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    estimated = any(found.losses is not None for found in read_curves(stage))
+    losses = ("KL at 50%", "KL at 0") if estimated else ()
+    for heading in ("block", "module", "heads", "columns", *(f"{share:.0%}" for share in shares), *losses):
+        table.add_column(heading, justify="left" if heading == "module" else "right", no_wrap=heading == "module")
     for found in read_curves(stage):
         width = len(found.errors) - 1
         heads = _heads(found.kind, found.variant)
-        cells = [f"{float(found.errors[round(share * width)]):.4f}" for share in SHARES]
+        cells = [f"{float(found.errors[round(share * width)]):.4f}" for share in shares]
         if found.losses is not None:
             cells += [f"{float(found.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
         table.add_row(str(found.block), found.kind, "" if heads is None else str(heads), str(width), *cells)
-    console = Console()
     console.print(table)
     calibration = about["calibration"]
-    console.print(
+    notes = [
+        "Under each share of the columns kept: squared error of the module's output, relative to the output.",
+        "heads: query heads kept in every KV group. columns: inputs of the output projection.",
+    ]
+    if estimated:
+        notes.append("KL: estimated KL to the dense model in nats/token, with this module pruned alone.")
+    notes.append(
         f"{about['blocks']} blocks, {about['bytes'] / 1e6:,.1f} MB, units {about['units']}, calibrated on "
-        f"{calibration['tokens']:,} tokens of {calibration['source']}",
-        highlight=False,
-        markup=False,
+        f"{calibration['tokens']:,} tokens of {calibration['source']}"
     )
+    if shares != SHARES:
+        notes.append(f"A terminal of {WIDE} columns shows more shares; --json prints all of them.")
+    console.print("\n".join(notes), highlight=False, markup=False)
+
+
+def _points(found: Any) -> dict[str, Any]:
+    """A curve at a hundred points."""
+    width = len(found.errors) - 1
+    points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
+    own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}
+    curve = {"columns": points, "errors": [float(found.errors[point]) for point in points]}
+    if found.losses is not None:
+        curve["losses"] = [float(found.losses[point]) for point in points]
+    return {**own, "width": width, **curve}
 
 
 def _heads(kind: str, variant: int) -> int | str | None:

@@ -6,40 +6,45 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import RemoteCode, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, JsonOption, RemoteCode, command
 from darwinlm.cli.tables import show_tables
 
 SuiteOption = Annotated[
     str | None,
-    typer.Option("--suite", help="paper, quick, or tasks: piqa,arc_challenge:25 (the number is of shots)."),
+    typer.Option("--suite", help="paper, quick, or tasks such as piqa,arc_challenge:25 (25 shots)."),
 ]
-DataOption = Annotated[Path | None, typer.Option("--data-dir", help="Local files TASK/SPLIT.jsonl[.gz]; no hub.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items of each task.")]
+DataOption = Annotated[Path | None, typer.Option("--data-dir", help="Local tasks: TASK/SPLIT.jsonl[.gz].")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Items per task.")]
 
 
-@app.command()
+@command(
+    LOOK,
+    "darwinlm evaluate runs/half --suite quick --out quick.json",
+    "darwinlm evaluate runs/half --text TEXT --against MODEL",
+)
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, output folder of a run, or GGUF file.")],
     suite: SuiteOption = None,
     data_dir: DataOption = None,
     limit: LimitOption = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to measure perplexity on; repeatable.")] = None,
-    against: Annotated[str | None, typer.Option("--against", help="Dense model for KL on the text.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Dense model: adds the KL to it.")] = None,
     looking_back: Annotated[
-        bool, typer.Option("--looking-back", help="Copying of random words; with --text it's always measured.")
+        bool, typer.Option("--looking-back", help="Measure copying of random words; --text always does.")
     ] = False,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of each text.")] = 16384,
-    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in one block.")] = 512,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 8,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file; the same one again resumes.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")] = "auto",
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens per text.")] = 16384,
+    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens per sequence.")] = 512,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences per forward pass.")] = 8,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write JSON here; rerun to resume.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here as Markdown.")] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Measure a model: a benchmark suite through lm-evaluation-harness, perplexity, KL to the dense model."""
+    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the dense model."""
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 
     request = EvaluationRequest(
@@ -57,9 +62,12 @@ def evaluate(
         allow_remote_code=allow_remote_code,
         looking_back=looking_back,
     )
-    console = Console()
-    found = evaluate_model(request, out, console)
-    show_tables(found.tables(), console, markdown)
+    console = terminal.console()
+    found = evaluate_model(request, out, None if as_json else console)
+    if as_json:
+        terminal.print_json(found.as_json())
+    else:
+        show_tables(found.tables(), console, markdown)
     _fail_if_incomplete(found)
 
 

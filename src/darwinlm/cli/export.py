@@ -9,38 +9,43 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from darwinlm.cli.app import RemoteCode, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import USE, RemoteCode, command
 
 if TYPE_CHECKING:
     from darwinlm.export.check import ExportReport
 
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Processor threads.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --out.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
 
 
-@app.command()
+@command(
+    USE,
+    "darwinlm export runs/half --to gguf --quant q8_0 --out half.gguf",
+    "darwinlm export runs/half --to vllm --out half-vllm",
+)
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a model or of a finished run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf) or folder to be written.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf) or folder to write.")],
     to: Annotated[str, typer.Option("--to", help="gguf, vllm, hf or dense.")],
     quant: Annotated[
         str | None,
-        typer.Option("--quant", help="Of gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
+        typer.Option("--quant", help="gguf: f32, f16, bf16, q8_0, q4_0, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the others: bfloat16, float16 or float32.")] = None,
-    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="Of vllm: parts of every layer.")] = 1,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Other formats: bfloat16, float16 or float32.")] = None,
+    tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", help="vllm: GPUs that share each layer.")] = 1,
     tokenizer_from: Annotated[
-        Path | None, typer.Option("--tokenizer-from", help="Of gguf: copy the tokenizer of this GGUF file.")
+        Path | None, typer.Option("--tokenizer-from", help="gguf: copy the tokenizer from this GGUF file.")
     ] = None,
-    mlp_multiple: Annotated[int, typer.Option("--mlp-multiple", help="Of gguf: pad MLP widths to a multiple.")] = 32,
+    mlp_multiple: Annotated[int, typer.Option("--mlp-multiple", help="gguf: pad MLP widths to a multiple.")] = 32,
     threads: ThreadsOption = 1,
     overwrite: OverwriteOption = False,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Write a model for llama.cpp, vLLM, transformers or tools that need stock shapes, and check what was written."""
+    """Write a model for llama.cpp, vLLM or transformers, and check that the written model gives the same output."""
     from darwinlm.export.run import export_model
 
-    console = Console()
+    console = terminal.console()
     report = export_model(
         model,
         out,
@@ -53,7 +58,7 @@ def export(
         threads=threads,
         overwrite=overwrite,
         allow_remote_code=allow_remote_code,
-        say=lambda message: console.print(message, highlight=False, markup=False),
+        say=terminal.say,
     )
     show_report(console, report)
 

@@ -6,33 +6,33 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import RemoteCode, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import USE, RemoteCode, command
 from darwinlm.cli.export import OverwriteOption, show_report
 
 
-@app.command(name="import")
+@command(USE, "darwinlm import PRUNED --out imported", name="import")
 def import_command(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to be written.")],
-    family: Annotated[str | None, typer.Option("--family", help="Model type of the dense model, llama ...")] = None,
-    head_dim: Annotated[int | None, typer.Option("--head-dim", min=1, help="Columns of a head.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    family: Annotated[str | None, typer.Option("--family", help="Model type of the dense model: llama.")] = None,
+    head_dim: Annotated[int | None, typer.Option("--head-dim", min=1, help="Size of one attention head.")] = None,
     query_groups: Annotated[
         str | None,
-        typer.Option("--query-groups", help="first or spread: how query heads meet KV heads where it isn't known."),
+        typer.Option("--query-groups", help="first or spread: how query heads share KV heads, if unknown."),
     ] = None,
     overwrite: OverwriteOption = False,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Convert a pruned checkpoint of another tool: zeros are cut out, layers may have shapes of their own."""
+    """Convert a checkpoint pruned by another tool: rows and columns of zeros are removed."""
     from darwinlm.errors import RecipeError
     from darwinlm.importing import import_model
     from darwinlm.importing.foreign import QUERY_GROUPS
 
     if query_groups is not None and query_groups not in QUERY_GROUPS:
         raise RecipeError(f"--query-groups {query_groups}: must be {' or '.join(QUERY_GROUPS)}")
-    console = Console()
+    console = terminal.console()
     report = import_model(
         model,
         out,
@@ -41,6 +41,6 @@ def import_command(
         query_groups=query_groups,
         overwrite=overwrite,
         allow_remote_code=allow_remote_code,
-        say=lambda message: console.print(message, highlight=False, markup=False),
+        say=terminal.say,
     )
     show_report(console, report)

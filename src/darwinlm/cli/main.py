@@ -1,6 +1,7 @@
 """Entry point of the command `darwinlm`.
 
-Errors that input can cause end with one message and status 2; an interrupt with 130 and how to go on.
+Errors that input can cause end with one message and status 2, an interrupt with 130 and how to go on, and a reader who
+closes the pipe with 141 and silence. Nothing heavy is imported here: a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from darwinlm import parallel
+from darwinlm.cli import terminal
 from darwinlm.cli.app import app
 from darwinlm.errors import DarwinLMError, DeviceMemoryError, ParallelError
 from darwinlm.limits import MESSAGE, shorten
@@ -22,55 +25,67 @@ from darwinlm.lock import release_all
 INTERRUPTED = 130
 SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
 """Commands that several processes of torchrun work on together."""
+PIPE_CLOSED = 141
 # Typer brings click's exceptions under its own name in some releases and under click's in others.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+SILENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # its bars would tear ours
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What the libraries read when they are imported."""
 
 
 def main() -> None:
     """Entry point: run a command and turn errors into messages and exit codes."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # its bars would tear ours
+    for name, value in SILENT.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
-    from darwinlm import parallel  # imports torch, and with it tqdm, which reads the environment only then
-
-    errors = Console(stderr=True, quiet=not parallel.is_main())
+    terminal.set_verbosity(terminal.Verbosity.NORMAL)
+    code: object = 0
     try:
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         _check_processes(sys.argv[1:])
         code = app(standalone_mode=False)
-    except DeviceMemoryError as error:
-        _refuse(errors, f"{error}: {_advice(error)}, then run the same command again; finished work is kept")
-    except DarwinLMError as error:
-        _refuse(errors, str(error))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except typer.Exit as stop:
         code = stop.exit_code
-    except UsageError as error:
-        _refuse(errors, error.format_message() or "say what to do; see darwinlm --help")  # type: ignore[attr-defined]
-    except OSError as error:
-        where = shorten(error.filename) if error.filename else "a file"
-        _refuse(errors, f"{where}: {error.strerror or shorten(error)}: check the path and its permissions")
-    except MemoryError:
-        _refuse(errors, "the machine's memory doesn't suffice: see darwinlm plan, or lower compute.batch_tokens")
+    except BrokenPipeError:
+        code = PIPE_CLOSED
+        # The interpreter flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (DarwinLMError, UsageError, OSError, MemoryError) as error:
+        _refuse(_message(error))
     finally:
         release_all()
         parallel.shutdown()
     if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
-        errors.print(
+        _errors().print(
             f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
         )
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _message(error: Exception) -> str:
+    """What is wrong and what to do, in one line."""
+    if isinstance(error, DeviceMemoryError):
+        return f"{error}: {_advice(error)}, then run the same command again; finished work is kept"
+    if isinstance(error, UsageError):
+        return error.format_message() or "say what to do; see darwinlm --help"  # type: ignore[attr-defined]
+    if isinstance(error, OSError):
+        where = shorten(error.filename) if error.filename else "a file"
+        return f"{where}: {error.strerror or shorten(error)}: check the path and its permissions"
+    if isinstance(error, MemoryError):
+        return "the machine's memory doesn't suffice: see darwinlm plan, or lower compute.batch_tokens"
+    return str(error)
+
+
 def _check_processes(words: list[str]) -> None:
     """Refuse torchrun for a command that would run once in each process. Raises ParallelError."""
-    from darwinlm import parallel
-
     command = next((word for word in words if not word.startswith("-")), None)
     if parallel.expected() > 1 and command is not None and command not in SHARED:
         raise ParallelError(
@@ -85,7 +100,6 @@ def _advice(error: DeviceMemoryError) -> str:
 
     import torch
 
-    from darwinlm import parallel
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import advice
@@ -98,6 +112,10 @@ def _advice(error: DeviceMemoryError) -> str:
     return advice(Sizes(error.run.checkpoint, error.run.recipe, parallel.size()), error.stage, device)
 
 
-def _refuse(errors: Console, message: str) -> NoReturn:
-    errors.print(f"error: {shorten(message, MESSAGE)}", highlight=False, markup=False, style="red", soft_wrap=True)
+def _errors() -> Console:
+    return Console(stderr=True, quiet=not parallel.is_main())
+
+
+def _refuse(message: str) -> NoReturn:
+    _errors().print(f"error: {shorten(message, MESSAGE)}", highlight=False, markup=False, style="red", soft_wrap=True)
     sys.exit(2)

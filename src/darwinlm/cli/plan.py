@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import KeepOption, ModelArgument, ParamsOption, RecipeOption, RemoteCode, SetOption, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import (
+    LEARN,
+    KeepOption,
+    ModelArgument,
+    ParamsOption,
+    RecipeOption,
+    RemoteCode,
+    SetOption,
+    command,
+)
 
 
-@app.command()
+@command(LEARN, "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b --device h100")
 def plan(
     model: ModelArgument = None,
     recipe: RecipeOption = None,
@@ -33,7 +42,7 @@ def plan(
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Say what a run needs and gives: parameters, memory, disk, tokens, FLOPs and hours of every stage."""
+    """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
     from darwinlm.artifact import write_json
     from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
@@ -48,7 +57,7 @@ def plan(
     if chosen.model is None:
         raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
     found = find_device(device)
-    console = Console()
+    console = terminal.console()
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
         room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
         if found.is_cpu and disk is None:

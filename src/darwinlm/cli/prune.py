@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from darwinlm.cli import terminal
 from darwinlm.cli.app import (
+    SHRINK,
     BytesOption,
     DatabaseOption,
     KeepOption,
@@ -23,11 +23,17 @@ from darwinlm.cli.app import (
     StageOption,
     TextOption,
     TimeOption,
-    app,
+    command,
 )
 
 
-@app.command()
+@command(
+    SHRINK,
+    "darwinlm prune HuggingFaceTB/SmolLM2-135M-Instruct --keep 50% --out runs/half",
+    "darwinlm prune MODEL --params 2.7B --text TEXT --out runs/small",
+    "darwinlm prune MODEL --keep 75%,50%,35% --text TEXT --out runs/sizes",
+    "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
+)
 def prune(
     model: ModelArgument = None,
     out: OutOption = Path("runs/pruned"),
@@ -45,7 +51,7 @@ def prune(
     until: StageOption = "report",
     database: DatabaseOption = None,
 ) -> None:
-    """Make a model smaller: database, search, stitch, refit, evaluation, export and report."""
+    """Prune a model to a budget and report what was lost. Rerun the same command to resume."""
     from darwinlm.errors import RecipeError
     from darwinlm.pipeline import STAGES
     from darwinlm.recipe import load_recipes, options
@@ -65,7 +71,7 @@ def prune(
         _run(recipes[0], out, until)
 
 
-@app.command()
+@command(SHRINK, "darwinlm demo")
 def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> None:
     """Prune the embedded SmolLM2-135M-Instruct to half of its blocks, train it briefly, and compare."""
     from darwinlm.demo import demo_recipe
@@ -74,13 +80,11 @@ def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> N
 
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
-    from darwinlm import parallel
-    from darwinlm.console import Reporter
     from darwinlm.report.sweep import sweep_table
     from darwinlm.runs.sweep import SWEEP, prune_sweep
 
-    console = Console(quiet=not parallel.is_main())
-    sweep = prune_sweep(recipes, out, until=until, reporter=Reporter(console))
+    console = terminal.console()
+    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
@@ -89,16 +93,14 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
 
 def _run(recipe: Any, out: Path, until: str) -> None:
-    from darwinlm import parallel
-    from darwinlm.console import Reporter
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
     from darwinlm.run import Run
 
-    console = Console(quiet=not parallel.is_main())
-    run = Run(recipe, out, Reporter(console))
+    console = terminal.console()
+    run = Run(recipe, out, terminal.reporter())
     made = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
@@ -108,10 +110,10 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     looked = looking_back_table(summary)
     if looked is not None:
         console.print("", looked, *looking_back_remarks(summary))
-    for number, prompt in enumerate(summary.prompts):
-        console.print(f"\n[bold]{prompt!r}[/bold] goes on")
+    if summary.prompts:
+        console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)
         for key in ("dense", summary.saved_key):
-            text = wording.collapsed(summary.models[key].continuations[number])
+            text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
     budget = summary.budget
     assert budget is not None
@@ -120,6 +122,9 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         f"\n{budget.block_params:,} of {budget.dense_block_params:,} block parameters kept "
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
-        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}",
+        f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
+        f"darwinlm show {out}    what was kept in every block, and what to do next\n"
+        f"darwinlm chat {out}    talk to the smaller model",
         highlight=False,
+        soft_wrap=True,
     )

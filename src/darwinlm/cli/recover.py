@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import OutOption, RecipeOption, SetOption, TextOption, app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import SHRINK, OutOption, RecipeOption, SetOption, TextOption, command
 
 
-@app.command()
+@command(
+    SHRINK,
+    "darwinlm recover runs/half --tokens 300M --text TEXT --out runs/recovered",
+    "darwinlm recover SMALL --teacher MODEL --tokens 10B --text hf:HuggingFaceFW/fineweb-edu --out runs/recovered",
+)
 def recover(
-    model: Annotated[Path, typer.Argument(help="Folder of a smaller model, or of a run.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Folder of a pruned model, or of a run.", show_default=False)],
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="The dense model: hub id, folder or GGUF file.", show_default=False)
     ] = None,
@@ -25,13 +29,12 @@ def recover(
     recipe: RecipeOption = None,
     assignments: SetOption = None,
 ) -> None:
-    """Train a smaller model by distillation from the dense one; goes on from its last checkpoint after a kill."""
+    """Train a pruned model, by default by distillation from the dense one. Rerun to resume from a checkpoint."""
     from darwinlm import parallel
-    from darwinlm.console import Reporter
     from darwinlm.report.table import comparison_table
     from darwinlm.runs.recovery import recover as run_recovery
 
-    console = Console()
+    console = terminal.console()
     summary = run_recovery(
         model,
         out,
@@ -40,7 +43,7 @@ def recover(
         text=text,
         recipe=recipe,
         assignments=tuple(assignments or ()),
-        reporter=Reporter(console),
+        reporter=terminal.reporter(),
     )
     if not parallel.is_main():
         return

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, JsonOption, command
 from darwinlm.cli.tables import show_tables
 
 
-@app.command()
+@command(LOOK, "darwinlm scores dense.json half.json")
 def scores(
-    files: Annotated[list[Path], typer.Argument(help="What darwinlm evaluate wrote with --out, one for each model.")],
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown file.")] = None,
+    files: Annotated[list[Path], typer.Argument(help="Files from darwinlm evaluate --out, one per model.")],
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables here as Markdown.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare saved evaluations: one table, and the difference of two with its standard error."""
+    """Compare saved evaluations in one table. Two files also give the difference and its standard error."""
     from darwinlm.evaluation.side_by_side import read_saved, task_table, text_table
 
     saved = read_saved(files)
-    show_tables(filter(None, (text_table(saved), task_table(saved))), Console(), markdown)
+    if as_json:
+        terminal.print_json(saved)
+        return
+    show_tables(filter(None, (text_table(saved), task_table(saved))), terminal.console(), markdown)

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from darwinlm.cli.app import app
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, command
 
 
-@app.command()
+@command(LOOK, "darwinlm verify runs/half")
 def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run.", show_default=False)]) -> None:
     """Check every file's hash, the chain of the stages, the model's parameters and its budget."""
     from darwinlm.errors import ArtifactError
     from darwinlm.runs.verify import verify_run
 
-    console = Console()
+    console = terminal.console()
     found = verify_run(folder)
     for finding in found:
         console.print(

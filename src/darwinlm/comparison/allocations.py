@@ -84,6 +84,25 @@ def least_local_error(problem: Problem, database: DatabaseReader) -> Allocation:
     return knapsack_start(problem, local_errors(problem.space, database))
 
 
+def equal_experts(problem: Problem) -> Allocation:
+    """As many whole experts in every mixture as the budget allows, all else as it is. Raises BudgetError."""
+    space, cost = problem.space, problem.cost
+    counts = {level.experts for module in space.modules for level in module.levels}
+    for count in sorted(counts - {0}, reverse=True):
+        allocation = list(space.dense)
+        for index, module in enumerate(space.modules):
+            full = module.levels[-1]
+            if full.experts:
+                whole = [at for at, level in enumerate(module.levels) if level.width == full.width]
+                allocation[index] = max(at for at in whole if module.levels[at].experts <= count)
+        if cost.of(allocation) <= problem.budget.limit:
+            return tuple(allocation)
+    raise BudgetError(
+        f"with units.experts and the experts that a token is sent to, no equal number of whole experts has at most "
+        f"{cost.words(problem.budget.limit)}: leave reap and frequency out"
+    )
+
+
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
 

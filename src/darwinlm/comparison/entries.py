@@ -21,6 +21,7 @@ OURS = "darwinlm"
 STEPS = ("refit", "recovery")
 """What may follow a method, in this order."""
 HELD_OUT = "held out"
+EVERYWHERE = tuple(name for name, method in BASELINES.items() if not method.mixtures)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
     Args:
-        text: names of methods, each with the steps that follow it; `all` are all methods, and DarwinLM with every step
-            that the recipe has.
+        text: names of methods, each with the steps that follow it; `all` are all methods but those that rank experts,
+            and DarwinLM with every step that the recipe has.
         recipe: says which steps there are for `all`.
         variants: names of more searches, which take steps like methods do.
 
@@ -64,7 +65,7 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
         RecipeError: a name or a step isn't known, the message has a near one; or a row is named twice.
     """
     if text == "all":
-        return tuple(MethodRow(name) for name in (*BASELINES, OURS)) + _with_steps(recipe)
+        return tuple(MethodRow(name) for name in (*EVERYWHERE, OURS)) + _with_steps(recipe)
     items = [part.strip() for part in text.split(",") if part.strip()]
     known = [*BASELINES, OURS, *variants]
     if not items:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.calibration.experts import Routing, expert_module, expert_output, watch_routing
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
+from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, RowUnit
 from darwinlm.families.shapes import ModuleShape, module_shapes, row_segments
@@ -106,6 +108,61 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
         sums[place] = sums[place] + sizes if place in sums else sizes
 
     return add
+
+
+class ExpertScores:
+    """What the experts of one mixture do on some text.
+
+    Args:
+        module: holds the experts.
+        count: how many there are.
+    """
+
+    def __init__(self, module: Any, count: int) -> None:
+        self.module = module
+        self.asked = torch.zeros(count, dtype=torch.float64)
+        self.sums = torch.zeros(count, dtype=torch.float64)
+
+    def note(self, routing: Routing) -> None:
+        """Count what the mixture is asked."""
+        for expert in torch.unique(routing.chosen).tolist():
+            token, place = torch.where(routing.chosen == expert)
+            norms = expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
+            self.asked[expert] += len(token)
+            self.sums[expert] += float((norms * routing.weights[token, place].float()).sum(dtype=torch.float64))
+
+    @property
+    def added(self) -> Tensor:
+        """[e] mean of the router's weight times the norm of the expert's output, over the tokens sent to it."""
+        return self.sums / self.asked.clamp(min=1)
+
+
+@torch.no_grad()
+def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
+    """How often each expert is asked, and what it adds then (REAP, arXiv 2510.13999), by block.
+
+    Args:
+        stream: the text before the first block; it is used up.
+        progress: called with finished and total blocks.
+
+    Raises:
+        FamilyError: the model has no mixture of experts.
+    """
+    part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
+    found: dict[int, ExpertScores] = {}
+    for block in range(total):
+        stream.load(block)
+        mixture = expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)
+        with ExitStack() as hooks:
+            if mixture is not None and part.experts is not None:
+                found[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
+                hooks.callback(watch_routing(mixture, found[block].note).remove)
+            stream.run(block)
+        stream.unload(block)
+        progress(block + 1, total)
+    if not found:
+        raise FamilyError("this model has no mixture of experts, whose experts reap and frequency rank: leave them out")
+    return found
 
 
 @torch.no_grad()

@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from darwinlm.comparison.allocations import best_random, best_uniform, even_uniform, least_local_error, without_blocks
-from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.comparison.ranked import DenseReader, RankedReader
+from darwinlm.comparison.allocations import (
+    best_random,
+    best_uniform,
+    equal_experts,
+    even_uniform,
+    least_local_error,
+    without_blocks,
+)
+from darwinlm.comparison.importance import (
+    ExpertScores,
+    activation_scores,
+    block_influence,
+    expert_scores,
+    magnitude_scores,
+)
+from darwinlm.comparison.ranked import DenseReader, ExpertReader, RankedReader
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.store import DatabaseReader
 from darwinlm.export.hf import save_model
@@ -109,6 +123,22 @@ def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
+def _ranked_experts(bench: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
+    run = bench.run
+    found = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+    chosen = equal_experts(bench.plan)
+    by_block = {block: scores(own) for block, own in found.items()}
+    return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
+
+
+def _reap(bench: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(bench, lambda own: own.added)
+
+
+def _frequency(bench: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(bench, lambda own: own.asked)
+
+
 def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
     run, settings = bench.run, bench.run.recipe.baselines
     space = bench.plan.space
@@ -148,6 +178,7 @@ class Method:
         make: decides; the folder is for what must be kept.
         database: whether it works from the pruning database.
         searches: whether `search.minutes` bounds it.
+        mixtures: whether it ranks experts, so that `all` leaves it out.
     """
 
     name: str
@@ -156,6 +187,7 @@ class Method:
     make: Callable[[MethodInputs, Path], MethodResult]
     database: bool = False
     searches: bool = False
+    mixtures: bool = False
 
 
 BASELINES = {
@@ -166,6 +198,8 @@ BASELINES = {
         Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
         Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
         Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
+        Method("reap", "REAP", "arXiv 2510.13999, whole experts, as many in every block", _reap, mixtures=True),
+        Method("frequency", "Expert frequency", "experts that are asked most often", _frequency, mixtures=True),
         Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
         Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
     )

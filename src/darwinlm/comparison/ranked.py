@@ -69,6 +69,24 @@ class RankedReader(DatabaseReader):
         return Kept(columns, weight if scale is None else weight * scale[columns], *groups)
 
 
+class ExpertReader(DatabaseReader):
+    """Keeps the best-scored experts of every mixture and leaves their weights alone.
+
+    Args:
+        checkpoint: the model.
+        units: what is removed at once.
+        scores: [e] of the experts of each mixture, by block.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[int, Tensor]) -> None:
+        super().__init__(Path(), checkpoint, units)
+        self.scores = scores
+
+    def experts(self, block: int, level: Level) -> Tensor:
+        """The best experts of a mixture, [e] ascending."""
+        return _best(self.scores[block], level.experts)
+
+
 class DenseReader(DatabaseReader):
     """Every module whole or gone.
 

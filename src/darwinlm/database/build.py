@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +12,15 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
-from darwinlm.calibration.stream import BlockMoments, BlockStream, stream_moments
+from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
 from darwinlm.database.spill import Parked
-from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors
+from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.errors import ArtifactError
-from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
-
-Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,11 @@ def build_database(
     shapes = module_shapes(stream.checkpoint)
     total = stream.checkpoint.n_blocks
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
+    if done:
+        progress(done, total)
     waiting: list[int] = []
     mine: BlockMoments | None = None
-    for moments in stream_moments(stream, skip=done):
+    for moments in stream_moments(stream, skip=done, saliency=saliency):
         if len(waiting) == parallel.place():
             mine = moments
         waiting.append(moments.block)
@@ -118,7 +117,7 @@ def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments
         parked = {kind: files.enter_context(Parked(moments.moments.pop(kind), method.folder)) for kind in kinds}
         for shape in shapes:
             tensors.update(module_factors(method, shape, parked[shape.kind], moments.weights[shape.output]))
-    return tensors
+    return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
 
 
 def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:

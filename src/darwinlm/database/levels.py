@@ -10,6 +10,9 @@ from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_parameters
 from darwinlm.recipe import UnitsSettings
 
+MOST_COUNTS = 16
+"""Numbers of experts among which a mixture's levels choose: of more experts they are multiples."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -21,6 +24,7 @@ class Level:
         width: columns of the output projection kept.
         params: parameters of the module, norms included.
         query_heads: query heads kept in all; 0 for an MLP.
+        experts: experts kept, each of them `width` wide; 0 where the module isn't a mixture or is gone.
     """
 
     groups: int
@@ -28,6 +32,11 @@ class Level:
     width: int
     params: int
     query_heads: int = 0
+    experts: int = 0
+
+    def is_dense(self, shape: ModuleShape) -> bool:
+        """Whether everything stays."""
+        return self.width == shape.width and self.experts == shape.experts
 
     @property
     def cache_heads(self) -> int:
@@ -55,6 +64,13 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
     Raises:
         RecipeError: the MLP is narrower than one unit, or the attention can't be cut into such units.
     """
+    if shape.experts:
+        levels = [
+            Level(1, 1, width, module_parameters(family, shape, 1, width, experts), experts=experts)
+            for experts in _expert_counts(shape, units)
+            for width in _expert_widths(shape, units)
+        ]
+        return _sorted(shape, [Level(0, 0, 0, 0), *levels])
     if shape.kind == "mlp":
         counts = _mlp_counts(shape, units)
     elif family.attention.untouched:
@@ -67,7 +83,12 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         levels.append(Level(groups, heads, width, module_parameters(family, shape, groups, width), query_heads))
     if units.shares is not None:
         levels = _nearest(levels, units.shares, shape.width)
-    return ModuleLevels(shape.block, shape.kind, tuple(sorted(levels, key=lambda level: (level.params, level.groups))))
+    return _sorted(shape, levels)
+
+
+def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
+    order = sorted(levels, key=lambda level: (level.params, level.groups, level.experts))
+    return ModuleLevels(shape.block, shape.kind, tuple(order))
 
 
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
@@ -100,6 +121,45 @@ def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int
     return [(min(width, 1), min(width, 1), width) for width in widths]
 
 
+def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
+    """How many experts of a mixture may stay."""
+    if shape.chosen > shape.experts:
+        raise RecipeError(
+            f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
+        )
+    if units.experts == "width":
+        return [shape.experts]
+    if isinstance(units.levels, tuple):
+        least = min((share for share in units.levels if share), default=1.0)
+        if round(least * shape.experts) < shape.chosen:
+            raise RecipeError(
+                f"units.levels keeps {least:.4g} of the {shape.experts} experts of {shape.name}, but each token is "
+                f"sent to {shape.chosen} of them: give shares of at least {shape.chosen / shape.experts:.4g}, or set "
+                "units.experts=width"
+            )
+    step = -(-shape.experts // MOST_COUNTS)
+    counts = sorted({shape.chosen, *range(step, shape.experts + 1, step), shape.experts})
+    return _near([count for count in counts if count >= shape.chosen], _above_zero(units), shape.experts)
+
+
+def _expert_widths(shape: ModuleShape, units: UnitsSettings) -> list[int]:
+    """How wide the experts of a mixture may be."""
+    if units.experts == "whole":
+        return [shape.width]
+    return _near([width for _, _, width in _mlp_counts(shape, units) if width], _above_zero(units), shape.width)
+
+
+def _above_zero(units: UnitsSettings) -> Sequence[float] | None:
+    return None if units.shares is None else [share for share in units.shares if share]
+
+
+def _near(sizes: list[int], shares: Sequence[float] | None, full: int) -> list[int]:
+    """The sizes that are nearest to a share of the full one; of two as near, the larger. All without shares."""
+    if shares is None:
+        return sizes
+    return sorted({min(sizes, key=lambda size: (abs(size - share * full), -size)) for share in shares})
+
+
 def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
     """(KV groups, query heads per group, width) of every level."""
     counts = [(0, 0, 0)]
@@ -116,6 +176,5 @@ def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[in
 
 def _nearest(levels: list[Level], shares: Sequence[float], full: int) -> list[Level]:
     """The levels whose width is nearest to a share of the full width; of two as near, the wider."""
-    widths = {level.width for level in levels}
-    chosen = {min(widths, key=lambda width: (abs(width - share * full), -width)) for share in shares}
+    chosen = _near(sorted({level.width for level in levels}), shares, full)
     return [level for level in levels if level.width in chosen]

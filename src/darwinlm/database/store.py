@@ -2,7 +2,8 @@
 
 For each module it holds one packed factor over all columns, and for each way to cut it (each number of query heads per
 KV group) the columns in removal order, the error of every width and, where there were output gradients, the estimated
-loss. Everything else follows from these and the weights.
+loss. Everything else follows from these and the weights. Of a mixture it holds these for each expert, and the order in
+which whole experts go with the error and loss of every number of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm.artifact import damaged, file_digest, manifest_files
+from darwinlm.calibration.expert_order import ExpertOrder
 from darwinlm.database.factors import (
     NestedFactors,
     full_target,
@@ -86,22 +88,30 @@ def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
     return module_tensors("mlp", {1: curve}, torch.stack(packed))
 
 
+def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
+    """Named tensors of the order in which whole experts of a mixture are removed."""
+    tensors = {"mlp.order": order.experts.to(torch.int32), "mlp.order_errors": order.errors}
+    return tensors if order.losses is None else {**tensors, "mlp.order_losses": order.losses}
+
+
 @dataclass(frozen=True)
 class Kept:
     """What remains of a module at one level.
 
     Attributes:
-        columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the experts of a mixture.
+        columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the kept experts of a mixture.
         weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
             (nothing is gone).
         groups: [g] int64, KV heads that stay, ascending; of an attention.
         query_groups: which of `groups` each kept query head belongs to, where they are used unevenly; else None.
+        experts: [e] int64, experts that stay, ascending; of a mixture.
     """
 
     columns: Tensor
     weight: Tensor | None
     groups: Tensor | None = None
     query_groups: tuple[int, ...] | None = None
+    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,7 @@ class DatabaseReader:
         self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
             lambda stored: stored.nbytes, room_on_host(HOST_SHARE), scanned=True
         )
+        self._orders: dict[int, ExpertOrder] = {}
 
     def shape(self, block: int, kind: ModuleKind) -> ModuleShape:
         """Sizes of a module."""
@@ -296,8 +307,13 @@ class DatabaseReader:
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
         """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone."""
-        if level.width == self.shape(block, kind).width:
+        shape = self.shape(block, kind)
+        if level.is_dense(shape):
             return 0.0
+        if level.experts:
+            dropped = self._order(block).errors
+            lost = float(dropped[level.experts] / dropped[0]) if dropped[0] else 0.0
+            return lost + max(0.0, 1 - lost) * self._narrowed(self._curve(block, kind, 1)[1], level, block)
         errors = self.errors(block, kind, self.variant(block, kind, level))
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
@@ -307,36 +323,74 @@ class DatabaseReader:
         Raises:
             ArtifactError: the file is damaged.
         """
-        if level.width == self.shape(block, kind).width:
+        if level.is_dense(self.shape(block, kind)):
             return 0.0
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
         if name not in self._estimates(block):
             return None
-        return float(self._estimates(block)[name][..., level.width].sum())
+        found = self._estimates(block)[name]
+        if level.experts:
+            dropped = self._order(block).losses
+            assert dropped is not None
+            return float(dropped[level.experts] + found[:, 0].sum() * self._narrowed(found, level, block))
+        return float(found[..., level.width].sum())
+
+    def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
+        """What narrowing costs the experts that stay, [e, p + 1], relative to what all of them give.
+
+        Tokens of those that went are taken to be spread over them evenly.
+        """
+        own = curves[self._order(block).experts[: level.experts]]
+        total = float(own[:, 0].sum())
+        return float(own[:, level.width].sum()) / total if total else 0.0
+
+    def _order(self, block: int) -> ExpertOrder:
+        """In which order a mixture's experts go. Raises ArtifactError."""
+        if block not in self._orders:
+            names = ["mlp.order", "mlp.order_errors"]
+            weighted = "mlp.1.losses" in self._estimates(block)
+            order, errors, *losses = self._tensors(block, *names, *(["mlp.order_losses"] if weighted else []))
+            self._orders[block] = ExpertOrder(order.long(), errors, losses[0] if losses else None)
+        return self._orders[block]
+
+    def experts(self, block: int, level: Level) -> Tensor:
+        """[e] int64, ascending, the experts of a mixture that a level keeps."""
+        if level.experts == self.shape(block, "mlp").experts:
+            return torch.arange(level.experts)
+        return self._order(block).experts[: level.experts].sort().values
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
-        """[k] int64 (or [e, k]), ascending columns of the output projection that a level keeps."""
+        """[k] int64 (or [e, k] of kept experts), ascending columns of the output projection that a level keeps."""
         shape = self.shape(block, kind)
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
-            return columns.expand(shape.experts, -1) if shape.experts else columns
+            return columns.expand(level.experts, -1) if shape.experts else columns
         columns, _ = self._curve(block, kind, self.variant(block, kind, level))
+        if shape.experts:
+            columns = columns[self.experts(block, level)]
         return columns[..., : level.width].sort(dim=-1).values
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
         shape = self.shape(block, kind)
         columns = self.columns(block, kind, level)
+        experts = self.experts(block, level) if shape.experts else None
         weight: Tensor | None = None
         if level.width == 0:
             outputs = int(self.checkpoint.config.hidden_size)
             weight = torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
         elif level.width < shape.width:
             found = self.factors(block, kind, self.variant(block, kind, level))
-            made = [kept_weights(own, level.width)[:, own.columns[: level.width].argsort()] for own in found]
-            weight = torch.stack(made) if shape.experts else made[0]
-        groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
-        return Kept(columns, weight, *groups)
+            places = range(len(found)) if experts is None else experts.tolist()
+            made = [
+                kept_weights(found[place], level.width)[:, found[place].columns[: level.width].argsort()]
+                for place in places
+            ]
+            weight = made[0] if experts is None else torch.stack(made)
+        elif experts is not None and level.experts < shape.experts:
+            weight = self.dense_weight(block, kind)[experts]
+        groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        return Kept(columns, weight, groups, query_groups, experts)
 
 
 def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:

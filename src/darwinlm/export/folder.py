@@ -123,6 +123,11 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     report.notes.append(
         "serve it with `vllm serve` where darwinlm is installed beside vLLM, or else with --trust-remote-code"
     )
+    if len({sizes.experts for sizes in targets if sizes.experts}) > 1:
+        raise ExportError(
+            "--to vllm: blocks keep different numbers of experts, and vLLM makes all mixtures of a model with one "
+            "number. Use --to hf, or prune every block to as many experts"
+        )
     config = _padded_config(checkpoint, targets)
     model = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
     tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}

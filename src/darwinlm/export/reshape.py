@@ -49,6 +49,13 @@ class Reshaper:
             found.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return found
 
+    @property
+    def lacking_experts(self) -> list[int]:
+        """Blocks with fewer experts than the stock model: tokens would be sent to the missing ones, even to zeros."""
+        names = self.family.mlp.experts
+        count = 0 if names is None else int(getattr(self.stock, names.count))
+        return [sizes.block for sizes in self.sizes if 0 < sizes.experts < count]
+
     def full(self, block: int) -> BlockSizes:
         """Sizes of a block before anything was pruned."""
         stock, template = self.stock, self.template[block]

@@ -33,6 +33,7 @@ class BlockSizes:
         groups: KV heads.
         width: MLP channels; 0 where there is no MLP.
         owners: KV head of each query head, where they aren't shared evenly in order; else None.
+        experts: experts of a mixture, each of them `width` wide; 0 where the MLP is none.
     """
 
     block: int
@@ -40,6 +41,7 @@ class BlockSizes:
     groups: int
     width: int
     owners: tuple[int, ...] | None = None
+    experts: int = 0
 
     @property
     def empty(self) -> bool:
@@ -63,7 +65,8 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
         heads = attention.width // attention.head_dim if attention else 0
         groups = attention.groups if attention else 0
         owners = attention.query_groups if attention else None
-        found.append(BlockSizes(block, heads, groups, mlp.width if mlp else 0, owners))
+        width, experts = (mlp.width, mlp.experts) if mlp else (0, 0)
+        found.append(BlockSizes(block, heads, groups, width, owners, experts))
     return found
 
 

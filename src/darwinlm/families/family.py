@@ -81,6 +81,16 @@ class Experts(Closed):
 
     name: str
     """What holds all experts, each weight as one tensor whose first dimension counts them."""
+    router: str
+    """What chooses among them: each of its tensors has a row for every expert, and its softmax makes the weights. What
+    else the mixture has, such as a shared expert, stays as it is."""
+    normalised: bool | str = True
+    """Whether the weights of the chosen experts add up to one, or the field of the configuration that says so. Where
+    they don't, they are shares of the softmax over all experts."""
+    count: str
+    """Field of the configuration that holds the number of experts."""
+    chosen: str = "num_experts_per_tok"
+    """Field of the configuration that holds how many are chosen for a token: fewer can't be kept."""
     inputs: tuple[str, ...]
     """Tensors [experts, rows, columns] whose rows are channels. A name that stands twice is one fused tensor."""
     output: str
@@ -92,6 +102,14 @@ class Experts(Closed):
     def segments(self) -> dict[str, list[RowUnit]]:
         """What the rows of each tensor into the experts belong to: one entry, or several where it is fused."""
         return _by_name((name, "channel") for name in self.inputs)
+
+    def counted(self, name: str) -> bool:
+        """Whether the first dimension of a tensor inside the MLP counts experts."""
+        return name.rpartition(".")[0] in (self.name, self.router)
+
+    def sums_to_one(self, config: Any) -> bool:
+        """Whether the weights of the chosen experts add up to one."""
+        return bool(getattr(config, self.normalised)) if isinstance(self.normalised, str) else self.normalised
 
 
 class Mlp(SubLayer):

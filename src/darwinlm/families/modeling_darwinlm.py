@@ -94,7 +94,8 @@ class PrunedConfig:
         """Check each layer; run when a configuration is made or saved and when a model is built.
 
         Raises:
-            ValueError: A layer has heads that don't divide into groups, no channel, or skips an unknown sub-layer.
+            ValueError: A layer has heads that don't divide into groups, no channel, fewer experts than a token is sent
+                to, or skips an unknown sub-layer.
         """
         for i, layer in enumerate(self.per_layer_config):
             if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
@@ -107,6 +108,9 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
+            experts, chosen = getattr(layer, "num_local_experts", None), getattr(layer, "num_experts_per_tok", None)
+            if experts is not None and chosen is not None and experts < chosen:
+                raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
             for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
                 if width < 1:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")

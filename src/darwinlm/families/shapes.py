@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from darwinlm.errors import CheckpointError
+from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, RowUnit
 
@@ -27,6 +27,7 @@ class ModuleShape:
         width: columns of the output projection: groups x heads x head_dim, or MLP channels.
         output: name of the output projection's weight inside the block.
         experts: experts of the MLP, each of them that wide; 0 where it isn't a mixture.
+        chosen: experts that a token is sent to; 0 where it isn't a mixture.
         query_groups: KV head of each query head, where KV heads serve different numbers of them (heads is then 0).
     """
 
@@ -39,6 +40,7 @@ class ModuleShape:
     width: int
     output: str
     experts: int = 0
+    chosen: int = 0
     query_groups: tuple[int, ...] | None = None
 
     @property
@@ -70,7 +72,7 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         for part in (family.attention, family.mlp):
             output = output_name(part, inside)
             if output is not None:
-                found.append(_module_shape(block, family, part, inside, output, head_dim(checkpoint.config), shared))
+                found.append(_module_shape(block, checkpoint, part, inside, output, shared))
     return found
 
 
@@ -90,19 +92,28 @@ def head_dim(config: object) -> int:
 
 def _module_shape(
     block: int,
-    family: Family,
+    checkpoint: Checkpoint,
     part: Attention | Mlp,
     inside: Shapes,
     output: str,
-    columns: int,
     query_groups: tuple[int, ...] | None,
 ) -> ModuleShape:
+    family, columns = checkpoint.family, head_dim(checkpoint.config)
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
     tensors = {name: inside[name] for name in names}
     width = tensors[output][-1]
     if isinstance(part, Mlp):
-        experts = tensors[output][0] if len(tensors[output]) == 3 else 0
-        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts)
+        if part.experts is None or len(tensors[output]) < 3:
+            return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
+        experts = tensors[output][0]
+        chosen = int(getattr(checkpoint.config, part.experts.chosen))
+        routers = [name for name in tensors if name.startswith(f"{part.name}.{part.experts.router}.")]
+        if not routers or any(tensors[name][0] != experts for name in routers):
+            raise FamilyError(
+                f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
+                f"of them ({family.model_type}): such a mixture can't be pruned"
+            )
+        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen)
     key = part.segments[part.key_value[0]]
     rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width
     groups = rows // (key.count("key_value") * columns)
@@ -117,10 +128,10 @@ def _module_shape(
     return ModuleShape(block, "attention", tensors, groups, heads, columns, width, output)
 
 
-def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
+def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
     """Parameters of a module that keeps so many KV heads and columns of its output projection; norms included.
 
-    A module that keeps nothing has none: its norms go with it.
+    A module that keeps nothing has none: its norms go with it. Of a mixture so many experts are kept; None keeps all.
     """
     if width == 0:
         return 0
@@ -132,7 +143,10 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     }
     total = 0
     for name, size in shape.tensors.items():
-        segments = row_segments(part, name.removeprefix(part.name + "."))
+        own = name.removeprefix(part.name + ".")
+        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(own):
+            size = (experts, *size[1:])  # noqa: PLW2901 - the size that is left
+        segments = row_segments(part, own)
         if name == shape.output:
             total += prod(size[:-1]) * width
         elif segments:

@@ -15,7 +15,7 @@ import numpy as np
 from darwinlm.database.levels import Level
 
 Size = tuple[int, int, int]
-"""KV groups, query heads per group, width."""
+"""KV groups, query heads per group (of a mixture its experts), width."""
 
 ABSENT: Size = (0, 0, 0)
 GOOD_ENOUGH = 0.01
@@ -24,7 +24,7 @@ GOOD_ENOUGH = 0.01
 
 def size_of(level: Level) -> Size:
     """What the time of a level depends on."""
-    return level.groups, level.heads, level.width
+    return level.groups, level.experts or level.heads, level.width
 
 
 def measured_lines(sizes: Sequence[Size]) -> list[list[Size]]:

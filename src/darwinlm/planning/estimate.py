@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from darwinlm.calibration.stream import ORDER_TOKENS
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
@@ -166,10 +167,12 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
         own += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
         work = max(work, own)
     read = sizes.block * sizes.element
+    ordered = max((min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 for shape in cut if shape.experts), default=0)
     passing = [
         Item("weights of one block", sizes.block * size if size == sizes.element else sizes.block * size + read),
         Item("second moments of one block", moments),
         *pass_items(sizes, size),
+        *([Item("outputs of experts while they are ordered", float(ordered))] if ordered else []),
     ]
     factorising = [Item("output projections of one block", outputs), Item("factors of one module", work)]
     passes, factors = (sum(item.bytes for item in items) for items in (passing, factorising))

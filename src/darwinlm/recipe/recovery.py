@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Count
+from darwinlm.recipe.quantities import Count, Share
 
 
 class RecoverySettings(Section):
@@ -42,14 +42,14 @@ class RecoverySettings(Section):
     """Tokens whose logits exist at once."""
     learning_rate: float = Field(4e-4, gt=0)
     """Of AdamW after the warm-up."""
-    min_rate: float = Field(0.1, ge=0, le=1)
+    min_rate: Share = Field(0.1, ge=0, le=1)
     """The learning rate at the end, as a share of `learning_rate`."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: `cosine` down to the end; `wsd` stays, then falls in the last `decay`; `constant` stays."""
-    warmup: float = Field(0.02, ge=0, lt=1)
+    warmup: Share = Field(0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; where it isn't 0, in no fewer than ten, or a quarter of a
     short training."""
-    decay: float = Field(0.2, gt=0, lt=1)
+    decay: Share = Field(0.2, gt=0, lt=1)
     """Share of the steps in which `wsd` falls."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW, on matrices."""

@@ -18,6 +18,7 @@ from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
 
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
+ExpertUnit = Literal["both", "whole", "width"]
 
 
 class ComputeSettings(Section):
@@ -68,6 +69,9 @@ class UnitsSettings(Section):
     attention: AttentionUnit = "lattice"
     """`kv_group`: whole KV groups. `group_heads`: one query head of every KV group. `lattice`: KV groups times query
     heads per group. `query_head`: any query head, K and V stay (the paper's; with as many KV heads they go too)."""
+    experts: ExpertUnit = "both"
+    """Of a mixture of experts. `whole`: experts with their rows of the router. `width`: channels, as many of every
+    expert. `both`: the two together. As many experts as a token is sent to stay, unless the mixture goes as a whole."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
     levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
@@ -123,7 +127,7 @@ class RefitSettings(Section):
     """Calibration tokens used; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
     """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    strengths: tuple[Annotated[Share, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
     """Shares of the way from the stitched weights to the fitted ones that are tried for the whole model; it takes the
     best of them on validation text, or none."""
     bias: Modules = ()
@@ -171,7 +175,7 @@ class BaselinesSettings(Section):
     """Learning rate of the weights; 0 learns the masks alone."""
     sheared_mask_rate: float = Field(0.3, gt=0)
     """Learning rate of the masks."""
-    sheared_warmup: float = Field(0.5, gt=0, le=1)
+    sheared_warmup: Share = Field(0.5, gt=0, le=1)
     """Share of the steps in which the target falls from everything to the budget."""
 
 

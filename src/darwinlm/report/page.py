@@ -203,6 +203,8 @@ def _allocation_row(entry: BlockFigures) -> dict[str, Any]:
     for field in ("groups", "heads", "width"):
         kept, whole = getattr(entry, field), getattr(entry, f"dense_{field}")
         text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
+        if field == "width" and entry.experts:
+            text = f"{entry.experts:,} of {entry.dense_experts:,} experts, {text} wide"
         cells.append({"text": text, "gone": not kept})
     return {"block": entry.block, "cells": cells}
 

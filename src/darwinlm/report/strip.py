@@ -22,7 +22,7 @@ def allocation_strip(allocation: Sequence[BlockFigures]) -> str:
     for place, entry in enumerate(allocation):
         kinds = (
             ("attention", 0.0, entry.heads, entry.dense_heads, "query heads"),
-            ("mlp", ROW + GAP, entry.width, entry.dense_width, "MLP channels"),
+            ("mlp", ROW + GAP, entry.channels, entry.dense_channels, "MLP channels"),
         )
         for kind, top, kept, whole, unit in kinds:
             words = f"{kept:,} of {whole:,} {unit}" if kept else f"{unit}: gone" if whole else f"{unit}: never there"

@@ -155,6 +155,7 @@ class BlockFigures(Figures):
         groups: KV groups.
         heads: query heads.
         width: MLP channels, of a mixture those of each expert.
+        experts: experts of a mixture; 0 where the MLP is none.
     """
 
     block: int
@@ -164,6 +165,18 @@ class BlockFigures(Figures):
     dense_groups: int = 0
     dense_heads: int = 0
     dense_width: int = 0
+    experts: int = 0
+    dense_experts: int = 0
+
+    @property
+    def channels(self) -> int:
+        """MLP channels of all experts together."""
+        return self.width * max(self.experts, 1)
+
+    @property
+    def dense_channels(self) -> int:
+        """The same of the original model."""
+        return self.dense_width * max(self.dense_experts, 1)
 
 
 class GenerationFigures(Extract):

@@ -115,7 +115,7 @@ def search(
         clock=clock,
         guide=guide,
         trainer=trainer,
-        report=_progress(reporter, settings),
+        report=_progress(reporter, settings, clock),
     )
     reporter.say(f"search: ended after {state.done} generations: {state.ended}")
     return Outcome(state.parent, uniform, _record(state, problem, uniform_kl))
@@ -155,8 +155,20 @@ def first_parent(
     return moved if moved_kl < own_kl else own
 
 
-def _progress(reporter: Reporter, settings: SearchSettings) -> Callable[[SearchState], None]:
-    return lambda state: reporter.advance(state.done, settings.generations)
+def _progress(reporter: Reporter, settings: SearchSettings, clock: Clock) -> Callable[[SearchState], None]:
+    """One line after every generation."""
+
+    def tell(state: SearchState) -> None:
+        reporter.step(
+            state.done,
+            settings.generations,
+            what="generation",
+            kl=(state.history[0].kl, state.kl),
+            count=(state.history[-1].evaluations, "evaluations"),
+            left=clock.left if math.isfinite(clock.limit) else None,
+        )
+
+    return tell
 
 
 def _record(state: SearchState, problem: Problem, uniform_kl: float) -> dict[str, Any]:

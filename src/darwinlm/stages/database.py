@@ -11,9 +11,9 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream
+from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
-from darwinlm.database.build import Saliency, build_database
+from darwinlm.database.build import build_database
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader, block_file
 from darwinlm.errors import DataError

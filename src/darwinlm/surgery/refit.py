@@ -116,6 +116,8 @@ def refit(
     """
     outcome = Outcome([], {})
     total = fit.dense.checkpoint.n_blocks
+    done = sum(_notes_of(stage, block).exists() for block in range(total))
+    progress(done, total)
     for block in range(total):
         for streams in (fit, validation):
             streams.dense.load(block)
@@ -140,7 +142,7 @@ def refit(
         outcome.modules.extend(FitChoice(**note) for note in notes["modules"])
         if notes["local"]:
             outcome.local[block] = LocalChoice(**notes["local"])
-        progress(block + 1, total)
+        progress(max(done, block + 1), total)
     return outcome
 
 

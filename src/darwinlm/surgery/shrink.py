@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from darwinlm.database.levels import Level
 from darwinlm.database.store import Kept
-from darwinlm.families.family import Family, ModuleKind, RowUnit
+from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments
 
@@ -37,6 +37,9 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     part = family.module(shape.kind)
     if kept.weight is None:
         return dict(tensors)
+    if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
+        counted = part.experts.counted
+        tensors = {n: t.index_select(0, kept.experts.to(t.device)) if counted(n) else t for n, t in tensors.items()}
     sizes = {"query": shape.width, "key_value": shape.groups * shape.head_dim, "channel": shape.width}
     rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
@@ -81,7 +84,9 @@ def layer_overrides(
     """
     if shape.kind == "mlp":
         experts = family.mlp.experts
-        return {experts.width if experts is not None and shape.experts else family.mlp.width: level.width}
+        if experts is None or not shape.experts:
+            return {family.mlp.width: level.width}
+        return {experts.width: level.width, experts.count: level.experts}
     if query_groups is None:
         return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
     repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}

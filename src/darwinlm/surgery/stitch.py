@@ -76,6 +76,9 @@ def smaller_config(
             config = AutoConfig.for_model(**tree)
             config.architectures = [f"{family.class_prefix}ForCausalLM"]
             return config
+    experts = family.mlp.experts
+    if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
+        changes["output_router_logits"] = False  # transformers' balancing loss wants as many experts in every layer
     config_class, _, causal = pruned_classes(*family.class_names)
     config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]

@@ -126,7 +126,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Why the family's own architecture doesn't hold the model; None where it does."""
     family, own = reshaper.family.model_type, STOCK[reshaper.family.model_type]
-    if len({sizes.sizes for sizes in kept}) > 1 or 0 in kept[0].sizes:
+    if len({(sizes.sizes, sizes.experts) for sizes in kept}) > 1 or 0 in kept[0].sizes:
         return "its layers differ"
     if own.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
@@ -170,7 +170,9 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
     if family in LIKE_LLAMA:
         return DECI
     if family in EXPERTS:
-        raise refused(family, f"{why}, and in llama.cpp all experts of a model are of one width")
+        raise refused(
+            family, f"{why}, and in llama.cpp all experts of a model are of one width, and every block has as many"
+        )
     if family == "qwen3":
         if not config.tie_word_embeddings:
             raise refused(

@@ -17,7 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from darwinlm.database.levels import ModuleLevels
 from darwinlm.database.store import DatabaseReader
+from darwinlm.families.shapes import ModuleShape
 from darwinlm.search.problem.space import Allocation, PerLevel, SearchSpace
 
 
@@ -54,6 +56,9 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
     """`shared` of `Curvature`: columns of the output projections that two levels both remove."""
     shares: list[np.ndarray | None] = []
     for module in space.modules:
+        if database.shape(module.block, module.kind).experts:
+            shares.append(_mixture_shared(module, database.shape(module.block, module.kind)))
+            continue
         variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}
         if len(variants) < 2:
             shares.append(None)
@@ -63,4 +68,15 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
             row[database.columns(module.block, module.kind, level).numpy()] = 0
         counts = removed.sum(axis=1, keepdims=True)
         shares.append(np.divide(removed @ removed.T, counts, out=np.ones((len(removed),) * 2), where=counts > 0))
+    return shares
+
+
+def _mixture_shared(module: ModuleLevels, shape: ModuleShape) -> np.ndarray:
+    """The same for a mixture, whose experts and whose widths are nested each for itself."""
+    experts, widths = (np.array([(level.experts, level.width) for level in module.levels])).T
+    kept = experts * widths
+    both = np.minimum.outer(experts, experts) * np.minimum.outer(widths, widths)
+    gone = shape.experts * shape.width - (kept[:, None] + kept - both)
+    counts = (shape.experts * shape.width - kept)[:, None]
+    shares: np.ndarray = np.divide(gone, counts, out=np.ones(gone.shape), where=counts > 0)
     return shares

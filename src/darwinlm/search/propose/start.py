@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 
+from darwinlm.database.levels import ModuleLevels
 from darwinlm.errors import BudgetError
 from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
@@ -77,8 +79,8 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
 def uniform_allocations(problem: Problem) -> list[Allocation]:
     """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
 
-    For each attention level the widest MLP level that fits is taken. Where modules differ in size (a model that was
-    pruned before), levels correspond by the share of the module that they keep.
+    For each attention level, and each number of experts of a mixture, the widest MLP level that fits is taken. Where
+    modules differ in size (a model that was pruned before), levels correspond by the share of it that they keep.
 
     Args:
         problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
@@ -90,15 +92,17 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
     attention = [index for index in cut if space.modules[index].kind == "attention"]
     mlp = [index for index in cut if space.modules[index].kind == "mlp"]
+    heads = {index: list(range(len(space.modules[index].levels))) for index in attention}
     uniform: list[Allocation] = []
-    for share in _shares(space, attention) or [0.0]:
+    for share, part in product(_shares(heads.values()), _expert_shares(space, mlp)):
         best: Allocation | None = None
-        for width in _shares(space, mlp) or [0.0]:
+        widths = {index: _of_experts(space.modules[index], part) for index in mlp}
+        for width in _shares(widths.values()):
             candidate = list(space.dense)
-            for index in attention:
-                candidate[index] = _level_at(space, index, share)
-            for index in mlp:
-                candidate[index] = _level_at(space, index, width)
+            for index, places in heads.items():
+                candidate[index] = _place_at(places, share)
+            for index, places in widths.items():
+                candidate[index] = _place_at(places, width)
             if cost.of(candidate) <= problem.budget.limit:
                 best = tuple(candidate)
         if best is not None and best not in uniform:
@@ -108,13 +112,24 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     return uniform
 
 
-def _shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
-    """Shares of a module's levels that can be told apart, growing."""
-    shares = {
-        level / (len(space.modules[index].levels) - 1) for index in indices for level in range(space.dense[index] + 1)
-    }
-    return sorted(shares)
+def _expert_shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
+    """Shares of their experts that mixtures may keep, growing; 1 alone where there is no mixture."""
+    levels = ((level, space.modules[index].levels[-1]) for index in indices for level in space.modules[index].levels)
+    return sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
 
 
-def _level_at(space: SearchSpace, index: int, share: float) -> int:
-    return int(share * (len(space.modules[index].levels) - 1) + 1e-9)
+def _of_experts(module: ModuleLevels, part: float) -> list[int]:
+    """Places of a module's levels, growing; of a mixture those that keep this share of its experts, and of nothing."""
+    full = module.levels[-1].experts
+    counts = sorted({level.experts for level in module.levels if level.experts})
+    count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
+    return [place for place, level in enumerate(module.levels) if level.experts in (0, count)]
+
+
+def _shares(modules: Iterable[Sequence[int]]) -> list[float]:
+    """Shares of the places of modules that can be told apart, growing; 0 alone where there are none."""
+    return sorted({at / (len(places) - 1) for places in modules for at in range(len(places))}) or [0.0]
+
+
+def _place_at(places: Sequence[int], share: float) -> int:
+    return places[int(share * (len(places) - 1) + 1e-9)]

@@ -1,0 +1,209 @@
+"""In which order whole experts of a mixture are removed, and what the mixture's output loses on the way.
+
+When an expert goes, the tokens that were sent to it go to the next one on their list, and the router's weights are
+made anew among those that stay. Both are counted: with F_t the outputs of the experts that token t may come to use
+and y_t the dense output, every mixture of them is a combination of the rows of [F_t; y_t], so the error of any choice,
+
+    ‖Σ_j c_j f_j - y‖²_S = [c; -1]ᵀ G_t [c; -1]    with    G_t = [F_t; y_t] S [F_t; y_t]ᵀ,
+
+needs no more than one small matrix for each token. Experts are removed one at a time, the cheapest first. Halved, with
+S the second moment of the output gradients, the error estimates KL as in `database/factors.py`.
+
+Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 of them at hand, m residual width.
+Sources: expert pruning by what an expert adds (REAP, Lasby et al. 2025, arXiv 2510.13999) and backward elimination
+(Hassibi & Stork 1993); that tokens find another expert is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+Outputs = Callable[[int, Tensor], Tensor]
+"""Output [i, m] of one expert on some of the tokens [i], not weighted."""
+
+Total = Callable[[Tensor], Tensor]
+"""Sums a tensor over several processes, in place."""
+
+
+PIECE: Final = 1024
+"""Tokens whose outputs are multiplied at once."""
+
+
+@dataclass(frozen=True)
+class ExpertOrder:
+    """Experts of one mixture in the order in which to keep them.
+
+    Attributes:
+        experts: [e] int64, the last one removed first.
+        errors: [e + 1] float64, E‖y‖² lost with the first so many kept; the energy of y below k of them.
+        losses: [e + 1] float64, estimated loss of the model then, in nats per token; None without output gradients.
+    """
+
+    experts: Tensor
+    errors: Tensor
+    losses: Tensor | None
+
+
+def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised: bool) -> Tensor:
+    """The router's weights [n, k] of the chosen experts.
+
+    Args:
+        logits: [n, e] of the router.
+        chosen: [n, k] experts.
+        alive: [n, e] or [e] boolean, the experts that are there.
+        normalised: whether the weights add up to one; else they are shares of the softmax over all that are there.
+    """
+    picked = logits.gather(1, chosen)
+    if normalised:
+        return picked.softmax(-1)
+    return (picked - logits.masked_fill(~alive, -torch.inf).logsumexp(-1, keepdim=True)).exp()
+
+
+class _Mixture:
+    """A mixture over some text, with what its tokens use at the moment and would use next.
+
+    Args:
+        logits: [n, e] float32 of the router.
+        outputs: of the experts.
+        k: experts chosen for each token.
+        normalised: see `chosen_weights`.
+        S: [m, m] second moment of the output gradients; None counts all errors alike.
+    """
+
+    def __init__(self, logits: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool) -> None:
+        self.logits, self.outputs, self.k, self.normalised = logits, outputs, k, normalised
+        self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        self.hand = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
+        width = outputs(0, self.hand[:1, 0]).shape[-1]
+        self.F = torch.zeros(*self.hand.shape, width, device=logits.device)  # [n, a, m]
+        self.every = torch.arange(len(logits), device=logits.device)
+        for slot in range(self.hand.shape[1]):
+            self._fill(self.every, slot)
+        weights = chosen_weights(logits, self.hand[:, :k], self.alive, normalised=normalised)
+        self.y = (weights[..., None] * self.F[:, :k]).sum(1)
+        self.metrics = (None,) if S is None else (None, S.to(self.F))
+        self.grams = [self._grams(self.every, metric) for metric in self.metrics]
+
+    def _fill(self, tokens: Tensor, slot: int) -> None:
+        """Outputs of the experts in one place of the hand, for some of the tokens."""
+        asked = self.hand[tokens, slot]
+        for expert in torch.unique(asked).tolist():
+            own = tokens[asked == expert]
+            self.F[own, slot] = self.outputs(expert, own).float()
+
+    def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
+        """[i, a + 1, a + 1], G of some of the tokens [i]."""
+        found = []
+        for part in torch.split(tokens, PIECE):
+            rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
+            found.append((rows if metric is None else rows @ metric) @ rows.mT)
+        return torch.cat(found)
+
+    def energy(self, which: int) -> Tensor:
+        """Summed squares of the dense output, in one of the metrics."""
+        return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
+
+    def error(self, which: int) -> Tensor:
+        """Summed squared error of the mixture as it stands."""
+        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        return self._squares(self.grams[which], weights, range(self.k)).sum(dtype=torch.float64)
+
+    def costs(self) -> Tensor:
+        """[e] float64, what removing each expert adds to the summed squared error; infinite where it is gone."""
+        n, a = self.hand.shape
+        gram = self.grams[-1]
+        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        now = self._squares(gram, weights, range(self.k))
+        found = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
+        for slot in range(self.k):
+            rest = [place for place in range(a) if place != slot]
+            alive = self.alive.expand(n, -1).scatter(1, self.hand[:, slot, None], value=False)
+            weights = chosen_weights(self.logits, self.hand[:, rest], alive, normalised=self.normalised)
+            change = self._squares(gram, weights, rest) - now
+            found.scatter_(1, self.hand[:, slot, None], change[:, None])
+        return found.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
+
+    def _swelling(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """[n, e] change of the squared error where an expert goes that the token isn't sent to.
+
+        Shares of the softmax over all experts then grow by one factor, 1 / (1 - the expert's share).
+        """
+        mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the mixture as it is
+        own, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
+        shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
+        more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
+        change: Tensor = (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
+        return change
+
+    def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:
+        """[n] squared error of a combination of some places of the hand."""
+        c = torch.zeros(gram.shape[:2], device=gram.device)
+        c[:, list(places)] = weights
+        c[:, -1] = -1
+        squares: Tensor = torch.linalg.vecdot((gram @ c[..., None])[..., 0], c)
+        return squares
+
+    def remove(self, expert: int) -> None:
+        """Take an expert away: tokens that had it at hand draw the next one on their list."""
+        self.alive[expert] = False
+        places = (self.hand == expert).nonzero()
+        if int(self.alive.sum()) <= self.k:  # nothing is left to draw
+            keep = self.hand != expert
+            self.hand = self.hand[keep].view(len(self.hand), self.k)
+            self.F = self.F[keep].view(len(self.hand), self.k, -1)
+            self.grams = [self._grams(self.every, metric) for metric in self.metrics]
+            return
+        tokens, slots = places.unbind(1)
+        after = torch.arange(self.hand.shape[1], device=slots.device)
+        moved = (after + (after >= slots[:, None])).clamp_max(self.hand.shape[1] - 1)
+        hand = self.hand[tokens].gather(1, moved)
+        left = self.logits[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
+        hand[:, -1] = left.argmax(-1)
+        self.hand[tokens] = hand
+        self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
+        self._fill(tokens, self.hand.shape[1] - 1)
+        for which, metric in enumerate(self.metrics):
+            self.grams[which][tokens] = self._grams(tokens, metric)
+
+
+@torch.no_grad()
+def expert_order(
+    logits: Tensor,
+    outputs: Outputs,
+    k: int,
+    S: Tensor | None = None,
+    *,
+    normalised: bool,
+    total: Total = lambda tensor: tensor,
+) -> ExpertOrder:
+    """Remove experts one at a time, down to as many as a token is sent to.
+
+    Args:
+        logits: [n, e] float32 of the router.
+        outputs: of the experts.
+        k: experts chosen for each token.
+        S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
+        normalised: whether the weights of the chosen experts add up to one.
+        total: sums over processes that hold other tokens each; all of them then find the same order.
+    """
+    n_experts = logits.shape[1]
+    count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))
+    mixture = _Mixture(logits, outputs, k, S, normalised=normalised)
+    curves = torch.zeros(len(mixture.grams), n_experts + 1, dtype=torch.float64, device=logits.device)
+    for which, curve in enumerate(curves):
+        curve[:k] = mixture.energy(which)
+    removed: list[int] = []
+    for kept in range(n_experts - 1, k - 1, -1):
+        removed.append(int(total(mixture.costs()).argmin()))
+        mixture.remove(removed[-1])
+        for which, curve in enumerate(curves):
+            curve[kept] = mixture.error(which)
+    curves = total(curves) / count
+    last = [expert for expert in range(n_experts) if expert not in removed]
+    order = torch.tensor([*last, *reversed(removed)], dtype=torch.int64)
+    return ExpertOrder(order, curves[0].cpu(), None if S is None else curves[1].cpu() / 2)

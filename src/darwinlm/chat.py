@@ -1,0 +1,160 @@
+"""Conversations with a model: its chat template, its own end marks, and text as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from darwinlm.errors import DataError, ModelError, RecipeError, first_line
+from darwinlm.evaluation.models import Opened
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are written.
+
+    Attributes:
+        max_tokens: of one answer.
+        temperature: 0 takes the likeliest token; None does what the model's generation config says.
+        repetition_penalty: above 1, tokens that were used before become less likely.
+        seed: of the draws.
+        system: what the model is told about its role, where it has a chat template.
+
+    Raises:
+        RecipeError: a value has no meaning.
+    """
+
+    max_tokens: int = 256
+    temperature: float | None = None
+    repetition_penalty: float = 1.1
+    seed: int = 0
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 <= self.temperature < 100:
+            raise RecipeError(f"--temperature {self.temperature:g}: must be from 0 to below 100")
+        if not 0 < self.repetition_penalty < 100:
+            raise RecipeError(f"--repetition-penalty {self.repetition_penalty:g}: must be above 0 and below 100")
+
+
+class Conversation:
+    """A model, and what was said so far. Without a chat template, the model goes on from the user's words.
+
+    Args:
+        opened: the model.
+        settings: how answers are written.
+    """
+
+    def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
+        self.model = opened.model
+        self.tokenizer = opened.tokenizer
+        self.settings = settings
+        self.has_template = bool(getattr(self.tokenizer, "chat_template", None))
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        system = self.settings.system
+        self.messages = [{"role": "system", "content": system}] if system and self.has_template else []
+
+    @torch.no_grad()
+    def answer(self, text: str, on_text: Callable[[str], None] = lambda piece: None) -> str:
+        """Answer, and remember question and answer. Oldest turns are forgotten where the context is full.
+
+        Args:
+            text: what the user says.
+            on_text: called with each piece of the answer, a word or more.
+
+        Raises:
+            DataError: the text alone doesn't fit into the model's context.
+            ModelError: the chat template can't be applied.
+        """
+        ids = self._prompt(text)
+        streamer = _Pieces(self.tokenizer, on_text)
+        torch.manual_seed(self.settings.seed)
+        ids = ids.to(next(self.model.parameters()).device)
+        try:
+            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **self._how())
+        except KeyboardInterrupt:
+            self._remember(text, streamer.text)
+            raise
+        answer = str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        self._remember(text, answer)
+        return answer
+
+    def _remember(self, text: str, answer: str) -> None:
+        if self.has_template:
+            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+    def _prompt(self, text: str) -> torch.Tensor:
+        """Token ids [1, t] that leave room for an answer."""
+        room = self._context() - self.settings.max_tokens
+        if not self.has_template:
+            ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+            return self._fitting(ids, room)
+        while True:
+            messages = [*self.messages, {"role": "user", "content": text}]
+            try:
+                found = self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                )
+            except Exception as error:
+                raise ModelError(f"the model's chat template refuses this conversation: {first_line(error)}") from error
+            ids = found["input_ids"]
+            begun = 1 if self.messages and self.messages[0]["role"] == "system" else 0
+            if ids.shape[1] <= room or len(self.messages) == begun:
+                return self._fitting(ids, room)
+            del self.messages[begun : begun + 2]
+
+    def _fitting(self, ids: torch.Tensor, room: int) -> torch.Tensor:
+        if ids.shape[1] == 0:
+            raise DataError("there is no text to go on from: say something")
+        if ids.shape[1] > room:
+            raise DataError(
+                f"{ids.shape[1]:,} tokens and an answer of {self.settings.max_tokens:,} don't fit into the model's "
+                f"{self._context():,}: say less, or lower --max-tokens"
+            )
+        return ids
+
+    def _context(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    def _how(self) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        temperature = self.settings.temperature
+        how: dict[str, Any] = {
+            "max_new_tokens": self.settings.max_tokens,
+            "repetition_penalty": self.settings.repetition_penalty,
+            "eos_token_id": self._ends() or None,
+            "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
+        }
+        if temperature == 0:
+            return how | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return how if temperature is None else how | {"do_sample": True, "temperature": temperature}
+
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer: the model's own, the tokenizer's."""
+        named = self.model.generation_config.eos_token_id
+        ends = set(named if isinstance(named, list) else [named]) | {self.tokenizer.eos_token_id}
+        return sorted(end for end in ends if end is not None)
+
+
+class _Pieces(TextStreamer):  # type: ignore[misc]
+    """Hands on text as soon as later tokens can't change it."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+        self.text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by `generate`."""
+        del stream_end
+        if text:
+            self.text += text
+            self.on_text(text)

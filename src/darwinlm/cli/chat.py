@@ -1,0 +1,162 @@
+"""`darwinlm chat`: talk to a model, beside another one where that is wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, RemoteCode, command
+from darwinlm.errors import DataError
+
+if TYPE_CHECKING:
+    from darwinlm.chat import Conversation
+    from darwinlm.evaluation.models import Opened
+
+SIDE_BY_SIDE = 60
+"""Columns of a terminal in which two answers fit beside each other."""
+
+HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
+
+
+@command(
+    LOOK,
+    "darwinlm chat runs/half",
+    "darwinlm chat runs/half --against MODEL",
+    "echo 'What is the capital of France?' | darwinlm chat runs/half --temperature 0",
+)
+def chat(
+    model: Annotated[str, typer.Argument(help="Run, folder, hub id or GGUF file.", show_default=False)],
+    against: Annotated[
+        str | None, typer.Option("--against", help="Second model, answering the same questions beside it.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message, for models that take one.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="0 takes the likeliest token.", show_default="the model's own"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
+    ] = 1.1,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
+    from darwinlm.chat import AnswerSettings, Conversation
+
+    settings = AnswerSettings(max_tokens, temperature, repetition_penalty, seed, system)
+    opened = _opened((model,) if against is None else (model, against), device, dtype, allow_remote_code)
+    talks = {name: Conversation(each, settings) for name, each in opened.items()}
+    console, typed = terminal.console(), sys.stdin.isatty()
+    if typed:
+        terminal.say(HELP)
+    for name, talk in talks.items():
+        if not talk.has_template:
+            terminal.say(f"{name} has no chat template: it goes on from your words")
+    for text in _questions(console):
+        if text == "/reset":
+            for talk in talks.values():
+                talk.reset()
+        elif typed:
+            _answer_or_tell(console, talks, text)
+        else:
+            _answer(console, talks, text)
+
+
+def _opened(sources: Sequence[str], device: str, dtype: str, remote_code: bool) -> dict[str, Opened]:
+    """Models by what the user called them. Raises RecipeError, ModelError."""
+    from darwinlm.compute import resolve_device, resolve_dtype
+    from darwinlm.evaluation.models import open_model
+
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    found = {}
+    for source in sources:
+        terminal.say(f"loading {source}")
+        found[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
+    return found
+
+
+def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
+    """Answer; what goes wrong with this question leaves room for the next one."""
+    try:
+        _answer(console, talks, text)
+    except DataError as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        console.print("\n(stopped)", style="dim")
+
+
+def _questions(console: Console) -> Iterator[str]:
+    """What the user says, until there is no more."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            if line.strip() == "/exit":
+                return
+            if line.strip():
+                yield line.strip()
+        return
+    while True:
+        try:
+            text = console.input("[bold cyan]>[/bold cyan] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text == "/exit":
+            return
+        if text.startswith("/") and text != "/reset":
+            console.print(HELP, style="dim", highlight=False)
+        elif text:
+            yield text
+
+
+def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
+    if len(talks) == 1:
+        (talk,) = talks.values()
+        talk.answer(text, lambda piece: _write(console, piece))
+        console.print()
+    elif console.is_terminal and console.width >= SIDE_BY_SIDE:
+        _beside(console, talks, text)
+    else:
+        for name, talk in talks.items():
+            console.print(f"[{name}]", style="bold", highlight=False, markup=False)
+            talk.answer(text, lambda piece: _write(console, piece))
+            console.print()
+
+
+def _write(console: Console, piece: str) -> None:
+    """Text as it comes: the terminal wraps it."""
+    console.print(Text(piece), end="", soft_wrap=True)
+    console.file.flush()
+
+
+def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
+    """Answers in columns, written one after the other, since they'd share the same cores."""
+    written = dict.fromkeys(talks, "")
+
+    def table() -> Table:
+        found = Table(expand=True, show_edge=False)
+        for name in talks:
+            found.add_column(Text(name), ratio=1)
+        found.add_row(*(Text(answer) for answer in written.values()))
+        return found
+
+    with Live(table(), console=console, transient=True, auto_refresh=False) as live:
+        for name, talk in talks.items():
+
+            def more(piece: str, name: str = name) -> None:
+                written[name] += piece
+                live.update(table(), refresh=True)
+
+            talk.answer(text, more)
+    console.print(table())

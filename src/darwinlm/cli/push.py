@@ -1,0 +1,46 @@
+"""`darwinlm push`: publish a model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darwinlm.cli import terminal
+from darwinlm.cli.app import USE, command
+
+
+@command(
+    USE,
+    "darwinlm push runs/half you/SmolLM2-half --dry-run",
+    "darwinlm push runs/half you/SmolLM2-half --gguf q8_0 --private",
+)
+def push(
+    run: Annotated[Path, typer.Argument(help="Output folder of a run, or folder of a model.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub: owner/name.", show_default=False)],
+    gguf: Annotated[
+        str | None, typer.Option("--gguf", help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add to a repository that exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
+) -> None:
+    """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
+    from darwinlm.publishing import CARD, prepare_upload, publish
+
+    upload = prepare_upload(run, repo, quantisation=gguf, private=private, update=update)
+    files = upload.files()
+    console = terminal.console()
+    if CARD not in [name for name, _ in files]:
+        terminal.say(f"{upload.folder} has no model card ({CARD}): the model's page will be empty")
+    if dry_run:
+        width = max(len(name) for name, _ in files)
+        lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in files]
+        lines += [f"{upload.gguf_name}  made from the weights"] if gguf else []
+        total = sum(size for _, size in files)
+        lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        return
+    page = publish(upload, terminal.say)
+    console.print(f"published: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,130 @@
+"""`darwinlm show`: a finished run in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from darwinlm.cli import terminal
+from darwinlm.cli.app import LOOK, JsonOption, command
+from darwinlm.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
+
+TABLE_WIDTH = 72
+"""Columns of a terminal in which the table of figures fits."""
+
+LONGEST_BAR, SHORTEST_BAR = 24, 4
+
+
+@command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
+def show(
+    run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run kept in every block, what that cost, and what to do next."""
+    from darwinlm.report.summary import read_summary
+
+    summary = read_summary(_summary_of(run))
+    if as_json:
+        terminal.print_json(summary.as_json())
+        return
+    _show(terminal.console(), run, summary)
+
+
+def _summary_of(run: Path) -> Path:
+    """The run's summary. Raises ArtifactError where there is none, and says what there is."""
+    path = run / "summary.json"
+    if path.is_file():
+        return path
+    if (run / "sweep.json").is_file():
+        each = ", ".join(str(found.parent) for found in sorted(run.glob("*/summary.json")))
+        raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'sweep.md'} compares them")
+    if (run / "darwinlm.json").is_file():
+        done = sorted(found.parent.name for found in run.glob("stages/*/manifest.json"))
+        raise ArtifactError(
+            f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
+        )
+    if not run.exists():
+        raise ArtifactError(f"there is no folder '{run}': give the output folder of darwinlm prune or recover")
+    raise ArtifactError(f"{run} is no run: give the output folder of darwinlm prune or recover")
+
+
+def _show(console: Console, run: Path, summary: Summary) -> None:
+    from darwinlm.report import wording
+    from darwinlm.report.table import comparison_table
+
+    console.print(Text(wording.title(summary), style="bold"))
+    console.print(wording.headline(summary), highlight=False, markup=False)
+    console.print()
+    plain = not (console.encoding or "").startswith("utf")
+    for line in allocation_lines(summary, min(console.width, 100), plain=plain):
+        console.print(line, no_wrap=True, overflow="crop")
+    console.print()
+    if console.width >= TABLE_WIDTH:
+        console.print(comparison_table(summary))
+    else:
+        for key, model in summary.measured():
+            console.print(
+                f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
+                f"{wording.perplexity(model.perplexity)}, KL {wording.divergence(model.kl)}",
+                highlight=False,
+                markup=False,
+            )
+    console.print()
+    for wish, do in _next(run, summary):
+        console.print(f"{wish}:", style="dim", highlight=False)
+        console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
+
+
+def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
+    """One line for each block: how much of its attention and of its MLP is kept.
+
+    Args:
+        summary: of a run.
+        width: of the terminal.
+        plain: draw with ASCII characters.
+    """
+    rows = summary.allocation
+    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)
+    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in rows), default=0)
+    bar = min(LONGEST_BAR, max(SHORTEST_BAR, (width - heads - channels - 8) // 2))
+    first, second = "attention, query heads", "MLP, channels"
+    if bar + heads + 1 < len(first):
+        first, second = "attention", "MLP"
+    lines = [Text(f"    {first:<{bar + heads + 2}} {second}", style="dim")]
+    for row in rows:
+        line = Text(f"{row.block:>3} ")
+        line.append(_bar(row.heads, row.dense_heads, bar, plain=plain), style="cyan")
+        line.append(f" {f'{row.heads}/{row.dense_heads}':<{heads}} ")
+        line.append(_bar(row.channels, row.dense_channels, bar, plain=plain), style="green")
+        line.append(f" {row.channels}/{row.dense_channels}")
+        lines.append(line)
+    return lines
+
+
+def _bar(part: int, whole: int, width: int, *, plain: bool) -> str:
+    full, none = ("#", ".") if plain else ("█", "░")
+    filled = round(width * part / whole) if whole else 0
+    filled = max(filled, 1) if part else 0
+    return full * filled + none * (width - filled)
+
+
+def _next(run: Path, summary: Summary) -> list[tuple[str, str]]:
+    """What people do with a finished run, as commands."""
+    found = [("talk to it beside the dense model", f"darwinlm chat {run} --against {summary.model}")]
+    if summary.recovery is None:
+        found.append(
+            ("train it: this gains the most quality", f"darwinlm recover {run} --tokens 300M --out {run}-recovered")
+        )
+    found += [
+        ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
+        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {run.name}.gguf"),
+        ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
+    ]
+    return found

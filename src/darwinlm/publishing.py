@@ -1,0 +1,150 @@
+"""Publish a model on the Hugging Face hub: card, weights, tokenizer, and a GGUF file where one is wanted."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from darwinlm.errors import ExportError, ModelError, first_line
+
+MARKER = "darwinlm.json"
+CARD = "README.md"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is published, and where.
+
+    Attributes:
+        folder: of the model.
+        repo: `owner/name` on the hub.
+        quantisation: type of a GGUF file that is made and published along; None for no such file.
+        private: whether only the owner sees it.
+        update: whether the repository may exist.
+    """
+
+    folder: Path
+    repo: str
+    quantisation: str | None = None
+    private: bool = False
+    update: bool = False
+
+    @property
+    def gguf_name(self) -> str:
+        """File name of the GGUF file."""
+        return f"{self.repo.partition('/')[2]}-{self.quantisation}.gguf"
+
+    def files(self) -> list[tuple[str, int]]:
+        """Names and bytes of the files in the model's folder."""
+        found = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in found]
+
+
+def prepare_upload(
+    source: Path, repo: str, *, quantisation: str | None = None, private: bool = False, update: bool = False
+) -> Upload:
+    """Find the model and check what can be checked without a network.
+
+    Args:
+        source: output folder of a run, or folder of a model.
+        repo: `owner/name`.
+        quantisation: see `Upload`.
+        private: see `Upload`.
+        update: see `Upload`.
+
+    Raises:
+        ModelError: the folder is no model, or its run isn't finished.
+        ExportError: the name isn't one that the hub takes, or there is no such type.
+    """
+    if not NAME.fullmatch(repo):
+        raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
+    if quantisation is not None:
+        from darwinlm.export.gguf.write import QUANTISATIONS
+
+        if quantisation not in QUANTISATIONS:
+            raise ExportError(f"--gguf {quantisation}: there is no such type; use {', '.join(QUANTISATIONS)}")
+    return Upload(_model_folder(source), repo, quantisation, private, update)
+
+
+def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
+    """Create the repository and upload the folder in one commit; the GGUF file is made and checked before.
+
+    Args:
+        upload: what and where.
+        say: told what is done.
+
+    Returns:
+        Address of the model's page.
+
+    Raises:
+        ExportError: there is no token, the hub refuses, can't be reached, or has a repository of that name.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    token = get_token()
+    if token is None:
+        raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(token=token, library_name="darwinlm")
+    with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
+        extra = None if upload.quantisation is None else _gguf(upload, Path(work), say)
+        try:
+            created = api.create_repo(upload.repo, private=upload.private, exist_ok=upload.update)
+            say(f"uploading {len(upload.files()) + (extra is not None)} files to {created}")
+            api.upload_folder(repo_id=upload.repo, folder_path=upload.folder, commit_message="Upload a pruned model")
+            if extra is not None:
+                api.upload_file(
+                    repo_id=upload.repo, path_or_fileobj=extra, path_in_repo=extra.name, commit_message="Add GGUF"
+                )
+        except OfflineModeIsEnabled as error:
+            raise ExportError("HF_HUB_OFFLINE is set: unset it to reach the hub") from error
+        except HfHubHTTPError as error:
+            raise _refused(upload, error) from error
+        except ValueError as error:
+            raise ExportError(f"the hub refuses the model card: {' '.join(str(error).split())}") from error
+        except (OSError, _transport_error()) as error:
+            raise ExportError(f"can't reach the hub ({first_line(error)}): check the network, try again") from error
+    return str(created)
+
+
+def _model_folder(source: Path) -> Path:
+    if not source.is_dir():
+        raise ModelError(f"there is no folder '{source}': give the output folder of a run, or the folder of a model")
+    is_run = (source / MARKER).is_file()
+    if is_run and not ((source / "summary.json").is_file() and (source / "model" / "config.json").is_file()):
+        raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
+    folder = source / "model" if is_run else source
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
+    return folder
+
+
+def _gguf(upload: Upload, work: Path, say: Callable[[str], None]) -> Path:
+    from darwinlm.export.run import export_model
+
+    path = work / upload.gguf_name
+    export_model(upload.folder, path, to="gguf", quantisation=upload.quantisation, say=say)
+    return path
+
+
+def _transport_error() -> type[Exception]:
+    """What the hub's HTTP client raises; the client differs between releases of huggingface_hub."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases: tuple[type, ...] = HfHubHTTPError.__mro__
+    return next(base for base in bases if base.__name__ in ("HTTPError", "RequestException"))
+
+
+def _refused(upload: Upload, error: Exception) -> ExportError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 409:
+        return ExportError(f"{upload.repo} exists on the hub: choose another name, or pass --update to add to it")
+    if status == 401:
+        return ExportError("the hub doesn't accept the token: run `hf auth login`, or set HF_TOKEN to a valid one")
+    if status == 403:
+        return ExportError(f"the token may not write to {upload.repo}: use one with write access to that owner")
+    return ExportError(f"the hub refuses {upload.repo}: {first_line(error)}")

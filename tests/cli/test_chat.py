@@ -1,0 +1,168 @@
+"""`darwinlm chat` with tiny models: piped questions, templates, two models, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from darwinlm import chat
+from darwinlm.chat import AnswerSettings, Conversation
+from darwinlm.errors import DataError
+from darwinlm.evaluation.models import Opened, open_model
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch):
+    """What is piped into the command."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+@pytest.fixture
+def talker(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A tiny model with a chat template."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "talker"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture
+def opened(talker: Path) -> Opened:
+    return open_model(str(talker), dtype=torch.float32)
+
+
+def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:
+    said("hello\n\nand you?\n/exit\nnot asked\n")
+    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "-q")
+    assert ended.code == 0, ended.err
+    talk = Conversation(opened, AnswerSettings(8, 0.0))
+    assert ended.out == f"{talk.answer('hello')}\n{talk.answer('and you?')}\n"
+
+
+def test_a_run_is_talked_to_beside_its_dense_model(command, said, finished_llama: Path, tiny_llama: Path) -> None:
+    said("the river\n")
+    ended = command("chat", finished_llama, "--against", tiny_llama, "--temperature", "0", "--max-tokens", "4")
+    assert ended.code == 0, ended.err
+    assert ended.out.index(f"[{finished_llama}]") < ended.out.index(f"[{tiny_llama}]")
+    assert "has no chat template: it goes on from your words" in ended.out
+
+
+def test_the_text_that_is_handed_on_is_the_answer(opened: Opened) -> None:
+    pieces: list[str] = []
+    talk = Conversation(opened, AnswerSettings(12, 0.0))
+    answer = talk.answer("hello", pieces.append)
+    assert "".join(pieces) == answer
+    assert len(pieces) >= 1
+
+
+def test_turns_are_remembered_and_forgotten(opened: Opened) -> None:
+    talk = Conversation(opened, AnswerSettings(4, 0.0, system="be brief"))
+    first = talk.answer("one")
+    assert [each["role"] for each in talk.messages] == ["system", "user", "assistant"]
+    assert talk.messages[-1]["content"] == first
+    talk.answer("two")
+    assert len(talk.messages) == 5
+    talk.reset()
+    assert talk.messages == [{"role": "system", "content": "be brief"}]
+    assert talk.answer("one") == first
+
+
+def test_oldest_turns_go_where_the_context_is_full(opened: Opened) -> None:
+    opened.model.config.max_position_embeddings = 120
+    talk = Conversation(opened, AnswerSettings(4, 0.0))
+    for number in range(6):
+        talk.answer(f"question number {number}")
+    assert 2 <= len(talk.messages) < 12
+    assert talk.messages[-2]["content"] == "question number 5"
+    with pytest.raises(DataError, match=r"don't fit into the model's 120: say less, or lower --max-tokens"):
+        talk.answer("x" * 200)
+
+
+def test_an_answer_ends_at_the_tokens_that_the_model_and_the_tokenizer_name(opened: Opened, monkeypatch) -> None:
+    """Random bytes are no text that could be tokenised again, so the tokens themselves are watched."""
+    written: list[list[int]] = []
+    original = opened.model.generate
+
+    def generate(ids: torch.Tensor, **how: object) -> torch.Tensor:
+        out = original(ids, **how)
+        written.append(out[0, ids.shape[1] :].tolist())
+        return out
+
+    monkeypatch.setattr(opened.model, "generate", generate)
+    Conversation(opened, AnswerSettings(12, 0.0)).answer("hello")
+    (free,) = written
+    last = free[2]
+    assert len(free) > free.index(last) + 1, "it would have gone on"
+    opened.model.generation_config.eos_token_id = [1, last]
+    Conversation(opened, AnswerSettings(12, 0.0)).answer("hello")
+    assert written[1] == free[: free.index(last) + 1]
+
+
+def test_drawing_follows_the_seed(opened: Opened) -> None:
+    answers = [Conversation(opened, AnswerSettings(12, 1.5, seed=seed)).answer("hello") for seed in (0, 0, 1)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["nowhere"], ["there is no model at 'nowhere'"]),
+        (["MODEL", "--against", "nowhere"], ["there is no model at 'nowhere'"]),
+        (["MODEL", "--temperature", "-1"], ["--temperature -1: must be from 0"]),
+        (["MODEL", "--repetition-penalty", "0"], ["--repetition-penalty 0: must be above 0"]),
+        (["MODEL", "--dtype", "int3"], ["dtype int3: use auto"]),
+        (["EMPTY"], ["config.json"]),
+    ],
+)
+def test_what_is_refused(command, said, talker: Path, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    said("hello\n")
+    places = {"MODEL": str(talker), "EMPTY": str(tmp_path / "empty")}
+    command("chat", *(places.get(each, each) for each in arguments), "-q").refused(*parts)
+
+
+def test_a_template_that_refuses(command, said, talker: Path) -> None:
+    (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    said("hello\n")
+    command("chat", talker, "-q").refused("chat template refuses", "roles must alternate")
+
+
+def test_a_question_that_is_too_long_ends_a_pipe_with_one_message(command, said, talker: Path) -> None:
+    said("x" * 5000 + "\n")
+    command("chat", talker, "-q").refused("don't fit into the model's")
+
+
+def test_a_closed_pipe(command, said, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(chat.Conversation, "answer", closed)
+    monkeypatch.setattr("os.dup2", lambda *_: 0)
+    said("hello\n")
+    ended = command("chat", talker, "-q")
+    assert (ended.code, ended.err) == (141, "")
+
+
+def test_two_columns_in_a_terminal(opened: Opened) -> None:
+    from rich.console import Console
+
+    from darwinlm.cli.chat import _answer
+
+    talks = {name: Conversation(opened, AnswerSettings(6, 0.0)) for name in ("small", "dense")}
+    for width, beside in ((80, True), (40, False)):
+        stream = io.StringIO()
+        console = Console(file=stream, width=width, force_terminal=True, color_system=None)
+        for talk in talks.values():
+            talk.reset()
+        _answer(console, talks, "hello")
+        heads = [line for line in stream.getvalue().splitlines() if "small" in line and "dense" in line]
+        assert bool(heads) is beside

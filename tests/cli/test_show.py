@@ -1,0 +1,92 @@
+"""`darwinlm show`: bars, figures and next steps of a finished run, and what is no finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from tests.tiny.summaries import SUMMARIES, made, searched
+
+from darwinlm.artifact import write_json
+from darwinlm.cli.show import allocation_lines
+from darwinlm.report.summary import read_summary
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run, as far as its summary tells."""
+    write_json(tmp_path / "half" / "summary.json", made(searched()).as_json())
+    return tmp_path / "half"
+
+
+def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
+    ended = command("show", run)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    for row in read_summary(run / "summary.json").allocation:
+        (line,) = [line for line in lines if line.startswith(f"{row.block:>3} ")]
+        assert f" {row.heads}/{row.dense_heads} " in line
+        assert line.endswith(f" {row.width}/{row.dense_width}")
+    for word in ("perplexity", f"darwinlm chat {run}", f"darwinlm recover {run}", "darwinlm push"):
+        assert word in ended.out
+    assert json.loads(command("show", run, "--json").out) == json.loads((run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_show_takes_every_kind_of_summary(command, name: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "run" / "summary.json", made(SUMMARIES[name]()).as_json())
+    ended = command("show", tmp_path / "run")
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_bars_fit_the_terminal_and_tell_the_share(width: int) -> None:
+    summary = made(searched())
+    lines = allocation_lines(summary, width)
+    assert max(line.cell_len for line in lines) <= width
+    for row, line in zip(summary.allocation, lines[1:], strict=True):
+        drawn = line.plain[4:].split(f" {row.heads}/{row.dense_heads}")[0]
+        assert set(drawn) <= {"█", "░"}
+        assert drawn.count("█") / len(drawn) == pytest.approx(row.heads / row.dense_heads, abs=0.5 / len(drawn) + 1e-9)
+
+
+def test_a_narrow_terminal_without_colour(command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    ended = command("show", run)
+    assert ended.code == 0
+    assert "\x1b" not in ended.out
+    commands = [line for line in ended.out.splitlines() if line.startswith("  darwinlm")]
+    others = [line for line in ended.out.splitlines() if not line.startswith("  darwinlm")]
+    assert len(commands) >= 4, "commands are whole, to be copied"
+    assert max(map(len, others)) <= 40
+
+
+def test_a_terminal_without_unicode(run: Path) -> None:
+    lines = allocation_lines(read_summary(run / "summary.json"), 80, plain=True)
+    assert "".join(line.plain for line in lines).isascii()
+    del lines
+    assert not Console(file=SimpleNamespace(encoding="ascii", write=print, flush=print)).encoding.startswith("utf")
+
+
+def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
+    command("show", tmp_path / "nowhere").refused("there is no folder", "output folder of darwinlm prune")
+    (tmp_path / "empty").mkdir()
+    command("show", tmp_path / "empty").refused("is no run", "output folder of darwinlm prune")
+    begun = tmp_path / "begun"
+    write_json(begun / "darwinlm.json", {"made_by": "darwinlm"})
+    write_json(begun / "stages" / "text" / "manifest.json", {})
+    command("show", begun).refused("isn't finished (done: text)", "rerun its command to resume")
+    (run / "summary.json").write_text("{")
+    command("show", run).refused("summary.json")
+
+
+def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
+    write_json(tmp_path / "sweep.json", {})
+    shutil.copytree(run, tmp_path / "keep-75")
+    command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "sweep.md")

@@ -1,0 +1,49 @@
+"""What `darwinlm.prune` hands back: the model, its answers, its allocation, and a few lines for a notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from darwinlm.errors import ModelError, RecipeError
+from darwinlm.pipeline import Result
+from darwinlm.report.summary import read_summary
+
+
+@pytest.fixture
+def result(finished_llama: Path) -> Result:
+    """Of a finished run."""
+    summary = read_summary(finished_llama / "summary.json")
+    return Result(finished_llama, finished_llama / "model", finished_llama / "report.html", summary)
+
+
+def test_the_model_is_loaded_and_answers(result: Result) -> None:
+    model, tokenizer = result.load(dtype="float32")
+    assert sum(parameter.numel() for parameter in model.parameters()) == result.summary.saved.params
+    assert next(model.parameters()).dtype == torch.float32
+    answer = result.generate("the river", max_tokens=5, temperature=0)
+    assert 0 <= len(tokenizer(answer, add_special_tokens=False)["input_ids"]) <= 5
+    assert answer == result.generate("the river", max_tokens=5, temperature=0)
+
+
+def test_the_allocation_is_the_one_of_the_summary(result: Result) -> None:
+    assert [row.block for row in result.allocation] == list(range(len(result.allocation)))
+    assert result.allocation == result.summary.allocation
+
+
+def test_a_notebook_shows_a_few_lines(result: Result) -> None:
+    html = result._repr_html_()
+    assert len(html) < 1000
+    assert str(result.report) in html
+    assert "<script" not in html
+    assert len(repr(result)) < 500
+
+
+def test_what_is_refused(result: Result, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="dtype int3: use auto"):
+        result.load(dtype="int3")
+    gone = Result(tmp_path, tmp_path / "model", tmp_path / "report.html", result.summary)
+    with pytest.raises(ModelError, match="there is no model"):
+        gone.load()

@@ -1,0 +1,181 @@
+"""Whole experts: a mixture without them, of the family's plain class where every block keeps as many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.masked import assert_equal_logits, logits, masked
+from transformers import AutoModelForCausalLM
+
+from darwinlm.comparison.allocations import equal_experts
+from darwinlm.comparison.importance import expert_scores
+from darwinlm.comparison.ranked import DenseReader, ExpertReader
+from darwinlm.errors import BudgetError, ExportError, FamilyError, RecipeError
+from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
+from darwinlm.families.shapes import module_shapes
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import UnitsSettings
+from darwinlm.search.problem.budget import Budget
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.problem import Problem
+from darwinlm.search.problem.space import SearchSpace
+from darwinlm.stages.database import database_stage, stream_of
+from darwinlm.stages.text import text_stage
+from darwinlm.surgery.stitch import block_parameters, stitch
+
+WHOLE = "units.experts=whole"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("whole") / "mixtral", "mixtral", sliding_window=None)
+
+
+@pytest.fixture(scope="module")
+def built(folder, make_run, tmp_path_factory):
+    run = make_run(folder, tmp_path_factory.mktemp("built") / "out", "database.saliency=loss")
+    texts = text_stage(run)
+    return run, texts, database_stage(run, texts).reader
+
+
+def at(reader, **wanted):
+    """The allocation in which every mixture is at a level of these sizes, and all else is whole."""
+    chosen = []
+    for module in reader.modules:
+        levels = [i for i, level in enumerate(module.levels) if all(getattr(level, k) == v for k, v in wanted.items())]
+        chosen.append(levels[-1] if module.kind == "mlp" else len(module.levels) - 1)
+    return tuple(chosen)
+
+
+def test_levels_are_numbers_of_experts_times_widths(built):
+    _, _, reader = built
+    for module in reader.modules:
+        shape = reader.shape(module.block, module.kind)
+        if not shape.experts:
+            continue
+        found = {(level.experts, level.width) for level in module.levels}
+        widths = range(8, shape.width + 1, 8)
+        assert found == {(0, 0)} | {(count, width) for count in range(2, 5) for width in widths}
+        for level in module.levels[1:-1]:
+            assert reader.error(module.block, "mlp", level) > 0
+            assert reader.loss(module.block, "mlp", level) > 0
+            assert reader.kept(module.block, "mlp", level).weight.shape == (level.experts, 48, level.width)
+
+
+@torch.no_grad()
+def test_equal_numbers_are_the_plain_class_with_fewer_experts(built, folder, tmp_path):
+    _, texts, reader = built
+    allocation = at(reader, experts=3, width=reader.shape(0, "mlp").width)
+    small = stitch(reader, allocation)
+    assert type(small).__name__ == "MixtralForCausalLM"
+    assert small.config.num_local_experts == 3
+    tokens = texts["evaluation"].tokens[:2]
+    assert_equal_logits(small, masked(reader, allocation), tokens)
+    small.save_pretrained(tmp_path / "small")
+    assert "auto_map" not in json.loads((tmp_path / "small" / "config.json").read_text())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(again, tokens), logits(small, tokens))
+    assert block_parameters(again, "model.layers") == SearchSpace(reader.modules).params(allocation)
+
+
+def test_unequal_numbers_need_the_modelling_file_and_are_refused_where_they_cannot_run(built, folder, tmp_path):
+    _, _, reader = built
+    allocation = list(at(reader, experts=3, width=96))
+    allocation[-1] = at(reader, experts=2, width=96)[-1]
+    small = stitch(reader, tuple(allocation))
+    assert small.config.model_type == "darwinlm_mixtral"
+    small.save_pretrained(tmp_path / "small")
+    report = export_model(tmp_path / "small", tmp_path / "out", to="hf")
+    assert any("there is none for experts that are gone" in note for note in report.notes)
+    reasons = {"gguf": "every block has as many", "vllm": "different numbers of experts", "dense": "lost whole experts"}
+    for to, reason in reasons.items():
+        with pytest.raises(ExportError, match=reason):
+            export_model(tmp_path / "small", tmp_path / f"out.{to}", to=to)
+
+
+def test_a_run_over_whole_experts_keeps_its_budget_and_its_widths(folder, make_run, tmp_path):
+    summary = run_stages(make_run(folder, tmp_path / "out", WHOLE, keep="70%"), "report")
+    rows = summary["allocation"]
+    assert {row["dense_experts"] for row in rows} == {4}
+    assert all(row["width"] in (0, row["dense_width"]) for row in rows)
+    assert any(0 < row["experts"] < 4 for row in rows)
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    experts = config["num_local_experts"]
+    assert experts == 4 if config["model_type"].startswith("darwinlm_") else experts < 4
+
+
+# ------------------------------------------------------------------------------------------------------- rankings
+
+
+@torch.no_grad()
+def test_scores_are_those_of_a_loop_over_tokens(built):
+    run, texts, reader = built
+    found = expert_scores(stream_of(run, texts["calibration"]))
+    model = reader.checkpoint.load(torch.float32)
+    seen = []
+    mlp = model.model.layers[2].mlp
+    handle = mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].flatten(0, 1)))
+    model(texts["calibration"].tokens, use_cache=False)
+    handle.remove()
+    hidden = torch.cat(seen)
+    _, weights, chosen = mlp.gate(hidden)
+    asked, sums = torch.zeros(4), torch.zeros(4)
+    for x, row, own in zip(hidden, weights, chosen, strict=True):
+        for weight, expert in zip(row, own.tolist(), strict=True):
+            gate, up = (mlp.experts.gate_up_proj[expert] @ x).chunk(2)
+            asked[expert] += 1
+            sums[expert] += weight * (mlp.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)).norm()
+    assert found[2].asked.tolist() == asked.tolist()
+    torch.testing.assert_close(found[2].added.float(), sums / asked, rtol=1e-3, atol=1e-5)
+
+
+def test_the_best_ranked_experts_stay_with_their_own_weights(built):
+    _, _, reader = built
+    space = SearchSpace(reader.modules)
+    allocation = equal_experts(
+        Problem(space, parameter_costs(space), Budget(0, space.params(at(reader, experts=2, width=96))))
+    )
+    scores = {block: torch.tensor([0.1, 3.0, 2.0, 0.2]) for block in range(4)}
+    small = stitch(ExpertReader(reader.checkpoint, UnitsSettings(mlp_multiple=8), scores), allocation)
+    dense = reader.checkpoint.load(torch.float32)
+    for ours, theirs in zip(small.model.layers, dense.model.layers, strict=True):
+        assert torch.equal(ours.mlp.experts.gate_up_proj, theirs.mlp.experts.gate_up_proj[[1, 2]])
+        assert torch.equal(ours.mlp.gate.weight, theirs.mlp.gate.weight[[1, 2]])
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_fewer_experts_than_a_token_is_sent_to_are_refused(folder, make_run, tmp_path):
+    with pytest.raises(RecipeError, match=r"units.levels keeps 0.25 of the 4 experts.*sent to 2 of them.*at least 0.5"):
+        run_stages(make_run(folder, tmp_path / "out", "units.levels=[25%, 75%]"), "plan")
+    odd = tiny_checkpoint(tmp_path / "odd", "mixtral", num_experts_per_tok=5)
+    with pytest.raises(RecipeError, match="has 4 experts, but its configuration sends each token to 5"):
+        run_stages(make_run(odd, tmp_path / "out", WHOLE), "plan")
+
+
+def test_a_mixture_whose_router_is_not_known_is_refused(folder):
+    checkpoint = Checkpoint.open(folder)
+    known = families()["mixtral"]
+    experts = known.mlp.experts.model_copy(update={"router": "chooser"})
+    family = known.model_copy(update={"mlp": known.mlp.model_copy(update={"experts": experts})})
+    checkpoint = Checkpoint(checkpoint.folder, checkpoint.config, family, checkpoint.source)
+    with pytest.raises(FamilyError, match="block 0 mlp has 4 experts, but no router 'chooser' with a row for each"):
+        module_shapes(checkpoint)
+
+
+def test_rankings_of_experts_need_experts_that_may_go(built, tiny_llama, make_run, tmp_path):
+    _, _, reader = built
+    units = UnitsSettings(experts="width", mlp_multiple=8)
+    narrow = SearchSpace(DenseReader(reader.checkpoint, units).modules)
+    with pytest.raises(BudgetError, match="no equal number of whole experts has at most"):
+        equal_experts(Problem(narrow, parameter_costs(narrow), Budget(0, narrow.params(narrow.dense) // 2)))
+    run = make_run(tiny_llama, tmp_path / "out")
+    with pytest.raises(FamilyError, match="this model has no mixture of experts"):
+        expert_scores(stream_of(run, text_stage(run)["calibration"]))

@@ -1,0 +1,135 @@
+"""The line of progress: figures, rates, time left; in a terminal and in a pipe; after an interrupt."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from darwinlm import console
+from darwinlm.console import Reporter, clock
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(console.time, "monotonic", found.monotonic)
+    return found
+
+
+def piped(**options: bool) -> tuple[Reporter, io.StringIO]:
+    stream = io.StringIO()
+    return Reporter(Console(file=stream, width=200), **options), stream
+
+
+def descend(reporter: Reporter, moved: Clock, steps: range, best: float = 1.461) -> None:
+    for number in steps:
+        moved.now += 65.0
+        best -= 0.05425
+        reporter.step(number, 6, what="descent", kl=(1.461, best), count=(10 + 5 * number, "evaluations"))
+
+
+def test_a_step_shows_what_it_is_the_losses_the_rate_and_the_time_left(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("search"):
+        reporter.step(0, 6, what="descent", count=(10, "evaluations"))
+        descend(reporter, moved, range(1, 5))
+    last = stream.getvalue().splitlines()[-1]
+    assert last == "search  descent 4/6 · KL 1.461 → 1.244 · 4.6 evaluations/min · 2:10 left"
+    assert len(stream.getvalue().splitlines()) == 4
+
+
+def test_the_next_part_of_a_stage_has_a_clock_of_its_own(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("search"):
+        descend(reporter, moved, range(1, 3))
+        reporter.step(0, 10, what="generation", kl=(1.2, 1.2), count=(30, "evaluations"))
+        moved.now += 10
+        reporter.step(1, 10, what="generation", kl=(1.2, 1.1), count=(40, "evaluations"), left=42.0)
+    last = stream.getvalue().splitlines()[-1]
+    assert last == "search  generation 1/10 · KL 1.200 → 1.100 · 60.0 evaluations/min · 0:42 left"
+
+
+def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_there(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("search"):
+        reporter.resumes()
+        reporter.step(2, 6, what="descent", kl=(1.4, 1.3), count=(20, "evaluations"))
+        moved.now += 60
+        reporter.step(3, 6, what="descent", kl=(1.4, 1.25), count=(25, "evaluations"))
+    assert stream.getvalue().splitlines() == [
+        "search: resumes after descent 2 of 6",
+        "search  descent 3/6 · KL 1.400 → 1.250 · 5.0 evaluations/min · 3:00 left",
+    ]
+
+
+def test_a_stage_that_was_interrupted_before_its_first_step_says_nothing(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("database"):
+        reporter.resumes()
+        reporter.advance(0, 30)
+        reporter.advance(1, 30)
+    assert stream.getvalue() == ""
+
+
+def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("recovery"):
+        for number in range(1, 1001):
+            moved.now += 0.125
+            reporter.advance(number, 1000)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 12
+    assert lines[0] == "recovery  80/1000 · 1:55 left"
+
+
+def test_verbose_prints_every_step_and_quiet_none(moved: Clock) -> None:
+    for options, expected in (({"every_step": True}, 20), ({"quiet": True}, 0)):
+        reporter, stream = piped(**options)
+        with reporter.stage("refit"):
+            for number in range(1, 21):
+                reporter.advance(number, 20)
+        reporter.say("done" if not options.get("quiet") else "")
+        assert len(stream.getvalue().strip().splitlines()) == expected + (expected > 0)
+
+
+def test_in_a_terminal_the_line_is_redrawn_and_gone_at_the_end() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, width=60, force_terminal=True, force_interactive=True))
+    with reporter.stage("calibration and database"):
+        reporter.advance(3, 30)
+    assert "calibration and database  3/30" in stream.getvalue()
+    assert stream.getvalue().rstrip().endswith("\x1b[2K")
+
+
+def test_a_narrow_terminal_cuts_the_line_instead_of_wrapping_it() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, width=40, force_terminal=True, color_system=None))
+    with reporter.stage("calibration and database"):
+        reporter.step(3, 30, what="block", kl=(1.0, 0.5), count=(7, "evaluations"))
+    drawn = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "calibration" in line]
+    assert "…" in drawn[-1]
+    assert all(len(line.replace("\x1b[2K", "")) <= 40 for line in drawn)
+
+
+def test_outside_of_a_stage_nothing_is_shown() -> None:
+    reporter, stream = piped()
+    reporter.advance(1, 2)
+    reporter.resumes()
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (130, "2:10"), (3599.6, "1:00:00"), (90061, "25:01:01")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -1,0 +1,166 @@
+"""The command starts without heavy libraries, helps, completes, and minds its terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import darwinlm
+from darwinlm.cli import app
+from darwinlm.cli.app import ORDER
+
+HEAVY = {"torch", "transformers", "numpy", "scipy", "datasets", "matplotlib", "huggingface_hub", "safetensors"}
+
+COUNT = """
+import json, sys
+sys.argv = ["darwinlm", *json.loads(sys.argv[1])]
+from darwinlm.cli import main
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code or 0
+print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules}), len(sys.modules)]))
+"""
+
+WITHOUT_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    source = str(Path(darwinlm.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": source, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["version"], 0),
+        (["--version"], 0),
+        (["--help"], 0),
+        (["prune", "--help"], 0),
+        (["prnue"], 2),
+        (["prune", "--kep", "50%"], 2),
+        (["show", "nowhere"], 2),
+    ],
+)
+def test_nothing_heavy_is_imported_before_there_is_work(arguments: list[str], status: int) -> None:
+    ended = python(COUNT, json.dumps(arguments))
+    assert ended.returncode == 0, ended.stderr
+    code, roots, n_modules = json.loads(ended.stdout.splitlines()[-1])
+    assert code == status
+    allowed = {"safetensors"} if arguments[0] == "show" else set()
+    assert not HEAVY & set(roots) - allowed
+    assert n_modules < 800, n_modules
+
+
+def test_help_works_where_torch_is_not_installed() -> None:
+    for arguments in (["--help"], ["prune", "--help"], ["schema", "budget"], ["version"]):
+        ended = python(WITHOUT_TORCH + COUNT, json.dumps(arguments))
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads(ended.stdout.splitlines()[-1])[0] == 0
+
+
+def test_help_lists_all_commands_in_order(command) -> None:
+    ended = command("--help")
+    assert ended.code == 0
+    names = [name for panel in ORDER for name in panel]
+    places = [ended.out.find(f"│ {name} ") for name in names]
+    assert -1 not in places, dict(zip(names, places, strict=True))
+    assert places == sorted(places)
+    assert sorted(typer.main.get_command(app).commands) == sorted(names)
+
+
+@pytest.mark.parametrize("name", [name for panel in ORDER for name in panel if name != "version"])
+def test_every_command_has_an_example_that_it_takes(name: str) -> None:
+    found = typer.main.get_command(app).commands[name]
+    lines = re.findall(r"\[cyan\](.*?)\[/cyan\]", found.epilog or "")
+    assert lines
+    for line in lines:
+        words = shlex.split(line.rpartition("|")[2].partition(" > ")[0])
+        assert words[:2] == ["darwinlm", name]
+        found.make_context(name, words[2:], resilient_parsing=False)
+
+
+def test_help_in_a_terminal_of_forty_columns(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    ended = command("prune", "--help")
+    assert ended.code == 0
+    assert "\x1b" not in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 40
+
+
+def test_modules_run() -> None:
+    for module in ("darwinlm", "darwinlm.cli"):
+        ended = subprocess.run(
+            [sys.executable, "-m", module, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(Path(darwinlm.__file__).parents[1])},
+            check=True,
+        )
+        assert ended.stdout.strip() == darwinlm.__version__
+
+
+def test_the_shell_completes() -> None:
+    code = "import sys; sys.argv = ['darwinlm']\nfrom darwinlm.cli import main\nmain()"
+    ended = python(code, _DARWINLM_COMPLETE="complete_bash", COMP_WORDS="darwinlm pru", COMP_CWORD="1")
+    assert ended.stdout.split() == ["prune"], ended.stderr
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    code = (
+        "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
+        "sys.argv = ['darwinlm', *sys.argv[1:]]\nfrom darwinlm.cli import main\nmain()"
+    )
+    for arguments in (["schema", "all"], ["schema", "all", "--json"]):
+        ended = python(code, *arguments)
+        assert ended.returncode == 141, ended
+        assert ended.stderr == ""
+
+
+def test_public_names() -> None:
+    assert [name for name in dir(darwinlm) if not name.startswith("_")] == [
+        "DarwinLMError",
+        "Recipe",
+        "Result",
+        "load_recipe",
+        "load_recipes",
+        "prune",
+        "prune_sweep",
+        "recover",
+    ]
+
+
+def test_sections_of_the_schema(command) -> None:
+    first = command("schema")
+    assert first.out.count("\ntext.") == 3
+    assert "darwinlm schema SECTION" in first.out
+    budget = command("schema", "budget")
+    assert "budget.tolerance" in budget.out
+    assert "search." not in budget.out
+    one = json.loads(command("schema", "budget.keep", "--json").out)
+    assert one[0]["field"] == "budget.keep"
+    command("schema", "serch").refused("no section 'serch'", "did you mean 'search'?")
