@@ -298,7 +298,7 @@ def test_family_that_cannot_be_pruned_is_measured(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to measure: give --suite, --text or both"),
+        ((), "nothing to measure: give --suite, --text or --looking-back"),
         (("--suite", "pica"), "there is no task 'pica': did you mean 'piqa'"),
         (("--suite", "piqa", "--against", "x"), "--against needs --text"),
         (("--suite", "piqa", "--dtype", "int8"), "--dtype int8: use auto, bfloat16"),

@@ -143,7 +143,7 @@ def test_no_average_over_failed_tasks() -> None:
     mean = summary.average(scores)
     assert mean.value is None
     assert mean.partial == "partial: 1 of 2 tasks failed (B), so there is no average"
-    assert summary.rows(scores)[-1] == ("average", "", "", "-", "-", "")
+    assert summary.rows(scores)[-1] == ("average", "", "", "-", "-", "", "", "")
     assert "B failed: ValueError: broken" in summary.notes(scores)
 
 

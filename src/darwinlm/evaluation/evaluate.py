@@ -230,27 +230,29 @@ def _texts(
     request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[TextScore], list[Copied]]:
     """Texts, then copying of lists and of the first text's passages, by the model and by the dense one."""
-    longest = longest_sequence(opened.model.config)
-    if request.texts and longest is not None and request.sequence_length > longest:
-        raise RecipeError(
-            f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
-        )
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
     models = {opened.source: opened.model}
+    against = None
     if request.against is not None:
         dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
         check_same_vocabulary(opened, dense)
-        models[f"{dense.source} (dense)"] = dense.model
+        against = models[f"{dense.source} (dense)"] = dense.model
+    packed = {
+        source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
+        for source in request.texts
+    }
+    longest = longest_sequence(opened.model.config)
+    if packed and longest is not None and request.sequence_length > longest:
+        raise RecipeError(
+            f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
+        )
     batch_tokens = request.batch_size * request.sequence_length
-    scores: list[TextScore] = []
-    first = None
-    for source in request.texts:
-        tokens = pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
-        first = tokens if first is None else first
-        against = None if request.against is None else dense.model
-        scores.append(measure_text(opened.model, against, source, tokens, batch_tokens=batch_tokens))
-    sequences, remarks = all_copying(opened.tokenizer, first, longest)
+    scores = [
+        measure_text(opened.model, against, source, tokens, batch_tokens=batch_tokens)
+        for source, tokens in packed.items()
+    ]
+    sequences, remarks = all_copying(opened.tokenizer, next(iter(packed.values()), None), longest)
     copied = measure_copying(models, sequences, batch_tokens=batch_tokens)
     return scores, [Copied(name, tuple(copied[name]), tuple(remarks)) for name in models]
 
