@@ -157,11 +157,10 @@ EQUAL = {
     ),
     "local steps": ("qwen2", ("refit.local_steps=3", "refit.inputs=true")),
     "bias": ("llama", ("refit.bias=true",)),
-    "finalists": (
+    "trained candidates": (
         "llama",
         (
-            "search.finalists=2",
-            "search.finalist_rounds=[{training_tokens: 64, survivors: 1}]",
+            "search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",
             "search.training.lora_rank=2",
             "text.training_tokens=256",
         ),
@@ -171,7 +170,7 @@ EQUAL = {
 """Family and assignments."""
 
 
-def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, dict[str, Any]]:
+def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, Any]:
     """A tiny model through the pipeline up to the refit; its folder and what the stages found."""
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
@@ -187,11 +186,9 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
         tiny_text(text)
     named = {"model": str(model), "text.source": str(text), "budget.keep": "60%", "compute.device": device}
     folder = setup.work / f"run-{len(list(setup.work.iterdir()))}"
-    found: dict[str, Any] = {}
     few = ("search.generations=1", "compute.batch_tokens=512")
     recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
-    run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), "refit", found)
-    return folder, found
+    return folder, run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), "refit")
 
 
 def equality(setup: Setup) -> None:
@@ -201,10 +198,10 @@ def equality(setup: Setup) -> None:
     for name, (family, assignments) in EQUAL.items():
         here, ours = _run(setup, family, "cpu", *assignments)
         there, theirs = _run(setup, family, setup.device, *assignments)
-        kl = abs(theirs["search"].record["kl"] / ours["search"].record["kl"] - 1)
+        kl = abs(theirs.search.record["kl"] / ours.search.record["kl"] - 1)
         setup.most("equality", f"{name}: search KL differs by", kl, "relative", 1e-4)
-        if ours["refit"] is not None:
-            kl = abs(theirs["refit"].record["kl_after"] / ours["refit"].record["kl_after"] - 1)
+        if ours.refit is not None:
+            kl = abs(theirs.refit.record["kl_after"] / ours.refit.record["kl_after"] - 1)
             setup.most("equality", f"{name}: KL after the refit differs by", kl, "relative", 1e-3)
         worst = 0.0
         for path in (here / "stages" / "database").glob("block_*.safetensors"):
@@ -213,7 +210,7 @@ def equality(setup: Setup) -> None:
                 scale = a[key].abs().max().clamp_min(1e-30)
                 worst = max(worst, float((a[key] - b[key]).abs().max() / scale))
         setup.most("equality", f"{name}: error curves differ by", worst, "relative", 1e-3)
-        pairs = zip(ours["search"].allocation, theirs["search"].allocation, strict=True)
+        pairs = zip(ours.search.allocation, theirs.search.allocation, strict=True)
         setup.told("equality", f"{name}: modules at another level", float(sum(x != y for x, y in pairs)))
 
 
@@ -221,7 +218,7 @@ def mixed_types(setup: Setup) -> None:
     """bfloat16 on the device against float32 on the CPU."""
     _, ours = _run(setup, "llama", "cpu")
     _, theirs = _run(setup, "llama", setup.device, "compute.dtype=bfloat16")
-    differs = abs(theirs["search"].record["uniform_kl"] / ours["search"].record["uniform_kl"] - 1)
+    differs = abs(theirs.search.record["uniform_kl"] / ours.search.record["uniform_kl"] - 1)
     setup.most("mixed types", "KL of the best uniform model differs by", differs, "relative", 0.02)
 
 

@@ -11,6 +11,7 @@ import torch
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
 from darwinlm.pipeline import run_stages
+from darwinlm.stages.results import StageResults
 from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
 
@@ -22,8 +23,7 @@ WAITS = 0.1
 
 FEW = (
     "compute.batch_tokens=1024",
-    "search.generations=1",
-    "search.descent_steps=2",
+    "search.generations=2",
     "units.mlp_multiple=16",
     "refit.strengths=[1]",
     "refit.ridges=[0.1]",
@@ -57,8 +57,8 @@ class Compared:
         peak: most bytes in use on it.
     """
 
-    cpu: dict[str, Any]
-    device: dict[str, Any]
+    cpu: StageResults
+    device: StageResults
     tally: Tally
     removed: int
     peak: int
@@ -69,8 +69,7 @@ def compared(request, make_run, tmp_path_factory) -> Compared:
     model_type, assignments = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     model = tiny_checkpoint(folder / "model", model_type, num_hidden_layers=2)
-    found: dict[str, dict[str, Any]] = {"cpu": {}, NAME: {}}
-    run_stages(make_run(model, folder / "cpu", *FEW, *assignments), "refit", found["cpu"])
+    on_cpu = run_stages(make_run(model, folder / "cpu", *FEW, *assignments), "refit")
     removed = 0
 
     def counted(C: torch.Tensor, G: torch.Tensor, n: int, block: int) -> Any:
@@ -80,8 +79,8 @@ def compared(request, make_run, tmp_path_factory) -> Compared:
 
     with pretend_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "eliminate", counted)
-        run_stages(make_run(model, folder / NAME, f"compute.device={NAME}", *FEW, *assignments), "refit", found[NAME])
-    return Compared(found["cpu"], found[NAME], gpu.tally, removed, gpu.peak)
+        there = run_stages(make_run(model, folder / NAME, f"compute.device={NAME}", *FEW, *assignments), "refit")
+    return Compared(on_cpu, there, gpu.tally, removed, gpu.peak)
 
 
 def test_nothing_mixes_devices(compared):
@@ -90,12 +89,12 @@ def test_nothing_mixes_devices(compared):
 
 
 def test_the_results_are_the_cpus(compared):
-    ours, theirs = compared.device["search"], compared.cpu["search"]
+    ours, theirs = compared.device.search, compared.cpu.search
     assert ours.allocation == theirs.allocation
     assert ours.record["kl"] == pytest.approx(theirs.record["kl"], rel=1e-4)
-    if compared.cpu["refit"] is not None:
+    if compared.cpu.refit is not None:
         for name in ("kl_before", "kl_after"):
-            assert compared.device["refit"].record[name] == pytest.approx(compared.cpu["refit"].record[name], rel=1e-4)
+            assert compared.device.refit.record[name] == pytest.approx(compared.cpu.refit.record[name], rel=1e-4)
 
 
 def test_an_order_takes_few_kernels_and_hardly_ever_waits(compared):
@@ -107,13 +106,13 @@ def test_an_order_takes_few_kernels_and_hardly_ever_waits(compared):
 
 
 def test_no_factor_is_read_twice(compared):
-    reader = compared.device["database"].reader
+    reader = compared.device.database.reader
     assert 0 < reader.reads <= len(reader.modules)
 
 
 def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp_path, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
-    database = run_stages(make_run(model, tmp_path / "out", *FEW), "database")["database"]
+    database = run_stages(make_run(model, tmp_path / "out", *FEW), "database").database
     whole = database.reader
     monkeypatch.setattr(store, "DEVICE_SHARE", 0.0)
     with pretend_gpu():

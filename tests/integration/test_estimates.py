@@ -64,7 +64,9 @@ def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run,
     space, reader = found.plan.space, found.database.reader
     assert estimated_losses(space, reader) is None
     assert all(any(error > 0 for error in row) for row in local_errors(space, reader))
-    assert "no estimated losses (database.saliency=output): local errors stand for them" in said.export_text()
+    assert (
+        "the database estimates no losses (database.saliency=output), local errors stand for them" in said.export_text()
+    )
     assert found.search.record["kl"] <= found.search.record["start_kl"]
 
 

@@ -228,12 +228,13 @@ def test_the_papers_rules_trade_single_levels_between_equals(searched_folder, ti
 @pytest.mark.parametrize("method", ["gradient", "paper"])
 def test_candidates_that_overflow_drop_out(searched_folder, tiny_llama, make_run, tmp_path, monkeypatch, method):
     folder = Path(shutil.copytree(searched_folder, tmp_path / "out"))
-    measured, spoilt = Fitness.kl_on, set()
+    measured, known, spoilt = Fitness.kl_on, set(), set()
 
     def kl_on(self, allocations, window):
         losses = measured(self, allocations, window)
-        if self.clock is not None and len(allocations) > 1:  # the parent comes first
-            spoilt.add(allocations[1])
+        if self.clock is not None:  # the parent comes first; one of the new children overflows at once
+            spoilt.update([each for each in allocations[1:] if each not in known][:1])
+            known.update(allocations)
         return [math.inf if each in spoilt else loss for each, loss in zip(allocations, losses, strict=True)]
 
     monkeypatch.setattr(Fitness, "kl_on", kl_on)

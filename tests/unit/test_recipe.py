@@ -94,7 +94,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
         ({"text": {"fitness_tokens": 0}}, "text.fitness_tokens", "greater than 0"),
         ({"text": None}, "text", "valid dictionary"),
-        ({"budget": 0.5}, "budget", "valid dictionary or instance of Budget (it is 0.5)"),
+        ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
         ({"budget": {"tolerance": 0.2}}, "budget.tolerance", "less than or equal to 0.1"),
         ({"refit": {"ridges": []}}, "refit.ridges", "at least 1 item"),
         ({"refit": {"enabled": "perhaps"}}, "refit.enabled", "boolean"),

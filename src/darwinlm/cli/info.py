@@ -20,7 +20,7 @@ FIRST = (
     "text.sequence_length",
     "units.attention",
     "search.minutes",
-    "search.finalists",
+    "search.method",
     "recovery.tokens",
     "recovery.learning_rate",
     "compute.dtype",

@@ -32,7 +32,7 @@ MISTAKES = 5
 MOST, MOST_REPEATS = 10**15, 10**6
 """Largest number of a recipe, which is one of tokens or bytes, and the largest of rounds of anything."""
 REPEATS = frozenset(
-    {"generations", "offspring", "survivors", "finalists", "recombine", "descent_steps", "score_levels", "local_steps"}
+    {"generations", "offspring", "survivors", "local_steps"}
     | {"epochs", "speed_runs", "latency_runs", "latency_points", "random_tries", "new_tokens", "keep_checkpoints"}
     | {"shuffle_documents", "sequence_length", "lora_rank", "mlp_multiple"}
 )
