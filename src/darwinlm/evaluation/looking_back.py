@@ -143,13 +143,16 @@ def longest_sequence(config: Any) -> int | None:
     return longest
 
 
-def all_copying(tokenizer: Any, text: Tensor | None, longest: int | None) -> tuple[list[Copying], list[str]]:
+def all_copying(
+    tokenizer: Any, text: Tensor | None, longest: int | None, *, lists: int = LISTS
+) -> tuple[list[Copying], list[str]]:
     """What is measured of any model: lists of 16 and 64 words, passages of 64 tokens said at once and 192 later.
 
     Args:
         tokenizer: of the model.
         text: blocks of it, [B, T]; None leaves passages out.
         longest: tokens that the model takes at most; None knows no bound.
+        lists: sequences of each length.
 
     Returns:
         The sequences, and in words what is left out and why.
@@ -157,12 +160,12 @@ def all_copying(tokenizer: Any, text: Tensor | None, longest: int | None) -> tup
     found: list[Copying] = []
     remarks = []
     try:
-        found += [word_lists(tokenizer, n) for n in LIST_LENGTHS]
+        found += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
     if text is not None:
         for n, apart in PASSAGES:
-            passage = passages(tokenizer, text, n, apart)
+            passage = passages(tokenizer, text, n, apart, lists=lists)
             if passage is None:
                 remarks.append(f"copying of text wasn't measured over {n + apart} tokens: blocks of text are shorter")
             else:

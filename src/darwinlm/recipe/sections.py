@@ -153,6 +153,8 @@ class EvaluationSettings(Section):
     """Tokens of each continuation."""
     speed_runs: int = Field(3, ge=1)
     """Timed passes per model; the median is reported."""
+    copying_lists: int = Field(16, ge=1)
+    """Lists of words, and passages, of each length that every model has to copy."""
 
 
 class ExportSettings(Section):

@@ -120,7 +120,9 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
     )
     speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
     tokenizer = run.checkpoint.tokenizer()
-    sequences, remarks = all_copying(tokenizer, tokens, longest_sequence(models["dense"].config))
+    sequences, remarks = all_copying(
+        tokenizer, tokens, longest_sequence(models["dense"].config), lists=settings.copying_lists
+    )
     copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens)
     measured: Measured = {}
     for name, model in models.items():

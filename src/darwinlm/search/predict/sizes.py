@@ -1,0 +1,54 @@
+"""What a size would cost in loss, predicted from the database alone, before any search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from darwinlm.database.store import DatabaseReader
+from darwinlm.search.predict.module_losses import estimated_losses
+from darwinlm.search.predict.surrogate import INTERACTION
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.knapsack import solve_knapsack
+from darwinlm.search.problem.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class PredictedSize:
+    """A size and its predicted loss.
+
+    Attributes:
+        share: of the block parameters that stay at most.
+        params: block parameters of the best allocation within that share.
+        kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
+    """
+
+    share: float
+    params: int
+    kl: float
+
+
+def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[PredictedSize]:
+    """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
+
+    Args:
+        space: of allocations.
+        database: with estimates.
+        shares: of the block parameters, each above the smallest that there is.
+
+    Returns:
+        One for each share; none where the database has no estimates.
+
+    Raises:
+        BudgetError: a share can't be met.
+    """
+    losses = estimated_losses(space, database)
+    if losses is None:
+        return []
+    cost = parameter_costs(space)
+    sizes = []
+    for share in shares:
+        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense))
+        alone = sum(row[level] for row, level in zip(losses, allocation, strict=True))
+        sizes.append(PredictedSize(share, cost.of(allocation), INTERACTION * alone))
+    return sizes
