@@ -44,19 +44,24 @@ def files_of(modules: list[str]) -> list[Path]:
 def code_of(path: Path) -> str:
     """What a file says to the interpreter: without comments, docstrings, layout and imports."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                part
-                for part in body
-                if not isinstance(part, ast.Import | ast.ImportFrom)
-                and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-            ]
-    return ast.dump(tree)
+    return repr(_plain(ast.parse(text))) if path.suffix == ".py" else text
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as tuples, without what is empty: versions of Python differ in that."""
+    if isinstance(node, list):
+        return tuple(_plain(part) for part in node if not _says_nothing(part))
+    if not isinstance(node, ast.AST):
+        return node
+    fields = ((name, _plain(value)) for name, value in ast.iter_fields(node))
+    return (type(node).__name__, *((name, value) for name, value in fields if value not in (None, ())))
+
+
+def _says_nothing(node: Any) -> bool:
+    """Whether a statement is an import or a docstring."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return True
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def digest_of(modules: list[str]) -> str:

@@ -17,21 +17,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from darwinlm.errors import DarwinLMError as DarwinLMError
-    from darwinlm.pipeline import Result as Result
-    from darwinlm.pipeline import prune as prune
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
+    from darwinlm.runs.prune import Result as Result
+    from darwinlm.runs.prune import prune as prune
     from darwinlm.runs.recovery import recover as recover
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
 
 _HOMES = {
     "DarwinLMError": "darwinlm.errors",
     "Recipe": "darwinlm.recipe",
-    "Result": "darwinlm.pipeline",
+    "Result": "darwinlm.runs.prune",
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
-    "prune": "darwinlm.pipeline",
+    "prune": "darwinlm.runs.prune",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",
 }

@@ -14,6 +14,7 @@ import darwinlm
 from darwinlm import pipeline
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
+from darwinlm.runs import prune as pruning
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_family_from_the_command_line(prune, tmp_path):
 def python(tiny_llama, tiny_text_file, tmp_path):
     """`darwinlm.prune` with the settings of the fixture `prune`, into tmp_path/out."""
 
-    def run(**given: object) -> pipeline.Result:
+    def run(**given: object) -> darwinlm.Result:
         common = {"text": str(tiny_text_file), "assignments": SETTINGS, "reporter": Reporter(quiet=True)}
         return darwinlm.prune(str(tiny_llama), tmp_path / "out", **common, **given)
 
@@ -103,7 +104,8 @@ def recording(seen):
 )
 def test_the_function_asks_for_what_the_command_asks_for(prune, python, monkeypatch, name, as_text, as_number, field):
     seen = []
-    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
+    for module in (pipeline, pruning):
+        monkeypatch.setattr(module, "run_stages", recording(seen))
     assert prune(f"--{name}", as_text, "--until", "plan").code == 0
     python(**{name: as_text})
     if as_number is not None:
@@ -134,7 +136,8 @@ def test_the_function_refuses_what_the_command_refuses(python, tmp_path, given, 
 
 def test_a_budget_of_the_function_displaces_the_recipes(monkeypatch, python):
     seen = []
-    monkeypatch.setattr(pipeline, "run_stages", recording(seen))
+    for module in (pipeline, pruning):
+        monkeypatch.setattr(module, "run_stages", recording(seen))
     for recipe in ("llama2-7b-2.7b", darwinlm.load_recipe("llama2-7b-2.7b")):
         python(recipe=recipe)
         python(recipe=recipe, speedup="2x")

@@ -13,7 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from darwinlm.console import Reporter
-from darwinlm.pipeline import prune, run_stages
+from darwinlm.pipeline import run_stages
+from darwinlm.runs.prune import prune
 
 
 def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from darwinlm.errors import ModelError, RecipeError
-from darwinlm.pipeline import Result
 from darwinlm.report.summary import read_summary
+from darwinlm.runs.prune import Result
 
 
 @pytest.fixture

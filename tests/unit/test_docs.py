@@ -113,19 +113,19 @@ def test_python_of_the_readme_runs(
     """Its own lines, with a tiny model, text and settings in place of the real ones."""
     from tests.tiny.checkpoint import SETTINGS
 
-    from darwinlm import pipeline
+    from darwinlm.runs import prune as pruning
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_llama, tmp_path / "runs" / "demo")
     (tmp_path / "texts").mkdir()
     shutil.copy(tiny_text_file, tmp_path / "texts" / "text.txt")
-    original = pipeline.prune
+    original = pruning.prune
 
     def prune(model: str, out: str, **options: object) -> object:
         assert model == "HuggingFaceTB/SmolLM2-135M-Instruct"
         return original(str(tiny_llama), out, assignments=SETTINGS, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "prune", prune)
+    monkeypatch.setattr(pruning, "prune", prune)
     ran = 0
     for block in blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})

@@ -36,7 +36,7 @@ def prune_sweep(
         What sweep.json holds: a row for each model, the dense one first; none when the last stage isn't the report.
 
     Raises:
-        DarwinLMError: as in `darwinlm.pipeline.prune`.
+        DarwinLMError: as in `darwinlm.prune`.
         RecipeError: the recipes differ in more than their bound, or two are the same.
     """
     folder, reporter = Path(out), reporter or Reporter()

@@ -1,0 +1,137 @@
+"""Prune one model to one size: what `darwinlm.prune` does, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darwinlm.compute import resolve_device, resolve_dtype
+from darwinlm.console import Reporter
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import Recipe, load_recipe, merge, options
+from darwinlm.report import wording
+from darwinlm.report.summary import BlockFigures, Summary
+from darwinlm.run import Run
+
+if TYPE_CHECKING:
+    from darwinlm.evaluation.models import Opened
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: the output folder.
+        model: folder of the smaller model.
+        report: the page.
+        summary: everything the page shows, as summary.json holds it.
+    """
+
+    folder: Path
+    model: Path
+    report: Path
+    summary: Summary = field(repr=False)
+
+    @property
+    def allocation(self) -> tuple[BlockFigures, ...]:
+        """What is left of each block."""
+        return self.summary.allocation
+
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+        """Load the smaller model and its tokenizer, as transformers has them.
+
+        Args:
+            device: auto, cpu, cuda ...
+            dtype: auto, bfloat16, float16 or float32.
+
+        Raises:
+            ModelError: the model isn't there any more.
+            RecipeError: there is no such device or element type.
+        """
+        opened = self._opened(device, dtype)
+        return opened.model, opened.tokenizer
+
+    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
+        """Answer a prompt, through the chat template where the model has one. The model is loaded on every call.
+
+        Args:
+            prompt: what the user says.
+            max_tokens: longest answer.
+            temperature: 0 takes the likeliest token; None does what the model's generation config says.
+
+        Raises:
+            DataError: the prompt doesn't fit into the model's context.
+            ModelError, RecipeError: see `load`.
+        """
+        from darwinlm.chat import AnswerSettings, Conversation
+
+        settings = AnswerSettings(max_tokens, temperature)
+        return Conversation(self._opened("auto", "auto"), settings).answer(prompt)
+
+    def _opened(self, device: str, dtype: str) -> Opened:
+        from darwinlm.evaluation.models import open_model
+
+        where = resolve_device(device)
+        return open_model(str(self.model), dtype=resolve_dtype(dtype, where), device=where)
+
+    def _repr_html_(self) -> str:
+        """A few lines for notebooks."""
+        return (
+            f"<b>{escape(wording.title(self.summary))}</b><br>{escape(wording.headline(self.summary))}<br>"
+            f"model <code>{escape(str(self.model))}</code>, report <code>{escape(str(self.report))}</code>"
+        )
+
+
+def prune(
+    model: str | None = None,
+    out: str | Path = "runs/pruned",
+    *,
+    keep: float | str | None = None,
+    params: int | str | None = None,
+    bytes: int | str | None = None,
+    speedup: float | str | None = None,
+    latency: str | None = None,
+    time: float | str | None = None,
+    text: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    assignments: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Result:
+    """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
+
+    For several sizes from one database see `darwinlm.prune_sweep`.
+
+    Args:
+        model: hub id, folder or GGUF file; overrides the recipe's.
+        out: output folder, new or of an earlier run of the same kind, which is then resumed.
+        keep: share of the block parameters that may stay, 0.5 or "50%". At most one of this and the next four may be
+            given; it takes the place of the recipe's budget, of whatever kind. Without any, the recipe's holds.
+        params: parameters of the whole smaller model, 350_000_000 or "350M".
+        bytes: bytes of its weights and KV cache, 4_000_000_000 or "4GB".
+        speedup: how many times as fast as the dense model on this machine, 2 or "2x".
+        latency: time of a request on this machine, with a unit: "30ms".
+        time: wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
+        text: source of the text; overrides the recipe's.
+        recipe: a recipe, the path of one, or the name of one that comes along; None starts from the defaults.
+        assignments: "section.field=value" strings, applied to the recipe.
+        reporter: tells the user; None prints to the terminal.
+
+    Raises:
+        RecipeError: two budgets are given, or a value has no meaning.
+        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+    """
+    size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
+    resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, text=text))
+    run = Run(resolved, Path(out), reporter or Reporter())
+    summary = run_stages(run, "report").report
+    return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
+
+
+def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return merge(recipe, assignments, overrides)
+    return load_recipe(recipe, assignments, overrides)
