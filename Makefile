@@ -15,8 +15,9 @@ RESULTS_OPTIONS ?=
 
 .PHONY: demo results test fuzz test-vllm check install pages docs clean
 
+# FULL=1 keeps half of the blocks and takes as much text as the method wants.
 demo: $(VENV)/demo.stamp
-	$(BIN)/darwinlm demo --out $(OUT)
+	$(BIN)/darwinlm demo $(if $(FULL),--full) --out $(OUT)
 
 test: $(VENV)/dev.stamp check
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""`darwinlm prune` and `darwinlm demo`: the whole pipeline."""
+"""`darwinlm prune`: the whole pipeline."""
 
 from __future__ import annotations
 
@@ -68,15 +68,7 @@ def prune(
     if len(recipes) > 1:
         _run_sweep(recipes, out, until)
     else:
-        _run(recipes[0], out, until)
-
-
-@command(SHRINK, "darwinlm demo")
-def demo(out: OutOption = Path("runs/demo"), assignments: SetOption = None) -> None:
-    """Prune the embedded SmolLM2-135M-Instruct to half of its blocks, train it briefly, and compare."""
-    from darwinlm.demo import demo_recipe
-
-    _run(demo_recipe(tuple(assignments or ())), out, "report")
+        run_recipe(recipes[0], out, until)
 
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
@@ -92,7 +84,8 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\nplot    {out / SWEEP}.svg\nsummary {out / SWEEP}.json", highlight=False)
 
 
-def _run(recipe: Any, out: Path, until: str) -> None:
+def run_recipe(recipe: Any, out: Path, until: str) -> Any:
+    """Run the stages and print what came of them; returns what each stage handed on."""
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
@@ -104,7 +97,7 @@ def _run(recipe: Any, out: Path, until: str) -> None:
     made = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
-        return
+        return made
     summary = made.report
     console.print(comparison_table(summary))
     looked = looking_back_table(summary)
@@ -128,3 +121,4 @@ def _run(recipe: Any, out: Path, until: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    return made
