@@ -157,7 +157,7 @@ def _proportional(items: list[Item], room: float) -> str:
     used = sum(item.bytes for item in items)
     by_setting: dict[str, tuple[float, int, int]] = {}
     for item in items:
-        if item.setting:
+        if item.setting and item.bytes:
             before = by_setting.get(item.setting, (0.0, item.value, 1))
             by_setting[item.setting] = (before[0] + item.bytes, item.value, max(before[2], item.least))
     for setting, (size, value, least) in sorted(by_setting.items(), key=lambda entry: -entry[1][0]):
