@@ -87,7 +87,7 @@ def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, ex
 def test_a_file_that_llama_cpp_refuses(command, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
     (tmp_path / "m.gguf").write_bytes(b"no model at all" * 100)
-    command("bench", tmp_path / "m.gguf").refused("is no GGUF file of a language model")
+    command("bench", tmp_path / "m.gguf").refused("its first bytes aren't those of GGUF")
 
 
 def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):

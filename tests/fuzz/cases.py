@@ -424,7 +424,6 @@ def _recipes() -> Iterator[Case]:
         "compute.batch_tokens", "evaluation.new_tokens", "evaluation.speed_runs", "recovery.epochs", "recovery.tokens",
     )  # fmt: skip
     for field in fields:
-        section, name = field.split(".")
         for value in (
             "-1",
             str(2**63),
@@ -437,9 +436,10 @@ def _recipes() -> Iterator[Case]:
             "{a: 1}",
             "word",
         ):
-            yield Case(
-                f"recipe: {field} is {value[:12]}", "recipe", alone("recipe.yaml", f"{section}: {{{name}: {value}}}")
-            )
+            content = value
+            for part in reversed(field.split(".")):
+                content = f"{{{part}: {content}}}"
+            yield Case(f"recipe: {field} is {value[:12]}", "recipe", alone("recipe.yaml", content))
 
 
 def _texts() -> Iterator[Case]:

@@ -292,6 +292,7 @@ def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
     config = AutoConfig.from_pretrained(tiny_llama)
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
+    monkeypatch.setattr("darwinlm.planning.model.read_header", lambda path: None)
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, gguf_file: config)
     with described(str(path)) as checkpoint:
         assert checkpoint.family.model_type == "llama"
@@ -300,7 +301,9 @@ def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
 def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"nothing")
-    command("plan", path, "--device", "h100").refused(f"can't read the header of {path}")
+    command("plan", path, "--device", "h100").refused(
+        f"can't read the GGUF file {path}: its first bytes aren't those of GGUF"
+    )
 
 
 @pytest.mark.parametrize(

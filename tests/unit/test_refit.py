@@ -85,7 +85,7 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
     mixture = families()[model_type].mlp.experts is not None
     for name, weight in found.weights.items():
         difference = float((weight - dense[name]).norm() / dense[name].norm())
-        assert difference < (0.15 if mixture else 0.02), f"{name} is {difference:.3f} away"
+        assert difference < (0.2 if mixture else 0.02), f"{name} is {difference:.3f} away"
     assert found.before > 0.01
     assert found.after < (0.03 if mixture else 1e-3) * found.before
 

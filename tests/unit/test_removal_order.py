@@ -390,7 +390,12 @@ def test_order_is_frozen():
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way to ask")
 @pytest.mark.parametrize(("precision", "exact"), [("tf32", False), ("ieee", True)])
-def test_the_newer_way_to_allow_tf32_is_understood(monkeypatch, precision, exact):
+def test_the_newer_way_to_allow_tf32_is_understood(precision, exact):
     """Mixing both ways makes PyTorch's older question fail."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
-    assert exact_products() == exact
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        assert exact_products() == exact
+    finally:
+        matmul.fp32_precision = before

@@ -76,3 +76,4 @@ def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else."""
     if parallel.is_main():
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()

@@ -264,7 +264,7 @@ class Checkpoint:
         """
         if torch.device(device).type != "cpu":
             return self._load_onto(torch.device(device), dtype)
-        model = load_model(self.folder, dtype, allow_remote_code=self.allow_remote_code)
+        model = load_model(self.folder, dtype, allow_remote_code=False)  # families are read by known classes
         return model.eval().requires_grad_(requires_grad=False).to(device)
 
     def _load_onto(self, device: torch.device, dtype: torch.dtype) -> Any:

@@ -10,6 +10,7 @@ from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
+from darwinlm.recipe import merge
 
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
@@ -148,8 +149,14 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
         return "lower compute.batch_tokens"
     room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
     items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
-    smaller = replace(device, memory=room / RESERVE)
-    return _proportional(items, room) or _tried(sizes, need, smaller) or _hopeless(items)
+    smaller, wanted = replace(device, memory=room / RESERVE), room
+    while said := _proportional(items, wanted):
+        # What a setting takes isn't quite proportional to it: what is said must hold in the plan.
+        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [said.partition(" ")[0]], {}), sizes.processes)
+        if next(one for one in estimate(changed) if one.name == stage).device_bytes(device) <= room:
+            return said
+        wanted *= 0.9
+    return _tried(sizes, need, smaller) or _hopeless(items)
 
 
 def _proportional(items: list[Item], room: float) -> str:
@@ -157,7 +164,7 @@ def _proportional(items: list[Item], room: float) -> str:
     used = sum(item.bytes for item in items)
     by_setting: dict[str, tuple[float, int, int]] = {}
     for item in items:
-        if item.setting:
+        if item.setting and item.bytes:
             before = by_setting.get(item.setting, (0.0, item.value, 1))
             by_setting[item.setting] = (before[0] + item.bytes, item.value, max(before[2], item.least))
     for setting, (size, value, least) in sorted(by_setting.items(), key=lambda entry: -entry[1][0]):

@@ -106,7 +106,8 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
         axis.grid(visible=True, axis="both")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: wording.count(value)))
         axis.margins(x=0.03, y=0.12)
-        axis.legend(loc="best")
+        if any(axis.get_legend_handles_labels()):
+            axis.legend(loc="best")
         return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
