@@ -63,7 +63,7 @@ def test_database_alone_then_inspect_then_prune(
     assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "saliency", "database"}
     ended = command("inspect", out)
     assert ended.code == 0
-    assert "heads per group" in ended.out
+    assert "heads" in ended.out
     assert "units lattice" in ended.out
     assert "KL at 50%" in " ".join(ended.out.split())
     ended = command("inspect", out / "stages" / "database", "--json")

@@ -35,7 +35,7 @@ def test_one_message_names_stage_and_setting(
     with monkeypatch.context() as patch:
         patch.setattr(_Training, "update", full)
         ended = command(*arguments)
-        ended.refused("recovery: the memory of cpu is full: recovery.", " would fit (", "; finished work is kept")
+        ended.refused("recovery: the memory of cpu is full: no single setting makes it fit", "; finished work is kept")
     assert command(*arguments).code == 0
 
 

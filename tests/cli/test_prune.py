@@ -74,7 +74,6 @@ def test_until_search_stops_there(prune, tmp_path):
         "database",
         "plan",
         "saliency",
-        "scores",
         "search",
         "text",
     ]

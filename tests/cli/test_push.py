@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.tiny.hub import READ_ONLY, TOKEN, Hub
+from tests.tiny.pruned import plain_checkpoint
 
 pytestmark = pytest.mark.enable_socket  # the stand-in listens on the loopback
 
@@ -40,14 +41,12 @@ def test_card_weights_and_tokenizer_arrive_as_they_are(command, hub: Hub, finish
     assert sum("/commit/" in path for _, path in hub.calls) == 1
 
 
-def test_a_gguf_file_goes_along(command, hub: Hub, finished_llama: Path) -> None:
-    ended = command("push", finished_llama, "me/half", "--gguf", "f16")
+def test_a_gguf_file_goes_along(command, hub: Hub, tmp_path: Path) -> None:
+    model = plain_checkpoint(tmp_path / "half", "llama")
+    ended = command("push", model, "me/half", "--gguf", "f16")
     assert ended.code == 0, ended.err
     assert hub.repos["me/half"]["half-f16.gguf"][:4] == b"GGUF"
-    assert {**hub.repos["me/half"], "half-f16.gguf": b""} == {
-        **files_of(finished_llama / "model"),
-        "half-f16.gguf": b"",
-    }
+    assert {**hub.repos["me/half"], "half-f16.gguf": b""} == {**files_of(model), "half-f16.gguf": b""}
 
 
 def test_a_dry_run_needs_no_token_and_reaches_nothing(command, hub: Hub, finished_llama: Path, monkeypatch) -> None:

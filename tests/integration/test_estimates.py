@@ -78,8 +78,11 @@ def test_experts_add_up(tiny_folder, make_run, tmp_path):
     (stored,) = found.database.reader._tensors(module.block, "mlp.1.losses")
     assert stored.ndim == 2
     assert torch.isfinite(stored).all()
-    whole = module.levels[-1].experts
-    narrow = next(at for at, level in enumerate(module.levels) if level.experts == whole)
-    expected = float(stored[:, module.levels[narrow].width].sum())
-    assert module.levels[narrow].width < module.levels[-1].width
-    assert losses[found.plan.space.modules.index(module)][narrow] == pytest.approx(expected)
+    whole = module.levels[-1]
+    middle = next(
+        place
+        for place, level in enumerate(module.levels)
+        if level.experts == whole.experts and 0 < level.width < whole.width
+    )
+    expected = float(stored[:, module.levels[middle].width].sum())
+    assert losses[found.plan.space.modules.index(module)][middle] == pytest.approx(expected)

@@ -156,7 +156,7 @@ def test_a_pruned_mixture_is_stored_as_it_is_held(folder, make_run, tmp_path):
 def test_equal_widths_need_no_code_of_their_own(folder, make_run, tmp_path):
     """The plain class again, stored as its checkpoints are: blocks without a mixture have a width of their own."""
     run = make_run(folder, tmp_path / "out", keep="100%")
-    assert run_stages(run, "report")["export"]["custom_code"] is False
+    assert run_stages(run, "report").report.export.custom_code is False
     again = tmp_path / "out" / "model"
     assert stored_names(again) == stored_names(folder)
     for name, tensor in load_file(again / "model.safetensors").items():

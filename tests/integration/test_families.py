@@ -31,7 +31,7 @@ from darwinlm.surgery.stitch import block_parameters, stitch
 def whole(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path], make_run, tmp_path_factory) -> Whole:
     folder = tmp_path_factory.mktemp("family") / "out"
     run = make_run(tiny_folder(request.param), folder)
-    return opened(run, run_stages(run, "report"))
+    return opened(run, run_stages(run, "report").report)
 
 
 def test_every_described_family_is_tested():
@@ -97,7 +97,7 @@ def model_type(whole: Whole) -> str:
 def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
     first = whole.run.folder / "model"
     run = make_run(first, tmp_path / "out", keep="75%")
-    second = opened(run, run_stages(run, "report"))
+    second = opened(run, run_stages(run, "report").report)
     before = whole.plan.space.params(whole.search.allocation)
     assert second.plan.space.params(second.plan.space.dense) == before
     tokens = second.texts["evaluation"].tokens[:2]

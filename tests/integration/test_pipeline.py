@@ -39,7 +39,7 @@ def whole(
     model_type, units = request.param
     folder = tmp_path_factory.mktemp("whole") / "out"
     run = make_run(tiny_folder(model_type), folder, f"units.attention={units}")
-    return opened(run, run_stages(run, "report"))
+    return opened(run, run_stages(run, "report").report)
 
 
 def test_the_stitched_model_is_the_masked_dense_one(whole):

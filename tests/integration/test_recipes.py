@@ -101,7 +101,7 @@ def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
     """The paper's way, on text alone, and ours, by distillation."""
     recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
-    once = run_stages(Run(recipe, out, reporter), "report")
+    once = run_stages(Run(recipe, out, reporter), "report").report
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
     summary = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
     assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched

@@ -164,7 +164,7 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_llama, make_run, tmp_path):
     summary = run_stages(make_run(tiny_llama, tmp_path / "out", *settings), "report").report
     models = summary.models
     assert {"dense", "uniform", "stitched", "refit", "recovered"} == models.keys()
-    assert (models["recovered"] == models["refit"]) == (summary.recovery.kept == "before")
+    assert (models["recovered"].kl == models["refit"].kl) == (summary.recovery.kept == "before")
     assert summary.recovery.steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 

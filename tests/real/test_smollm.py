@@ -51,7 +51,7 @@ def all_cores():
 
 def test_half_of_smollm2(all_cores, tmp_path: Path):
     try:
-        recipe = demo_recipe(SMALLER)
+        recipe = demo_recipe(SMALLER, full=True)
     except (ModelError, DataError) as missing:
         pytest.skip(str(missing))
     run = Run(recipe, tmp_path / "out", Reporter(Console(quiet=True)))
