@@ -109,10 +109,11 @@ def test_after_generations_without_gain_steps_shrink_and_the_level_switch_joins(
     found = searched(make_run(tiny_llama, folder, *SETTINGS, "search.generations=5"))
     history = found.search.record["history"]
     assert not any(entry["improved"] for entry in history)
-    assert first[-1] == pytest.approx(evolution.SHRINK**4 * first[0])
+    assert first[-1] == pytest.approx(evolution.SHRINK**2 * first[0])
+    assert first[evolution.PATIENCE] == first[0]
     steps = sorted(set(longest), reverse=True)
-    assert steps[0] <= evolution.LONGEST / evolution.SHRINK**2, "the first two generations are solved for alone"
-    assert steps[-1] == pytest.approx(evolution.LONGEST / evolution.SHRINK**4)
+    expected = [evolution.LONGEST / evolution.SHRINK, evolution.LONGEST / evolution.SHRINK**2]
+    assert steps == pytest.approx(expected), "the first three generations are solved for alone"
     assert found.search.record["kl"] == found.search.record["start_kl"]
 
 

@@ -109,7 +109,7 @@ def test_one_recipe_has_one_bound(given_as):
         darwinlm.prune("model", keep=given_as)
 
 
-def test_a_family_is_public():
+def test_a_sweep_is_public():
     (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
     assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
     with pytest.raises(RecipeError, match="a sweep's budgets must differ; these are keep-75, keep-75"):

@@ -293,7 +293,7 @@ def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
     monkeypatch.setattr("darwinlm.planning.model.read_header", lambda path: None)
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, gguf_file: config)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda folder, **options: config)
     with described(str(path)) as checkpoint:
         assert checkpoint.family.model_type == "llama"
 

@@ -3,8 +3,8 @@
 One loop serves two methods. By the paper's rules all children come from its level switch. With gradients, which aren't
 in the paper, a generation takes the gradient of the loss on one window of the fitness text, solves for a few children
 that move all modules at once, and measures them on the next window, which the gradient didn't see. Windows take turns
-and the slopes of earlier ones fade, so that in the end all of the text has spoken. After a generation without gain
-steps shrink: curvature counts for more. After two the level switch proposes children too, of fewer and fewer levels.
+and the slopes of earlier ones fade, so that in the end all of the text has spoken. After three generations
+without gain steps shrink: curvature counts for more, and the level switch proposes children too, of ever fewer levels.
 
 An anytime algorithm: after every generation its state is written, a killed run resumes there, and a bound of time ends
 it with the best allocation so far. Randomness is drawn per generation, so that a resumed run makes the same candidates
@@ -46,10 +46,11 @@ MEMORY = 0.5
 """Weight of the slopes of all earlier windows beside those of the present one (log, "Steps of the descent")."""
 
 SHRINK = 1.4
-"""Factor on the curvature, and divisor of the level switch, for each generation without gain."""
+"""Factor on the curvature, and divisor of the level switch, for each generation without gain beyond `PATIENCE`."""
 
-PATIENCE = 1
-"""Generations without gain before the level switch proposes children too."""
+PATIENCE = 2
+"""Generations without gain after which steps shrink and the level switch proposes children too: slopes from another
+window often find a gain where those of one or two found none (notebook, "One loop in place of two")."""
 
 LONGEST = 0.25
 """Longest level switch, as a share of a module's levels; it shrinks to one level."""
@@ -264,7 +265,7 @@ def _guided(
         state.observations,
         curvature_weight=INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0,
     )
-    shrunk = SHRINK**state.misses
+    shrunk = SHRINK ** max(state.misses - PATIENCE, 0)
     strengths = [strength * shrunk for strength in STRENGTHS]
     parts = () if state.done else SLOPE_PARTS
     seen = set(state.seen)
