@@ -94,23 +94,21 @@ def test_the_interrupts_above_fall_into_every_long_stage(uninterrupted):
     shares = (0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0)
     titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in shares}
     assert "calibration and database" in titles
-    assert titles & {"single-module losses", "search"}
+    assert len(titles) >= 3
     assert set(counted.titles) == {
         "output gradients",
         "calibration and database",
-        "single-module losses",
         "search",
         "refit",
         "evaluate",
     }
 
 
-@pytest.mark.parametrize("title", ["single-module losses", "search"])
-def test_an_interrupted_search_counts_every_evaluation_once(uninterrupted, make_run, tmp_path, title):
+def test_an_interrupted_search_counts_every_evaluation_once(uninterrupted, make_run, tmp_path):
     """The report says how many candidates were evaluated: an interrupt mustn't make the search look cheaper."""
     model, _, expected, counted = uninterrupted
-    at = counted.titles.index(title) + 2
-    assert counted.titles[at - 1] == title
+    at = counted.titles.index("search") + 2
+    assert counted.titles[at - 1] == "search"
     with pytest.raises(KeyboardInterrupt):
         run_stages(make_run(model, tmp_path / "out", reporter=Stopping(at)), "search")
     summary = run_stages(make_run(model, tmp_path / "out"), "report").report
