@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import tiny_text
-from tests.tiny.cutting import ALL, PLANS, Kept, cut
+from tests.tiny.cutting import PLANS, Kept, cut, plan_for
 from tests.tiny.models import FAMILIES, tiny_model
-
-SPANNED = ("olmoe",)
-"""Families whose query and key norms span all heads."""
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -22,11 +18,8 @@ def dense(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=PLANS, scope="module")
 def plan(request: pytest.FixtureRequest, dense: Any) -> list[Kept]:
-    """What stays of each of its blocks. Where norms span all heads, an attention stays whole or goes."""
-    plan = PLANS[request.param]
-    if dense.config.model_type in SPANNED:
-        return [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in plan]
-    return plan
+    """What stays of each of its blocks."""
+    return plan_for(dense.config.model_type, request.param)
 
 
 @pytest.fixture(scope="module")

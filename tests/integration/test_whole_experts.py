@@ -101,10 +101,10 @@ def test_unequal_numbers_need_the_modelling_file_and_are_refused_where_they_cann
 
 def test_a_run_over_whole_experts_keeps_its_budget_and_its_widths(folder, make_run, tmp_path):
     summary = run_stages(make_run(folder, tmp_path / "out", WHOLE, keep="70%"), "report").report
-    rows = summary["allocation"]
-    assert {row["dense_experts"] for row in rows} == {4}
-    assert all(row["width"] in (0, row["dense_width"]) for row in rows)
-    assert any(0 < row["experts"] < 4 for row in rows)
+    rows = summary.allocation
+    assert {row.dense_experts for row in rows} == {4}
+    assert all(row.width in (0, row.dense_width) for row in rows)
+    assert any(0 < row.experts < 4 for row in rows)
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     experts = config["num_local_experts"]
     assert experts == 4 if config["model_type"].startswith("darwinlm_") else experts < 4

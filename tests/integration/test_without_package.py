@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny.cutting import NAMES, PLANS, cut, logits, tokens
+from tests.tiny.cutting import NAMES, cut, logits, plan_for, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -159,8 +159,8 @@ def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, t
 
 def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
     """Or without that layer's attention, in every other one."""
-    plans = (PLANS["no attention first"], PLANS["nothing first"])
-    models = {model_type: cut(tiny_model(model_type), plans[i % 2]) for i, model_type in enumerate(FAMILIES)}
+    plans = ("no attention first", "nothing first")
+    models = {name: cut(tiny_model(name), plan_for(name, plans[i % 2])) for i, name in enumerate(FAMILIES)}
     for model_type, model in models.items():
         model.save_pretrained(tmp_path / model_type)
     ids = tokens(length=12)

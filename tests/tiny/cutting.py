@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,15 @@ PLANS = {
     "skips": [Kept(), Kept([]), Kept(channels=[]), Kept([], [])],
 }
 MIXED = PLANS["no attention first"]
+SPANNED = ("olmoe",)
+"""Families whose query and key norms span all heads: an attention stays whole or goes."""
+
+
+def plan_for(model_type: str, name: str) -> list[Kept]:
+    """A plan as a family can follow it."""
+    if model_type in SPANNED:
+        return [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in PLANS[name]]
+    return PLANS[name]
 
 
 def width_of(mlp: nn.Module) -> int:

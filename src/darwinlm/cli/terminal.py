@@ -75,5 +75,8 @@ def say(message: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else."""
     if parallel.is_main():
-        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise BrokenPipeError from None  # with its number, click would end the process with status 1
