@@ -35,6 +35,7 @@ SMALLER = (
     "evaluation.prompts=['The capital of France is']",
     "evaluation.new_tokens=16",
     "evaluation.speed_runs=1",
+    "evaluation.copying_lists=2",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")
