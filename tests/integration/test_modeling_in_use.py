@@ -7,16 +7,16 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, near, tokens
+from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, near, plan_for, tokens
 from tests.tiny.models import tiny_model
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
 @pytest.fixture(params=["no attention first", "nothing first", "query heads"], scope="module")
-def plan(request: pytest.FixtureRequest) -> list[Kept]:
+def plan(request: pytest.FixtureRequest, dense) -> list[Kept]:
     """The plans in which something is odd beyond sizes."""
-    return PLANS[request.param]
+    return plan_for(dense.config.model_type, request.param)
 
 
 def test_cached_equals_uncached(pruned):
@@ -119,7 +119,7 @@ def test_gradient_checkpointing(pruned):
 
 @pytest.fixture(params=["no attention first", "query heads"], scope="module")
 def odd(request, dense) -> torch.nn.Module:
-    return cut(dense, PLANS[request.param])
+    return cut(dense, plan_for(dense.config.model_type, request.param))
 
 
 def test_another_element_type(odd, tmp_path):
