@@ -67,7 +67,7 @@ def _expectation(recipe: Any) -> str:
     with described(str(recipe.model)) as checkpoint:
         seconds = make_plan(Sizes(checkpoint, settled(recipe, device.kind)), device).seconds
     if seconds > LONG:
-        return "other programs use the processor, so this takes longer than its usual five minutes on two cores"
+        return "other programs use the processor, so this takes longer than the usual eight minutes on two slow cores"
     return f"about {max(1, round(seconds / 60))} min on this processor, if nothing else runs"
 
 
