@@ -105,9 +105,9 @@ class Bounded(Generic[K, V]):
         self._held, self._limit = 0, None
 
 
-def room_on(device: torch.device, share: float) -> Callable[[], int]:
-    """Asks for a part of what is free on a device."""
-    return lambda: int(share * free_bytes(device))
+def room_on(device: torch.device, share: float, reserved: Callable[[], int] = lambda: 0) -> Callable[[], int]:
+    """Asks for a part of what is free on a device beyond what is reserved there."""
+    return lambda: int(share * max(free_bytes(device) - reserved(), 0))
 
 
 def room_on_host(share: float) -> Callable[[], int]:

@@ -65,11 +65,20 @@ OUT_OF_TIME = "time is up"
 class Trainer(Protocol):
     """Trains physically small candidates before they are judged."""
 
-    def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
-        """Train all of them on the same next tokens; those seen before go on from their trained state."""
+    def judge(
+        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int
+    ) -> list[float]:
+        """Train all of them on the same next tokens; those seen before go on from their trained state.
 
-    def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each on fitness text, as trained so far."""
+        Args:
+            candidates: The first one will be judged again whatever it loses.
+            training_tokens: How many tokens.
+            fitness_tokens: Tokens of fitness text that they are judged on.
+            staying: How many of them will be judged again at most.
+
+        Returns:
+            Mean KL of each on fitness text.
+        """
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Forget all others; with none, the training text begins anew."""
@@ -346,11 +355,11 @@ def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSe
     trainer.keep(())
     ranked: list[tuple[float, Allocation]] = []
     for stage in settings.stages:
-        pool = [*candidates, parent]
-        trainer.train(pool, stage.training_tokens)
-        losses = zip(trainer.kls(pool, stage.tokens), pool, strict=True)
+        pool = [parent, *candidates]
+        staying = 0 if stage is settings.stages[-1] else 1 + stage.survivors
+        losses = trainer.judge(pool, stage.training_tokens, stage.tokens, staying=staying)
         evaluations += len(pool)
-        ranked = sorted(pair for pair in losses if math.isfinite(pair[0]))
+        ranked = sorted(pair for pair in zip(losses, pool, strict=True) if math.isfinite(pair[0]))
         if not ranked:
             raise NumericsError(
                 "no candidate's values are finite after training: lower search.training.learning_rate or try "
