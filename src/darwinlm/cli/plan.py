@@ -74,6 +74,8 @@ def plan(
             soft_wrap=True,
         )
         console.print(summary.terminal(HEADINGS, cells(made)))
+        for note in made.notes:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         for problem in made.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:

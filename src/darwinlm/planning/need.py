@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from darwinlm.planning.devices import Device
 
+RESERVE = 0.9
+"""Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
+
 STEP = 3e-4
 """Seconds that one removal takes besides its operations: about twenty small calls."""
 
@@ -55,6 +58,7 @@ class StageNeed:
         ram: what lies in the machine's memory besides.
         disk: bytes that it leaves.
         scratch: what takes disk only while the stage works; None where nothing does.
+        note: how the stage adapts to the machine; empty where there is nothing to say.
     """
 
     name: str
@@ -72,6 +76,7 @@ class StageNeed:
     ram: list[Item] = field(default_factory=list)
     disk: float = 0
     scratch: Item | None = None
+    note: str = ""
 
     @property
     def disk_bytes(self) -> float:
