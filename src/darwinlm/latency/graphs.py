@@ -15,6 +15,9 @@ from torch import Tensor
 WARM_UP = 3
 """Steps before a graph is recorded, in which libraries set up what they need."""
 
+WINDOW_COUNT = "cumulative_length_int"
+"""Attribute of transformers' caches of sliding windows: their count of tokens in Python."""
+
 
 def cache_name(model: Any) -> str:
     """What the model calls its cache: the name changed between releases of transformers."""
@@ -40,6 +43,8 @@ class StaticDecoding:
         model(input_ids=tokens, use_cache=True, logits_to_keep=1, **self._named)
         found = [getattr(layer, "cumulative_length", None) for layer in self.cache.layers]
         self._counts = [(count, count.clone()) for count in found if isinstance(count, Tensor)]
+        windows = [layer for layer in self.cache.layers if hasattr(layer, WINDOW_COUNT)]
+        self._windows = [(layer, getattr(layer, WINDOW_COUNT)) for layer in windows]
 
     def step(self) -> Tensor:
         """Logits of one more token, [b, 1, v]."""
@@ -47,9 +52,14 @@ class StaticDecoding:
         return logits
 
     def rewind(self) -> None:
-        """Take back all steps: the text's end is where the next one begins."""
+        """Take back all steps: the text's end is where the next one begins.
+
+        A sliding window that was full has lost what the steps pushed out; that changes results, but not their time.
+        """
         for count, begun in self._counts:
             count.copy_(begun)
+        for layer, number in self._windows:
+            setattr(layer, WINDOW_COUNT, number)
 
 
 class GraphedDecoding:
