@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import module_shapes
@@ -14,7 +15,6 @@ from darwinlm.latency import graphs
 from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding, cache_name
 from darwinlm.latency.timing import ModelTimer, Workload
 from darwinlm.recipe import UnitsSettings
-from darwinlm.database.levels import module_levels
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -48,6 +48,7 @@ def played(monkeypatch):
     @contextmanager
     def recording(graph):
         step = StaticDecoding.step
+
         # Kernels that are recorded don't run: the counts stay.
         def quiet(self):
             found = step(self)

@@ -89,7 +89,7 @@ class GraphedDecoding:
 
     def step(self) -> Tensor:
         """Logits of one more token, [b, 1, v]; the next step overwrites them."""
-        self._graph.replay()  # type: ignore[no-untyped-call]
+        self._graph.replay()
         return self.logits
 
     def rewind(self) -> None:
