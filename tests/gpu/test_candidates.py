@@ -1,4 +1,4 @@
-"""Candidates in training on the pretend device: one at a time, wherever the others' states are, and the CPU's losses."""
+"""Candidates in training on the pretend device: one at a time, the CPU's losses, wherever the others' states are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache of fixed size gives the logits of a growing one, recorded or not; graphs are played by the CPU."""
+"""Decoding with a cache of fixed size gives the logits of a growing one, as a graph too, which the CPU plays."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class PlacedModules:
         self._dense_weights: HostCopy | None = None
 
     def reserve(self, size: int) -> None:
-        """Leave so many bytes of the device free from now on: small modules and the database's factors take the rest."""
+        """Leave so many bytes of the device free from now on: small modules and factors are kept in the rest."""
         self._reserved = size
         self._small.clear()
         self.database.release(size)
