@@ -30,7 +30,9 @@ def plan(
     device: Annotated[
         str,
         typer.Option(
-            "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (the card at hand) or cpu."
+            "--device",
+            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (the card at hand), cpu, or a file that "
+            "benchmarks/gpu.py wrote.",
         ),
     ] = "cpu",
     processes: Annotated[int, typer.Option("--processes", min=1, help="Of torchrun, each on a device of its own.")] = 1,

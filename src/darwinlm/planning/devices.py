@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from darwinlm.compute import has_matrix_tiles
-from darwinlm.errors import RecipeError
+from darwinlm.errors import RecipeError, first_line
+from darwinlm.limits import parse_yaml
 
 GIGA, TERA = 1e9, 1e12
 
@@ -78,13 +81,16 @@ TRIALS, LONG_ENOUGH = 6, 0.3
 
 
 def find_device(name: str) -> Device:
-    """A device by name; `cpu` is measured, and `cuda` is the card at hand.
+    """A device by name; `cpu` is measured, `cuda` is the card at hand, a YAML file is what benchmarks/gpu.py measured.
 
     Raises:
-        RecipeError: the device isn't known, the message names those that are; or there is no such card.
+        RecipeError: the device isn't known, the message names those that are; there is no such card; or the file holds
+            no device.
     """
     if name == "cpu":
         return measure_cpu()
+    if name.endswith((".yaml", ".yml")):
+        return _measured(Path(name).expanduser())
     table = yaml.safe_load((resources.files("darwinlm.planning") / "devices.yaml").read_text(encoding="utf-8"))
     if name == "cuda":
         return _card_at_hand(table)
@@ -96,6 +102,21 @@ def find_device(name: str) -> Device:
     return _from_row(name, table[name])
 
 
+def _measured(path: Path) -> Device:
+    """The device of a file with a row as `devices.yaml` has them, and `efficiency` and `product_efficiency` of it."""
+    try:
+        ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
+        numbers = [float(value) for field, value in row.items() if field != "source"]
+        if not all(math.isfinite(number) and number > 0 for number in numbers):
+            raise ValueError("its figures must be above 0")
+        return _from_row(str(name), row)
+    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f"--device {path}: it describes no device ({type(error).__name__}: {first_line(error)}): give the YAML file "
+            "that benchmarks/gpu.py wrote"
+        ) from error
+
+
 def _from_row(name: str, row: dict[str, Any]) -> Device:
     rates = {kind: row[kind] * TERA for kind in DTYPES}
     return Device(
@@ -103,10 +124,10 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
         row["memory"] * GIGA,
         rates,
         row["bandwidth"] * GIGA,
-        dict.fromkeys(rates, GPU_EFFICIENCY),
-        GPU_EFFICIENCY,
+        dict.fromkeys(rates, row.get("efficiency", GPU_EFFICIENCY)),
+        row.get("product_efficiency", GPU_EFFICIENCY),
         GPU_BLOCK_SECONDS,
-        row["source"],
+        str(row["source"]),
     )
 
 
