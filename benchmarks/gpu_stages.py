@@ -20,6 +20,7 @@ from darwinlm.database.store import Curve, DatabaseReader, block_file, module_te
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.report.summary import RecoveryFigures, TrainingPoint
 from gpu_units import Setup
 from random_llama import write_llama
 
@@ -194,7 +195,8 @@ def training(setup: Setup) -> None:
         setup.wait()
         rate = len(pool) * (n_tokens // 2) / (time.perf_counter() - begun)
         setup.told("training", f"tokens in training, round {number}", rate, "a second")
-        pool, stays = [parent, *(child for _, child in sorted(zip(losses[1:], children, strict=True))[:2])], 0
+        best = sorted(zip(losses[1:], pool[1:], strict=True))[:2]
+        pool, stays = [parent, *(child for _, child in best)], 0
         trainer.keep(pool)
     setup.told("training", "mean KL after it", sum(losses) / len(losses), "nats a token")
     planned = setup.plan(
@@ -252,7 +254,7 @@ def refit(setup: Setup) -> None:
     setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
 
 
-def recovered(setup: Setup, layers: int, out: str, *more: str) -> dict[str, Any]:
+def recovered(setup: Setup, layers: int, out: str, *more: str) -> RecoveryFigures:
     """What the command's own function says of six steps of recovery."""
     from rich.console import Console
     from tests.tiny.checkpoint import tiny_text
@@ -276,7 +278,8 @@ def recovered(setup: Setup, layers: int, out: str, *more: str) -> dict[str, Any]
         assignments=(*recovery_settings(setup), f"compute.device={setup.device}", *more),
         reporter=quiet,
     )
-    return dict(summary["recovery"])
+    assert summary.recovery is not None
+    return summary.recovery
 
 
 def recovery_settings(setup: Setup) -> tuple[str, ...]:
@@ -302,7 +305,7 @@ def recovery(setup: Setup) -> None:
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
     for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
         record = recovered(setup, layers, f"recovered {name}", *more)
-        rate = record["tokens"] / record["seconds"]
+        rate = record.tokens / record.seconds
         setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
         setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
     planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
@@ -314,7 +317,7 @@ def resume(setup: Setup) -> None:
     from darwinlm.recovery.train import _Training
 
     settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}", "recovery.keep_checkpoints=1")
-    whole = recovered(setup, 4, "uninterrupted", *settings)["log"][-1]
+    whole = recovered(setup, 4, "uninterrupted", *settings).log[-1]
     update = _Training.update
 
     def killed(self: _Training, step: int) -> None:
@@ -331,10 +334,15 @@ def resume(setup: Setup) -> None:
         update(self, step)
 
     with mock.patch.object(_Training, "update", watched):
-        again = recovered(setup, 4, "interrupted", *settings)["log"][-1]
+        again = recovered(setup, 4, "interrupted", *settings).log[-1]
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
-    differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)
+    differs = abs(_perplexity(again) / _perplexity(whole) - 1)
     setup.most("resume", "perplexity differs from the uninterrupted one's by", differs, "relative", 1e-3)
+
+
+def _perplexity(point: TrainingPoint) -> float:
+    assert point.eval_perplexity is not None
+    return point.eval_perplexity
 
 
 class _KilledError(Exception):
