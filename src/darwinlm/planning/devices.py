@@ -75,6 +75,8 @@ TILES_EFFICIENCY = 0.8
 """The same in bfloat16 where the CPU multiplies tiles of it."""
 
 
+REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Trials of a measurement at most, and seconds after which no further one is begun."""
@@ -107,14 +109,13 @@ def _measured(path: Path) -> Device:
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         numbers = [float(value) for field, value in row.items() if field != "source"]
-        if not all(math.isfinite(number) and number > 0 for number in numbers):
-            raise ValueError("its figures must be above 0")
-        return _from_row(str(name), row)
+        device = _from_row(str(name), row)
     except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RecipeError(
-            f"--device {path}: it describes no device ({type(error).__name__}: {first_line(error)}): give the YAML file "
-            "that benchmarks/gpu.py wrote"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RecipeError(f"--device {path}: it describes no device ({reason}): {REMEDY}") from error
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise RecipeError(f"--device {path}: it describes no device (figures must be above 0): {REMEDY}")
+    return device
 
 
 def _from_row(name: str, row: dict[str, Any]) -> Device:
