@@ -89,4 +89,4 @@ def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
 def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     write_json(tmp_path / "sweep.json", {})
     shutil.copytree(run, tmp_path / "keep-75")
-    command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "sweep.md")
+    command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "index.html")
