@@ -17,7 +17,7 @@ from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, given, ma
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import ArtifactError
-from darwinlm.report import plots, wording
+from darwinlm.report import plots
 from darwinlm.report.card import model_card
 from darwinlm.report.looking_back import looking_back_table
 from darwinlm.report.page import render_page
