@@ -28,7 +28,7 @@ NAME = "terminal"
 def lines_of(log: str, skip: str | None) -> list[Text]:
     """The lines of a log as a terminal shows them in the end, without trailing space."""
     shown: list[Text] = []
-    for line in log.replace("\r\n", "\n").splitlines():
+    for line in log.replace("\r\n", "\n").split("\n"):
         if line.startswith(("Script started on", "Script done on")):
             continue
         text = Text.from_ansi(line.rpartition("\r")[2])  # a bar that was drawn over itself
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--skip", metavar="REGEX", help="Lines to leave out.")
     options = parser.parse_args()
     try:
-        log = options.log.read_text(encoding="utf-8")
+        log = options.log.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"error: can't read {options.log}: {error}")
     options.out.write_text(
