@@ -12,10 +12,6 @@ from darwinlm.cli import terminal
 from darwinlm.cli.app import SHRINK, OutOption, SetOption, command
 from darwinlm.cli.prune import run_recipe
 
-LONG = 3600.0
-"""Seconds above which the measured speed says more about other programs than about the processor."""
-
-
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
 def demo(
     out: OutOption = Path("runs/demo"),
@@ -29,8 +25,6 @@ def demo(
     from darwinlm.search.predict.sizes import predicted_sizes
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    if not (out / "summary.json").exists():
-        terminal.say(_expectation(recipe))
     made = run_recipe(recipe, out, "report")
     console = terminal.console()
     sizes = predicted_sizes(made.plan.space, made.database.reader, SIZES)
@@ -54,21 +48,6 @@ def demo(
         markup=False,
         soft_wrap=True,
     )
-
-
-def _expectation(recipe: Any) -> str:
-    """How long the stages take by their plan, with the speed that this processor shows within a second."""
-    from darwinlm.compute import settled
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes, described
-    from darwinlm.planning.plan import make_plan
-
-    device = find_device("cpu")
-    with described(str(recipe.model)) as checkpoint:
-        seconds = make_plan(Sizes(checkpoint, settled(recipe, device.kind)), device).seconds
-    if seconds > LONG:
-        return "other programs use the processor, so this takes longer than the usual eight minutes on two slow cores"
-    return f"about {max(1, round(seconds / 60))} min on this processor, if nothing else runs"
 
 
 def _answers(console: Console, out: Path) -> None:
