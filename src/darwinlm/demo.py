@@ -23,7 +23,7 @@ QUESTIONS = ("What is the capital of France?", "Name three fruits.")
 """Asked of the dense model and of the smaller one at the end."""
 
 SIZES = (0.9, 0.75, 0.5)
-"""Shares of the block parameters whose loss is predicted from the database."""
+"""Shares of the block parameters whose loss is predicted from the database, beside the one that is made."""
 
 QUICK: dict[str, Any] = {
     "text.calibration_tokens": 8192,
