@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "evaluation.copying_lists": 4,
     "budget.keep": 0.85,
 }
-"""Five minutes of work on two slow cores (AVX2). On so little text the refit gains nothing, so training gets its time."""
+"""Five minutes of work on two slow cores (AVX2). The refit gains nothing on so little text: training gets its time."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,
