@@ -22,6 +22,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runs.sizes import write_sizes
 from darwinlm.search.predict.sizes import predicted_sizes
 from darwinlm.search.problem.space import SearchSpace
 
@@ -215,6 +216,17 @@ def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, made, t
     shutil.copytree(made / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
     assert command("inspect", sweep, "--html", tmp_path / "c.html").code == 0
     assert (tmp_path / "b.html").read_text() == (tmp_path / "c.html").read_text()
+
+
+def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
+    from darwinlm.pipeline import run_stages
+
+    run_stages(make_run(tiny_folder("qwen3_moe"), tmp_path / "out"), "database")
+    write_sizes(tmp_path / "out", tmp_path / "sizes.html")
+    page = Page((tmp_path / "sizes.html").read_text())
+    assert any("experts, " in words for _, words in page.data["words"])
+    attention = {page.data["words"][kept[1]][1] for size in page.data["sizes"] for kept in size["blocks"]}
+    assert len(attention) == 1, "its attention is never cut"
 
 
 def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path):
