@@ -78,7 +78,8 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 markup=False,
             )
     console.print()
-    for wish, do in next_steps(summary, str(run), str(run), summary.model):
+    beside = run if run.name else Path("..") / run.resolve().name  # the folder that one is in has no name
+    for wish, do in next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim", highlight=False)
         console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
 
