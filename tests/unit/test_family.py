@@ -45,8 +45,15 @@ def test_a_post_norm_goes_with_its_sub_layer():
     sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"]}
     assert described(mlp=sandwich | {"post_norm": "third"}).mlp.post_norm == "third"
     for wrong in ("second", "fourth"):
-        with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be among norms, after the first"):
+        with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be the last of norms"):
             described(mlp=sandwich | {"post_norm": wrong})
+
+
+def test_a_sub_layer_may_read_the_residual_stream_itself():
+    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
+    assert described(mlp=sandwich).mlp.input_norm == "second"
+    assert described(mlp=sandwich | {"norms": ["third"]}).mlp.input_norm is None
+    assert described().mlp.input_norm == "second"
 
 
 def test_what_the_configuration_multiplies_sub_layers_by():
@@ -56,8 +63,9 @@ def test_what_the_configuration_multiplies_sub_layers_by():
 
 
 def test_class_names():
-    assert described().class_names == ("Otter", "otter", "")
-    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text")
+    norms = (("before", "after"), ("second",))
+    assert described().class_names == ("Otter", "otter", "", norms)
+    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text", norms)
 
 
 def test_a_misspelt_field_is_refused():

@@ -45,6 +45,12 @@ FAMILIES = {
     "olmoe": {"num_hidden_layers": 2},
     "mistral": {"num_hidden_layers": 2},
     "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
+    "olmo2": {"num_hidden_layers": 2},
+    "exaone4": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    "glm4 with biases": {"num_hidden_layers": 2, "attention_bias": True},
+    "helium": {"num_hidden_layers": 2},
+    "nemotron with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
+    "apertus": {"num_hidden_layers": 2},
 }
 UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
@@ -141,11 +147,13 @@ def test_the_dense_level_is_all_that_is_in_the_blocks(case):
 def test_levels_grow_from_nothing(case):
     for module in case.space.modules:
         params = [level.params for level in module.levels]
-        if module.kind == "attention" and case.checkpoint.family.attention.untouched:
+        if module.kind == "attention" and case.checkpoint.family.attention.cut == "never":
             assert len(params) == 1
             continue
         assert params == sorted(params)
         assert params.count(0) == 1
+        if module.kind == "attention" and case.checkpoint.family.attention.cut == "whole":
+            assert len(params) == 2
         assert len({replace(level, params=0) for level in module.levels}) == len(module.levels)
         assert module.levels[0].width == 0
 
@@ -182,7 +190,7 @@ def test_what_is_outside_the_blocks_stays(case):
 
     assert outside(smallest) == outside(dense)
     untouched = [module for module in case.space.modules if len(module.levels) == 1]
-    assert bool(untouched) == case.checkpoint.family.attention.untouched
+    assert bool(untouched) == (case.checkpoint.family.attention.cut == "never")
     left = sum(parts_of(dense, case.checkpoint, module.block, module.kind) for module in untouched)
     assert block_parameters(smallest, case.checkpoint.family.layers) == left
 
@@ -190,7 +198,7 @@ def test_what_is_outside_the_blocks_stays(case):
 def test_what_is_never_cut_bounds_the_budget(case):
     dense = case.space.params(case.space.dense)
     fixed = sum(module.levels[0].params for module in case.space.modules)
-    if not case.checkpoint.family.attention.untouched:
+    if case.checkpoint.family.attention.cut != "never":
         assert fixed == 0
         return
     cost = parameter_costs(case.space)
