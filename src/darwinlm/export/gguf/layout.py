@@ -65,10 +65,27 @@ STOCK = {
     "smollm3": Architecture("smollm3", permuted=True),
     "granite": Architecture("granite", permuted=True, biases=True, frequencies=True),
     "phi3": Architecture("phi3", whole_heads=False, fused=True, fused_mlp=True, frequencies=True, square=True),
+    "ministral3": LLAMA,
+    "ernie4_5": LLAMA,
+    "helium": LLAMA,
+    "seed_oss": LLAMA,
+    "olmo2": Architecture("olmo2", square=True),
+    "exaone4": Architecture("exaone4", frequencies=True, square=True),
+    "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
+    "arcee": Architecture("arcee", permuted=True, frequencies=True),
 }
 """Architecture of a model with equal layers, by model type."""
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3")
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
 """Families whose blocks a Llama computes, after their tensors were rearranged."""
+
+UNKNOWN = {
+    "vaultgemma": "llama.cpp has no architecture for this family",
+    "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
+    "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
+    "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
+    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
+}
+"""Why a family has no architecture here."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
-        raise refused(family, "the export doesn't describe this family to llama.cpp yet")
+        raise refused(family, UNKNOWN.get(family, "the export doesn't describe this family to llama.cpp yet"))
     features = read_features(family, config, reshaper.columns)
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
     if not kept:
