@@ -36,6 +36,7 @@ NAMES: dict[str, Any] = {
     "olmo3": ("Olmo3", "olmo3", "", AFTER),
     "exaone4": ("Exaone4", "exaone4", "", AFTER),
     "ministral3": ("Ministral3", "ministral3"),
+    "glm": ("Glm", "glm"),
     "glm4": ("Glm4", "glm4", "", AROUND_GLM),
     "ernie4_5": ("Ernie4_5", "ernie4_5"),
     "hunyuan_v1_dense": ("HunYuanDenseV1", "hunyuan_v1_dense"),

@@ -64,6 +64,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         }
     },
+    "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
     "ernie4_5": {"use_bias": True, "tie_word_embeddings": True},
     "hunyuan_v1_dense": {"tie_word_embeddings": True},

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from pydantic import ValidationError
+from transformers import CONFIG_MAPPING
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
@@ -39,6 +40,42 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
         if isinstance(value, dict):
             inner = wanted.partition(f"{field} (")[2].partition(")")[0]
             assert set(inner.split(", ")) == set(value)
+
+
+REFUSED = {
+    "qwen3_5_text": "some of its layers are recurrent",
+    "qwen3_next": "some of its layers are recurrent",
+    "granitemoehybrid": "some of its layers are recurrent",
+    "nemotron_h": "some of its layers are recurrent",
+    "lfm2": "or convolutions",
+    "mamba2": "some of its layers are recurrent",
+    "deepseek_v3": "multi-head latent attention",
+    "minicpm3": "multi-head latent attention",
+    "gemma3n_text": "its layers share keys and values or have embeddings of their own",
+    "gemma4_text": "its layers share keys and values or have embeddings of their own",
+    "gpt_oss": "its experts have biases and interleave gate and up",
+    "glm4_moe": "its mixtures of experts aren't described",
+    "cohere2": "its attention and MLP read the same residual stream side by side",
+    "gpt_neox": "its attention and MLP read the same residual stream side by side",
+    "gemma3": "its text part is of the type 'gemma3_text': save that part alone, and give it",
+    "mistral3": "its text part is of the type 'mistral': save that part alone, and give it",
+    "qwen3_5": "its text part is of the type 'qwen3_5_text', and some of its layers are recurrent",
+    "fuyu": "its text part is of the type 'persimmon'. Known are",
+    "bart": "it has an encoder beside its decoder",
+    "vit": "it isn't a causal language model to transformers",
+}
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_is_not_cut_is_refused_with_the_reason(model_type):
+    config = CONFIG_MAPPING[model_type]()
+    with pytest.raises(FamilyError, match=f"models of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"):
+        family_of(config)
+
+
+def test_a_configuration_that_looks_plain_lacks_a_description_alone():
+    with pytest.raises(FamilyError, match=r"the model type 'starcoder2' isn't known; .* A new family is one YAML file"):
+        family_of(CONFIG_MAPPING["starcoder2"]())
 
 
 def test_a_post_norm_goes_with_its_sub_layer():

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from darwinlm.errors import FamilyError
+from darwinlm.families.refusal import why_not
 
 ModuleKind = Literal["attention", "mlp"]
 RowUnit = Literal["query", "key_value", "channel"]
@@ -208,13 +209,16 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, ours included.
 
     Raises:
-        FamilyError: no description exists for the model type; the message says what a new one must hold.
+        FamilyError: no description exists for the model type; the message says why not, or what it must hold.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:
         return families()[model_type]
     except KeyError:
         known = ", ".join(families())
+        reason = why_not(config, families()) if hasattr(config, "to_dict") else None
+        if reason is not None:
+            raise FamilyError(f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}") from None
         fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
