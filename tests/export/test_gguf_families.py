@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from tests.export import test_gguf
 from tests.tiny.models import FAMILIES
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.errors import ExportError
+from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
 from darwinlm.export.gguf.reference import GgufFile
+from darwinlm.families.family import families
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
@@ -58,6 +61,14 @@ EQUAL = {
 CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4")
 CONTINUED += ("glm4", "arcee")
 """Where greedy tokens are compared too."""
+
+
+def test_every_family_is_compared_with_the_library_or_refused():
+    """What the documentation says of GGUF comes from these constants."""
+    assert {model_type for model_type, _, _ in EQUAL.values()} | set(test_gguf.EQUAL) == set(STOCK)
+    assert {*UNEQUAL_ATTENTIONS, *test_gguf.UNEQUAL, "phi3"} == {*LIKE_LLAMA, *TIED}
+    assert set(families()) == {*STOCK, *UNKNOWN}
+    assert not set(STOCK) & set(UNKNOWN)
 
 
 @pytest.mark.parametrize("case", EQUAL)

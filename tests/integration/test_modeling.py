@@ -78,6 +78,21 @@ def test_built_on_the_meta_device_and_pickled(pruned):
         ("qwen2", {"head_dim": 12}),
         ("granite", {"attention_bias": True, "tie_word_embeddings": True}),
         ("mixtral", {"head_dim": 16}),
+        (
+            "phi3",  # as Phi-4-mini: tied embeddings, and factors for the part of a head that turns
+            {
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0, 1.1, 1.2],
+                    "long_factor": [2.0, 2.5, 3.0],
+                    "partial_rotary_factor": 0.75,
+                    "factor": 4.0,
+                },
+                "original_max_position_embeddings": 64,
+            },
+        ),
         ("qwen3_moe", {"tie_word_embeddings": True, "attention_bias": True, "mlp_only_layers": []}),
         (
             "phi3",  # factors for each half of a head size that mustn't change with the number of heads

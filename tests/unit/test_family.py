@@ -13,6 +13,7 @@ from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
 
 DESCRIPTION = """
+title: Otters
 model_type: otter
 class_prefix: Otter
 attention: {name: attn, query: [q], key_value: [k, v], output: o, norms: [before, after], post_norm: after}

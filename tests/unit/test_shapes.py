@@ -17,12 +17,13 @@ from darwinlm.database.levels import module_levels, variants
 from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.surgery.stitch import block_parameters, stitch
+from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
 
 FAMILIES = {
     "llama": {"num_hidden_layers": 2},
@@ -205,6 +206,18 @@ def test_what_is_never_cut_bounds_the_budget(case):
     assert resolve_budget(cost, BudgetSettings(keep=(fixed + 0.5) / dense)).upper == fixed
     with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
         resolve_budget(cost, BudgetSettings(keep=(fixed - 1) / dense))
+
+
+@pytest.mark.parametrize("model_type", families())
+def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    experts = checkpoint.family.mlp.experts
+    row = {checkpoint.family.mlp.width: 40} if experts is None else {experts.width: 40, experts.count: 3}
+    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
+    model = empty_model(config, checkpoint)
+    assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
+    assert type(model).__module__.startswith("transformers.models.")
+    assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
 
 
 # ------------------------------------------------------------------------------------------------ single functions

@@ -150,6 +150,8 @@ class Stored(Closed):
 class Family(Closed):
     """One architecture of transformers."""
 
+    title: str
+    """What people call the models, for the documentation."""
     model_type: str
     """As config.json states it."""
     class_prefix: str

@@ -75,6 +75,8 @@ STOCK = {
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
 }
 """Architecture of a model with equal layers, by model type."""
+TIED = ("qwen3",)
+"""Families whose unequal layers an architecture with a tied output holds."""
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
 """Families whose blocks a Llama computes, after their tensors were rearranged."""
 
@@ -83,6 +85,8 @@ UNKNOWN = {
     "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
     "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
     "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
+    "olmoe": "it norms queries and keys over all heads and doesn't normalise its router, which the export doesn't write yet",
+    "glm": "its fused projections have an architecture of their own, which the export doesn't write yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
 }
 """Why a family has no architecture here."""
@@ -119,7 +123,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
-        raise refused(family, UNKNOWN.get(family, "the export doesn't describe this family to llama.cpp yet"))
+        raise refused(family, UNKNOWN[family])
     features = read_features(family, config, reshaper.columns)
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
     if not kept:
@@ -190,7 +194,7 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
         raise refused(
             family, f"{why}, and in llama.cpp all experts of a model are of one width, and every block has as many"
         )
-    if family == "qwen3":
+    if family in TIED:
         if not config.tie_word_embeddings:
             raise refused(
                 family, f"{why}, and the only architecture with normed queries and keys per layer has a tied output"
