@@ -105,11 +105,11 @@ def families_page() -> str:
     lines = [
         "# Model families",
         "",
-        "What is cut of each family, and where the result runs. Layers that are equal keep the family's own class and its",
-        "own GGUF architecture; layers that differ need the modelling file that the folder brings, or one of llama.cpp's",
-        "architectures with sizes per layer. `darwinlm export --to dense` makes stock shapes with zeros of any family.",
+        "What is cut of each family, and where the result runs. Layers that are equal keep the family's own class and",
+        "its GGUF architecture. Layers that differ need the modelling file that the folder brings, or an architecture of",
+        "llama.cpp with sizes per layer. `darwinlm export --to dense` makes stock shapes with zeros, unless experts went.",
         "",
-        "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | tested in vLLM |",
+        "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     known = families()
@@ -124,8 +124,8 @@ def families_page() -> str:
         reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
-        "An attention that is kept or removed has norms that span all heads, or an output projection of fixed size: with",
-        "fewer heads it would not compute the same. Of mixtures of experts the attention is kept.",
+        "An attention that is kept or removed has norms that span all heads, or an output projection of fixed size:",
+        "with fewer heads it would not compute the same. Of mixtures of experts the attention is kept.",
         "",
         "Families without a GGUF architecture:",
         "",

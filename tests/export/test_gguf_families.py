@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from tests.export import test_gguf
-from tests.tiny.models import FAMILIES
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
+from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.errors import ExportError

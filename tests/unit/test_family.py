@@ -70,7 +70,9 @@ REFUSED = {
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_what_is_not_cut_is_refused_with_the_reason(model_type):
     config = CONFIG_MAPPING[model_type]()
-    with pytest.raises(FamilyError, match=f"models of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"):
+    with pytest.raises(
+        FamilyError, match=f"models of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"
+    ):
         family_of(config)
 
 

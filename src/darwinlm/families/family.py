@@ -44,7 +44,7 @@ class SubLayer(Closed):
     output: str
     """Projection whose columns belong to query heads (attention) or are channels (MLP)."""
     norms: tuple[str, ...]
-    """Norms of the block that go when the sub-layer goes. The first is applied to its input, unless it is `post_norm`."""
+    """Norms of the block that go when the sub-layer goes. The first, unless it is `post_norm`, is that of its input."""
     post_norm: str | None = None
     """The last of `norms`, where the output projection's result goes through it before it is added to the residual
     stream (Gemma 2 and 3; in OLMo 2 it is the only norm). It maps zero to zero. A least-squares fit of the projection
@@ -124,8 +124,8 @@ class Mlp(SubLayer):
     """Names inside a block that make up its MLP."""
 
     inputs: tuple[str, ...]
-    """Projections whose rows are channels: gate and up, or a single one where there is no gate. A name that stands twice
-    is one fused tensor: all rows of the one, then all of the other."""
+    """Projections whose rows are channels: gate and up, or one where there is no gate. A name that stands twice is one
+    fused tensor: all rows of the one, then all of the other."""
     width: str = "intermediate_size"
     """Field of the configuration that holds the number of channels."""
     experts: Experts | None = None
@@ -220,7 +220,9 @@ def family_of(config: Any) -> Family:
         known = ", ".join(families())
         reason = why_not(config, families()) if hasattr(config, "to_dict") else None
         if reason is not None:
-            raise FamilyError(f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}") from None
+            raise FamilyError(
+                f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}"
+            ) from None
         fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "

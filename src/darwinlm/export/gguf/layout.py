@@ -85,7 +85,7 @@ UNKNOWN = {
     "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
     "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
     "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
-    "olmoe": "it norms queries and keys over all heads and doesn't normalise its router, which the export doesn't write yet",
+    "olmoe": "it norms queries and keys over all heads, which the export doesn't write for mixtures yet",
     "glm": "its fused projections have an architecture of their own, which the export doesn't write yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
 }

@@ -108,7 +108,9 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
         **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
         f"{mlp.name}.{mlp.output}": "ffn_down",
     }
-    found |= {norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm}
+    found |= {
+        norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
+    }
     if attention.post_norm and mlp.post_norm:
         found |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
     if mlp.experts is not None:
