@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
     "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
     "recovery.tokens": 6144,
     "recovery.batch_tokens": 1024,
-    "recovery.learning_rate": 1e-4,
+    "recovery.learning_rate": 5e-5,
     "recovery.evaluate_every": 6144,
     "evaluation.prompts": (),
     "evaluation.new_tokens": 16,
@@ -83,7 +83,7 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
 
     Args:
         assignments: "section.field=value" strings, applied to it.
-        full: half of the blocks on as much text as the method wants, in place of three quarters in a few minutes.
+        full: half of the blocks on as much text as the method wants, in place of 85 % in a few minutes.
 
     Raises:
         ModelError, DataError: a package that it needs isn't installed.
