@@ -137,7 +137,7 @@ def hold_folder(folder: Path) -> Lock:
     """Lock the output folder of a run, and remove what killed runs left half-written in it. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
     if lock.problem is None:
-        for path in (*folder.glob("*"), *_below(folder / "stages")):
+        for path in (*folder.glob("*"), *_below(folder / "stages"), *_below(folder / "model")):
             if _TEMPORARY.fullmatch(path.name) or path.name in _PARTIAL:
                 _remove(path)
     return lock

@@ -89,6 +89,7 @@ def test_left_over_files_of_killed_runs_are_removed(tmp_path):
     out = tmp_path / "out"
     kept = [".darwinlm.json.tmp", "a.12.tmp", ".hidden", "stages/text/.x.tmp", "thesis.txt"]
     gone = [".darwinlm.json.12.tmp", "stages/text/.blocks.json.99.tmp", "stages/text/deep/.a.1.tmp"]
+    gone += ["model/.README.md.7.tmp"]
     for name in (*kept, *gone):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")

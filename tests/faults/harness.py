@@ -1,0 +1,255 @@
+"""Kill commands, or fill their disk, at any of their file operations; the same command again must end as if nothing was.
+
+`python -m tests.faults.harness kills 300 FOLDER` kills that many commands, spread over all of them by a seeded choice;
+`disks` fills disks instead. It prints a line for each command and for everything that is wrong, and ends with 1 then.
+Commands run in forks of this process, which has imported all that they need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+import darwinlm
+from darwinlm import cli
+from tests.faults.commands import COMMANDS, Given, begin, preparations
+from tests.faults.operations import Watched, watch
+
+SEED = 0
+MEASURED = re.compile(r".*seconds|.*tokens_per_second(_runs)?|reused|resumed|files")
+"""Fields of JSON files that two runs of a command need not have in common; `files` holds digests of such files."""
+UNMEASURED = (".safetensors", ".gguf", ".bin", ".py", ".txt")
+"""Endings of files that two runs of a command write byte for byte alike."""
+LEFT_OVER = (".tmp", ".partial", ".unchecked", ".lock", ".old")
+DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its status, negative for a signal, what it said, and the operations that it did."""
+
+    code: int
+    err: str
+    operations: list[str]
+
+
+class Bench:
+    """Runs commands in forks.
+
+    Args:
+        folder: for everything; made anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.folder, self.out, self.given = folder, folder / "work", Given(folder / "given")
+        _import_all()
+        begin(self.given)
+        for words in preparations(self.given):
+            self.out.mkdir(exist_ok=True)
+            ended = self.run(words)
+            assert ended.code == 0, ended.err
+
+    def empty(self, name: str) -> None:
+        """Bring the folder of a command's results into the state before it."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        before = self.given.before / name
+        if before.exists():
+            shutil.copytree(before, self.out)
+        else:
+            self.out.mkdir()
+
+    def run(self, words: list[Any], at: int | None = None, error: int | None = None) -> Ended:
+        """Run a command in a fork, and let it meet its fault at an operation, if one is given."""
+        seen, said = self.folder / "seen.json", self.folder / "err"
+        child = os.fork()
+        if child == 0:
+            code: Any = 70
+            with contextlib.suppress(BaseException):
+                code = _command(words, Watched(self.out, at, error), seen, said)
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return Ended(code, said.read_text(encoding="utf-8"), json.loads(seen.read_text()) if code >= 0 else [])
+
+
+def _command(words: list[Any], watched: Watched, seen: Path, said: Path) -> int:
+    for stream, path in ((1, "/dev/null"), (2, str(said))):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = ["darwinlm", *map(str, words)]
+    watch(watched)
+    code: Any = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    operations, watched.seen = watched.seen, []
+    sys.stderr.flush()
+    fd = os.open(seen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, json.dumps(operations).encode())
+    return int(code)
+
+
+def _import_all() -> None:
+    for found in pkgutil.walk_packages(darwinlm.__path__, "darwinlm."):
+        if found.name.endswith(("__main__", "vllm_plugin", "vllm")):
+            continue
+        with contextlib.suppress(ImportError):
+            importlib.import_module(found.name)
+
+
+def result(folder: Path) -> dict[str, str]:
+    """What a command left, by path: bytes of weights and code, figures of JSON files, presence of the others."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".json":
+            content = json.dumps(_plain(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True).encode()
+        else:
+            content = path.read_bytes() if path.name.endswith(UNMEASURED) else b""
+        if path.suffix == ".safetensors":  # the library writes metadata in any order
+            length = 8 + int.from_bytes(content[:8], "little")
+            header = json.dumps(json.loads(content[8:length]), sort_keys=True)
+            content = header.encode() + content[length:]
+        found[str(path.relative_to(folder))] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items() if not MEASURED.fullmatch(name)}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def difference(left: dict[str, str], right: dict[str, str]) -> str:
+    """The files in which two results differ, in words."""
+    lacks, more = sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys())
+    changed = sorted(name for name in left.keys() & right.keys() if left[name] != right[name])
+    parts = (("lacks", lacks), ("left behind", more), ("differs in", changed))
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names)
+
+
+def half_written(folder: Path) -> str:
+    """A file under a final name that isn't whole, or a left-over one, in words; empty where there is none."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            if path.name.endswith(LEFT_OVER):
+                return f"left behind: {path.name}"
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    file.keys()
+            elif path.suffix in (".html", ".svg"):
+                assert path.read_text(encoding="utf-8").rstrip().endswith((f"</{path.suffix[1:]}>"))
+        except Exception as error:  # noqa: BLE001 - whatever a reader raises
+            return f"half-written: {path.relative_to(folder)} ({error})"
+    return ""
+
+
+class Case:
+    """A command and how it ends when nothing happens.
+
+    Raises:
+        AssertionError: it doesn't end well, or not twice the same.
+    """
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self.bench, self.name = bench, name
+        self.words = COMMANDS[name](bench.given, bench.out)
+        self.whole, self.operations = self._undisturbed()
+        again, _ = self._undisturbed()
+        assert not difference(self.whole, again), f"{name}, twice: {difference(self.whole, again)}"
+
+    def _undisturbed(self) -> tuple[dict[str, str], list[str]]:
+        self.bench.empty(self.name)
+        ended = self.bench.run(self.words)
+        assert ended.code == 0, f"{self.name}: {ended.err}"
+        found = result(self.bench.out)
+        assert not half_written(self.bench.out), f"{self.name}: {half_written(self.bench.out)}"
+        return found, ended.operations
+
+    def killed(self, at: int) -> str:
+        """What is wrong after a kill before operation `at` and the same command again; empty where nothing is."""
+        self.bench.empty(self.name)
+        ended = self.bench.run(self.words, at)
+        if ended.code != -signal.SIGKILL:
+            return f"it wasn't killed, but ended with {ended.code}: {ended.err}"
+        return self._again()
+
+    def refused(self, at: int, error: int) -> str:
+        """The same after a disk that refused from operation `at` on."""
+        self.bench.empty(self.name)
+        ended = self.bench.run(self.words, at, error)
+        lines = ended.err.strip().splitlines()
+        if ended.code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+            return f"it ended with {ended.code} and said {ended.err[-1500:]!r}"
+        if error != errno.EROFS and (left := half_written(self.bench.out)):
+            return left
+        return self._again()
+
+    def _again(self) -> str:
+        ended = self.bench.run(self.words)
+        if ended.code != 0:
+            return f"the second run ended with {ended.code}: {ended.err[-1500:]}"
+        return difference(self.whole, result(self.bench.out))
+
+
+def chosen(cases: list[Case], count: int, rng: random.Random) -> Iterator[tuple[Case, list[int]]]:
+    """Operations of each command; no command gets more than it has, and the rest goes to the others."""
+    room = sorted((len(case.operations), number) for number, case in enumerate(cases))
+    left = count
+    for place, (operations, number) in enumerate(room):
+        mine = min(operations, left // (len(room) - place))
+        left -= mine
+        yield cases[number], sorted(rng.sample(range(operations), mine))
+
+
+def main(kind: str, count: int, folder: Path, seed: int = SEED) -> int:
+    """Run that many cases of a kind, `kills` or `disks`. Returns how many went wrong."""
+    bench = Bench(folder)
+    rng = random.Random(seed)
+    given = result(bench.given.folder)
+    cases = [Case(bench, name) for name in COMMANDS]
+    assert not difference(given, result(bench.given.folder)), "a command changed what it reads"
+    wrong = 0
+    for case, places in chosen(cases, count, rng):
+        begun, errors = time.monotonic(), 0
+        for number, at in enumerate(places):
+            error = DISKS[number % 2] if kind == "disks" else None
+            found = case.killed(at) if error is None else case.refused(at, error)
+            if found:
+                errors += 1
+                print(f"  {case.name}, before operation {at} ({case.operations[at]}): {found}", flush=True)
+        if kind == "disks" and case.operations:
+            found = case.refused(0, errno.EROFS)
+            if found:
+                errors += 1
+                print(f"  {case.name}, on a read-only disk: {found}", flush=True)
+        seconds = time.monotonic() - begun
+        line = f"{case.name}: {len(places)} of {len(case.operations)} operations, {errors} wrong, {seconds:.0f} s"
+        print(line, flush=True)
+        wrong += errors
+    assert not difference(given, result(bench.given.folder)), "a command changed what it reads"
+    print(f"{kind}: {wrong} wrong", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:]))))
