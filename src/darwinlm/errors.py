@@ -26,6 +26,17 @@ The command line prints the message and exits with status 2. A message says what
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
+DISK = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your quota of the disk is used up: free some space",
+    errno.EROFS: "the disk is read-only: make it writable or choose another place",
+}
+"""What a disk refuses, and what to do."""
+
 
 class DarwinLMError(Exception):
     """Root of the tree: catch this to catch every error that input can cause."""
@@ -151,6 +162,14 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """Turn a failed write into one message that says where and what to do."""
+    said = str(error)
+    refused = (advice for number, advice in DISK.items() if os.strerror(number) in said)
+    reason = next(refused, f"{getattr(error, 'strerror', None) or said}: check the path and its permissions")
+    return StorageError(f"can't write {path}: {reason}, then run the same command again; finished work is kept")
 
 
 def first_line(error: BaseException) -> str:

@@ -94,9 +94,9 @@ def preparations(given: Given) -> list[list[object]]:
     return [
         ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *_sets(SETTINGS)],
         ["export", given.zeros, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
-        ["export", given.zeros, "--to", "gguf", "--out", given.before / "export to gguf" / "m.gguf"],
-        ["export", given.zeros, "--to", "hf", "--out", given.before / "export to dense" / "dense"],
-        ["export", given.zeros, "--to", "hf", "--out", given.before / "import" / "imported"],
+        ["export", given.zeros, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
+        ["export", given.zeros, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
+        ["export", given.zeros, "--to", "hf", "--out", given.before / "import over a folder" / "imported"],
     ]
 
 
@@ -135,15 +135,19 @@ COMMANDS: dict[str, Words] = {
         "--methods", "uniform,magnitude", *_sets(SETTINGS),
     ],
     "export to hf": lambda given, out: [
-        "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf", "--overwrite"
+        "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf"
     ],
-    "export to dense": lambda given, out: [
+    "export over a folder": lambda given, out: [
         "export", given.finished, "--to", "dense", "--out", out / "dense", "--overwrite"
     ],
     "export to gguf": lambda given, out: [
+        "export", given.zeros, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf"
+    ],
+    "export over a gguf": lambda given, out: [
         "export", given.zeros, "--to", "gguf", "--quant", "q8_0", "--out", out / "m.gguf", "--overwrite"
     ],
-    "import": lambda given, out: ["import", given.zeros, "--out", out / "imported", "--overwrite"],
+    "import": lambda given, out: ["import", given.zeros, "--out", out / "imported"],
+    "import over a folder": lambda given, out: ["import", given.zeros, "--out", out / "imported", "--overwrite"],
     "evaluate": lambda given, out: [
         "evaluate", given.finished, "--text", given.text, "--against", given.model, "--tokens", "64",
         "--sequence-length", "32", "--out", out / "scores.json", "--markdown", out / "scores.md",

@@ -163,3 +163,18 @@ def test_a_lock_that_is_removed_while_it_is_waited_for(tmp_path, monkeypatch):
     assert len(calls) == 2
     assert (tmp_path / lock.LOCK).exists()
     held.release()
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tmp_path, stands):
+    """A process was killed while it put a new model in the place of an old one."""
+    for hold, folder in ((hold_folder, tmp_path / "run" / "model"), (hold_target, tmp_path / "exported")):
+        old = folder.with_name(f".{folder.name}.old")
+        old.mkdir(parents=True)
+        (old / "which").write_text("old")
+        if stands:
+            folder.mkdir()
+            (folder / "which").write_text("new")
+        hold(folder.parent if hold is hold_folder else folder).release()
+        assert (folder / "which").read_text() == ("new" if stands else "old")
+        assert not old.exists()

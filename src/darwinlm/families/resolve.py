@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, storage_error, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
+from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, write_json
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import GgufHeader, read_header
