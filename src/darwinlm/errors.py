@@ -27,8 +27,11 @@ The command line prints the message and exits with status 2. A message says what
 from __future__ import annotations
 
 import errno
+import json
 import os
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 DISK = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -137,7 +140,7 @@ class MissingExtraError(DarwinLMError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+        super().__init__(f"{purpose} needs the package '{package}': {install(extra)}")
 
 
 class DeviceMemoryError(DarwinLMError):
@@ -162,6 +165,20 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
+
+
+def install(extra: str) -> str:
+    """The command that adds an extra to this package as it was installed: from a clone, a file, or an index."""
+    try:
+        origin = json.loads(distribution("darwinlm").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    url = str(origin.get("url", ""))
+    if origin.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{unquote(urlsplit(url).path)}[{extra}]'"
+    if "vcs_info" in origin:
+        url = f"{origin['vcs_info']['vcs']}+{url}"
+    return f"pip install 'darwinlm[{extra}]{f' @ {url}' if url else ''}'"
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

@@ -1,4 +1,4 @@
-"""Kill commands, or fill their disk, at any of their file operations; the same command again must end as if nothing was.
+"""Kill commands, or fill their disk, at any file operation; the same command again must end as if nothing was.
 
 `python -m tests.faults.harness FOLDER KILLS DISKS [COMMAND ...]` does so many of both, spread over the commands by a
 seeded choice. It prints a line for each command and for everything that is wrong, and ends with 1 then. Commands run in
@@ -24,7 +24,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,7 @@ def half_written(folder: Path) -> str:
                 with safe_open(path, framework="pt") as file:
                     file.keys()
             elif path.suffix in (".html", ".svg"):
-                assert path.read_text(encoding="utf-8").rstrip().endswith((f"</{path.suffix[1:]}>"))
+                assert path.read_text(encoding="utf-8").rstrip().endswith(f"</{path.suffix[1:]}>")
         except Exception as error:  # noqa: BLE001 - whatever a reader raises
             return f"half-written: {path.relative_to(folder)} ({error})"
     return ""

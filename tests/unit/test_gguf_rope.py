@@ -74,6 +74,8 @@ def test_divisors_of_something_else_are_refused(tmp_path, change):
     stored = factors.numpy().tobytes()
     assert data.count(stored) == 1
     path.write_bytes(data.replace(stored, change(factors).numpy().tobytes()))
-    with pytest.raises(CheckpointError, match=r"m\.gguf scales its rotary embedding by the tensor rope_freqs\.weight, .+ llama3"):
+    with pytest.raises(
+        CheckpointError, match=r"m\.gguf scales its rotary embedding by the tensor rope_freqs\.weight, .+ llama3"
+    ):
         resolve_model(str(path), tmp_path / "work")
     assert not (tmp_path / "work").exists()

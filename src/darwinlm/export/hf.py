@@ -84,7 +84,7 @@ def unchecked(out: Path) -> Iterator[Path]:
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """Rename a whole folder to its name; an older one of that name is moved aside, and removed when the new one stands."""
+    """Rename a whole folder to its name; an older one is moved aside first, and removed when the new one stands."""
     old = folder.with_name(f".{folder.name}{ASIDE}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
