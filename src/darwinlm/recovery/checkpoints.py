@@ -46,7 +46,7 @@ class TrainingState(BaseModel):
     guard: LossGuard
     step: int = 0
     seconds: float = 0.0
-    log: list[dict[str, float]] = []
+    log: list[dict[str, int | float]] = []
     unlogged: list[float] = []
     updates: list[int] = []
 
