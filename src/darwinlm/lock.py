@@ -152,7 +152,7 @@ def hold_target(path: Path) -> Lock:
     if lock.problem is None and path.parent.is_dir():
         for other in path.parent.glob(f".{_literal(path.name)}.*"):
             if other.name.startswith(f".{path.name}.") and re.fullmatch(
-                r"(\d+\.tmp|(plain\.)?partial|unchecked|old)", other.name[len(path.name) + 2 :]
+                r"((export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old)", other.name[len(path.name) + 2 :]
             ):
                 _remove(other)
     return lock

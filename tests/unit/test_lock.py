@@ -119,6 +119,7 @@ def test_nothing_of_a_live_process_is_removed(holder, tmp_path):
 
 def test_left_over_files_beside_a_target(tmp_path):
     names = [".m[1].gguf.partial", ".m[1].gguf.plain.partial", ".m[1].gguf.unchecked", ".m[1].gguf.7.tmp"]
+    names += [".m[1].gguf.export.json.7.tmp"]
     others = ["m[1].gguf", ".m1.gguf.partial", ".m[1].gguf.bak"]
     for name in (*names, *others):
         (tmp_path / name).write_text("x")
