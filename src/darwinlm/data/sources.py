@@ -6,7 +6,8 @@ A source is one of
 - a file of records, ``.jsonl``, ``.jsonl.gz``, ``.json`` (one record per line), ``.parquet`` or ``.arrow`` (stream or
   file format), whose text lies in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named
   after a ``#``: ``reviews.jsonl#body``; a field ``messages``, or any named one that holds a list of messages, is a
-  chat, and is written out by the model's chat template;
+  chat, and so are two fields with a question and its answer, ``faq.jsonl#question+answer``; the model's chat template
+  writes chats out;
 - a folder of such files, read in sorted order, subfolders included;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
@@ -29,7 +30,7 @@ from darwinlm.data.files import (
     extension_of,
     listed,
     read_files,
-    text_field,
+    text_fields,
     text_of,
 )
 from darwinlm.errors import DataError, MissingExtraError
@@ -233,8 +234,9 @@ def _read_hub(
     rows = _hub_rows(source, load_dataset, shuffle)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        field = text_field(list(row), field, where)
-        yield text_of(row[field], field, where, tokenizer)
+        names = text_fields(list(row), field, where)
+        field = "+".join(names)
+        yield text_of([row[name] for name in names], names, where, tokenizer)
 
 
 def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
 """What text is needed for, in the order of the stages; training is the only one whose share may be 0."""
 
+
+class TextTooShortError(DataError):
+    """The documents ended before every purpose had its text.
+
+    Attributes:
+        available: Tokens that the purposes got together.
+    """
+
+    def __init__(self, message: str, available: int) -> None:
+        super().__init__(message)
+        self.available = available
+
+
 _SMALLEST_WEIGHT = 0.02
 """Part of the documents that even the smallest purpose gets: with less, a long stream would be read to fill it."""
 
@@ -150,7 +163,7 @@ def split_documents(
         For each purpose of `shares`, blocks [B, T]; B is 0 where the share is.
 
     Raises:
-        DataError: There is too little text; the message says what lacks how much and which settings to lower.
+        TextTooShortError: There is too little text; the message says what lacks how much and which settings to lower.
         RecipeError: A purpose is unknown, or a number is out of range.
     """
     plan = TextPlan(shares, seq_len, seed, document_tokens)
@@ -168,14 +181,36 @@ def split_documents(
         lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
         read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
-        raise DataError(
+        raise TextTooShortError(
             f"{named} is too short: {lacking} ({read}; no document serves two purposes). "
-            f"Give more text, or lower {' and '.join(map(_setting, short))}."
+            f"Give more text, or lower {' and '.join(map(_setting, short))}.",
+            sum(shelf.n_tokens for shelf in shelves.values()),
         )
     return {
         purpose: TokenBlocks(shelf.blocks(seq_len, bos), tuple(shelf.hashes), source)
         for purpose, shelf in shelves.items()
     }
+
+
+def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
+    """Shares that shrink by one factor to what a short text holds, in whole blocks.
+
+    Args:
+        shares: Tokens wanted for each purpose.
+        available: Tokens that there are.
+        seq_len: Tokens in a block, T.
+
+    Returns:
+        At least a block for each purpose; None where there is less than that.
+    """
+    most = available // seq_len
+    if most < len(shares):
+        return None
+    part = min(1.0, available / sum(shares.values()))
+    blocks = {purpose: max(1, int(part * tokens / seq_len)) for purpose, tokens in shares.items()}
+    while sum(blocks.values()) > most:
+        blocks[max(blocks, key=blocks.__getitem__)] -= 1
+    return {purpose: count * seq_len for purpose, count in blocks.items()}
 
 
 class _Shelf:

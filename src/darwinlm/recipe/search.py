@@ -15,7 +15,7 @@ class SearchStage(Section):
     """One round of selection inside a generation: all of its candidates are judged on the same tokens."""
 
     tokens: int = Field(gt=0)
-    """Fitness tokens that each candidate is judged on."""
+    """Fitness tokens that each candidate is judged on; at most `text.fitness_tokens`."""
     survivors: int = Field(gt=0)
     """How many candidates go on."""
     training_tokens: int = Field(0, ge=0)
