@@ -20,7 +20,7 @@ def test_the_same_command_in_another_process_gives_the_same_bytes(finished_llama
     words = ["prune", tiny_llama, "--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *settings]
     where = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "darwinlm.cli", *map(str, words), "--until", "export"]
-    subprocess.run(command, env=where, check=True, capture_output=True, timeout=200)
+    subprocess.run(command, env=where, check=True, capture_output=True, timeout=280)
     weights = sorted(path.relative_to(finished_llama) for path in finished_llama.rglob("*.safetensors"))
     assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
     for name in weights:

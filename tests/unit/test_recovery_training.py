@@ -240,6 +240,6 @@ def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
 
 def test_a_checkpoint_keeps_whole_numbers_of_the_log():
     """Else a training that went on would record step 2.0 where another one records step 2."""
-    state = TrainingState(guard=LossGuard(), step=2, log=[{"step": 2, "tokens": 512, "loss": 1.5}])
+    state = TrainingState(guard=LossGuard(factor=2.0), step=2, log=[{"step": 2, "tokens": 512, "loss": 1.5}])
     again = TrainingState.model_validate_json(state.model_dump_json())
     assert json.dumps(again.log) == json.dumps(state.log) == '[{"step": 2, "tokens": 512, "loss": 1.5}]'
