@@ -30,8 +30,11 @@ import errno
 import json
 import os
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DISK = {
     errno.ENOSPC: "the disk is full: free some space",
