@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
@@ -326,6 +326,8 @@ def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_
         own_code = False
         if model_type.startswith(PREFIX):
             pruned_classes(*family.class_names)
+    elif model_type in CONFIG_MAPPING:
+        own_code = False  # it will be refused, with a reason that is read from its configuration
     if own_code and not allow_remote_code:
         raise remote_code(folder)
     try:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from darwinlm.errors import FamilyError
+from darwinlm.families.refusal import why_not
 
 ModuleKind = Literal["attention", "mlp"]
 RowUnit = Literal["query", "key_value", "channel"]
@@ -43,27 +44,34 @@ class SubLayer(Closed):
     output: str
     """Projection whose columns belong to query heads (attention) or are channels (MLP)."""
     norms: tuple[str, ...]
-    """Norms of the block that go when the sub-layer goes. The first is applied to its input."""
+    """Norms of the block that go when the sub-layer goes. The first, unless it is `post_norm`, is that of its input."""
     post_norm: str | None = None
-    """The one of `norms` that the output projection's result goes through before it is added to the residual stream
-    (Gemma 2 and 3). It maps zero to zero. A least-squares fit of the projection has its target before this norm."""
+    """The last of `norms`, where the output projection's result goes through it before it is added to the residual
+    stream (Gemma 2 and 3; in OLMo 2 it is the only norm). It maps zero to zero. A least-squares fit of the projection
+    has its target before this norm."""
 
     bias: str | None = None
     """Field of the configuration that gives each projection of the sub-layer a bias, if there is one."""
 
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
-        if self.post_norm is not None and self.post_norm not in self.norms[1:]:
-            raise ValueError(f"post_norm is {self.post_norm}, which must be among norms, after the first")
+        if self.post_norm is not None and self.post_norm != self.norms[-1]:
+            raise ValueError(f"post_norm is {self.post_norm}, which must be the last of norms")
         return self
+
+    @property
+    def input_norm(self) -> str | None:
+        """The norm of its input; None where it reads the residual stream itself."""
+        return None if self.norms[0] == self.post_norm else self.norms[0]
 
 
 class Attention(SubLayer):
     """Names inside a block that make up its attention."""
 
-    untouched: bool = False
-    """Never cut: in mixtures of experts only the MLPs are (DarwinLM's section on them does the same)."""
-
+    cut: Literal["heads", "whole", "never"] = "heads"
+    """What goes of it: single heads; all of it or nothing, where fewer heads wouldn't compute the same (norms that span
+    all heads, an output projection of fixed size); or never anything, as in mixtures of experts, of which only the MLPs
+    are pruned (DarwinLM's section on them does the same)."""
     query: tuple[str, ...]
     """Projections whose rows belong to query heads."""
     key_value: tuple[str, ...]
@@ -116,8 +124,8 @@ class Mlp(SubLayer):
     """Names inside a block that make up its MLP."""
 
     inputs: tuple[str, ...]
-    """Projections whose rows are channels. A name that stands twice is one fused tensor: all rows of the one, then all
-    of the other."""
+    """Projections whose rows are channels: gate and up, or one where there is no gate. A name that stands twice is one
+    fused tensor: all rows of the one, then all of the other."""
     width: str = "intermediate_size"
     """Field of the configuration that holds the number of channels."""
     experts: Experts | None = None
@@ -142,6 +150,8 @@ class Stored(Closed):
 class Family(Closed):
     """One architecture of transformers."""
 
+    title: str
+    """What people call the models, for the documentation."""
     model_type: str
     """As config.json states it."""
     class_prefix: str
@@ -171,9 +181,10 @@ class Family(Closed):
     """Other names in checkpoints."""
 
     @property
-    def class_names(self) -> tuple[str, str, str]:
-        """Class prefix, package and class infix: what the modelling file makes its classes from."""
-        return self.class_prefix, self.package or self.model_type, self.class_infix
+    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Class prefix, package, class infix and norms: what the modelling file makes its classes from."""
+        norms = self.attention.norms, self.mlp.norms
+        return self.class_prefix, self.package or self.model_type, self.class_infix, norms
 
     def residual_scale(self, config: Any) -> float:
         """The number that every sub-layer's output is multiplied by before it is added to the residual stream."""
@@ -200,13 +211,18 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, ours included.
 
     Raises:
-        FamilyError: no description exists for the model type; the message says what a new one must hold.
+        FamilyError: no description exists for the model type; the message says why not, or what it must hold.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:
         return families()[model_type]
     except KeyError:
         known = ", ".join(families())
+        reason = why_not(config, families()) if hasattr(config, "to_dict") else None
+        if reason is not None:
+            raise FamilyError(
+                f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}"
+            ) from None
         fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "

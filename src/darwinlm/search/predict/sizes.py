@@ -10,7 +10,7 @@ from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.predict.surrogate import INTERACTION
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem.space import Allocation, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,25 @@ class PredictedSize:
         share: of the block parameters that stay at most.
         params: block parameters of the best allocation within that share.
         kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
+        allocation: that best one.
     """
 
     share: float
     params: int
     kl: float
+    allocation: Allocation
 
 
-def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[PredictedSize]:
+def predicted_sizes(
+    space: SearchSpace, database: DatabaseReader, shares: Sequence[float], *, seconds: float = 30
+) -> list[PredictedSize]:
     """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
 
     Args:
         space: of allocations.
         database: with estimates.
         shares: of the block parameters, each above the smallest that there is.
+        seconds: for each of them; the best allocation found by then counts.
 
     Returns:
         One for each share; none where the database has no estimates.
@@ -48,7 +53,7 @@ def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequen
     cost = parameter_costs(space)
     sizes = []
     for share in shares:
-        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense))
+        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense), seconds=seconds)
         alone = sum(row[level] for row, level in zip(losses, allocation, strict=True))
-        sizes.append(PredictedSize(share, cost.of(allocation), INTERACTION * alone))
+        sizes.append(PredictedSize(share, cost.of(allocation), INTERACTION * alone, allocation))
     return sizes
