@@ -49,6 +49,7 @@ def plan(
     from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
     from darwinlm.evaluation import summary
+    from darwinlm.lock import hold_target
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes, described
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
@@ -81,7 +82,8 @@ def plan(
         for problem in made.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:
-            write_json(out, made.as_json())
+            with hold_target(out):
+                write_json(out, made.as_json())
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

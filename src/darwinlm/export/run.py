@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.artifact import write_json
 from darwinlm.compute import DTYPES
 from darwinlm.errors import ExportError
 from darwinlm.export.check import ExportReport
@@ -89,7 +88,7 @@ def _written(
         return export_folder(
             checkpoint, out, to=to, dtype=DTYPES[dtype] if dtype else None, tensor_parallel=tensor_parallel, say=say
         )
-    report = export_gguf(
+    return export_gguf(
         checkpoint,
         out,
         quantisation=quantisation or "f16",
@@ -98,8 +97,6 @@ def _written(
         threads=threads,
         say=say,
     )
-    write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
-    return report
 
 
 def _check_options(
