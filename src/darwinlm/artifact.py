@@ -52,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or it isn't there.
 
     Raises:
-        StorageError: the disk is full or the folder can't be written.
+        StorageError: The disk is full or the folder can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote.
 
     Raises:
-        ArtifactError: the file is missing or isn't JSON.
+        ArtifactError: The file is missing or isn't JSON.
     """
     try:
         return load_json(path, ARTIFACT_BYTES)
@@ -120,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read safetensors that a stage wrote.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: The file is missing or damaged.
     """
     from safetensors.torch import load_file
 
@@ -160,7 +160,7 @@ def stage_version(name: str) -> int:
     """Version of what a stage computes: a part of its key, so that results of older code are done again.
 
     Args:
-        name: of the stage; of stages such as `measure_dense` what stands before the underscore.
+        name: Of the stage; of stages such as `measure_dense` what stands before the underscore.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
     return int(lines[name.partition("_")[0]]["version"])
@@ -170,7 +170,7 @@ class StageFolder:
     """One stage's folder and the key that its content must match.
 
     Args:
-        folder: where the stage keeps its files.
+        folder: Where the stage keeps its files.
         key: JSON-like description of everything the result depends on.
     """
 
@@ -187,7 +187,7 @@ class StageFolder:
         """True when the stage has finished for this very key; its files are then checked against their hashes.
 
         Raises:
-            ArtifactError: a file is missing or differs from what the manifest recorded.
+            ArtifactError: A file is missing or differs from what the manifest recorded.
         """
         path = self.folder / MANIFEST
         if not path.exists():

@@ -31,10 +31,10 @@ class Spread:
     """Several runs of one figure.
 
     Attributes:
-        median: of them.
-        low: the smallest.
-        high: the largest.
-        runs: all, in order.
+        median: Of them.
+        low: The smallest.
+        high: The largest.
+        runs: All, in order.
     """
 
     median: float
@@ -53,12 +53,12 @@ class EngineSpeed:
     """One model in one engine.
 
     Attributes:
-        name: what the user called it.
-        file_bytes: of its weights on disk.
-        peak_memory: largest resident size of the engine's process, in bytes, libraries included.
-        prompt: prompt tokens per second.
-        first_token: milliseconds from the prompt to the first new token.
-        decode: new tokens per second after the first.
+        name: What the user called it.
+        file_bytes: Of its weights on disk.
+        peak_memory: Largest resident size of the engine's process, in bytes, libraries included.
+        prompt: Prompt tokens per second.
+        first_token: Milliseconds from the prompt to the first new token.
+        decode: New tokens per second after the first.
     """
 
     name: str
@@ -74,11 +74,11 @@ class SpeedReport:
     """A whole measurement.
 
     Attributes:
-        engine: its name and version.
-        settings: what was run.
-        machine: where.
-        models: the model, and the one that it is compared with if there is one.
-        ratios: of the first to the second by figure: prompt, decode, first_token (of the times, inverted), from the
+        engine: Its name and version.
+        settings: What was run.
+        machine: Where.
+        models: The model, and the one that it is compared with if there is one.
+        ratios: Of the first to the second by figure: prompt, decode, first_token (of the times, inverted), from the
             pairs of runs that were measured one after the other.
     """
 
@@ -110,22 +110,22 @@ def run_bench(
     """Measure one model, or two in turn: a warm-up, then `runs` rounds over both.
 
     Args:
-        model: folder, finished run, hub id or GGUF file.
-        against: another one.
-        engine: torch, llama.cpp or vllm; None takes llama.cpp for a GGUF file and torch for the rest.
-        prompt_tokens: length of the prompt.
-        new_tokens: tokens decoded after the first.
-        runs: rounds.
-        threads: processor threads.
-        dtype: element type in torch and vllm; None takes the checkpoint's.
-        quantisation: in llama.cpp, the type to which both are converted first; None takes a GGUF file as it is, and
+        model: Folder, finished run, hub id or GGUF file.
+        against: Another one.
+        engine: Torch, llama.cpp or vllm; None takes llama.cpp for a GGUF file and torch for the rest.
+        prompt_tokens: Length of the prompt.
+        new_tokens: Tokens decoded after the first.
+        runs: Rounds.
+        threads: Processor threads.
+        dtype: Element type in torch and vllm; None takes the checkpoint's.
+        quantisation: In llama.cpp, the type to which both are converted first; None takes a GGUF file as it is, and
             f16 for folders.
-        allow_remote_code: let a checkpoint run its own code.
-        say: told what is going on.
+        allow_remote_code: Let a checkpoint run its own code.
+        say: Told what is going on.
 
     Raises:
-        MissingExtraError: the engine isn't installed.
-        EngineError: it can't run the model, or the options don't fit it.
+        MissingExtraError: The engine isn't installed.
+        EngineError: It can't run the model, or the options don't fit it.
         ModelError, ExportError: the model can't be read or converted.
     """
     engine = engine or ("llama.cpp" if model.endswith(".gguf") else "torch")

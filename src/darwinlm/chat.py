@@ -18,14 +18,14 @@ class AnswerSettings:
     """How answers are written.
 
     Attributes:
-        max_tokens: of one answer.
+        max_tokens: Of one answer.
         temperature: 0 takes the likeliest token; None does what the model's generation config says.
-        repetition_penalty: above 1, tokens that were used before become less likely.
-        seed: of the draws.
-        system: what the model is told about its role, where it has a chat template.
+        repetition_penalty: Above 1, tokens that were used before become less likely.
+        seed: Of the draws.
+        system: What the model is told about its role, where it has a chat template.
 
     Raises:
-        RecipeError: a value has no meaning.
+        RecipeError: A value has no meaning.
     """
 
     max_tokens: int = 256
@@ -45,8 +45,8 @@ class Conversation:
     """A model, and what was said so far. Without a chat template, the model goes on from the user's words.
 
     Args:
-        opened: the model.
-        settings: how answers are written.
+        opened: The model.
+        settings: How answers are written.
     """
 
     def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
@@ -67,12 +67,12 @@ class Conversation:
         """Answer, and remember question and answer. Oldest turns are forgotten where the context is full.
 
         Args:
-            text: what the user says.
-            on_text: called with each piece of the answer, a word or more.
+            text: What the user says.
+            on_text: Called with each piece of the answer, a word or more.
 
         Raises:
-            DataError: the text alone doesn't fit into the model's context.
-            ModelError: the chat template can't be applied.
+            DataError: The text alone doesn't fit into the model's context.
+            ModelError: The chat template can't be applied.
         """
         ids = self._prompt(text)
         streamer = _Pieces(self.tokenizer, on_text)

@@ -18,8 +18,8 @@ def resolve_device(name: str) -> torch.device:
     """The device that a recipe names; of several processes each has a GPU of its own.
 
     Raises:
-        RecipeError: this machine has none of it.
-        ParallelError: there are more processes than GPUs.
+        RecipeError: This machine has none of it.
+        ParallelError: There are more processes than GPUs.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", parallel.gpu()) if parallel.size() > 1 else torch.device("cuda")
@@ -103,7 +103,7 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with the element types of this device where it leaves them open.
 
     Raises:
-        RecipeError: it names one that the device hasn't got.
+        RecipeError: It names one that the device hasn't got.
     """
     open_ones = {name: getattr(recipe, name) for name in ("compute", "recovery")}
     for name, part in open_ones.items():

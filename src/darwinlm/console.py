@@ -78,9 +78,9 @@ class Reporter:
     """Prints stages to a console.
 
     Args:
-        console: where; None is standard output.
-        quiet: print nothing.
-        every_step: without a terminal print every step, however fast they come.
+        console: Where; None is standard output.
+        quiet: Print nothing.
+        every_step: Without a terminal print every step, however fast they come.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
@@ -136,12 +136,12 @@ class Reporter:
         """Say how far a part of the stage is, with its figures.
 
         Args:
-            done: steps that are done; 0 starts the clock of this part.
-            total: steps of this part.
-            what: name of the part or of its steps.
-            kl: where this part began, and the best so far.
-            count: how much was done in all, and of what: the rate is counted from it.
-            left: seconds after which the part ends whatever is done.
+            done: Steps that are done; 0 starts the clock of this part.
+            total: Steps of this part.
+            what: Name of the part or of its steps.
+            kl: Where this part began, and the best so far.
+            count: How much was done in all, and of what: the rate is counted from it.
+            left: Seconds after which the part ends whatever is done.
         """
         if self._standing is not None:
             if self._standing.what != what:

@@ -83,11 +83,11 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
 
     Args:
         assignments: "section.field=value" strings, applied to it.
-        full: half of the blocks on as much text as the method wants, in place of three quarters in a few minutes.
+        full: Half of the blocks on as much text as the method wants, in place of three quarters in a few minutes.
 
     Raises:
         ModelError, DataError: a package that it needs isn't installed.
-        RecipeError: an assignment is wrong.
+        RecipeError: An assignment is wrong.
     """
     source = {
         "model": str(demo_model()),

@@ -38,12 +38,12 @@ def load_json(path: Path, most: int = JSON_BYTES) -> Any:
     """Read a JSON file of bounded size and depth.
 
     Args:
-        path: the file.
-        most: largest size in bytes.
+        path: The file.
+        most: Largest size in bytes.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it isn't UTF-8 or JSON, or exceeds a limit.
+        OSError: The file can't be read.
+        ValueError: It isn't UTF-8 or JSON, or exceeds a limit.
     """
     size = path.stat().st_size
     if size > most:
@@ -83,7 +83,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it isn't YAML.
-        LimitError: it exceeds a limit.
+        LimitError: It exceeds a limit.
     """
     if len(text) > YAML_BYTES:
         raise LimitError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that a recipe may have")

@@ -34,7 +34,7 @@ class Lock:
     """The lock of this process on a file; it ends when the object does, or with the process.
 
     Attributes:
-        problem: why nothing is locked, where the file system has no locks; else None.
+        problem: Why nothing is locked, where the file system has no locks; else None.
     """
 
     def __init__(self, path: Path, what: Path) -> None:
@@ -111,12 +111,12 @@ def hold(path: Path, what: Path) -> Lock:
     """Lock a file for this process; asked again for the same one, the process gets the lock that it has.
 
     Args:
-        path: the lock file, made where it isn't there.
-        what: what is locked, for messages.
+        path: The lock file, made where it isn't there.
+        what: What is locked, for messages.
 
     Raises:
-        BusyError: another process has it.
-        StorageError: the file can't be made.
+        BusyError: Another process has it.
+        StorageError: The file can't be made.
     """
     key = path.absolute()
     held = _HELD.get(key)

@@ -28,11 +28,11 @@ class Meetings:
     """The meetings of one process with all others, which count them alike.
 
     Args:
-        store: a `torch.distributed` store that all share.
-        rank: number of this process.
-        size: how many there are.
-        patience: see `PATIENCE`.
-        beat: see `BEAT`.
+        store: A `torch.distributed` store that all share.
+        rank: Number of this process.
+        size: How many there are.
+        patience: See `PATIENCE`.
+        beat: See `BEAT`.
     """
 
     def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
@@ -50,10 +50,10 @@ class Meetings:
         """Wait until all are here.
 
         Args:
-            what: is met for; the others must say the same.
+            what: Is met for; the others must say the same.
 
         Raises:
-            ParallelError: another process is lost, has ended, or waits for something else.
+            ParallelError: Another process is lost, has ended, or waits for something else.
         """
         self._held += 1
         pulses: dict[int, tuple[bytes, float]] = {}

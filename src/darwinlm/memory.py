@@ -59,9 +59,9 @@ class Bounded(Generic[K, V]):
     """Values that are kept while they fit into a part of what is free when the first of them comes.
 
     Args:
-        size: bytes of a value.
-        room: bytes for all of them; asked once.
-        scanned: the keys are gone through in turn, again and again. Then the first ones stay, and those that don't fit
+        size: Bytes of a value.
+        room: Bytes for all of them; asked once.
+        scanned: The keys are gone through in turn, again and again. Then the first ones stay, and those that don't fit
             aren't kept; else those that were used last stay.
     """
 

@@ -72,7 +72,7 @@ def gpu() -> int:
     """Number of this process's GPU among those that it sees: its own, where it sees a single one.
 
     Raises:
-        ParallelError: there are more processes than GPUs.
+        ParallelError: There are more processes than GPUs.
     """
     import torch
 
@@ -91,7 +91,7 @@ def init_from_environment() -> None:
     gloo carries what lies in main memory, NCCL what lies on GPUs where there are any.
 
     Raises:
-        ParallelError: the environment is torchrun's only in part, the other processes don't answer, or two of them
+        ParallelError: The environment is torchrun's only in part, the other processes don't answer, or two of them
             have one GPU.
     """
     if _initialized() or expected() < 2:
@@ -217,7 +217,7 @@ def agree() -> Iterator[None]:
     """Work in which processes don't talk to each other, and in which any of them may fail: then all of them do.
 
     Raises:
-        DarwinLMError: of the first process that raised one.
+        DarwinLMError: Of the first process that raised one.
     """
     raised: DarwinLMError | None = None
     try:
@@ -238,7 +238,7 @@ def main_first() -> Iterator[None]:
     too, whole, while the others wait.
 
     Raises:
-        DarwinLMError: in all processes, when the first one raised it.
+        DarwinLMError: In all processes, when the first one raised it.
     """
     if not _together():
         yield

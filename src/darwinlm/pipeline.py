@@ -29,9 +29,9 @@ def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> 
     """Run the stages in order up to `until`, and return what each of them handed on.
 
     Args:
-        run: the run.
-        until: name of the last stage.
-        neighbour: the answer at another budget on the same database, for the search to start from where it is better.
+        run: The run.
+        until: Name of the last stage.
+        neighbour: The answer at another budget on the same database, for the search to start from where it is better.
     """
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)

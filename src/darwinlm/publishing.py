@@ -20,11 +20,11 @@ class Upload:
     """What is published, and where.
 
     Attributes:
-        folder: of the model.
+        folder: Of the model.
         repo: `owner/name` on the hub.
-        quantisation: type of a GGUF file that is made and published along; None for no such file.
-        private: whether only the owner sees it.
-        update: whether the repository may exist.
+        quantisation: Type of a GGUF file that is made and published along; None for no such file.
+        private: Whether only the owner sees it.
+        update: Whether the repository may exist.
     """
 
     folder: Path
@@ -50,15 +50,15 @@ def prepare_upload(
     """Find the model and check what can be checked without a network.
 
     Args:
-        source: output folder of a run, or folder of a model.
+        source: Output folder of a run, or folder of a model.
         repo: `owner/name`.
-        quantisation: see `Upload`.
-        private: see `Upload`.
-        update: see `Upload`.
+        quantisation: See `Upload`.
+        private: See `Upload`.
+        update: See `Upload`.
 
     Raises:
-        ModelError: the folder is no model, or its run isn't finished.
-        ExportError: the name isn't one that the hub takes, or there is no such type.
+        ModelError: The folder is no model, or its run isn't finished.
+        ExportError: The name isn't one that the hub takes, or there is no such type.
     """
     if not NAME.fullmatch(repo):
         raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
@@ -74,14 +74,14 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
     """Create the repository and upload the folder in one commit; the GGUF file is made and checked before.
 
     Args:
-        upload: what and where.
-        say: told what is done.
+        upload: What and where.
+        say: Told what is done.
 
     Returns:
         Address of the model's page.
 
     Raises:
-        ExportError: there is no token, the hub refuses, can't be reached, or has a repository of that name.
+        ExportError: There is no token, the hub refuses, can't be reached, or has a repository of that name.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

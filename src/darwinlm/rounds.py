@@ -23,11 +23,11 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in folders of their own, and return what the last one is.
 
     Args:
-        run: with `rounds` in its recipe; the last round goes into its own folder.
-        run_stages: runs the stages of a round up to one of them.
+        run: With `rounds` in its recipe; the last round goes into its own folder.
+        run_stages: Runs the stages of a round up to one of them.
 
     Raises:
-        DarwinLMError: as a run without rounds.
+        DarwinLMError: As a run without rounds.
     """
     recipe = run.recipe
     original = run.checkpoint

@@ -31,15 +31,15 @@ class Run:
     """The state that stages share. Opening it checks the output folder; the first stage that has work creates it.
 
     Args:
-        recipe: the whole configuration.
-        folder: output folder; must be new, empty, or of an earlier run.
-        reporter: tells the user.
-        shared: output folder of a sweep, whose stages before the search are this run's too.
+        recipe: The whole configuration.
+        folder: Output folder; must be new, empty, or of an earlier run.
+        reporter: Tells the user.
+        shared: Output folder of a sweep, whose stages before the search are this run's too.
 
     Raises:
-        ArtifactError: the folder holds something else.
-        BusyError: another run works in the folder.
-        RecipeError: no model is named, or the device doesn't exist.
+        ArtifactError: The folder holds something else.
+        BusyError: Another run works in the folder.
+        RecipeError: No model is named, or the device doesn't exist.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
@@ -124,7 +124,7 @@ class Run:
         shared stage is worked on by all of them together; only the first one writes into its folder.
 
         Raises:
-            ArtifactError: an earlier result for the same key is damaged.
+            ArtifactError: An earlier result for the same key is damaged.
         """
         folder = self._stage_folder(name, key)
         if shared:

@@ -56,7 +56,7 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
         logits: [n, e] of the router.
         chosen: [n, k] experts.
         alive: [n, e] or [e] boolean, the experts that are there.
-        normalised: whether the weights add up to one; else they are shares of the softmax over all that are there.
+        normalised: Whether the weights add up to one; else they are shares of the softmax over all that are there.
     """
     picked = logits.gather(1, chosen)
     if normalised:
@@ -69,9 +69,9 @@ class _Mixture:
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: of the experts.
-        k: experts chosen for each token.
-        normalised: see `chosen_weights`.
+        outputs: Of the experts.
+        k: Experts chosen for each token.
+        normalised: See `chosen_weights`.
         S: [m, m] second moment of the output gradients; None counts all errors alike.
     """
 
@@ -185,11 +185,11 @@ def expert_order(
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: of the experts.
-        k: experts chosen for each token.
+        outputs: Of the experts.
+        k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
-        normalised: whether the weights of the chosen experts add up to one.
-        total: sums over processes that hold other tokens each; all of them then find the same order.
+        normalised: Whether the weights of the chosen experts add up to one.
+        total: Sums over processes that hold other tokens each; all of them then find the same order.
     """
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))

@@ -43,8 +43,8 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
     """Note whatever the experts are called with, until the handle is removed.
 
     Args:
-        module: holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
-        note: is called before the experts are.
+        module: Holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
+        note: Is called before the experts are.
     """
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -58,9 +58,9 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> Remo
     """Add to the moments whatever the experts are called with, until the handle is removed.
 
     Args:
-        module: as in `watch_routing`.
-        experts: names of its tensors.
-        moments: of its experts.
+        module: As in `watch_routing`.
+        experts: Names of its tensors.
+        moments: Of its experts.
     """
 
     def note(routing: Routing) -> None:
@@ -93,12 +93,12 @@ def order_experts(
     """In which order the experts of a mixture are removed.
 
     Args:
-        mlp: the mixture, its router included.
-        experts: names in it.
-        config: of the model.
+        mlp: The mixture, its router included.
+        experts: Names in it.
+        config: Of the model.
         hidden: [n, m] input of the mixture on some tokens.
         S: [m, m] second moment of the gradients at its output, where the order is weighted.
-        total: sums over processes.
+        total: Sums over processes.
     """
     module = getattr(mlp, experts.name)
     return expert_order(

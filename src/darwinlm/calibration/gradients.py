@@ -35,17 +35,17 @@ def output_gradients(
     """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
 
     Args:
-        stream: over these tokens, before the first block; it is used up.
+        stream: Over these tokens, before the first block; it is used up.
         tokens: [n, t] the text.
-        memory: where residual streams may lie; None keeps all of them on the device.
+        memory: Where residual streams may lie; None keeps all of them on the device.
 
     Yields:
         A block and for each of its modules E[g gᵀ], [r, r] float32, g being the gradient at the module's output for
         one token. Several processes, each with a part of the text, get the moments over all of it.
 
     Raises:
-        NumericsError: a gradient isn't finite.
-        StorageError: the disk has no room for the residual streams.
+        NumericsError: A gradient isn't finite.
+        StorageError: The disk has no room for the residual streams.
     """
     total = stream.checkpoint.n_blocks
     inputs: list[HiddenStates] = []

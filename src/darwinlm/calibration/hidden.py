@@ -37,7 +37,7 @@ class HiddenMemory:
     """Where a residual stream may lie.
 
     Attributes:
-        folder: where a file is made if there is no room in memory; it is gone when the stream is.
+        folder: Where a file is made if there is no room in memory; it is gone when the stream is.
         place: None picks the first of device, host and file that has room.
     """
 
@@ -59,15 +59,15 @@ class HiddenStates(Sequence[Tensor]):
     """The residual stream by batch: read one with `hidden[i]`, put its successor in its place with `hidden[i] = x`.
 
     Args:
-        batches: tensors [b, t, m] of one type.
-        elements: in all of them together.
-        memory: where it may lie; None keeps it where it is made.
+        batches: Tensors [b, t, m] of one type.
+        elements: In all of them together.
+        memory: Where it may lie; None keeps it where it is made.
 
     Attributes:
-        place: where it lies: on the device of the batches, in the host's memory or in a file.
+        place: Where it lies: on the device of the batches, in the host's memory or in a file.
 
     Raises:
-        StorageError: the disk has no room for the file.
+        StorageError: The disk has no room for the file.
     """
 
     def __init__(self, batches: Iterable[Tensor], elements: int, memory: HiddenMemory | None = None) -> None:

@@ -33,7 +33,7 @@ class SecondMoment:
         """E[x xᵀ] without a copy: nothing can be added afterwards.
 
         Args:
-            total: sums a tensor over several processes, in place.
+            total: Sums a tensor over several processes, in place.
         """
         mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
         return mean

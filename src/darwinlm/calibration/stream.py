@@ -33,11 +33,11 @@ class BlockMoments:
     """What calibration saw in one block.
 
     Attributes:
-        block: its index.
-        moments: for each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
+        block: Its index.
+        moments: For each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
             float32; for the experts of a mixture one each, [e, d, d].
-        weights: of the output projections, in their own type, by name inside the block.
-        experts: in which order whole experts of a mixture are removed; None where there is none.
+        weights: Of the output projections, in their own type, by name inside the block.
+        experts: In which order whole experts of a mixture are removed; None where there is none.
     """
 
     block: int
@@ -50,15 +50,15 @@ class BlockStream:
     """The residual stream of some text at the border between two blocks, moved forward a block at a time.
 
     Args:
-        checkpoint: the model.
+        checkpoint: The model.
         tokens: [n, t] packed text.
-        dtype: of the forward pass.
-        device: of the forward pass.
-        batch_tokens: tokens in one forward pass.
-        memory: where the residual stream may lie; None keeps all of it on the device.
+        dtype: Of the forward pass.
+        device: Of the forward pass.
+        batch_tokens: Tokens in one forward pass.
+        memory: Where the residual stream may lie; None keeps all of it on the device.
 
     Raises:
-        StorageError: the disk has no room for what doesn't fit in memory.
+        StorageError: The disk has no room for what doesn't fit in memory.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class BlockStream:
         """Move the residual stream through a loaded block.
 
         Raises:
-            NumericsError: it isn't finite any more.
+            NumericsError: It isn't finite any more.
         """
         for index, hidden in enumerate(self.hidden):
             after = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])

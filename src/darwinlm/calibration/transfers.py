@@ -35,8 +35,8 @@ class Mover:
     """Copies batches between a GPU and pinned memory or a mapped file.
 
     Args:
-        device: the GPU.
-        through_file: whether the host's side is a file's memory, which can't be pinned.
+        device: The GPU.
+        through_file: Whether the host's side is a file's memory, which can't be pinned.
     """
 
     def __init__(self, device: torch.device, *, through_file: bool) -> None:

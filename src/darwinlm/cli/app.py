@@ -91,9 +91,9 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
     """Declare a command.
 
     Args:
-        panel: heading under which the help lists it.
-        examples: command lines for the end of its help.
-        name: where it isn't the function's.
+        panel: Heading under which the help lists it.
+        examples: Command lines for the end of its help.
+        name: Where it isn't the function's.
     """
     lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)

@@ -86,9 +86,9 @@ def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> li
     """One line for each block: how much of its attention and of its MLP is kept.
 
     Args:
-        summary: of a run.
-        width: of the terminal.
-        plain: draw with ASCII characters.
+        summary: Of a run.
+        width: Of the terminal.
+        plain: Draw with ASCII characters.
     """
     rows = summary.allocation
     heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)

@@ -53,15 +53,15 @@ def best_random(
     Args:
         problem: Space, costs and budget, whose bounds are kept.
         loss: Loss of an allocation.
-        tries: how many are drawn; the same one twice is evaluated once.
-        seed: of the draws.
-        seconds: wall-clock after which no further one is drawn; at least one is.
+        tries: How many are drawn; the same one twice is evaluated once.
+        seed: Of the draws.
+        seconds: Wall-clock after which no further one is drawn; at least one is.
 
     Returns:
         The allocation, and how many were drawn.
 
     Raises:
-        BudgetError: none fits.
+        BudgetError: None fits.
     """
     rng = random.Random(seed)  # noqa: S311
     begun = time.monotonic()
@@ -111,7 +111,7 @@ def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
         influence: Influence of each block.
 
     Raises:
-        BudgetError: blocks hold modules that are never cut.
+        BudgetError: Blocks hold modules that are never cut.
     """
     space, cost, budget = problem.space, problem.cost, problem.budget
     if any(len(module.levels) == 1 for module in space.modules):

@@ -40,12 +40,12 @@ class ComparisonRequest:
     """What is to be compared.
 
     Attributes:
-        rows: methods and what follows them, in the order of the table.
-        domains: name and source of more text to measure on, beside the run's own held-out part.
-        variants: name and recipe file of more searches; one that no row names gets a row without further steps.
-        suite: benchmark tasks; None leaves them out.
-        data_dir: local files of the tasks.
-        limit: items of each task.
+        rows: Methods and what follows them, in the order of the table.
+        domains: Name and source of more text to measure on, beside the run's own held-out part.
+        variants: Name and recipe file of more searches; one that no row names gets a row without further steps.
+        suite: Benchmark tasks; None leaves them out.
+        data_dir: Local files of the tasks.
+        limit: Items of each task.
     """
 
     rows: tuple[MethodRow, ...]
@@ -66,7 +66,7 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
     """Run and measure the methods, one after the other; writes `comparison.json` after each.
 
     Raises:
-        DarwinLMError: the input is wrong. Suite, steps and training are checked before anything runs.
+        DarwinLMError: The input is wrong. Suite, steps and training are checked before anything runs.
     """
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)

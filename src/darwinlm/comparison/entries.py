@@ -29,8 +29,8 @@ class MethodRow:
     """One row.
 
     Attributes:
-        base: name of a method or of a variant of the search.
-        steps: of `STEPS`, in their order, that follow it.
+        base: Name of a method or of a variant of the search.
+        steps: Of `STEPS`, in their order, that follow it.
     """
 
     base: str
@@ -56,13 +56,13 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
     Args:
-        text: names of methods, each with the steps that follow it; `all` are all methods but those that rank experts,
+        text: Names of methods, each with the steps that follow it; `all` are all methods but those that rank experts,
             and DarwinLM with every step that the recipe has.
-        recipe: says which steps there are for `all`.
-        variants: names of more searches, which take steps like methods do.
+        recipe: Says which steps there are for `all`.
+        variants: Names of more searches, which take steps like methods do.
 
     Raises:
-        RecipeError: a name or a step isn't known, the message has a near one; or a row is named twice.
+        RecipeError: A name or a step isn't known, the message has a near one; or a row is named twice.
     """
     if text == "all":
         return tuple(MethodRow(name) for name in (*EVERYWHERE, OURS)) + _with_steps(recipe)
@@ -165,7 +165,7 @@ def variant_run(run: Run, name: str, source: str) -> Variant:
     """The same run with other settings of the search, from a recipe that holds only what differs.
 
     Raises:
-        RecipeError: the recipe is wrong, or changes more than search, units, database, refit and recovery.
+        RecipeError: The recipe is wrong, or changes more than search, units, database, refit and recovery.
     """
     path = find_recipe(source)
     tree = read_yaml(path) if path.is_file() else None

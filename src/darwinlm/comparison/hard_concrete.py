@@ -22,8 +22,8 @@ class HardConcrete(nn.Module):
     """Masks of n units.
 
     Args:
-        n: units.
-        generator: of the noise, so that a run can be repeated.
+        n: Units.
+        generator: Of the noise, so that a run can be repeated.
     """
 
     def __init__(self, n: int, generator: torch.Generator) -> None:

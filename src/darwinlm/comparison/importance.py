@@ -73,8 +73,8 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
     Channels are taken after the gate, where they are multiplied with the columns that go.
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: The text before the first block; it is used up.
+        progress: Called with finished and total blocks.
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
@@ -114,8 +114,8 @@ class ExpertScores:
     """What the experts of one mixture do on some text.
 
     Args:
-        module: holds the experts.
-        count: how many there are.
+        module: Holds the experts.
+        count: How many there are.
     """
 
     def __init__(self, module: Any, count: int) -> None:
@@ -142,11 +142,11 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
     """How often each expert is asked, and what it adds then (REAP, arXiv 2510.13999), by block.
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: The text before the first block; it is used up.
+        progress: Called with finished and total blocks.
 
     Raises:
-        FamilyError: the model has no mixture of experts.
+        FamilyError: The model has no mixture of experts.
     """
     part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
     found: dict[int, ExpertScores] = {}
@@ -172,8 +172,8 @@ def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[
     ShortGPT (arXiv 2403.03853, equation 1).
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: The text before the first block; it is used up.
+        progress: Called with finished and total blocks.
     """
     influence = []
     for block in range(stream.checkpoint.n_blocks):

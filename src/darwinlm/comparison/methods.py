@@ -47,9 +47,9 @@ class MethodResult:
     """What a method decided.
 
     Attributes:
-        reader: where the modules come from.
-        allocation: how much of each is kept.
-        record: figures for the report.
+        reader: Where the modules come from.
+        allocation: How much of each is kept.
+        record: Figures for the report.
     """
 
     reader: DatabaseReader
@@ -172,13 +172,13 @@ class Method:
     """One method.
 
     Attributes:
-        name: as `--methods` takes it.
-        title: for tables.
-        source: the paper it follows.
-        make: decides; the folder is for what must be kept.
-        database: whether it works from the pruning database.
-        searches: whether `search.minutes` bounds it.
-        mixtures: whether it ranks experts, so that `all` leaves it out.
+        name: As `--methods` takes it.
+        title: For tables.
+        source: The paper it follows.
+        make: Decides; the folder is for what must be kept.
+        database: Whether it works from the pruning database.
+        searches: Whether `search.minutes` bounds it.
+        mixtures: Whether it ranks experts, so that `all` leaves it out.
     """
 
     name: str

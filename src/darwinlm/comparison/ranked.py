@@ -39,12 +39,12 @@ class RankedReader(DatabaseReader):
     """Keeps the best-scored units of every module and leaves their weights alone.
 
     Args:
-        checkpoint: the model.
-        units: what is removed at once.
-        scores: of every module.
+        checkpoint: The model.
+        units: What is removed at once.
+        scores: Of every module.
 
     Raises:
-        FamilyError: the model is a mixture of experts, whose units these methods don't score.
+        FamilyError: The model is a mixture of experts, whose units these methods don't score.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
@@ -73,8 +73,8 @@ class ExpertReader(DatabaseReader):
     """Keeps the best-scored experts of every mixture and leaves their weights alone.
 
     Args:
-        checkpoint: the model.
-        units: what is removed at once.
+        checkpoint: The model.
+        units: What is removed at once.
         scores: [e] of the experts of each mixture, by block.
     """
 
@@ -91,8 +91,8 @@ class DenseReader(DatabaseReader):
     """Every module whole or gone.
 
     Args:
-        checkpoint: the model.
-        units: gives the levels their order.
+        checkpoint: The model.
+        units: Gives the levels their order.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:

@@ -40,20 +40,20 @@ class ComparedMethod(Figures):
     """A row: how a model was made, and its figures.
 
     Attributes:
-        method: as `--methods` takes it; `dense` for the dense model.
-        title: for the table.
-        source: the paper.
-        seconds: of the method and its steps; None for the dense model.
-        database_seconds: of the pruning database, where the method uses it.
-        resumed: whether a part was interrupted, so that only its last part was timed.
-        training_tokens: tokens that the method trains on.
-        allocation: level of each module.
-        record: what the method says of itself.
-        params: parameters.
-        block_params: parameters inside the blocks.
-        bytes: of its weights.
-        texts: quality by the name of the text.
-        tasks: scores, as `evaluation.harness` writes them.
+        method: As `--methods` takes it; `dense` for the dense model.
+        title: For the table.
+        source: The paper.
+        seconds: Of the method and its steps; None for the dense model.
+        database_seconds: Of the pruning database, where the method uses it.
+        resumed: Whether a part was interrupted, so that only its last part was timed.
+        training_tokens: Tokens that the method trains on.
+        allocation: Level of each module.
+        record: What the method says of itself.
+        params: Parameters.
+        block_params: Parameters inside the blocks.
+        bytes: Of its weights.
+        texts: Quality by the name of the text.
+        tasks: Scores, as `evaluation.harness` writes them.
     """
 
     method: str

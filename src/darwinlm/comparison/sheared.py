@@ -29,12 +29,12 @@ class Shearing:
     """Settings.
 
     Attributes:
-        mask_rate: learning rate of the masks; the paper's is 1, over 3200 steps.
-        rate: learning rate of the weights; the paper's is 1e-4. 0 leaves them alone.
-        ascent: learning rate of the multipliers.
+        mask_rate: Learning rate of the masks; the paper's is 1, over 3200 steps.
+        rate: Learning rate of the weights; the paper's is 1e-4. 0 leaves them alone.
+        ascent: Learning rate of the multipliers.
         pull: φ at the start. The paper starts at 0, which lets short trainings swing around the target.
-        warmup: share of the steps in which the target falls from everything to what is wanted.
-        seed: of the masks' noise.
+        warmup: Share of the steps in which the target falls from everything to what is wanted.
+        seed: Of the masks' noise.
     """
 
     mask_rate: float = 0.3
@@ -49,9 +49,9 @@ class ModuleMask(nn.Module):
     """Masks of one module, spread over the columns of its output projection.
 
     Args:
-        shape: of the module.
-        level: what it is to keep.
-        generator: of the noise.
+        shape: Of the module.
+        level: What it is to keep.
+        generator: Of the noise.
     """
 
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
@@ -119,20 +119,20 @@ def shear(
     """Learn which units to keep; the model's weights are trained along, in place.
 
     Args:
-        model: the dense causal LM in float32; its weights change.
-        family: its description.
-        shapes: of its modules.
-        levels: what each of them is to keep.
+        model: The dense causal LM in float32; its weights change.
+        family: Its description.
+        shapes: Of its modules.
+        levels: What each of them is to keep.
         batches: [n, t] tokens of each step.
-        settings: learning rates and schedule.
-        progress: called with finished and total steps.
+        settings: Learning rates and schedule.
+        progress: Called with finished and total steps.
 
     Returns:
         Scores of every module's units, and the record: losses and the largest gap to the target at the end.
 
     Raises:
-        NumericsError: the loss isn't finite.
-        FamilyError: the model is a mixture of experts.
+        NumericsError: The loss isn't finite.
+        FamilyError: The model is a mixture of experts.
     """
     if any(shape.experts for shape in shapes):
         raise FamilyError("sheared knows no mixture of experts: leave it out")

@@ -51,8 +51,8 @@ class Tally:
     """What reading left out; filled while documents are read.
 
     Attributes:
-        cut: documents that were longer than `DOCUMENT_CHARACTERS`.
-        empty: documents without a visible character.
+        cut: Documents that were longer than `DOCUMENT_CHARACTERS`.
+        empty: Documents without a visible character.
     """
 
     cut: int = 0
@@ -90,14 +90,14 @@ def read_files(
     A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
 
     Args:
-        files: in order.
-        field: of a record, holds the text; none looks for one of `TEXT_FIELDS`.
-        shuffle: of the files, and of the documents in each; none keeps their order.
-        tokenizer: writes chats out; only they need one.
+        files: In order.
+        field: Of a record, holds the text; none looks for one of `TEXT_FIELDS`.
+        shuffle: Of the files, and of the documents in each; none keeps their order.
+        tokenizer: Writes chats out; only they need one.
 
     Raises:
-        DataError: a file is unreadable or damaged, or a record has no text.
-        MissingExtraError: the format needs an optional package that isn't installed.
+        DataError: A file is unreadable or damaged, or a record has no text.
+        MissingExtraError: The format needs an optional package that isn't installed.
     """
     waiting = [_read_file(path, field, tokenizer) for path in files]
     if shuffle is not None:
@@ -315,7 +315,7 @@ def text_of(value: object, field: str, where: str, tokenizer: PreTrainedTokenize
     """The text that a record holds, as a tokenizer takes it: text as it stands, a list of messages as a chat.
 
     Raises:
-        DataError: the value is something else, or a chat that the tokenizer can't write.
+        DataError: The value is something else, or a chat that the tokenizer can't write.
     """
     if value is None:
         return ""

@@ -36,16 +36,16 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
     """Blocks of tokens on disk, as `pack_documents` wrote them.
 
     Args:
-        folder: where they lie.
+        folder: Where they lie.
         seq_len: T; any length will do, whatever the shards were written for.
         blocks: B; as many must be there.
-        skip: tokens that are passed over first.
-        bos: takes the place of every block's first token; None leaves it.
-        looking_back: share of each block's tokens that repeat what stands before; see `looking_back.with_repeats`.
-        seed: decides which these are.
+        skip: Tokens that are passed over first.
+        bos: Takes the place of every block's first token; None leaves it.
+        looking_back: Share of each block's tokens that repeat what stands before; see `looking_back.with_repeats`.
+        seed: Decides which these are.
 
     Raises:
-        ArtifactError: a shard is missing, or its bytes aren't those that were written.
+        ArtifactError: A shard is missing, or its bytes aren't those that were written.
     """
 
     def __init__(
@@ -117,19 +117,19 @@ def pack_documents(
     What an interrupted call has finished is kept: its documents are read over, but not tokenised again.
 
     Args:
-        documents: texts, in the same order every time.
-        folder: where the shards go.
-        tokens: how many are wanted.
-        tokenizer: the model's tokenizer.
-        reserved: hashes of documents that serve another purpose.
-        vocabulary: size of the model's vocabulary: decides how many bytes a token takes.
-        source: where the documents come from; for messages.
-        shard_tokens: tokens in a shard.
-        progress: called with written and wanted tokens.
+        documents: Texts, in the same order every time.
+        folder: Where the shards go.
+        tokens: How many are wanted.
+        tokenizer: The model's tokenizer.
+        reserved: Hashes of documents that serve another purpose.
+        vocabulary: Size of the model's vocabulary: decides how many bytes a token takes.
+        source: Where the documents come from; for messages.
+        shard_tokens: Tokens in a shard.
+        progress: Called with written and wanted tokens.
 
     Raises:
-        DataError: the source ends too early; nothing is trained then.
-        StorageError: the disk has too little room, or can't be written.
+        DataError: The source ends too early; nothing is trained then.
+        StorageError: The disk has too little room, or can't be written.
     """
     writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
     if writer.lacks <= 0:

@@ -28,11 +28,11 @@ class BuildSettings:
     """How modules are ordered and factorised.
 
     Attributes:
-        units: what is removed at once.
-        damping: relative to the mean of the diagonal of the second moment.
-        saliency: second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
-        device: where it is computed.
-        folder: for matrices that have to wait.
+        units: What is removed at once.
+        damping: Relative to the mean of the diagonal of the second moment.
+        saliency: Second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
+        device: Where it is computed.
+        folder: For matrices that have to wait.
     """
 
     units: UnitsSettings
@@ -55,16 +55,16 @@ def build_database(
     Of several processes each streams its part of the text, and factorises its part of the blocks.
 
     Args:
-        stage: begun; its key describes model, text, units and damping.
-        stream: the calibration text before the first block.
-        units: what is removed at once.
-        damping: relative to the mean of the diagonal of the second moment.
-        saliency: see `Method`.
-        progress: called with finished and total blocks.
+        stage: Begun; its key describes model, text, units and damping.
+        stream: The calibration text before the first block.
+        units: What is removed at once.
+        damping: Relative to the mean of the diagonal of the second moment.
+        saliency: See `Method`.
+        progress: Called with finished and total blocks.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     method = BuildSettings(units, damping, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
@@ -124,14 +124,14 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
     """What the database stores of one module.
 
     Args:
-        method: how it is computed.
-        shape: of the module.
+        method: How it is computed.
+        shape: Of the module.
         moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
         W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     S = method.saliency(shape.block).get(shape.kind)
     if shape.experts:

@@ -42,8 +42,8 @@ def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]
     Args:
         C: [d, d] inverse second moment, unit after unit, contiguous; overwritten.
         G: [d, d] Gram matrix of the weights, likewise.
-        n: number of units, each d / n neighbouring columns.
-        block: columns removed between two applications of the pending updates.
+        n: Number of units, each d / n neighbouring columns.
+        block: Columns removed between two applications of the pending updates.
 
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.

@@ -76,14 +76,14 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
         W: [r, d] floating, output projection of the dense module.
         columns: [p] integer, distinct, the last one to be removed first; all of 0..d-1 or, for a module that has
             already lost some columns, those that it still has.
-        name: what H and W belong to, for messages.
+        name: What H and W belong to, for messages.
 
     Returns:
         The factors, computed in float64, on the device of H.
 
     Raises:
-        NumericsError: an input isn't finite, or H isn't positive definite on the columns.
-        ValueError: shapes don't agree, or columns repeat or lie outside.
+        NumericsError: An input isn't finite, or H isn't positive definite on the columns.
+        ValueError: Shapes don't agree, or columns repeat or lie outside.
     """
     kept, dropped = _split_columns(H_damped, W, columns)
     if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
@@ -112,7 +112,7 @@ def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Ten
     """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
 
     Args:
-        factors: of H and W.
+        factors: Of H and W.
         H_damped: [d, d] floating.
         W: [r, d] floating.
         S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
@@ -144,7 +144,7 @@ def whole_factor_(
         W: [r, d] floating, output projection of the dense module.
         columns: [d] int64, every column once, the last one to be removed first.
         S: [r, r] floating, second moment of the output gradients.
-        name: what A and W belong to, for messages.
+        name: What A and W belong to, for messages.
 
     Returns:
         [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), the errors [d + 1]
@@ -175,11 +175,11 @@ def check_energy(energy: float, name: str) -> None:
     """Refuse outputs so small or large that their squares leave float32: the order and the errors would be noise.
 
     Args:
-        energy: tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
-        name: what it belongs to, for messages.
+        energy: Tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
+        name: What it belongs to, for messages.
 
     Raises:
-        NumericsError: it is out of range.
+        NumericsError: It is out of range.
     """
     if energy != 0 and not LEAST_ENERGY <= energy <= 1 / LEAST_ENERGY:
         raise NumericsError(
@@ -209,7 +209,7 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
         [r, d] float32, T = W_π L.
 
     Raises:
-        ValueError: columns are missing; their part of the target can't be recomputed without H.
+        ValueError: Columns are missing; their part of the target can't be recomputed without H.
     """
     if len(columns) != W.shape[1]:
         raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
@@ -222,7 +222,7 @@ def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: T
     """Factors over some of the columns, or in another order, from those over all of them: H is in them.
 
     Args:
-        whole: factors over every column, of which the target isn't looked at.
+        whole: Factors over every column, of which the target isn't looked at.
         W: [r, d] floating, output projection of the dense module.
         columns: [p] integer, distinct, the last one to be removed first.
         errors: [p + 1] float64, as `nested_factors` gave them for these columns.
@@ -246,8 +246,8 @@ def kept_weights(factors: NestedFactors, k: int) -> Tensor:
     """Optimal weights on the first k columns: T[:, :k] L[:k, :k]⁻¹.
 
     Args:
-        factors: factors of the module.
-        k: columns to keep, 0..p.
+        factors: Factors of the module.
+        k: Columns to keep, 0..p.
 
     Returns:
         [r, k] float32, in the order of ``factors.columns[:k]``.
@@ -268,7 +268,7 @@ def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
 
     Args:
         L: [p, p] floating; what lies above the diagonal is ignored.
-        room: float32 memory for at least so many entries; None makes new.
+        room: Float32 memory for at least so many entries; None makes new.
 
     Returns:
         [p (p + 1) / 2] float32.
@@ -287,13 +287,13 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
 
     Args:
         packed: [d (d + 1) / 2], as `pack_lower` writes it.
-        d: rows of the matrix.
+        d: Rows of the matrix.
 
     Returns:
         [d, d] in the type of the packed rows and on their device, zero above the diagonal.
 
     Raises:
-        ValueError: the length doesn't fit d.
+        ValueError: The length doesn't fit d.
     """
     if packed.shape != (d * (d + 1) // 2,):
         raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")

@@ -22,9 +22,9 @@ class ModuleCurves:
     """Error curves of one module.
 
     Attributes:
-        block: its block.
-        kind: attention or mlp.
-        variant: query heads per KV group; 0 stands for any query heads, and an MLP has 1.
+        block: Its block.
+        kind: Attention or mlp.
+        variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
         errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
         losses: [p + 1] estimated KL to the dense model then, in nats per token; None without output gradients.
     """
@@ -40,7 +40,7 @@ def find_database(path: Path) -> StageFolder:
     """The database in a folder: the folder itself, or the output folder of `darwinlm database` or `darwinlm prune`.
 
     Raises:
-        ArtifactError: there is none, it isn't finished, or its files aren't those that were written.
+        ArtifactError: There is none, it isn't finished, or its files aren't those that were written.
     """
     if not path.is_dir():
         raise ArtifactError(f"there is no folder {path}: give what darwinlm database was told as --out")
@@ -60,14 +60,14 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
     """Refuse a database of another model or other units.
 
     Args:
-        stage: the database.
-        path: what the user called it.
-        model: digest of the model to be pruned.
-        source: what the user called the model.
-        units: attention units asked for.
+        stage: The database.
+        path: What the user called it.
+        model: Digest of the model to be pruned.
+        source: What the user called the model.
+        units: Attention units asked for.
 
     Raises:
-        ArtifactError: it was made from another model, for other units, or by another version.
+        ArtifactError: It was made from another model, for other units, or by another version.
     """
     if stage.key.get("model") != model:
         raise ArtifactError(

@@ -20,11 +20,11 @@ class Level:
 
     Attributes:
         groups: KV heads whose keys and values are kept; 1 for an MLP that is there, 0 when the module is gone.
-        heads: query heads kept in each group, 0 where groups may keep different numbers; 1 for an MLP that is there.
-        width: columns of the output projection kept.
-        params: parameters of the module, norms included.
-        query_heads: query heads kept in all; 0 for an MLP.
-        experts: experts kept, each of them `width` wide; 0 where the module isn't a mixture or is gone.
+        heads: Query heads kept in each group, 0 where groups may keep different numbers; 1 for an MLP that is there.
+        width: Columns of the output projection kept.
+        params: Parameters of the module, norms included.
+        query_heads: Query heads kept in all; 0 for an MLP.
+        experts: Experts kept, each of them `width` wide; 0 where the module isn't a mixture or is gone.
     """
 
     groups: int
@@ -62,7 +62,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
     """All levels that the units allow.
 
     Raises:
-        RecipeError: the MLP is narrower than one unit, or the attention can't be cut into such units.
+        RecipeError: The MLP is narrower than one unit, or the attention can't be cut into such units.
     """
     if shape.experts:
         levels = [
@@ -97,7 +97,7 @@ def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     0 stands for any query heads at all; an MLP has the one variant 1.
 
     Raises:
-        RecipeError: the module's KV groups are used unevenly and the units aren't query heads.
+        RecipeError: The module's KV groups are used unevenly and the units aren't query heads.
     """
     if shape.kind == "mlp":
         return [1]

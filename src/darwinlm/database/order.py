@@ -90,8 +90,8 @@ def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None)
 
     Args:
         H: [d, d] second moment.
-        relative: damping as a share of the mean diagonal.
-        dtype: of the result; that of H by default.
+        relative: Damping as a share of the mean diagonal.
+        dtype: Of the result; that of H by default.
 
     Returns:
         [d, d] damped copy.
@@ -135,17 +135,17 @@ def removal_order(
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together they are each of 0..d-1 exactly once.
         saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; identity if absent.
-        block: columns removed between two applications of the pending updates; affects time and memory only.
-        dtype: float32 or float64 for the loop, in place of the choice made from the inflation.
-        damping: relative damping of H, see `damp`.
-        name: what H and W belong to, for messages.
+        block: Columns removed between two applications of the pending updates; affects time and memory only.
+        dtype: Float32 or float64 for the loop, in place of the choice made from the inflation.
+        damping: Relative damping of H, see `damp`.
+        name: What H and W belong to, for messages.
 
     Returns:
         The order with the cost of every step, on the device of H.
 
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
-        ValueError: shapes don't agree or units don't cover the columns.
+        ValueError: Shapes don't agree or units don't cover the columns.
     """
     return Removal(H, W, units, saliency=saliency, block=block, dtype=dtype, damping=damping, name=name).run()
 
@@ -247,14 +247,14 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
     Args:
         damped: [d, d] float64; overwritten.
-        name: what it belongs to.
+        name: What it belongs to.
 
     Returns:
         [d, d] float64 inverse, contiguous, whose diagonal is the variance inflation factors, and [d] float64 scale: the
         roots of the damped diagonal.
 
     Raises:
-        NumericsError: the damped matrix isn't positive definite.
+        NumericsError: The damped matrix isn't positive definite.
     """
     scale = damped.diagonal().sqrt()
     damped /= scale

@@ -25,10 +25,10 @@ class Parked:
 
     Args:
         matrix: [d, d] or [e, d, d]; the caller lets go of it.
-        folder: where a file may lie meanwhile.
+        folder: Where a file may lie meanwhile.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:

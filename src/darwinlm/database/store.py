@@ -66,9 +66,9 @@ def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor
     """Named tensors of one module.
 
     Args:
-        kind: of the module.
-        curves: by variant; the last one has every column.
-        packed: factor of the last one, as `pack_lower` writes it.
+        kind: Of the module.
+        curves: By variant; the last one has every column.
+        packed: Factor of the last one, as `pack_lower` writes it.
     """
     tensors = {f"{kind}.factor": packed}
     for variant, curve in curves.items():
@@ -103,7 +103,7 @@ class Kept:
         weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
             (nothing is gone).
         groups: [g] int64, KV heads that stay, ascending; of an attention.
-        query_groups: which of `groups` each kept query head belongs to, where they are used unevenly; else None.
+        query_groups: Which of `groups` each kept query head belongs to, where they are used unevenly; else None.
         experts: [e] int64, experts that stay, ascending; of a mixture.
     """
 
@@ -119,8 +119,8 @@ class _Stored:
     """What the factors of a module are made of, in main memory.
 
     Attributes:
-        packed: as `pack_lower` writes it, of experts along a new first dimension.
-        W: the dense output projection in the checkpoint's type.
+        packed: As `pack_lower` writes it, of experts along a new first dimension.
+        W: The dense output projection in the checkpoint's type.
     """
 
     packed: Tensor
@@ -139,13 +139,13 @@ class DatabaseReader:
     ones what they are made of stays in main memory, pinned where a GPU reads it.
 
     Args:
-        folder: of the finished database.
-        checkpoint: the model it was made from.
-        units: what its modules are cut into.
-        device: on which weights are made of factors.
+        folder: Of the finished database.
+        checkpoint: The model it was made from.
+        units: What its modules are cut into.
+        device: On which weights are made of factors.
 
     Attributes:
-        reads: how often a factor came from its file.
+        reads: How often a factor came from its file.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class DatabaseReader:
         """Factors of one variant of a module: of the experts of a mixture one each, else a single one.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         key = (block, kind, variant)
         found = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
@@ -297,7 +297,7 @@ class DatabaseReader:
         The errors of a mixture's experts add up, each being weighted by how much the expert's output counts.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         key = (block, kind, variant)
         if key not in self._errors:
@@ -321,7 +321,7 @@ class DatabaseReader:
         """Estimated loss of the model with this level alone, in nats per token; None where there is no estimate.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         if level.is_dense(self.shape(block, kind)):
             return 0.0
@@ -397,8 +397,8 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
     """KV heads that stay with some columns of an attention's output projection, and how its query heads share them.
 
     Args:
-        shape: the attention before the cut.
-        level: says how many KV heads stay: those in use, or all of them.
+        shape: The attention before the cut.
+        level: Says how many KV heads stay: those in use, or all of them.
         columns: [k] int64, ascending.
 
     Returns:

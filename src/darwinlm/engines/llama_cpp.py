@@ -26,10 +26,10 @@ class LlamaCpp:
     """One GGUF file in llama.cpp.
 
     Args:
-        model: the file.
-        threads: processor threads.
-        context: tokens that a text may have.
-        exact: keep keys and values in float32, for comparisons.
+        model: The file.
+        threads: Processor threads.
+        context: Tokens that a text may have.
+        exact: Keep keys and values in float32, for comparisons.
     """
 
     def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:

@@ -29,8 +29,8 @@ class Timing:
     """One run of an engine.
 
     Attributes:
-        first: seconds from the prompt to the first new token.
-        decode: seconds for all further tokens.
+        first: Seconds from the prompt to the first new token.
+        decode: Seconds for all further tokens.
     """
 
     first: float
@@ -41,8 +41,8 @@ def require_engine(engine: str, purpose: str) -> None:
     """Check that an engine's package is installed.
 
     Raises:
-        EngineError: there is no such engine.
-        MissingExtraError: its package isn't installed.
+        EngineError: There is no such engine.
+        MissingExtraError: Its package isn't installed.
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine '{engine}'; the engines are {', '.join(ENGINES)}")
@@ -55,13 +55,13 @@ class EngineProcess:
     """An engine with one model loaded. Use it as a context manager.
 
     Args:
-        engine: one of `ENGINES`.
-        model: folder or GGUF file.
+        engine: One of `ENGINES`.
+        model: Folder or GGUF file.
         options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `beside` (models on the GPU together).
 
     Raises:
-        MissingExtraError: the engine isn't installed.
-        EngineError: it can't load the model.
+        MissingExtraError: The engine isn't installed.
+        EngineError: It can't load the model.
     """
 
     def __init__(self, engine: str, model: Path, **options: Any) -> None:
@@ -159,8 +159,8 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
     """Let llama.cpp's own quantiser turn one GGUF file into another, in a process of its own.
 
     Raises:
-        MissingExtraError: the library isn't installed.
-        EngineError: it refuses or dies.
+        MissingExtraError: The library isn't installed.
+        EngineError: It refuses or dies.
     """
     require_engine("llama.cpp", f"quantising to {quantisation}")
     call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:4], int(sys.argv[4]))"

@@ -17,11 +17,11 @@ class Torch:
     """One model folder.
 
     Args:
-        model: the folder.
-        threads: processor threads.
-        dtype: element type of weights and arithmetic; None takes the checkpoint's.
-        device: where it runs.
-        allow_remote_code: let the checkpoint run its own code.
+        model: The folder.
+        threads: Processor threads.
+        dtype: Element type of weights and arithmetic; None takes the checkpoint's.
+        device: Where it runs.
+        allow_remote_code: Let the checkpoint run its own code.
     """
 
     def __init__(

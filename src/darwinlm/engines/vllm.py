@@ -17,12 +17,12 @@ class Vllm:
     """One model folder.
 
     Args:
-        model: the folder.
-        dtype: element type; None takes the checkpoint's.
-        context: tokens that a text may have.
-        beside: how many models share the GPU: they divide it, where one alone takes
+        model: The folder.
+        dtype: Element type; None takes the checkpoint's.
+        context: Tokens that a text may have.
+        beside: How many models share the GPU: they divide it, where one alone takes
             vLLM's default share.
-        allow_remote_code: pass `trust_remote_code`; not needed where the plugin of this package is installed.
+        allow_remote_code: Pass `trust_remote_code`; not needed where the plugin of this package is installed.
     """
 
     def __init__(

@@ -17,12 +17,12 @@ class RightAnswers:
     """Means over the items of a task, with standard errors.
 
     Attributes:
-        bits: bits per byte of the right answer, given its prompt; lower is better.
-        bits_stderr: its standard error; None for a single item.
-        log_p: natural logarithm of the right answer's probability among the choices; higher is better, and a model
+        bits: Bits per byte of the right answer, given its prompt; lower is better.
+        bits_stderr: Its standard error; None for a single item.
+        log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
             that takes all n choices for alike has -log n.
-        log_p_stderr: its standard error.
-        items: that have one right answer out of several.
+        log_p_stderr: Its standard error.
+        items: That have one right answer out of several.
     """
 
     bits: float
@@ -36,7 +36,7 @@ def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
     """Read the harness's samples; None where no item has choices and one right answer.
 
     Args:
-        samples: with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of each) and
+        samples: With `arguments` (context and answer of each choice), `filtered_resps` (log-probability of each) and
             `target` (number or text of the right one).
     """
     found = [one for one in map(_of_item, samples) if one is not None]

@@ -43,8 +43,8 @@ class DenseDistribution:
 
         Args:
             logits: [n', v] of the candidate for the tokens from `start` on.
-            start: index of the first token.
-            normalisers: their `log_normalisers`, [n'], where the caller has them.
+            start: Index of the first token.
+            normalisers: Their `log_normalisers`, [n'], where the caller has them.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row, z in _float_rows(logits):

@@ -34,9 +34,9 @@ class Copied:
     """How far a model copies.
 
     Attributes:
-        model: as the user named it.
-        scores: one for each kind of sequences.
-        remarks: what was left out, and why.
+        model: As the user named it.
+        scores: One for each kind of sequences.
+        remarks: What was left out, and why.
     """
 
     model: str
@@ -93,11 +93,11 @@ class Evaluated:
     """What was measured.
 
     Attributes:
-        request: what was asked.
-        params: of the model.
-        scores: of the suite's tasks.
-        texts: one for each text.
-        copying: of the model, and of the dense one where there is one.
+        request: What was asked.
+        params: Of the model.
+        scores: Of the suite's tasks.
+        texts: One for each text.
+        copying: Of the model, and of the dense one where there is one.
     """
 
     request: EvaluationRequest
@@ -176,15 +176,15 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     """Measure a model.
 
     Args:
-        request: what is asked.
+        request: What is asked.
         out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-        console: told about every finished task.
+        console: Told about every finished task.
 
     Raises:
-        DarwinLMError: the request, the model or the data is wrong. A task that fails on the way isn't an error here: it
+        DarwinLMError: The request, the model or the data is wrong. A task that fails on the way isn't an error here: it
             is in its score.
-        ArtifactError: the JSON file is of another request.
-        BusyError: another process writes the JSON file.
+        ArtifactError: The JSON file is of another request.
+        BusyError: Another process writes the JSON file.
     """
     with hold_target(out) if out is not None else nullcontext():
         return _evaluated(request, out, console)

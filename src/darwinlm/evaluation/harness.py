@@ -30,19 +30,19 @@ class TaskScore:
     """What one task gave.
 
     Attributes:
-        task: the harness's name.
-        title: for tables.
-        shots: examples in the prompt.
-        metric: that `value` is of.
-        value: between 0 and 1; None when the task failed.
-        stderr: its standard error; None where the harness gives none.
-        items: that were scored.
-        total: that there are.
-        metrics: everything the harness reports, by `metric,filter`.
+        task: The harness's name.
+        title: For tables.
+        shots: Examples in the prompt.
+        metric: That `value` is of.
+        value: Between 0 and 1; None when the task failed.
+        stderr: Its standard error; None where the harness gives none.
+        items: That were scored.
+        total: That there are.
+        metrics: Everything the harness reports, by `metric,filter`.
         bits, bits_stderr, log_p, log_p_stderr: of the right answer, as in `RightAnswers`; None where items have no
             choices.
-        remark: what deviates from the official data.
-        error: why the task failed; empty when it didn't.
+        remark: What deviates from the official data.
+        error: Why the task failed; empty when it didn't.
     """
 
     task: str
@@ -77,20 +77,20 @@ def run_suite(
     """Evaluate one task after the other; one that fails is recorded and the others go on.
 
     Args:
-        model: a causal LM of transformers on its device.
-        tokenizer: its tokenizer.
-        wanted: tasks and shots.
-        data_dir: local files instead of the harness's data sets.
-        limit: items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
-        batch_size: sequences in one forward pass.
-        done: scores of an interrupted run by task; those without an error are kept.
-        save: called after each task with all scores so far.
-        progress: called with finished and total tasks.
+        model: A causal LM of transformers on its device.
+        tokenizer: Its tokenizer.
+        wanted: Tasks and shots.
+        data_dir: Local files instead of the harness's data sets.
+        limit: Items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
+        batch_size: Sequences in one forward pass.
+        done: Scores of an interrupted run by task; those without an error are kept.
+        save: Called after each task with all scores so far.
+        progress: Called with finished and total tasks.
 
     Raises:
-        MissingExtraError: the extra `eval` isn't installed.
-        RecipeError: the harness doesn't know a task.
-        DataError: a local file is missing or wrong. All are read before the first task runs.
+        MissingExtraError: The extra `eval` isn't installed.
+        RecipeError: The harness doesn't know a task.
+        DataError: A local file is missing or wrong. All are read before the first task runs.
     """
     lm_eval = _harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))

@@ -21,16 +21,16 @@ def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
     """Rows of a task's splits, checked.
 
     Args:
-        folder: what --data-dir names.
-        wanted: the task and its shots.
+        folder: What --data-dir names.
+        wanted: The task and its shots.
 
     Returns:
         Rows of the split that is scored and, with shots, of the one that examples are drawn from; and a remark where
         that isn't the official one, else empty.
 
     Raises:
-        RecipeError: files of this task aren't known, or the folder is missing.
-        DataError: a file is missing, unreadable or empty, or a row lacks a field.
+        RecipeError: Files of this task aren't known, or the folder is missing.
+        DataError: A file is missing, unreadable or empty, or a row lacks a field.
     """
     if wanted.task not in KNOWN:
         raise RecipeError(

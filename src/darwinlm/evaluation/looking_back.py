@@ -46,10 +46,10 @@ class Copying:
     """Sequences that say something twice.
 
     Attributes:
-        kind: words or text.
-        n: tokens that come twice.
-        apart: tokens of other text between the first and the second time.
-        tokens: int64 [b, t]; the last n of each are the second time.
+        kind: Words or text.
+        n: Tokens that come twice.
+        apart: Tokens of other text between the first and the second time.
+        tokens: Int64 [b, t]; the last n of each are the second time.
     """
 
     kind: str
@@ -69,10 +69,10 @@ class CopyingScore:
     """What a model made of it.
 
     Attributes:
-        name: of the sequences.
-        accuracy: share of the tokens that can be read off the context and are the model's likeliest.
-        loss: their mean cross-entropy, nats.
-        tokens: how many they are.
+        name: Of the sequences.
+        accuracy: Share of the tokens that can be read off the context and are the model's likeliest.
+        loss: Their mean cross-entropy, nats.
+        tokens: How many they are.
     """
 
     name: str
@@ -98,7 +98,7 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
     """Lists of n different random words of the tokenizer's vocabulary, each twice.
 
     Raises:
-        DataError: the tokenizer has too few words.
+        DataError: The tokenizer has too few words.
     """
     words = word_tokens(tokenizer)
     if len(words) < FEWEST_WORDS:
@@ -116,11 +116,11 @@ def passages(tokenizer: Any, text: Tensor, n: int, apart: int = 0, *, lists: int
     """Passages of a text, each twice, with other text of the same block between.
 
     Args:
-        tokenizer: says whether sequences begin with bos.
-        text: blocks of it, [B, T].
-        n: tokens of a passage.
-        apart: tokens between.
-        lists: sequences, at most one from a block.
+        tokenizer: Says whether sequences begin with bos.
+        text: Blocks of it, [B, T].
+        n: Tokens of a passage.
+        apart: Tokens between.
+        lists: Sequences, at most one from a block.
 
     Returns:
         None where the text's blocks are shorter than n + apart.
@@ -149,10 +149,10 @@ def all_copying(
     """What is measured of any model: lists of 16 and 64 words, passages of 64 tokens said at once and 192 later.
 
     Args:
-        tokenizer: of the model.
-        text: blocks of it, [B, T]; None leaves passages out.
-        longest: tokens that the model takes at most; None knows no bound.
-        lists: sequences of each length.
+        tokenizer: Of the model.
+        text: Blocks of it, [B, T]; None leaves passages out.
+        longest: Tokens that the model takes at most; None knows no bound.
+        lists: Sequences of each length.
 
     Returns:
         The sequences, and in words what is left out and why.

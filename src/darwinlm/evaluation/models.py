@@ -19,9 +19,9 @@ class Opened:
     """A model ready for inference.
 
     Attributes:
-        source: what the user called it.
-        model: of transformers, in evaluation mode.
-        tokenizer: its tokenizer.
+        source: What the user called it.
+        model: Of transformers, in evaluation mode.
+        tokenizer: Its tokenizer.
     """
 
     source: str
@@ -40,14 +40,14 @@ def open_model(
     """Load a model and its tokenizer.
 
     Args:
-        source: hub id, folder, output folder of a run, or GGUF file.
-        dtype: of its weights.
-        device: where it goes.
-        allow_remote_code: let the checkpoint run its own code.
+        source: Hub id, folder, output folder of a run, or GGUF file.
+        dtype: Of its weights.
+        device: Where it goes.
+        allow_remote_code: Let the checkpoint run its own code.
 
     Raises:
-        ModelError: nothing of that name exists, it can't be loaded, or its tokenizer is missing.
-        MissingExtraError: a GGUF file without the extra `gguf`.
+        ModelError: Nothing of that name exists, it can't be loaded, or its tokenizer is missing.
+        MissingExtraError: A GGUF file without the extra `gguf`.
     """
     found = _inside_run(source)
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:

@@ -23,13 +23,13 @@ class Quality:
     """What was measured on held-out text.
 
     Attributes:
-        perplexity: exp of the mean cross-entropy of a token given those before it in its block.
-        kl: mean KL(dense ‖ model) in nats per token.
-        tokens: predictions that the perplexity is the mean of.
-        kl_seen: mean KL where the token that follows stood in the block before; None where none did.
-        kl_new: mean KL where it didn't; None where all did.
-        seen: share of the predictions whose token stood before.
-        kl_by_position: mean KL of the tokens from the last entry's position (of the first entry: the block's begin) up
+        perplexity: Exp of the mean cross-entropy of a token given those before it in its block.
+        kl: Mean KL(dense ‖ model) in nats per token.
+        tokens: Predictions that the perplexity is the mean of.
+        kl_seen: Mean KL where the token that follows stood in the block before; None where none did.
+        kl_new: Mean KL where it didn't; None where all did.
+        seen: Share of the predictions whose token stood before.
+        kl_by_position: Mean KL of the tokens from the last entry's position (of the first entry: the block's begin) up
             to the named one, as (position, KL); positions double from 64 on.
     """
 
@@ -54,11 +54,11 @@ def measure_quality(
     """Measure several models side by side.
 
     Args:
-        dense: the model that the others are compared with.
-        models: by name; the dense one may be among them.
+        dense: The model that the others are compared with.
+        models: By name; the dense one may be among them.
         tokens: [n, t] held-out text.
-        batch_tokens: tokens in one forward pass.
-        progress: called with finished and total batches.
+        batch_tokens: Tokens in one forward pass.
+        progress: Called with finished and total batches.
     """
     rows = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}

@@ -17,8 +17,8 @@ def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What `darwinlm evaluate --out` wrote, by the files' names.
 
     Raises:
-        RecipeError: a file is named twice.
-        ArtifactError: a file is missing or holds something else.
+        RecipeError: A file is named twice.
+        ArtifactError: A file is missing or holds something else.
     """
     if len(set(paths)) < len(paths):
         raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")

@@ -18,10 +18,10 @@ class Speed:
     """Medians over the runs.
 
     Attributes:
-        prompt: tokens per second of one forward pass over a prompt.
-        decode: tokens per second of greedy decoding after it, one sequence.
-        prompt_runs: every run's figure.
-        decode_runs: every run's figure.
+        prompt: Tokens per second of one forward pass over a prompt.
+        decode: Tokens per second of greedy decoding after it, one sequence.
+        prompt_runs: Every run's figure.
+        decode_runs: Every run's figure.
     """
 
     prompt: float
@@ -35,10 +35,10 @@ class CallTiming:
     """Seconds of one call.
 
     Attributes:
-        median: of the runs.
-        low: the shortest.
-        high: the longest.
-        runs: all of them.
+        median: Of the runs.
+        low: The shortest.
+        high: The longest.
+        runs: All of them.
     """
 
     median: float
@@ -58,10 +58,10 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
 
     Args:
-        models: by name.
+        models: By name.
         prompt: [1, t] tokens.
-        new_tokens: tokens decoded after the prompt.
-        runs: rounds.
+        new_tokens: Tokens decoded after the prompt.
+        runs: Rounds.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}

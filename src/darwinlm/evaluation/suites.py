@@ -18,12 +18,12 @@ class Known:
     """A task whose data files we know.
 
     Attributes:
-        metric: the harness's metric that tables show.
-        split: what is scored.
-        pool: split that examples are drawn from.
-        spare: split that they are drawn from when there is no file of `pool`; empty where there is none.
-        fields: that every row of a file must have.
-        by_subject: whether the file joins the harness's subtasks, told apart by the field `subject`.
+        metric: The harness's metric that tables show.
+        split: What is scored.
+        pool: Split that examples are drawn from.
+        spare: Split that they are drawn from when there is no file of `pool`; empty where there is none.
+        fields: That every row of a file must have.
+        by_subject: Whether the file joins the harness's subtasks, told apart by the field `subject`.
     """
 
     metric: str
@@ -71,8 +71,8 @@ class Wanted:
     """One task of a suite.
 
     Attributes:
-        task: the harness's name.
-        shots: examples in the prompt; None leaves the number to the harness's own configuration.
+        task: The harness's name.
+        shots: Examples in the prompt; None leaves the number to the harness's own configuration.
     """
 
     task: str
@@ -105,7 +105,7 @@ def parse_suite(text: str) -> tuple[Wanted, ...]:
     """Read the name of a suite, or tasks: `piqa,arc_challenge:25`.
 
     Raises:
-        RecipeError: a number of shots isn't one, a task is named twice, or nothing is named. Whether the harness knows
+        RecipeError: A number of shots isn't one, a task is named twice, or nothing is named. Whether the harness knows
             a task is checked by `darwinlm.evaluation.harness`.
     """
     if text in SUITES:

@@ -18,10 +18,10 @@ class Average:
     """Mean of a suite's scores.
 
     Attributes:
-        value: the plain mean over tasks, as the paper's; None while a task is missing.
-        stderr: of the mean, tasks being independent; None as `value` or when a task gives none.
-        missing: titles of tasks that failed.
-        partial: why the whole table is no full result, in words; empty when it is one.
+        value: The plain mean over tasks, as the paper's; None while a task is missing.
+        stderr: Of the mean, tasks being independent; None as `value` or when a task gives none.
+        missing: Titles of tasks that failed.
+        partial: Why the whole table is no full result, in words; empty when it is one.
     """
 
     value: float | None

@@ -19,11 +19,11 @@ class TextScore:
     """What was measured on a text.
 
     Attributes:
-        source: of the text.
-        tokens: predictions that the perplexity is the mean of.
-        blocks: sequences that the text was cut into.
-        perplexity: of the model.
-        dense_perplexity: of the other model, where there is one.
+        source: Of the text.
+        tokens: Predictions that the perplexity is the mean of.
+        blocks: Sequences that the text was cut into.
+        perplexity: Of the model.
+        dense_perplexity: Of the other model, where there is one.
         kl: KL(other ‖ model) in nats per token, where there is one.
         kl_seen, kl_new, seen, kl_by_position: as in `Quality`, where there is another model.
     """
@@ -46,13 +46,13 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     Where the tokenizer adds bos, it takes the place of every block's first token.
 
     Args:
-        source: as `darwinlm.data.read_documents` takes it.
-        tokenizer: of the model.
+        source: As `darwinlm.data.read_documents` takes it.
+        tokenizer: Of the model.
         sequence_length: t.
-        max_tokens: read no further; None reads all.
+        max_tokens: Read no further; None reads all.
 
     Raises:
-        DataError: the text is missing, unreadable, or shorter than one block.
+        DataError: The text is missing, unreadable, or shorter than one block.
     """
     wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []

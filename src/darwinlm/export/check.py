@@ -45,13 +45,13 @@ class Comparison:
     """Two models on the same tokens.
 
     Attributes:
-        left: one.
-        right: the other.
-        tokens: number of tokens.
-        relative: the norm of the difference of their logits (each token's mean taken off) over that of the logits.
-        largest: the largest difference of two logits.
-        same_top: share of tokens for which both find the same next token likeliest.
-        tolerance: what `relative` may be, here and after every sub-layer.
+        left: One.
+        right: The other.
+        tokens: Number of tokens.
+        relative: The norm of the difference of their logits (each token's mean taken off) over that of the logits.
+        largest: The largest difference of two logits.
+        same_top: Share of tokens for which both find the same next token likeliest.
+        tolerance: What `relative` may be, here and after every sub-layer.
     """
 
     left: str
@@ -68,12 +68,12 @@ class ExportReport:
     """What an export did and what was compared.
 
     Attributes:
-        format: hf, dense, vllm or gguf.
-        path: what was written.
-        bytes: of its weights.
-        notes: what differs from the model in shape, for people.
-        comparisons: the chain.
-        details: further facts by format.
+        format: Hf, dense, vllm or gguf.
+        path: What was written.
+        bytes: Of its weights.
+        notes: What differs from the model in shape, for people.
+        comparisons: The chain.
+        details: Further facts by format.
     """
 
     format: str
@@ -112,8 +112,8 @@ def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
     """Run a model of transformers and keep the residual stream after each sub-layer, in float32.
 
     Args:
-        model: in evaluation mode.
-        family: names of its parts.
+        model: In evaluation mode.
+        family: Names of its parts.
         tokens: [t].
     """
     found: Streams = {}
@@ -147,7 +147,7 @@ def compare_streams(left: tuple[str, Streams], right: tuple[str, Streams], toler
     """Compare two runs place by place.
 
     Raises:
-        ExportError: a place differs by more than `tolerance`; the first one is named.
+        ExportError: A place differs by more than `tolerance`; the first one is named.
     """
     ours, theirs = left[1], right[1]
     for name in ours:

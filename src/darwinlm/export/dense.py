@@ -18,11 +18,11 @@ def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
     """The stock class at the sizes before pruning; what was pruned is zero, so that it computes the same.
 
     Args:
-        reshaper: the pruned model.
-        dtype: element type of the weights.
+        reshaper: The pruned model.
+        dtype: Element type of the weights.
 
     Raises:
-        ExportError: whole experts are gone, or the model lacks tensors.
+        ExportError: Whole experts are gone, or the model lacks tensors.
     """
     checkpoint = reshaper.checkpoint
     if reshaper.lacking_experts:
@@ -45,7 +45,7 @@ def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: Ex
     """Compare the pruned model with its masked dense form, where its shapes differ from the stock ones.
 
     Raises:
-        ExportError: they differ; the layer is named.
+        ExportError: They differ; the layer is named.
     """
     if not is_custom(reshaper.checkpoint.config):
         return

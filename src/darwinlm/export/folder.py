@@ -39,16 +39,16 @@ def export_folder(
     """Write a model as a folder of another form and check it.
 
     Args:
-        checkpoint: the model.
-        out: the folder; it appears, by rename, after it has passed its check.
-        to: one of `FORMATS`.
-        dtype: element type; None keeps the checkpoint's.
-        tensor_parallel: processes among which vLLM shall split every layer.
-        say: told what is going on.
+        checkpoint: The model.
+        out: The folder; it appears, by rename, after it has passed its check.
+        to: One of `FORMATS`.
+        dtype: Element type; None keeps the checkpoint's.
+        tensor_parallel: Processes among which vLLM shall split every layer.
+        say: Told what is going on.
 
     Raises:
-        ExportError: the model doesn't fit the format, or the check fails.
-        StorageError: the disk is full.
+        ExportError: The model doesn't fit the format, or the check fails.
+        StorageError: The disk is full.
     """
     dtype = dtype or checkpoint.dtype
     report = ExportReport(to, str(out), details={"dtype": str(dtype).removeprefix("torch.")})
@@ -167,7 +167,7 @@ def check_divisible(targets: Sequence[BlockSizes], parts: int) -> None:
     """Refuse sizes that can't be split evenly; vLLM itself wouldn't notice.
 
     Raises:
-        ExportError: naming the blocks.
+        ExportError: Naming the blocks.
     """
     if parts < 1:
         raise ExportError(f"--tensor-parallel {parts}: must be 1 or more")

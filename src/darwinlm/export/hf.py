@@ -32,16 +32,16 @@ def save_model(
     The folder appears whole, by rename, or not at all.
 
     Args:
-        model: the smaller model, in the element type to be saved.
-        folder: where it goes; an older one of the same name is replaced.
-        tokenizer: saved along.
-        card: text of README.md.
-        source: folder of the model that it was made of, whose generation settings and licence files go along.
+        model: The smaller model, in the element type to be saved.
+        folder: Where it goes; an older one of the same name is replaced.
+        tokenizer: Saved along.
+        card: Text of README.md.
+        source: Folder of the model that it was made of, whose generation settings and licence files go along.
 
     Raises:
-        CheckpointError: the source's generation settings aren't JSON.
-        NumericsError: a weight isn't finite.
-        StorageError: the disk is full or the folder can't be written.
+        CheckpointError: The source's generation settings aren't JSON.
+        NumericsError: A weight isn't finite.
+        StorageError: The disk is full or the folder can't be written.
     """
     for name, parameter in model.named_parameters():
         if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
@@ -71,7 +71,7 @@ def unchecked(out: Path) -> Iterator[Path]:
     """A folder to write and check beside `out`, which it replaces when the body ends well; else nothing is left of it.
 
     Raises:
-        StorageError: the disk is full or the folder can't be written.
+        StorageError: The disk is full or the folder can't be written.
     """
     temporary = out.with_name(f".{out.name}.unchecked")
     try:
@@ -95,12 +95,12 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
     Args:
-        model: what was saved, in float32 on the CPU or as it stands.
-        folder: what `save_model` wrote.
+        model: What was saved, in float32 on the CPU or as it stands.
+        folder: What `save_model` wrote.
         tokens: [n, t] text to compare on.
 
     Raises:
-        CheckpointError: the logits differ; the message names the first layer that does.
+        CheckpointError: The logits differ; the message names the first layer that does.
     """
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)

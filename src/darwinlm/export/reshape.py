@@ -27,7 +27,7 @@ class Reshaper:
     """Reads a checkpoint's blocks at other sizes.
 
     Args:
-        checkpoint: the pruned model.
+        checkpoint: The pruned model.
 
     """
 

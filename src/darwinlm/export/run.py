@@ -36,18 +36,18 @@ def export_model(
     """Export a model folder or a finished run, and check the result; nothing is left behind where it fails.
 
     Args:
-        model: folder of a model or of a finished run.
-        out: folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
-        to: hf, dense, vllm or gguf.
-        quantisation: of gguf; None is f16.
-        dtype: element type of hf, dense and vllm; None keeps the model's.
-        tensor_parallel: of vllm.
+        model: Folder of a model or of a finished run.
+        out: Folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
+        to: Hf, dense, vllm or gguf.
+        quantisation: Of gguf; None is f16.
+        dtype: Element type of hf, dense and vllm; None keeps the model's.
+        tensor_parallel: Of vllm.
         tokenizer_from: GGUF file whose tokenizer a gguf shall have.
-        mlp_multiple: of gguf: MLP widths are padded to a multiple of it.
-        threads: processor threads.
-        overwrite: replace what lies at `out`.
-        allow_remote_code: let the checkpoint run its own code.
-        say: told what is going on.
+        mlp_multiple: Of gguf: MLP widths are padded to a multiple of it.
+        threads: Processor threads.
+        overwrite: Replace what lies at `out`.
+        allow_remote_code: Let the checkpoint run its own code.
+        say: Told what is going on.
 
     Raises:
         ModelError, ExportError, MissingExtraError, StorageError, BusyError: see `darwinlm.errors`.

@@ -28,12 +28,12 @@ class BlockSizes:
     """What a block keeps.
 
     Attributes:
-        block: its index.
-        heads: query heads; 0 where there is no attention.
+        block: Its index.
+        heads: Query heads; 0 where there is no attention.
         groups: KV heads.
         width: MLP channels; 0 where there is no MLP.
         owners: KV head of each query head, where they aren't shared evenly in order; else None.
-        experts: experts of a mixture, each of them `width` wide; 0 where the MLP is none.
+        experts: Experts of a mixture, each of them `width` wide; 0 where the MLP is none.
     """
 
     block: int
@@ -111,14 +111,14 @@ def widen_attention(
     """Put the heads of an attention into a larger one, each under its own KV head.
 
     Args:
-        tensors: of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
-        part: names of its projections.
-        sizes: heads and KV heads as they are.
+        tensors: Of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
+        part: Names of its projections.
+        sizes: Heads and KV heads as they are.
         columns: h.
-        target: heads and KV heads as they shall be, shared evenly.
+        target: Heads and KV heads as they shall be, shared evenly.
 
     Raises:
-        ExportError: a KV head has more query heads than the target gives it.
+        ExportError: A KV head has more query heads than the target gives it.
     """
     share = target.heads // target.groups
     taken = [0] * target.groups
@@ -188,11 +188,11 @@ def zero_sublayer(
     """A sub-layer that adds nothing: zero matrices and biases, norms of ones.
 
     Args:
-        template: the stock block's tensors by name inside the block, for names and sizes; their values aren't read.
-        part: which sub-layer.
-        sizes: heads, KV heads and channels that it shall have.
-        columns: of a head.
-        dtype: element type.
+        template: The stock block's tensors by name inside the block, for names and sizes; their values aren't read.
+        part: Which sub-layer.
+        sizes: Heads, KV heads and channels that it shall have.
+        columns: Of a head.
+        dtype: Element type.
 
     Returns:
         Its tensors, norms included, by name inside the block.

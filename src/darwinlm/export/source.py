@@ -15,9 +15,9 @@ def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
     """Open a model folder; of a run's output folder, the model in it.
 
     Raises:
-        ModelError: there is no such folder, it holds no model, or its run isn't finished.
-        CheckpointError: its files are damaged.
-        FamilyError: its architecture isn't known.
+        ModelError: There is no such folder, it holds no model, or its run isn't finished.
+        CheckpointError: Its files are damaged.
+        FamilyError: Its architecture isn't known.
     """
     if not path.exists():
         raise ModelError(f"there is no model at '{path}': give the folder of a model or of a finished run")
@@ -38,7 +38,7 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
     """Refuse a target that would destroy something.
 
     Raises:
-        ExportError: the target exists, is the source, or is of the wrong kind.
+        ExportError: The target exists, is the source, or is of the wrong kind.
     """
     if path.resolve() == source.resolve() or path.resolve() in source.resolve().parents:
         raise ExportError(f"--out {path} is where the model itself lies: choose another place")

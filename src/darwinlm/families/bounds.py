@@ -74,11 +74,11 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
     """Refuse a configuration whose numbers no model has.
 
     Args:
-        plain: config.json, or the keys of a GGUF header without their prefix.
-        path: where it stands.
+        plain: Config.json, or the keys of a GGUF header without their prefix.
+        path: Where it stands.
 
     Raises:
-        CheckpointError: naming the field and its value.
+        CheckpointError: Naming the field and its value.
     """
     waiting: list[tuple[str, Any, int]] = [("", plain, 0)]
     while waiting:
@@ -163,14 +163,14 @@ def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | st
     """Refuse a number of blocks that the tensors don't have.
 
     Args:
-        stated: by the configuration.
-        names: of the stored tensors.
-        layers: prefix of the blocks.
-        path: what states it.
-        absent: blocks that may be without any tensor.
+        stated: By the configuration.
+        names: Of the stored tensors.
+        layers: Prefix of the blocks.
+        path: What states it.
+        absent: Blocks that may be without any tensor.
 
     Raises:
-        CheckpointError: there are fewer or more blocks, or blocks between are missing.
+        CheckpointError: There are fewer or more blocks, or blocks between are missing.
     """
     pattern = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.")
     found = {int(match[1]) for name in names if (match := pattern.match(name))}
@@ -183,11 +183,11 @@ def check_types(types: Mapping[str, str], where: Path | str) -> None:
     """Refuse weights that aren't floats.
 
     Args:
-        types: element type of each tensor, as safetensors name it.
-        where: the checkpoint.
+        types: Element type of each tensor, as safetensors name it.
+        where: The checkpoint.
 
     Raises:
-        CheckpointError: naming the first tensor.
+        CheckpointError: Naming the first tensor.
     """
     for name, kind in types.items():
         if kind not in WEIGHTS:

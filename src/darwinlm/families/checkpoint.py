@@ -38,11 +38,11 @@ class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
     Attributes:
-        folder: where the files lie.
-        config: its transformers configuration.
-        family: how its architecture is described.
-        source: what the user called it.
-        allow_remote_code: its tokenizer may run code of its own.
+        folder: Where the files lie.
+        config: Its transformers configuration.
+        family: How its architecture is described.
+        source: What the user called it.
+        allow_remote_code: Its tokenizer may run code of its own.
     """
 
     folder: Path
@@ -56,9 +56,9 @@ class Checkpoint:
         """Open a folder.
 
         Raises:
-            ModelError: the folder holds no readable model or wants to run its own code.
-            FamilyError: its architecture isn't known.
-            CheckpointError: shards are missing or reach outside the folder.
+            ModelError: The folder holds no readable model or wants to run its own code.
+            FamilyError: Its architecture isn't known.
+            CheckpointError: Shards are missing or reach outside the folder.
         """
         checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
         missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
@@ -123,7 +123,7 @@ class Checkpoint:
         """Shape of every stored tensor, from the headers of the shards.
 
         Raises:
-            CheckpointError: a shard is damaged, or holds numbers that aren't floats.
+            CheckpointError: A shard is damaged, or holds numbers that aren't floats.
         """
         shards = {shard: _tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
@@ -135,7 +135,7 @@ class Checkpoint:
         """Refuse infinite numbers outside the blocks: rows of unused tokens are met by no text.
 
         Raises:
-            CheckpointError: naming the tensor.
+            CheckpointError: Naming the tensor.
         """
         for name in self.names_outside_blocks():
             for tensor in self.read(name).values():
@@ -198,11 +198,11 @@ class Checkpoint:
         """Read all tensors whose name in the model starts with `prefix`, which is cut off.
 
         Args:
-            prefix: start of the names.
-            dtype: what they are turned into; None keeps their own.
+            prefix: Start of the names.
+            dtype: What they are turned into; None keeps their own.
 
         Raises:
-            CheckpointError: a shard is damaged.
+            CheckpointError: A shard is damaged.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
@@ -228,7 +228,7 @@ class Checkpoint:
         """Some rows of one tensor; the others aren't read.
 
         Raises:
-            CheckpointError: a shard is damaged.
+            CheckpointError: A shard is damaged.
         """
         shard = self.folder / self.shards[name]
         try:
@@ -251,8 +251,8 @@ class Checkpoint:
         """The model's tokenizer.
 
         Raises:
-            ModelError: the folder holds none that can be read.
-            CheckpointError: transformers would read it as one of another kind.
+            ModelError: The folder holds none that can be read.
+            CheckpointError: Transformers would read it as one of another kind.
         """
         return load_tokenizer(self.folder, self.config, allow_remote_code=self.allow_remote_code)
 
@@ -260,7 +260,7 @@ class Checkpoint:
         """The whole model, ready for inference.
 
         Raises:
-            CheckpointError: the weights don't fit the configuration.
+            CheckpointError: The weights don't fit the configuration.
         """
         if torch.device(device).type != "cpu":
             return self._load_onto(torch.device(device), dtype)
@@ -350,7 +350,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a config.json whose numbers a model can have.
 
     Raises:
-        CheckpointError: it is damaged, or asks for what no model has.
+        CheckpointError: It is damaged, or asks for what no model has.
     """
     try:
         plain = load_json(path)

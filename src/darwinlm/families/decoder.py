@@ -69,8 +69,8 @@ class Decoder:
     """Blocks of a model that is held once and never copied.
 
     Args:
-        model: a causal LM of transformers in evaluation mode.
-        family: its description.
+        model: A causal LM of transformers in evaluation mode.
+        family: Its description.
     """
 
     def __init__(self, model: Any, family: Family) -> None:

@@ -200,7 +200,7 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, ours included.
 
     Raises:
-        FamilyError: no description exists for the model type; the message says what a new one must hold.
+        FamilyError: No description exists for the model type; the message says what a new one must hold.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:

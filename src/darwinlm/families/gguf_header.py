@@ -33,9 +33,9 @@ class GgufHeader:
     """What a file says about itself.
 
     Attributes:
-        keys: numbers, strings and short arrays of either by name.
-        counts: length of every array by name.
-        tensors: shape of every tensor, rows first, by name.
+        keys: Numbers, strings and short arrays of either by name.
+        counts: Length of every array by name.
+        tensors: Shape of every tensor, rows first, by name.
     """
 
     keys: dict[str, Any] = field(default_factory=dict)
@@ -57,12 +57,12 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     """Read and check the header of a file.
 
     Args:
-        path: the file.
-        weights: it must hold a whole model; otherwise a tokenizer alone will do.
+        path: The file.
+        weights: It must hold a whole model; otherwise a tokenizer alone will do.
 
     Raises:
-        CheckpointError: it isn't GGUF, is damaged, or states what it doesn't hold.
-        MissingExtraError: without the extra `gguf`.
+        CheckpointError: It isn't GGUF, is damaged, or states what it doesn't hold.
+        MissingExtraError: Without the extra `gguf`.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

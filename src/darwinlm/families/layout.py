@@ -21,9 +21,9 @@ class Parts:
     """What is read for one tensor of the model.
 
     Attributes:
-        names: stored names. With more than one expert or more than one part they are joined: parts one under the other
+        names: Stored names. With more than one expert or more than one part they are joined: parts one under the other
             along dimension 0, experts along a new first dimension.
-        stacked: whether the first dimension counts experts.
+        stacked: Whether the first dimension counts experts.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -51,8 +51,8 @@ def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
     """Parts of each tensor of the model by its name there.
 
     Args:
-        family: says how its checkpoints name things.
-        stored: names of the stored tensors.
+        family: Says how its checkpoints name things.
+        stored: Names of the stored tensors.
     """
     found: dict[str, Parts] = {}
     experts: dict[str, dict[int, dict[str, str]]] = {}

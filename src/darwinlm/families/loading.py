@@ -37,14 +37,14 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
     """A causal language model with all of its weights.
 
     Args:
-        model: folder or hub id.
-        dtype: of its weights.
-        allow_remote_code: let it run its own code.
-        more: for transformers.
+        model: Folder or hub id.
+        dtype: Of its weights.
+        allow_remote_code: Let it run its own code.
+        more: For transformers.
 
     Raises:
-        RemoteCodeError: it wants to run code and may not.
-        CheckpointError: the weights don't fit the configuration, or some are missing.
+        RemoteCodeError: It wants to run code and may not.
+        CheckpointError: The weights don't fit the configuration, or some are missing.
     """
     local = {"local_files_only": True} if isinstance(model, Path) else {}
     try:
@@ -90,15 +90,15 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     """The tokenizer of a model.
 
     Args:
-        folder: of the model, or its hub id.
-        config: of the model; its own configuration's code is then not asked for.
-        allow_remote_code: let the tokenizer run its own code.
-        more: for transformers.
+        folder: Of the model, or its hub id.
+        config: Of the model; its own configuration's code is then not asked for.
+        allow_remote_code: Let the tokenizer run its own code.
+        more: For transformers.
 
     Raises:
-        ModelError: there is none.
-        RemoteCodeError: it wants to run code and may not.
-        CheckpointError: its files are damaged, or transformers would read it as one of another kind.
+        ModelError: There is none.
+        RemoteCodeError: It wants to run code and may not.
+        CheckpointError: Its files are damaged, or transformers would read it as one of another kind.
     """
     if isinstance(folder, Path):
         check_tokenizer_files(folder)
@@ -127,7 +127,7 @@ def check_tokenizer_files(folder: Path) -> None:
     """Refuse tokenizer files that are damaged or number their tokens as no tokenizer does.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: Naming the file.
     """
     for name in FILES:
         path = folder / name

@@ -30,11 +30,11 @@ class Origin:
     """Where a model comes from, as far as its files say.
 
     Attributes:
-        base_model: its name on the hub, `owner/name`.
-        license: identifier of its licence, as model cards state it.
-        license_name: of a licence without an identifier of its own.
-        license_link: where that is.
-        languages: codes of the languages it is for.
+        base_model: Its name on the hub, `owner/name`.
+        license: Identifier of its licence, as model cards state it.
+        license_name: Of a licence without an identifier of its own.
+        license_link: Where that is.
+        languages: Codes of the languages it is for.
     """
 
     base_model: str | None = None
@@ -48,11 +48,11 @@ def origin_of(folder: Path, source: str) -> Origin:
     """Where a model comes from.
 
     Args:
-        folder: where its files lie.
-        source: what the user called it.
+        folder: Where its files lie.
+        source: What the user called it.
 
     Raises:
-        CheckpointError: a record of its origin isn't JSON.
+        CheckpointError: A record of its origin isn't JSON.
     """
     if (folder / RECORD).is_file():
         said = _json(folder / RECORD)
@@ -86,11 +86,11 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
     """Keep what a GGUF file says about licence, languages, base model and end tokens beside the weights read from it.
 
     Args:
-        folder: holds config.json already.
-        fields: the file's metadata by key.
+        folder: Holds config.json already.
+        fields: The file's metadata by key.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
@@ -113,12 +113,12 @@ def carry(source: Path, target: Path) -> None:
     """Copy a model's generation settings and licence files to the model that is made of it.
 
     Args:
-        source: folder of the model.
-        target: folder of the other one.
+        source: Folder of the model.
+        target: Folder of the other one.
 
     Raises:
-        CheckpointError: the generation settings aren't JSON.
-        OSError: a file can't be written.
+        CheckpointError: The generation settings aren't JSON.
+        OSError: A file can't be written.
     """
     if (source / GENERATION).is_file():
         _json(source / GENERATION)

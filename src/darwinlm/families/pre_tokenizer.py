@@ -44,11 +44,11 @@ def split_as_named(tokenizer: Any, name: str | None) -> None:
     """Let a byte-level tokenizer split text as a GGUF file names it: transformers reads the name and doesn't use it.
 
     Args:
-        tokenizer: as transformers makes it of a GGUF file; changed in place.
-        name: the file's `tokenizer.ggml.pre`.
+        tokenizer: As transformers makes it of a GGUF file; changed in place.
+        name: The file's `tokenizer.ggml.pre`.
 
     Raises:
-        CheckpointError: the file names none, or one that isn't known here.
+        CheckpointError: The file names none, or one that isn't known here.
     """
     known = ALIASES.get(str(name), str(name))
     regexes = {other: regex for regex, other in PATTERNS.items()}

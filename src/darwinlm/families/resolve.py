@@ -32,15 +32,15 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
     """Find a model and make it a local checkpoint.
 
     Args:
-        model: hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
-        work: folder for what must be converted first.
-        allow_remote_code: let the checkpoint run its own code.
+        model: Hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
+        work: Folder for what must be converted first.
+        allow_remote_code: Let the checkpoint run its own code.
 
     Raises:
-        ModelError: nothing of that name exists or can be reached.
-        FamilyError: its architecture isn't known.
-        CheckpointError: its files are damaged.
-        MissingExtraError: a GGUF file without the extra `gguf`.
+        ModelError: Nothing of that name exists or can be reached.
+        FamilyError: Its architecture isn't known.
+        CheckpointError: Its files are damaged.
+        MissingExtraError: A GGUF file without the extra `gguf`.
     """
     path = Path(model).expanduser()
     try:
@@ -139,7 +139,7 @@ def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
     """Every weight of the file is in the model: transformers leaves out, without a word, what it has no name for.
 
     Raises:
-        CheckpointError: the file holds more or fewer numbers than the model.
+        CheckpointError: The file holds more or fewer numbers than the model.
     """
     factors = sorted(name for name in header.tensors if name.startswith("rope_"))
     there = sum(prod(shape) for name, shape in header.tensors.items() if name not in factors)

@@ -20,11 +20,11 @@ def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
     """Refuse a Unigram model that became something else.
 
     Args:
-        folder: of the checkpoint.
-        tokenizer: what transformers made of it.
+        folder: Of the checkpoint.
+        tokenizer: What transformers made of it.
 
     Raises:
-        CheckpointError: it was read wrongly, or isn't a SentencePiece model at all.
+        CheckpointError: It was read wrongly, or isn't a SentencePiece model at all.
     """
     path = folder / MODEL
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -18,16 +18,16 @@ class ModuleShape:
     """One attention or MLP module as it is in the checkpoint.
 
     Attributes:
-        block: index of its block.
-        kind: attention or mlp.
-        tensors: shape of each of its tensors, norms included, by name inside the block.
+        block: Index of its block.
+        kind: Attention or mlp.
+        tensors: Shape of each of its tensors, norms included, by name inside the block.
         groups: KV groups of an attention; 1 for an MLP.
-        heads: query heads in each group; 1 for an MLP.
-        head_dim: columns of a query head; 1 for an MLP.
-        width: columns of the output projection: groups x heads x head_dim, or MLP channels.
-        output: name of the output projection's weight inside the block.
-        experts: experts of the MLP, each of them that wide; 0 where it isn't a mixture.
-        chosen: experts that a token is sent to; 0 where it isn't a mixture.
+        heads: Query heads in each group; 1 for an MLP.
+        head_dim: Columns of a query head; 1 for an MLP.
+        width: Columns of the output projection: groups x heads x head_dim, or MLP channels.
+        output: Name of the output projection's weight inside the block.
+        experts: Experts of the MLP, each of them that wide; 0 where it isn't a mixture.
+        chosen: Experts that a token is sent to; 0 where it isn't a mixture.
         query_groups: KV head of each query head, where KV heads serve different numbers of them (heads is then 0).
     """
 
@@ -53,11 +53,11 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     """All modules of a model in order, removed ones left out.
 
     Args:
-        checkpoint: the model.
-        shapes: shapes of its tensors; None reads them from the skeleton.
+        checkpoint: The model.
+        shapes: Shapes of its tensors; None reads them from the skeleton.
 
     Raises:
-        CheckpointError: the tensors of a module don't fit each other.
+        CheckpointError: The tensors of a module don't fit each other.
     """
     if shapes is None:
         state = checkpoint.skeleton().state_dict()

@@ -48,19 +48,19 @@ def import_model(
     """Convert a pruned checkpoint: zeros are cut out, layers of other shapes get a configuration that says so.
 
     Args:
-        folder: the checkpoint.
-        out: folder to be written; it appears, by rename, after it has passed its check.
-        family: model type of the dense model; None finds it out.
-        head_size: columns of a head; None takes the configuration's.
+        folder: The checkpoint.
+        out: Folder to be written; it appears, by rename, after it has passed its check.
+        family: Model type of the dense model; None finds it out.
+        head_size: Columns of a head; None takes the configuration's.
         query_groups: `first` or `spread`, see `darwinlm.importing.foreign.QUERY_GROUPS`.
-        overwrite: replace what lies at `out`.
-        allow_remote_code: let the checkpoint's tokenizer run its own code.
-        say: told what is going on.
+        overwrite: Replace what lies at `out`.
+        allow_remote_code: Let the checkpoint's tokenizer run its own code.
+        say: Told what is going on.
 
     Raises:
         ModelError, FamilyError, CheckpointError: the checkpoint can't be understood.
-        ExportError: the result computes something else; the layer is named.
-        StorageError: the disk is full.
+        ExportError: The result computes something else; the layer is named.
+        StorageError: The disk is full.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model at '{folder}': give the folder of a pruned model")

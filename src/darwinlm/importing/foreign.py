@@ -31,8 +31,8 @@ class Foreign:
     """A checkpoint as its weights describe it.
 
     Attributes:
-        checkpoint: the folder, with the stock configuration that its layers were cut from.
-        heads: query heads of each block.
+        checkpoint: The folder, with the stock configuration that its layers were cut from.
+        heads: Query heads of each block.
         groups: KV heads of each block.
         widths: MLP channels of each block.
         owners: KV head of each query head of each block.
@@ -56,16 +56,16 @@ def open_foreign(
     """Read a checkpoint's shapes.
 
     Args:
-        folder: with config.json and safetensors.
-        family: model type of the dense model; None finds it out.
-        head_dim: columns of a head; None takes the configuration's.
-        query_groups: one of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
-        allow_remote_code: let the checkpoint's tokenizer run its own code.
+        folder: With config.json and safetensors.
+        family: Model type of the dense model; None finds it out.
+        head_dim: Columns of a head; None takes the configuration's.
+        query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
+        allow_remote_code: Let the checkpoint's tokenizer run its own code.
 
     Raises:
-        ModelError: the folder holds no model, or one that is ours already.
-        FamilyError: the family isn't known.
-        CheckpointError: the weights fit no such model; the message says what to state.
+        ModelError: The folder holds no model, or one that is ours already.
+        FamilyError: The family isn't known.
+        CheckpointError: The weights fit no such model; the message says what to state.
     """
     raw = _read(folder)
     model_type = str(raw.get("model_type", ""))

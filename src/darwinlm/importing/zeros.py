@@ -20,9 +20,9 @@ def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[
     """Query heads that add something: their columns of the output aren't zero, nor are their values.
 
     Args:
-        tensors: of the attention by name inside it.
-        part: names of its projections.
-        sizes: rows of its queries and of its keys.
+        tensors: Of the attention by name inside it.
+        part: Names of its projections.
+        sizes: Rows of its queries and of its keys.
         owners: KV head of each query head.
         columns: h.
     """

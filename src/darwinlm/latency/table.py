@@ -42,10 +42,10 @@ def refine(
     """Measure the ends of each line, then the middle of every interval in which interpolation isn't proven.
 
     Args:
-        lines: sizes by growing width.
-        measure: time of the whole model with all modules of the kind at a size, in units of the dense model's.
-        points: most sizes to measure, ends and known ones aside from the count of two a line.
-        known: sizes whose time is known without measuring.
+        lines: Sizes by growing width.
+        measure: Time of the whole model with all modules of the kind at a size, in units of the dense model's.
+        points: Most sizes to measure, ends and known ones aside from the count of two a line.
+        known: Sizes whose time is known without measuring.
 
     Returns:
         The measured times.
@@ -82,9 +82,9 @@ class LatencyTable:
     """Seconds of one module at each size.
 
     Attributes:
-        lines: widths and seconds of each number of query heads per group, growing.
-        dense: seconds of the whole model as it is.
-        fixed: seconds of everything that isn't a module.
+        lines: Widths and seconds of each number of query heads per group, growing.
+        dense: Seconds of the whole model as it is.
+        fixed: Seconds of everything that isn't a module.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
@@ -103,9 +103,9 @@ def lines_of(ratios: Mapping[Size, float], count: int, dense: float) -> dict[int
     """Seconds of one module over its width, for each number of query heads per group, never falling with the width.
 
     Args:
-        ratios: time of the whole model at each size over the dense model's; `ABSENT` among them.
-        count: modules of the kind.
-        dense: seconds of the dense model.
+        ratios: Time of the whole model at each size over the dense model's; `ABSENT` among them.
+        count: Modules of the kind.
+        dense: Seconds of the dense model.
     """
     lines: dict[int, list[tuple[int, float]]] = {}
     for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):

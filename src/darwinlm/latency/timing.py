@@ -37,9 +37,9 @@ class Workload:
     """What is timed: a prompt, and tokens written after it.
 
     Attributes:
-        prefill: tokens of the prompt; 0 leaves its time out.
-        decode: tokens written; 0 leaves them out.
-        batch: sequences at once.
+        prefill: Tokens of the prompt; 0 leaves its time out.
+        decode: Tokens written; 0 leaves them out.
+        batch: Sequences at once.
     """
 
     prefill: int
@@ -51,12 +51,12 @@ class ModelTimer:
     """Times models against the dense one, in turn, so that a machine's drift falls on both.
 
     Args:
-        checkpoint: the dense model; its weights aren't read.
-        shapes: its modules.
-        request: what is timed.
-        dtype: of the weights.
-        device: where.
-        runs: timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
+        checkpoint: The dense model; its weights aren't read.
+        shapes: Its modules.
+        request: What is timed.
+        dtype: Of the weights.
+        device: Where.
+        runs: Timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
     """
 
     def __init__(

@@ -25,14 +25,14 @@ class Device:
     """What a device can do.
 
     Attributes:
-        name: as `--device` takes it.
-        memory: bytes.
-        rates: operations per second of dense matrix products by type.
-        bandwidth: bytes per second.
-        efficiency: share of `rates` that a forward pass reaches, by type.
-        product_efficiency: share of `rates` that other large matrix products reach.
-        block_seconds: that a pass through one block takes however few its tokens are.
-        source: where the figures come from.
+        name: As `--device` takes it.
+        memory: Bytes.
+        rates: Operations per second of dense matrix products by type.
+        bandwidth: Bytes per second.
+        efficiency: Share of `rates` that a forward pass reaches, by type.
+        product_efficiency: Share of `rates` that other large matrix products reach.
+        block_seconds: That a pass through one block takes however few its tokens are.
+        source: Where the figures come from.
     """
 
     name: str
@@ -81,7 +81,7 @@ def find_device(name: str) -> Device:
     """A device by name; `cpu` is measured, and `cuda` is the card at hand.
 
     Raises:
-        RecipeError: the device isn't known, the message names those that are; or there is no such card.
+        RecipeError: The device isn't known, the message names those that are; or there is no such card.
     """
     if name == "cpu":
         return measure_cpu()
@@ -128,7 +128,7 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     """This machine with PyTorch's present number of threads: matrix products and a copy, about two seconds.
 
     Args:
-        clock: gives seconds; that of the process doesn't see what other programs take, with one thread.
+        clock: Gives seconds; that of the process doesn't see what other programs take, with one thread.
     """
 
     def best(action: Callable[[], object]) -> float:

@@ -32,9 +32,9 @@ class Sizes:
     """What is counted of a model and a recipe.
 
     Attributes:
-        checkpoint: configuration and family; no weights are there.
-        recipe: units and budget.
-        processes: that share the work, each on a device of its own.
+        checkpoint: Configuration and family; no weights are there.
+        recipe: Units and budget.
+        processes: That share the work, each on a device of its own.
     """
 
     checkpoint: Checkpoint
@@ -179,12 +179,12 @@ def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkp
     """A model's configuration, without its weights.
 
     Args:
-        model: hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
-        allow_remote_code: let the checkpoint run its own code.
+        model: Hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
+        allow_remote_code: Let the checkpoint run its own code.
 
     Raises:
-        ModelError: there is no such model, or it can't be reached.
-        FamilyError: its architecture isn't known.
+        ModelError: There is no such model, or it can't be reached.
+        FamilyError: Its architecture isn't known.
     """
     path = Path(model).expanduser()
     if path.is_dir():

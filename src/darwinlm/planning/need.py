@@ -15,12 +15,12 @@ class Item:
     """Something that takes memory or disk.
 
     Attributes:
-        name: what it is.
-        bytes: how much; on a CPU, where a GPU needs more.
-        on_gpu: how much more a GPU needs.
-        setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
-        value: of that field now.
-        least: below which that field makes no sense.
+        name: What it is.
+        bytes: How much; on a CPU, where a GPU needs more.
+        on_gpu: How much more a GPU needs.
+        setting: Field of the recipe that it is proportional to; empty where nothing shrinks it.
+        value: Of that field now.
+        least: Below which that field makes no sense.
     """
 
     name: str
@@ -40,21 +40,21 @@ class StageNeed:
     """What one stage needs.
 
     Attributes:
-        name: of the stage.
-        tokens: that it reads, over and over ones counted each time.
-        passes: operations of passes through blocks and head.
-        kind: arithmetic type of the passes.
-        operations: of other matrix products, by arithmetic type.
-        moved: bytes through memory besides those of matrix products.
-        steps: that wait for each other and take a while however small they are.
-        calls: passes through one block, each of which takes a while however few its tokens are.
-        host: seconds on one processor that no device makes shorter.
-        bound: minutes after which the stage ends, whatever is left.
-        processes: that share its work; the figures above are those of all together.
-        device: what lies in the device's memory at the peak.
-        ram: what lies in the machine's memory besides.
-        disk: bytes that it leaves.
-        scratch: what takes disk only while the stage works; None where nothing does.
+        name: Of the stage.
+        tokens: That it reads, over and over ones counted each time.
+        passes: Operations of passes through blocks and head.
+        kind: Arithmetic type of the passes.
+        operations: Of other matrix products, by arithmetic type.
+        moved: Bytes through memory besides those of matrix products.
+        steps: That wait for each other and take a while however small they are.
+        calls: Passes through one block, each of which takes a while however few its tokens are.
+        host: Seconds on one processor that no device makes shorter.
+        bound: Minutes after which the stage ends, whatever is left.
+        processes: That share its work; the figures above are those of all together.
+        device: What lies in the device's memory at the peak.
+        ram: What lies in the machine's memory besides.
+        disk: Bytes that it leaves.
+        scratch: What takes disk only while the stage works; None where nothing does.
     """
 
     name: str

@@ -21,10 +21,10 @@ class Plan:
     """What a run will need and give.
 
     Attributes:
-        sizes: of model and recipe.
-        device: it is planned for.
-        needs: of the stages.
-        problems: what doesn't fit, and what would make it fit.
+        sizes: Of model and recipe.
+        device: It is planned for.
+        needs: Of the stages.
+        problems: What doesn't fit, and what would make it fit.
     """
 
     sizes: Sizes
@@ -71,10 +71,10 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     """Count everything.
 
     Args:
-        sizes: of model and recipe.
-        device: to plan for.
-        ram: bytes of the machine's memory; None doesn't check it. On a CPU it is the device's.
-        disk: bytes that are free where the run writes; None doesn't check them.
+        sizes: Of model and recipe.
+        device: To plan for.
+        ram: Bytes of the machine's memory; None doesn't check it. On a CPU it is the device's.
+        disk: Bytes that are free where the run writes; None doesn't check them.
 
     Raises:
         BudgetError, RecipeError: as the run itself would.
@@ -140,9 +140,9 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     """The setting that lets a stage fit which ran out of memory.
 
     Args:
-        sizes: of model and recipe.
-        stage: its name.
-        device: where it ran, with all of its memory.
+        sizes: Of model and recipe.
+        stage: Its name.
+        device: Where it ran, with all of its memory.
     """
     need = next((need for need in estimate(sizes) if need.name == stage), None)
     if need is None:

@@ -128,11 +128,11 @@ def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False
     between blocks stays, and one block's inside at a time.
 
     Args:
-        sizes: of the dense model.
-        size: bytes of one number in products.
-        residual: bytes of one number of the residual stream.
-        checkpointing: whether blocks are computed again on the way back.
-        kept: share of the widths that counts; none takes the budget's.
+        sizes: Of the dense model.
+        size: Bytes of one number in products.
+        residual: Bytes of one number of the residual stream.
+        checkpointing: Whether blocks are computed again on the way back.
+        kept: Share of the widths that counts; none takes the budget's.
     """
     inside = 0.0
     for shape in sizes.shapes:

@@ -52,11 +52,11 @@ def load_recipe(
 
     Args:
         path: YAML file, or the name of a recipe that comes along; None starts from the defaults.
-        assignments: as `--set` takes them; values are read as YAML.
-        overrides: dotted field names and values; None values are left out.
+        assignments: As `--set` takes them; values are read as YAML.
+        overrides: Dotted field names and values; None values are left out.
 
     Raises:
-        RecipeError: the file can't be read, a field is unknown (the message suggests a near one), a value is wrong, or
+        RecipeError: The file can't be read, a field is unknown (the message suggests a near one), a value is wrong, or
             the budget has several (see `load_recipes`).
     """
     tree: dict[str, Any] = {}
@@ -73,12 +73,12 @@ def load_recipes(
     """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
 
     Args:
-        path: as in `load_recipe`.
-        assignments: as in `load_recipe`.
-        overrides: as in `load_recipe`.
+        path: As in `load_recipe`.
+        assignments: As in `load_recipe`.
+        overrides: As in `load_recipe`.
 
     Raises:
-        RecipeError: as in `load_recipe`, or a value is there twice.
+        RecipeError: As in `load_recipe`, or a value is there twice.
     """
     tree = read_yaml(find_recipe(path)) if path is not None else {}
     where = str(path) if path else "the options"

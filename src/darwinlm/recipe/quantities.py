@@ -42,12 +42,12 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     """Read a number with one of the units.
 
     Args:
-        value: a text, or anything else, which is passed on.
-        units: factor of each unit; the empty one lets a plain number through.
-        example: shown in messages.
+        value: A text, or anything else, which is passed on.
+        units: Factor of each unit; the empty one lets a plain number through.
+        example: Shown in messages.
 
     Raises:
-        ValueError: the text is no number, its unit isn't known, or a plain number needs one.
+        ValueError: The text is no number, its unit isn't known, or a plain number needs one.
     """
     known = ", ".join(unit for unit in units if unit)
     if isinstance(value, bool):

@@ -24,10 +24,10 @@ def find_recipe(recipe: str | Path) -> Path:
     """A recipe's file, from a path or the name of one that comes along.
 
     Args:
-        recipe: a path, which goes first when it exists, or a name such as "llama2-7b-2.7b".
+        recipe: A path, which goes first when it exists, or a name such as "llama2-7b-2.7b".
 
     Raises:
-        RecipeError: it is neither a path nor a known name; the message names the recipes that come along.
+        RecipeError: It is neither a path nor a known name; the message names the recipes that come along.
     """
     path = Path(recipe)
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:

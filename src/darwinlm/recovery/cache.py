@@ -41,10 +41,10 @@ class CacheKey:
     """What stored log-probabilities depend on, besides the tokens.
 
     Attributes:
-        teacher: digest of the dense model.
-        dtype: of its passes.
-        top_k: how many tokens are kept at each place.
-        temperature: of the distribution.
+        teacher: Digest of the dense model.
+        dtype: Of its passes.
+        top_k: How many tokens are kept at each place.
+        temperature: Of the distribution.
     """
 
     teacher: str
@@ -57,9 +57,9 @@ class CachedText(Dataset[dict[str, Tensor]]):
     """Training text with what the dense model says about it, as `cached_text` stored it.
 
     Args:
-        text: blocks of tokens.
-        shards: files, in the order of the blocks.
-        shard_blocks: blocks in each of them.
+        text: Blocks of tokens.
+        shards: Files, in the order of the blocks.
+        shard_blocks: Blocks in each of them.
     """
 
     def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
@@ -97,19 +97,19 @@ def cached_text(
     Several processes share the work. An interrupted call leaves whole shards, which the next one takes.
 
     Args:
-        text: blocks of tokens of one length, `input_ids` [t].
-        teacher: the dense model, where it is to run.
-        folder: of the cache; it may hold shards of other texts and models.
-        key: what is stored.
-        batch_rows: blocks in one pass.
-        chunk: tokens whose logits exist at once.
-        shard_tokens: tokens in a shard.
-        say: told what it takes before it is made.
-        progress: called with finished and total shards.
+        text: Blocks of tokens of one length, `input_ids` [t].
+        teacher: The dense model, where it is to run.
+        folder: Of the cache; it may hold shards of other texts and models.
+        key: What is stored.
+        batch_rows: Blocks in one pass.
+        chunk: Tokens whose logits exist at once.
+        shard_tokens: Tokens in a shard.
+        say: Told what it takes before it is made.
+        progress: Called with finished and total shards.
 
     Raises:
-        ArtifactError: a shard is damaged or another one's, or the folder isn't one.
-        StorageError: there is too little room, or the disk can't be written.
+        ArtifactError: A shard is damaged or another one's, or the folder isn't one.
+        StorageError: There is too little room, or the disk can't be written.
     """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file, but the teacher cache needs a folder: choose another teacher_cache")

@@ -33,12 +33,12 @@ class TrainingState(BaseModel):
     """What a training knows besides tensors.
 
     Attributes:
-        guard: its view of the loss.
-        step: finished steps.
-        seconds: spent on them.
-        log: losses and held-out figures by step.
-        unlogged: losses of the steps since the last line of the log.
-        updates: of each trained tensor, as AdamW counts them.
+        guard: Its view of the loss.
+        step: Finished steps.
+        seconds: Spent on them.
+        log: Losses and held-out figures by step.
+        unlogged: Losses of the steps since the last line of the log.
+        updates: Of each trained tensor, as AdamW counts them.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -60,9 +60,9 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: where they lie, as `checkpoint-STEP`.
-        run: what identifies the training: JSON-like.
-        keep: how many stay.
+        folder: Where they lie, as `checkpoint-STEP`.
+        run: What identifies the training: JSON-like.
+        keep: How many stay.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
@@ -74,7 +74,7 @@ class Checkpoints:
         """The newest checkpoint, every file of it checked; in all processes.
 
         Raises:
-            ArtifactError: it belongs to another training, or a file is missing or damaged.
+            ArtifactError: It belongs to another training, or a file is missing or damaged.
         """
         with parallel.agree():
             path = self._found()[-1] if parallel.is_main() and self._found() else None
@@ -115,11 +115,11 @@ class Checkpoints:
         """Write a checkpoint beside the others, rename it when it is whole, and let go of old ones.
 
         Args:
-            state: to be kept.
-            tensors: weights and moments by name, in float32; of sharded ones every process gives its own part.
+            state: To be kept.
+            tensors: Weights and moments by name, in float32; of sharded ones every process gives its own part.
 
         Raises:
-            StorageError: the disk is full or can't be written; the checkpoints before are kept.
+            StorageError: The disk is full or can't be written; the checkpoints before are kept.
         """
         partial, target = self.folder / _PARTIAL, self.folder / f"{_PREFIX}{state.step}"
         if parallel.is_main():
@@ -164,7 +164,7 @@ class Checkpoints:
         """Refuse to begin when the checkpoints won't fit: trained weights and two moments of each.
 
         Raises:
-            StorageError: too little is free.
+            StorageError: Too little is free.
         """
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (self.keep + 1)
         try:

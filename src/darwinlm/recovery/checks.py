@@ -17,7 +17,7 @@ def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> N
     """Refuse a dense model whose tokens mean something else than the smaller model's.
 
     Raises:
-        ModelError: vocabulary or tokenizer differ.
+        ModelError: Vocabulary or tokenizer differ.
     """
     sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
     if sizes[0] != sizes[1]:

@@ -22,12 +22,12 @@ def chunked_loss(
     """Sum of a loss over pieces of rows, which can be differentiated once with respect to `hidden` and `weights`.
 
     Args:
-        loss_of: the loss, a scalar, of some rows, from those rows of `hidden`. It may use `weights`, and nothing else
+        loss_of: The loss, a scalar, of some rows, from those rows of `hidden`. It may use `weights`, and nothing else
             that is to be trained.
         hidden: [n, m] rows.
-        weights: leaves that `loss_of` uses and that are trained.
-        chunk: rows in a piece.
-        again: make each piece a second time on the way back, and differentiate it only there. That is for FSDP, which
+        weights: Leaves that `loss_of` uses and that are trained.
+        chunk: Rows in a piece.
+        again: Make each piece a second time on the way back, and differentiate it only there. That is for FSDP, which
             takes the end of any backward pass for the end of the whole model's and deals the weights out again.
 
     Returns:

@@ -16,10 +16,10 @@ class LossGuard(BaseModel):
     """Watches the loss: stops at the first one that isn't finite, and when the smoothed loss diverges.
 
     Attributes:
-        factor: how many times its lowest value the smoothed loss may be.
-        smoothed: exponentially weighted mean of the last losses.
-        lowest: the lowest smoothed loss so far.
-        steps: losses seen.
+        factor: How many times its lowest value the smoothed loss may be.
+        smoothed: Exponentially weighted mean of the last losses.
+        lowest: The lowest smoothed loss so far.
+        steps: Losses seen.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")

@@ -26,12 +26,12 @@ class Objective:
     """What training makes small.
 
     Attributes:
-        distillation: weight of the KL to the dense model.
-        cross_entropy: weight of the loss of the next token.
-        temperature: of both distributions.
-        top_k: logits of the dense model that are used; None uses all.
-        chunk: tokens whose logits exist at once.
-        again: make them a second time on the way back, see `chunked_loss`.
+        distillation: Weight of the KL to the dense model.
+        cross_entropy: Weight of the loss of the next token.
+        temperature: Of both distributions.
+        top_k: Logits of the dense model that are used; None uses all.
+        chunk: Tokens whose logits exist at once.
+        again: Make them a second time on the way back, see `chunked_loss`.
     """
 
     distillation: float = 1.0
@@ -130,11 +130,11 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
     """Mean loss per token of a batch, a scalar that can be differentiated with respect to the model.
 
     Args:
-        model: the smaller model.
-        teacher: the dense model; None where the objective needs none.
+        model: The smaller model.
+        teacher: The dense model; None where the objective needs none.
         tokens: [b, t].
-        dense: what the dense model gave for them.
-        objective: what is summed up.
+        dense: What the dense model gave for them.
+        objective: What is summed up.
     """
     hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()

@@ -20,12 +20,12 @@ class Steps:
     """How a training is cut into steps.
 
     Attributes:
-        length: tokens in a sequence.
-        rows: sequences that one process runs at once.
-        accumulation: how often it does so in a step.
-        count: steps of the optimizer.
-        per_epoch: steps after which the text begins again.
-        step_rows: sequences in one step over all processes.
+        length: Tokens in a sequence.
+        rows: Sequences that one process runs at once.
+        accumulation: How often it does so in a step.
+        count: Steps of the optimizer.
+        per_epoch: Steps after which the text begins again.
+        step_rows: Sequences in one step over all processes.
     """
 
     length: int
@@ -52,13 +52,13 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
     Fewer tokens than that are cut into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
 
     Args:
-        settings: the recipe's section.
-        length: tokens in a sequence.
-        micro: tokens that one process may run at once.
-        processes: how many share a step.
+        settings: The recipe's section.
+        length: Tokens in a sequence.
+        micro: Tokens that one process may run at once.
+        processes: How many share a step.
 
     Raises:
-        RecipeError: a step can't be divided like that, or there is too little for one.
+        RecipeError: A step can't be divided like that, or there is too little for one.
     """
     batch, least = settings.batch_tokens, length * processes
     if settings.tokens < batch:

@@ -15,9 +15,9 @@ def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step
 
     Args:
         names: `tensorboard`, `trackio` or `wandb`.
-        folder: for TensorBoard's files.
-        run: what identifies the training, which a service then goes on with.
-        step: finished steps; what TensorBoard has of later ones is hidden.
+        folder: For TensorBoard's files.
+        run: What identifies the training, which a service then goes on with.
+        step: Finished steps; what TensorBoard has of later ones is hidden.
     """
     if not names or not parallel.is_main():
         return []

@@ -32,8 +32,8 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        model: the better of the trained model and the one before, float32, adapters merged; in the first process.
-        record: steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
+        model: The better of the trained model and the one before, float32, adapters merged; in the first process.
+        record: Steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
     """
 
     model: Any
@@ -59,25 +59,25 @@ def train(
     """Train, or go on from the last checkpoint in `folder`.
 
     Args:
-        student: makes the smaller model, float32 in main memory, the same one each time.
-        teacher: the dense model in the type of the forward pass; None where the objective needs none.
-        text: training text, one epoch of it; with what the dense model says about it where that was stored
+        student: Makes the smaller model, float32 in main memory, the same one each time.
+        teacher: The dense model in the type of the forward pass; None where the objective needs none.
+        text: Training text, one epoch of it; with what the dense model says about it where that was stored
             (`darwinlm.recovery.cache`).
         held_out: [n, t] validation tokens.
-        steps: how the text is cut.
-        settings: the recipe's section.
-        folder: for checkpoints.
-        run: what identifies this training: JSON-like.
-        device: where; of several processes each has its own.
-        logs: folder for TensorBoard's files; None puts them beside the checkpoints.
-        say: prints a line.
-        progress: called with finished and total steps.
-        each_step: called with the tokens so far and the model after each step, before a checkpoint of it is written.
+        steps: How the text is cut.
+        settings: The recipe's section.
+        folder: For checkpoints.
+        run: What identifies this training: JSON-like.
+        device: Where; of several processes each has its own.
+        logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
+        say: Prints a line.
+        progress: Called with finished and total steps.
+        each_step: Called with the tokens so far and the model after each step, before a checkpoint of it is written.
 
     Raises:
-        NumericsError: the loss isn't finite or diverges; the last good checkpoint is kept.
-        StorageError: the disk is full; the last checkpoint is kept.
-        ArtifactError: a checkpoint is another training's, or damaged.
+        NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
+        StorageError: The disk is full; the last checkpoint is kept.
+        ArtifactError: A checkpoint is another training's, or damaged.
     """
     checkpoints = Checkpoints(folder, run, settings.keep_checkpoints)
     newest = checkpoints.newest()

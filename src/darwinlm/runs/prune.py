@@ -25,10 +25,10 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: the output folder.
-        model: folder of the smaller model.
-        report: the page.
-        summary: everything the page shows, as summary.json holds it.
+        folder: The output folder.
+        model: Folder of the smaller model.
+        report: The page.
+        summary: Everything the page shows, as summary.json holds it.
     """
 
     folder: Path
@@ -45,12 +45,12 @@ class Result:
         """Load the smaller model and its tokenizer, as transformers has them.
 
         Args:
-            device: auto, cpu, cuda ...
-            dtype: auto, bfloat16, float16 or float32.
+            device: Auto, cpu, cuda ...
+            dtype: Auto, bfloat16, float16 or float32.
 
         Raises:
-            ModelError: the model isn't there any more.
-            RecipeError: there is no such device or element type.
+            ModelError: The model isn't there any more.
+            RecipeError: There is no such device or element type.
         """
         opened = self._opened(device, dtype)
         return opened.model, opened.tokenizer
@@ -59,12 +59,12 @@ class Result:
         """Answer a prompt, through the chat template where the model has one. The model is loaded on every call.
 
         Args:
-            prompt: what the user says.
-            max_tokens: longest answer.
+            prompt: What the user says.
+            max_tokens: Longest answer.
             temperature: 0 takes the likeliest token; None does what the model's generation config says.
 
         Raises:
-            DataError: the prompt doesn't fit into the model's context.
+            DataError: The prompt doesn't fit into the model's context.
             ModelError, RecipeError: see `load`.
         """
         from darwinlm.chat import AnswerSettings, Conversation
@@ -106,23 +106,23 @@ def prune(
     For several sizes from one database see `darwinlm.prune_sweep`.
 
     Args:
-        model: hub id, folder or GGUF file; overrides the recipe's.
-        out: output folder, new or of an earlier run of the same kind, which is then resumed.
-        keep: share of the block parameters that may stay, 0.5 or "50%". At most one of this and the next four may be
+        model: Hub id, folder or GGUF file; overrides the recipe's.
+        out: Output folder, new or of an earlier run of the same kind, which is then resumed.
+        keep: Share of the block parameters that may stay, 0.5 or "50%". At most one of this and the next four may be
             given; it takes the place of the recipe's budget, of whatever kind. Without any, the recipe's holds.
-        params: parameters of the whole smaller model, 350_000_000 or "350M".
-        bytes: bytes of its weights and KV cache, 4_000_000_000 or "4GB".
-        speedup: how many times as fast as the dense model on this machine, 2 or "2x".
-        latency: time of a request on this machine, with a unit: "30ms".
-        time: wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
-        text: source of the text; overrides the recipe's.
-        recipe: a recipe, the path of one, or the name of one that comes along; None starts from the defaults.
+        params: Parameters of the whole smaller model, 350_000_000 or "350M".
+        bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
+        speedup: How many times as fast as the dense model on this machine, 2 or "2x".
+        latency: Time of a request on this machine, with a unit: "30ms".
+        time: Wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
+        text: Source of the text; overrides the recipe's.
+        recipe: A recipe, the path of one, or the name of one that comes along; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
-        reporter: tells the user; None prints to the terminal.
+        reporter: Tells the user; None prints to the terminal.
 
     Raises:
-        RecipeError: two budgets are given, or a value has no meaning.
-        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+        RecipeError: Two budgets are given, or a value has no meaning.
+        DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, text=text))

@@ -41,22 +41,22 @@ def recover(
     """Train a smaller model, the same code as `darwinlm recover`; the same call again goes on or reuses.
 
     Args:
-        model: folder of the smaller model, or output folder of a run, whose recipe is then the starting point:
+        model: Folder of the smaller model, or output folder of a run, whose recipe is then the starting point:
             text that served another purpose there isn't trained on.
-        out: output folder.
-        teacher: the dense model; overrides the recipe's.
-        tokens: how many are trained on, 300000 or "10B"; overrides the recipe's.
-        text: source of the training text; overrides the recipe's.
-        recipe: a recipe or the path of one; None starts from the run's, or from the defaults.
+        out: Output folder.
+        teacher: The dense model; overrides the recipe's.
+        tokens: How many are trained on, 300000 or "10B"; overrides the recipe's.
+        text: Source of the training text; overrides the recipe's.
+        recipe: A recipe or the path of one; None starts from the run's, or from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
-        reporter: tells the user; None prints to the terminal.
+        reporter: Tells the user; None prints to the terminal.
 
     Returns:
         What summary.json holds: figures of the dense model and of the smaller one before and after, the training, and
         what the run that made the smaller one says of its search and refit.
 
     Raises:
-        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+        DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
     of_a_run = (folder / MARKER).is_file()

@@ -26,18 +26,18 @@ def prune_sweep(
     It is what `darwinlm prune --keep 75%,50%` does.
 
     Args:
-        recipes: equal but for the bound, which is of one kind; `darwinlm.load_recipes` makes them of a recipe whose
+        recipes: Equal but for the bound, which is of one kind; `darwinlm.load_recipes` makes them of a recipe whose
             bound has several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
-        out: output folder; each model has a folder of its own in it, such as `keep-75`.
-        until: last stage, as in `run_stages`.
-        reporter: tells the user; None prints to the terminal.
+        out: Output folder; each model has a folder of its own in it, such as `keep-75`.
+        until: Last stage, as in `run_stages`.
+        reporter: Tells the user; None prints to the terminal.
 
     Returns:
         What sweep.json holds: a row for each model, the dense one first; none when the last stage isn't the report.
 
     Raises:
-        DarwinLMError: as in `darwinlm.prune`.
-        RecipeError: the recipes differ in more than their bound, or two are the same.
+        DarwinLMError: As in `darwinlm.prune`.
+        RecipeError: The recipes differ in more than their bound, or two are the same.
     """
     folder, reporter = Path(out), reporter or Reporter()
     ordered = _ordered(recipes)

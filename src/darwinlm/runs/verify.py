@@ -21,8 +21,8 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        what: for people.
-        wrong: how it differs from what is recorded; None where it doesn't.
+        what: For people.
+        wrong: How it differs from what is recorded; None where it doesn't.
     """
 
     what: str
@@ -33,13 +33,13 @@ def verify_run(folder: Path) -> list[Finding]:
     """Check a finished run.
 
     Args:
-        folder: its output folder.
+        folder: Its output folder.
 
     Returns:
         Everything that was checked, in the order of the stages.
 
     Raises:
-        ArtifactError: it isn't the folder of a run.
+        ArtifactError: It isn't the folder of a run.
     """
     if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
         raise ArtifactError(f"{folder} isn't the output folder of a run: give what darwinlm prune was told as --out")

@@ -50,10 +50,10 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     """Build the database, reuse it, or take the one that the recipe points at.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
-        ArtifactError: the database that the recipe points at is another model's, or damaged.
-        DataError: it was calibrated on text that is now to be searched or measured on.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
+        ArtifactError: The database that the recipe points at is another model's, or damaged.
+        DataError: It was calibrated on text that is now to be searched or measured on.
     """
     recipe = run.recipe
     if recipe.database.folder is not None:

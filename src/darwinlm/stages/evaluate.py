@@ -31,8 +31,8 @@ def evaluate_stage(run: Run, made: StageResults) -> Measured:
     """Figures of each model.
 
     Args:
-        run: the run.
-        made: what the stages before returned.
+        run: The run.
+        made: What the stages before returned.
     """
     exported, stitched, refitted = made.export, made.stitch, made.refit
     key = {
@@ -96,10 +96,10 @@ def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: t
     """Measure models side by side, the dense one among them.
 
     Args:
-        run: the run.
-        models: in the run's element type, on the CPU.
+        run: The run.
+        models: In the run's element type, on the CPU.
         texts: `evaluation` among them.
-        dtype: element type that their bytes are counted in.
+        dtype: Element type that their bytes are counted in.
     """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}

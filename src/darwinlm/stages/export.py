@@ -25,10 +25,10 @@ class Exported:
     """The final model.
 
     Attributes:
-        folder: where it lies.
-        dtype: element type of its weights.
-        custom_code: whether it needs the modelling file beside it.
-        digest: of its weights and configuration.
+        folder: Where it lies.
+        dtype: Element type of its weights.
+        custom_code: Whether it needs the modelling file beside it.
+        digest: Of its weights and configuration.
     """
 
     folder: Path
@@ -43,8 +43,8 @@ def export_stage(
     """Save the final model into `model/` of the output folder.
 
     Raises:
-        CheckpointError: what was saved isn't what is in memory.
-        StorageError: the disk is full.
+        CheckpointError: What was saved isn't what is in memory.
+        StorageError: The disk is full.
     """
     dtype = export_dtype(run)
     folder = run.folder / "model"

@@ -29,7 +29,7 @@ def latency_stage(
     """Measure the table, or reuse it; costs are nanoseconds of the request that the recipe describes.
 
     Raises:
-        ArtifactError: the table is damaged.
+        ArtifactError: The table is damaged.
     """
     budget = run.recipe.budget
     key = {

@@ -17,8 +17,8 @@ def plan_stage(run: Run) -> Problem:
     """Lay out the search space; for a budget in time, measure it first.
 
     Raises:
-        BudgetError: the budget is below the smallest or above the largest model.
-        RecipeError: the units don't fit the model.
+        BudgetError: The budget is below the smallest or above the largest model.
+        RecipeError: The units don't fit the model.
     """
     recipe = run.recipe
     shapes = module_shapes(run.checkpoint)

@@ -37,9 +37,9 @@ class Recovered:
     """The trained model.
 
     Attributes:
-        stage: holds it.
-        checkpoint: the model, float32.
-        record: steps, tokens, and the log.
+        stage: Holds it.
+        checkpoint: The model, float32.
+        record: Steps, tokens, and the log.
     """
 
     stage: StageFolder
@@ -51,7 +51,7 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
     """Train the refitted (or stitched) model; None when the recipe leaves recovery out.
 
     Raises:
-        DarwinLMError: see `recover_model`.
+        DarwinLMError: See `recover_model`.
     """
     if not run.recipe.recovery.tokens:
         return None
@@ -69,17 +69,17 @@ def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) ->
     """Refuse what can be refused before anything is trained, or pruned.
 
     Args:
-        run: the run.
-        described: the model that is trained and its tokenizer; None where it will be cut from the run's model.
+        run: The run.
+        described: The model that is trained and its tokenizer; None where it will be cut from the run's model.
 
     Returns:
         How the text is cut into steps.
 
     Raises:
-        RecipeError: sequences are too long, a step can't be divided, or weights can't be dealt out.
-        ModelError: the dense model's tokens mean something else.
-        DataError: the text is a benchmark's own.
-        MissingExtraError: a package isn't installed.
+        RecipeError: Sequences are too long, a step can't be divided, or weights can't be dealt out.
+        ModelError: The dense model's tokens mean something else.
+        DataError: The text is a benchmark's own.
+        MissingExtraError: A package isn't installed.
     """
     settings, text, teacher = run.recipe.recovery, run.recipe.text, run.teacher
     small, tokenizer = described or (run.checkpoint, run.checkpoint.tokenizer())
@@ -105,20 +105,20 @@ def recover_model(
     """Train a model, in one process or several, as the stage `recover`.
 
     Args:
-        run: the run.
-        texts: text that serves other purposes; `validation` among them.
-        described: the smaller model, for its configuration, and its tokenizer.
-        student: makes the smaller model in float32.
-        before: digests of what the training starts from.
+        run: The run.
+        texts: Text that serves other purposes; `validation` among them.
+        described: The smaller model, for its configuration, and its tokenizer.
+        student: Makes the smaller model in float32.
+        before: Digests of what the training starts from.
 
     Raises:
-        ModelError: the dense model speaks other tokens.
-        RecipeError: sequences are too long, or a step can't be divided.
-        DataError: the text runs out.
-        NumericsError: the loss isn't finite or comes apart.
-        StorageError: the disk is full.
-        ArtifactError: a checkpoint is another run's.
-        MissingExtraError: a package isn't installed.
+        ModelError: The dense model speaks other tokens.
+        RecipeError: Sequences are too long, or a step can't be divided.
+        DataError: The text runs out.
+        NumericsError: The loss isn't finite or comes apart.
+        StorageError: The disk is full.
+        ArtifactError: A checkpoint is another run's.
+        MissingExtraError: A package isn't installed.
     """
     settings = run.recipe.recovery
     distils, teacher = settings.distillation > 0, run.teacher

@@ -39,8 +39,8 @@ class Refitted:
     """What the refit changed.
 
     Attributes:
-        stage: holds it.
-        choices: what was decided for each module.
+        stage: Holds it.
+        choices: What was decided for each module.
         record: KL to the dense model on validation text before, after and by strength, what was kept, how far the
             weights go toward the fitted ones (`strength`), and local distillation.
     """
@@ -53,7 +53,7 @@ class Refitted:
         """The corrected weights by tensor name, float32; none where the stitched model was the better one.
 
         Args:
-            checkpoint: the stitched model.
+            checkpoint: The stitched model.
         """
         corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
@@ -76,8 +76,8 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     """Refit the stitched model; None when the recipe leaves it out.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     settings = run.recipe.refit
     if not settings.enabled:

@@ -45,8 +45,8 @@ def report_stage(run: Run, made: StageResults) -> Summary:
     """Write the summary, the page and the card; always done afresh.
 
     Raises:
-        BudgetError: the saved model doesn't keep the budget.
-        StorageError: the disk is full.
+        BudgetError: The saved model doesn't keep the budget.
+        StorageError: The disk is full.
     """
     summary = summarise(run, made)
     write_report(run.folder, made.export.folder, summary)
@@ -59,7 +59,7 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
     Of several processes only the first one writes.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     if parallel.is_main():
         write_json(folder / FILE, summary.as_json())

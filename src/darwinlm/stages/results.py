@@ -20,16 +20,16 @@ class StageResults:
     """What each stage returned, by the stage's name; a field is there once its stage has run.
 
     Attributes:
-        text: blocks of tokens by purpose.
-        plan: the space, its costs and the budget.
-        database: pruned modules.
-        search: the allocation.
-        stitch: the smaller model.
+        text: Blocks of tokens by purpose.
+        plan: The space, its costs and the budget.
+        database: Pruned modules.
+        search: The allocation.
+        stitch: The smaller model.
         refit: None where the recipe leaves it out.
         recover: None where the recipe leaves it out.
-        export: the saved model.
-        evaluate: figures of each model.
-        report: the summary.
+        export: The saved model.
+        evaluate: Figures of each model.
+        report: The summary.
     """
 
     text: Texts = field(init=False)

@@ -23,10 +23,10 @@ class SearchResult:
     """What the search settled on.
 
     Attributes:
-        stage: holds it.
-        allocation: the answer.
-        uniform: the best allocation with equal layers at the same budget.
-        record: start, history and figures for the report.
+        stage: Holds it.
+        allocation: The answer.
+        uniform: The best allocation with equal layers at the same budget.
+        record: Start, history and figures for the report.
     """
 
     stage: StageFolder
@@ -41,15 +41,15 @@ def search_stage(
     """Find the allocation, or reuse it.
 
     Args:
-        run: the run.
-        texts: fitness text, and training text where candidates are trained.
-        database: pruned modules.
-        problem: space, costs and budget.
-        neighbour: the answer at another budget on the same database, to start from where that is better.
+        run: The run.
+        texts: Fitness text, and training text where candidates are trained.
+        database: Pruned modules.
+        problem: Space, costs and budget.
+        neighbour: The answer at another budget on the same database, to start from where that is better.
 
     Raises:
-        BudgetError: no allocation keeps the budget.
-        NumericsError: losses aren't finite.
+        BudgetError: No allocation keeps the budget.
+        NumericsError: Losses aren't finite.
     """
     recipe = run.recipe
     key = {

@@ -32,8 +32,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     """Blocks of tokens for calibration, fitness, validation, evaluation, and training where it is wanted.
 
     Raises:
-        DataError: the text is missing, empty, unreadable, too short, or a benchmark's own.
-        RecipeError: no text is named, or its blocks are longer than the model allows.
+        DataError: The text is missing, empty, unreadable, too short, or a benchmark's own.
+        RecipeError: No text is named, or its blocks are longer than the model allows.
     """
     settings = run.recipe.text
     if not settings.source:

@@ -22,7 +22,7 @@ def biased_kinds(settings: RefitSettings, checkpoint: Checkpoint) -> tuple[Modul
     """Modules whose output projections the refit gives a bias.
 
     Raises:
-        RecipeError: the family has no field for such a bias.
+        RecipeError: The family has no field for such a bias.
     """
     if not settings.enabled:
         return ()

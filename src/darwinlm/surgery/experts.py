@@ -32,11 +32,11 @@ class Mixture:
     """A mixture in the smaller stream, over one text.
 
     Attributes:
-        module: holds the experts.
-        experts: names of its tensors.
-        routing: for each batch, what the experts are asked.
-        missing: for each batch [n, m] float32, the dense residual stream behind the mixture minus the smaller one.
-        scale: what the experts' output is multiplied by before it is added to the residual stream.
+        module: Holds the experts.
+        experts: Names of its tensors.
+        routing: For each batch, what the experts are asked.
+        missing: For each batch [n, m] float32, the dense residual stream behind the mixture minus the smaller one.
+        scale: What the experts' output is multiplied by before it is added to the residual stream.
     """
 
     module: Any
@@ -76,8 +76,8 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, flo
     It keeps the mixture's input and what is missing for the whole text, beside the residual streams.
 
     Args:
-        walk: the smaller stream, before the mixture.
-        targets: the dense residual stream behind it, [b, t, m] for each batch.
+        walk: The smaller stream, before the mixture.
+        targets: The dense residual stream behind it, [b, t, m] for each batch.
     """
     checkpoint = walk.stream.checkpoint
     part = checkpoint.family.mlp
@@ -105,18 +105,18 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
     An expert that none of the held-out tokens ask keeps its weights.
 
     Args:
-        seen: over the text that is fitted.
-        held_out: over validation text.
-        energy: summed squares of what the mixture should add on validation text.
+        seen: Over the text that is fitted.
+        held_out: Over validation text.
+        energy: Summed squares of what the mixture should add on validation text.
         W0: [e, m, d] float32, the weights at hand.
-        ridges: strengths to try.
-        name: what is fitted, for messages.
+        ridges: Strengths to try.
+        name: What is fitted, for messages.
 
     Returns:
         Weights [e, m, d]; the strength that served most of the fits; errors of the whole mixture.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
     weights, chosen, before = W0.clone(), Counter[float](), held_out.lacking
     for expert in list(range(len(W0))) * ROUNDS:

@@ -26,8 +26,8 @@ class InputFit:
     """What came of one sub-layer.
 
     Attributes:
-        weights: of the projections into it, float32 by name inside the block.
-        ridge: the strength that was best on validation text.
+        weights: Of the projections into it, float32 by name inside the block.
+        ridge: The strength that was best on validation text.
     """
 
     weights: dict[str, Tensor]
@@ -82,15 +82,15 @@ def fit_inputs(
     """The projections that give pre-activations nearest to the dense ones on held-out text; None: the given ones do.
 
     Args:
-        part: names of the projections.
-        weights: the block's weights, float32 by name inside it.
-        seen: moments of the text that is fitted.
-        held_out: moments of validation text.
-        ridges: strengths to try.
-        label: what is fitted, for messages.
+        part: Names of the projections.
+        weights: The block's weights, float32 by name inside it.
+        seen: Moments of the text that is fitted.
+        held_out: Moments of validation text.
+        ridges: Strengths to try.
+        label: What is fitted, for messages.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
     device = seen.small.device
     names = [f"{part.name}.{projection}.weight" for projection in part.segments]

@@ -23,9 +23,9 @@ class LocalChoice:
     """What local distillation gave in one block.
 
     Attributes:
-        steps: the step whose weights were kept; 0 kept those from before.
-        before: validation error before it, E‖dense - small‖² relative to E‖dense - before the block‖².
-        after: validation error of what was kept.
+        steps: The step whose weights were kept; 0 kept those from before.
+        before: Validation error before it, E‖dense - small‖² relative to E‖dense - before the block‖².
+        after: Validation error of what was kept.
     """
 
     steps: int
@@ -48,21 +48,21 @@ def distil_block(
     """Train the block at hand; it is left as it came, and both streams stay before it.
 
     Args:
-        fit: the smaller stream over the text that is fitted, before the block, which is loaded.
-        validation: the smaller stream over other text, likewise.
-        block: the block.
-        targets: the dense stream behind the block, over both texts.
-        weights: the block's weights in float32 by name inside it; those in the block may be rounded.
-        steps: of AdamW, with a cosine to zero.
-        learning_rate: at the start.
-        batch_rows: sequences in one step.
-        seed: of the order of the text.
+        fit: The smaller stream over the text that is fitted, before the block, which is loaded.
+        validation: The smaller stream over other text, likewise.
+        block: The block.
+        targets: The dense stream behind the block, over both texts.
+        weights: The block's weights in float32 by name inside it; those in the block may be rounded.
+        steps: Of AdamW, with a cosine to zero.
+        learning_rate: At the start.
+        batch_rows: Sequences in one step.
+        seed: Of the order of the text.
 
     Returns:
         The block's weights, float32 by name inside the block (empty where none were better), and what was decided.
 
     Raises:
-        NumericsError: the loss isn't finite.
+        NumericsError: The loss isn't finite.
     """
     module = fit.decoder.blocks[block]
     given = {name: parameter.data for name, parameter in module.named_parameters()}

@@ -58,9 +58,9 @@ class Fit:
 
     Attributes:
         weight: [r, d] float32, the best weights on validation text.
-        ridge: the strength that gave them; None: they are the given ones.
-        before: validation error of the given weights, relative to E‖y‖².
-        after: validation error of the best weights.
+        ridge: The strength that gave them; None: they are the given ones.
+        before: Validation error of the given weights, relative to E‖y‖².
+        after: Validation error of the best weights.
     """
 
     weight: Tensor
@@ -82,16 +82,16 @@ def fit_output(
     """The best weights on held-out text: the given ones or those of one of the ridges.
 
     Args:
-        seen: moments of the text that is fitted.
-        held_out: moments of validation text.
+        seen: Moments of the text that is fitted.
+        held_out: Moments of validation text.
         W0: [r, d] float32, where the weights are pulled to.
         gain: c, [r]; None where it is 1.
-        ridges: strengths to try.
-        name: what is fitted, for messages.
-        bias: whether the last column is a bias.
+        ridges: Strengths to try.
+        name: What is fitted, for messages.
+        bias: Whether the last column is a bias.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
     V0 = W0 if gain is None else gain[:, None] * W0
     best, chosen, before = W0, None, held_out.error(V0)
@@ -156,12 +156,12 @@ def module_moments(
     """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream.
 
     Args:
-        walk: the smaller stream, before the module.
-        kind: the module; it must be there.
-        targets: the dense residual stream behind the module, [b, t, m] for each batch.
+        walk: The smaller stream, before the module.
+        kind: The module; it must be there.
+        targets: The dense residual stream behind the module, [b, t, m] for each batch.
         spread: s for each batch, or nothing.
         gain: c, [r] or None.
-        fits_bias: whether the bias is fitted along; else the one that is there stays, and its part is taken off.
+        fits_bias: Whether the bias is fitted along; else the one that is there stays, and its part is taken off.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)

@@ -33,13 +33,13 @@ class FitChoice:
     """What was decided for one module.
 
     Attributes:
-        block: its block.
-        kind: attention or mlp.
-        ridge: the strength that was best on validation text, of a mixture for most of its experts; None kept the
+        block: Its block.
+        kind: Attention or mlp.
+        ridge: The strength that was best on validation text, of a mixture for most of its experts; None kept the
             stitched weights.
-        before: validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
-        after: validation error of the chosen weights.
-        inputs: the strength at which the projections into the module were fitted; None kept the stitched ones.
+        before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
+        after: Validation error of the chosen weights.
+        inputs: The strength at which the projections into the module were fitted; None kept the stitched ones.
     """
 
     block: int
@@ -63,13 +63,13 @@ class Options:
     """How a block is fitted.
 
     Attributes:
-        ridges: strengths to try.
-        local_steps: steps of local distillation; 0 leaves it out.
-        local_rate: its learning rate.
-        local_tokens: tokens in one of its steps.
-        seed: of its order.
-        bias: modules whose output projection's bias is fitted along; it must have one.
-        inputs: modules whose input projections are fitted too.
+        ridges: Strengths to try.
+        local_steps: Steps of local distillation; 0 leaves it out.
+        local_rate: Its learning rate.
+        local_tokens: Tokens in one of its steps.
+        seed: Of its order.
+        bias: Modules whose output projection's bias is fitted along; it must have one.
+        inputs: Modules whose input projections are fitted too.
     """
 
     ridges: tuple[float, ...]
@@ -86,8 +86,8 @@ class Outcome:
     """What was decided.
 
     Attributes:
-        modules: for each module that is still there.
-        local: for each block that was distilled, by its number.
+        modules: For each module that is still there.
+        local: For each block that was distilled, by its number.
     """
 
     modules: list[FitChoice]
@@ -104,15 +104,15 @@ def refit(
     """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
 
     Args:
-        stage: begun; one file of weights (by name inside the block) and one of choices is written for each block.
-        fit: streams over the text that is fitted, before the first block; they end behind the last.
-        validation: streams over other text, likewise.
-        options: how.
-        progress: called with finished and total blocks.
+        stage: Begun; one file of weights (by name inside the block) and one of choices is written for each block.
+        fit: Streams over the text that is fitted, before the first block; they end behind the last.
+        validation: Streams over other text, likewise.
+        options: How.
+        progress: Called with finished and total blocks.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     outcome = Outcome([], {})
     total = fit.dense.checkpoint.n_blocks
@@ -256,13 +256,13 @@ class _Module:
     """One module on its way.
 
     Attributes:
-        kind: attention or mlp.
-        output: name of the output projection's weight inside the block.
-        small: the smaller streams before the module, over the text that is fitted and over validation text.
-        dense: the dense streams behind it, likewise.
-        spreads: see `watched_spread`, likewise.
-        stitched: the block's weights, float32 by name inside it.
-        options: how.
+        kind: Attention or mlp.
+        output: Name of the output projection's weight inside the block.
+        small: The smaller streams before the module, over the text that is fitted and over validation text.
+        dense: The dense streams behind it, likewise.
+        spreads: See `watched_spread`, likewise.
+        stitched: The block's weights, float32 by name inside it.
+        options: How.
     """
 
     kind: ModuleKind

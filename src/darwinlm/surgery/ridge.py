@@ -25,14 +25,14 @@ def ridge_solution(
         C: [r, d] floating, E[y xᵀ].
         W0: [r, d] floating, where the weights are pulled to.
         ridge: λ relative to the mean of the diagonal of H.
-        bias: the last input is the bias's: it isn't pulled, and doesn't count in that mean.
-        name: what is fitted, for messages.
+        bias: The last input is the bias's: it isn't pulled, and doesn't count in that mean.
+        name: What is fitted, for messages.
 
     Returns:
         [r, d] float32.
 
     Raises:
-        NumericsError: an input isn't finite, or H + λI can't be factorised.
+        NumericsError: An input isn't finite, or H + λI can't be factorised.
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")

@@ -26,10 +26,10 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     """Cut the tensors of one sub-layer (names inside it, without the block's norms).
 
     Args:
-        family: names of the projections.
-        shape: sizes before the cut.
-        tensors: the dense sub-layer's tensors by name inside it.
-        kept: what remains.
+        family: Names of the projections.
+        shape: Sizes before the cut.
+        tensors: The dense sub-layer's tensors by name inside it.
+        kept: What remains.
 
     Returns:
         The smaller sub-layer's tensors, in the types of the dense ones.
@@ -77,9 +77,9 @@ def layer_overrides(
     """What a level changes in the configuration of its layer.
 
     Args:
-        family: names of the sizes.
-        shape: sizes before the cut.
-        level: what remains.
+        family: Names of the sizes.
+        shape: Sizes before the cut.
+        level: What remains.
         query_groups: KV head of each query head that remains, where KV heads serve different numbers of them.
     """
     if shape.kind == "mlp":
@@ -114,13 +114,13 @@ def small_module(
     """Build the sub-layer at a level, of the family's own class, around the given tensors.
 
     Args:
-        block: a block of the dense model, for its class.
-        config: configuration of the dense model.
-        family: names of the sub-layers.
-        shape: sizes before the cut.
-        level: what remains; must keep something.
-        tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
-        query_groups: as in `layer_overrides`.
+        block: A block of the dense model, for its class.
+        config: Configuration of the dense model.
+        family: Names of the sub-layers.
+        shape: Sizes before the cut.
+        level: What remains; must keep something.
+        tensors: The smaller sub-layer's tensors by name inside it; they are used, not copied.
+        query_groups: As in `layer_overrides`.
     """
     kind: ModuleKind = shape.kind
     overrides = layer_overrides(family, shape, level, query_groups)

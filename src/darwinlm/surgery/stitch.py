@@ -59,9 +59,9 @@ def smaller_config(
     Equal layers give the family's own configuration class, unequal ones ours with `per_layer_config`.
 
     Args:
-        checkpoint: the dense model.
-        table: as `layer_table` makes it.
-        changes: fields of the whole model that differ from the dense one's.
+        checkpoint: The dense model.
+        table: As `layer_table` makes it.
+        changes: Fields of the whole model that differ from the dense one's.
     """
     changes = dict(changes or {})
     family = checkpoint.family
@@ -129,9 +129,9 @@ def stitch(database: DatabaseReader, allocation: tuple[int, ...], biased: Collec
     """The smaller model of an allocation, in memory, in the checkpoint's own types.
 
     Args:
-        database: pruned modules and the dense checkpoint.
-        allocation: level index of each of `database.modules`.
-        biased: modules whose projections get biases of zeros where they have none.
+        database: Pruned modules and the dense checkpoint.
+        allocation: Level index of each of `database.modules`.
+        biased: Modules whose projections get biases of zeros where they have none.
     """
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)

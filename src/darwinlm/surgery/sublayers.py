@@ -44,8 +44,8 @@ class BlockWalk:
     """A residual stream on its way through one loaded block.
 
     Args:
-        stream: before the block; after both sub-layers have been finished it is behind it.
-        block: the block.
+        stream: Before the block; after both sub-layers have been finished it is behind it.
+        block: The block.
     """
 
     def __init__(self, stream: BlockStream, block: int) -> None:
@@ -77,7 +77,7 @@ class BlockWalk:
         """Move the stream past a sub-layer, with the output projection as it is now.
 
         Raises:
-            NumericsError: the stream isn't finite any more.
+            NumericsError: The stream isn't finite any more.
         """
         stream = self.stream
         output = output_projection(stream.decoder.blocks[self.block], stream.checkpoint.family, kind)

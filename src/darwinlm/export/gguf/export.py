@@ -60,18 +60,18 @@ def export_gguf(
     """Write a model as a GGUF file for stock llama.cpp and check it.
 
     Args:
-        checkpoint: the model.
-        out: the file; it appears, by rename, after it has passed its check.
-        quantisation: one of `QUANTISATIONS`.
-        tokenizer_from: a GGUF file whose tokenizer is copied instead of converting the folder's.
-        mlp_multiple: widths of MLPs are padded to a multiple of it.
-        threads: for quantising and checking.
-        say: told what is going on.
+        checkpoint: The model.
+        out: The file; it appears, by rename, after it has passed its check.
+        quantisation: One of `QUANTISATIONS`.
+        tokenizer_from: A GGUF file whose tokenizer is copied instead of converting the folder's.
+        mlp_multiple: Widths of MLPs are padded to a multiple of it.
+        threads: For quantising and checking.
+        say: Told what is going on.
 
     Raises:
-        ExportError: no architecture holds the model, the quantisation doesn't fit it, or the check fails.
-        MissingExtraError: a package that is needed isn't installed.
-        StorageError: the disk is full.
+        ExportError: No architecture holds the model, the quantisation doesn't fit it, or the check fails.
+        MissingExtraError: A package that is needed isn't installed.
+        StorageError: The disk is full.
     """
     if quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")

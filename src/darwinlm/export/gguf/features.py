@@ -22,10 +22,10 @@ class Features:
     """What goes into a file's keys.
 
     Attributes:
-        rope: the rotary embedding.
-        context: tokens up to which the file computes what the model does.
-        window: tokens that sliding layers see, where the architecture has such layers.
-        notes: for people.
+        rope: The rotary embedding.
+        context: Tokens up to which the file computes what the model does.
+        window: Tokens that sliding layers see, where the architecture has such layers.
+        notes: For people.
     """
 
     rope: Rope
@@ -38,12 +38,12 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
     """Read what the file must say, from the configuration.
 
     Args:
-        model_type: the family.
-        config: of the model.
-        columns: of a head.
+        model_type: The family.
+        config: Of the model.
+        columns: Of a head.
 
     Raises:
-        ExportError: no architecture of stock llama.cpp computes this; the message says why.
+        ExportError: No architecture of stock llama.cpp computes this; the message says why.
     """
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in ACTIVATIONS.get(model_type, SILU):

@@ -24,16 +24,16 @@ class Architecture:
 
     Attributes:
         name: `general.architecture`.
-        permuted: rows of Q and K are reordered, because its rope turns neighbouring columns instead of halves.
-        whole_heads: its rope turns all columns of a head.
+        permuted: Rows of Q and K are reordered, because its rope turns neighbouring columns instead of halves.
+        whole_heads: Its rope turns all columns of a head.
         fused: Q, K and V are one tensor.
-        fused_mlp: both inputs of an MLP are one tensor.
-        per_layer: head counts and widths may differ between layers.
-        skips_attention: layers after the first may have no head.
-        unit_norms: norm weights are stored with 1 added (Gemma).
-        biases: projections may have biases.
-        frequencies: it reads divisors of the rotary frequencies.
-        square: query heads fill the residual width.
+        fused_mlp: Both inputs of an MLP are one tensor.
+        per_layer: Head counts and widths may differ between layers.
+        skips_attention: Layers after the first may have no head.
+        unit_norms: Norm weights are stored with 1 added (Gemma).
+        biases: Projections may have biases.
+        frequencies: It reads divisors of the rotary frequencies.
+        square: Query heads fill the residual width.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Layout:
     """How a model is laid out in a file.
 
     Attributes:
-        architecture: of llama.cpp.
-        targets: sizes of the blocks in the file, in order, each with its index in the model.
-        features: what else the keys say.
-        notes: what was padded, left out or expanded, for people.
-        scaled: multipliers of Granite that are multiplied into the weights.
+        architecture: Of llama.cpp.
+        targets: Sizes of the blocks in the file, in order, each with its index in the model.
+        features: What else the keys say.
+        notes: What was padded, left out or expanded, for people.
+        scaled: Multipliers of Granite that are multiplied into the weights.
     """
 
     architecture: Architecture
@@ -94,11 +94,11 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     """Choose the architecture and the pads.
 
     Args:
-        reshaper: the model.
-        mlp_multiple: widths of MLPs are rounded up to a multiple of it.
+        reshaper: The model.
+        mlp_multiple: Widths of MLPs are rounded up to a multiple of it.
 
     Raises:
-        ExportError: no architecture of stock llama.cpp computes this model; the message says why.
+        ExportError: No architecture of stock llama.cpp computes this model; the message says why.
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:

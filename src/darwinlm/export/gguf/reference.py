@@ -24,7 +24,7 @@ class GgufFile:
     """Keys and dequantised tensors of a file.
 
     Args:
-        path: the file.
+        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,10 +62,10 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
     """Run the model that keys and tensors describe.
 
     Args:
-        keys: of the file.
-        get: reads a tensor.
+        keys: Of the file.
+        get: Reads a tensor.
         tokens: [t].
-        blocks: the model's own number of each block in the file, for the names.
+        blocks: The model's own number of each block in the file, for the names.
 
     Returns:
         The residual stream [t, m] after each sub-layer that is there, and the logits [t, v].

@@ -33,12 +33,12 @@ class Rope:
     """A rotary embedding.
 
     Attributes:
-        kind: one of `KINDS`.
-        base: of the frequencies.
-        turned: columns of a head that are turned, from the first on.
-        columns: of a head.
-        attention: what cosines and sines are multiplied by.
-        values: the configuration's own fields.
+        kind: One of `KINDS`.
+        base: Of the frequencies.
+        turned: Columns of a head that are turned, from the first on.
+        columns: Of a head.
+        attention: What cosines and sines are multiplied by.
+        values: The configuration's own fields.
     """
 
     kind: str
@@ -68,11 +68,11 @@ def read_rope(config: Any, columns: int) -> Rope:
     """Read it from a configuration of transformers.
 
     Args:
-        config: of the model.
-        columns: of a head.
+        config: Of the model.
+        columns: Of a head.
 
     Raises:
-        UnknownRopeError: llama.cpp can't compute it.
+        UnknownRopeError: Llama.cpp can't compute it.
     """
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
@@ -125,9 +125,9 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
     """Add the keys to a file.
 
     Args:
-        writer: of the package `gguf`.
-        rope: what is stated.
-        whole_heads: the architecture turns whole heads only.
+        writer: Of the package `gguf`.
+        rope: What is stated.
+        whole_heads: The architecture turns whole heads only.
     """
     from gguf import RopeScalingType
 

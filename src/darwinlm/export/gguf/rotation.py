@@ -20,9 +20,9 @@ def rotate(x: Tensor, keys: Mapping[str, Any], get: Get, *, slides: bool) -> Ten
 
     Args:
         x: [t, heads, h], from position 0 on.
-        keys: of the file, without its architecture's prefix.
-        get: reads a tensor.
-        slides: the layer sees a window only (Gemma 3 turns it otherwise).
+        keys: Of the file, without its architecture's prefix.
+        get: Reads a tensor.
+        slides: The layer sees a window only (Gemma 3 turns it otherwise).
     """
     architecture, count = str(keys["general.architecture"]), int(keys["rope.dimension_count"])
     turned, rest = x[..., :count], x[..., count:]

@@ -33,8 +33,8 @@ def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tenso
 
     Args:
         tensor: [heads · h, ...].
-        heads: in it.
-        turned: rows of a head that are turned, from the first on; None means all. The others keep their places.
+        heads: In it.
+        turned: Rows of a head that are turned, from the first on; None means all. The others keep their places.
     """
     by_head = tensor.reshape(heads, -1, *tensor.shape[1:])
     turned = turned or by_head.shape[1]
@@ -47,7 +47,7 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
     """Every tensor of the file in order, a block in memory at a time, in float32.
 
     Raises:
-        ExportError: the model has a tensor that the architecture has no place for.
+        ExportError: The model has a tensor that the architecture has no place for.
     """
     yield from _outside(reshaper, layout)
     yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()

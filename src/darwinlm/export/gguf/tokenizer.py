@@ -24,9 +24,9 @@ class TokenizerKeys:
 
     Attributes:
         model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
-        values: further keys without the prefix `tokenizer.ggml.`, plain JSON values.
-        chat_template: as the tokenizer states it.
-        copied: keys were copied from another GGUF file.
+        values: Further keys without the prefix `tokenizer.ggml.`, plain JSON values.
+        chat_template: As the tokenizer states it.
+        copied: Keys were copied from another GGUF file.
     """
 
     model: str
@@ -39,12 +39,12 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     """Describe the tokenizer of a model folder.
 
     Args:
-        folder: where tokenizer.json or tokenizer.model lies.
-        tokenizer: it, as transformers loads it.
-        vocabulary: rows of the embedding; the list of tokens is filled up to it.
+        folder: Where tokenizer.json or tokenizer.model lies.
+        tokenizer: It, as transformers loads it.
+        vocabulary: Rows of the embedding; the list of tokens is filled up to it.
 
     Raises:
-        ExportError: llama.cpp has no tokenizer of this kind.
+        ExportError: Llama.cpp has no tokenizer of this kind.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -83,7 +83,7 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
     """Copy the tokenizer's keys of another GGUF file.
 
     Raises:
-        ExportError: the file can't be read or has a tokenizer of another size.
+        ExportError: The file can't be read or has a tokenizer of another size.
     """
     from gguf import GGUFReader
 

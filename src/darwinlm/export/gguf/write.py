@@ -43,7 +43,7 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     """Refuse a quantisation whose blocks of 32 don't fit the rows of a matrix.
 
     Raises:
-        ExportError: naming the tensor.
+        ExportError: Naming the tensor.
     """
     if quantisation in ("f32", "f16", "bf16"):
         return
@@ -64,15 +64,15 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
     """Write the file.
 
     Args:
-        path: a temporary place; the caller renames it.
-        reshaper: the model.
-        layout: architecture and pads.
-        tokenizer: its keys.
-        quantisation: one of `PLAIN`.
+        path: A temporary place; the caller renames it.
+        reshaper: The model.
+        layout: Architecture and pads.
+        tokenizer: Its keys.
+        quantisation: One of `PLAIN`.
 
     Raises:
-        ExportError: a weight doesn't fit the number format.
-        OSError: the disk is full.
+        ExportError: A weight doesn't fit the number format.
+        OSError: The disk is full.
     """
     gguf = require_gguf()
     writer = gguf.GGUFWriter(path, layout.architecture.name)

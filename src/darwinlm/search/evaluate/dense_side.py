@@ -51,7 +51,7 @@ class Reference(Protocol):
 
         Args:
             hidden: [n', m] the candidate's residual stream behind the last block, for the tokens from `start` on.
-            start: index of the first token.
+            start: Index of the first token.
         """
         ...
 
@@ -63,7 +63,7 @@ class LinearHead:
     Attributes:
         weight: [v, m].
         bias: [v].
-        scale: what the model multiplies them by.
+        scale: What the model multiplies them by.
     """
 
     weight: Tensor
@@ -118,8 +118,8 @@ class ExpectedRows:
     """The dense model as its expected row of the head.
 
     Args:
-        decoder: the dense model.
-        head: of it.
+        decoder: The dense model.
+        head: Of it.
         hidden: [n, m] its residual stream behind the last block.
     """
 
@@ -148,7 +148,7 @@ class Distributions:
     """The dense model as its distributions, for heads that aren't linear.
 
     Args:
-        decoder: the dense model.
+        decoder: The dense model.
         hidden: [n, m] its residual stream behind the last block.
     """
 

@@ -39,14 +39,14 @@ class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
     Args:
-        placed: swaps candidates into the one model.
+        placed: Swaps candidates into the one model.
         tokens: [n, t] fitness text.
-        batch_tokens: tokens in one forward pass.
+        batch_tokens: Tokens in one forward pass.
 
     Attributes:
-        evaluations: times that a candidate was run on some text.
-        seconds: of wall-clock that they took.
-        tokens_run: candidates' tokens in them.
+        evaluations: Times that a candidate was run on some text.
+        seconds: Of wall-clock that they took.
+        tokens_run: Candidates' tokens in them.
         clock: Limit of time at which an evaluation is left; None until there is a result to end with.
     """
 
@@ -87,7 +87,7 @@ class Fitness:
         """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
 
         Args:
-            allocation: the base; None keeps no block's inputs.
+            allocation: The base; None keeps no block's inputs.
         """
         if allocation != self._base:
             self._base = allocation
@@ -115,7 +115,7 @@ class Fitness:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
 
         Raises:
-            NumericsError: the candidate's logits aren't finite.
+            NumericsError: The candidate's logits aren't finite.
         """
         mean = self.kls([allocation], n_tokens)[0]
         if math.isinf(mean):

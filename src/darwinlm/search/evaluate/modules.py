@@ -24,9 +24,9 @@ class PlacedModules:
     """Puts allocations into a decoder by swapping modules; the dense model is never copied.
 
     Args:
-        decoder: the dense model in the type that candidates are evaluated in.
-        database: where pruned modules come from.
-        space: the order of modules.
+        decoder: The dense model in the type that candidates are evaluated in.
+        database: Where pruned modules come from.
+        space: The order of modules.
     """
 
     def __init__(self, decoder: Decoder, database: DatabaseReader, space: SearchSpace) -> None:

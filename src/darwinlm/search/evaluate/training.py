@@ -33,9 +33,9 @@ class LowRank(nn.Module):
     """A linear layer that stays as it is, and a low-rank correction that learns (LoRA, arXiv 2106.09685).
 
     Args:
-        linear: the layer.
-        rank: of the correction.
-        generator: of its first factor; the second starts at zero.
+        linear: The layer.
+        rank: Of the correction.
+        generator: Of its first factor; the second starts at zero.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
@@ -57,8 +57,8 @@ class Student:
     """One candidate's own modules, their master weights and their optimiser.
 
     Args:
-        modules: those of the placed, in the order of the allocation; they are not changed.
-        settings: how to train.
+        modules: Those of the placed, in the order of the allocation; they are not changed.
+        settings: How to train.
     """
 
     def __init__(self, modules: Sequence[nn.Module], settings: TrainingSettings) -> None:
@@ -110,10 +110,10 @@ class CandidateTrainer:
     """Trains candidates side by side; several processes share them, a survivor stays where it was trained.
 
     Args:
-        placed: makes their modules.
-        fitness: judges them.
+        placed: Makes their modules.
+        fitness: Judges them.
         tokens: [n, t] training text.
-        settings: how to train.
+        settings: How to train.
     """
 
     def __init__(self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings) -> None:

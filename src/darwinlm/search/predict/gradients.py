@@ -42,9 +42,9 @@ class Gradients:
     """First-order losses of all levels around an allocation; those that were asked for last are kept.
 
     Args:
-        placed: swaps candidates into the one model.
+        placed: Swaps candidates into the one model.
         tokens: [n, t] text.
-        batch_tokens: tokens in one pass.
+        batch_tokens: Tokens in one pass.
         clock: Limit of time at which a gradient is left.
     """
 
@@ -66,12 +66,12 @@ class Gradients:
         Processes share the text; the result doesn't depend on their number.
 
         Args:
-            allocation: level of every module.
-            window: sequences of the text; None takes all.
+            allocation: Level of every module.
+            window: Sequences of the text; None takes all.
 
         Raises:
-            NumericsError: the gradient isn't finite.
-            TimeLimitError: the clock's limit has passed.
+            NumericsError: The gradient isn't finite.
+            TimeLimitError: The clock's limit has passed.
         """
         window = window or (0, len(self.tokens))
         if self._last is None or self._last[:2] != (allocation, window):
@@ -194,7 +194,7 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
     """⟨W_k, C_k⟩ of the optimal weights of every width k with the same columns of a matrix.
 
     Args:
-        factors: of a module, p of whose d columns may be kept.
+        factors: Of a module, p of whose d columns may be kept.
         C: [r, d] floating.
 
     Returns:

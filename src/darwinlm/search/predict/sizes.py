@@ -18,8 +18,8 @@ class PredictedSize:
     """A size and its predicted loss.
 
     Attributes:
-        share: of the block parameters that stay at most.
-        params: block parameters of the best allocation within that share.
+        share: Of the block parameters that stay at most.
+        params: Block parameters of the best allocation within that share.
         kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
     """
 
@@ -32,15 +32,15 @@ def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequen
     """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
 
     Args:
-        space: of allocations.
-        database: with estimates.
-        shares: of the block parameters, each above the smallest that there is.
+        space: Of allocations.
+        database: With estimates.
+        shares: Of the block parameters, each above the smallest that there is.
 
     Returns:
         One for each share; none where the database has no estimates.
 
     Raises:
-        BudgetError: a share can't be met.
+        BudgetError: A share can't be met.
     """
     losses = estimated_losses(space, database)
     if losses is None:

@@ -14,10 +14,10 @@ class Budget:
     """What the modules may cost together.
 
     Attributes:
-        lower: least that counts as having used the budget.
-        upper: most.
-        unit: what is counted.
-        fixed: cost of what isn't pruned, which is on top.
+        lower: Least that counts as having used the budget.
+        upper: Most.
+        unit: What is counted.
+        fixed: Cost of what isn't pruned, which is on top.
     """
 
     lower: int
@@ -50,7 +50,7 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     level can be larger than the tolerance, and no allocation would lie within the bounds.
 
     Raises:
-        BudgetError: the budget is below the smallest or above the largest model.
+        BudgetError: The budget is below the smallest or above the largest model.
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")

@@ -27,10 +27,10 @@ class CostModel:
     """Costs of all levels of all modules.
 
     Attributes:
-        unit: what is counted.
-        costs: of each level of each module; one level means that it is never cut.
-        fixed: of everything that isn't pruned.
-        added: what the largest levels together cost more than the dense modules, because they are given biases.
+        unit: What is counted.
+        costs: Of each level of each module; one level means that it is never cut.
+        fixed: Of everything that isn't pruned.
+        added: What the largest levels together cost more than the dense modules, because they are given biases.
     """
 
     unit: Unit
@@ -92,11 +92,11 @@ class KvCache:
     """How the KV cache of a model is counted.
 
     Attributes:
-        head_dim: columns of a head by block.
-        tokens: tokens that a block keeps for each sequence, by block; fewer where a sliding window bounds them.
-        batch: sequences.
-        itemsize: bytes of an element.
-        counters: blocks whose cache stores one head even without attention, because positions are read off it.
+        head_dim: Columns of a head by block.
+        tokens: Tokens that a block keeps for each sequence, by block; fewer where a sliding window bounds them.
+        batch: Sequences.
+        itemsize: Bytes of an element.
+        counters: Blocks whose cache stores one head even without attention, because positions are read off it.
     """
 
     head_dim: Sequence[int]
@@ -115,11 +115,11 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
     """Bytes of weights and KV cache.
 
     Args:
-        space: modules and levels.
-        outside: parameters that aren't pruned.
-        itemsize: bytes of a saved weight.
-        cache: how the KV cache is counted.
-        added: parameters that the largest levels have more than the dense modules.
+        space: Modules and levels.
+        outside: Parameters that aren't pruned.
+        itemsize: Bytes of a saved weight.
+        cache: How the KV cache is counted.
+        added: Parameters that the largest levels have more than the dense modules.
     """
     costs = []
     with_attention = set()
@@ -138,9 +138,9 @@ def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequen
     """Nanoseconds.
 
     Args:
-        space: modules and levels.
-        times: seconds of each level of each module by block and kind.
-        fixed: seconds of what isn't pruned.
+        space: Modules and levels.
+        times: Seconds of each level of each module by block and kind.
+        fixed: Seconds of what isn't pruned.
     """
     rows = [times[module.block, module.kind] for module in space.modules]
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))

@@ -30,18 +30,18 @@ def solve_knapsack(
     """Choose a level for each module.
 
     Args:
-        losses: of each level of each module.
-        costs: of each level of each module, the same shape.
-        lower: least total cost.
-        upper: most total cost.
-        seconds: when the proof of optimality takes longer, the best choice found by then is returned.
-        words: how messages put the bounds; None speaks of block parameters.
+        losses: Of each level of each module.
+        costs: Of each level of each module, the same shape.
+        lower: Least total cost.
+        upper: Most total cost.
+        seconds: When the proof of optimality takes longer, the best choice found by then is returned.
+        words: How messages put the bounds; None speaks of block parameters.
 
     Returns:
         The index of the chosen level of each module.
 
     Raises:
-        BudgetError: no choice lies within the bounds.
+        BudgetError: No choice lies within the bounds.
     """
     refusal = BudgetError(
         f"no choice of levels has between {words or f'{lower:,} and {upper:,} block parameters'}: raise "

@@ -45,7 +45,7 @@ def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) 
     """Modules and levels, with the biases that the refit is to give them.
 
     Raises:
-        RecipeError: the units don't fit the model, or it can't carry such biases.
+        RecipeError: The units don't fit the model, or it can't carry such biases.
     """
     kinds = biased_kinds(recipe.refit, checkpoint)
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))

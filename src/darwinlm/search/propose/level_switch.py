@@ -28,16 +28,16 @@ def level_switch(
     """A neighbour of the parent that keeps the budget and hasn't been seen.
 
     Args:
-        parent: level index of each module.
-        costs: cost of each level of each module; where they don't grow with the level (on a lattice, or measured),
+        parent: Level index of each module.
+        costs: Cost of each level of each module; where they don't grow with the level (on a lattice, or measured),
             a step goes to the level that is next in cost.
-        budget: bounds on the total cost.
-        rng: source of randomness.
-        step: longest switch as a share of a module's levels; at least one level.
-        seen: allocations that aren't wanted again, the parent among them or not.
+        budget: Bounds on the total cost.
+        rng: Source of randomness.
+        step: Longest switch as a share of a module's levels; at least one level.
+        seen: Allocations that aren't wanted again, the parent among them or not.
 
     Raises:
-        BudgetError: no new neighbour was found; everything within reach has been seen.
+        BudgetError: No new neighbour was found; everything within reach has been seen.
     """
     orders = [sorted(range(len(row)), key=row.__getitem__) for row in costs]
     sorted_costs = [[row[level] for level in order] for row, order in zip(costs, orders, strict=True)]
@@ -64,15 +64,15 @@ def paper_switch(
     """The paper's own switch: one module gives one level, another of the same kind takes one; one to three times.
 
     Args:
-        parent: level index of each module.
-        costs: cost of each level of each module.
-        kinds: of each module; only equals trade.
-        budget: bounds on the total cost.
-        rng: source of randomness.
-        seen: allocations that aren't wanted again.
+        parent: Level index of each module.
+        costs: Cost of each level of each module.
+        kinds: Of each module; only equals trade.
+        budget: Bounds on the total cost.
+        rng: Source of randomness.
+        seen: Allocations that aren't wanted again.
 
     Raises:
-        BudgetError: no new neighbour was found.
+        BudgetError: No new neighbour was found.
     """
     for _ in range(ATTEMPTS * 5):
         child = list(parent)
@@ -100,7 +100,7 @@ def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budge
     """An allocation brought within its bounds by single levels of random modules; itself where it is within them.
 
     Raises:
-        BudgetError: that fails.
+        BudgetError: That fails.
     """
     if budget.allows(sum(row[level] for row, level in zip(costs, allocation, strict=True))):
         return allocation

@@ -35,7 +35,7 @@ def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: 
         rng: Source of randomness.
 
     Raises:
-        BudgetError: no allocation keeps the budget and uses it.
+        BudgetError: No allocation keeps the budget and uses it.
     """
     try:
         return filled(uniform, problem.cost.costs, problem.budget, rng)
@@ -58,7 +58,7 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
         neighbour: The answer at another budget; every module stays at its level there or moves toward this budget.
 
     Raises:
-        BudgetError: no such allocation exists.
+        BudgetError: No such allocation exists.
     """
     cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
@@ -86,7 +86,7 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
         problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
 
     Raises:
-        BudgetError: not even one fits.
+        BudgetError: Not even one fits.
     """
     space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
