@@ -160,7 +160,7 @@ def stage_version(name: str) -> int:
     """Version of what a stage computes: a part of its key, so that results of older code are done again.
 
     Args:
-        name: Of the stage; of stages such as `measure_dense` what stands before the underscore.
+        name: Name of the stage; for stages such as `measure_dense` the part before the underscore.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
     return int(lines[name.partition("_")[0]]["version"])
@@ -170,7 +170,7 @@ class StageFolder:
     """One stage's folder and the key that its content must match.
 
     Args:
-        folder: Where the stage keeps its files.
+        folder: Folder of the stage's files.
         key: JSON-like description of everything the result depends on.
     """
 

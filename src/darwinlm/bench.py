@@ -31,7 +31,7 @@ class Spread:
     """Several runs of one figure.
 
     Attributes:
-        median: Of them.
+        median: Median of the repetitions.
         low: The smallest.
         high: The largest.
         runs: All, in order.
@@ -53,8 +53,8 @@ class EngineSpeed:
     """One model in one engine.
 
     Attributes:
-        name: What the user called it.
-        file_bytes: Of its weights on disk.
+        name: Name of the model as the user gave it.
+        file_bytes: Size of its weights on disk.
         peak_memory: Largest resident size of the engine's process, in bytes, libraries included.
         prompt: Prompt tokens per second.
         first_token: Milliseconds from the prompt to the first new token.
@@ -74,12 +74,12 @@ class SpeedReport:
     """A whole measurement.
 
     Attributes:
-        engine: Its name and version.
-        settings: What was run.
-        machine: Where.
+        engine: Name and version of the engine.
+        settings: Settings of the measurement.
+        machine: Description of the machine.
         models: The model, and the one that it is compared with if there is one.
-        ratios: Of the first to the second by figure: prompt, decode, first_token (of the times, inverted), from the
-            pairs of runs that were measured one after the other.
+        ratios: Ratios of the first model to the second for prompt, decode and first_token (inverted, since it is a
+            time), from pairs of consecutive runs.
     """
 
     engine: str
@@ -118,10 +118,10 @@ def run_bench(
         runs: Rounds.
         threads: Processor threads.
         dtype: Element type in torch and vllm; None takes the checkpoint's.
-        quantisation: In llama.cpp, the type to which both are converted first; None takes a GGUF file as it is, and
-            f16 for folders.
-        allow_remote_code: Let a checkpoint run its own code.
-        say: Told what is going on.
+        quantisation: Type to which llama.cpp converts both models first; None leaves a GGUF file unchanged and converts
+            folders to f16.
+        allow_remote_code: Whether a checkpoint may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
         MissingExtraError: The engine isn't installed.

@@ -18,11 +18,11 @@ class AnswerSettings:
     """How answers are written.
 
     Attributes:
-        max_tokens: Of one answer.
+        max_tokens: Maximum length of one answer in tokens.
         temperature: 0 takes the likeliest token; None does what the model's generation config says.
         repetition_penalty: Above 1, tokens that were used before become less likely.
-        seed: Of the draws.
-        system: What the model is told about its role, where it has a chat template.
+        seed: Seed of the sampling.
+        system: System prompt, for models with a chat template.
 
     Raises:
         RecipeError: A value has no meaning.
@@ -46,7 +46,7 @@ class Conversation:
 
     Args:
         opened: The model.
-        settings: How answers are written.
+        settings: Settings of the answers.
     """
 
     def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
@@ -67,8 +67,8 @@ class Conversation:
         """Answer, and remember question and answer. Oldest turns are forgotten where the context is full.
 
         Args:
-            text: What the user says.
-            on_text: Called with each piece of the answer, a word or more.
+            text: Message of the user.
+            on_text: Callback for each piece of the answer, a word or more.
 
         Raises:
             DataError: The text alone doesn't fit into the model's context.

@@ -78,7 +78,7 @@ class Reporter:
     """Prints stages to a console.
 
     Args:
-        console: Where; None is standard output.
+        console: Console for output; None is standard output.
         quiet: Print nothing.
         every_step: Without a terminal print every step, however fast they come.
     """
@@ -139,8 +139,8 @@ class Reporter:
             done: Steps that are done; 0 starts the clock of this part.
             total: Steps of this part.
             what: Name of the part or of its steps.
-            kl: Where this part began, and the best so far.
-            count: How much was done in all, and of what: the rate is counted from it.
+            kl: KL at the start of this part, and the lowest so far.
+            count: Amount of finished work and its unit, for the rate.
             left: Seconds after which the part ends whatever is done.
         """
         if self._standing is not None:

@@ -34,7 +34,7 @@ class Lock:
     """The lock of this process on a file; it ends when the object does, or with the process.
 
     Attributes:
-        problem: Why nothing is locked, where the file system has no locks; else None.
+        problem: Reason why nothing is locked, if the file system has no locks; else None.
     """
 
     def __init__(self, path: Path, what: Path) -> None:
@@ -112,7 +112,7 @@ def hold(path: Path, what: Path) -> Lock:
 
     Args:
         path: The lock file, made where it isn't there.
-        what: What is locked, for messages.
+        what: Locked object, for messages.
 
     Raises:
         BusyError: Another process has it.

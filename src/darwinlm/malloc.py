@@ -31,7 +31,7 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     Does nothing on a GPU, or where there is no glibc.
 
     Args:
-        device: Where the work is done.
+        device: Device of the work.
     """
     global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
     library = _glibc() if device.type == "cpu" else None

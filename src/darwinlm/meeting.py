@@ -30,9 +30,9 @@ class Meetings:
     Args:
         store: A `torch.distributed` store that all share.
         rank: Number of this process.
-        size: How many there are.
-        patience: See `PATIENCE`.
-        beat: See `BEAT`.
+        size: Number of processes.
+        patience: Seconds as in `PATIENCE`.
+        beat: Seconds as in `BEAT`.
     """
 
     def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
@@ -50,7 +50,7 @@ class Meetings:
         """Wait until all are here.
 
         Args:
-            what: Is met for; the others must say the same.
+            what: Purpose of the meeting; all processes must give the same one.
 
         Raises:
             ParallelError: Another process is lost, has ended, or waits for something else.

@@ -20,7 +20,7 @@ class Upload:
     """What is published, and where.
 
     Attributes:
-        folder: Of the model.
+        folder: Folder of the model.
         repo: `owner/name` on the hub.
         quantisation: Type of a GGUF file that is made and published along; None for no such file.
         private: Whether only the owner sees it.
@@ -52,9 +52,9 @@ def prepare_upload(
     Args:
         source: Output folder of a run, or folder of a model.
         repo: `owner/name`.
-        quantisation: See `Upload`.
-        private: See `Upload`.
-        update: See `Upload`.
+        quantisation: As in `Upload`.
+        private: As in `Upload`.
+        update: As in `Upload`.
 
     Raises:
         ModelError: The folder is no model, or its run isn't finished.
@@ -74,8 +74,8 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
     """Create the repository and upload the folder in one commit; the GGUF file is made and checked before.
 
     Args:
-        upload: What and where.
-        say: Told what is done.
+        upload: Files and repository.
+        say: Receiver of progress messages.
 
     Returns:
         Address of the model's page.

@@ -23,7 +23,7 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in folders of their own, and return what the last one is.
 
     Args:
-        run: With `rounds` in its recipe; the last round goes into its own folder.
+        run: Run with `rounds` in its recipe; the last round is written to its folder.
         run_stages: Runs the stages of a round up to one of them.
 
     Raises:

@@ -69,9 +69,9 @@ class _Mixture:
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: Of the experts.
+        outputs: Outputs of the experts.
         k: Experts chosen for each token.
-        normalised: See `chosen_weights`.
+        normalised: As in `chosen_weights`.
         S: [m, m] second moment of the output gradients; None counts all errors alike.
     """
 
@@ -185,11 +185,11 @@ def expert_order(
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: Of the experts.
+        outputs: Outputs of the experts.
         k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
         normalised: Whether the weights of the chosen experts add up to one.
-        total: Sums over processes that hold other tokens each; all of them then find the same order.
+        total: Sum over processes that hold different tokens, so that all of them get the same order.
     """
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))

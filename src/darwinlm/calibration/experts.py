@@ -43,8 +43,8 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
     """Note whatever the experts are called with, until the handle is removed.
 
     Args:
-        module: Holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
-        note: Is called before the experts are.
+        module: Module of the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
+        note: Callback that runs before the experts do.
     """
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -58,9 +58,9 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> Remo
     """Add to the moments whatever the experts are called with, until the handle is removed.
 
     Args:
-        module: As in `watch_routing`.
+        module: Module of the experts, as in `watch_routing`.
         experts: Names of its tensors.
-        moments: Of its experts.
+        moments: Moments of its experts.
     """
 
     def note(routing: Routing) -> None:
@@ -95,10 +95,10 @@ def order_experts(
     Args:
         mlp: The mixture, its router included.
         experts: Names in it.
-        config: Of the model.
+        config: Configuration of the model.
         hidden: [n, m] input of the mixture on some tokens.
         S: [m, m] second moment of the gradients at its output, where the order is weighted.
-        total: Sums over processes.
+        total: Sum over processes.
     """
     module = getattr(mlp, experts.name)
     return expert_order(

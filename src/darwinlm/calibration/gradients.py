@@ -35,9 +35,9 @@ def output_gradients(
     """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
 
     Args:
-        stream: Over these tokens, before the first block; it is used up.
+        stream: Stream over these tokens, before the first block; it is used up.
         tokens: [n, t] the text.
-        memory: Where residual streams may lie; None keeps all of them on the device.
+        memory: Allowed places for residual streams; None keeps all of them on the device.
 
     Yields:
         A block and for each of its modules E[g gᵀ], [r, r] float32, g being the gradient at the module's output for

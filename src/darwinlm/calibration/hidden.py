@@ -37,7 +37,7 @@ class HiddenMemory:
     """Where a residual stream may lie.
 
     Attributes:
-        folder: Where a file is made if there is no room in memory; it is gone when the stream is.
+        folder: Folder for a file if memory is full; the file is deleted with the stream.
         place: None picks the first of device, host and file that has room.
     """
 
@@ -60,11 +60,11 @@ class HiddenStates(Sequence[Tensor]):
 
     Args:
         batches: Tensors [b, t, m] of one type.
-        elements: In all of them together.
-        memory: Where it may lie; None keeps it where it is made.
+        elements: Number of elements in all batches together.
+        memory: Allowed places; None keeps the stream where it was computed.
 
     Attributes:
-        place: Where it lies: on the device of the batches, in the host's memory or in a file.
+        place: Place of the stream: the device of the batches, the host's memory, or a file.
 
     Raises:
         StorageError: The disk has no room for the file.

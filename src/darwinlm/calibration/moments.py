@@ -33,7 +33,7 @@ class SecondMoment:
         """E[x xᵀ] without a copy: nothing can be added afterwards.
 
         Args:
-            total: Sums a tensor over several processes, in place.
+            total: In-place sum of a tensor over several processes.
         """
         mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
         return mean

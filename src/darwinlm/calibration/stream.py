@@ -33,11 +33,11 @@ class BlockMoments:
     """What calibration saw in one block.
 
     Attributes:
-        block: Its index.
-        moments: For each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
-            float32; for the experts of a mixture one each, [e, d, d].
-        weights: Of the output projections, in their own type, by name inside the block.
-        experts: In which order whole experts of a mixture are removed; None where there is none.
+        block: Index of the block.
+        moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
+            [e, d, d] for the experts of a mixture.
+        weights: Weights of the output projections in the checkpoint's type, by name inside the block.
+        experts: Removal order of whole experts; None without a mixture.
     """
 
     block: int
@@ -52,10 +52,10 @@ class BlockStream:
     Args:
         checkpoint: The model.
         tokens: [n, t] packed text.
-        dtype: Of the forward pass.
-        device: Of the forward pass.
+        dtype: Element type of the forward pass.
+        device: Device of the forward pass.
         batch_tokens: Tokens in one forward pass.
-        memory: Where the residual stream may lie; None keeps all of it on the device.
+        memory: Allowed places for the residual stream; None keeps all of it on the device.
 
     Raises:
         StorageError: The disk has no room for what doesn't fit in memory.

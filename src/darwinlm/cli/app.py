@@ -93,7 +93,7 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
     Args:
         panel: Heading under which the help lists it.
         examples: Command lines for the end of its help.
-        name: Where it isn't the function's.
+        name: Name of the command; None takes the function's name.
     """
     lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)

@@ -86,8 +86,8 @@ def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> li
     """One line for each block: how much of its attention and of its MLP is kept.
 
     Args:
-        summary: Of a run.
-        width: Of the terminal.
+        summary: Summary of a run.
+        width: Width of the terminal in characters.
         plain: Draw with ASCII characters.
     """
     rows = summary.allocation

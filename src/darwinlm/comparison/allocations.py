@@ -53,8 +53,8 @@ def best_random(
     Args:
         problem: Space, costs and budget, whose bounds are kept.
         loss: Loss of an allocation.
-        tries: How many are drawn; the same one twice is evaluated once.
-        seed: Of the draws.
+        tries: Number of draws; duplicates are evaluated once.
+        seed: Seed of the draws.
         seconds: Wall-clock after which no further one is drawn; at least one is.
 
     Returns:

@@ -30,7 +30,7 @@ class MethodRow:
 
     Attributes:
         base: Name of a method or of a variant of the search.
-        steps: Of `STEPS`, in their order, that follow it.
+        steps: Steps after the method, in the order of `STEPS`.
     """
 
     base: str
@@ -58,7 +58,7 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     Args:
         text: Names of methods, each with the steps that follow it; `all` are all methods but those that rank experts,
             and DarwinLM with every step that the recipe has.
-        recipe: Says which steps there are for `all`.
+        recipe: Recipe; it determines the steps of `all`.
         variants: Names of more searches, which take steps like methods do.
 
     Raises:

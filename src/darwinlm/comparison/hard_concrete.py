@@ -23,7 +23,7 @@ class HardConcrete(nn.Module):
 
     Args:
         n: Units.
-        generator: Of the noise, so that a run can be repeated.
+        generator: Generator of the noise, for reproducible runs.
     """
 
     def __init__(self, n: int, generator: torch.Generator) -> None:

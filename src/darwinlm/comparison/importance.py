@@ -74,7 +74,7 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
 
     Args:
         stream: The text before the first block; it is used up.
-        progress: Called with finished and total blocks.
+        progress: Callback with the numbers of finished and total blocks.
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
@@ -114,8 +114,8 @@ class ExpertScores:
     """What the experts of one mixture do on some text.
 
     Args:
-        module: Holds the experts.
-        count: How many there are.
+        module: Module of the experts.
+        count: Number of experts.
     """
 
     def __init__(self, module: Any, count: int) -> None:
@@ -143,7 +143,7 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
 
     Args:
         stream: The text before the first block; it is used up.
-        progress: Called with finished and total blocks.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
         FamilyError: The model has no mixture of experts.
@@ -173,7 +173,7 @@ def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[
 
     Args:
         stream: The text before the first block; it is used up.
-        progress: Called with finished and total blocks.
+        progress: Callback with the numbers of finished and total blocks.
     """
     influence = []
     for block in range(stream.checkpoint.n_blocks):

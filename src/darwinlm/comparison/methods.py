@@ -47,8 +47,8 @@ class MethodResult:
     """What a method decided.
 
     Attributes:
-        reader: Where the modules come from.
-        allocation: How much of each is kept.
+        reader: Source of the pruned modules.
+        allocation: Level of each module.
         record: Figures for the report.
     """
 
@@ -172,10 +172,10 @@ class Method:
     """One method.
 
     Attributes:
-        name: As `--methods` takes it.
-        title: For tables.
+        name: Name for `--methods`.
+        title: Name for tables.
         source: The paper it follows.
-        make: Decides; the folder is for what must be kept.
+        make: Function that computes the result; it may write files to the folder.
         database: Whether it works from the pruning database.
         searches: Whether `search.minutes` bounds it.
         mixtures: Whether it ranks experts, so that `all` leaves it out.

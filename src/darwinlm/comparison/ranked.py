@@ -40,8 +40,8 @@ class RankedReader(DatabaseReader):
 
     Args:
         checkpoint: The model.
-        units: What is removed at once.
-        scores: Of every module.
+        units: Units of removal.
+        scores: Scores of every module.
 
     Raises:
         FamilyError: The model is a mixture of experts, whose units these methods don't score.
@@ -74,7 +74,7 @@ class ExpertReader(DatabaseReader):
 
     Args:
         checkpoint: The model.
-        units: What is removed at once.
+        units: Units of removal.
         scores: [e] of the experts of each mixture, by block.
     """
 
@@ -92,7 +92,7 @@ class DenseReader(DatabaseReader):
 
     Args:
         checkpoint: The model.
-        units: Gives the levels their order.
+        units: Units, which determine the order of levels.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:

@@ -40,18 +40,18 @@ class ComparedMethod(Figures):
     """A row: how a model was made, and its figures.
 
     Attributes:
-        method: As `--methods` takes it; `dense` for the dense model.
-        title: For the table.
+        method: Name for `--methods`; `dense` for the dense model.
+        title: Name for the table.
         source: The paper.
-        seconds: Of the method and its steps; None for the dense model.
-        database_seconds: Of the pruning database, where the method uses it.
+        seconds: Time of the method and its steps; None for the dense model.
+        database_seconds: Time of the pruning database, if the method uses it.
         resumed: Whether a part was interrupted, so that only its last part was timed.
         training_tokens: Tokens that the method trains on.
         allocation: Level of each module.
-        record: What the method says of itself.
+        record: Details reported by the method.
         params: Parameters.
         block_params: Parameters inside the blocks.
-        bytes: Of its weights.
+        bytes: Size of its weights.
         texts: Quality by the name of the text.
         tasks: Scores, as `evaluation.harness` writes them.
     """

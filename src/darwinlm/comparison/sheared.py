@@ -34,7 +34,7 @@ class Shearing:
         ascent: Learning rate of the multipliers.
         pull: φ at the start. The paper starts at 0, which lets short trainings swing around the target.
         warmup: Share of the steps in which the target falls from everything to what is wanted.
-        seed: Of the masks' noise.
+        seed: Seed of the masks' noise.
     """
 
     mask_rate: float = 0.3
@@ -49,9 +49,9 @@ class ModuleMask(nn.Module):
     """Masks of one module, spread over the columns of its output projection.
 
     Args:
-        shape: Of the module.
-        level: What it is to keep.
-        generator: Of the noise.
+        shape: Shape of the module.
+        level: Target level.
+        generator: Generator of the noise.
     """
 
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
@@ -120,12 +120,12 @@ def shear(
 
     Args:
         model: The dense causal LM in float32; its weights change.
-        family: Its description.
-        shapes: Of its modules.
-        levels: What each of them is to keep.
+        family: Family of the model.
+        shapes: Shapes of its modules.
+        levels: Target level of each module.
         batches: [n, t] tokens of each step.
         settings: Learning rates and schedule.
-        progress: Called with finished and total steps.
+        progress: Callback with the numbers of finished and total steps.
 
     Returns:
         Scores of every module's units, and the record: losses and the largest gap to the target at the end.

@@ -27,7 +27,7 @@ class TokenBlocks:
     Attributes:
         tokens: Token ids, int64 [B, T].
         document_hashes: `document_hash` of every document that gave at least one token, in the order of the tokens.
-        source: Where the text came from, for reports.
+        source: Source of the text, for reports.
         digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
     """
 
@@ -50,7 +50,7 @@ class TokenBlocks:
         """Write the blocks as ``tokens.safetensors`` and ``blocks.json``, the latter last.
 
         Args:
-            folder: Where to write; it is made if need be, and earlier blocks in it are replaced.
+            folder: Target folder; it is created if needed, and earlier blocks in it are replaced.
 
         Raises:
             StorageError: The disk is full or can't be written.
@@ -71,7 +71,7 @@ class TokenBlocks:
         """Read what `save` wrote.
 
         Args:
-            folder: Where the blocks lie.
+            folder: Folder of the blocks.
 
         Returns:
             The same blocks.

@@ -90,9 +90,9 @@ def read_files(
     A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
 
     Args:
-        files: In order.
-        field: Of a record, holds the text; none looks for one of `TEXT_FIELDS`.
-        shuffle: Of the files, and of the documents in each; none keeps their order.
+        files: Files in reading order.
+        field: Field of a record that holds the text; None tries `TEXT_FIELDS`.
+        shuffle: Shuffle of the files and of the documents in each; None keeps their order.
         tokenizer: Writes chats out; only they need one.
 
     Raises:

@@ -63,7 +63,7 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
 
     Args:
         source: A source as `read_documents` takes it.
-        allow_benchmark_text: Why such text is fine here, in the user's words. Blank, there is no reason.
+        allow_benchmark_text: Reason in the user's words for allowing such text; blank means none.
 
     Raises:
         DataError: The source looks like evaluation text and no reason is given, or there is no such source.

@@ -36,7 +36,7 @@ def with_repeats(tokens: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     Args:
         tokens: Blocks of text, int64 [B, T].
         share: Part of each block's tokens that repeats, from 0 to below 1.
-        seed: Decides, together with a block's tokens, which passages are repeated and where.
+        seed: Seed; together with a block's tokens it determines the repeated passages and their positions.
 
     Returns:
         New blocks, int64 [B, T]; the same ones where the share is 0.

@@ -36,13 +36,13 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
     """Blocks of tokens on disk, as `pack_documents` wrote them.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the shards.
         seq_len: T; any length will do, whatever the shards were written for.
         blocks: B; as many must be there.
         skip: Tokens that are passed over first.
-        bos: Takes the place of every block's first token; None leaves it.
+        bos: Token that replaces every block's first token; None leaves it.
         looking_back: Share of each block's tokens that repeat what stands before; see `looking_back.with_repeats`.
-        seed: Decides which these are.
+        seed: Seed of the repeated passages.
 
     Raises:
         ArtifactError: A shard is missing, or its bytes aren't those that were written.
@@ -118,14 +118,14 @@ def pack_documents(
 
     Args:
         documents: Texts, in the same order every time.
-        folder: Where the shards go.
-        tokens: How many are wanted.
+        folder: Target folder of the shards.
+        tokens: Number of tokens to pack.
         tokenizer: The model's tokenizer.
         reserved: Hashes of documents that serve another purpose.
         vocabulary: Size of the model's vocabulary: decides how many bytes a token takes.
-        source: Where the documents come from; for messages.
+        source: Source of the documents, for messages.
         shard_tokens: Tokens in a shard.
-        progress: Called with written and wanted tokens.
+        progress: Callback with the numbers of written and requested tokens.
 
     Raises:
         DataError: The source ends too early; nothing is trained then.

@@ -17,8 +17,8 @@ class Shuffle:
     """How documents are drawn at random: files are often ordered, by book or by date, and a run reads little of them.
 
     Attributes:
-        documents: That are held and drawn from, of all files together; as a file is read on, each one drawn makes room
-            for the next. A source with fewer is shuffled as a whole.
+        documents: Maximum number of documents in the buffer, all files together. Each document drawn makes room for the
+            next one. A source with fewer documents is shuffled as a whole.
         seed: Another seed gives another order.
 
     Raises:
@@ -42,9 +42,9 @@ class Shuffle:
         """Yield all documents of one file in a random order.
 
         Args:
-            documents: Of the file, read as they are needed.
-            name: Of the file; two files with one name are shuffled alike.
-            files: That are read at once, and share what may be held.
+            documents: Documents of the file, read on demand.
+            name: Name of the file; two files with the same name are shuffled alike.
+            files: Number of files that are read at once and share the buffer.
         """
         generator = self._generator("file", name)
         most = max(1, self.documents // files)

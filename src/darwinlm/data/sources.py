@@ -119,7 +119,7 @@ def parse_source(source: str) -> LocalSource | HubSource:
     A local path that exists is taken as it stands, even when it has a ``#`` in it.
 
     Args:
-        source: See the top of this module.
+        source: Source in the syntax at the top of this module.
 
     Returns:
         The source's parts.
@@ -176,10 +176,11 @@ def read_documents(
     Args:
         source: A file, a folder or a data set of the hub; see the top of this module.
         limit: The most documents to read; None reads them all.
-        shuffle: Takes the documents of each file, and the files, in a random order that its seed decides; of a data
-            set of the hub its shards and the rows, as `datasets` does it. None keeps the source's order.
+        shuffle: Random order of the files and of the documents in each, by its seed. For a data set of the hub,
+            `datasets` shuffles shards and rows. None keeps the source's order.
         tokenizer: The model's; its template writes chats out. Plain text needs none.
-        tally: Counts what is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are skipped.
+        tally: Counter of text that is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are
+            skipped.
 
     Returns:
         The documents. What is wrong with the source's name is raised by the call; what is wrong with its content is

@@ -58,7 +58,8 @@ class TextPlan:
         shares: Tokens wanted for each purpose, some of `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
         seed: Another seed deals the documents out differently.
-        document_tokens: Most tokens taken from one document, while there are others; None takes documents whole.
+        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
+            documents.
 
     Raises:
         RecipeError: A purpose is unknown, or a number is out of range.
@@ -142,9 +143,10 @@ def split_documents(
         shares: Tokens wanted for each purpose; see `TextPlan`.
         tokenizer: The model's tokenizer.
         seq_len: Tokens in a block, T.
-        seed: Decides, together with a document's hash, whose it is.
-        source: Where the documents come from; goes into messages and into the result.
-        document_tokens: Most tokens taken from one document while there are others; None takes documents whole.
+        seed: Seed; together with a document's hash it determines the document's purpose.
+        source: Source of the documents, for messages and for the result.
+        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
+            documents.
 
     Returns:
         For each purpose of `shares`, blocks [B, T]; B is 0 where the share is.

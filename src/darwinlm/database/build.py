@@ -28,11 +28,11 @@ class BuildSettings:
     """How modules are ordered and factorised.
 
     Attributes:
-        units: What is removed at once.
+        units: Units of removal.
         damping: Relative to the mean of the diagonal of the second moment.
         saliency: Second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
-        device: Where it is computed.
-        folder: For matrices that have to wait.
+        device: Device of the computation.
+        folder: Folder for matrices that are moved out of memory.
     """
 
     units: UnitsSettings
@@ -55,12 +55,12 @@ def build_database(
     Of several processes each streams its part of the text, and factorises its part of the blocks.
 
     Args:
-        stage: Begun; its key describes model, text, units and damping.
+        stage: Stage folder, opened for writing; its key describes model, text, units and damping.
         stream: The calibration text before the first block.
-        units: What is removed at once.
+        units: Units of removal.
         damping: Relative to the mean of the diagonal of the second moment.
-        saliency: See `Method`.
-        progress: Called with finished and total blocks.
+        saliency: As in `BuildSettings`.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -124,8 +124,8 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
     """What the database stores of one module.
 
     Args:
-        method: How it is computed.
-        shape: Of the module.
+        method: Settings of the computation.
+        shape: Shape of the module.
         moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
         W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
 

@@ -76,7 +76,7 @@ def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = 
         W: [r, d] floating, output projection of the dense module.
         columns: [p] integer, distinct, the last one to be removed first; all of 0..d-1 or, for a module that has
             already lost some columns, those that it still has.
-        name: What H and W belong to, for messages.
+        name: Name of the module, for messages.
 
     Returns:
         The factors, computed in float64, on the device of H.
@@ -112,7 +112,7 @@ def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Ten
     """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
 
     Args:
-        factors: Of H and W.
+        factors: Factors of H and W.
         H_damped: [d, d] floating.
         W: [r, d] floating.
         S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
@@ -144,7 +144,7 @@ def whole_factor_(
         W: [r, d] floating, output projection of the dense module.
         columns: [d] int64, every column once, the last one to be removed first.
         S: [r, r] floating, second moment of the output gradients.
-        name: What A and W belong to, for messages.
+        name: Name of the module, for messages.
 
     Returns:
         [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), the errors [d + 1]
@@ -175,8 +175,8 @@ def check_energy(energy: float, name: str) -> None:
     """Refuse outputs so small or large that their squares leave float32: the order and the errors would be noise.
 
     Args:
-        energy: Tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
-        name: What it belongs to, for messages.
+        energy: tr(W H Wᵀ); 0 is allowed (a module without output).
+        name: Name of the module, for messages.
 
     Raises:
         NumericsError: It is out of range.

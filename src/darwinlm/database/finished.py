@@ -22,7 +22,7 @@ class ModuleCurves:
     """Error curves of one module.
 
     Attributes:
-        block: Its block.
+        block: Index of the block.
         kind: Attention or mlp.
         variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
         errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
@@ -61,9 +61,9 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
 
     Args:
         stage: The database.
-        path: What the user called it.
+        path: Path as the user gave it.
         model: Digest of the model to be pruned.
-        source: What the user called the model.
+        source: Name of the model as the user gave it.
         units: Attention units asked for.
 
     Raises:

@@ -91,7 +91,7 @@ def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None)
     Args:
         H: [d, d] second moment.
         relative: Damping as a share of the mean diagonal.
-        dtype: Of the result; that of H by default.
+        dtype: Element type of the result; None is that of H.
 
     Returns:
         [d, d] damped copy.
@@ -138,7 +138,7 @@ def removal_order(
         block: Columns removed between two applications of the pending updates; affects time and memory only.
         dtype: Float32 or float64 for the loop, in place of the choice made from the inflation.
         damping: Relative damping of H, see `damp`.
-        name: What H and W belong to, for messages.
+        name: Name of the module, for messages.
 
     Returns:
         The order with the cost of every step, on the device of H.
@@ -247,7 +247,7 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
     Args:
         damped: [d, d] float64; overwritten.
-        name: What it belongs to.
+        name: Name of the module, for messages.
 
     Returns:
         [d, d] float64 inverse, contiguous, whose diagonal is the variance inflation factors, and [d] float64 scale: the

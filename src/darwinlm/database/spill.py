@@ -25,7 +25,7 @@ class Parked:
 
     Args:
         matrix: [d, d] or [e, d, d]; the caller lets go of it.
-        folder: Where a file may lie meanwhile.
+        folder: Folder for the temporary file.
 
     Raises:
         StorageError: The disk is full.

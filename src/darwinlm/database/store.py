@@ -66,8 +66,8 @@ def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor
     """Named tensors of one module.
 
     Args:
-        kind: Of the module.
-        curves: By variant; the last one has every column.
+        kind: Kind of the module.
+        curves: Curves by variant; the last one has every column.
         packed: Factor of the last one, as `pack_lower` writes it.
     """
     tensors = {f"{kind}.factor": packed}
@@ -103,7 +103,7 @@ class Kept:
         weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
             (nothing is gone).
         groups: [g] int64, KV heads that stay, ascending; of an attention.
-        query_groups: Which of `groups` each kept query head belongs to, where they are used unevenly; else None.
+        query_groups: For each kept query head its index in `groups`, if KV heads are used unevenly; else None.
         experts: [e] int64, experts that stay, ascending; of a mixture.
     """
 
@@ -119,7 +119,7 @@ class _Stored:
     """What the factors of a module are made of, in main memory.
 
     Attributes:
-        packed: As `pack_lower` writes it, of experts along a new first dimension.
+        packed: Factor as `pack_lower` writes it; for experts with a first dimension.
         W: The dense output projection in the checkpoint's type.
     """
 
@@ -139,13 +139,13 @@ class DatabaseReader:
     ones what they are made of stays in main memory, pinned where a GPU reads it.
 
     Args:
-        folder: Of the finished database.
+        folder: Folder of the finished database.
         checkpoint: The model it was made from.
-        units: What its modules are cut into.
-        device: On which weights are made of factors.
+        units: Units of removal.
+        device: Device on which weights are computed from factors.
 
     Attributes:
-        reads: How often a factor came from its file.
+        reads: Number of factors read from files.
     """
 
     def __init__(
@@ -398,7 +398,7 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
 
     Args:
         shape: The attention before the cut.
-        level: Says how many KV heads stay: those in use, or all of them.
+        level: Level; it says how many KV heads stay: those in use, or all of them.
         columns: [k] int64, ascending.
 
     Returns:

@@ -20,8 +20,8 @@ class Torch:
         model: The folder.
         threads: Processor threads.
         dtype: Element type of weights and arithmetic; None takes the checkpoint's.
-        device: Where it runs.
-        allow_remote_code: Let the checkpoint run its own code.
+        device: Device of the model.
+        allow_remote_code: Whether the checkpoint may run its own code.
     """
 
     def __init__(

@@ -20,8 +20,7 @@ class Vllm:
         model: The folder.
         dtype: Element type; None takes the checkpoint's.
         context: Tokens that a text may have.
-        beside: How many models share the GPU: they divide it, where one alone takes
-            vLLM's default share.
+        beside: Number of models that share the GPU's memory; a single model gets vLLM's default share.
         allow_remote_code: Pass `trust_remote_code`; not needed where the plugin of this package is installed.
     """
 

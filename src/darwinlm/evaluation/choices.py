@@ -18,11 +18,11 @@ class RightAnswers:
 
     Attributes:
         bits: Bits per byte of the right answer, given its prompt; lower is better.
-        bits_stderr: Its standard error; None for a single item.
+        bits_stderr: Standard error of `bits`; None for a single item.
         log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
             that takes all n choices for alike has -log n.
-        log_p_stderr: Its standard error.
-        items: That have one right answer out of several.
+        log_p_stderr: Standard error of `log_p`.
+        items: Number of items with one right answer among several.
     """
 
     bits: float
@@ -36,8 +36,8 @@ def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
     """Read the harness's samples; None where no item has choices and one right answer.
 
     Args:
-        samples: With `arguments` (context and answer of each choice), `filtered_resps` (log-probability of each) and
-            `target` (number or text of the right one).
+        samples: Samples with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of
+            each) and `target` (number or text of the right one).
     """
     found = [one for one in map(_of_item, samples) if one is not None]
     if not found:

@@ -34,9 +34,9 @@ class Copied:
     """How far a model copies.
 
     Attributes:
-        model: As the user named it.
-        scores: One for each kind of sequences.
-        remarks: What was left out, and why.
+        model: Name of the model as the user gave it.
+        scores: Scores by kind of sequence.
+        remarks: Kinds of sequences that were left out, and the reasons.
     """
 
     model: str
@@ -93,11 +93,11 @@ class Evaluated:
     """What was measured.
 
     Attributes:
-        request: What was asked.
-        params: Of the model.
-        scores: Of the suite's tasks.
-        texts: One for each text.
-        copying: Of the model, and of the dense one where there is one.
+        request: Request of the user.
+        params: Parameters of the model.
+        scores: Scores of the suite's tasks.
+        texts: Score of each text.
+        copying: Copying of the model, and of the dense one if there is one.
     """
 
     request: EvaluationRequest
@@ -176,9 +176,9 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     """Measure a model.
 
     Args:
-        request: What is asked.
+        request: Request of the user.
         out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-        console: Told about every finished task.
+        console: Console that reports every finished task.
 
     Raises:
         DarwinLMError: The request, the model or the data is wrong. A task that fails on the way isn't an error here: it

@@ -31,18 +31,18 @@ class TaskScore:
 
     Attributes:
         task: The harness's name.
-        title: For tables.
+        title: Name for tables.
         shots: Examples in the prompt.
-        metric: That `value` is of.
+        metric: Name of the metric of `value`.
         value: Between 0 and 1; None when the task failed.
-        stderr: Its standard error; None where the harness gives none.
-        items: That were scored.
-        total: That there are.
+        stderr: Standard error of `value`; None if the harness gives none.
+        items: Number of scored items.
+        total: Number of items of the task.
         metrics: Everything the harness reports, by `metric,filter`.
         bits, bits_stderr, log_p, log_p_stderr: of the right answer, as in `RightAnswers`; None where items have no
             choices.
-        remark: What deviates from the official data.
-        error: Why the task failed; empty when it didn't.
+        remark: Difference from the official data.
+        error: Reason of a failure; empty on success.
     """
 
     task: str
@@ -78,14 +78,14 @@ def run_suite(
 
     Args:
         model: A causal LM of transformers on its device.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         wanted: Tasks and shots.
         data_dir: Local files instead of the harness's data sets.
         limit: Items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
         batch_size: Sequences in one forward pass.
         done: Scores of an interrupted run by task; those without an error are kept.
-        save: Called after each task with all scores so far.
-        progress: Called with finished and total tasks.
+        save: Callback with all scores so far, after each task.
+        progress: Callback with the numbers of finished and total tasks.
 
     Raises:
         MissingExtraError: The extra `eval` isn't installed.

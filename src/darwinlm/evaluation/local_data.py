@@ -21,7 +21,7 @@ def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
     """Rows of a task's splits, checked.
 
     Args:
-        folder: What --data-dir names.
+        folder: Folder given as --data-dir.
         wanted: The task and its shots.
 
     Returns:

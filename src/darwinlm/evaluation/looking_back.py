@@ -69,10 +69,10 @@ class CopyingScore:
     """What a model made of it.
 
     Attributes:
-        name: Of the sequences.
+        name: Name of the sequences.
         accuracy: Share of the tokens that can be read off the context and are the model's likeliest.
         loss: Their mean cross-entropy, nats.
-        tokens: How many they are.
+        tokens: Number of these tokens.
     """
 
     name: str
@@ -116,7 +116,7 @@ def passages(tokenizer: Any, text: Tensor, n: int, apart: int = 0, *, lists: int
     """Passages of a text, each twice, with other text of the same block between.
 
     Args:
-        tokenizer: Says whether sequences begin with bos.
+        tokenizer: Tokenizer; it determines whether sequences begin with bos.
         text: Blocks of it, [B, T].
         n: Tokens of a passage.
         apart: Tokens between.
@@ -149,7 +149,7 @@ def all_copying(
     """What is measured of any model: lists of 16 and 64 words, passages of 64 tokens said at once and 192 later.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         text: Blocks of it, [B, T]; None leaves passages out.
         longest: Tokens that the model takes at most; None knows no bound.
         lists: Sequences of each length.

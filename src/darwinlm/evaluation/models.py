@@ -19,9 +19,9 @@ class Opened:
     """A model ready for inference.
 
     Attributes:
-        source: What the user called it.
-        model: Of transformers, in evaluation mode.
-        tokenizer: Its tokenizer.
+        source: Name of the model as the user gave it.
+        model: Model of transformers, in evaluation mode.
+        tokenizer: Tokenizer of the model.
     """
 
     source: str
@@ -41,9 +41,9 @@ def open_model(
 
     Args:
         source: Hub id, folder, output folder of a run, or GGUF file.
-        dtype: Of its weights.
-        device: Where it goes.
-        allow_remote_code: Let the checkpoint run its own code.
+        dtype: Element type of its weights.
+        device: Device of the model.
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
         ModelError: Nothing of that name exists, it can't be loaded, or its tokenizer is missing.

@@ -55,10 +55,10 @@ def measure_quality(
 
     Args:
         dense: The model that the others are compared with.
-        models: By name; the dense one may be among them.
+        models: Models by name; the dense one may be among them.
         tokens: [n, t] held-out text.
         batch_tokens: Tokens in one forward pass.
-        progress: Called with finished and total batches.
+        progress: Callback with the numbers of finished and total batches.
     """
     rows = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}

@@ -35,7 +35,7 @@ class CallTiming:
     """Seconds of one call.
 
     Attributes:
-        median: Of the runs.
+        median: Median of the runs.
         low: The shortest.
         high: The longest.
         runs: All of them.
@@ -58,7 +58,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
 
     Args:
-        models: By name.
+        models: Models by name.
         prompt: [1, t] tokens.
         new_tokens: Tokens decoded after the prompt.
         runs: Rounds.

@@ -19,10 +19,10 @@ class Known:
 
     Attributes:
         metric: The harness's metric that tables show.
-        split: What is scored.
+        split: Split that is scored.
         pool: Split that examples are drawn from.
         spare: Split that they are drawn from when there is no file of `pool`; empty where there is none.
-        fields: That every row of a file must have.
+        fields: Fields that every row of a file must have.
         by_subject: Whether the file joins the harness's subtasks, told apart by the field `subject`.
     """
 

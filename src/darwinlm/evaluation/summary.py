@@ -19,9 +19,9 @@ class Average:
 
     Attributes:
         value: The plain mean over tasks, as the paper's; None while a task is missing.
-        stderr: Of the mean, tasks being independent; None as `value` or when a task gives none.
+        stderr: Standard error of the mean, for independent tasks; None if `value` is None or a task gives none.
         missing: Titles of tasks that failed.
-        partial: Why the whole table is no full result, in words; empty when it is one.
+        partial: Reason why the table is incomplete; empty if it is complete.
     """
 
     value: float | None

@@ -19,11 +19,11 @@ class TextScore:
     """What was measured on a text.
 
     Attributes:
-        source: Of the text.
+        source: Source of the text.
         tokens: Predictions that the perplexity is the mean of.
         blocks: Sequences that the text was cut into.
-        perplexity: Of the model.
-        dense_perplexity: Of the other model, where there is one.
+        perplexity: Perplexity of the model.
+        dense_perplexity: Perplexity of the other model, if there is one.
         kl: KL(other ‖ model) in nats per token, where there is one.
         kl_seen, kl_new, seen, kl_by_position: as in `Quality`, where there is another model.
     """
@@ -46,8 +46,8 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     Where the tokenizer adds bos, it takes the place of every block's first token.
 
     Args:
-        source: As `darwinlm.data.read_documents` takes it.
-        tokenizer: Of the model.
+        source: Source in the syntax of `darwinlm.data.read_documents`.
+        tokenizer: Tokenizer of the model.
         sequence_length: t.
         max_tokens: Read no further; None reads all.
 

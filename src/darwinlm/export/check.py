@@ -51,7 +51,7 @@ class Comparison:
         relative: The norm of the difference of their logits (each token's mean taken off) over that of the logits.
         largest: The largest difference of two logits.
         same_top: Share of tokens for which both find the same next token likeliest.
-        tolerance: What `relative` may be, here and after every sub-layer.
+        tolerance: Largest allowed `relative`, here and after every sub-layer.
     """
 
     left: str
@@ -69,9 +69,9 @@ class ExportReport:
 
     Attributes:
         format: Hf, dense, vllm or gguf.
-        path: What was written.
-        bytes: Of its weights.
-        notes: What differs from the model in shape, for people.
+        path: Path of the exported model.
+        bytes: Size of its weights.
+        notes: Differences in shape from the model, for the user.
         comparisons: The chain.
         details: Further facts by format.
     """
@@ -112,7 +112,7 @@ def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
     """Run a model of transformers and keep the residual stream after each sub-layer, in float32.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         family: Names of its parts.
         tokens: [t].
     """

@@ -44,7 +44,7 @@ def export_folder(
         to: One of `FORMATS`.
         dtype: Element type; None keeps the checkpoint's.
         tensor_parallel: Processes among which vLLM shall split every layer.
-        say: Told what is going on.
+        say: Receiver of progress messages.
 
     Raises:
         ExportError: The model doesn't fit the format, or the check fails.

@@ -33,7 +33,7 @@ def save_model(
 
     Args:
         model: The smaller model, in the element type to be saved.
-        folder: Where it goes; an older one of the same name is replaced.
+        folder: Target folder; an older one of the same name is replaced.
         tokenizer: Saved along.
         card: Text of README.md.
         source: Folder of the model that it was made of, whose generation settings and licence files go along.
@@ -95,8 +95,8 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
     Args:
-        model: What was saved, in float32 on the CPU or as it stands.
-        folder: What `save_model` wrote.
+        model: Saved model, in float32 on the CPU or unchanged.
+        folder: Folder written by `save_model`.
         tokens: [n, t] text to compare on.
 
     Raises:

@@ -39,15 +39,15 @@ def export_model(
         model: Folder of a model or of a finished run.
         out: Folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
         to: Hf, dense, vllm or gguf.
-        quantisation: Of gguf; None is f16.
+        quantisation: Type of the weights for gguf; None is f16.
         dtype: Element type of hf, dense and vllm; None keeps the model's.
-        tensor_parallel: Of vllm.
+        tensor_parallel: Number of tensor-parallel processes for vllm.
         tokenizer_from: GGUF file whose tokenizer a gguf shall have.
-        mlp_multiple: Of gguf: MLP widths are padded to a multiple of it.
+        mlp_multiple: Multiple to which MLP widths are padded for gguf.
         threads: Processor threads.
         overwrite: Replace what lies at `out`.
-        allow_remote_code: Let the checkpoint run its own code.
-        say: Told what is going on.
+        allow_remote_code: Whether the checkpoint may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
         ModelError, ExportError, MissingExtraError, StorageError, BusyError: see `darwinlm.errors`.

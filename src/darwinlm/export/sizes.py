@@ -28,7 +28,7 @@ class BlockSizes:
     """What a block keeps.
 
     Attributes:
-        block: Its index.
+        block: Index of the block.
         heads: Query heads; 0 where there is no attention.
         groups: KV heads.
         width: MLP channels; 0 where there is no MLP.
@@ -111,7 +111,7 @@ def widen_attention(
     """Put the heads of an attention into a larger one, each under its own KV head.
 
     Args:
-        tensors: Of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
+        tensors: Tensors of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
         part: Names of its projections.
         sizes: Heads and KV heads as they are.
         columns: h.
@@ -189,9 +189,9 @@ def zero_sublayer(
 
     Args:
         template: The stock block's tensors by name inside the block, for names and sizes; their values aren't read.
-        part: Which sub-layer.
+        part: Sub-layer.
         sizes: Heads, KV heads and channels that it shall have.
-        columns: Of a head.
+        columns: Columns of a head.
         dtype: Element type.
 
     Returns:

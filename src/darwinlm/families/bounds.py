@@ -75,7 +75,7 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
 
     Args:
         plain: Config.json, or the keys of a GGUF header without their prefix.
-        path: Where it stands.
+        path: Path of the configuration, for messages.
 
     Raises:
         CheckpointError: Naming the field and its value.
@@ -163,10 +163,10 @@ def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | st
     """Refuse a number of blocks that the tensors don't have.
 
     Args:
-        stated: By the configuration.
-        names: Of the stored tensors.
+        stated: Number of blocks in the configuration.
+        names: Names of the stored tensors.
         layers: Prefix of the blocks.
-        path: What states it.
+        path: Path of the configuration, for messages.
         absent: Blocks that may be without any tensor.
 
     Raises:

@@ -38,11 +38,11 @@ class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
     Attributes:
-        folder: Where the files lie.
-        config: Its transformers configuration.
-        family: How its architecture is described.
-        source: What the user called it.
-        allow_remote_code: Its tokenizer may run code of its own.
+        folder: Folder of the files.
+        config: Configuration of transformers.
+        family: Family of the architecture.
+        source: Name of the model as the user gave it.
+        allow_remote_code: Whether its tokenizer may run its own code.
     """
 
     folder: Path
@@ -199,7 +199,7 @@ class Checkpoint:
 
         Args:
             prefix: Start of the names.
-            dtype: What they are turned into; None keeps their own.
+            dtype: Element type to convert to; None keeps the stored one.
 
         Raises:
             CheckpointError: A shard is damaged.

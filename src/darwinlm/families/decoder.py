@@ -70,7 +70,7 @@ class Decoder:
 
     Args:
         model: A causal LM of transformers in evaluation mode.
-        family: Its description.
+        family: Family of the model.
     """
 
     def __init__(self, model: Any, family: Family) -> None:

@@ -58,7 +58,7 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
 
     Args:
         path: The file.
-        weights: It must hold a whole model; otherwise a tokenizer alone will do.
+        weights: Whether the file must hold a whole model; otherwise a tokenizer is enough.
 
     Raises:
         CheckpointError: It isn't GGUF, is damaged, or states what it doesn't hold.

@@ -51,7 +51,7 @@ def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
     """Parts of each tensor of the model by its name there.
 
     Args:
-        family: Says how its checkpoints name things.
+        family: Family, which defines the names in its checkpoints.
         stored: Names of the stored tensors.
     """
     found: dict[str, Parts] = {}

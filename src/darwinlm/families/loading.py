@@ -38,9 +38,9 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
 
     Args:
         model: Folder or hub id.
-        dtype: Of its weights.
-        allow_remote_code: Let it run its own code.
-        more: For transformers.
+        dtype: Element type of its weights.
+        allow_remote_code: Whether it may run its own code.
+        more: Further arguments for transformers.
 
     Raises:
         RemoteCodeError: It wants to run code and may not.
@@ -90,10 +90,10 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     """The tokenizer of a model.
 
     Args:
-        folder: Of the model, or its hub id.
-        config: Of the model; its own configuration's code is then not asked for.
-        allow_remote_code: Let the tokenizer run its own code.
-        more: For transformers.
+        folder: Folder of the model, or its hub id.
+        config: Configuration of the model; code of the checkpoint's own configuration is then not needed.
+        allow_remote_code: Whether the tokenizer may run its own code.
+        more: Further arguments for transformers.
 
     Raises:
         ModelError: There is none.

@@ -266,9 +266,9 @@ def define_classes(prefix: str, module: str, infix: str = "") -> tuple[type, typ
     """Define a family's classes in this module, once; the same ones come back the next time.
 
     Args:
-        prefix: How the family's class names begin, "Llama"; the new ones begin with "DarwinLlama".
+        prefix: Prefix of the family's class names, "Llama"; the new ones begin with "DarwinLlama".
         module: The family's package in `transformers.models`, "llama".
-        infix: What stands between in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
+        infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
 
     Returns:
         The configuration, the decoder and the causal language model.

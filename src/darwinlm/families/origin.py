@@ -30,10 +30,10 @@ class Origin:
     """Where a model comes from, as far as its files say.
 
     Attributes:
-        base_model: Its name on the hub, `owner/name`.
+        base_model: Name on the hub, `owner/name`.
         license: Identifier of its licence, as model cards state it.
-        license_name: Of a licence without an identifier of its own.
-        license_link: Where that is.
+        license_name: Name of a licence without a standard identifier.
+        license_link: Link to that licence.
         languages: Codes of the languages it is for.
     """
 
@@ -48,8 +48,8 @@ def origin_of(folder: Path, source: str) -> Origin:
     """Where a model comes from.
 
     Args:
-        folder: Where its files lie.
-        source: What the user called it.
+        folder: Folder of its files.
+        source: Name of the model as the user gave it.
 
     Raises:
         CheckpointError: A record of its origin isn't JSON.
@@ -86,7 +86,7 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
     """Keep what a GGUF file says about licence, languages, base model and end tokens beside the weights read from it.
 
     Args:
-        folder: Holds config.json already.
+        folder: Folder that already holds config.json.
         fields: The file's metadata by key.
 
     Raises:

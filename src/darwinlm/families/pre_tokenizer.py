@@ -44,7 +44,7 @@ def split_as_named(tokenizer: Any, name: str | None) -> None:
     """Let a byte-level tokenizer split text as a GGUF file names it: transformers reads the name and doesn't use it.
 
     Args:
-        tokenizer: As transformers makes it of a GGUF file; changed in place.
+        tokenizer: Tokenizer that transformers built from a GGUF file; changed in place.
         name: The file's `tokenizer.ggml.pre`.
 
     Raises:

@@ -19,7 +19,7 @@ def pruned_classes(prefix: str, module: str, infix: str = "") -> tuple[type, typ
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
     Args:
-        prefix: How the family's class names begin, "Llama".
+        prefix: Prefix of the family's class names, "Llama".
         module: The family's package in `transformers.models`, "llama".
         infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
 
@@ -41,7 +41,8 @@ def pruned_config(
     Args:
         config_class: The first of `pruned_classes`.
         dense: Configuration of the model that is cut.
-        per_layer: For each layer that differs num_attention_heads, num_key_value_heads, intermediate_size or `skip`.
+        per_layer: Values of num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that
+            differs.
         changes: Fields of the whole model that differ from those of `dense`.
 
     Returns:

@@ -34,7 +34,7 @@ def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) ->
     Args:
         model: Hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
         work: Folder for what must be converted first.
-        allow_remote_code: Let the checkpoint run its own code.
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
         ModelError: Nothing of that name exists or can be reached.

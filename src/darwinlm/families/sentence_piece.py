@@ -20,8 +20,8 @@ def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
     """Refuse a Unigram model that became something else.
 
     Args:
-        folder: Of the checkpoint.
-        tokenizer: What transformers made of it.
+        folder: Folder of the checkpoint.
+        tokenizer: Tokenizer that transformers built from it.
 
     Raises:
         CheckpointError: It was read wrongly, or isn't a SentencePiece model at all.

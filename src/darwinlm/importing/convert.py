@@ -54,8 +54,8 @@ def import_model(
         head_size: Columns of a head; None takes the configuration's.
         query_groups: `first` or `spread`, see `darwinlm.importing.foreign.QUERY_GROUPS`.
         overwrite: Replace what lies at `out`.
-        allow_remote_code: Let the checkpoint's tokenizer run its own code.
-        say: Told what is going on.
+        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
         ModelError, FamilyError, CheckpointError: the checkpoint can't be understood.

@@ -56,11 +56,11 @@ def open_foreign(
     """Read a checkpoint's shapes.
 
     Args:
-        folder: With config.json and safetensors.
+        folder: Folder with config.json and safetensors.
         family: Model type of the dense model; None finds it out.
         head_dim: Columns of a head; None takes the configuration's.
         query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
-        allow_remote_code: Let the checkpoint's tokenizer run its own code.
+        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
 
     Raises:
         ModelError: The folder holds no model, or one that is ours already.

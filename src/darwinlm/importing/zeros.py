@@ -20,7 +20,7 @@ def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[
     """Query heads that add something: their columns of the output aren't zero, nor are their values.
 
     Args:
-        tensors: Of the attention by name inside it.
+        tensors: Tensors of the attention by name inside it.
         part: Names of its projections.
         sizes: Rows of its queries and of its keys.
         owners: KV head of each query head.

@@ -32,9 +32,9 @@ def measure_table(
     Args:
         space: Modules and levels.
         timer: Times whole models against the dense one.
-        points: Most widths of one kind of module that are timed.
+        points: Maximum number of timed widths for one kind of module.
         record: File of the measured ratios; those of an interrupted run are kept.
-        progress: Called with the models timed so far and their expected number.
+        progress: Callback with the number of models timed so far and the expected total.
 
     Returns:
         The table as `read_table` takes it, with predicted and measured times of a few random allocations.

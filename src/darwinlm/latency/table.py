@@ -44,7 +44,7 @@ def refine(
     Args:
         lines: Sizes by growing width.
         measure: Time of the whole model with all modules of the kind at a size, in units of the dense model's.
-        points: Most sizes to measure, ends and known ones aside from the count of two a line.
+        points: Maximum number of sizes to measure on a single line; each further line adds its two ends.
         known: Sizes whose time is known without measuring.
 
     Returns:

@@ -52,10 +52,10 @@ class ModelTimer:
 
     Args:
         checkpoint: The dense model; its weights aren't read.
-        shapes: Its modules.
-        request: What is timed.
-        dtype: Of the weights.
-        device: Where.
+        shapes: Shapes of its modules.
+        request: Timed workload.
+        dtype: Element type of the weights.
+        device: Device of the models.
         runs: Timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
     """
 

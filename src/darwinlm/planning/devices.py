@@ -25,14 +25,14 @@ class Device:
     """What a device can do.
 
     Attributes:
-        name: As `--device` takes it.
+        name: Name for `--device`.
         memory: Bytes.
         rates: Operations per second of dense matrix products by type.
         bandwidth: Bytes per second.
         efficiency: Share of `rates` that a forward pass reaches, by type.
         product_efficiency: Share of `rates` that other large matrix products reach.
-        block_seconds: That a pass through one block takes however few its tokens are.
-        source: Where the figures come from.
+        block_seconds: Minimum time of a pass through one block, even with few tokens.
+        source: Source of the figures.
     """
 
     name: str
@@ -128,7 +128,7 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     """This machine with PyTorch's present number of threads: matrix products and a copy, about two seconds.
 
     Args:
-        clock: Gives seconds; that of the process doesn't see what other programs take, with one thread.
+        clock: Clock in seconds; with one thread, process time excludes the load of other programs.
     """
 
     def best(action: Callable[[], object]) -> float:

@@ -34,7 +34,7 @@ class Sizes:
     Attributes:
         checkpoint: Configuration and family; no weights are there.
         recipe: Units and budget.
-        processes: That share the work, each on a device of its own.
+        processes: Number of processes that share the work, each with its own device.
     """
 
     checkpoint: Checkpoint
@@ -180,7 +180,7 @@ def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkp
 
     Args:
         model: Hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
-        allow_remote_code: Let the checkpoint run its own code.
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
         ModelError: There is no such model, or it can't be reached.

@@ -15,11 +15,11 @@ class Item:
     """Something that takes memory or disk.
 
     Attributes:
-        name: What it is.
-        bytes: How much; on a CPU, where a GPU needs more.
-        on_gpu: How much more a GPU needs.
+        name: Name for tables.
+        bytes: Bytes on a CPU; a GPU may need more.
+        on_gpu: Additional bytes on a GPU.
         setting: Field of the recipe that it is proportional to; empty where nothing shrinks it.
-        value: Of that field now.
+        value: Current value of that field.
         least: Below which that field makes no sense.
     """
 
@@ -40,21 +40,21 @@ class StageNeed:
     """What one stage needs.
 
     Attributes:
-        name: Of the stage.
-        tokens: That it reads, over and over ones counted each time.
+        name: Name of the stage.
+        tokens: Number of tokens that it reads; repeated ones count each time.
         passes: Operations of passes through blocks and head.
         kind: Arithmetic type of the passes.
-        operations: Of other matrix products, by arithmetic type.
+        operations: Operations of other matrix products, by arithmetic type.
         moved: Bytes through memory besides those of matrix products.
-        steps: That wait for each other and take a while however small they are.
+        steps: Number of dependent steps, each of which has a minimum duration.
         calls: Passes through one block, each of which takes a while however few its tokens are.
         host: Seconds on one processor that no device makes shorter.
         bound: Minutes after which the stage ends, whatever is left.
-        processes: That share its work; the figures above are those of all together.
-        device: What lies in the device's memory at the peak.
-        ram: What lies in the machine's memory besides.
+        processes: Number of processes that share its work; the figures above are totals.
+        device: Items in the device's memory at the peak.
+        ram: Items in the machine's memory, in addition.
         disk: Bytes that it leaves.
-        scratch: What takes disk only while the stage works; None where nothing does.
+        scratch: Item that takes disk only during the stage, or None.
     """
 
     name: str

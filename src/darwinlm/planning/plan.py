@@ -21,10 +21,10 @@ class Plan:
     """What a run will need and give.
 
     Attributes:
-        sizes: Of model and recipe.
-        device: It is planned for.
-        needs: Of the stages.
-        problems: What doesn't fit, and what would make it fit.
+        sizes: Sizes of model and recipe.
+        device: Device of the plan.
+        needs: Needs of the stages.
+        problems: Parts that do not fit, and settings that would make them fit.
     """
 
     sizes: Sizes
@@ -71,8 +71,8 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     """Count everything.
 
     Args:
-        sizes: Of model and recipe.
-        device: To plan for.
+        sizes: Sizes of model and recipe.
+        device: Device of the plan.
         ram: Bytes of the machine's memory; None doesn't check it. On a CPU it is the device's.
         disk: Bytes that are free where the run writes; None doesn't check them.
 
@@ -140,9 +140,9 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     """The setting that lets a stage fit which ran out of memory.
 
     Args:
-        sizes: Of model and recipe.
-        stage: Its name.
-        device: Where it ran, with all of its memory.
+        sizes: Sizes of model and recipe.
+        stage: Name of the stage.
+        device: Device on which it ran, with all of its memory.
     """
     need = next((need for need in estimate(sizes) if need.name == stage), None)
     if need is None:

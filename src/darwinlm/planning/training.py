@@ -128,7 +128,7 @@ def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False
     between blocks stays, and one block's inside at a time.
 
     Args:
-        sizes: Of the dense model.
+        sizes: Sizes of the dense model.
         size: Bytes of one number in products.
         residual: Bytes of one number of the residual stream.
         checkpointing: Whether blocks are computed again on the way back.

@@ -52,7 +52,7 @@ def load_recipe(
 
     Args:
         path: YAML file, or the name of a recipe that comes along; None starts from the defaults.
-        assignments: As `--set` takes them; values are read as YAML.
+        assignments: Assignments in the syntax of `--set`; values are read as YAML.
         overrides: Dotted field names and values; None values are left out.
 
     Raises:

@@ -42,9 +42,9 @@ class CacheKey:
 
     Attributes:
         teacher: Digest of the dense model.
-        dtype: Of its passes.
-        top_k: How many tokens are kept at each place.
-        temperature: Of the distribution.
+        dtype: Element type of the dense model's passes.
+        top_k: Number of tokens stored at each position.
+        temperature: Temperature of the distribution.
     """
 
     teacher: str
@@ -99,13 +99,13 @@ def cached_text(
     Args:
         text: Blocks of tokens of one length, `input_ids` [t].
         teacher: The dense model, where it is to run.
-        folder: Of the cache; it may hold shards of other texts and models.
-        key: What is stored.
+        folder: Folder of the cache; it may hold shards of other texts and models.
+        key: Key of the stored distributions.
         batch_rows: Blocks in one pass.
         chunk: Tokens whose logits exist at once.
         shard_tokens: Tokens in a shard.
-        say: Told what it takes before it is made.
-        progress: Called with finished and total shards.
+        say: Receiver of a message about the size and time of the cache, before it is built.
+        progress: Callback with the numbers of finished and total shards.
 
     Raises:
         ArtifactError: A shard is damaged or another one's, or the folder isn't one.

@@ -33,12 +33,12 @@ class TrainingState(BaseModel):
     """What a training knows besides tensors.
 
     Attributes:
-        guard: Its view of the loss.
+        guard: State of the loss guard.
         step: Finished steps.
         seconds: Spent on them.
         log: Losses and held-out figures by step.
         unlogged: Losses of the steps since the last line of the log.
-        updates: Of each trained tensor, as AdamW counts them.
+        updates: Number of AdamW updates of each trained tensor.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -60,9 +60,9 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: Where they lie, as `checkpoint-STEP`.
-        run: What identifies the training: JSON-like.
-        keep: How many stay.
+        folder: Folder of the checkpoints, named `checkpoint-STEP`.
+        run: Identity of the training, as JSON.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
@@ -115,7 +115,7 @@ class Checkpoints:
         """Write a checkpoint beside the others, rename it when it is whole, and let go of old ones.
 
         Args:
-            state: To be kept.
+            state: State to save.
             tensors: Weights and moments by name, in float32; of sharded ones every process gives its own part.
 
         Raises:

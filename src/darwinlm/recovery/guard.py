@@ -16,7 +16,7 @@ class LossGuard(BaseModel):
     """Watches the loss: stops at the first one that isn't finite, and when the smoothed loss diverges.
 
     Attributes:
-        factor: How many times its lowest value the smoothed loss may be.
+        factor: Largest allowed ratio of the smoothed loss to its lowest value.
         smoothed: Exponentially weighted mean of the last losses.
         lowest: The lowest smoothed loss so far.
         steps: Losses seen.

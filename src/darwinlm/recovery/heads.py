@@ -28,7 +28,7 @@ class Objective:
     Attributes:
         distillation: Weight of the KL to the dense model.
         cross_entropy: Weight of the loss of the next token.
-        temperature: Of both distributions.
+        temperature: Temperature of both distributions.
         top_k: Logits of the dense model that are used; None uses all.
         chunk: Tokens whose logits exist at once.
         again: Make them a second time on the way back, see `chunked_loss`.
@@ -133,8 +133,8 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
         model: The smaller model.
         teacher: The dense model; None where the objective needs none.
         tokens: [b, t].
-        dense: What the dense model gave for them.
-        objective: What is summed up.
+        dense: Outputs of the dense model for them.
+        objective: Terms of the loss.
     """
     hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()

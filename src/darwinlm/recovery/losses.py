@@ -69,7 +69,7 @@ def top_k_kl(logits: Tensor, top: TopK, *, temperature: float = 1.0) -> Tensor:
 
     Args:
         logits: [n, v] of the model.
-        top: Of the dense model, [n, k], at the same temperature.
+        top: Values of the dense model, [n, k], at the same temperature.
         temperature: T.
 
     Returns:

@@ -22,7 +22,7 @@ class Steps:
     Attributes:
         length: Tokens in a sequence.
         rows: Sequences that one process runs at once.
-        accumulation: How often it does so in a step.
+        accumulation: Number of micro-batches of each process in a step.
         count: Steps of the optimizer.
         per_epoch: Steps after which the text begins again.
         step_rows: Sequences in one step over all processes.
@@ -55,7 +55,7 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
         settings: The recipe's section.
         length: Tokens in a sequence.
         micro: Tokens that one process may run at once.
-        processes: How many share a step.
+        processes: Number of processes that share a step.
 
     Raises:
         RecipeError: A step can't be divided like that, or there is too little for one.

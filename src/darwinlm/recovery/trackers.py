@@ -15,8 +15,8 @@ def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step
 
     Args:
         names: `tensorboard`, `trackio` or `wandb`.
-        folder: For TensorBoard's files.
-        run: What identifies the training, which a service then goes on with.
+        folder: Folder for TensorBoard's files.
+        run: Identity of the training; a service continues the run with this identity.
         step: Finished steps; what TensorBoard has of later ones is hidden.
     """
     if not names or not parallel.is_main():

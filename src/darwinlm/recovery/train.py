@@ -59,20 +59,20 @@ def train(
     """Train, or go on from the last checkpoint in `folder`.
 
     Args:
-        student: Makes the smaller model, float32 in main memory, the same one each time.
+        student: Function that builds the smaller model, float32 in main memory, the same one each time.
         teacher: The dense model in the type of the forward pass; None where the objective needs none.
         text: Training text, one epoch of it; with what the dense model says about it where that was stored
             (`darwinlm.recovery.cache`).
         held_out: [n, t] validation tokens.
-        steps: How the text is cut.
+        steps: Division of the text into steps.
         settings: The recipe's section.
-        folder: For checkpoints.
-        run: What identifies this training: JSON-like.
-        device: Where; of several processes each has its own.
+        folder: Folder for checkpoints.
+        run: Identity of the training, as JSON.
+        device: Device of the model; each process has its own.
         logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
         say: Prints a line.
-        progress: Called with finished and total steps.
-        each_step: Called with the tokens so far and the model after each step, before a checkpoint of it is written.
+        progress: Callback with the numbers of finished and total steps.
+        each_step: Callback with the number of tokens so far and the model, after each step and before its checkpoint.
 
     Raises:
         NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.

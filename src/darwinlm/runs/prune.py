@@ -59,7 +59,7 @@ class Result:
         """Answer a prompt, through the chat template where the model has one. The model is loaded on every call.
 
         Args:
-            prompt: What the user says.
+            prompt: Message of the user.
             max_tokens: Longest answer.
             temperature: 0 takes the likeliest token; None does what the model's generation config says.
 
@@ -112,7 +112,7 @@ def prune(
             given; it takes the place of the recipe's budget, of whatever kind. Without any, the recipe's holds.
         params: Parameters of the whole smaller model, 350_000_000 or "350M".
         bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
-        speedup: How many times as fast as the dense model on this machine, 2 or "2x".
+        speedup: Speed relative to the dense model on this machine, 2 or "2x".
         latency: Time of a request on this machine, with a unit: "30ms".
         time: Wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
         text: Source of the text; overrides the recipe's.

@@ -45,7 +45,7 @@ def recover(
             text that served another purpose there isn't trained on.
         out: Output folder.
         teacher: The dense model; overrides the recipe's.
-        tokens: How many are trained on, 300000 or "10B"; overrides the recipe's.
+        tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
         text: Source of the training text; overrides the recipe's.
         recipe: A recipe or the path of one; None starts from the run's, or from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.

@@ -21,8 +21,8 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        what: For people.
-        wrong: How it differs from what is recorded; None where it doesn't.
+        what: Description for the user.
+        wrong: Difference from the record; None if there is none.
     """
 
     what: str
@@ -33,7 +33,7 @@ def verify_run(folder: Path) -> list[Finding]:
     """Check a finished run.
 
     Args:
-        folder: Its output folder.
+        folder: Output folder of the run.
 
     Returns:
         Everything that was checked, in the order of the stages.

@@ -32,7 +32,7 @@ def evaluate_stage(run: Run, made: StageResults) -> Measured:
 
     Args:
         run: The run.
-        made: What the stages before returned.
+        made: Results of the earlier stages.
     """
     exported, stitched, refitted = made.export, made.stitch, made.refit
     key = {
@@ -97,7 +97,7 @@ def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: t
 
     Args:
         run: The run.
-        models: In the run's element type, on the CPU.
+        models: Models in the run's element type, on the CPU.
         texts: `evaluation` among them.
         dtype: Element type that their bytes are counted in.
     """

@@ -25,10 +25,10 @@ class Exported:
     """The final model.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the model.
         dtype: Element type of its weights.
         custom_code: Whether it needs the modelling file beside it.
-        digest: Of its weights and configuration.
+        digest: Digest of its weights and configuration.
     """
 
     folder: Path

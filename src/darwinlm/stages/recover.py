@@ -37,7 +37,7 @@ class Recovered:
     """The trained model.
 
     Attributes:
-        stage: Holds it.
+        stage: Stage folder.
         checkpoint: The model, float32.
         record: Steps, tokens, and the log.
     """
@@ -108,7 +108,7 @@ def recover_model(
         run: The run.
         texts: Text that serves other purposes; `validation` among them.
         described: The smaller model, for its configuration, and its tokenizer.
-        student: Makes the smaller model in float32.
+        student: Function that builds the smaller model in float32.
         before: Digests of what the training starts from.
 
     Raises:

@@ -39,8 +39,8 @@ class Refitted:
     """What the refit changed.
 
     Attributes:
-        stage: Holds it.
-        choices: What was decided for each module.
+        stage: Stage folder.
+        choices: Decision for each module.
         record: KL to the dense model on validation text before, after and by strength, what was kept, how far the
             weights go toward the fitted ones (`strength`), and local distillation.
     """

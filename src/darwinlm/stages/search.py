@@ -23,7 +23,7 @@ class SearchResult:
     """What the search settled on.
 
     Attributes:
-        stage: Holds it.
+        stage: Stage folder.
         allocation: The answer.
         uniform: The best allocation with equal layers at the same budget.
         record: Start, history and figures for the report.

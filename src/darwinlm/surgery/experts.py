@@ -32,11 +32,11 @@ class Mixture:
     """A mixture in the smaller stream, over one text.
 
     Attributes:
-        module: Holds the experts.
+        module: Module of the experts.
         experts: Names of its tensors.
-        routing: For each batch, what the experts are asked.
-        missing: For each batch [n, m] float32, the dense residual stream behind the mixture minus the smaller one.
-        scale: What the experts' output is multiplied by before it is added to the residual stream.
+        routing: Routing of each batch.
+        missing: Dense residual stream after the mixture minus the smaller one, [n, m] float32 for each batch.
+        scale: Factor on the experts' output before it is added to the residual stream.
     """
 
     module: Any
@@ -105,12 +105,12 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
     An expert that none of the held-out tokens ask keeps its weights.
 
     Args:
-        seen: Over the text that is fitted.
-        held_out: Over validation text.
+        seen: Mixture on the fitted text.
+        held_out: Mixture on validation text.
         energy: Summed squares of what the mixture should add on validation text.
         W0: [e, m, d] float32, the weights at hand.
         ridges: Strengths to try.
-        name: What is fitted, for messages.
+        name: Name of the mixture, for messages.
 
     Returns:
         Weights [e, m, d]; the strength that served most of the fits; errors of the whole mixture.

@@ -26,7 +26,7 @@ class InputFit:
     """What came of one sub-layer.
 
     Attributes:
-        weights: Of the projections into it, float32 by name inside the block.
+        weights: Weights of the projections into it, float32 by name inside the block.
         ridge: The strength that was best on validation text.
     """
 
@@ -87,7 +87,7 @@ def fit_inputs(
         seen: Moments of the text that is fitted.
         held_out: Moments of validation text.
         ridges: Strengths to try.
-        label: What is fitted, for messages.
+        label: Name of the sub-layer, for messages.
 
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.

@@ -53,10 +53,10 @@ def distil_block(
         block: The block.
         targets: The dense stream behind the block, over both texts.
         weights: The block's weights in float32 by name inside it; those in the block may be rounded.
-        steps: Of AdamW, with a cosine to zero.
-        learning_rate: At the start.
+        steps: Number of AdamW steps, with a cosine schedule to zero.
+        learning_rate: Initial learning rate.
         batch_rows: Sequences in one step.
-        seed: Of the order of the text.
+        seed: Seed of the sampling order.
 
     Returns:
         The block's weights, float32 by name inside the block (empty where none were better), and what was decided.

@@ -87,7 +87,7 @@ def fit_output(
         W0: [r, d] float32, where the weights are pulled to.
         gain: c, [r]; None where it is 1.
         ridges: Strengths to try.
-        name: What is fitted, for messages.
+        name: Name of the module, for messages.
         bias: Whether the last column is a bias.
 
     Raises:

@@ -33,7 +33,7 @@ class FitChoice:
     """What was decided for one module.
 
     Attributes:
-        block: Its block.
+        block: Index of the block.
         kind: Attention or mlp.
         ridge: The strength that was best on validation text, of a mixture for most of its experts; None kept the
             stitched weights.
@@ -65,9 +65,9 @@ class Options:
     Attributes:
         ridges: Strengths to try.
         local_steps: Steps of local distillation; 0 leaves it out.
-        local_rate: Its learning rate.
+        local_rate: Learning rate of local distillation.
         local_tokens: Tokens in one of its steps.
-        seed: Of its order.
+        seed: Seed of the sampling order of local distillation.
         bias: Modules whose output projection's bias is fitted along; it must have one.
         inputs: Modules whose input projections are fitted too.
     """
@@ -86,8 +86,8 @@ class Outcome:
     """What was decided.
 
     Attributes:
-        modules: For each module that is still there.
-        local: For each block that was distilled, by its number.
+        modules: Decision for each module that exists.
+        local: Decision for each distilled block, by its number.
     """
 
     modules: list[FitChoice]
@@ -104,11 +104,12 @@ def refit(
     """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
 
     Args:
-        stage: Begun; one file of weights (by name inside the block) and one of choices is written for each block.
+        stage: Stage folder, opened for writing; each block gets a file of weights (by name inside the block) and one of
+            decisions.
         fit: Streams over the text that is fitted, before the first block; they end behind the last.
         validation: Streams over other text, likewise.
-        options: How.
-        progress: Called with finished and total blocks.
+        options: Options of the fit.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -260,9 +261,9 @@ class _Module:
         output: Name of the output projection's weight inside the block.
         small: The smaller streams before the module, over the text that is fitted and over validation text.
         dense: The dense streams behind it, likewise.
-        spreads: See `watched_spread`, likewise.
+        spreads: Spreads as in `watched_spread`, in the same order.
         stitched: The block's weights, float32 by name inside it.
-        options: How.
+        options: Options of the fit.
     """
 
     kind: ModuleKind

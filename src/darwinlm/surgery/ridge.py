@@ -26,7 +26,7 @@ def ridge_solution(
         W0: [r, d] floating, where the weights are pulled to.
         ridge: λ relative to the mean of the diagonal of H.
         bias: The last input is the bias's: it isn't pulled, and doesn't count in that mean.
-        name: What is fitted, for messages.
+        name: Name of the module, for messages.
 
     Returns:
         [r, d] float32.

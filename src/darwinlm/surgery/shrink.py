@@ -29,7 +29,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
         family: Names of the projections.
         shape: Sizes before the cut.
         tensors: The dense sub-layer's tensors by name inside it.
-        kept: What remains.
+        kept: Kept columns and weights.
 
     Returns:
         The smaller sub-layer's tensors, in the types of the dense ones.
@@ -79,7 +79,7 @@ def layer_overrides(
     Args:
         family: Names of the sizes.
         shape: Sizes before the cut.
-        level: What remains.
+        level: Level of the module.
         query_groups: KV head of each query head that remains, where KV heads serve different numbers of them.
     """
     if shape.kind == "mlp":
@@ -118,7 +118,7 @@ def small_module(
         config: Configuration of the dense model.
         family: Names of the sub-layers.
         shape: Sizes before the cut.
-        level: What remains; must keep something.
+        level: Level of the module; it must keep something.
         tensors: The smaller sub-layer's tensors by name inside it; they are used, not copied.
         query_groups: As in `layer_overrides`.
     """

@@ -60,7 +60,7 @@ def smaller_config(
 
     Args:
         checkpoint: The dense model.
-        table: As `layer_table` makes it.
+        table: Table from `layer_table`.
         changes: Fields of the whole model that differ from the dense one's.
     """
     changes = dict(changes or {})

@@ -65,8 +65,8 @@ def export_gguf(
         quantisation: One of `QUANTISATIONS`.
         tokenizer_from: A GGUF file whose tokenizer is copied instead of converting the folder's.
         mlp_multiple: Widths of MLPs are padded to a multiple of it.
-        threads: For quantising and checking.
-        say: Told what is going on.
+        threads: Number of threads for quantising and checking.
+        say: Receiver of progress messages.
 
     Raises:
         ExportError: No architecture holds the model, the quantisation doesn't fit it, or the check fails.

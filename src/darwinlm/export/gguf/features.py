@@ -25,7 +25,7 @@ class Features:
         rope: The rotary embedding.
         context: Tokens up to which the file computes what the model does.
         window: Tokens that sliding layers see, where the architecture has such layers.
-        notes: For people.
+        notes: Remarks for the user.
     """
 
     rope: Rope
@@ -39,8 +39,8 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
 
     Args:
         model_type: The family.
-        config: Of the model.
-        columns: Of a head.
+        config: Configuration of the model.
+        columns: Columns of a head.
 
     Raises:
         ExportError: No architecture of stock llama.cpp computes this; the message says why.

@@ -25,14 +25,14 @@ class Architecture:
     Attributes:
         name: `general.architecture`.
         permuted: Rows of Q and K are reordered, because its rope turns neighbouring columns instead of halves.
-        whole_heads: Its rope turns all columns of a head.
+        whole_heads: Whether its rope rotates all columns of a head.
         fused: Q, K and V are one tensor.
         fused_mlp: Both inputs of an MLP are one tensor.
         per_layer: Head counts and widths may differ between layers.
         skips_attention: Layers after the first may have no head.
         unit_norms: Norm weights are stored with 1 added (Gemma).
         biases: Projections may have biases.
-        frequencies: It reads divisors of the rotary frequencies.
+        frequencies: Whether it reads divisors of the rotary frequencies.
         square: Query heads fill the residual width.
     """
 
@@ -76,10 +76,10 @@ class Layout:
     """How a model is laid out in a file.
 
     Attributes:
-        architecture: Of llama.cpp.
+        architecture: Architecture of llama.cpp.
         targets: Sizes of the blocks in the file, in order, each with its index in the model.
-        features: What else the keys say.
-        notes: What was padded, left out or expanded, for people.
+        features: Further features that the keys describe.
+        notes: Padded, omitted or expanded parts, for the user.
         scaled: Multipliers of Granite that are multiplied into the weights.
     """
 

@@ -62,7 +62,7 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
     """Run the model that keys and tensors describe.
 
     Args:
-        keys: Of the file.
+        keys: Keys of the file.
         get: Reads a tensor.
         tokens: [t].
         blocks: The model's own number of each block in the file, for the names.

@@ -34,10 +34,10 @@ class Rope:
 
     Attributes:
         kind: One of `KINDS`.
-        base: Of the frequencies.
+        base: Base of the frequencies.
         turned: Columns of a head that are turned, from the first on.
-        columns: Of a head.
-        attention: What cosines and sines are multiplied by.
+        columns: Columns of a head.
+        attention: Factor on cosines and sines.
         values: The configuration's own fields.
     """
 
@@ -68,8 +68,8 @@ def read_rope(config: Any, columns: int) -> Rope:
     """Read it from a configuration of transformers.
 
     Args:
-        config: Of the model.
-        columns: Of a head.
+        config: Configuration of the model.
+        columns: Columns of a head.
 
     Raises:
         UnknownRopeError: Llama.cpp can't compute it.
@@ -125,8 +125,8 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
     """Add the keys to a file.
 
     Args:
-        writer: Of the package `gguf`.
-        rope: What is stated.
+        writer: Writer of the package `gguf`.
+        rope: Rotary embedding to write.
         whole_heads: The architecture turns whole heads only.
     """
     from gguf import RopeScalingType

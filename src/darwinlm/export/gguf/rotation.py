@@ -20,7 +20,7 @@ def rotate(x: Tensor, keys: Mapping[str, Any], get: Get, *, slides: bool) -> Ten
 
     Args:
         x: [t, heads, h], from position 0 on.
-        keys: Of the file, without its architecture's prefix.
+        keys: Keys of the file, without its architecture's prefix.
         get: Reads a tensor.
         slides: The layer sees a window only (Gemma 3 turns it otherwise).
     """

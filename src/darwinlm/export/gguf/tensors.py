@@ -33,7 +33,7 @@ def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tenso
 
     Args:
         tensor: [heads · h, ...].
-        heads: In it.
+        heads: Number of heads.
         turned: Rows of a head that are turned, from the first on; None means all. The others keep their places.
     """
     by_head = tensor.reshape(heads, -1, *tensor.shape[1:])

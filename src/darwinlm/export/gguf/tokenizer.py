@@ -25,7 +25,7 @@ class TokenizerKeys:
     Attributes:
         model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
         values: Further keys without the prefix `tokenizer.ggml.`, plain JSON values.
-        chat_template: As the tokenizer states it.
+        chat_template: Chat template of the tokenizer.
         copied: Keys were copied from another GGUF file.
     """
 
@@ -39,8 +39,8 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     """Describe the tokenizer of a model folder.
 
     Args:
-        folder: Where tokenizer.json or tokenizer.model lies.
-        tokenizer: It, as transformers loads it.
+        folder: Folder of tokenizer.json or tokenizer.model.
+        tokenizer: Tokenizer as transformers loads it.
         vocabulary: Rows of the embedding; the list of tokens is filled up to it.
 
     Raises:

@@ -67,7 +67,7 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         path: A temporary place; the caller renames it.
         reshaper: The model.
         layout: Architecture and pads.
-        tokenizer: Its keys.
+        tokenizer: Keys of the tokenizer.
         quantisation: One of `PLAIN`.
 
     Raises:

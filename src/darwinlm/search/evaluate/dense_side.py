@@ -63,7 +63,7 @@ class LinearHead:
     Attributes:
         weight: [v, m].
         bias: [v].
-        scale: What the model multiplies them by.
+        scale: Factor on the logits.
     """
 
     weight: Tensor
@@ -119,7 +119,7 @@ class ExpectedRows:
 
     Args:
         decoder: The dense model.
-        head: Of it.
+        head: Head of the dense model.
         hidden: [n, m] its residual stream behind the last block.
     """
 

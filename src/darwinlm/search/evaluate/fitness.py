@@ -39,13 +39,13 @@ class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
     Args:
-        placed: Swaps candidates into the one model.
+        placed: Decoder with swappable modules.
         tokens: [n, t] fitness text.
         batch_tokens: Tokens in one forward pass.
 
     Attributes:
         evaluations: Times that a candidate was run on some text.
-        seconds: Of wall-clock that they took.
+        seconds: Wall-clock time of all evaluations.
         tokens_run: Candidates' tokens in them.
         clock: Limit of time at which an evaluation is left; None until there is a result to end with.
     """

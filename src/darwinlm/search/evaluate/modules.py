@@ -25,7 +25,7 @@ class PlacedModules:
 
     Args:
         decoder: The dense model in the type that candidates are evaluated in.
-        database: Where pruned modules come from.
+        database: Source of the pruned modules.
         space: The order of modules.
     """
 

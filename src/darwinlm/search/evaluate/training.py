@@ -34,8 +34,8 @@ class LowRank(nn.Module):
 
     Args:
         linear: The layer.
-        rank: Of the correction.
-        generator: Of its first factor; the second starts at zero.
+        rank: Rank of the correction.
+        generator: Generator of the first factor; the second factor starts at zero.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
@@ -58,7 +58,7 @@ class Student:
 
     Args:
         modules: Those of the placed, in the order of the allocation; they are not changed.
-        settings: How to train.
+        settings: Training settings.
     """
 
     def __init__(self, modules: Sequence[nn.Module], settings: TrainingSettings) -> None:
@@ -110,10 +110,10 @@ class CandidateTrainer:
     """Trains candidates side by side; several processes share them, a survivor stays where it was trained.
 
     Args:
-        placed: Makes their modules.
-        fitness: Judges them.
+        placed: Source of the candidates' modules.
+        fitness: Evaluation of the candidates.
         tokens: [n, t] training text.
-        settings: How to train.
+        settings: Training settings.
     """
 
     def __init__(self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings) -> None:

@@ -95,7 +95,7 @@ class Offspring:
     Attributes:
         children: Allocations that haven't been tried.
         slopes: First-order losses around the parent, averaged over windows; empty without a guide.
-        window: What the first stage judges children on; None takes the text's beginning.
+        window: Window on which the first stage evaluates children; None takes the beginning of the text.
     """
 
     children: list[Allocation]
@@ -135,15 +135,15 @@ def evolve(
     """Run or resume the search.
 
     Args:
-        fitness: Evaluates candidates.
+        fitness: Evaluation of candidates.
         problem: Space, costs and budget.
         settings: Recipe's section.
-        start: Makes the first parent; not called when a state is resumed.
+        start: Function that returns the first parent; not called if a state is resumed.
         state_file: File that the first process writes after every generation.
         clock: Time that the search has taken and may take; its limit holds once there is a first parent.
-        guide: Predicts losses; None searches by the paper's rules.
-        trainer: Trains candidates, where a stage asks for it.
-        report: Called with the state before the first generation and after every one.
+        guide: Prediction of losses; None searches by the paper's rules.
+        trainer: Training of candidates, if a stage asks for it.
+        report: Callback with the state, before the first generation and after every one.
 
     Returns:
         The final state; `parent` is the answer.

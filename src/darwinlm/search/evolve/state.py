@@ -40,7 +40,7 @@ class SearchState:
 
     Attributes:
         parent: Best allocation so far.
-        kl: Its loss on the tokens of the last stage.
+        kl: Loss of the parent on the tokens of the last stage.
         parent_losses: Sum of its KL over each fitness sequence.
         done: Generations finished.
         misses: Generations that found nothing better, less those that did since; at least 0.
@@ -49,7 +49,7 @@ class SearchState:
         slopes: First-order losses around the parent, from all windows so far.
         observations: Changes of the loss on the most tokens that a child was judged on.
         history: One entry per generation, the start first.
-        ended: Why the search is over; empty while it isn't.
+        ended: Reason why the search ended; empty while it runs.
     """
 
     parent: Allocation

@@ -28,8 +28,8 @@ class Curvature:
 
     Args:
         losses: f, loss of every level of every module alone; 0 is dense.
-        shared: For modules whose levels aren't nested, the share of the columns that level l removes which level p
-            removes too, [levels l, levels p]; None for the others.
+        shared: For modules without nested levels, [levels l, levels p]: share of the columns removed by level l that
+            level p removes too. None for the others.
     """
 
     def __init__(self, losses: PerLevel, shared: Sequence[np.ndarray | None]) -> None:

@@ -42,7 +42,7 @@ class Gradients:
     """First-order losses of all levels around an allocation; those that were asked for last are kept.
 
     Args:
-        placed: Swaps candidates into the one model.
+        placed: Decoder with swappable modules.
         tokens: [n, t] text.
         batch_tokens: Tokens in one pass.
         clock: Limit of time at which a gradient is left.
@@ -194,7 +194,7 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
     """⟨W_k, C_k⟩ of the optimal weights of every width k with the same columns of a matrix.
 
     Args:
-        factors: Of a module, p of whose d columns may be kept.
+        factors: Factors of a module, p of whose d columns may be kept.
         C: [r, d] floating.
 
     Returns:

@@ -18,7 +18,7 @@ class PredictedSize:
     """A size and its predicted loss.
 
     Attributes:
-        share: Of the block parameters that stay at most.
+        share: Largest share of the block parameters.
         params: Block parameters of the best allocation within that share.
         kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
     """
@@ -32,9 +32,9 @@ def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequen
     """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
 
     Args:
-        space: Of allocations.
-        database: With estimates.
-        shares: Of the block parameters, each above the smallest that there is.
+        space: Space of allocations.
+        database: Database with estimated losses.
+        shares: Shares of the block parameters, each above the smallest possible one.
 
     Returns:
         One for each share; none where the database has no estimates.

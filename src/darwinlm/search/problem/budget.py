@@ -14,9 +14,9 @@ class Budget:
     """What the modules may cost together.
 
     Attributes:
-        lower: Least that counts as having used the budget.
-        upper: Most.
-        unit: What is counted.
+        lower: Minimum cost that counts as using the budget.
+        upper: Maximum cost.
+        unit: Unit of the cost.
         fixed: Cost of what isn't pruned, which is on top.
     """
 

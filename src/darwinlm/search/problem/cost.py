@@ -27,10 +27,10 @@ class CostModel:
     """Costs of all levels of all modules.
 
     Attributes:
-        unit: What is counted.
-        costs: Of each level of each module; one level means that it is never cut.
-        fixed: Of everything that isn't pruned.
-        added: What the largest levels together cost more than the dense modules, because they are given biases.
+        unit: Unit of the cost.
+        costs: Cost of each level of each module; a module with one level is never cut.
+        fixed: Cost of everything that isn't pruned.
+        added: Cost of biases that the largest levels have and the dense modules do not.
     """
 
     unit: Unit
@@ -118,7 +118,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         space: Modules and levels.
         outside: Parameters that aren't pruned.
         itemsize: Bytes of a saved weight.
-        cache: How the KV cache is counted.
+        cache: Sizes of the KV cache.
         added: Parameters that the largest levels have more than the dense modules.
     """
     costs = []

@@ -30,12 +30,12 @@ def solve_knapsack(
     """Choose a level for each module.
 
     Args:
-        losses: Of each level of each module.
-        costs: Of each level of each module, the same shape.
-        lower: Least total cost.
-        upper: Most total cost.
-        seconds: When the proof of optimality takes longer, the best choice found by then is returned.
-        words: How messages put the bounds; None speaks of block parameters.
+        losses: Loss of each level of each module.
+        costs: Cost of each level of each module, in the same shape.
+        lower: Minimum total cost.
+        upper: Maximum total cost.
+        seconds: Time limit for the proof of optimality; after it the best choice found is returned.
+        words: Bounds as messages should show them; None shows block parameters.
 
     Returns:
         The index of the chosen level of each module.

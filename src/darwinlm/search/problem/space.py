@@ -23,7 +23,7 @@ class SearchSpace:
     """Modules with their levels and costs.
 
     Attributes:
-        modules: In the order of the allocation.
+        modules: Modules in the order of the allocation.
     """
 
     modules: tuple[ModuleLevels, ...]

@@ -66,7 +66,7 @@ def paper_switch(
     Args:
         parent: Level index of each module.
         costs: Cost of each level of each module.
-        kinds: Of each module; only equals trade.
+        kinds: Kind of each module; only modules of equal kind trade.
         budget: Bounds on the total cost.
         rng: Source of randomness.
         seen: Allocations that aren't wanted again.
