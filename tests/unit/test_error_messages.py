@@ -99,7 +99,7 @@ def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: 
 
 def test_columns_of_another_database() -> None:
     shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
-    with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: it is another database's"):
+    with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: the level belongs to another database"):
         kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
 
 

@@ -1,4 +1,4 @@
-"""Fill the database: walk the model once, order and factorise each module, write one file per block."""
+"""Build the database: run the model once, order and factorise each module, write one file per block."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from darwinlm.recipe import UnitsSettings
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How modules are ordered and factorised.
+    """Settings of ordering and factorisation.
 
     Attributes:
         units: Units of removal.
-        damping: Relative to the mean of the diagonal of the second moment.
-        saliency: Second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
+        damping: Damping relative to the mean diagonal of the second moment.
+        saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
         device: Device of the computation.
         folder: Folder for matrices that are moved out of memory.
     """
@@ -50,15 +50,15 @@ def build_database(
     saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the factors of every module; blocks that an interrupted run has finished are kept.
+    """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
-    Of several processes each streams its part of the text, and factorises its part of the blocks.
+    Each process runs its part of the text and factorises its part of the blocks.
 
     Args:
         stage: Stage folder, opened for writing; its key describes model, text, units and damping.
         stream: The calibration text before the first block.
         units: Units of removal.
-        damping: Relative to the mean of the diagonal of the second moment.
+        damping: Damping relative to the mean diagonal of the second moment.
         saliency: As in `BuildSettings`.
         progress: Callback with the numbers of finished and total blocks.
 
@@ -92,7 +92,7 @@ def _factorise_together(
     blocks: Sequence[int],
     mine: BlockMoments | None,
 ) -> None:
-    """Each process factorises at most one of the blocks; the first one writes all of them."""
+    """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
     own = None if mine is None else mine.block
     with parallel.agree():
@@ -107,9 +107,9 @@ def _factorise_together(
 
 
 def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
-    """What the database stores of a block; its second moments are used up.
+    """Tensors that the database stores for a block; its second moments are used up.
 
-    They wait in files, so that only what belongs to the module at hand is in memory.
+    Moments of other modules are moved to files, so that only those of the current module are in memory.
     """
     tensors: dict[str, Tensor] = {}
     with ExitStack() as files:
@@ -121,7 +121,7 @@ def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments
 
 
 def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
-    """What the database stores of one module.
+    """Tensors that the database stores for one module.
 
     Args:
         method: Settings of the computation.
@@ -146,17 +146,17 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
     check_energy(float(errors[0]), shape.name)
     curves[variant] = Curve(columns, errors, losses)
     if shape.kind == "attention":
-        packed = packed.clone()  # without the memory of A: the MLP comes next
+        packed = packed.clone()  # frees the memory of A before the MLP
     return module_tensors(shape.kind, curves, packed)
 
 
 def expert_factors(
     method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
 ) -> Iterator[tuple[Curve, Tensor]]:
-    """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
+    """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
-    An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
-    what remains of it stays as it is.
+    An unused expert has a second moment of zero. Its channels are removed by the size of their weights, and the
+    remaining weights are unchanged.
     """
     channels = torch.arange(shape.width, device=method.device)[:, None]
     for expert in range(shape.experts):
@@ -168,13 +168,13 @@ def expert_factors(
         packed, errors, losses = whole_factor_(A, own, columns, S, name=name)
         if seen is H:
             check_energy(float(errors[0]), name)
-        yield Curve(columns, errors, losses), packed.clone()  # without the memory of A
+        yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
 def _narrow_curves(
     method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
 ) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
-    """Curves of a module's variants but the last, and the last with the columns [n, u] of its units."""
+    """Curves of a module's variants except the last one, and the last variant with the columns [n, u] of its units."""
     if shape.kind == "mlp":
         return {}, (1, torch.arange(shape.width, device=method.device)[:, None])
     H = moment.read()
@@ -183,7 +183,7 @@ def _narrow_curves(
 
 
 def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
-    """Columns [n, u] of every unit, for each variant of an attention; the last variant has all columns."""
+    """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
     found = variants(shape, method.units)
     if found == [0]:
@@ -200,7 +200,7 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
 
 
 def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
-    """Curve over units [n, u] of some columns, the others being gone before."""
+    """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H, method.damping)
     flat = units.reshape(-1)
     W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
@@ -211,7 +211,7 @@ def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units:
 
 
 def _finished(stage: StageFolder, total: int) -> int:
-    """Blocks that an interrupted run has finished."""
+    """Number of blocks finished by an interrupted run."""
     done = 0
     while done < total and _readable(stage, done):
         done += 1

@@ -1,4 +1,4 @@
-"""A finished database that somebody points at: found, checked against what it is to be used for, and described."""
+"""Find a finished database, check that it fits the model and the units, and describe it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ModuleCurves:
         block: Index of the block.
         kind: Attention or mlp.
         variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
-        errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
-        losses: [p + 1] estimated KL to the dense model then, in nats per token; None without output gradients.
+        errors: [p + 1], squared output error of keeping the first k columns, relative to the output's energy.
+        losses: [p + 1], estimated KL to the dense model in nats per token; None without output gradients.
     """
 
     block: int
@@ -37,20 +37,20 @@ class ModuleCurves:
 
 
 def find_database(path: Path) -> StageFolder:
-    """The database in a folder: the folder itself, or the output folder of `darwinlm database` or `darwinlm prune`.
+    """The database in a folder, which is the database itself or the output folder of `darwinlm database` or `prune`.
 
     Raises:
-        ArtifactError: There is none, it isn't finished, or its files aren't those that were written.
+        ArtifactError: There is none, it isn't finished, or its files were changed.
     """
     if not path.is_dir():
-        raise ArtifactError(f"there is no folder {path}: give what darwinlm database was told as --out")
+        raise ArtifactError(f"there is no folder {path}: give the --out folder of darwinlm database")
     folders = [folder for folder in (path / "stages" / "database", path) if (folder / KEY).is_file()]
     key = read_json(folders[0] / KEY) if folders else None
     if not isinstance(key, dict) or key.get("stage") != "database":
         raise ArtifactError(f"{path} holds no database: make one with darwinlm database MODEL --out {path}")
     stage = StageFolder(folders[0], key)
     if not (stage.folder / MANIFEST).is_file():
-        raise ArtifactError(f"the database in {path} isn't finished: run the command that made it again, it goes on")
+        raise ArtifactError(f"the database in {path} isn't finished: rerun the command that created it to resume")
     if not stage.is_complete():
         raise damaged(stage.folder / MANIFEST, f"its key isn't that of {KEY}")
     return stage
@@ -64,7 +64,7 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
         path: Path as the user gave it.
         model: Digest of the model to be pruned.
         source: Name of the model as the user gave it.
-        units: Attention units asked for.
+        units: Requested attention units.
 
     Raises:
         ArtifactError: It was made from another model, for other units, or by another version.
@@ -113,7 +113,7 @@ def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
 
 
 def describe(stage: StageFolder) -> dict[str, Any]:
-    """What is to be said of a database as a whole. Raises ArtifactError."""
+    """Summary of a database. Raises ArtifactError."""
     blocks = list(stage.folder.glob("block_*.safetensors"))
     text = read_json(stage.folder / TEXT)
     return {

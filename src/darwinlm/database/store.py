@@ -1,9 +1,9 @@
-"""The database on disk: one safetensors file per block, read a module at a time.
+"""The database on disk: one safetensors file per block, read one module at a time.
 
-For each module it holds one packed factor over all columns, and for each way to cut it (each number of query heads per
-KV group) the columns in removal order, the error of every width and, where there were output gradients, the estimated
-loss. Everything else follows from these and the weights. Of a mixture it holds these for each expert, and the order in
-which whole experts go with the error and loss of every number of them.
+For each module it holds one packed factor over all columns. For each variant (number of query heads per KV group) it
+holds the columns in removal order, the error of every width and, with output gradients, the estimated loss. Everything
+else follows from these and the weights. A mixture has these for each expert. It also has the removal order of whole
+experts, with the error and loss for every number of them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from darwinlm.recipe import UnitsSettings
 CPU = torch.device("cpu")
 
 DEVICE_SHARE = 0.5
-"""Part of the free memory of the device that factors may take."""
+"""Share of the device's free memory for factors."""
 
 HOST_SHARE = 0.4
-"""Part of the free main memory that may hold packed factors which didn't fit on the device."""
+"""Share of the free main memory for packed factors that don't fit on the device."""
 
 
 def block_file(block: int) -> str:
@@ -49,12 +49,12 @@ def block_file(block: int) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """One way to cut a module.
+    """One variant of a module.
 
     Attributes:
-        columns: [p] int64, the columns that may be kept, the last one to be removed first.
+        columns: [p] int64, the columns that may be kept, last removed first.
         errors: [p + 1] float64, squared output error of keeping the first k of them.
-        losses: [p + 1] float64, estimated loss of the model then, in nats per token; None without output gradients.
+        losses: [p + 1] float64, estimated loss of the model in nats per token; None without output gradients.
     """
 
     columns: Tensor
@@ -89,22 +89,21 @@ def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
 
 
 def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
-    """Named tensors of the order in which whole experts of a mixture are removed."""
+    """Named tensors of the removal order of whole experts."""
     tensors = {"mlp.order": order.experts.to(torch.int32), "mlp.order_errors": order.errors}
     return tensors if order.losses is None else {**tensors, "mlp.order_losses": order.losses}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What remains of a module at one level.
+    """The kept part of a module at one level.
 
     Attributes:
         columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the kept experts of a mixture.
-        weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
-            (nothing is gone).
-        groups: [g] int64, KV heads that stay, ascending; of an attention.
+        weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None if nothing is removed.
+        groups: [g] int64, kept KV heads of an attention, ascending.
         query_groups: For each kept query head its index in `groups`, if KV heads are used unevenly; else None.
-        experts: [e] int64, experts that stay, ascending; of a mixture.
+        experts: [e] int64, kept experts of a mixture, ascending.
     """
 
     columns: Tensor
@@ -116,11 +115,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the factors of a module are made of, in main memory.
+    """Inputs of a module's factors, in main memory.
 
     Attributes:
         packed: Factor as `pack_lower` writes it; for experts with a first dimension.
-        W: The dense output projection in the checkpoint's type.
+        W: Dense output projection in the checkpoint's type.
     """
 
     packed: Tensor
@@ -128,19 +127,19 @@ class _Stored:
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Bytes of both."""
         return int(self.packed.nbytes + self.W.nbytes)
 
 
 class DatabaseReader:
-    """Produces any module at any level. A file is compared with its hash in the manifest before it is used.
+    """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
-    Searches ask for the factors of all modules in turn, over and over: as many as fit stay on the device, of further
-    ones what they are made of stays in main memory, pinned where a GPU reads it.
+    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device. The inputs of the
+    others stay in main memory, pinned if a GPU reads them.
 
     Args:
         folder: Folder of the finished database.
-        checkpoint: The model it was made from.
+        checkpoint: Checkpoint of the dense model.
         units: Units of removal.
         device: Device on which weights are computed from factors.
 
@@ -191,12 +190,12 @@ class DatabaseReader:
         return self.checkpoint.read(name)[""]
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
-        """Which of a module's factors a level is cut from."""
+        """The variant of a module that a level belongs to."""
         known = variants(self.shape(block, kind), self.units)
         return level.heads if level.heads in known else known[-1]
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
-        """Factors of one variant of a module: of the experts of a mixture one each, else a single one.
+        """Factors of one variant of a module: one for each expert of a mixture, else a single one.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -210,7 +209,7 @@ class DatabaseReader:
         return found
 
     def release(self) -> None:
-        """Let go of the factors on the device; they are made anew when they are asked for."""
+        """Release the factors on the device; they are recomputed on demand."""
         self._last = None
         self._factors.clear()
 
@@ -230,7 +229,7 @@ class DatabaseReader:
         return tuple(map(_full_factors, columns, packed, errors, W))
 
     def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
-        """What a module's factors are made of; kept in main memory where they don't fit on the device."""
+        """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
         found = self._stored.get((block, kind))
         if found is None:
             (packed,) = self._tensors(block, f"{kind}.factor")
@@ -243,12 +242,12 @@ class DatabaseReader:
         return found
 
     def _device_bytes(self, block: int, kind: ModuleKind) -> int:
-        """Of a module's factor and target on the device."""
+        """Bytes of a module's factor and target on the device."""
         shape = self.shape(block, kind)
         return 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
 
     def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
-        """Columns [p] int64 and errors [p + 1] float64 of a variant, of experts along a first dimension."""
+        """Columns [p] int64 and errors [p + 1] float64 of a variant, with a first dimension for experts."""
         key = (block, kind, variant)
         if key not in self._curves:
             columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
@@ -266,7 +265,7 @@ class DatabaseReader:
             raise damaged(path, str(error)) from error
 
     def _estimates(self, block: int) -> dict[str, Tensor]:
-        """Estimated losses of a block's variants by name, as far as there are any. Raises ArtifactError."""
+        """Estimated losses of a block's variants by name, if there are any. Raises ArtifactError."""
         if block not in self._losses:
             path = self.folder / block_file(block)
             self._verify(block, path)
@@ -279,7 +278,7 @@ class DatabaseReader:
         return self._losses[block]
 
     def _verify(self, block: int, path: Path) -> None:
-        """Compare a file with the hash that the manifest has of it, once. Raises ArtifactError."""
+        """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
         if block in self._verified:
             return
         expected = manifest_files(self.folder).get(path.name)
@@ -294,7 +293,7 @@ class DatabaseReader:
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
 
-        The errors of a mixture's experts add up, each being weighted by how much the expert's output counts.
+        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -306,7 +305,7 @@ class DatabaseReader:
         return self._errors[key]
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
-        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone."""
+        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed."""
         shape = self.shape(block, kind)
         if level.is_dense(shape):
             return 0.0
@@ -318,7 +317,7 @@ class DatabaseReader:
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
-        """Estimated loss of the model with this level alone, in nats per token; None where there is no estimate.
+        """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -336,16 +335,16 @@ class DatabaseReader:
         return float(found[..., level.width].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
-        """What narrowing costs the experts that stay, [e, p + 1], relative to what all of them give.
+        """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy.
 
-        Tokens of those that went are taken to be spread over them evenly.
+        Tokens of removed experts are assumed to be spread evenly over them.
         """
         own = curves[self._order(block).experts[: level.experts]]
         total = float(own[:, 0].sum())
         return float(own[:, level.width].sum()) / total if total else 0.0
 
     def _order(self, block: int) -> ExpertOrder:
-        """In which order a mixture's experts go. Raises ArtifactError."""
+        """Removal order of a mixture's experts. Raises ArtifactError."""
         if block not in self._orders:
             names = ["mlp.order", "mlp.order_errors"]
             weighted = "mlp.1.losses" in self._estimates(block)
@@ -354,13 +353,13 @@ class DatabaseReader:
         return self._orders[block]
 
     def experts(self, block: int, level: Level) -> Tensor:
-        """[e] int64, ascending, the experts of a mixture that a level keeps."""
+        """Experts of a mixture that a level keeps, [e] int64, ascending."""
         if level.experts == self.shape(block, "mlp").experts:
             return torch.arange(level.experts)
         return self._order(block).experts[: level.experts].sort().values
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
-        """[k] int64 (or [e, k] of kept experts), ascending columns of the output projection that a level keeps."""
+        """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
         shape = self.shape(block, kind)
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
@@ -394,23 +393,25 @@ class DatabaseReader:
 
 
 def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """KV heads that stay with some columns of an attention's output projection, and how its query heads share them.
+    """KV heads kept with some columns of an attention's output projection, and their assignment to query heads.
 
     Args:
-        shape: The attention before the cut.
+        shape: Shape of the attention before the cut.
         level: Level; it says how many KV heads stay: those in use, or all of them.
         columns: [k] int64, ascending.
 
     Returns:
-        [g] int64 KV heads, ascending, and for each query head that stays its place among them; None where every KV
-        head serves the same number of neighbouring query heads.
+        [g] int64 KV heads, ascending, and for each kept query head its index among them; None if every KV head serves
+        the same number of neighbouring query heads.
     """
     heads = (columns[:: shape.head_dim] // shape.head_dim).tolist()
     owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
     used = [owner[head] for head in heads]
     groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
     if len(groups) != level.groups:
-        raise ArtifactError(f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: it is another database's")
+        raise ArtifactError(
+            f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: the level belongs to another database"
+        )
     places = tuple(groups.index(group) for group in used)
     even = len(places) % max(len(groups), 1) == 0 and list(places) == [
         place for place in range(len(groups)) for _ in range(len(places) // len(groups))
@@ -419,7 +420,7 @@ def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tens
 
 
 def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
-    """Factors over every column, whose target the dense weights give back, on the device of the packed factor."""
+    """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
     return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
 

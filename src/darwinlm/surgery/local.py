@@ -1,7 +1,8 @@
-"""Local distillation: a few optimiser steps on all weights of one smaller block toward the dense residual stream.
+"""Local distillation: a few optimiser steps on all weights of a pruned block towards the dense residual stream.
 
-Source: the blockwise distillation of Puzzle (arXiv 2411.19146), on the streams of the refit: the smaller block gets the
-smaller model's own residual stream, with the error that it carries, and is to give the dense stream behind the block.
+Source: the blockwise distillation of Puzzle (arXiv 2411.19146), applied to the streams of the refit. The input of the
+block is the smaller model's residual stream, with its accumulated error. The target is the dense stream after the
+block.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _CHECKS = 4
 
 @dataclass(frozen=True)
 class LocalChoice:
-    """What local distillation gave in one block.
+    """Result of local distillation in one block.
 
     Attributes:
-        steps: The step whose weights were kept; 0 kept those from before.
-        before: Validation error before it, E‖dense - small‖² relative to E‖dense - before the block‖².
-        after: Validation error of what was kept.
+        steps: Step of the kept weights; 0 for the original weights.
+        before: Validation error before training, E‖dense - small‖² relative to E‖dense - before the block‖².
+        after: Validation error of the kept weights.
     """
 
     steps: int
@@ -45,21 +46,21 @@ def distil_block(
     batch_rows: int,
     seed: int,
 ) -> tuple[dict[str, Tensor], LocalChoice]:
-    """Train the block at hand; it is left as it came, and both streams stay before it.
+    """Train a block. The block is restored afterwards, and both streams stay before it.
 
     Args:
-        fit: The smaller stream over the text that is fitted, before the block, which is loaded.
-        validation: The smaller stream over other text, likewise.
+        fit: The smaller stream on the fitted text, before the loaded block.
+        validation: The smaller stream on validation text, before the block.
         block: The block.
-        targets: The dense stream behind the block, over both texts.
-        weights: The block's weights in float32 by name inside it; those in the block may be rounded.
+        targets: The dense stream after the block, on both texts.
+        weights: The block's weights, float32 by name inside it; those in the block may be rounded.
         steps: Number of AdamW steps, with a cosine schedule to zero.
         learning_rate: Initial learning rate.
         batch_rows: Sequences in one step.
         seed: Seed of the sampling order.
 
     Returns:
-        The block's weights, float32 by name inside the block (empty where none were better), and what was decided.
+        The block's weights, float32 by name inside the block (empty if none were better), and the decision.
 
     Raises:
         NumericsError: The loss isn't finite.
@@ -107,7 +108,7 @@ def distil_block(
 
 
 def _row(states: Sequence[Tensor], rows: int, index: int) -> Tensor:
-    """One sequence [t, m] of a stream in batches of so many rows."""
+    """One sequence [t, m] of a stream whose batches have `rows` sequences."""
     return states[index // rows][index % rows]
 
 
@@ -119,7 +120,7 @@ def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> N
 
 @torch.no_grad()
 def _error(stream: BlockStream, block: int, targets: Sequence[Tensor]) -> float:
-    """E‖dense - small‖² behind the block, relative to what the dense stream is away from the smaller one before it."""
+    """E‖dense - small‖² after the block, relative to E‖dense after it - small before it‖²."""
     difference = energy = 0.0
     for hidden, target in zip(stream.hidden, targets, strict=True):
         result = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])

@@ -1,10 +1,10 @@
-"""Least-squares correction of a stitched model toward the dense one, block by block.
+"""Least-squares correction of a stitched model towards the dense one, block by block.
 
-Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
-fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
-that module. The strength of the pull toward the stitched weights is chosen on validation text, and where no fit
-beats the stitched weights there, they stay. On request biases are fitted along, the projections into a module before,
-and all weights of a block take a few steps of distillation at last, under the same condition.
+The residual streams of the dense and the smaller model pass through the blocks together. Each output projection is
+fitted so that the smaller stream, with its accumulated error, matches the dense stream after that module. λ regularises
+towards the stitched weights and is chosen on validation text. If no fit is better there, the stitched weights stay.
+Options also fit biases and input projections, and train all weights of a block by local distillation; results are kept
+under the same condition.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ from darwinlm.surgery.sublayers import BlockWalk
 
 @dataclass(frozen=True)
 class FitChoice:
-    """What was decided for one module.
+    """Decision for one module.
 
     Attributes:
         block: Index of the block.
         kind: Attention or mlp.
-        ridge: The strength that was best on validation text, of a mixture for most of its experts; None kept the
-            stitched weights.
+        ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.
-        inputs: The strength at which the projections into the module were fitted; None kept the stitched ones.
+        inputs: λ of the fitted input projections; None if the stitched ones were kept.
     """
 
     block: int
@@ -52,7 +51,7 @@ class FitChoice:
 
 @dataclass
 class Streams:
-    """The dense and the smaller model's residual streams over the same text."""
+    """Residual streams of the dense and the smaller model on the same text."""
 
     dense: BlockStream
     small: BlockStream
@@ -60,15 +59,15 @@ class Streams:
 
 @dataclass(frozen=True)
 class Options:
-    """How a block is fitted.
+    """Options of the fit.
 
     Attributes:
-        ridges: Strengths to try.
-        local_steps: Steps of local distillation; 0 leaves it out.
+        ridges: Candidate values of λ.
+        local_steps: Number of local distillation steps; 0 skips it.
         local_rate: Learning rate of local distillation.
-        local_tokens: Tokens in one of its steps.
+        local_tokens: Tokens in one step of local distillation.
         seed: Seed of the sampling order of local distillation.
-        bias: Modules whose output projection's bias is fitted along; it must have one.
+        bias: Modules whose bias of the output projection is fitted too; it must exist.
         inputs: Modules whose input projections are fitted too.
     """
 
@@ -83,7 +82,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided.
+    """Decisions of the refit.
 
     Attributes:
         modules: Decision for each module that exists.
@@ -101,13 +100,13 @@ def refit(
     options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
+    """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
     Args:
         stage: Stage folder, opened for writing; each block gets a file of weights (by name inside the block) and one of
             decisions.
-        fit: Streams over the text that is fitted, before the first block; they end behind the last.
-        validation: Streams over other text, likewise.
+        fit: Streams on the fitted text, before the first block; they end after the last one.
+        validation: Streams on validation text, before the first block.
         options: Options of the fit.
         progress: Callback with the numbers of finished and total blocks.
 
@@ -148,7 +147,7 @@ def refit(
 
 
 def weights_file(block: int) -> str:
-    """Name of the file of a block's fitted weights; there is none where all stitched ones stay."""
+    """File name of a block's fitted weights; the file doesn't exist if all stitched weights were kept."""
     return f"block_{block:04d}.safetensors"
 
 
@@ -161,7 +160,7 @@ def _notes_of(stage: StageFolder, block: int) -> Any:
 
 
 def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
-    """What an interrupted run noted about a block, if its files are whole."""
+    """Decisions of an interrupted run about a block, if its files are intact."""
     path = _notes_of(stage, block)
     if not path.exists():
         return None
@@ -176,7 +175,7 @@ def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
 
 
 def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a block other weights, by name inside it, in its own type."""
+    """Set weights of a block by name, converted to the block's type."""
     parameters = dict(block.named_parameters())
     for name, weight in weights.items():
         parameters[name].data = weight.to(parameters[name].device, parameters[name].dtype)
@@ -185,7 +184,7 @@ def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
 def _refit_block(
     block: int, fit: Streams, validation: Streams, options: Options
 ) -> tuple[dict[str, Tensor], list[FitChoice], LocalChoice | None]:
-    """Advance all streams through one block, fitting its modules on the way."""
+    """Move all streams through one block and fit its modules."""
     both = (fit, validation)
     checkpoint = fit.small.checkpoint
     dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
@@ -196,7 +195,7 @@ def _refit_block(
     choices: list[FitChoice] = []
     for kind in KINDS:
         name = output_name(checkpoint.family.module(kind), stitched)
-        # What both streams see before the module, while the dense one is still there.
+        # Moments of both streams before the module, while the dense stream is still there.
         inputs = None if name is None else _fitted_inputs(block, kind, both, stitched, options)
         spreads = []
         for walk in dense:
@@ -234,7 +233,7 @@ def _refit_block(
 def _fitted_inputs(
     block: int, kind: ModuleKind, both: tuple[Streams, Streams], stitched: dict[str, Tensor], options: Options
 ) -> InputFit | None:
-    """The projections into a module of the smaller model, where fitting them helps them; experts aren't fitted."""
+    """Fitted input projections of a module if they are better, else None; experts aren't fitted."""
     checkpoint = both[0].small.checkpoint
     part = checkpoint.family.module(kind)
     if kind not in options.inputs or any(f"{part.name}.{name}.weight" not in stitched for name in part.segments):
@@ -254,13 +253,13 @@ def _fitted_inputs(
 
 @dataclass(frozen=True)
 class _Module:
-    """One module on its way.
+    """The fit of one module.
 
     Attributes:
         kind: Attention or mlp.
         output: Name of the output projection's weight inside the block.
-        small: The smaller streams before the module, over the text that is fitted and over validation text.
-        dense: The dense streams behind it, likewise.
+        small: The smaller streams before the module, on the fitted text and on validation text.
+        dense: The dense streams after it, in the same order.
         spreads: Spreads as in `watched_spread`, in the same order.
         stitched: The block's weights, float32 by name inside it.
         options: Options of the fit.
@@ -275,7 +274,7 @@ class _Module:
     options: Options
 
     def fit(self, inputs: InputFit | None) -> tuple[FitChoice, dict[str, Tensor]]:
-        """Fit what the module ends in, also behind fitted inputs, and leave the better of the two in the block."""
+        """Fit the output projection, with and without fitted inputs, and leave the better variant in the block."""
         chosen, ridge = self._fit_output(), None
         before, weights = chosen.before, self._named(chosen)
         if inputs is not None:

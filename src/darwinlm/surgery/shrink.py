@@ -1,4 +1,4 @@
-"""Cut one module down to what a level keeps: rows of the projections that feed it, columns of its output."""
+"""Cut one module to a level: rows of its input projections, columns of its output projection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
 
     Args:
         family: Names of the projections.
-        shape: Sizes before the cut.
+        shape: Shape before the cut.
         tensors: The dense sub-layer's tensors by name inside it.
         kept: Kept columns and weights.
 
@@ -64,7 +64,7 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
-    """Rows that remain of each kind: of query heads, of KV heads, of MLP channels (for each expert)."""
+    """Kept rows of query heads, KV heads and MLP channels (for each expert)."""
     if kept.groups is None:
         return {"channel": kept.columns}
     key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
@@ -74,13 +74,13 @@ def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
 def layer_overrides(
     family: Family, shape: ModuleShape, level: Level, query_groups: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What a level changes in the configuration of its layer.
+    """Configuration fields of a layer that a level changes.
 
     Args:
         family: Names of the sizes.
-        shape: Sizes before the cut.
+        shape: Shape before the cut.
         level: Level of the module.
-        query_groups: KV head of each query head that remains, where KV heads serve different numbers of them.
+        query_groups: KV head of each kept query head, if KV heads serve different numbers of them.
     """
     if shape.kind == "mlp":
         experts = family.mlp.experts
@@ -94,7 +94,7 @@ def layer_overrides(
 
 
 def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
-    """A copy of the configuration for one layer that shares the attention implementation."""
+    """A copy of the configuration for one layer, with the same attention implementation."""
     one = copy.copy(config.per_layer_config[block])
     one.__dict__.pop("_heterogeneity_spec", None)
     for name, value in overrides.items():
@@ -111,13 +111,13 @@ def small_module(
     tensors: Mapping[str, Tensor],
     query_groups: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Build the sub-layer at a level, of the family's own class, around the given tensors.
+    """Build the sub-layer at a level, in the family's class, around the given tensors.
 
     Args:
         block: A block of the dense model, for its class.
         config: Configuration of the dense model.
         family: Names of the sub-layers.
-        shape: Sizes before the cut.
+        shape: Shape before the cut.
         level: Level of the module; it must keep something.
         tensors: The smaller sub-layer's tensors by name inside it; they are used, not copied.
         query_groups: As in `layer_overrides`.

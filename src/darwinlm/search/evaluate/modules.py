@@ -1,4 +1,4 @@
-"""Small modules on demand: each is cut from the one dense model in memory, and those used last are kept."""
+"""Pruned modules on demand, cut from the single dense model in memory, with a cache of recent ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 
 SHARE = 0.3
-"""Part of the device's free memory that small modules may take."""
+"""Share of the device's free memory for pruned modules."""
 
 PLACED = -1
-"""Level of a place whose module isn't the placed's own."""
+"""Level of a place that holds a module set by `place`."""
 
 
 class PlacedModules:
     """Puts allocations into a decoder by swapping modules; the dense model is never copied.
 
     Args:
-        decoder: The dense model in the type that candidates are evaluated in.
+        decoder: The dense model in the element type of the evaluation.
         database: Source of the pruned modules.
         space: The order of modules.
     """
@@ -38,7 +38,7 @@ class PlacedModules:
         self._small: Bounded[tuple[int, int], nn.Module] = Bounded(_bytes, room_on(decoder.device, SHARE))
 
     def module(self, index: int, level: int) -> nn.Module:
-        """The module of this place in the allocation at a level."""
+        """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
         found = self._small.get((index, level))
@@ -61,7 +61,7 @@ class PlacedModules:
         return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
 
     def apply(self, allocation: Allocation) -> None:
-        """Make the decoder compute this allocation."""
+        """Put the modules of this allocation into the decoder."""
         for index, level in enumerate(allocation):
             if self.current[index] != level:
                 module = self.space.modules[index]
@@ -69,7 +69,7 @@ class PlacedModules:
                 self.current[index] = level
 
     def place(self, modules: Sequence[nn.Module]) -> None:
-        """Put these very modules in, one for each place; the next `apply` takes all of them out again."""
+        """Put the given modules in, one for each place; the next `apply` removes them."""
         for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
             self.decoder.set_module(module.block, module.kind, new)
             self.current[index] = PLACED

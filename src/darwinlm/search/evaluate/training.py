@@ -1,8 +1,8 @@
-"""Train candidates before they are judged, physically small: what was removed can't come back (DarwinLM §3.3).
+"""Training of candidates at their reduced size, before they are evaluated (DarwinLM §3.3).
 
 All candidates of a round learn from the same batches. The loss is KL(dense ‖ candidate); the dense logits of a batch
-are made once for all of them. AdamW works on float32 master weights, forward and backward passes in the type that
-candidates are evaluated in. Only attention and MLP projections are trained.
+are computed once. AdamW updates float32 master weights. Forward and backward passes use the element type of the
+evaluation. Only attention and MLP projections are trained.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 WARMUP = 4
-"""Steps in which the learning rate rises: the first steps of AdamW are all of full size."""
+"""Warm-up steps, because the first steps of AdamW all have full size."""
 
 CLIP = 1.0
 """Largest norm of a gradient."""
 
 
 class LowRank(nn.Module):
-    """A linear layer that stays as it is, and a low-rank correction that learns (LoRA, arXiv 2106.09685).
+    """A frozen linear layer with a trainable low-rank correction (LoRA, arXiv 2106.09685).
 
     Args:
         linear: The layer.
@@ -54,10 +54,10 @@ class LowRank(nn.Module):
 
 
 class Student:
-    """One candidate's own modules, their master weights and their optimiser.
+    """A copy of one candidate's modules, with master weights and an optimiser.
 
     Args:
-        modules: Those of the placed, in the order of the allocation; they are not changed.
+        modules: Modules of the candidate in the order of the allocation; they are not changed.
         settings: Training settings.
     """
 
@@ -86,7 +86,7 @@ class Student:
         return own
 
     def step(self) -> None:
-        """Move the master weights along the gradients gathered in the working ones, and copy them back."""
+        """Update the master weights with the accumulated gradients, and copy them to the working weights."""
         if self.optimiser is None:
             return
         for master, working in zip(self.master, self.working, strict=True):
@@ -94,7 +94,7 @@ class Student:
                 master.grad = None if working.grad is None else working.grad.float()
         norm = torch.nn.utils.clip_grad_norm_(self.master, CLIP)
         self.steps += 1
-        if torch.isfinite(norm):  # a batch that overflows is left out
+        if torch.isfinite(norm):  # a batch that overflows is skipped
             for group in self.optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * min(1.0, self.steps / WARMUP)
             self.optimiser.step()
@@ -107,7 +107,7 @@ class Student:
 
 
 class CandidateTrainer:
-    """Trains candidates side by side; several processes share them, a survivor stays where it was trained.
+    """Trains candidates side by side. Several processes share them; a survivor stays in its process.
 
     Args:
         placed: Source of the candidates' modules.
@@ -147,7 +147,7 @@ class CandidateTrainer:
         return self._students[allocation]
 
     def _learn(self, batch: Tensor, students: Sequence[Student]) -> None:
-        """One step of every student on a batch [b, t], a few sequences at a time."""
+        """One step of every student on a batch [b, t], in micro-batches of a few sequences."""
         decoder = self.placed.decoder
         for rows in torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1])):
             self.placed.apply(self.placed.space.dense)
@@ -163,7 +163,7 @@ class CandidateTrainer:
             student.step()
 
     def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each on fitness text, as trained so far; infinite where values aren't finite."""
+        """Mean KL of each on fitness text after the training so far; infinite where values aren't finite."""
         losses: dict[Allocation, float] = {}
         for candidate in candidates:
             if self._owner.get(candidate) == parallel.rank():
@@ -175,7 +175,7 @@ class CandidateTrainer:
         return [losses[candidate] for candidate in candidates]
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Forget all others; with none, the training text begins anew."""
+        """Drop all other candidates; if none is kept, the training text restarts."""
         kept = set(candidates)
         self._students = {each: student for each, student in self._students.items() if each in kept}
         self._owner = {each: owner for each, owner in self._owner.items() if each in kept}

@@ -1,7 +1,6 @@
-"""Single-module losses: what the whole model loses when one module alone is at a level.
+"""Single-module losses: the loss of the whole model if a single module is at a level.
 
-The database estimates them to second order where it was made with output gradients (`database/factors.py`); nothing is
-run for them.
+A database with output gradients estimates them to second order (`database/factors.py`), without running the model.
 """
 
 from __future__ import annotations

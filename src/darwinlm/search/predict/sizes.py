@@ -1,4 +1,4 @@
-"""What a size would cost in loss, predicted from the database alone, before any search."""
+"""Loss at a size, predicted from the database alone, before any search."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PredictedSize:
 
     Attributes:
         share: Largest share of the block parameters.
-        params: Block parameters of the best allocation within that share.
-        kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
+        params: Block parameters of the best allocation within this share.
+        kl: Predicted one-shot KL(dense ‖ smaller) in nats per token.
     """
 
     share: float
@@ -29,7 +29,7 @@ class PredictedSize:
 
 
 def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[PredictedSize]:
-    """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
+    """Losses of several sizes: the lowest sum of single-module losses, times an interaction factor.
 
     Args:
         space: Space of allocations.

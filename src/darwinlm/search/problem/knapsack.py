@@ -1,6 +1,6 @@
-"""The multiple-choice knapsack: one level for each module, least total loss, within the budget.
+"""The multiple-choice knapsack: one level for each module with the lowest total loss within the budget.
 
-Solved by HiGHS through scipy; Puzzle (arXiv 2411.19146) chooses its blocks in the same way.
+HiGHS solves it through scipy. Puzzle (arXiv 2411.19146) chooses its blocks in the same way.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def solve_knapsack(
         f"no choice of levels has between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
         "budget.tolerance or choose smaller units"
     )
-    # Only differences within a module matter, and only in steps of their common divisor: small numbers keep the solver
-    # exact, and many impossible bounds show at once.
+    # Only differences within a module matter, in units of their common divisor. Small numbers keep the solver exact,
+    # and many impossible bounds are detected at once.
     base = sum(min(row) for row in costs)
     extra = [[cost - min(row) for cost in row] for row in costs]
     divisor = max(math.gcd(*(cost for row in extra for cost in row)), 1)
@@ -67,7 +67,7 @@ def solve_knapsack(
 
 
 class _Problem:
-    """The integer programme; choices that break the bounds by less than the solver's tolerance can be forbidden."""
+    """The integer programme. Choices that violate the bounds within the solver's tolerance can be forbidden."""
 
     def __init__(
         self,
