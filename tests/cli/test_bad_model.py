@@ -94,7 +94,7 @@ def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):
     ran = tmp_path / "ran"
     edit_config(model_copy, model_type="mine", auto_map={"AutoConfig": "code.Config"})
     (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    prune(model=model_copy).refused("wants to run Python code of its own", "--allow-remote-code")
+    prune(model=model_copy).refused("wants to run its own Python code", "--allow-remote-code")
     assert not ran.exists()
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +104,7 @@ def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_pa
     autos = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "code.Mine")
     (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     edit_config(model_copy, model_type="darwinlm_mine", auto_map=autos)
-    prune(model=model_copy).refused("wants to run Python code of its own")
+    prune(model=model_copy).refused("wants to run its own Python code")
     for permission in ((), ("--allow-remote-code",)):
         edit_config(model_copy, model_type="llama", auto_map=autos)
         done = prune(*permission, model=model_copy)

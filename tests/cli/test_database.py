@@ -156,7 +156,7 @@ def test_a_damaged_database(command, prune, copied, how, damage):
 def test_a_database_that_is_not_finished(command, prune, copied, how):
     (copied / "stages" / "database" / "manifest.json").unlink()
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
-    ended.refused(f"the database in {copied} isn't finished", "run the command that made it again")
+    ended.refused(f"the database in {copied} isn't finished", "rerun the command that created it")
 
 
 def test_a_folder_that_is_no_database(command, tmp_path):

@@ -116,7 +116,7 @@ def test_remote_code_without_permission(command, model, tmp_path):
     tree = json.loads(path.read_text())
     path.write_text(json.dumps({**tree, "model_type": "strange", "auto_map": {"AutoConfig": "evil.Config"}}))
     command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(
-        "Python code of its own", "--allow-remote-code"
+        "its own Python code", "--allow-remote-code"
     )
 
 

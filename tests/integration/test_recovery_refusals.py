@@ -48,7 +48,7 @@ def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
     other = tiny_tokenizer()
     other.add_tokens(["<other>"])
     other.save_pretrained(teacher)
-    refused(ModelError, "makes other tokens than", teacher=teacher)
+    refused(ModelError, "gives different tokens than", teacher=teacher)
 
 
 def test_sequences_that_are_longer_than_the_model_allows(refused):
@@ -108,7 +108,7 @@ def test_wrong_settings(refused, setting, message):
 
 def test_weights_that_cannot_be_dealt_out(refused):
     settings = ("recovery.sharding=fsdp", "recovery.lora_rank=4")
-    refused(RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", *settings)
+    refused(RecipeError, "shards trained weights, not adapters .*lora_rank=4", *settings)
 
 
 def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):

@@ -1,4 +1,4 @@
-"""Compare methods: same model, units, budget, text and surgery; each method and each measurement is a stage."""
+"""Compare methods with the same model, units, budget, text and surgery. Methods and measurements are stages."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """What is to be compared.
+    """Requested comparison.
 
     Attributes:
-        rows: Methods and what follows them, in the order of the table.
-        domains: Name and source of more text to measure on, beside the run's own held-out part.
-        variants: Name and recipe file of more searches; one that no row names gets a row without further steps.
-        suite: Benchmark tasks; None leaves them out.
+        rows: Methods with their steps, in the order of the table.
+        domains: Name and source of further evaluation texts, besides the run's held-out part.
+        variants: Name and recipe file of further searches; those not among the rows get a row without steps.
+        suite: Benchmark tasks; None skips them.
         data_dir: Local files of the tasks.
-        limit: Items of each task.
+        limit: Maximum number of items of each task.
     """
 
     rows: tuple[MethodRow, ...]
@@ -57,13 +57,13 @@ class ComparisonRequest:
 
     @property
     def all_rows(self) -> tuple[MethodRow, ...]:
-        """With those of variants that none names."""
+        """All rows, including variants that aren't among `rows`."""
         named = {row.base for row in self.rows}
         return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
 
 
 def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
-    """Run and measure the methods, one after the other; writes `comparison.json` after each.
+    """Run and measure the methods in turn; writes `comparison.json` after each.
 
     Raises:
         DarwinLMError: The input is wrong. Suite, steps and training are checked before anything runs.
@@ -89,13 +89,13 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
 
 
 def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
-    """The model of a row, and how it was made."""
+    """The model of a row, and its description."""
     stitched, facts = _baseline(bench, row.base) if row.base in BASELINES else _searched(bench, row.base)
     if not row.steps:
         return stitched.checkpoint, facts
     run = StepsRun(bench.run, row)
     refitted = refit_stage(run, bench.texts, stitched) if "refit" in row.steps else None
-    # Text that is measured on isn't trained on, in no row.
+    # Evaluation text is never used for training, in any row.
     texts = {**bench.texts, **domains}
     recovered = recover_stage(run, texts, stitched, refitted) if "recovery" in row.steps else None
     exported = export_stage(run, bench.texts, stitched, refitted, recovered)
@@ -183,7 +183,7 @@ def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     return stitched, {
         "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
         "source": "arXiv 2502.07780",
-        # Scores are a stage of their own; a search that is reused doesn't open it again.
+        # Scores are a separate stage, which a reused search doesn't open.
         "seconds": max(_seconds(run, "search"), float(search.record["seconds"])),
         "database_seconds": _seconds(run, "saliency", "database"),
         "resumed": _resumed(run, "database"),
@@ -194,7 +194,7 @@ def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
 
 
 def _seconds(run: Run, *stages: str) -> float:
-    """Of stages together; one that was opened again counts once."""
+    """Total time of stages; a stage that was opened twice counts once."""
     times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
     return sum(max(seconds, default=0.0) for seconds in times)
 
@@ -204,7 +204,7 @@ def _resumed(run: Run, stage: str) -> bool:
 
 
 def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
-    """More text, disjoint from all that methods see."""
+    """Further evaluation texts, disjoint from all text that methods see."""
     domains = {}
     settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
     for name, source in comparison.domains:
@@ -242,7 +242,7 @@ def _add(
 
 
 def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:
-    """Sizes, perplexity and KL on every text."""
+    """Sizes of a model, and its perplexity and KL on every text."""
     key = {
         "dense": run.checkpoint.digest,
         "model": checkpoint.digest,
@@ -292,7 +292,7 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
 def _scored(
     run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
 ) -> list[harness.TaskScore]:
-    """What an earlier run left in the file, and what is missing there."""
+    """Scores from the file of an earlier run, completed by the missing ones."""
     assert comparison.suite is not None
     before = harness.from_json(read_json(file)) if file.exists() else {}
     wanted = parse_suite(comparison.suite)

@@ -1,4 +1,4 @@
-"""Scores of units and blocks that need no pruning database: magnitudes, activations, block influence.
+"""Importance scores of units and blocks without a pruning database: magnitudes, activations, block influence.
 
 Letters: t tokens, s sequences, x a unit's output, h the residual stream.
 """
@@ -29,7 +29,7 @@ def _nothing(done: int, total: int) -> None:
 
 @torch.no_grad()
 def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
-    """Sum of the squared weights that belong to each unit: its rows in the projections in, its columns in the one out.
+    """Sum of each unit's squared weights: its rows in input projections and its columns in the output projection.
 
     The classic magnitude criterion (Han et al. 2015, arXiv 1506.02626) on structures, as in LLM-Pruner's L2 baseline
     (arXiv 2305.11627).
@@ -67,13 +67,13 @@ def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
 
 @torch.no_grad()
 def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[Place, UnitScores]:
-    """Size of each unit's output on some text: mean over the tokens of a sequence, L2 norm over sequences.
+    """Size of each unit's output on a text: mean over the tokens of a sequence, L2 norm over sequences.
 
     Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
-    Channels are taken after the gate, where they are multiplied with the columns that go.
+    Channels are measured after the gate, at the input of the output projection.
 
     Args:
-        stream: The text before the first block; it is used up.
+        stream: Stream before the first block; it is used up.
         progress: Callback with the numbers of finished and total blocks.
     """
     checkpoint = stream.checkpoint
@@ -111,7 +111,7 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
 
 
 class ExpertScores:
-    """What the experts of one mixture do on some text.
+    """Statistics of a mixture's experts on some text.
 
     Args:
         module: Module of the experts.
@@ -124,7 +124,7 @@ class ExpertScores:
         self.sums = torch.zeros(count, dtype=torch.float64)
 
     def note(self, routing: Routing) -> None:
-        """Count what the mixture is asked."""
+        """Add the routing of a call."""
         for expert in torch.unique(routing.chosen).tolist():
             token, place = torch.where(routing.chosen == expert)
             norms = expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
@@ -133,16 +133,16 @@ class ExpertScores:
 
     @property
     def added(self) -> Tensor:
-        """[e] mean of the router's weight times the norm of the expert's output, over the tokens sent to it."""
+        """Mean of the router's weight times the norm of the expert's output, over its tokens, [e]."""
         return self.sums / self.asked.clamp(min=1)
 
 
 @torch.no_grad()
 def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
-    """How often each expert is asked, and what it adds then (REAP, arXiv 2510.13999), by block.
+    """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
     Args:
-        stream: The text before the first block; it is used up.
+        stream: Stream before the first block; it is used up.
         progress: Callback with the numbers of finished and total blocks.
 
     Raises:
@@ -161,18 +161,18 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
         stream.unload(block)
         progress(block + 1, total)
     if not found:
-        raise FamilyError("this model has no mixture of experts, whose experts reap and frequency rank: leave them out")
+        raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     return found
 
 
 @torch.no_grad()
 def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
-    """How much each block turns the residual stream: 1 - mean over tokens of cos(h before, h after).
+    """Rotation of the residual stream by each block: 1 - mean over tokens of cos(h before, h after).
 
     ShortGPT (arXiv 2403.03853, equation 1).
 
     Args:
-        stream: The text before the first block; it is used up.
+        stream: Stream before the first block; it is used up.
         progress: Callback with the numbers of finished and total blocks.
     """
     influence = []

@@ -1,4 +1,4 @@
-"""The methods that `darwinlm compare` knows: each gives an allocation and the modules that it is stitched from."""
+"""The methods of `darwinlm compare`: each gives an allocation and a reader of the pruned modules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method decided.
+    """Result of a method.
 
     Attributes:
         reader: Source of the pruned modules.
@@ -58,7 +58,7 @@ class MethodResult:
 
 
 class MethodInputs:
-    """What all methods share: the run, its text, its space and budget, and the database where one is needed."""
+    """Inputs of all methods: the run, its text, space and budget, and the database if needed."""
 
     def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
         self.run = run
@@ -67,11 +67,11 @@ class MethodInputs:
 
     @cached_property
     def database(self) -> PruningDatabase:
-        """Built or reused on first use."""
+        """The database, built or reused on first access."""
         return database_stage(self.run, self.texts)
 
     def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
-        """KL to the dense model on the fitness tokens that the search judges children on first."""
+        """KL to the dense model on the fitness tokens of the search's first stage."""
         n_tokens = self.run.recipe.search.stages[0].tokens
         tokens = self.texts["fitness"].tokens
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
@@ -174,11 +174,11 @@ class Method:
     Attributes:
         name: Name for `--methods`.
         title: Name for tables.
-        source: The paper it follows.
+        source: Paper of the method.
         make: Function that computes the result; it may write files to the folder.
-        database: Whether it works from the pruning database.
-        searches: Whether `search.minutes` bounds it.
-        mixtures: Whether it ranks experts, so that `all` leaves it out.
+        database: Whether it uses the pruning database.
+        searches: Whether `search.minutes` limits it.
+        mixtures: Whether it ranks experts; `all` excludes such methods.
     """
 
     name: str
@@ -193,15 +193,15 @@ class Method:
 BASELINES = {
     method.name: method
     for method in (
-        Method("uniform", "Uniform", "the best of all equal cuts, same database", _uniform, database=True),
+        Method("uniform", "Uniform", "the best uniform allocation, same database", _uniform, database=True),
         Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
         Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
         Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
         Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
-        Method("reap", "REAP", "arXiv 2510.13999, whole experts, as many in every block", _reap, mixtures=True),
-        Method("frequency", "Expert frequency", "experts that are asked most often", _frequency, mixtures=True),
+        Method("reap", "REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
+        Method("frequency", "Expert frequency", "experts that are used most often", _frequency, mixtures=True),
         Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
         Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
     )
 }
-"""By name. `darwinlm` is the pipeline itself, and refit and recovery may follow any (`entries.py`)."""
+"""Methods by name. `darwinlm` is the pipeline itself; any method may be followed by refit and recovery."""

@@ -1,4 +1,4 @@
-"""A database of another kind: units in an order that some score gives, the dense weights on what is kept."""
+"""Readers that keep units by a score, with the dense weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Place = tuple[int, ModuleKind]
 
 @dataclass(frozen=True)
 class UnitScores:
-    """How much the units of one module matter.
+    """Importance of the units of one module.
 
     Attributes:
-        units: [width] of an MLP's channels, or [groups, heads] of an attention's query heads.
-        groups: [groups] of what a KV group has besides its heads; None adds nothing.
-        scale: [width] that the kept columns are multiplied with; None leaves them as they are.
+        units: [width], scores of an MLP's channels, or [groups, heads], scores of an attention's query heads.
+        groups: [groups], additional scores of KV groups; None adds nothing.
+        scale: [width], factors on the kept columns; None leaves them unchanged.
     """
 
     units: Tensor
@@ -36,7 +36,7 @@ class UnitScores:
 
 
 class RankedReader(DatabaseReader):
-    """Keeps the best-scored units of every module and leaves their weights alone.
+    """Keeps the units of every module with the highest scores; their weights don't change.
 
     Args:
         checkpoint: The model.
@@ -52,7 +52,7 @@ class RankedReader(DatabaseReader):
         self.scores = scores
         mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
         if mixtures:
-            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method doesn't know: use ziplm")
+            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method does not support: use ziplm")
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the best units of a module, [k] ascending."""
@@ -70,12 +70,12 @@ class RankedReader(DatabaseReader):
 
 
 class ExpertReader(DatabaseReader):
-    """Keeps the best-scored experts of every mixture and leaves their weights alone.
+    """Keeps the experts of every mixture with the highest scores; their weights don't change.
 
     Args:
         checkpoint: The model.
         units: Units of removal.
-        scores: [e] of the experts of each mixture, by block.
+        scores: [e], scores of the experts of each mixture, by block.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[int, Tensor]) -> None:
@@ -88,7 +88,7 @@ class ExpertReader(DatabaseReader):
 
 
 class DenseReader(DatabaseReader):
-    """Every module whole or gone.
+    """Keeps or removes whole modules.
 
     Args:
         checkpoint: The model.
@@ -102,8 +102,8 @@ class DenseReader(DatabaseReader):
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:
     """Columns of the output projection that a level keeps, [k] ascending.
 
-    An attention keeps the groups with the largest sum over their best heads and their own score, and in each of them
-    those heads; an MLP its best channels. Of equal scores the first goes first.
+    An attention keeps its best heads in the groups with the largest sum of these heads' scores and the group's score.
+    An MLP keeps its best channels. On ties the first unit is preferred.
     """
     if not level.width:
         return torch.arange(0)

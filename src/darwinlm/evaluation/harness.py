@@ -1,6 +1,6 @@
 """Benchmark tasks through EleutherAI's lm-evaluation-harness; its tasks, prompts and metrics, unchanged.
 
-Local data replaces only where a task's rows come from: the task's own `doc_to_*` lines make the prompts of them.
+Local data only replaces the source of a task's rows; the task's own `doc_to_*` fields format the prompts.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 
 @dataclass
 class TaskScore:
-    """What one task gave.
+    """Result of one task.
 
     Attributes:
-        task: The harness's name.
+        task: Name in the harness.
         title: Name for tables.
-        shots: Examples in the prompt.
+        shots: Number of examples in the prompt.
         metric: Name of the metric of `value`.
-        value: Between 0 and 1; None when the task failed.
+        value: Score between 0 and 1; None if the task failed.
         stderr: Standard error of `value`; None if the harness gives none.
         items: Number of scored items.
         total: Number of items of the task.
-        metrics: Everything the harness reports, by `metric,filter`.
-        bits, bits_stderr, log_p, log_p_stderr: of the right answer, as in `RightAnswers`; None where items have no
-            choices.
+        metrics: All figures of the harness, by `metric,filter`.
+        bits, bits_stderr, log_p, log_p_stderr: Likelihood of the right answer as in `RightAnswers`; None if items
+            have no choices.
         remark: Difference from the official data.
         error: Reason of a failure; empty on success.
     """
@@ -74,14 +74,14 @@ def run_suite(
     save: Callable[[list[TaskScore]], None] = lambda scores: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[TaskScore]:
-    """Evaluate one task after the other; one that fails is recorded and the others go on.
+    """Evaluate tasks in turn; a failure is recorded, and the other tasks continue.
 
     Args:
         model: A causal LM of transformers on its device.
         tokenizer: Tokenizer of the model.
         wanted: Tasks and shots.
         data_dir: Local files instead of the harness's data sets.
-        limit: Items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
+        limit: Items of each task, spread over the tasks of a group such as MMLU; None scores all.
         batch_size: Sequences in one forward pass.
         done: Scores of an interrupted run by task; those without an error are kept.
         save: Callback with all scores so far, after each task.
@@ -90,7 +90,7 @@ def run_suite(
     Raises:
         MissingExtraError: The extra `eval` isn't installed.
         RecipeError: The harness doesn't know a task.
-        DataError: A local file is missing or wrong. All are read before the first task runs.
+        DataError: A local file is missing or wrong; all are read before the first task runs.
     """
     lm_eval = _harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
@@ -111,7 +111,7 @@ def run_suite(
 
 
 def _wrapped(model: Any) -> Any:
-    """The harness's class for a model: on a CPU, where no batch is needed to use it, answers share their context."""
+    """The harness's wrapper of a model; on a CPU, answers share the forward pass of their context."""
     from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
 
     return SharedContextLM if model.device.type == "cpu" else QuietLM
@@ -119,7 +119,7 @@ def _wrapped(model: Any) -> Any:
 
 @contextmanager
 def _no_machine_report() -> Iterator[None]:
-    """Keep the harness from starting programs (git, pip, lscpu) to describe the machine in results we don't keep."""
+    """Stop the harness from running programs (git, pip, lscpu) to describe the machine."""
     from lm_eval import evaluator
 
     replaced: dict[str, Callable[..., None]] = {"add_env_info": lambda _: None, "get_git_commit_hash": lambda: None}
@@ -134,7 +134,7 @@ def _no_machine_report() -> Iterator[None]:
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
-    """Refuse what `run_suite` would refuse, before a model is loaded. Raises as it does."""
+    """Run the checks of `run_suite` before a model is loaded. Raises the same errors."""
     _harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)
@@ -159,7 +159,7 @@ def _harness() -> Any:
 
 @cache
 def _manager(only_known: bool) -> Any:
-    """The harness's index of tasks; reading all of its files takes ten seconds, those of the known tasks none."""
+    """The harness's index of tasks; indexing all of its files takes ten seconds, so known tasks are indexed alone."""
     import lm_eval.tasks as home
 
     folder = Path(home.__file__).parent
@@ -203,14 +203,14 @@ def _score(
 
 
 def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
-    """The harness's own task or group, with the shots and the rows that are wanted."""
+    """The harness's task or group, with the requested shots and rows."""
     shots = {} if one.shots is None else {"num_fewshot": one.shots}
     if rows is None:
         return _built(manager, one.task, shots)
     known = KNOWN[one.task]
     pool = next((split for split in rows if split != known.split), None)
     if not known.by_subject:
-        # A split that isn't there is no split of the task; without shots, examples are never drawn.
+        # Splits without local rows are removed; without shots, no examples are drawn.
         splits = {
             "training_split": pool,
             "validation_split": known.split if known.split == "validation" else None,
@@ -230,7 +230,7 @@ def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
 
 
 def _built(manager: Any, name: str, changes: dict[str, Any]) -> Any:
-    # `TaskManager.load` takes a changed task only inside a group; this is what it calls there.
+    # `TaskManager.load` accepts a changed task only inside a group; this is the function that it calls there.
     return manager._factory.build(manager.task_index[name], overrides=changes, registry=manager.task_index)
 
 
@@ -268,10 +268,10 @@ def _read_result(score: TaskScore, found: Any, name: str) -> None:
 
 
 def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
-    """Plain values."""
+    """Scores as plain values."""
     return [asdict(score) for score in scores]
 
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> dict[str, TaskScore]:
-    """Scores by task, from what `as_json` made."""
+    """Scores by task, from the result of `as_json`."""
     return {str(row["task"]): TaskScore(**row) for row in rows}

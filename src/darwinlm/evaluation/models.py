@@ -1,4 +1,4 @@
-"""Any causal LM that transformers can load, for measuring: dense, ours, GGUF, or of a family that can't be pruned."""
+"""Models for evaluation: any causal LM that transformers can load, also of families that can't be pruned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from darwinlm.families.resolve import resolve_model
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready for inference.
+    """A loaded model.
 
     Attributes:
         source: Name of the model as the user gave it.
@@ -30,7 +30,7 @@ class Opened:
 
     @property
     def params(self) -> int:
-        """Parameters; a tied embedding counts once."""
+        """Number of parameters; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -46,7 +46,7 @@ def open_model(
         allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
-        ModelError: Nothing of that name exists, it can't be loaded, or its tokenizer is missing.
+        ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
     found = _inside_run(source)
@@ -60,7 +60,7 @@ def open_model(
 
 
 def _inside_run(source: str) -> str:
-    """The model of an output folder, where that is what was named."""
+    """The path of the model inside a run's output folder; other sources are unchanged."""
     folder = Path(source).expanduser()
     if (folder / "darwinlm.json").is_file():
         if not (folder / "model" / "config.json").is_file():
@@ -70,7 +70,7 @@ def _inside_run(source: str) -> str:
 
 
 def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str, *, allow_remote_code: bool) -> Opened:
-    """A model that can't be pruned can still be measured."""
+    """Load a model of a family that can't be pruned."""
     folder: Path | str = Path(source).expanduser()
     folder = folder if Path(folder).is_dir() else source
     model = load_model(folder, dtype, allow_remote_code=allow_remote_code)

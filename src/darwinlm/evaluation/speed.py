@@ -1,4 +1,4 @@
-"""Tokens per second of several models, timed in turn so that a machine's drift falls on all of them."""
+"""Tokens per second of several models, timed alternately so that drift of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the runs.
+    """Medians of the runs.
 
     Attributes:
-        prompt: Tokens per second of one forward pass over a prompt.
-        decode: Tokens per second of greedy decoding after it, one sequence.
-        prompt_runs: Every run's figure.
-        decode_runs: Every run's figure.
+        prompt: Tokens per second in one forward pass over a prompt.
+        decode: Tokens per second in greedy decoding of one sequence after it.
+        prompt_runs: Figures of all runs.
+        decode_runs: Figures of all runs.
     """
 
     prompt: float
@@ -36,9 +36,9 @@ class CallTiming:
 
     Attributes:
         median: Median of the runs.
-        low: The shortest.
-        high: The longest.
-        runs: All of them.
+        low: Shortest run.
+        high: Longest run.
+        runs: Times of all runs.
     """
 
     median: float
@@ -48,7 +48,7 @@ class CallTiming:
 
 
 def time_call(action: Callable[[], Any], *, device: torch.device, warm_up: int = 1, runs: int = 5) -> CallTiming:
-    """Time a call: `warm_up` calls that don't count, then `runs` that do; a GPU is waited for."""
+    """Time a call: `warm_up` untimed calls, then `runs` timed ones, each with GPU synchronisation."""
     seconds = [_seconds(action, device) for _ in range(warm_up + runs)][warm_up:]
     return CallTiming(statistics.median(seconds), min(seconds), max(seconds), tuple(seconds))
 
@@ -60,8 +60,8 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
     Args:
         models: Models by name.
         prompt: [1, t] tokens.
-        new_tokens: Tokens decoded after the prompt.
-        runs: Rounds.
+        new_tokens: Number of tokens decoded after the prompt.
+        runs: Number of rounds.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -85,7 +85,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
 
 
 def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
-    # min_new_tokens: a model that ends its text early must not look fast.
+    # min_new_tokens, so that a model that ends its text early doesn't look fast.
     model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
@@ -110,7 +110,7 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 @torch.no_grad()
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_tokens: int) -> list[str]:
-    """What a model makes of each prompt, without the prompt."""
+    """Greedy continuation of each prompt, without the prompt."""
     continuations = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -118,7 +118,7 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             do_sample=False,
-            num_beams=1,  # whatever the checkpoint's generation_config.json asks for
+            num_beams=1,  # overrides the checkpoint's generation_config.json
             num_return_sequences=1,
             max_new_tokens=new_tokens,
             pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,

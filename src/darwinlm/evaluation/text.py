@@ -16,16 +16,16 @@ from darwinlm.evaluation.quality import Quality, measure_quality
 
 @dataclass(frozen=True)
 class TextScore:
-    """What was measured on a text.
+    """Figures on a text.
 
     Attributes:
         source: Source of the text.
-        tokens: Predictions that the perplexity is the mean of.
-        blocks: Sequences that the text was cut into.
+        tokens: Number of predictions.
+        blocks: Number of blocks.
         perplexity: Perplexity of the model.
         dense_perplexity: Perplexity of the other model, if there is one.
-        kl: KL(other ‖ model) in nats per token, where there is one.
-        kl_seen, kl_new, seen, kl_by_position: as in `Quality`, where there is another model.
+        kl: KL(other ‖ model) in nats per token, if there is another model.
+        kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
     """
 
     source: str
@@ -41,15 +41,15 @@ class TextScore:
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
-    """The text's documents, each followed by the end mark, joined and cut into blocks [n, t].
+    """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
-    Where the tokenizer adds bos, it takes the place of every block's first token.
+    If the tokenizer adds bos, it replaces the first token of every block.
 
     Args:
         source: Source in the syntax of `darwinlm.data.read_documents`.
         tokenizer: Tokenizer of the model.
         sequence_length: t.
-        max_tokens: Read no further; None reads all.
+        max_tokens: Maximum number of tokens to read; None reads all.
 
     Raises:
         DataError: The text is missing, unreadable, or shorter than one block.
@@ -75,12 +75,12 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
 
 
 def check_same_vocabulary(model: Any, dense: Any) -> None:
-    """Refuse two models whose tokens mean different things. Raises ModelError."""
+    """Refuse two models with different vocabularies. Raises ModelError."""
     ours, theirs = model.tokenizer.get_vocab(), dense.tokenizer.get_vocab()
     if ours != theirs:
         raise ModelError(
             f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
-            "must be the model that the other was made from"
+            "must be the model from which the other was pruned"
         )
 
 

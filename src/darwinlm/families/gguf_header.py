@@ -1,7 +1,7 @@
-"""The header of a GGUF file, read with every count and length checked against the file before it is used.
+"""The header of a GGUF file; every count and length is checked against the file before use.
 
-Libraries trust these numbers: a count of 2^40 keeps them busy for days, an offset of 2^64 - 32 wraps around. What
-passes here can be given to them.
+Libraries trust these numbers: a count of 2^40 keeps them busy for days, an offset of 2^64 - 32 wraps around. Files that
+pass this check are safe for them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ VERSIONS = (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 KEPT = 4096
-"""Longest array of numbers that is kept; the lists of a tokenizer are only counted."""
+"""Maximum length of a stored array of numbers; the lists of a tokenizer are only counted."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a file says about itself.
+    """Contents of the header.
 
     Attributes:
         keys: Numbers, strings and short arrays of either by name.
@@ -44,11 +44,11 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture, empty where none is stated."""
+        """Name of the architecture; empty if there is none."""
         return str(self.keys.get("general.architecture", ""))
 
     def sizes(self) -> dict[str, Any]:
-        """The architecture's own keys without its name."""
+        """The architecture's keys without their prefix."""
         prefix = f"{self.architecture}."
         return {name.removeprefix(prefix): value for name, value in self.keys.items() if name.startswith(prefix)}
 
@@ -61,7 +61,7 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
         weights: Whether the file must hold a whole model; otherwise a tokenizer is enough.
 
     Raises:
-        CheckpointError: It isn't GGUF, is damaged, or states what it doesn't hold.
+        CheckpointError: The file isn't GGUF, is damaged, or contradicts its header.
         MissingExtraError: Without the extra `gguf`.
     """
     try:
@@ -81,7 +81,7 @@ def _bad(path: Path, reason: str) -> CheckpointError:
 
 
 class _Reader:
-    """Reads forwards through a file and never behind its end."""
+    """Sequential reader that never reads beyond the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.place, self.order = path, data, 0, "<"
@@ -175,7 +175,7 @@ class _Reader:
 
 
 def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int, int]], start: int, size: int) -> None:
-    """Each tensor lies inside the file, and no two share a byte."""
+    """Check that each tensor lies inside the file, and that none overlap."""
     if not header.tensors:
         return
     try:
@@ -209,7 +209,7 @@ def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int,
 
 
 def _check_model(path: Path, header: GgufHeader) -> None:
-    """The file holds a whole language model, with as many blocks as it states."""
+    """Check that the file holds a whole language model with the stated number of blocks."""
     if not header.architecture:
         raise CheckpointError(f"{path} names no architecture: it isn't a language model. Give another file")
     parts = header.keys.get("split.count", 1)

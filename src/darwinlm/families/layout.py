@@ -1,7 +1,7 @@
-"""Which stored tensors make up each tensor of a model.
+"""Stored parts of each tensor of a model.
 
-For most checkpoints it is the tensor of the same name. Mixtures of experts are stored an expert at a time, and partly
-under other names, while the model holds one tensor over all experts; a model that was pruned is stored as it is held.
+In most checkpoints this is the tensor of the same name. Mixtures of experts are stored by expert, and partly under
+other names, while the model has one tensor over all experts. Pruned models are stored with the model's names.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from darwinlm.families.family import Family
 
 @dataclass(frozen=True)
 class Parts:
-    """What is read for one tensor of the model.
+    """Stored parts of one tensor of the model.
 
     Attributes:
-        names: Stored names. With more than one expert or more than one part they are joined: parts one under the other
-            along dimension 0, experts along a new first dimension.
+        names: Stored names. Several parts are concatenated along dimension 0; several experts are stacked along a new
+            first dimension.
         stacked: Whether the first dimension counts experts.
     """
 

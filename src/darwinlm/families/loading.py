@@ -1,7 +1,7 @@
-"""Whole models and tokenizers through transformers, without its prompts, its pickles, and its random weights.
+"""Whole models and tokenizers through transformers, without prompts, pickles and random weights.
 
-transformers fills in random numbers where a weight is missing, and asks on the terminal before it runs a checkpoint's
-code. Here both are one clear refusal.
+transformers initialises missing weights at random, and asks on the terminal before it runs a checkpoint's code. Here
+both are refused with a clear message.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.limits import TOKENIZER_BYTES, load_json, shorten
 
 TOKENS = 1 << 22
-"""Highest number that a token may have."""
+"""Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 LISTED = 3
 
 
 def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
-    """What to raise where a checkpoint wants to run code and may not."""
+    """The error for a checkpoint that wants to run its own code without permission."""
     whose = f"{what} of {where}" if what else f"{where}"
     return RemoteCodeError(
-        f"{whose} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
+        f"{whose} wants to run its own Python code: inspect it, then pass --allow-remote-code if you trust it"
     )
 
 
@@ -43,7 +43,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         more: Further arguments for transformers.
 
     Raises:
-        RemoteCodeError: It wants to run code and may not.
+        RemoteCodeError: It wants to run its own code without permission.
         CheckpointError: The weights don't fit the configuration, or some are missing.
     """
     local = {"local_files_only": True} if isinstance(model, Path) else {}
@@ -80,7 +80,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of further ones."""
     found = list(names)
     more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return f"the tensor{'s' if len(found) > 1 else ''} {', '.join(map(shorten, found[:LISTED]))}{more}"
@@ -96,9 +96,9 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         more: Further arguments for transformers.
 
     Raises:
-        ModelError: There is none.
-        RemoteCodeError: It wants to run code and may not.
-        CheckpointError: Its files are damaged, or transformers would read it as one of another kind.
+        ModelError: There is no tokenizer.
+        RemoteCodeError: It wants to run its own code without permission.
+        CheckpointError: Its files are damaged, or transformers would read it as a tokenizer of another kind.
     """
     if isinstance(folder, Path):
         check_tokenizer_files(folder)
@@ -124,10 +124,10 @@ def _wants_code(error: BaseException) -> bool:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse tokenizer files that are damaged or number their tokens as no tokenizer does.
+    """Refuse tokenizer files that are damaged or have unrealistic token ids.
 
     Raises:
-        CheckpointError: Naming the file.
+        CheckpointError: A file is wrong; the message names it.
     """
     for name in FILES:
         path = folder / name
@@ -165,7 +165,7 @@ def _token_ids(name: str, tree: dict[str, Any]) -> Iterable[Any]:
 
 
 def no_tokenizer(where: Path | str, error: BaseException) -> ModelError:
-    """What to raise where a model has no tokenizer that can be read."""
+    """The error for a model without a readable tokenizer."""
     there = isinstance(where, Path) and any((where / name).is_file() for name in (*FILES, MODEL))
     return (CheckpointError if there else ModelError)(
         f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "

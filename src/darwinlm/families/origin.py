@@ -1,4 +1,4 @@
-"""What goes with a model wherever it goes: how it likes to generate, its licence, and which model it comes from."""
+"""Files that accompany a model: generation settings, licence, and origin."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from darwinlm.errors import CheckpointError, first_line
 
 GENERATION = "generation_config.json"
 FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
-"""Files beside the weights that the licence asks to keep."""
+"""Files beside the weights that licences require to keep."""
 
 RECORD = "origin.json"
-"""What a GGUF file says about itself, beside the weights that were read from it."""
+"""Metadata of a GGUF file, saved beside the weights from it."""
 
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as far as its files say.
+    """Origin of a model according to its files.
 
     Attributes:
         base_model: Name on the hub, `owner/name`.
-        license: Identifier of its licence, as model cards state it.
+        license: Identifier of its licence in model cards.
         license_name: Name of a licence without a standard identifier.
         license_link: Link to that licence.
-        languages: Codes of the languages it is for.
+        languages: Codes of its languages.
     """
 
     base_model: str | None = None
@@ -45,7 +45,7 @@ class Origin:
 
 
 def origin_of(folder: Path, source: str) -> Origin:
-    """Where a model comes from.
+    """Origin of a model.
 
     Args:
         folder: Folder of its files.
@@ -83,7 +83,7 @@ def origin_of(folder: Path, source: str) -> Origin:
 
 
 def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Keep what a GGUF file says about licence, languages, base model and end tokens beside the weights read from it.
+    """Save licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
 
     Args:
         folder: Folder that already holds config.json.
@@ -110,11 +110,11 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Copy a model's generation settings and licence files to the model that is made of it.
+    """Copy a model's generation settings and licence files to a model derived from it.
 
     Args:
         source: Folder of the model.
-        target: Folder of the other one.
+        target: Folder of the derived model.
 
     Raises:
         CheckpointError: The generation settings aren't JSON.
@@ -140,7 +140,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; nothing where there is none that can be read, since cards are free text."""
+    """The metadata of a model card; empty if it can't be read, since cards are free text."""
     if not path.is_file():
         return {}
     match = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
@@ -156,6 +156,6 @@ def _word(value: Any) -> str | None:
 
 
 def _words(value: Any) -> tuple[str, ...]:
-    """One word or several."""
+    """A value that is one word or a list of words."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return tuple(each for each in values if isinstance(each, str))

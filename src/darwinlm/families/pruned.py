@@ -1,6 +1,6 @@
-"""Classes of models whose layers differ, ready for transformers' Auto classes and for a checkpoint of their own.
+"""Registered classes of models whose layers differ.
 
-The classes themselves are in `modeling_darwinlm`, which is also the file that a checkpoint carries.
+The classes are in `modeling_darwinlm`, which is also the file beside a checkpoint.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pruned_config(
 
     Args:
         config_class: The first of `pruned_classes`.
-        dense: Configuration of the model that is cut.
+        dense: Configuration of the dense model.
         per_layer: Values of num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that
             differs.
         changes: Fields of the whole model that differ from those of `dense`.

@@ -1,7 +1,7 @@
-"""SentencePiece models that transformers reads wrongly, found before a token of theirs is used.
+"""Detection of SentencePiece models that transformers reads wrongly.
 
-The tokenizer classes of Llama, Gemma and others make BPE of any `tokenizer.model`, without a word and without its
-Unigram scores: text is then split into other tokens than the model was trained on (seen in transformers 5.24).
+The tokenizer classes of Llama, Gemma and others silently read any `tokenizer.model` as BPE and ignore its Unigram
+scores. Text is then split into other tokens than in the model's training (seen in transformers 5.24).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType
 
 
 def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
-    """Refuse a Unigram model that became something else.
+    """Refuse a Unigram model that was read as another kind.
 
     Args:
         folder: Folder of the checkpoint.

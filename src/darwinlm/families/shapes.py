@@ -1,4 +1,4 @@
-"""Sizes of a block's modules, and what a module weighs at any level: exact, from the shapes of its tensors."""
+"""Shapes of a block's modules, and exact parameter counts at any level."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One attention or MLP module as it is in the checkpoint.
+    """Shape of one attention or MLP module in the checkpoint.
 
     Attributes:
         block: Index of its block.
         kind: Attention or mlp.
         tensors: Shape of each of its tensors, norms included, by name inside the block.
-        groups: KV groups of an attention; 1 for an MLP.
-        heads: Query heads in each group; 1 for an MLP.
+        groups: Number of KV groups of an attention; 1 for an MLP.
+        heads: Number of query heads in each group; 1 for an MLP.
         head_dim: Columns of a query head; 1 for an MLP.
         width: Columns of the output projection: groups x heads x head_dim, or MLP channels.
         output: Name of the output projection's weight inside the block.
-        experts: Experts of the MLP, each of them that wide; 0 where it isn't a mixture.
-        chosen: Experts that a token is sent to; 0 where it isn't a mixture.
-        query_groups: KV head of each query head, where KV heads serve different numbers of them (heads is then 0).
+        experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
+        chosen: Number of experts that a token uses; 0 if it isn't a mixture.
+        query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
     """
 
     block: int
@@ -45,19 +45,19 @@ class ModuleShape:
 
     @property
     def name(self) -> str:
-        """For people: `block 3 mlp`."""
+        """Name for messages: `block 3 mlp`."""
         return f"block {self.block} {self.kind}"
 
 
 def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[ModuleShape]:
-    """All modules of a model in order, removed ones left out.
+    """All existing modules of a model in order.
 
     Args:
         checkpoint: The model.
         shapes: Shapes of its tensors; None reads them from the skeleton.
 
     Raises:
-        CheckpointError: The tensors of a module don't fit each other.
+        CheckpointError: The tensors of a module have inconsistent shapes.
     """
     if shapes is None:
         state = checkpoint.skeleton().state_dict()
@@ -77,7 +77,7 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
 
 
 def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
-    """Name of the output projection's weight among the tensors of a block; None where the sub-layer is gone."""
+    """Name of the output projection's weight among the tensors of a block; None if the sub-layer is absent."""
     names = [f"{part.name}.{part.output}.weight"]
     if isinstance(part, Mlp) and part.experts is not None:
         names.append(f"{part.name}.{part.experts.name}.{part.experts.output}")
@@ -85,7 +85,7 @@ def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
 
 
 def head_dim(config: object) -> int:
-    """Columns of one head: stated by the configuration, else hidden size over heads as transformers does."""
+    """Columns of one head: from the configuration, else the hidden size divided by heads as in transformers."""
     stated = getattr(config, "head_dim", None)
     return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)  # type: ignore[attr-defined]
 
@@ -129,9 +129,9 @@ def _module_shape(
 
 
 def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
-    """Parameters of a module that keeps so many KV heads and columns of its output projection; norms included.
+    """Number of parameters of a module with these KV heads and columns of its output projection, including norms.
 
-    A module that keeps nothing has none: its norms go with it. Of a mixture so many experts are kept; None keeps all.
+    A removed module has none, since its norms are removed too. `experts` is the number of kept experts; None keeps all.
     """
     if width == 0:
         return 0
@@ -158,7 +158,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
 
 
 def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
-    """Parameters that a module gains when each of its projections gets a bias; those that it has don't count again."""
+    """Number of parameters that a module gains if each of its projections gets a bias; existing ones don't count."""
     if width == 0:
         return 0
     part = family.module(shape.kind)
@@ -169,7 +169,7 @@ def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) ->
 
 
 def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:
-    """What the rows of a tensor inside a sub-layer belong to, in order; nothing where none of them is ever cut."""
+    """Kinds of rows of a tensor inside a sub-layer, in order; empty if they are never cut."""
     owner = name.rpartition(".")[0]
     if isinstance(part, Mlp) and part.experts is not None:
         holder, _, leaf = name.rpartition(".")

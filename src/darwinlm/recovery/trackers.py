@@ -1,4 +1,4 @@
-"""Where else the log goes: accelerate's adapters of TensorBoard, Trackio and Weights & Biases."""
+"""External logs: accelerate's adapters of TensorBoard, Trackio and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step
         names: `tensorboard`, `trackio` or `wandb`.
         folder: Folder for TensorBoard's files.
         run: Identity of the training; a service continues the run with this identity.
-        step: Finished steps; what TensorBoard has of later ones is hidden.
+        step: Number of finished steps; TensorBoard hides later entries.
     """
     if not names or not parallel.is_main():
         return []
