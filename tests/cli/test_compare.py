@@ -127,7 +127,7 @@ def test_any_method_is_refitted_and_trained(
     assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
     ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
     assert ended.code == 0, ended.err
-    assert "recovery: going on from checkpoint-2" in ended.out
+    assert "recovery: resuming from checkpoint-2" in ended.out
 
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
@@ -168,7 +168,7 @@ def test_text_that_is_measured_on_is_not_trained_on(
     options = ["--methods", "ziplm+recovery", "--domain", f"few={other}"]
     options += [word for setting in settings for word in ("--set", setting)]
     ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options, "--set", "recovery.tokens=4096"))
-    ended.refused("few.txt", "serve another purpose")
+    ended.refused("few.txt", "of other purposes")
 
 
 def test_random_draws_until_the_search_would_end(

@@ -78,7 +78,7 @@ def interrupted(inputs, tmp_path_factory):
 
 def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     out = shutil.copytree(interrupted, tmp_path / "other")
-    refused(ArtifactError, "belongs to a recovery with other settings", "recovery.seed=3", out=out)
+    refused(ArtifactError, "belongs to an unfinished recovery with other settings", "recovery.seed=3", out=out)
     assert (out / WORK / "training" / "checkpoint-4").is_dir()
     manifest = out / WORK / "training" / "checkpoint-4" / "manifest.json"
     found = read_json(manifest)
@@ -133,7 +133,7 @@ def test_packages_that_are_missing(refused, monkeypatch, setting, package):
 def test_no_teacher_is_named(inputs, tmp_path):
     from darwinlm.runs.recovery import recover
 
-    with pytest.raises(RecipeError, match="no dense model is named: give --teacher"):
+    with pytest.raises(RecipeError, match="no dense model is given: name the original model with --teacher"):
         recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))
 
 
@@ -141,5 +141,5 @@ def test_a_run_that_is_not_finished(inputs, finished_llama, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
-    with pytest.raises(ModelError, match="holds no finished model: run the same"):
+    with pytest.raises(ModelError, match="holds no finished model: rerun the same"):
         recover_tiny(folder, *inputs[1:], tmp_path / "out")

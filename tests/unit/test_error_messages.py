@@ -122,7 +122,7 @@ def test_family_of_unlike_recipes() -> None:
 
     with pytest.raises(RecipeError, match="budgets of one kind; these are keep and params"):
         _ordered([recipe("budget.keep=50%"), recipe("budget.params=1M")])
-    with pytest.raises(RecipeError, match="a sweep's recipes may differ in their bound only"):
+    with pytest.raises(RecipeError, match="a sweep's recipes may only differ in their bound"):
         _ordered([recipe("budget.keep=50%"), recipe("budget.keep=40%", "search.generations=3")])
 
 

@@ -184,7 +184,7 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, kept: int, tiny_folder) -> None:
     settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     need = need_of(make_plan(sizes_of(tiny_folder(model_type), *settings), find_device("h100")), "search")
-    assert item(need, "dense model's side of the loss") == kept * 64 * 4
+    assert item(need, "dense model's distributions") == kept * 64 * 4
 
 
 def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:

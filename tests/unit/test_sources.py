@@ -385,7 +385,7 @@ def test_hub_offline(hub, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     hub.error = ConnectionError("Couldn't reach the hub")
     text = message("hf:someone/things")
-    assert f"{variable} is set, so the hub can't be asked" in text
+    assert f"{variable} is set, so the hub can't be reached" in text
     assert "pass local text instead" in text
 
 

@@ -1,4 +1,4 @@
-"""Read documents out of the files of one source: text, JSON lines, Parquet and Arrow."""
+"""Read documents from the files of a source: text, JSON lines, Parquet and Arrow."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
     from darwinlm.data.shuffle import Shuffle
 
 TEXT_FIELDS = ("text", "passage", "page", "content", CHAT_FIELD)
-"""Fields that may hold a record's text, the most likely first; `messages` hold a chat."""
+"""Fields that may hold a record's text, in order of preference; `messages` holds a chat."""
 
 _TEXT_EXTENSIONS = (".txt", ".txt.gz")
 _JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
 _ARROW_EXTENSIONS = (".parquet", ".arrow")
 EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _ARROW_EXTENSIONS
-"""Ends of the file names that can be read."""
+"""Supported file extensions."""
 
 OPEN_FILES = 64
-"""Most files of a folder that are read at once."""
+"""Maximum number of files of a folder that are read at once."""
 
 DOCUMENT_CHARACTERS = 1 << 24
-"""Longest document in characters; what follows is left out and counted."""
+"""Maximum length of a document in characters; longer ones are cut and counted."""
 LINE_BYTES = 1 << 26
-"""Longest line of a file in bytes: of text, the rest is left out; of records, it is refused."""
+"""Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
 BLANK_LINES = 10**6
-"""Most blank lines in a row."""
+"""Maximum number of consecutive blank lines."""
 FREE_BYTES, RATIO = 1 << 26, 200
-"""How much a packed file may hold: so many bytes, and beyond them so many times its own size. Text packs to a third."""
+"""Maximum unpacked size of a compressed file: this number of bytes, or this multiple of its size (text: about 3)."""
 COLUMN_BYTES = 1 << 32
-"""Largest column of one row group of a Parquet file, unpacked."""
+"""Maximum unpacked size of a column in one row group of a Parquet file."""
 
 _ROWS_PER_BATCH = 256
 
 
 @dataclass
 class Tally:
-    """What reading left out; filled while documents are read.
+    """Counts of text that was left out; updated while documents are read.
 
     Attributes:
-        cut: Documents that were longer than `DOCUMENT_CHARACTERS`.
-        empty: Documents without a visible character.
+        cut: Number of documents longer than `DOCUMENT_CHARACTERS`.
+        empty: Number of documents without a visible character.
     """
 
     cut: int = 0
     empty: int = 0
 
     def words(self) -> str | None:
-        """For people; None where nothing was left out."""
+        """A message about the counts; None if nothing was left out."""
         parts = []
         if self.cut:
             parts.append(f"{self.cut} documents were cut to {DOCUMENT_CHARACTERS:,} characters")
@@ -69,13 +69,13 @@ class Tally:
 
 
 def extension_of(path: Path) -> str | None:
-    """Which of `EXTENSIONS` a file's name ends in."""
+    """The extension of a file among `EXTENSIONS`."""
     name = path.name.lower()
     return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a message lists them: a, b or c."""
+    """Names as a list for messages: a, b or c."""
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -85,15 +85,15 @@ def read_files(
     shuffle: Shuffle | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[str]:
-    """Read the documents of files, one of each in turn, so that what is read first comes from all of them.
+    """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
-    A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
+    At most `OPEN_FILES` are read at once; when one ends, the next one is opened.
 
     Args:
         files: Files in reading order.
         field: Field of a record that holds the text; None tries `TEXT_FIELDS`.
         shuffle: Shuffle of the files and of the documents in each; None keeps their order.
-        tokenizer: Writes chats out; only they need one.
+        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
 
     Raises:
         DataError: A file is unreadable or damaged, or a record has no text.
@@ -127,9 +127,9 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
 
 
 def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked when its name ends in ``.gz``.
+    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
-    A line that is longer than `LINE_BYTES` is cut to that, or refused.
+    A line longer than `LINE_BYTES` is cut or refused.
     """
     try:
         with _opened(path) as handle:
@@ -170,7 +170,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
     end = len(raw)
     while not whole and end and end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
-        end -= 1  # a cut may go through a character
+        end -= 1  # the cut may be inside a character
     if not whole and raw[end - 1] >= 0xC0:
         end -= 1
     try:
@@ -190,7 +190,7 @@ def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
 
 
 def _split_text(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file: what stands between runs of two or more blank lines."""
+    """Yield the documents of a text file, which are separated by two or more blank lines."""
     kept: list[str] = []
     blank, held = 0, 0
     for number, line in _lines(path, cut=True):
@@ -204,7 +204,7 @@ def _split_text(path: Path) -> Iterator[str]:
             kept, held = [], 0
         elif kept and blank == 1:
             kept.append("")
-        if held <= DOCUMENT_CHARACTERS:  # one line more than allowed shows that the document is too long
+        if held <= DOCUMENT_CHARACTERS:  # one line beyond the limit shows that the document is too long
             kept.append(line)
             held += len(line) + 1
         blank = 0
@@ -259,7 +259,7 @@ def _read_arrow(
 
 
 def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (name of the text's column, a batch of its values); no other column is read."""
+    """Yield (name of the text column, a batch of its values); other columns aren't read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
@@ -277,7 +277,7 @@ def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[
 
 
 def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (name of the text's column, a batch of its values) of an Arrow stream or an Arrow file."""
+    """Yield (name of the text column, a batch of its values) of an Arrow stream or file."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
@@ -299,23 +299,23 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[An
 
 
 def text_field(names: Sequence[str], wanted: str | None, where: str) -> str:
-    """Choose the field that holds the text: the wanted one, else the first of `TEXT_FIELDS` that is there."""
+    """Choose the text field: the given one, else the first existing one of `TEXT_FIELDS`."""
     candidates = TEXT_FIELDS if wanted is None else (wanted,)
     found = next((name for name in candidates if name in names), None)
     if found is None:
         there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
         raise DataError(
-            f"{where}: there is no field {listed(candidates)}; the fields there are: {there}. "
+            f"{where}: there is no field {listed(candidates)}; the existing fields are: {there}. "
             "Name the one that holds the text after a '#' at the end of the source."
         )
     return found
 
 
 def text_of(value: object, field: str, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """The text that a record holds, as a tokenizer takes it: text as it stands, a list of messages as a chat.
+    """The text of a record: a string is returned as it is, a list of messages is rendered as a chat.
 
     Raises:
-        DataError: The value is something else, or a chat that the tokenizer can't write.
+        DataError: The value is something else, or a chat that the template can't render.
     """
     if value is None:
         return ""

@@ -1,7 +1,7 @@
-"""A checkpoint whose layers may have sizes of their own and whose configuration may say nothing useful about them.
+"""Checkpoints whose layers may differ in size and whose configuration may not describe this.
 
-The weights decide: the family by the tensors that are there, every layer's sizes by the shapes. No code of the
-checkpoint's is run.
+The family is detected from the tensor names, and the sizes of every layer from the shapes. Code in the checkpoint never
+runs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
 QUERY_GROUPS = ("first", "spread")
-"""How query heads meet KV heads where their number isn't a multiple: `first`, the i-th query head uses the KV head that
-it had when none was removed before it; `spread`, they are shared out as evenly as they go."""
+"""Assignment of query heads to KV heads if their number isn't a multiple. `first`: the i-th query head uses the KV head
+of the i-th head in the dense model. `spread`: they are distributed as evenly as possible."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint as its weights describe it.
+    """A checkpoint, described by its weights.
 
     Attributes:
-        checkpoint: The folder, with the stock configuration that its layers were cut from.
-        heads: Query heads of each block.
-        groups: KV heads of each block.
-        widths: MLP channels of each block.
+        checkpoint: Checkpoint with the stock configuration of the dense model.
+        heads: Number of query heads of each block.
+        groups: Number of KV heads of each block.
+        widths: Number of MLP channels of each block.
         owners: KV head of each query head of each block.
     """
 
@@ -57,20 +57,20 @@ def open_foreign(
 
     Args:
         folder: Folder with config.json and safetensors.
-        family: Model type of the dense model; None finds it out.
-        head_dim: Columns of a head; None takes the configuration's.
+        family: Model type of the dense model; None detects it.
+        head_dim: Columns of a head; None uses the configuration.
         query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
         allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
 
     Raises:
-        ModelError: The folder holds no model, or one that is ours already.
+        ModelError: The folder holds no model, or one of this package.
         FamilyError: The family isn't known.
-        CheckpointError: The weights fit no such model; the message says what to state.
+        CheckpointError: The weights don't fit the family; the message names the option to give.
     """
     raw = _read(folder)
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
-        raise ModelError(f"{folder} is a model of this package already: nothing needs to be converted")
+        raise ModelError(f"{folder} is already a model of this package and needs no import")
     check_quantised(raw, folder / "config.json")
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
@@ -104,7 +104,7 @@ def open_foreign(
 def _rows(
     folder: Path, family: Family, shapes: dict[str, tuple[int, ...]], blocks: int
 ) -> tuple[list[int], list[int], tuple[int, ...]]:
-    """Columns of the output projection, rows of keys and channels of the MLP in each block, 0 where it is gone."""
+    """Columns of the output projection, rows of keys, and channels of the MLP in each block; 0 for absent ones."""
 
     def shape(part: Attention | Mlp, name: str, axis: int) -> list[int]:
         names = [f"{family.layers}.{i}.{part.name}.{name}.weight" for i in range(blocks)]
@@ -131,7 +131,7 @@ def _check_shapes(
     key_value: Sequence[int],
     widths: Sequence[int],
 ) -> None:
-    """Every projection has the rows and columns that the others ask for. Raises CheckpointError."""
+    """Check that the shapes of all projections fit each other. Raises CheckpointError."""
     hidden = shapes[f"{family.embedding}.weight"][-1]
     for block in range(len(query)):
         rows = {"query": query[block], "key_value": key_value[block], "channel": widths[block]}
@@ -144,7 +144,7 @@ def _check_shapes(
                 if shapes.get(full) != shape:
                     has = " x ".join(map(str, shapes.get(full, ()))) or "missing"
                     raise CheckpointError(
-                        f"{folder}: the tensor {full} is {has}, but the others ask for {shape[0]} x {shape[1]}: fetch "
+                        f"{folder}: the tensor {full} is {has}, but the others require {shape[0]} x {shape[1]}: fetch "
                         "the model again"
                     )
 
@@ -202,7 +202,7 @@ def _columns(raw: dict[str, Any], folder: Path) -> int:
 def _stock_sizes(
     raw: dict[str, Any], heads: tuple[int, ...], groups: tuple[int, ...], widths: tuple[int, ...]
 ) -> dict[str, int]:
-    """Sizes that every layer fits into: the configuration's where it states numbers."""
+    """Sizes of a stock model that every layer fits into, from the configuration and the largest layers."""
     found = {}
     for name, largest in zip(SIZES, (max(heads), max(groups), max(widths)), strict=False):
         stated = raw.get(name)
@@ -241,7 +241,7 @@ def _config(
 
 
 def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None:
-    """A list in the configuration that names this block's query heads among the dense model's, if there is one."""
+    """Indices of this block's query heads in the dense model, if the configuration has such a list."""
     for value in raw.values():
         if isinstance(value, dict):
             found = value.get(str(block))
@@ -274,6 +274,6 @@ def _owners(
     if chosen == "spread":
         return tuple(head * groups // heads for head in range(heads))
     raise CheckpointError(
-        f"block {block}: {heads} query heads over {groups} KV heads, and nothing says which belong together: state "
-        f"--query-groups {' or '.join(QUERY_GROUPS)} as the model's own code does it"
+        f"block {block}: {heads} query heads over {groups} KV heads, and their assignment isn't known: give "
+        f"--query-groups {' or '.join(QUERY_GROUPS)}, depending on the model's code"
     )

@@ -1,4 +1,4 @@
-"""Time whole models of given sizes on the device at hand: built as they will be saved, with random weights."""
+"""Time whole models of given sizes on the present device, in their saved form but with random weights."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 
 Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
-"""Decoded tokens whose median time stands for all of them."""
+"""Number of decoded tokens whose median time is used for all."""
 
 STEADY = 0.01
-"""Standard error of a ratio of times below which no more passes are timed."""
+"""Standard error of the ratio of times at which timing ends."""
 
 PATIENCE = 3
-"""How many times as many passes are timed where the ratios don't agree."""
+"""Largest factor on the number of passes if the ratios disagree."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: a prompt, and tokens written after it.
+    """Timed workload: a prompt, and tokens generated after it.
 
     Attributes:
-        prefill: Tokens of the prompt; 0 leaves its time out.
-        decode: Tokens written; 0 leaves them out.
-        batch: Sequences at once.
+        prefill: Number of tokens in the prompt; 0 skips its time.
+        decode: Number of generated tokens; 0 skips their time.
+        batch: Number of parallel sequences.
     """
 
     prefill: int
@@ -48,7 +48,7 @@ class Workload:
 
 
 class ModelTimer:
-    """Times models against the dense one, in turn, so that a machine's drift falls on both.
+    """Times models alternately with the dense one, so that drift of the machine affects both.
 
     Args:
         checkpoint: The dense model; its weights aren't read.
@@ -56,7 +56,7 @@ class ModelTimer:
         request: Timed workload.
         dtype: Element type of the weights.
         device: Device of the models.
-        runs: Timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
+        runs: Number of timed passes of each model, up to three times as many if the machine's speed changes.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ModelTimer:
         self._tokens = torch.randint(vocabulary, (request.batch, length), generator=generator).to(device)
 
     def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
-        """Time of a model over the dense one's (median of paired passes), and the dense one's in seconds."""
+        """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
         if self._reference is None:
             self._reference = self.build(dense)
             self.seconds(self._reference)
@@ -95,7 +95,7 @@ class ModelTimer:
         return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
     def build(self, choice: Choice) -> Any:
-        """A model whose modules are at the given levels; those that aren't named are gone."""
+        """A model with modules at the given levels; other modules are removed."""
         table: dict[int, dict[str, Any]] = {}
         for block in range(self.checkpoint.n_blocks):
             row: dict[str, Any] = {}
@@ -115,7 +115,7 @@ class ModelTimer:
     def _sizes(self, shape: ModuleShape, level: Level) -> dict[str, Any]:
         query_groups = None
         if shape.kind == "attention" and not level.heads:
-            # Which query heads stay isn't known yet, and hardly matters to the time: take the first ones.
+            # The choice of query heads isn't known yet and hardly affects the time, so use the first ones.
             _, query_groups = kept_groups(shape, level, torch.arange(level.width))
         return layer_overrides(self.checkpoint.family, shape, level, query_groups)
 
@@ -125,14 +125,14 @@ class ModelTimer:
 
     @torch.inference_mode()
     def seconds(self, model: Any) -> float:
-        """One pass: the prompt's time and the written tokens' time, as the request weighs them."""
+        """Time of one pass: the prompt, and the generated tokens."""
         prompt = max(self.request.prefill, 1)
         begun = self._now()
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
         total = self._now() - begun if self.request.prefill else 0.0
         if self.request.decode:
             cache = {self._cache_name(model): output.past_key_values}
-            if self._tokens.shape[1] > prompt:  # tokens are timed with the cache that they find on average
+            if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
             steps = []
             for _ in range(min(DECODE_STEPS, self.request.decode)):
@@ -144,7 +144,7 @@ class ModelTimer:
 
     @staticmethod
     def _cache_name(model: Any) -> str:
-        """What the model calls its cache: the name changed between releases of transformers."""
+        """Name of the model's cache argument, which differs between releases of transformers."""
         return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def _now(self) -> float:
@@ -154,8 +154,8 @@ class ModelTimer:
 
 
 def steady(ratios: Sequence[float]) -> bool:
-    """Whether the median of the ratios is known well enough, by their median distance from it; a single one is."""
+    """Whether the standard error of the ratios' median is small enough; a single ratio always is."""
     middle = statistics.median(ratios)
     spread = statistics.median(abs(each - middle) for each in ratios)
-    # For normal errors the deviation is 1.48 median distances, and a median's standard error 1.25 of a mean's.
+    # For normal errors, the deviation is 1.48 median distances, and a median has 1.25 times the error of a mean.
     return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle

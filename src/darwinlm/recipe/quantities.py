@@ -1,7 +1,7 @@
-"""Numbers with units as people write them: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
+"""Numbers with units: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
 
-Each parser hands a text that it reads on as a number, passes other values through to the type check, and refuses a unit
-that it doesn't know by naming those that it does.
+Each parser converts a text to a number and leaves other values to the type check. For an unknown unit, the message
+lists the known ones.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     """Read a number with one of the units.
 
     Args:
-        value: A text, or anything else, which is passed on.
-        units: Factor of each unit; the empty one lets a plain number through.
-        example: Shown in messages.
+        value: Text; other values are returned unchanged.
+        units: Factor of each unit; the empty unit allows plain numbers.
+        example: Example for messages.
 
     Raises:
         ValueError: The text is no number, its unit isn't known, or a plain number needs one.

@@ -1,4 +1,4 @@
-"""Calibrate and factorise: every module at every level, block by block; or a database that is ready."""
+"""Database: calibrate and factorise every module, block by block, or use a finished database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class PruningDatabase:
-    """A finished database and the stage that holds it."""
+    """A finished database and its stage."""
 
     stage: StageFolder
     reader: DatabaseReader
@@ -35,7 +35,7 @@ class PruningDatabase:
 def stream_of(
     run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
 ) -> BlockStream:
-    """The dense model's residual stream over some text, before the first block."""
+    """The dense model's residual stream on some text, before the first block."""
     rows = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
     return _stream(run, text.tokens[:rows], memory)
 
@@ -47,18 +47,18 @@ def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> Blo
 
 
 def database_stage(run: Run, texts: Texts) -> PruningDatabase:
-    """Build the database, reuse it, or take the one that the recipe points at.
+    """Build the database, reuse it, or use the one named in the recipe.
 
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
-        ArtifactError: The database that the recipe points at is another model's, or damaged.
-        DataError: It was calibrated on text that is now to be searched or measured on.
+        ArtifactError: The database named in the recipe belongs to another model, or is damaged.
+        DataError: It was calibrated on text that is now search or evaluation text.
     """
     recipe = run.recipe
     if recipe.database.folder is not None:
         with parallel.agree():
-            stage = _ready_database(run, Path(recipe.database.folder), texts)
+            stage = _finished_database(run, Path(recipe.database.folder), texts)
         return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
     key = {
         "model": run.checkpoint.digest,
@@ -88,12 +88,12 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
 
 
 def _without_effect(settings: DatabaseSettings) -> set[str]:
-    """Fields that the pruned modules don't depend on."""
+    """Fields that don't affect the pruned modules."""
     return {"folder"} if settings.saliency == "loss" else {"folder", "saliency_tokens"}
 
 
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
-    """Second moments of output gradients on the first of the calibration text, one file for each block."""
+    """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
     rows = min(max(wanted, parallel.size()), len(text.tokens))
     tokens = text.tokens[:rows][parallel.place() :: parallel.size()]
@@ -117,7 +117,7 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     return of_block  # type: ignore[return-value]
 
 
-def _ready_database(run: Run, path: Path, texts: Texts) -> StageFolder:
+def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
     stage = find_database(path)
     model, units = run.checkpoint, run.recipe.units.attention
     check_fits(stage, path, model=model.digest, source=model.source, units=units)
@@ -127,7 +127,7 @@ def _ready_database(run: Run, path: Path, texts: Texts) -> StageFolder:
         if shared:
             raise DataError(
                 f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
-                "other text, or the text settings and the seed that it was made with"
+                "other text, or the text settings and the seed of the database"
             )
     run.reporter.say(f"calibration and database: {path} is used")
     return stage

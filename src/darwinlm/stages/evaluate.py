@@ -1,4 +1,4 @@
-"""Evaluate: dense, uniform, stitched and final model on held-out text, side by side."""
+"""Evaluate: dense, uniform, stitched and final model on held-out text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def save_figures(path: Path, measured: Measured) -> None:
 
 
 def read_figures(path: Path) -> Measured:
-    """Read them again. Raises ArtifactError."""
+    """Read figures of models. Raises ArtifactError."""
     try:
         return {key: ModelFigures.model_validate(tree) for key, tree in read_json(path).items()}
     except (AttributeError, ValidationError) as error:
@@ -80,12 +80,12 @@ def read_figures(path: Path) -> Measured:
 
 
 def room_for_models(device: torch.device) -> float | None:
-    """Bytes of a GPU that models may fill, half of what is free being left to passes; None where it is all RAM."""
+    """Bytes of a GPU for models, half of its free memory; None on a CPU."""
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
 
 
 def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelKey]]:
-    """Models that are measured side by side: all of them, or each with the dense one where there is no room for all."""
+    """Groups of models to measure together: all of them, or each with the dense one if memory is short."""
     names = list(sizes)
     if room is None or sum(sizes.values()) <= room:
         return [names]
@@ -93,13 +93,13 @@ def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelK
 
 
 def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
-    """Measure models side by side, the dense one among them.
+    """Measure models on the same text, including the dense one.
 
     Args:
         run: The run.
         models: Models in the run's element type, on the CPU.
-        texts: `evaluation` among them.
-        dtype: Element type that their bytes are counted in.
+        texts: Texts of the run, including `evaluation`.
+        dtype: Element type for their size in bytes.
     """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}

@@ -42,10 +42,10 @@ PAGE = "report.html"
 
 
 def report_stage(run: Run, made: StageResults) -> Summary:
-    """Write the summary, the page and the card; always done afresh.
+    """Write the summary, the page and the card, on every run.
 
     Raises:
-        BudgetError: The saved model doesn't keep the budget.
+        BudgetError: The saved model exceeds the budget.
         StorageError: The disk is full.
     """
     summary = summarise(run, made)
@@ -56,7 +56,7 @@ def report_stage(run: Run, made: StageResults) -> Summary:
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
     """Write summary.json and report.html into an output folder, and the card beside the weights.
 
-    Of several processes only the first one writes.
+    Among several processes only the first one writes.
 
     Raises:
         StorageError: The disk is full.
@@ -68,7 +68,7 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 
 
 def summarise(run: Run, made: StageResults) -> Summary:
-    """All facts of a run. Raises BudgetError when the saved model is too large."""
+    """Summary of a run. Raises BudgetError if the saved model is too large."""
     models, refitted, recovered = made.evaluate, made.refit, made.recover
     final = list(models.values())[-1]
     return Summary(
@@ -92,7 +92,7 @@ def summarise(run: Run, made: StageResults) -> Summary:
 
 
 def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
-    """The budget, and what the saved model uses of it. Raises BudgetError when that isn't what was planned."""
+    """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
     settings, plan, allocation = run.recipe.budget, made.plan, made.search.allocation
     planned = plan.space.params(allocation)
     used = plan.cost.of(allocation)
@@ -105,7 +105,7 @@ def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigur
     return BudgetFigures(
         kind=settings.kind,
         bound=getattr(settings, settings.kind),
-        # Of a later round, the share of the original.
+        # In a later round, the share of the original model.
         keep=settings.keep if run.teacher is run.checkpoint else planned / dense.block_params,
         unit=plan.cost.unit,
         dense=plan.cost.dense,
@@ -118,7 +118,7 @@ def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigur
 
 
 def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
-    """What is left of each block of the original model, from the shapes of both models' tensors."""
+    """The remaining part of each block of the original model, from the shapes of both models' tensors."""
     rows: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
     for checkpoint, prefix in ((dense, "dense_"), (small, "")):
         for shape in module_shapes(checkpoint):
@@ -131,7 +131,7 @@ def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigur
 
 
 def text_figures(run: Run, texts: Texts) -> TextFigures:
-    """How much text served which purpose."""
+    """Amount of text for each purpose."""
     recipe = run.recipe
     return TextFigures(
         source=recipe.text.source,
@@ -145,7 +145,7 @@ def text_figures(run: Run, texts: Texts) -> TextFigures:
 
 
 def export_figures(exported: Exported) -> ExportFigures:
-    """The saved model."""
+    """Figures of the saved model."""
     return ExportFigures(
         folder=exported.folder.name,
         custom_code=exported.custom_code,
@@ -154,7 +154,7 @@ def export_figures(exported: Exported) -> ExportFigures:
 
 
 def machine_figures(run: Run) -> MachineFigures:
-    """The machine that this process runs on."""
+    """Description of this machine."""
     return MachineFigures(
         device=str(run.device),
         threads=torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Search: what it reads, its key, and the allocation that it leaves."""
+"""Search: the stage that finds the allocation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search settled on.
+    """Result of the search.
 
     Attributes:
         stage: Stage folder.
-        allocation: The answer.
-        uniform: The best allocation with equal layers at the same budget.
+        allocation: Best allocation.
+        uniform: Best uniform allocation at the same budget.
         record: Start, history and figures for the report.
     """
 
@@ -42,10 +42,10 @@ def search_stage(
 
     Args:
         run: The run.
-        texts: Fitness text, and training text where candidates are trained.
+        texts: Fitness text, and training text if candidates are trained.
         database: Pruned modules.
         problem: Space, costs and budget.
-        neighbour: The answer at another budget on the same database, to start from where that is better.
+        neighbour: Result at another budget with the same database; the search starts from it if it is better.
 
     Raises:
         BudgetError: No allocation keeps the budget.
