@@ -23,7 +23,9 @@ def test_text_that_is_empty(prune, tmp_path, content):
 
 def test_text_that_is_too_short(prune, tmp_path):
     (tmp_path / "short.txt").write_text("the river runs under the stone")
-    prune(text=tmp_path / "short.txt").refused("short.txt", "is too short", "text.calibration_tokens", "1024")
+    prune(text=tmp_path / "short.txt").refused(
+        "short.txt", "less than a block of", "give more text, or lower text.sequence_length"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Chats in a `messages` column, written out by the model's chat template, and what is refused."""
+"""Chats in a `messages` column or in two columns, written out by the model's chat template, and what is refused."""
 
 from __future__ import annotations
 
@@ -46,6 +46,29 @@ def test_text_goes_before_messages_and_any_field_can_be_named(tmp_path, tokenize
     assert list(read_documents(source, tokenizer=tokenizer)) == ["plain"]
     assert list(read_documents(f"{source}#messages", tokenizer=tokenizer)) == [WRITTEN]
     assert list(read_documents(f"{source}#conversation", tokenizer=tokenizer)) == ["[user]Which river?\n"]
+
+
+def test_a_question_and_its_answer_are_a_chat_in_every_format(tmp_path, tokenizer):
+    record = {"ask": "Which river?", "reply": "The Rhine.", "text": "plain"}
+    source = lines(tmp_path / "a.jsonl", record, record | {"reply": None}, record | {"ask": " "})
+    assert list(read_documents(f"{source}#ask+reply", tokenizer=tokenizer)) == [WRITTEN]
+    table = pa.Table.from_pylist([record, record | {"ask": None}])
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert list(read_documents(f"{tmp_path / 'b.parquet'}#ask+reply", tokenizer=tokenizer)) == [WRITTEN]
+    with pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert list(read_documents(f"{tmp_path / 'c.arrow'}#ask+reply", tokenizer=tokenizer)) == [WRITTEN]
+
+
+def test_a_field_with_a_plus_in_its_name_is_one_field(tmp_path):
+    source = lines(tmp_path / "a.jsonl", {"a+b": "one"}, {"a+b": "two"})
+    assert list(read_documents(f"{source}#a+b")) == ["one", "two"]
+
+
+def test_a_missing_answer_is_told(tmp_path, tokenizer):
+    source = lines(tmp_path / "a.jsonl", {"ask": "Which river?"})
+    with pytest.raises(DataError, match="there is no field reply; the fields there are: ask"):
+        list(read_documents(f"{source}#ask+reply", tokenizer=tokenizer))
 
 
 def test_chats_are_packed_with_one_bos(tmp_path):

@@ -180,21 +180,6 @@ def test_no_stage_is_refused():
     assert "stages: at least one is needed" in message({"search": {"stages": []}})
 
 
-def test_more_fitness_tokens_than_there_are():
-    search = {"stages": stages((64, 2), (9000, 1))}
-    assert "a stage asks for 9000 tokens, but text.fitness_tokens is 8192" in message({"search": search})
-
-
-def test_more_refit_tokens_than_there_are_unless_there_is_no_refit():
-    tree: dict[str, Any] = {"text": {"calibration_tokens": 1024}, "refit": {"tokens": 2048}}
-    assert "refit.tokens is 2048, but text.calibration_tokens is 1024" in message(tree)
-    tree["refit"]["enabled"] = False
-    assert not parse_recipe(tree, "here").refit.enabled
-
-
-# --------------------------------------------------------------------------------------------------------- files
-
-
 def test_a_file_then_assignments_then_overrides(tmp_path):
     path = written(tmp_path / "r.yaml", "budget: {keep: 70%}\nsearch: {seed: 3, generations: 7}\n")
     recipe = load_recipe(path, ["search.seed=4", "budget.keep=60%"], {"budget.keep": "50%", "model": "m", "text": None})

@@ -17,6 +17,7 @@ from darwinlm.data import (
     document_hash,
     split_documents,
 )
+from darwinlm.data.splits import shares_within
 from darwinlm.errors import ArtifactError, DataError, RecipeError, StorageError
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
@@ -254,6 +255,22 @@ def test_too_little_text_says_what_lacks_and_what_to_lower(tokenizer):
 def test_too_little_text_names_every_purpose_that_lacks(tokenizer):
     with pytest.raises(DataError, match=r"The text is too short: calibration has 0 of 640 .* and text\.evaluation_tok"):
         split([], tokenizer=tokenizer)
+
+
+def test_shares_of_a_short_text_keep_their_proportions_and_a_block_each():
+    wanted = {"calibration": 640, "fitness": 64, "evaluation": 128}
+    assert shares_within(wanted, 832, 8) == wanted
+    assert shares_within(wanted, 416, 8) == {"calibration": 320, "fitness": 32, "evaluation": 64}
+    assert shares_within(wanted, 31, 8) == {"calibration": 8, "fitness": 8, "evaluation": 8}
+    assert shares_within(wanted, 23, 8) is None
+
+
+@pytest.mark.parametrize("available", range(24, 832, 40))
+def test_shares_of_a_short_text_fit_it(available):
+    shares = shares_within({"calibration": 640, "fitness": 64, "evaluation": 128}, available, 8)
+    assert shares is not None
+    assert sum(shares.values()) <= available
+    assert all(tokens % 8 == 0 and tokens for tokens in shares.values())
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,9 @@ def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokeniz
                 f"{where}: the line holds a {type(record).__name__}, not a record. "
                 'Every line has to be an object like {"text": "..."}.'
             )
-        field = text_field(list(record), field, where)
-        yield text_of(record[field], field, where, tokenizer)
+        names = text_fields(list(record), field, where)
+        field = "+".join(names)  # of all records the same
+        yield text_of([record[name] for name in names], names, where, tokenizer)
 
 
 def _read_arrow(
@@ -248,36 +249,37 @@ def _read_arrow(
     row = 0
     batches = _parquet_batches(path, field) if is_parquet else _arrow_batches(path, field)
     try:
-        for name, values in batches:
-            for value in values:
+        for names, columns in batches:
+            for values in zip(*columns, strict=True):
                 row += 1
-                yield text_of(value, name, f"{path}, row {row}", tokenizer)
+                yield text_of(values, names, f"{path}, row {row}", tokenizer)
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         kind = "Parquet" if is_parquet else "Arrow"
         reason = shorten(error, 200)
         raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
 
 
-def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (name of the text column, a batch of its values); other columns aren't read."""
+def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
+    """Yield (names of the text columns, a batch of the values of each); other columns aren't read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
-        name = text_field(table.schema_arrow.names, field, str(path))
+        names = text_fields(table.schema_arrow.names, field, str(path))
         for group in range(table.metadata.num_row_groups):
             row = table.metadata.row_group(group)
             for column in map(row.column, range(row.num_columns)):
-                if column.path_in_schema.partition(".")[0] == name and column.total_uncompressed_size > COLUMN_BYTES:
+                name = column.path_in_schema.partition(".")[0]
+                if name in names and column.total_uncompressed_size > COLUMN_BYTES:
                     raise DataError(
                         f"{path}: the column {name} takes {column.total_uncompressed_size:,} bytes in a row group, "
                         f"more than {COLUMN_BYTES:,}. Write it again in smaller row groups."
                     )
-        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name]):
-            yield name, batch.column(0).to_pylist()
+        for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(names)):
+            yield names, [batch.column(name).to_pylist() for name in names]
 
 
-def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (name of the text column, a batch of its values) of an Arrow stream or file."""
+def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
+    """Yield (names of the text columns, a batch of the values of each) of an Arrow stream or file."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
@@ -291,32 +293,64 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[str, list[An
         else:
             batches = iter(reader)
             schema = reader.schema
-        name = text_field(schema.names, field, str(path))
+        names = text_fields(schema.names, field, str(path))
+        places = [schema.get_field_index(name) for name in names]
         for batch in batches:
-            column = batch.column(schema.get_field_index(name))
-            for start in range(0, len(column), _ROWS_PER_BATCH):
-                yield name, column.slice(start, _ROWS_PER_BATCH).to_pylist()
+            for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
+                part = batch.slice(start, _ROWS_PER_BATCH)
+                yield names, [part.column(place).to_pylist() for place in places]
 
 
-def text_field(names: Sequence[str], wanted: str | None, where: str) -> str:
-    """Choose the text field: the given one, else the first existing one of `TEXT_FIELDS`."""
+def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
+    """Choose the text fields.
+
+    Args:
+        names: Fields of a record.
+        wanted: Field given by the user, or two joined by a plus: a question and its answer. None uses the first
+            existing one of `TEXT_FIELDS`.
+        where: Record or file, for messages.
+
+    Raises:
+        DataError: There is no such field.
+    """
+    if wanted is not None and wanted not in names and wanted.count("+") == 1:
+        question, answer = wanted.split("+")
+        return text_fields(names, question, where) + text_fields(names, answer, where)
     candidates = TEXT_FIELDS if wanted is None else (wanted,)
-    found = next((name for name in candidates if name in names), None)
-    if found is None:
+    chosen = next((name for name in candidates if name in names), None)
+    if chosen is None:
         there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
         raise DataError(
             f"{where}: there is no field {listed(candidates)}; the existing fields are: {there}. "
             "Name the one that holds the text after a '#' at the end of the source."
         )
-    return found
+    return (chosen,)
 
 
-def text_of(value: object, field: str, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """The text of a record: a string is returned as it is, a list of messages is rendered as a chat.
+def text_of(
+    values: Sequence[object], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> str:
+    """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
+
+    Args:
+        values: Values of the fields, in their order.
+        fields: One field, or two with a question and its answer.
+        where: Record, for messages.
+        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
 
     Raises:
-        DataError: The value is something else, or a chat that the template can't render.
+        DataError: A value is something else, or a chat that the template can't render.
     """
+    if len(values) == 2:
+        parts = [text_of([value], [field], where) for value, field in zip(values, fields, strict=True)]
+        if not all(map(str.strip, parts)):
+            return ""
+        return chat_text(
+            [{"role": role, "content": part} for role, part in zip(("user", "assistant"), parts, strict=True)],
+            tokenizer,
+            where,
+        )
+    (value,), (field,) = values, fields
     if value is None:
         return ""
     if isinstance(value, list) or field == CHAT_FIELD:

@@ -5,8 +5,8 @@ A source is one of
 - a text file, ``.txt`` or ``.txt.gz``;
 - a file of records, ``.jsonl``, ``.jsonl.gz``, ``.json`` (one record per line), ``.parquet`` or ``.arrow`` (stream or
   file format), with text in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named after
-  a ``#``: ``reviews.jsonl#body``; a field ``messages``, or a named field with a list of messages, is a chat, which the
-  model's chat template renders;
+  a ``#``: ``reviews.jsonl#body``; a field ``messages``, or a named field with a list of messages, is a chat, and so are
+  two fields with a question and its answer, ``faq.jsonl#question+answer``; the model's chat template renders chats;
 - a folder of such files, read in sorted order, subfolders included;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
@@ -29,7 +29,7 @@ from darwinlm.data.files import (
     extension_of,
     listed,
     read_files,
-    text_field,
+    text_fields,
     text_of,
 )
 from darwinlm.errors import DataError, MissingExtraError
@@ -232,8 +232,9 @@ def _read_hub(
     rows = _hub_rows(source, load_dataset, shuffle)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        field = text_field(list(row), field, where)
-        yield text_of(row[field], field, where, tokenizer)
+        names = text_fields(list(row), field, where)
+        field = "+".join(names)
+        yield text_of([row[name] for name in names], names, where, tokenizer)
 
 
 def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:

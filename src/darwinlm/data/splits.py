@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
 """Purposes of text in the order of the stages; only training may have a share of 0."""
 
+
+class TextTooShortError(DataError):
+    """The source has too little text for all purposes.
+
+    Attributes:
+        available: Total number of tokens of all purposes.
+    """
+
+    def __init__(self, message: str, available: int) -> None:
+        super().__init__(message)
+        self.available = available
+
+
 _SMALLEST_WEIGHT = 0.02
 """Minimum share of documents of a purpose; with less, filling it would read too much of a stream."""
 
@@ -151,7 +164,7 @@ def split_documents(
         For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
 
     Raises:
-        DataError: There is too little text; the message gives the shortages and the settings to lower.
+        TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
         RecipeError: A purpose is unknown, or a number is out of range.
     """
     plan = TextPlan(shares, seq_len, seed, document_tokens)
@@ -169,14 +182,36 @@ def split_documents(
         lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
         read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
-        raise DataError(
+        raise TextTooShortError(
             f"{named} is too short: {lacking} ({read}; no document serves two purposes). "
-            f"Give more text, or lower {' and '.join(map(_setting, short))}."
+            f"Give more text, or lower {' and '.join(map(_setting, short))}.",
+            sum(shelf.n_tokens for shelf in shelves.values()),
         )
     return {
         purpose: TokenBlocks(shelf.blocks(seq_len, bos), tuple(shelf.hashes), source)
         for purpose, shelf in shelves.items()
     }
+
+
+def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
+    """Shares scaled down to a short text, in whole blocks.
+
+    Args:
+        shares: Number of tokens for each purpose.
+        available: Number of available tokens.
+        seq_len: Tokens in a block, T.
+
+    Returns:
+        At least a block for each purpose; None if there is too little text for that.
+    """
+    most = available // seq_len
+    if most < len(shares):
+        return None
+    part = min(1.0, available / sum(shares.values()))
+    blocks = {purpose: max(1, int(part * tokens / seq_len)) for purpose, tokens in shares.items()}
+    while sum(blocks.values()) > most:
+        blocks[max(blocks, key=blocks.__getitem__)] -= 1
+    return {purpose: count * seq_len for purpose, count in blocks.items()}
 
 
 class _Shelf:

@@ -15,7 +15,7 @@ class SearchStage(Section):
     """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
     tokens: int = Field(gt=0)
-    """Fitness tokens for each candidate."""
+    """Fitness tokens for each candidate; at most `text.fitness_tokens`."""
     survivors: int = Field(gt=0)
     """Number of candidates that survive the round."""
     training_tokens: int = Field(0, ge=0)

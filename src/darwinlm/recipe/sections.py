@@ -247,18 +247,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tokens_suffice(self) -> Recipe:
-        if self.search.fitness_needed > self.text.fitness_tokens:
-            raise ValueError(
-                f"search: a stage asks for {self.search.fitness_needed} tokens, but text.fitness_tokens is "
-                f"{self.text.fitness_tokens}"
-            )
         if self.search.training_needed > self.text.training_tokens:
             raise ValueError(
                 f"search: its candidates train on {self.search.training_needed} tokens, but text.training_tokens is "
                 f"{self.text.training_tokens}"
-            )
-        if self.refit.enabled and self.refit.tokens > self.text.calibration_tokens:
-            raise ValueError(
-                f"refit.tokens is {self.refit.tokens}, but text.calibration_tokens is {self.text.calibration_tokens}"
             )
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.data import (
@@ -15,12 +16,16 @@ from darwinlm.data import (
     read_documents,
     split_documents,
 )
-from darwinlm.data.files import Tally
+from darwinlm.data.files import Tally, listed
 from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
+from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Texts = dict[str, TokenBlocks]
 
@@ -71,16 +76,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     with run.stage("text", key, "text") as (stage, work):
         if work:
             tally = Tally()
-            documents = read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=tally)
-            blocks = split_documents(
-                documents,
-                shares,
-                tokenizer,
-                settings.sequence_length,
-                run.recipe.search.seed,
-                source=settings.source,
-                document_tokens=settings.document_tokens,
-            )
+            blocks = _split(run, shares, tokenizer, tally)
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
@@ -97,6 +93,51 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             f"{vocabulary - 1}: it belongs to another model"
         )
     return texts
+
+
+def _split(
+    run: Run, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase, tally: Tally
+) -> dict[str, TokenBlocks]:
+    """Text for every purpose; a short text is divided in the recipe's proportions.
+
+    Raises:
+        DataError: There is less than a block for each purpose, or too little for training candidates.
+    """
+    settings, wanted = run.recipe.text, shares
+    while True:
+        left_out = Tally()
+        try:
+            blocks = split_documents(
+                read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=left_out),
+                shares,
+                tokenizer,
+                settings.sequence_length,
+                run.recipe.search.seed,
+                source=settings.source,
+                document_tokens=settings.document_tokens,
+            )
+        except TextTooShortError as error:
+            if "training" in wanted:
+                raise
+            # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
+            available = min(error.available, sum(shares.values()) - settings.sequence_length)
+            within = shares_within(wanted, available, settings.sequence_length)
+            if within is None:
+                raise DataError(
+                    f"text.source {settings.source} has {error.available:,} tokens, less than a block of "
+                    f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
+                    "text.sequence_length"
+                ) from error
+            shares = within
+            continue
+        tally.cut, tally.empty = left_out.cut, left_out.empty
+        if shares != wanted:
+            parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in blocks.items())
+            run.reporter.say(
+                f"text: {settings.source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
+                f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
+            )
+        return blocks
 
 
 def shuffle_of(run: Run) -> Shuffle | None:
