@@ -82,7 +82,7 @@ def test_a_configuration_that_does_not_fit(prune, model_copy, tmp_path, fields):
 
 def test_a_vocabulary_that_does_not_fit_the_weights(prune, model_copy):
     edit_config(model_copy, vocab_size=100)
-    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "asks for 100 x 48")
+    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "requires 100 x 48")
 
 
 def test_a_vocabulary_that_is_too_small_for_the_tokenizer(prune, tmp_path):

@@ -66,7 +66,7 @@ def test_zeros_are_cut_out(command, tmp_path, model_type):
     assert layers(tmp_path / "out") == [(set(), 2, 1, 82), ({"attention"}, 1, 1, 96), ({"mlp"}, 4, 2, 96)]
     torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
     report = json.loads((tmp_path / "out" / "import.json").read_text())
-    assert report["notes"][0] == "6 of 12 query heads and 178 of 288 channels do something"
+    assert report["notes"][0] == "6 of 12 query heads and 178 of 288 channels have an effect"
     assert report["bytes"] < (folder / "model.safetensors").stat().st_size
 
 

@@ -56,13 +56,13 @@ def test_sequences_that_are_longer_than_the_model_allows(refused):
 
 
 def test_text_that_runs_out(refused):
-    refused(DataError, "runs out: training wants 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
+    refused(DataError, "is too short: training needs 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
 
 
 def test_no_room_for_checkpoints(refused, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
-    refused(StorageError, r"2 checkpoints and one on its way take .* GB, but 0.0 GB are free.*keep_checkpoints")
+    refused(StorageError, r"2 checkpoints and a temporary one take .* GB, but 0.0 GB are free.*keep_checkpoints")
 
 
 @pytest.fixture(scope="module")

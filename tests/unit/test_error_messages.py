@@ -233,7 +233,7 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint.open(folder)
     checkpoint.config.hidden_act = "wavy"
-    with pytest.raises(CheckpointError, match=r"config.json makes no model: .*wavy"):
+    with pytest.raises(CheckpointError, match=r"config.json describes no valid model: .*wavy"):
         checkpoint.skeleton()
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": 7}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="makes no llama model"):
@@ -279,7 +279,7 @@ def test_processes_without_torch_distributed(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [("", r"torch died \(status 9\) on m while asked to facts: out of luck"),
+    [("", r"torch died \(status 9\) on m at the request to facts: out of luck"),
      ('{"error": "no room"}\n', "torch can't facts m: no room out of luck")],
 )  # fmt: skip
 def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) -> None:

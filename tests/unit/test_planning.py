@@ -255,7 +255,7 @@ def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch, card: str, me
     assert (device.name, device.memory) == (expected, memory)
     assert device.rates == find_device(expected).rates
     found.name = "Some Card 7"
-    with pytest.raises(RecipeError, match="nothing is known of 'Some Card 7': give the nearest of h100"):
+    with pytest.raises(RecipeError, match="'Some Card 7' isn't known: give the most similar of h100"):
         find_device("cuda")
 
 
