@@ -86,7 +86,8 @@ def test_what_is_complete_is_not_read_again(tmp_path):
 
 def test_text_that_runs_out_is_refused(tmp_path):
     there = len(tokens_of(DOCUMENTS))
-    with pytest.raises(DataError, match=rf"is too short: training needs 50000 tokens, but there are only {there} \(300 doc"):
+    message = rf"is too short: training needs 50000 tokens, but there are only {there} \(300 doc"
+    with pytest.raises(DataError, match=message):
         pack(tmp_path, tokens=50_000, source="a.txt")
 
 

@@ -1,4 +1,4 @@
-"""The Typer application, how commands are declared, and the options that several of them share."""
+"""The Typer application, the declaration of commands, and shared options."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ORDER = (
     ("export", "push", "import"),
     ("plan", "schema", "version"),
 )
-"""Commands as the help lists them."""
+"""Commands in the order of the help."""
 
 
 class _Group(TyperGroup):
-    """Lists commands in the order in which people need them."""
+    """Lists commands in the order of `ORDER`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         order = [name for panel in ORDER for name in panel]
@@ -50,7 +50,7 @@ def _verbose(wanted: bool) -> None:
 
 @lru_cache
 def _common_options() -> list[Any]:
-    """`-q` and `-v`, as Typer makes options of a function's arguments."""
+    """The options `-q` and `-v`, built by Typer from a function's arguments."""
     own = typer.Typer(add_completion=False)
 
     @own.command()
@@ -62,7 +62,7 @@ def _common_options() -> list[Any]:
             bool, typer.Option("--verbose", "-v", callback=_verbose, help="Print every step and all warnings.")
         ] = False,
     ) -> None:
-        """Carries the options."""
+        """Declare the options."""
 
     options = typer.main.get_command(own).params
     for option in options:
@@ -71,11 +71,11 @@ def _common_options() -> list[Any]:
 
 
 class _Command(TyperCommand):
-    """A command that takes `-q` and `-v` beside its own options."""
+    """A command with the additional options `-q` and `-v`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         *own, last = super().get_params(ctx)
-        return [*own, *_common_options(), last]  # --help stays the last
+        return [*own, *_common_options(), last]  # --help stays last
 
 
 app = typer.Typer(
@@ -91,7 +91,7 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
     """Declare a command.
 
     Args:
-        panel: Heading under which the help lists it.
+        panel: Heading in the help.
         examples: Command lines for the end of its help.
         name: Name of the command; None takes the function's name.
     """

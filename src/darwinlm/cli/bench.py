@@ -1,4 +1,4 @@
-"""`darwinlm bench`: how fast a model is, against another one."""
+"""`darwinlm bench`: speed of a model, alone or compared with another one."""
 
 from __future__ import annotations
 

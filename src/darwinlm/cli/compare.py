@@ -31,13 +31,11 @@ MethodsOption = Annotated[
 ]
 DomainOption = Annotated[
     list[str] | None,
-    typer.Option("--domain", help="NAME=SOURCE of more text to measure on; repeatable.", show_default=False),
+    typer.Option("--domain", help="NAME=SOURCE of another evaluation text; repeatable.", show_default=False),
 ]
 VariantOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--variant", help="NAME=RECIPE.yaml of another search, a method more; repeatable.", show_default=False
-    ),
+    typer.Option("--variant", help="NAME=RECIPE.yaml of another search as a method; repeatable.", show_default=False),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`darwinlm database` and `darwinlm inspect`: make a database without searching in it, and look into one."""
+"""`darwinlm database` and `darwinlm inspect`: build a database, and show its contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from darwinlm.cli.app import (
 SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
 POINTS = 100
 WIDE = 80
-"""Columns of a terminal in which the whole table fits."""
+"""Minimum terminal width for the whole table."""
 
 
 @command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
@@ -54,10 +54,10 @@ def database(
 
 @command(LOOK, "darwinlm inspect runs/half", "darwinlm inspect runs/half --json > curves.json")
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A database, or the run that made it.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Show how much of each module's output is lost at every width, and what that costs the model."""
+    """Show the output error of each module at every width, and the estimated loss of the model."""
     from darwinlm.database.finished import describe, find_database, read_curves
 
     stage = find_database(folder)
@@ -97,7 +97,7 @@ def inspect(
 
 
 def _points(found: Any) -> dict[str, Any]:
-    """A curve at a hundred points."""
+    """A curve sampled at a hundred points."""
     width = len(found.errors) - 1
     points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
     own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}

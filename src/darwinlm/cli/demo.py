@@ -13,14 +13,14 @@ from darwinlm.cli.app import SHRINK, OutOption, SetOption, command
 from darwinlm.cli.prune import run_recipe
 
 LONG = 3600.0
-"""Seconds above which the measured speed says more about other programs than about the processor."""
+"""Predicted seconds above which other programs probably distort the measured speed."""
 
 
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
 def demo(
     out: OutOption = Path("runs/demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="Half of the blocks, with as much text as the method wants.")
+        bool, typer.Option("--full", help="Half of the block parameters, with the default amounts of text.")
     ] = False,
     assignments: SetOption = None,
 ) -> None:
@@ -57,7 +57,7 @@ def demo(
 
 
 def _expectation(recipe: Any) -> str:
-    """How long the stages take by their plan, with the speed that this processor shows within a second."""
+    """Predicted duration by the plan, with the speed of this processor measured within a second."""
     from darwinlm.compute import settled
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes, described
@@ -72,7 +72,7 @@ def _expectation(recipe: Any) -> str:
 
 
 def _answers(console: Console, out: Path) -> None:
-    """Questions through the chat template, the dense model's answers beside the smaller one's."""
+    """Ask questions through the chat template and print the answers of both models."""
     import torch
 
     from darwinlm.chat import AnswerSettings, Conversation

@@ -26,7 +26,7 @@ FIRST = (
     "compute.dtype",
     "compute.batch_tokens",
 )
-"""Settings that people change before any others."""
+"""Most frequently changed settings."""
 
 
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")

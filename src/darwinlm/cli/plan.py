@@ -1,4 +1,4 @@
-"""`darwinlm plan`: what a run will need, before it runs and without weights."""
+"""`darwinlm plan`: predicted memory, disk and time of a run, without weights."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def plan(
     device: Annotated[
         str,
         typer.Option(
-            "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (the card at hand) or cpu."
+            "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU) or cpu."
         ),
     ] = "cpu",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Of torchrun, each on a device of its own.")] = 1,
-    ram: Annotated[
-        str | None, typer.Option("--ram", help="The machine's memory for all processes, such as 256GB.")
-    ] = None,
-    disk: Annotated[str | None, typer.Option("--disk", help="Free space where the run writes, such as 1TB.")] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Number of torchrun processes.")
+    ] = 1,
+    ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
+    disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
@@ -55,7 +55,7 @@ def plan(
     overrides = options(model=model, keep=keep, params=params) | {"allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
-        raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
+        raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     found = find_device(device)
     console = terminal.console()
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:

@@ -85,7 +85,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
 
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:
-    """Run the stages and print what came of them; returns what each stage handed on."""
+    """Run the stages and print the result; returns the results of all stages."""
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
@@ -104,7 +104,7 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     if looked is not None:
         console.print("", looked, *looking_back_remarks(summary))
     if summary.prompts:
-        console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)
+        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold", highlight=False, markup=False)
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
@@ -116,7 +116,7 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
-        f"darwinlm show {out}    what was kept in every block, and what to do next\n"
+        f"darwinlm show {out}    the kept part of every block, and next steps\n"
         f"darwinlm chat {out}    talk to the smaller model",
         highlight=False,
         soft_wrap=True,

@@ -23,7 +23,7 @@ def push(
         str | None, typer.Option("--gguf", help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Add to a repository that exists.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""

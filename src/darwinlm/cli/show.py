@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
 
 TABLE_WIDTH = 72
-"""Columns of a terminal in which the table of figures fits."""
+"""Minimum terminal width for the table of figures."""
 
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 
@@ -27,7 +27,7 @@ def show(
     run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run kept in every block, what that cost, and what to do next."""
+    """Show the kept part of every block, the loss, and next steps."""
     from darwinlm.report.summary import read_summary
 
     summary = read_summary(_summary_of(run))
@@ -38,7 +38,7 @@ def show(
 
 
 def _summary_of(run: Path) -> Path:
-    """The run's summary. Raises ArtifactError where there is none, and says what there is."""
+    """Path of the run's summary. Raises ArtifactError if there is none."""
     path = run / "summary.json"
     if path.is_file():
         return path
@@ -83,12 +83,12 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
 
 
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
-    """One line for each block: how much of its attention and of its MLP is kept.
+    """One line for each block with the kept parts of its attention and MLP.
 
     Args:
         summary: Summary of a run.
         width: Width of the terminal in characters.
-        plain: Draw with ASCII characters.
+        plain: Whether to draw with ASCII characters.
     """
     rows = summary.allocation
     heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)
@@ -116,11 +116,11 @@ def _bar(part: int, whole: int, width: int, *, plain: bool) -> str:
 
 
 def _next(run: Path, summary: Summary) -> list[tuple[str, str]]:
-    """What people do with a finished run, as commands."""
+    """Next steps after a finished run, as commands."""
     found = [("talk to it beside the dense model", f"darwinlm chat {run} --against {summary.model}")]
     if summary.recovery is None:
         found.append(
-            ("train it: this gains the most quality", f"darwinlm recover {run} --tokens 300M --out {run}-recovered")
+            ("train it, which improves quality most", f"darwinlm recover {run} --tokens 300M --out {run}-recovered")
         )
     found += [
         ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_tables(tables: Iterable[Table], console: Console, markdown: Path | None) -> None:
-    """Print tables with their remarks, and write them to a Markdown file where one is named. Raises StorageError."""
+    """Print tables with their remarks, and write them to a Markdown file if given. Raises StorageError."""
     from darwinlm.artifact import write_text
     from darwinlm.evaluation import summary
 

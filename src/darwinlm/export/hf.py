@@ -1,4 +1,4 @@
-"""Save a smaller model as a folder that transformers loads, and check that what was saved is what was meant."""
+"""Save a smaller model as a folder for transformers, and verify it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from darwinlm.families.origin import carry
 
 
 def is_custom(config: Any) -> bool:
-    """True when the model needs the modelling file that is saved beside it."""
+    """Whether the model needs the modelling file beside it."""
     return str(config.model_type).startswith(PREFIX)
 
 
 def save_model(
     model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None, source: Path | None = None
 ) -> None:
-    """Write configuration, weights, modelling file (where layers differ), tokenizer and model card.
+    """Write configuration, weights, modelling file (if layers differ), tokenizer and model card.
 
-    The folder appears whole, by rename, or not at all.
+    The folder appears by rename when it is complete.
 
     Args:
         model: The smaller model, in the element type to be saved.
         folder: Target folder; an older one of the same name is replaced.
-        tokenizer: Saved along.
+        tokenizer: Tokenizer to save.
         card: Text of README.md.
-        source: Folder of the model that it was made of, whose generation settings and licence files go along.
+        source: Folder of the original model, whose generation settings and licence files are copied.
 
     Raises:
         CheckpointError: The source's generation settings aren't JSON.
@@ -68,7 +68,7 @@ def save_model(
 
 @contextmanager
 def unchecked(out: Path) -> Iterator[Path]:
-    """A folder to write and check beside `out`, which it replaces when the body ends well; else nothing is left of it.
+    """A temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
 
     Raises:
         StorageError: The disk is full or the folder can't be written.
@@ -86,7 +86,7 @@ def unchecked(out: Path) -> Iterator[Path]:
 
 
 def saved_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder."""
+    """Size of the weights in a folder in bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -97,10 +97,10 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     Args:
         model: Saved model, in float32 on the CPU or unchanged.
         folder: Folder written by `save_model`.
-        tokens: [n, t] text to compare on.
+        tokens: [n, t], text for the comparison.
 
     Raises:
-        CheckpointError: The logits differ; the message names the first layer that does.
+        CheckpointError: The logits differ; the message names the first differing layer.
     """
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)

@@ -1,4 +1,4 @@
-"""A model's tensors at the sizes that a format asks for: blocks widened with zeros, absent sub-layers filled in."""
+"""A model's tensors at the sizes of a format: blocks padded with zeros, absent sub-layers filled in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class Reshaper:
 
     Args:
         checkpoint: The pruned model.
-
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -51,7 +50,7 @@ class Reshaper:
 
     @property
     def lacking_experts(self) -> list[int]:
-        """Blocks with fewer experts than the stock model: tokens would be sent to the missing ones, even to zeros."""
+        """Blocks with fewer experts than the stock model, which would send tokens to the missing ones."""
         names = self.family.mlp.experts
         count = 0 if names is None else int(getattr(self.stock, names.count))
         return [sizes.block for sizes in self.sizes if 0 < sizes.experts < count]
@@ -67,7 +66,7 @@ class Reshaper:
     def block(self, target: BlockSizes) -> Tensors:
         """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
 
-        A sub-layer that the target doesn't have is left out; one that the model doesn't have is zeros.
+        Sub-layers that the target doesn't have are left out; those that the model doesn't have are zeros.
         """
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
@@ -118,10 +117,10 @@ def _expands(sizes: BlockSizes, target: BlockSizes) -> bool:
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:
-    """The same block with heads shared evenly: a KV head for each query head where they weren't."""
+    """The same block with evenly shared heads: a KV head for each query head if they weren't."""
     return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
 
 
 def rounded(width: int, multiple: int) -> int:
-    """The width, up to a multiple."""
+    """The width, rounded up to a multiple."""
     return -(-width // multiple) * multiple

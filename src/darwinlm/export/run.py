@@ -1,4 +1,4 @@
-"""One entrance to every export: Python's and the command's."""
+"""Entry point of all exports, for Python and the command."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def export_model(
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Export a model folder or a finished run, and check the result; nothing is left behind where it fails.
+    """Export a model folder or a finished run, and check the result. A failed export leaves no files.
 
     Args:
         model: Folder of a model or of a finished run.
-        out: Folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
-        to: Hf, dense, vllm or gguf.
+        out: Output folder (hf, dense, vllm) or file (gguf); the report of a file is saved beside it.
+        to: Format: hf, dense, vllm or gguf.
         quantisation: Type of the weights for gguf; None is f16.
-        dtype: Element type of hf, dense and vllm; None keeps the model's.
+        dtype: Element type for hf, dense and vllm; None keeps the model's.
         tensor_parallel: Number of tensor-parallel processes for vllm.
-        tokenizer_from: GGUF file whose tokenizer a gguf shall have.
+        tokenizer_from: GGUF file whose tokenizer is copied, for gguf.
         mlp_multiple: Multiple to which MLP widths are padded for gguf.
-        threads: Processor threads.
-        overwrite: Replace what lies at `out`.
+        threads: Number of CPU threads.
+        overwrite: Whether to replace an existing `out`.
         allow_remote_code: Whether the checkpoint may run its own code.
         say: Receiver of progress messages.
 
     Raises:
-        ModelError, ExportError, MissingExtraError, StorageError, BusyError: see `darwinlm.errors`.
+        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")

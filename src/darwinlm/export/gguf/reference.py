@@ -1,7 +1,7 @@
-"""Compute from a GGUF file's keys and tensors what llama.cpp documents its architectures to compute, in float32.
+"""A reference implementation of llama.cpp's architectures on a GGUF file, in float32.
 
-It shares no code with the writer: where a row was permuted wrongly or a bias was left out, its residual streams differ
-from the model's. Letters: t tokens, m residual width, h columns of a head.
+It shares no code with the writer, so a wrong permutation or a missing bias changes its residual streams. Letters: t
+tokens, m residual width, h columns of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import gelu, linear, rms_norm, silu
 from darwinlm.export.gguf.rotation import Get, rotate
 
 PERIODS = {"gemma2": 2, "gemma3": 6}
-"""Architectures with sliding layers: all but every so many."""
+"""Architectures with sliding windows, with the period of the layers without one."""
 
 
 class GgufFile:
@@ -50,7 +50,7 @@ class GgufFile:
         return str(self._tensors[name].tensor_type.name)
 
     def get(self, name: str) -> Tensor | None:
-        """A tensor in float32, None where the file has none of that name."""
+        """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize
 
         found = self._tensors.get(name)
@@ -59,16 +59,16 @@ class GgufFile:
 
 @torch.no_grad()
 def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks: list[int]) -> dict[str, Tensor]:
-    """Run the model that keys and tensors describe.
+    """Run the model of a file.
 
     Args:
         keys: Keys of the file.
-        get: Reads a tensor.
+        get: Function that reads a tensor.
         tokens: [t].
-        blocks: The model's own number of each block in the file, for the names.
+        blocks: Index in the model of each block in the file, for names.
 
     Returns:
-        The residual stream [t, m] after each sub-layer that is there, and the logits [t, v].
+        The residual stream [t, m] after each existing sub-layer, and the logits [t, v].
     """
     runner = _Runner(keys, get)
     embedding = runner.need("token_embd.weight")
@@ -132,7 +132,7 @@ class _Runner:
         )
 
     def after(self, x: Tensor, name: str) -> Tensor:
-        """The norm of a sub-layer's result, where there is one."""
+        """Apply the norm after a sub-layer, if there is one."""
         return x if self.get(f"{name}.weight") is None else self.norm(x, name)
 
     def slides(self, number: int) -> bool:
@@ -179,7 +179,7 @@ class _Runner:
         return self.after(self.linear(self.activation(gate) * up, f"{prefix}ffn_down"), f"{prefix}post_ffw_norm")
 
     def experts(self, x: Tensor, prefix: str) -> Tensor:
-        """Each token's best experts, weighted by their share of the router's softmax."""
+        """Output of each token's best experts, weighted by the router."""
         chosen = self.linear(x, f"{prefix}ffn_gate_inp").softmax(-1).topk(int(self.keys["expert_used_count"]), -1)
         weights = chosen.values / chosen.values.sum(-1, keepdim=True)
         gate, up, down = (self.need(f"{prefix}ffn_{part}_exps.weight") for part in ("gate", "up", "down"))

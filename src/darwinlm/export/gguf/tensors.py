@@ -1,4 +1,4 @@
-"""Tensors of a model under their names in a GGUF file, reordered and folded as its architecture wants them.
+"""Tensors of a model under their names in a GGUF file, rearranged for its architecture.
 
 Letters: m residual width, h columns of a head.
 """
@@ -22,19 +22,19 @@ NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
 LARGE = {46: "gemma2", 62: "gemma3"}
-"""Numbers of blocks by which llama.cpp knows the Gemma of 27B, whose scores it scales in another way."""
+"""Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
     """Reorder the rows of Q or K from halves to neighbours: row j of a head's first half, then of its second.
 
-    A rotary embedding of transformers turns columns j and j + h/2 together, that of llama.cpp's older architectures
-    columns 2j and 2j + 1.
+    The rotary embedding of transformers pairs columns j and j + h/2, that of llama.cpp's older architectures columns 2j
+    and 2j + 1.
 
     Args:
         tensor: [heads · h, ...].
         heads: Number of heads.
-        turned: Rows of a head that are turned, from the first on; None means all. The others keep their places.
+        turned: Number of rotated rows of a head, from the first on; None is all. The others are not moved.
     """
     by_head = tensor.reshape(heads, -1, *tensor.shape[1:])
     turned = turned or by_head.shape[1]
@@ -44,10 +44,10 @@ def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tenso
 
 
 def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the file in order, a block in memory at a time, in float32.
+    """Every tensor of the file in order, in float32, with one block in memory at a time.
 
     Raises:
-        ExportError: The model has a tensor that the architecture has no place for.
+        ExportError: The model has a tensor that the architecture doesn't support.
     """
     yield from _outside(reshaper, layout)
     yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()
@@ -97,7 +97,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
 
 
 def _places(reshaper: Reshaper) -> dict[str, str]:
-    """Where projections and norms go, by their names in a block whose fused tensors were taken apart."""
+    """Names of projections and norms in the file, by their names in a block with split tensors."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     found = {
         **{f"{attention.name}.{part}": part for part in PARTS},
@@ -118,7 +118,7 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
 
 
 def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
-    """A block's tensors with Q, K, V, gate and up each by itself, under the file's names for them."""
+    """A block's tensors under the file's names, with Q, K, V, gate and up split."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
         (attention, attention.name, (*attention.query, *attention.key_value), PARTS),
@@ -144,7 +144,7 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
 
 
 def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
-    """One tensor of a block as the architecture wants it."""
+    """One tensor of a block, rearranged for the architecture."""
     config, rope = reshaper.checkpoint.config, layout.features.rope
     if place.endswith("_norm"):
         tensor = _norm(tensor, layout)
@@ -155,7 +155,7 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
         if layout.architecture.permuted:
             tensor = permute_rows(tensor, heads, rope.turned)
         if layout.architecture.whole_heads and rope.turned < rope.columns:
-            # llama.cpp multiplies all columns by the rotation's factor, transformers those that it turns.
+            # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
             still = torch.ones(rope.columns)
             still[rope.turned :] /= rope.attention
             tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
@@ -169,7 +169,7 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
 
 
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
-    """What queries are multiplied by so that llama.cpp's scale of the scores becomes the configuration's."""
+    """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
     config, target = reshaper.checkpoint.config, layout.targets[0]
     largest = LARGE.get(len(layout.targets)) == layout.architecture.name
     assumed = config.hidden_size // target.heads if largest else reshaper.columns
@@ -177,7 +177,7 @@ def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
 
 
 def _joined(tensors: Tensors, parts: Sequence[str], name: str, layout: Layout) -> Tensors:
-    """Several projections as one tensor, one under the other."""
+    """Several projections concatenated into one tensor."""
     for odd in [odd for odd in tensors if odd.startswith(tuple(parts)) and odd.endswith(".bias")]:
         raise _no_place(odd, layout)
     pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
@@ -190,5 +190,5 @@ def _norm(tensor: Tensor, layout: Layout) -> Tensor:
 
 def _no_place(name: str, layout: Layout) -> ExportError:
     return ExportError(
-        f"the model has a tensor {name}, for which the llama.cpp architecture {layout.architecture.name} has no place"
+        f"the model has a tensor {name}, which the llama.cpp architecture {layout.architecture.name} does not support"
     )

@@ -20,13 +20,13 @@ PREFIX = "tokenizer."
 
 @dataclass(frozen=True)
 class TokenizerKeys:
-    """What a file says about its tokenizer.
+    """Keys of a tokenizer.
 
     Attributes:
         model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
         values: Further keys without the prefix `tokenizer.ggml.`, plain JSON values.
         chat_template: Chat template of the tokenizer.
-        copied: Keys were copied from another GGUF file.
+        copied: Whether the keys were copied from another GGUF file.
     """
 
     model: str
@@ -41,7 +41,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     Args:
         folder: Folder of tokenizer.json or tokenizer.model.
         tokenizer: Tokenizer as transformers loads it.
-        vocabulary: Rows of the embedding; the list of tokens is filled up to it.
+        vocabulary: Number of rows of the embedding; the list of tokens is padded to it.
 
     Raises:
         ExportError: Llama.cpp has no tokenizer of this kind.
@@ -57,7 +57,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     model = tree["model"]
     if model.get("type") == "Unigram":
         raise _unknown(
-            folder, "its model is Unigram, and llama.cpp's SentencePiece merges pieces as BPE does, into other tokens"
+            folder, "its model is Unigram, but llama.cpp's SentencePiece merges like BPE and gives other tokens"
         )
     if model.get("type") != "BPE":
         raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
@@ -80,7 +80,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
 
 
 def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
-    """Copy the tokenizer's keys of another GGUF file.
+    """Copy the tokenizer's keys from another GGUF file.
 
     Raises:
         ExportError: The file can't be read or has a tokenizer of another size.
@@ -97,7 +97,7 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
     if "model" not in own or len(own.get("tokens", ())) != vocabulary:
         raise ExportError(
             f"the tokenizer in {path} has {len(own.get('tokens', ()))} tokens, the model {vocabulary}: give the GGUF "
-            "file that the model comes from"
+            "file of this model"
         )
     return TokenizerKeys(str(own.pop("model")), own, found.get("tokenizer.chat_template"), copied=True)
 
@@ -162,7 +162,7 @@ def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
-    """Name of the splitting in llama.cpp."""
+    """Name of the pre-tokenizer in llama.cpp."""
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return PLAIN
@@ -173,7 +173,7 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
         if pattern in PATTERNS:
             name = PATTERNS[pattern]
             return name if ignores_merges else MERGED.get(name, name)
-    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't one that llama.cpp is known to have")
+    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
 
 
 def _merge(merge: str | list[str]) -> str:
@@ -181,7 +181,7 @@ def _merge(merge: str | list[str]) -> str:
 
 
 def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
-    """SentencePiece's score of a token: the earlier its merge, the higher; characters come last, bytes never."""
+    """SentencePiece scores of tokens: higher for earlier merges, then characters, lowest for bytes."""
     rank: dict[str, float] = {}
     for number, merge in enumerate(model["merges"]):
         rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), -float(number + 1))
