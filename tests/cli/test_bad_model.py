@@ -29,7 +29,7 @@ def test_a_hub_id_without_a_network(prune, tmp_path):
 
 
 def test_no_model(command, tmp_path):
-    command("prune", "--out", tmp_path / "out").refused("no model is named")
+    command("prune", "--out", tmp_path / "out").refused("no model is given")
     assert not (tmp_path / "out").exists()
 
 

@@ -113,7 +113,7 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     ended = prune()
-    ended.refused("the disk is full", "run the same command again; finished work is kept")
+    ended.refused("the disk is full", "rerun the same command; finished work is kept")
     assert_nothing_half_written(tmp_path / "out")
 
 

@@ -22,9 +22,9 @@ ODD: dict[str, tuple[dict[int, Row], str]] = {
     "no attention in the first block": ({0: (0, 0, 96)}, "one zero head instead of no attention: block 0"),
     "no MLP in a middle block": ({1: (4, 2, 0)}, "an MLP of zeros, 32 wide, instead of none: block 1"),
     "no MLP in the last block": ({2: (4, 2, 0)}, "an MLP of zeros, 32 wide, instead of none: block 2"),
-    "nothing in a middle block": ({1: (0, 0, 0), 2: (2, 1, 32)}, "left out: block 1, of which nothing was left"),
-    "nothing in the first block": ({0: (0, 0, 0), 2: (4, 2, 64)}, "left out: block 0, of which nothing was left"),
-    "nothing in the last block": ({1: (4, 2, 64), 2: (0, 0, 0)}, "left out: block 2, of which nothing was left"),
+    "nothing in a middle block": ({1: (0, 0, 0), 2: (2, 1, 32)}, "omitted as empty: block 1"),
+    "nothing in the first block": ({0: (0, 0, 0), 2: (4, 2, 64)}, "omitted as empty: block 0"),
+    "nothing in the last block": ({1: (4, 2, 64), 2: (0, 0, 0)}, "omitted as empty: block 2"),
     "no attention in the last block": ({2: (0, 0, 32)}, ""),
 }
 
@@ -118,19 +118,19 @@ def test_quantised_files(tmp_path, quantisation):
 @pytest.mark.parametrize(
     ("model_type", "rows", "overrides", "reason"),
     [
-        ("qwen3", MIXED, {"tie_word_embeddings": False}, "its layers differ, and the only architecture with normed"),
+        ("qwen3", MIXED, {"tie_word_embeddings": False}, "its layers differ, and the only architecture per layer with"),
         ("gemma", MIXED, {}, "its layers differ, and no architecture with sizes per layer"),
         ("smollm3", MIXED, {"no_rope_layers": [1, 1, 1]}, "its layers differ"),
         ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
-        ("mixtral", {0: (4, 2, 64)}, {}, "its layers differ, and in llama.cpp all experts of a model are of one width"),
-        ("olmoe", {}, {}, "the export doesn't describe this family to llama.cpp yet"),
+        ("mixtral", {0: (4, 2, 64)}, {}, "its layers differ, and in llama.cpp all blocks have the same number"),
+        ("olmoe", {}, {}, "the export to llama.cpp doesn't support this family"),
         ("gemma2", MIXED, {"layer_types": ["full_attention"] * 3}, "its layers differ, and no architecture"),
-        ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "all layers slide but every 6"),
-        ("gemma2", {}, {"layer_types": ["sliding_attention"] * 3}, "all layers slide but every 2"),
-        ("gemma2", {1: (0, 0, 0)}, {"layer_types": ["full_attention"] * 3}, "whole blocks are gone"),
+        ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "every 6. layer has no window"),
+        ("gemma2", {}, {"layer_types": ["sliding_attention"] * 3}, "every 2. layer has no window"),
+        ("gemma2", {1: (0, 0, 0)}, {"layer_types": ["full_attention"] * 3}, "whole blocks were removed"),
         ("gemma3_text", {}, {"layer_types": ["sliding_attention"] * 3, "final_logit_softcapping": 30.0}, "it caps"),
         ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "some of its MLPs aren't mixtures of experts"),
-        ("qwen3_moe", {}, {"mlp_only_layers": [], "norm_topk_prob": False}, "don't add up to one"),
+        ("qwen3_moe", {}, {"mlp_only_layers": [], "norm_topk_prob": False}, "don't sum to one"),
     ],
 )
 def test_models_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):

@@ -163,7 +163,7 @@ def too_many() -> Tokenizer:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (unigram, "its model is Unigram, and llama.cpp.*--tokenizer-from"),
+        (unigram, "its model is Unigram, but llama.cpp.*--tokenizer-from"),
         (whole_pieces, "its model is WordPiece, not BPE.*--tokenizer-from"),
         (whole_words, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
         (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't one.*--tokenizer-from"),

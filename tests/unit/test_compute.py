@@ -164,5 +164,5 @@ def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     gpus(1, (7, 0))
     device = torch.device("cuda")
     assert settled(Recipe(), device).compute.dtype == "float32"
-    with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 computes nothing in bfloat16: use flo"):
+    with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 doesn't support bfloat16: use flo"):
         settled(merge(Recipe(), ["compute.dtype=bfloat16"], {}), device)

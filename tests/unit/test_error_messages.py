@@ -69,7 +69,7 @@ def test_manifest_without_key_and_file_in_place_of_a_folder(tmp_path: Path) -> N
     stage = StageFolder(tmp_path / "stage", {"stage": "x"})
     stage.begin()
     write_json(stage.folder / MANIFEST, {"files": {}})
-    with pytest.raises(ArtifactError, match="it lacks its key, its facts or its list of files"):
+    with pytest.raises(ArtifactError, match="its key, facts or list of files are missing"):
         stage.is_complete()
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(ArtifactError, match="is a file where a folder should be"):

@@ -309,7 +309,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "no model is named"),
+        ((), "no model is given"),
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the configuration of 'owner/name'"),

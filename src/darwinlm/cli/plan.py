@@ -33,9 +33,7 @@ def plan(
             "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU) or cpu."
         ),
     ] = "cpu",
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Number of torchrun processes.")
-    ] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Number of torchrun processes.")] = 1,
     ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
     disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
