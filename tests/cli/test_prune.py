@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import yaml
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Ended
 
 import darwinlm
+from darwinlm.errors import RecipeError
+from darwinlm.planning import devices
 from darwinlm.recipe import describe_fields, load_recipe
 
 # ------------------------------------------------------------------------------------------------- as its own process
@@ -57,6 +62,24 @@ def test_prune_prints_the_table_and_where_things_are(prune, tmp_path):
     for name in ("model", "report.html", "summary.json"):
         assert str(tmp_path / "out" / name) in ended.out
         assert (tmp_path / "out" / name).exists()
+
+
+def test_a_run_begins_with_its_plan_and_a_resumed_one_does_not(prune):
+    assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ GB of memory", prune().out)
+    assert "planned:" not in prune().out
+
+
+def test_what_does_not_fit_is_said_before_the_first_stage(prune, monkeypatch):
+    small = replace(devices.find_device("cpu"), memory=1e6)
+    monkeypatch.setattr(devices, "find_device", lambda name: small)
+    said = prune().out
+    assert re.search(r"doesn't fit: \w[\w ]* needs [\d.]+ GB of memory, but cpu has", said)
+    assert said.index("doesn't fit") < said.index("text:")
+
+
+def test_a_card_without_figures_has_no_plan(prune, monkeypatch):
+    monkeypatch.setattr(devices, "find_device", Mock(side_effect=RecipeError("nothing is known of it")))
+    assert "planned:" not in prune().out
 
 
 def test_a_second_prune_says_that_it_reuses(prune):

@@ -12,9 +12,6 @@ from darwinlm.cli import terminal
 from darwinlm.cli.app import SHRINK, OutOption, SetOption, command
 from darwinlm.cli.prune import run_recipe
 
-LONG = 3600.0
-"""Predicted seconds above which other programs probably distort the measured speed."""
-
 
 @command(SHRINK, "darwinlm demo", "darwinlm demo --full --out runs/full")
 def demo(
@@ -25,25 +22,12 @@ def demo(
     assignments: SetOption = None,
 ) -> None:
     """Prune the embedded SmolLM2-135M-Instruct, train it briefly, and let it answer beside the original."""
-    from darwinlm.demo import SIZES, demo_recipe
-    from darwinlm.search.predict.sizes import predicted_sizes
+    from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    if not (out / "summary.json").exists():
-        terminal.say(_expectation(recipe))
     made = run_recipe(recipe, out, "report")
     console = terminal.console()
-    sizes = predicted_sizes(made.plan.space, made.database.reader, SIZES)
-    if sizes:
-        console.print(
-            "\nother sizes, predicted from the same database (one shot, before refit and training)", style="bold"
-        )
-        dense = made.report.budget.dense_block_params
-        for size in sizes:
-            bar = "#" * round(40 * size.params / dense)
-            console.print(
-                f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {bar:<40}  KL {size.kl:.2f}", highlight=False
-            )
+    _sizes(console, made, recipe.budget.keep)
     _answers(console, out)
     console.print(
         f"\nnext\n"
@@ -56,19 +40,21 @@ def demo(
     )
 
 
-def _expectation(recipe: Any) -> str:
-    """Predicted duration by the plan, with the speed of this processor measured within a second."""
-    from darwinlm.compute import settled
-    from darwinlm.planning.devices import find_device
-    from darwinlm.planning.model import Sizes, described
-    from darwinlm.planning.plan import make_plan
+def _sizes(console: Console, made: Any, kept: float | None) -> None:
+    """Print predicted losses of several sizes from the database, and the measured loss at the present size."""
+    from darwinlm.demo import SIZES
+    from darwinlm.search.predict.sizes import predicted_sizes
 
-    device = find_device("cpu")
-    with described(str(recipe.model)) as checkpoint:
-        seconds = make_plan(Sizes(checkpoint, settled(recipe, device.kind)), device).seconds
-    if seconds > LONG:
-        return "other programs use the processor, so this takes longer than the usual eight minutes on two slow cores"
-    return f"about {max(1, round(seconds / 60))} min on this processor, if nothing else runs"
+    shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
+    sizes = predicted_sizes(made.plan.space, made.database.reader, shares)
+    if not sizes:
+        return
+    console.print("\nother sizes from the same database: predicted KL of the stitched model", style="bold")
+    most = max(size.kl for size in sizes)
+    for size in sizes:
+        bar = "#" * max(1, round(30 * size.kl / most))
+        found = f", measured {made.report.models['stitched'].kl:.2f}" if size.share == kept else ""
+        console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{found}", highlight=False)
 
 
 def _answers(console: Console, out: Path) -> None:

@@ -94,6 +94,8 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
 
     console = terminal.console()
     run = Run(recipe, out, terminal.reporter())
+    if until == "report" and not run.path("text").exists():
+        _expect(run)
     made = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
@@ -122,3 +124,26 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         soft_wrap=True,
     )
     return made
+
+
+def _expect(run: Any) -> None:
+    """Print the planned time and memory, and parts that don't fit."""
+    from darwinlm import parallel
+    from darwinlm.compute import settled
+    from darwinlm.errors import RecipeError
+    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.model import Sizes
+    from darwinlm.planning.plan import gigabytes, hours, make_plan
+
+    if run.device.type not in ("cpu", "cuda") or run.recipe.budget.kind in ("speedup", "latency"):
+        return
+    sizes = Sizes(run.checkpoint, settled(run.recipe, run.device), parallel.size())
+    try:
+        device = find_device(run.device.type)
+    except RecipeError:  # a GPU without figures in the plan
+        return
+    plan = make_plan(sizes, device)
+    memory = max(need.device_bytes(device) for need in plan.needs)
+    terminal.say(f"planned: {hours(plan.seconds)} if nothing else runs, {gigabytes(memory)} of memory")
+    for problem in plan.problems:
+        terminal.say(f"doesn't fit: {problem}")

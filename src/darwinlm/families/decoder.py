@@ -9,6 +9,7 @@ Letters: b sequences, t tokens, m residual width, v vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,6 +75,9 @@ class Decoder:
     """
 
     def __init__(self, model: Any, family: Family) -> None:
+        if getattr(model.config, "output_router_logits", False):
+            model.config = copy.copy(model.config)
+            model.config.output_router_logits = False  # the balancing loss needs every block to have run
         self.model = model
         self.family = family
         self.blocks: nn.ModuleList = model.get_submodule(family.layers)
