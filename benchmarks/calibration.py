@@ -29,8 +29,8 @@ from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
-from darwinlm.database.store import block_file
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import UnitsSettings

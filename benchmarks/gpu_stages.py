@@ -12,12 +12,16 @@ import torch
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.hidden import HiddenMemory, Place
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
 from darwinlm.database.levels import variants
-from darwinlm.database.store import Curve, DatabaseReader, block_file, module_tensors
+from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
 from random_llama import write_llama
 
@@ -39,11 +43,11 @@ SMALL = {
 }
 UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
 KEPT = 0.3764
-"""Share of the block parameters that stay: 2.7B of Llama-2-7B's."""
+"""Share of the kept block parameters: 2.7B of Llama-2-7B."""
 
 
 def model_of(setup: Setup, layers: int) -> Checkpoint:
-    """A random Llama of 7B's widths and so many blocks, or a tiny one."""
+    """A random Llama with the widths of the 7B model and `layers` blocks, or a tiny one."""
     folder = setup.work / f"llama-{layers}"
     if not (folder / "config.json").exists():
         sizes = SMALL if setup.tiny else LARGE
@@ -53,12 +57,12 @@ def model_of(setup: Setup, layers: int) -> Checkpoint:
 
 
 def units_of(setup: Setup) -> UnitsSettings:
-    """What is removed at once."""
+    """Units of removal."""
     return UNITS.model_copy(update={"mlp_multiple": 16}) if setup.tiny else UNITS
 
 
 def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
-    """A database of random factors, made on the device and written as the stage writes it."""
+    """A database of random factors in the format of the stage."""
     folder = setup.work / f"{checkpoint.folder.name}-database"
     stage, units = StageFolder(folder, {"benchmark": "random"}), units_of(setup)
     if stage.is_complete():
@@ -81,7 +85,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
 
 
 def stream(setup: Setup) -> None:
-    """The residual stream through four blocks, lying on the device, in main memory and in a file."""
+    """The residual stream through four blocks, on the device, in main memory and in a file."""
     checkpoint = model_of(setup, 4)
     length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
     tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
@@ -108,24 +112,28 @@ def stream(setup: Setup) -> None:
     setup.peak("stream")
 
 
-def candidates(setup: Setup) -> None:
-    """Children of one parent on a 7B model: how many a minute, and whether factors are read again."""
-    from darwinlm.families.decoder import Decoder
-    from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.evaluate.modules import PlacedModules
-    from darwinlm.search.predict.gradients import Gradients
-    from darwinlm.search.problem.space import SearchSpace
-
+def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
+    """A random model with a random database, and an allocation at the budget's share."""
     checkpoint = model_of(setup, 4 if setup.tiny else 32)
     reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
     model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
     space = SearchSpace(reader.modules)
-    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    parent = tuple(round(KEPT * level) for level in space.dense)
+    return PlacedModules(Decoder(model, checkpoint.family), reader, space), parent
+
+
+def candidates(setup: Setup) -> None:
+    """Rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.predict.gradients import Gradients
+
+    placed, parent = placed_model(setup)
+    reader, space = placed.database, placed.space
+    vocabulary = reader.checkpoint.config.vocab_size
     length = 32 if setup.tiny else 2048
-    tokens = torch.randint(checkpoint.config.vocab_size, (4, length))
+    tokens = torch.randint(vocabulary, (4, length))
     fitness = Fitness(placed, tokens, batch_tokens=2 * length)
     rng = random.Random(0)
-    parent = tuple(round(KEPT * level) for level in space.dense)
 
     def moved(count: int) -> tuple[int, ...]:
         child = list(parent)
@@ -158,25 +166,18 @@ def candidates(setup: Setup) -> None:
 
 
 def training(setup: Setup) -> None:
-    """One generation of four candidates that learn from 4k tokens each."""
-    from darwinlm.families.decoder import Decoder
+    """One generation of four candidates, trained on 4k tokens each."""
     from darwinlm.recipe import load_recipe
     from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.evaluate.modules import PlacedModules
     from darwinlm.search.evaluate.training import CandidateTrainer
-    from darwinlm.search.problem.space import SearchSpace
 
-    checkpoint = model_of(setup, 4 if setup.tiny else 32)
-    reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
-    model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
-    space = SearchSpace(reader.modules)
-    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    placed, parent = placed_model(setup)
+    vocabulary = placed.database.checkpoint.config.vocab_size
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
-    text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
+    text = torch.randint(vocabulary, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     settings = load_recipe(None, ["search.training.batch_tokens=2048"], {"model": "any"}).search.training
     trainer = CandidateTrainer(placed, fitness, text, settings)
-    parent = [round(KEPT * level) for level in space.dense]
     children = []
     for index in range(4):
         child = list(parent)

@@ -33,7 +33,8 @@ from darwinlm.comparison.importance import ExpertScores, expert_scores
 from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.console import Reporter
 from darwinlm.data import read_documents
-from darwinlm.database.store import DatabaseReader, block_file
+from darwinlm.database.blocks import block_file
+from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint

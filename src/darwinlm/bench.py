@@ -21,7 +21,7 @@ from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
 from darwinlm.export.source import MARKER, open_source
-from darwinlm.families.checkpoint import read_config
+from darwinlm.families.config import read_config
 from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import resolve_model
 

@@ -22,11 +22,13 @@ from darwinlm.comparison.ranked import DenseReader
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.data import read_documents
 from darwinlm.data.sources import HubSource, _hub_error
+from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import full_target, unpack_lower
 from darwinlm.database.finished import find_database
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.database.order import removal_order
-from darwinlm.database.store import DatabaseReader, block_file, kept_groups
+from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import (
     ArtifactError,

@@ -12,9 +12,10 @@ from tests.tiny.checkpoint import tiny_checkpoint
 
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.expert_order import ExpertOrder
+from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.factors import nested_factors, pack_lower
 from darwinlm.database.levels import module_levels, variants
-from darwinlm.database.store import Curve, DatabaseReader, block_file, experts_tensors, module_tensors, order_tensors
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes

@@ -13,11 +13,11 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
+from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
 from darwinlm.database.spill import Parked
-from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json, stage_version
-from darwinlm.database.store import block_file
+from darwinlm.database.blocks import block_file
 from darwinlm.errors import ArtifactError
 
 TEXT = "text.json"

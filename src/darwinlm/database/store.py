@@ -1,14 +1,7 @@
-"""The database on disk: one safetensors file per block, read one module at a time.
-
-For each module it holds one packed factor over all columns. For each variant (number of query heads per KV group) it
-holds the columns in removal order, the error of every width and, with output gradients, the estimated loss. Everything
-else follows from these and the weights. A mixture has these for each expert. It also has the removal order of whole
-experts, with the error and loss for every number of them.
-"""
+"""Reader of the database on disk, which computes any module at any level from its factors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +11,7 @@ from torch import Tensor
 
 from darwinlm.artifact import damaged, file_digest, manifest_files
 from darwinlm.calibration.expert_order import ExpertOrder
+from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import (
     NestedFactors,
     full_target,
@@ -25,8 +19,8 @@ from darwinlm.database.factors import (
     narrower_factors,
     unpack_lower,
 )
+from darwinlm.database.kept import Kept, kept_groups
 from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
-from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -40,77 +34,6 @@ DEVICE_SHARE = 0.5
 
 HOST_SHARE = 0.4
 """Share of the free main memory for packed factors that don't fit on the device."""
-
-
-def block_file(block: int) -> str:
-    """File name of one block."""
-    return f"block_{block:04d}.safetensors"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One variant of a module.
-
-    Attributes:
-        columns: [p] int64, the columns that may be kept, last removed first.
-        errors: [p + 1] float64, squared output error of keeping the first k of them.
-        losses: [p + 1] float64, estimated loss of the model in nats per token; None without output gradients.
-    """
-
-    columns: Tensor
-    errors: Tensor
-    losses: Tensor | None = None
-
-
-def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
-    """Named tensors of one module.
-
-    Args:
-        kind: Kind of the module.
-        curves: Curves by variant; the last one has every column.
-        packed: Factor of the last one, as `pack_lower` writes it.
-    """
-    tensors = {f"{kind}.factor": packed}
-    for variant, curve in curves.items():
-        tensors[f"{kind}.{variant}.columns"] = curve.columns.to(torch.int32)
-        tensors[f"{kind}.{variant}.errors"] = curve.errors
-        if curve.losses is not None:
-            tensors[f"{kind}.{variant}.losses"] = curve.losses
-    return tensors
-
-
-def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
-    """Named tensors of a mixture: curves and packed factors of its experts along a new first dimension."""
-    curves, packed = zip(*found, strict=True)
-    columns, errors = torch.stack([own.columns for own in curves]), torch.stack([own.errors for own in curves])
-    losses = [own.losses for own in curves if own.losses is not None]
-    curve = Curve(columns, errors, torch.stack(losses) if losses else None)
-    return module_tensors("mlp", {1: curve}, torch.stack(packed))
-
-
-def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
-    """Named tensors of the removal order of whole experts."""
-    tensors = {"mlp.order": order.experts.to(torch.int32), "mlp.order_errors": order.errors}
-    return tensors if order.losses is None else {**tensors, "mlp.order_losses": order.losses}
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The kept part of a module at one level.
-
-    Attributes:
-        columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the kept experts of a mixture.
-        weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None if nothing is removed.
-        groups: [g] int64, kept KV heads of an attention, ascending.
-        query_groups: For each kept query head its index in `groups`, if KV heads are used unevenly; else None.
-        experts: [e] int64, kept experts of a mixture, ascending.
-    """
-
-    columns: Tensor
-    weight: Tensor | None
-    groups: Tensor | None = None
-    query_groups: tuple[int, ...] | None = None
-    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +126,7 @@ class DatabaseReader:
         key = (block, kind, variant)
         found = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
         if found is None:
-            found = self._made(block, kind, variant)
+            found = self._computed(block, kind, variant)
             self._factors.put(key, found)
         self._last = key, found
         return found
@@ -213,7 +136,7 @@ class DatabaseReader:
         self._last = None
         self._factors.clear()
 
-    def _made(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
+    def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
         last = variants(shape, self.units)[-1]
         columns, errors = self._curve(block, kind, variant)
@@ -390,33 +313,6 @@ class DatabaseReader:
             weight = self.dense_weight(block, kind)[experts]
         groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
         return Kept(columns, weight, groups, query_groups, experts)
-
-
-def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """KV heads kept with some columns of an attention's output projection, and their assignment to query heads.
-
-    Args:
-        shape: Shape of the attention before the cut.
-        level: Level; it says how many KV heads stay: those in use, or all of them.
-        columns: [k] int64, ascending.
-
-    Returns:
-        [g] int64 KV heads, ascending, and for each kept query head its index among them; None if every KV head serves
-        the same number of neighbouring query heads.
-    """
-    heads = (columns[:: shape.head_dim] // shape.head_dim).tolist()
-    owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
-    used = [owner[head] for head in heads]
-    groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
-    if len(groups) != level.groups:
-        raise ArtifactError(
-            f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: the level belongs to another database"
-        )
-    places = tuple(groups.index(group) for group in used)
-    even = len(places) % max(len(groups), 1) == 0 and list(places) == [
-        place for place in range(len(groups)) for _ in range(len(places) // len(groups))
-    ]
-    return torch.tensor(groups, dtype=torch.int64), None if even else places
 
 
 def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:

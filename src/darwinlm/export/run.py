@@ -12,7 +12,6 @@ from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
@@ -58,48 +57,20 @@ def export_model(
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
     check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
     with hold_target(out):
-        return _written(
+        if to != "gguf":
+            element = DTYPES[dtype] if dtype else None
+            return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
+        report = export_gguf(
             checkpoint,
             out,
-            to=to,
-            quantisation=quantisation,
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
+            quantisation=quantisation or "f16",
             tokenizer_from=tokenizer_from,
             mlp_multiple=mlp_multiple,
             threads=threads,
             say=say,
         )
-
-
-def _written(
-    checkpoint: Checkpoint,
-    out: Path,
-    *,
-    to: str,
-    quantisation: str | None,
-    dtype: str | None,
-    tensor_parallel: int,
-    tokenizer_from: Path | None,
-    mlp_multiple: int,
-    threads: int,
-    say: Callable[[str], None],
-) -> ExportReport:
-    if to != "gguf":
-        return export_folder(
-            checkpoint, out, to=to, dtype=DTYPES[dtype] if dtype else None, tensor_parallel=tensor_parallel, say=say
-        )
-    report = export_gguf(
-        checkpoint,
-        out,
-        quantisation=quantisation or "f16",
-        tokenizer_from=tokenizer_from,
-        mlp_multiple=mlp_multiple,
-        threads=threads,
-        say=say,
-    )
-    write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
-    return report
+        write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
+        return report
 
 
 def _check_options(

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
-from darwinlm.families.bounds import check_blocks, check_config, check_quantised, check_types
-from darwinlm.families.family import PREFIX, Family, families, family_of
+from darwinlm.families.bounds import check_blocks, check_quantised, check_types
+from darwinlm.families.config import open_config, read_config
+from darwinlm.families.family import PREFIX, Family, family_of
 from darwinlm.families.layout import Parts, tensor_parts
-from darwinlm.families.loading import load_model, load_tokenizer, remote_code
-from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
@@ -79,7 +79,7 @@ class Checkpoint:
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
-        config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
+        config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
         family = family_of(config)
         check_quantised(plain, path)
         return cls(folder, config, family, source or str(folder), allow_remote_code)
@@ -312,68 +312,13 @@ class Checkpoint:
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
             ) from error
         for module in model.modules():
-            own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
-            if own & module._non_persistent_buffers_set:
-                for name in own:
+            names = {name for name, _ in module.named_buffers(recurse=False)}
+            if names & module._non_persistent_buffers_set:
+                for name in names:
                     module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
                 model._init_weights(module)
         model.tie_weights()
         return model.eval().requires_grad_(requires_grad=False)
-
-
-def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
-    family = families().get(model_type.removeprefix(PREFIX))
-    if family is not None:
-        # Use transformers' classes for known families; Phi-3 checkpoints still contain older code.
-        own_code = False
-        if model_type.startswith(PREFIX):
-            pruned_classes(*family.class_names)
-    if own_code and not allow_remote_code:
-        raise remote_code(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        ArithmeticError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
-        if "does not recognize this architecture" in str(error):
-            family_of(type("Unknown", (), {"model_type": model_type}))
-        raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read and check a config.json.
-
-    Raises:
-        CheckpointError: It is damaged, or has unrealistic numbers.
-    """
-    try:
-        plain = load_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
-    check_config(plain, path)
-    beside = path.parent / "generation_config.json"
-    if beside.is_file():
-        try:
-            check_config(_mapping(load_json(beside)), beside)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{beside} is damaged ({shorten(error)}): remove it or fetch it again") from error
-    return plain
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not a mapping")  # noqa: TRY004 - of a file, not a type
-    return value
 
 
 def _is_ours(config: Any) -> bool:

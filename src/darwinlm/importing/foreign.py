@@ -17,7 +17,8 @@ from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
 from darwinlm.families.bounds import BLOCKS, check_quantised
-from darwinlm.families.checkpoint import Checkpoint, read_config
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")

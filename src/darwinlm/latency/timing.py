@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
-from darwinlm.database.store import kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape

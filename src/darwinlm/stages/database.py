@@ -13,9 +13,10 @@ from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
+from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
-from darwinlm.database.store import DatabaseReader, block_file
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
 from darwinlm.malloc import kept_memory

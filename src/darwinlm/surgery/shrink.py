@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
-from darwinlm.database.store import Kept
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments

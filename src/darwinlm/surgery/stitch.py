@@ -11,8 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.database.store import DatabaseReader, kept_groups
+from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config

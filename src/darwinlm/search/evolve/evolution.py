@@ -153,7 +153,15 @@ def evolve(
         ArtifactError: The state is damaged or another model's.
         NumericsError: The first parent's logits aren't finite.
     """
-    state = _begin(fitness, problem, settings, start, state_file, clock)
+    with parallel.agree():
+        state = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
+    if state is not None:
+        clock.before = state.seconds
+        fitness.remember(state.parent, state.parent_losses)
+    else:
+        state = _first_state(fitness, start(), settings.stages[-1].tokens, clock)
+        if parallel.is_main():
+            state.save(state_file)
     fitness.clock = clock
     latest = 0.0
     report(state)
@@ -179,29 +187,13 @@ def evolve(
     return state
 
 
-def _begin(
-    fitness: Fitness,
-    problem: Problem,
-    settings: SearchSettings,
-    start: Callable[[], Allocation],
-    state_file: Path,
-    clock: Clock,
-) -> SearchState:
-    with parallel.agree():
-        saved = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
-    if saved is not None:
-        clock.before = saved.seconds
-        fitness.remember(saved.parent, saved.parent_losses)
-        return saved
-    first = start()
+def _first_state(fitness: Fitness, first: Allocation, n_tokens: int, clock: Clock) -> SearchState:
+    """The state at the first parent."""
     fitness.set_base(None)
-    kl = fitness.kl(first, settings.stages[-1].tokens)
-    state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=parallel.broadcast(clock.seconds))
-    begun = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=state.seconds)
-    state.history.append(begun)
-    if parallel.is_main():
-        state.save(state_file)
-    return state
+    kl = fitness.kl(first, n_tokens)
+    seconds = parallel.broadcast(clock.seconds)
+    entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
+    return SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
 
 
 def _generation(
