@@ -109,10 +109,10 @@ def read_json(path: Path) -> Any:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold a mapping. Raises ArtifactError."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise damaged(path, f"it holds a {type(found).__name__}, not a mapping")
-    return found
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise damaged(path, f"it holds a {type(record).__name__}, not a mapping")
+    return record
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -197,12 +197,12 @@ class StageFolder:
         for name, expected in manifest["files"].items():
             file = self.folder / name
             try:
-                found = file_digest(file) if file.is_file() else None
+                digest = file_digest(file) if file.is_file() else None
             except (OSError, ValueError) as error:  # such as a name that is too long
                 raise damaged(file, str(error), self.folder) from error
-            if found is None:
+            if digest is None:
                 raise damaged(file, "it is missing", self.folder)
-            if found != expected:
+            if digest != expected:
                 raise damaged(file, "it was changed after it was written", self.folder)
         return True
 

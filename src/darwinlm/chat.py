@@ -100,12 +100,12 @@ class Conversation:
         while True:
             messages = [*self.messages, {"role": "user", "content": text}]
             try:
-                found = self.tokenizer.apply_chat_template(
+                encoded = self.tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
                 )
             except Exception as error:
                 raise ModelError(f"the model's chat template refuses this conversation: {first_line(error)}") from error
-            ids = found["input_ids"]
+            ids = encoded["input_ids"]
             begun = 1 if self.messages and self.messages[0]["role"] == "system" else 0
             if ids.shape[1] <= room or len(self.messages) == begun:
                 return self._fitting(ids, room)

@@ -164,10 +164,10 @@ def is_ours(name: str) -> bool:
 
 
 def _below(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for root, folders, files in os.walk(folder):  # os.walk doesn't follow links
-        found += [Path(root, name) for name in (*folders, *files)]
-    return found
+        paths += [Path(root, name) for name in (*folders, *files)]
+    return paths
 
 
 def _remove(path: Path) -> None:

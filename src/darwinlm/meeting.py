@@ -86,10 +86,10 @@ class Meetings:
     def _look_at(self, other: int, what: str, pulses: dict[int, tuple[bytes, float]]) -> None:
         """Check whether a missing process may still come. Raises ParallelError."""
         if self.store.check([self._place(other)]):
-            found = self.store.get(self._place(other)).decode()
-            if found != what:
+            purpose = self.store.get(self._place(other)).decode()
+            if purpose != what:
                 raise ParallelError(
-                    f"process {self.rank} waits for '{what}', process {other} for '{found}': please report this"
+                    f"process {self.rank} waits for '{what}', process {other} for '{purpose}': please report this"
                 )
             return
         if self.store.check([f"left/{other}"]):

@@ -29,7 +29,7 @@ def free_bytes(device: torch.device) -> int:
 
 def free_host_bytes() -> int:
     """Free bytes of main memory for this process; processes of a run share it equally."""
-    known = [found for found in (_available(MEMINFO), _within_limit(CGROUP)) if found is not None]
+    known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
     everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(known, default=everything // 2) // parallel.local_size()
 

@@ -122,10 +122,10 @@ def _check_gpus() -> None:
 
     seen: dict[tuple[str, str], int] = {}
     name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
-    for number, found in enumerate(gather((socket.gethostname(), name))):
-        if seen.setdefault(found, number) != number:
+    for number, gpu_name in enumerate(gather((socket.gethostname(), name))):
+        if seen.setdefault(gpu_name, number) != number:
             raise ParallelError(
-                f"processes {seen[found]} and {number} have the same GPU of {found[0]}: start one process per "
+                f"processes {seen[gpu_name]} and {number} have the same GPU of {gpu_name[0]}: start one process per "
                 "GPU, torchrun --nproc-per-node N"
             )
 
@@ -163,10 +163,10 @@ def gather(value: T) -> list[T]:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * size()
+    values: list[Any] = [None] * size()
     with _meeting("everybody's values"):
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def broadcast(value: T) -> T:
@@ -204,12 +204,12 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             for tensor in tensors.values():
                 dist.send(tensor.detach().cpu().contiguous(), dst=0)
             return {}
-        found = dict(tensors)
+        collected = dict(tensors)
         for source in range(1, size()):
             for name, shape, dtype in offered[source]:
-                found[name] = torch.empty(shape, dtype=dtype)
-                dist.recv(found[name], src=source)
-        return found
+                collected[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(collected[name], src=source)
+        return collected
 
 
 @contextmanager

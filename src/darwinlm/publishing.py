@@ -40,8 +40,8 @@ class Upload:
 
     def files(self) -> list[tuple[str, int]]:
         """Names and sizes of the files in the model's folder."""
-        found = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in found]
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in paths]
 
 
 def prepare_upload(

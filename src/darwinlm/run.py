@@ -58,7 +58,7 @@ class Run:
         with parallel.agree():
             if parallel.is_main():
                 _check_output(folder)
-                self.locks = [hold_folder(own) for own in (shared, folder) if own is not None]
+                self.locks = [hold_folder(each) for each in (shared, folder) if each is not None]
         for lock in self.locks:
             if lock.problem is not None:
                 self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): don't start another run there")

@@ -91,18 +91,18 @@ class _Mixture:
 
     def _fill(self, tokens: Tensor, slot: int) -> None:
         """Compute the outputs of the candidates in one slot for some of the tokens."""
-        asked = self.hand[tokens, slot]
-        for expert in torch.unique(asked).tolist():
-            own = tokens[asked == expert]
-            self.F[own, slot] = self.outputs(expert, own).float()
+        chosen = self.hand[tokens, slot]
+        for expert in torch.unique(chosen).tolist():
+            members = tokens[chosen == expert]
+            self.F[members, slot] = self.outputs(expert, members).float()
 
     def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
         """G of some of the tokens [i], [i, a + 1, a + 1]."""
-        found = []
+        grams = []
         for part in torch.split(tokens, PIECE):
             rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
-            found.append((rows if metric is None else rows @ metric) @ rows.mT)
-        return torch.cat(found)
+            grams.append((rows if metric is None else rows @ metric) @ rows.mT)
+        return torch.cat(grams)
 
     def energy(self, which: int) -> Tensor:
         """Summed squares of the dense output, in one of the metrics."""
@@ -119,14 +119,14 @@ class _Mixture:
         gram = self.grams[-1]
         weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
         now = self._squares(gram, weights, range(self.k))
-        found = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
+        changes = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
         for slot in range(self.k):
             rest = [place for place in range(a) if place != slot]
             alive = self.alive.expand(n, -1).scatter(1, self.hand[:, slot, None], value=False)
             weights = chosen_weights(self.logits, self.hand[:, rest], alive, normalised=self.normalised)
             change = self._squares(gram, weights, rest) - now
-            found.scatter_(1, self.hand[:, slot, None], change[:, None])
-        return found.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
+            changes.scatter_(1, self.hand[:, slot, None], change[:, None])
+        return changes.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
 
     def _swelling(self, gram: Tensor, weights: Tensor) -> Tensor:
         """Change of the squared error by removing an expert that the token doesn't use, [n, e].
@@ -134,10 +134,10 @@ class _Mixture:
         All other shares of the softmax then grow by the factor 1 / (1 - the expert's share).
         """
         mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the current mixture
-        own, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
+        with_itself, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
         shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
         more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
-        change: Tensor = (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
+        change: Tensor = (more.square() - 1) * with_itself[:, None] - 2 * (more - 1) * with_y[:, None]
         return change
 
     def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:

@@ -73,8 +73,8 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> Remo
 
 def router_logits(mlp: nn.Module, experts: Experts, hidden: Tensor) -> Tensor:
     """Logits of the router, [n, m] -> [n, e] float32."""
-    found = getattr(mlp, experts.router)(hidden)
-    logits: Tensor = found[0] if isinstance(found, tuple) else found
+    result = getattr(mlp, experts.router)(hidden)
+    logits: Tensor = result[0] if isinstance(result, tuple) else result
     return logits.float()
 
 

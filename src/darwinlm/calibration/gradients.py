@@ -69,8 +69,8 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
-        found = torch.empty_like(hidden)
-        flat = found.view(-1, hidden.shape[-1])
+        gradients = torch.empty_like(hidden)
+        flat = gradients.view(-1, hidden.shape[-1])
         for start in range(0, len(flat), HEAD_TOKENS):
             rows = slice(start, start + HEAD_TOKENS)
             with torch.enable_grad():
@@ -78,7 +78,7 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
                 logits = stream.decoder.head(part).float()
                 loss = nn.functional.cross_entropy(logits, following[rows], ignore_index=-1, reduction="sum")
                 flat[rows] = torch.autograd.grad(loss, part)[0]
-        return found
+        return gradients
 
     pairs = zip(stream.hidden, batches, strict=True)
     gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)

@@ -186,7 +186,7 @@ def stream_moments(
         order = _expert_order(stream, block, torch.cat(sample), saliency) if sample else None
         stream.unload(block)
         if block >= skip:
-            totals = {kind: own.take(parallel.all_reduce) for kind, own in moments.items()}
+            totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
             yield BlockMoments(block, totals, weights, order)
 
 

@@ -51,9 +51,9 @@ def _verbose(wanted: bool) -> None:
 @lru_cache
 def _common_options() -> list[Any]:
     """The options `-q` and `-v`, built by Typer from a function's arguments."""
-    own = typer.Typer(add_completion=False)
+    scratch = typer.Typer(add_completion=False)
 
-    @own.command()
+    @scratch.command()
     def declared(
         quiet: Annotated[
             bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print results and errors only.")
@@ -64,7 +64,7 @@ def _common_options() -> list[Any]:
     ) -> None:
         """Declare the options."""
 
-    options = typer.main.get_command(own).params
+    options = typer.main.get_command(scratch).params
     for option in options:
         option.expose_value = False
     return list(options)
@@ -74,8 +74,8 @@ class _Command(TyperCommand):
     """A command with the additional options `-q` and `-v`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        *own, last = super().get_params(ctx)
-        return [*own, *_common_options(), last]  # --help stays last
+        *parameters, last = super().get_params(ctx)
+        return [*parameters, *_common_options(), last]  # --help stays last
 
 
 app = typer.Typer(

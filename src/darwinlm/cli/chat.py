@@ -80,11 +80,11 @@ def _opened(sources: Sequence[str], device: str, dtype: str, remote_code: bool) 
 
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    found = {}
+    models = {}
     for source in sources:
         terminal.say(f"loading {source}")
-        found[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
-    return found
+        models[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
+    return models
 
 
 def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
@@ -145,11 +145,11 @@ def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> N
     written = dict.fromkeys(talks, "")
 
     def table() -> Table:
-        found = Table(expand=True, show_edge=False)
+        grid = Table(expand=True, show_edge=False)
         for name in talks:
-            found.add_column(Text(name), ratio=1)
-        found.add_row(*(Text(answer) for answer in written.values()))
-        return found
+            grid.add_column(Text(name), ratio=1)
+        grid.add_row(*(Text(answer) for answer in written.values()))
+        return grid
 
     with Live(table(), console=console, transient=True, auto_refresh=False) as live:
         for name, talk in talks.items():

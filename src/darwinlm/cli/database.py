@@ -63,22 +63,22 @@ def inspect(
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:
-        terminal.print_json({**about, "modules": [_points(found) for found in read_curves(stage)]})
+        terminal.print_json({**about, "modules": [_points(curves) for curves in read_curves(stage)]})
         return
     console = terminal.console()
     shares = SHARES if console.width >= WIDE else (0.5,)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    estimated = any(found.losses is not None for found in read_curves(stage))
+    estimated = any(curves.losses is not None for curves in read_curves(stage))
     losses = ("KL at 50%", "KL at 0") if estimated else ()
     for heading in ("block", "module", "heads", "columns", *(f"{share:.0%}" for share in shares), *losses):
         table.add_column(heading, justify="left" if heading == "module" else "right", no_wrap=heading == "module")
-    for found in read_curves(stage):
-        width = len(found.errors) - 1
-        heads = _heads(found.kind, found.variant)
-        cells = [f"{float(found.errors[round(share * width)]):.4f}" for share in shares]
-        if found.losses is not None:
-            cells += [f"{float(found.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
-        table.add_row(str(found.block), found.kind, "" if heads is None else str(heads), str(width), *cells)
+    for curves in read_curves(stage):
+        width = len(curves.errors) - 1
+        heads = _heads(curves.kind, curves.variant)
+        cells = [f"{float(curves.errors[round(share * width)]):.4f}" for share in shares]
+        if curves.losses is not None:
+            cells += [f"{float(curves.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
+        table.add_row(str(curves.block), curves.kind, "" if heads is None else str(heads), str(width), *cells)
     console.print(table)
     calibration = about["calibration"]
     notes = [
@@ -96,15 +96,15 @@ def inspect(
     console.print("\n".join(notes), highlight=False, markup=False)
 
 
-def _points(found: Any) -> dict[str, Any]:
+def _points(curves: Any) -> dict[str, Any]:
     """A curve sampled at a hundred points."""
-    width = len(found.errors) - 1
+    width = len(curves.errors) - 1
     points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
-    own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}
-    curve = {"columns": points, "errors": [float(found.errors[point]) for point in points]}
-    if found.losses is not None:
-        curve["losses"] = [float(found.losses[point]) for point in points]
-    return {**own, "width": width, **curve}
+    entry = {"block": curves.block, "kind": curves.kind, "heads_per_group": _heads(curves.kind, curves.variant)}
+    curve = {"columns": points, "errors": [float(curves.errors[point]) for point in points]}
+    if curves.losses is not None:
+        curve["losses"] = [float(curves.losses[point]) for point in points]
+    return {**entry, "width": width, **curve}
 
 
 def _heads(kind: str, variant: int) -> int | str | None:

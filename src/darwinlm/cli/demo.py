@@ -53,8 +53,10 @@ def _sizes(console: Console, made: Any, kept: float | None) -> None:
     most = max(size.kl for size in sizes)
     for size in sizes:
         bar = "#" * max(1, round(30 * size.kl / most))
-        found = f", measured {made.report.models['stitched'].kl:.2f}" if size.share == kept else ""
-        console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{found}", highlight=False)
+        measured = f", measured {made.report.models['stitched'].kl:.2f}" if size.share == kept else ""
+        console.print(
+            f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{measured}", highlight=False
+        )
 
 
 def _answers(console: Console, out: Path) -> None:

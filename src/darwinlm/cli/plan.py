@@ -54,20 +54,20 @@ def plan(
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    found = find_device(device)
+    card = find_device(device)
     console = terminal.console()
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
         room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-        if found.is_cpu and disk is None:
+        if card.is_cpu and disk is None:
             room["disk"] = float(shutil.disk_usage(".").free)
-        made = make_plan(Sizes(checkpoint, settled(chosen, found.kind), processes), found, **room)
+        made = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
         sizes = made.sizes
         least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(
             f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
             f"{least:.3f} to {most:.3f} B, "
             f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
-            f"{f'{processes} x ' if processes > 1 else ''}{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
+            f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
             highlight=False,
             soft_wrap=True,
         )

@@ -43,10 +43,10 @@ def _summary_of(run: Path) -> Path:
     if path.is_file():
         return path
     if (run / "sweep.json").is_file():
-        each = ", ".join(str(found.parent) for found in sorted(run.glob("*/summary.json")))
+        each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'sweep.md'} compares them")
     if (run / "darwinlm.json").is_file():
-        done = sorted(found.parent.name for found in run.glob("stages/*/manifest.json"))
+        done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
             f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
         )
@@ -117,14 +117,14 @@ def _bar(part: int, whole: int, width: int, *, plain: bool) -> str:
 
 def _next(run: Path, summary: Summary) -> list[tuple[str, str]]:
     """Next steps after a finished run, as commands."""
-    found = [("talk to it beside the dense model", f"darwinlm chat {run} --against {summary.model}")]
+    steps = [("talk to it beside the dense model", f"darwinlm chat {run} --against {summary.model}")]
     if summary.recovery is None:
-        found.append(
+        steps.append(
             ("train it, which improves quality most", f"darwinlm recover {run} --tokens 300M --out {run}-recovered")
         )
-    found += [
+    steps += [
         ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
         ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {run.name}.gguf"),
         ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
     ]
-    return found
+    return steps

@@ -95,17 +95,17 @@ def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
 
 def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """`NAME=SOURCE` strings of an option. Raises RecipeError."""
-    found: list[tuple[str, str]] = []
+    named: list[tuple[str, str]] = []
     for item in items:
         name, separator, source = (part.strip() for part in item.partition("="))
         if not separator or not name or not source:
             raise RecipeError(f"{option} takes NAME=SOURCE, not '{item}'")
-        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in found)):
+        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in named)):
             raise RecipeError(f"{option} names '{name}' twice")
         if set(name) & set("+,/\\"):
             raise RecipeError(f"{option}: the name '{name}' must not contain + , / or \\")
-        found.append((name, source))
-    return tuple(found)
+        named.append((name, source))
+    return tuple(named)
 
 
 class _Inside(Run):

@@ -34,7 +34,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     The classic magnitude criterion (Han et al. 2015, arXiv 1506.02626) on structures, as in LLM-Pruner's L2 baseline
     (arXiv 2305.11627).
     """
-    found: dict[Place, UnitScores] = {}
+    scores: dict[Place, UnitScores] = {}
     for shape in module_shapes(checkpoint):
         if shape.experts:
             continue
@@ -42,23 +42,23 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
         energy: dict[RowUnit, Tensor] = {}
         for name in shape.tensors:
-            own = name.removeprefix(part.name + ".")
+            inner = name.removeprefix(part.name + ".")
             if name == shape.output:
                 key: RowUnit = "channel" if shape.kind == "mlp" else "query"
                 energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
                 continue
-            segments = row_segments(part, own)
+            segments = row_segments(part, inner)
             if segments:
                 rows = inside[name].reshape(len(inside[name]), -1).square().sum(1)
                 sizes = [_rows_of(shape, segment) for segment in segments]
                 for segment, values in zip(segments, torch.split(rows, sizes), strict=True):
                     energy[segment] = energy.get(segment, torch.zeros(len(values))) + values
         if shape.kind == "mlp":
-            found[shape.block, "mlp"] = UnitScores(energy["channel"])
+            scores[shape.block, "mlp"] = UnitScores(energy["channel"])
         else:
             heads = energy["query"].view(shape.groups, shape.heads, shape.head_dim).sum(2)
-            found[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
-    return found
+            scores[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
+    return scores
 
 
 def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
@@ -78,7 +78,7 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-    found: dict[Place, UnitScores] = {}
+    scores: dict[Place, UnitScores] = {}
     for block in range(checkpoint.n_blocks):
         stream.load(block)
         sums: dict[Place, Tensor] = {}
@@ -94,9 +94,9 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
         for place, total in sums.items():
             shape, score = by_place[place], total.sqrt().float().cpu()
             units = score if shape.kind == "mlp" else score.view(shape.groups, shape.heads)
-            found[place] = UnitScores(units)
+            scores[place] = UnitScores(units)
         progress(block + 1, checkpoint.n_blocks)
-    return found
+    return scores
 
 
 def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Callable[[Any, tuple[Tensor, ...]], None]:
@@ -149,20 +149,20 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
         FamilyError: The model has no mixture of experts.
     """
     part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
-    found: dict[int, ExpertScores] = {}
+    by_block: dict[int, ExpertScores] = {}
     for block in range(total):
         stream.load(block)
         mixture = expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
-                found[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
-                hooks.callback(watch_routing(mixture, found[block].note).remove)
+                by_block[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
+                hooks.callback(watch_routing(mixture, by_block[block].note).remove)
             stream.run(block)
         stream.unload(block)
         progress(block + 1, total)
-    if not found:
+    if not by_block:
         raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
-    return found
+    return by_block
 
 
 @torch.no_grad()

@@ -125,18 +125,18 @@ def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
 
 def _ranked_experts(bench: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
     run = bench.run
-    found = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+    measured = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
     chosen = equal_experts(bench.plan)
-    by_block = {block: scores(own) for block, own in found.items()}
+    by_block = {block: scores(of_block) for block, of_block in measured.items()}
     return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
 
 
 def _reap(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda own: own.added)
+    return _ranked_experts(bench, lambda experts: experts.added)
 
 
 def _frequency(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda own: own.asked)
+    return _ranked_experts(bench, lambda experts: experts.asked)
 
 
 def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:

@@ -71,9 +71,9 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     if allow_benchmark_text.strip():
         return
     parsed = parse_source(source)
-    found = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
-    if found is not None:
-        benchmark, where = found
+    match = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
+    if match is not None:
+        benchmark, where = match
         raise DataError(
             f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would flatter a model "
             "made with it. Give other text or the training split, or write the reason why it's fine in "

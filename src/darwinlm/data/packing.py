@@ -77,8 +77,8 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     pieces = [list(_pieces(text)) for text in texts]
     flat = [piece for parts in pieces for piece in parts]
     encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    found = iter(encoded["input_ids"])
-    return [[token for _ in parts for token in next(found)] for parts in pieces]
+    ids = iter(encoded["input_ids"])
+    return [[token for _ in parts for token in next(ids)] for parts in pieces]
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -79,13 +79,13 @@ class LocalSource:
                     f"Give a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
-        found = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
-        if not found:
+        paths = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
+        if not paths:
             raise DataError(
                 f"Text source {self.path}: the folder has no file that can be read. "
                 f"Put files there that end in {listed(EXTENSIONS)}."
             )
-        return sorted(found, key=lambda path: path.relative_to(self.path).parts)
+        return sorted(paths, key=lambda path: path.relative_to(self.path).parts)
 
     def _is_text(self, path: Path) -> bool:
         hidden = any(part.startswith(".") for part in path.relative_to(self.path).parts)

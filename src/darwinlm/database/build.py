@@ -94,16 +94,16 @@ def _factorise_together(
 ) -> None:
     """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
-    own = None if mine is None else mine.block
+    own_block = None if mine is None else mine.block
     with parallel.agree():
         if mine is not None:
-            own_shapes = [shape for shape in shapes if shape.block == own and shape.kind in mine.moments]
+            own_shapes = [shape for shape in shapes if shape.block == own_block and shape.kind in mine.moments]
             tensors = _block_factors(method, own_shapes, mine)
     for block in blocks:
-        found = parallel.collect(tensors if block == own else {})
+        collected = parallel.collect(tensors if block == own_block else {})
         with parallel.agree():
             if parallel.is_main():
-                write_tensors(stage.folder / block_file(block), found)
+                write_tensors(stage.folder / block_file(block), collected)
 
 
 def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
@@ -161,11 +161,11 @@ def expert_factors(
     channels = torch.arange(shape.width, device=method.device)[:, None]
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
-        H, own = moment.read(expert), W[expert].to(method.device, torch.float32)
+        H, weight = moment.read(expert), W[expert].to(method.device, torch.float32)
         seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
+        columns = removal_order(seen, weight, channels, damping=method.damping, name=name).units
         A = damp_(ordered_moment(H, columns), method.damping)
-        packed, errors, losses = whole_factor_(A, own, columns, S, name=name)
+        packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
         if seen is H:
             check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
@@ -185,8 +185,8 @@ def _narrow_curves(
 def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
-    found = variants(shape, method.units)
-    if found == [0]:
+    known = variants(shape, method.units)
+    if known == [0]:
         return {0: heads}
     if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
@@ -195,7 +195,7 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
     ranked = torch.tensor(by_rank, device=H.device)
     if method.units.attention == "group_heads":
         return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
-    best = {count: ranked[:, :count].sort(dim=1).values for count in found}
+    best = {count: ranked[:, :count].sort(dim=1).values for count in known}
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
@@ -206,8 +206,8 @@ def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units:
     W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, damping=method.damping, name=name)
-    found = nested_factors(damped, W, order.columns(units), name=name)
-    return Curve(found.columns, found.errors, None if S is None else estimated_losses(found, damped, W, S))
+    factors = nested_factors(damped, W, order.columns(units), name=name)
+    return Curve(factors.columns, factors.errors, None if S is None else estimated_losses(factors, damped, W, S))
 
 
 def _finished(stage: StageFolder, total: int) -> int:

@@ -88,10 +88,10 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
 
 def calibration_documents(stage: StageFolder) -> set[str]:
     """Hashes of the documents that the database was calibrated on. Raises ArtifactError."""
-    found = read_json(stage.folder / TEXT)
-    if not isinstance(found, dict) or not isinstance(found.get("documents"), list):
+    record = read_json(stage.folder / TEXT)
+    if not isinstance(record, dict) or not isinstance(record.get("documents"), list):
         raise damaged(stage.folder / TEXT, "it lists no documents")
-    return set(found["documents"])
+    return set(record["documents"])
 
 
 def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
@@ -104,7 +104,7 @@ def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
                 named = {name: stream.get_tensor(name) for name in wanted}
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
-        curves = {name: found.sum(dim=0) if found.ndim == 2 else found for name, found in sorted(named.items())}
+        curves = {name: tensor.sum(dim=0) if tensor.ndim == 2 else tensor for name, tensor in sorted(named.items())}
         for name, whole in curves.items():
             if name.endswith(".errors"):
                 kind, variant, _ = name.split(".")

@@ -54,10 +54,10 @@ class Parked:
             return self._kept[place]
         try:
             with safe_open(self._path, framework="pt") as stream:
-                found: Tensor = stream.get_slice("matrix")[place]
+                part: Tensor = stream.get_slice("matrix")[place]
         except (OSError, SafetensorError) as error:
             raise damaged(self._path, str(error)) from error
-        return found
+        return part
 
     def rows(self) -> Iterator[Tensor]:
         """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""

@@ -124,12 +124,12 @@ class DatabaseReader:
             ArtifactError: The file is damaged.
         """
         key = (block, kind, variant)
-        found = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
-        if found is None:
-            found = self._computed(block, kind, variant)
-            self._factors.put(key, found)
-        self._last = key, found
-        return found
+        factors = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
+        if factors is None:
+            factors = self._computed(block, kind, variant)
+            self._factors.put(key, factors)
+        self._last = key, factors
+        return factors
 
     def release(self) -> None:
         """Release the factors on the device; they are recomputed on demand."""
@@ -153,16 +153,16 @@ class DatabaseReader:
 
     def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
         """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
-        found = self._stored.get((block, kind))
-        if found is None:
+        stored = self._stored.get((block, kind))
+        if stored is None:
             (packed,) = self._tensors(block, f"{kind}.factor")
-            found = _Stored(packed, self._dense_weight(block, kind))
+            stored = _Stored(packed, self._dense_weight(block, kind))
             self.reads += 1
             if self.device.type != "cpu" and not self._factors.has_room(self._device_bytes(block, kind)):
                 if self.device.type == "cuda":
-                    found = _Stored(found.packed.pin_memory(), found.W.pin_memory())
-                self._stored.put((block, kind), found)
-        return found
+                    stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
+                self._stored.put((block, kind), stored)
+        return stored
 
     def _device_bytes(self, block: int, kind: ModuleKind) -> int:
         """Bytes of a module's factor and target on the device."""
@@ -250,21 +250,21 @@ class DatabaseReader:
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
         if name not in self._estimates(block):
             return None
-        found = self._estimates(block)[name]
+        curves = self._estimates(block)[name]
         if level.experts:
             dropped = self._order(block).losses
             assert dropped is not None
-            return float(dropped[level.experts] + found[:, 0].sum() * self._narrowed(found, level, block))
-        return float(found[..., level.width].sum())
+            return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
+        return float(curves[..., level.width].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
         """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy.
 
         Tokens of removed experts are assumed to be spread evenly over them.
         """
-        own = curves[self._order(block).experts[: level.experts]]
-        total = float(own[:, 0].sum())
-        return float(own[:, level.width].sum()) / total if total else 0.0
+        kept = curves[self._order(block).experts[: level.experts]]
+        total = float(kept[:, 0].sum())
+        return float(kept[:, level.width].sum()) / total if total else 0.0
 
     def _order(self, block: int) -> ExpertOrder:
         """Removal order of a mixture's experts. Raises ArtifactError."""
@@ -302,10 +302,10 @@ class DatabaseReader:
             outputs = int(self.checkpoint.config.hidden_size)
             weight = torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
         elif level.width < shape.width:
-            found = self.factors(block, kind, self.variant(block, kind, level))
-            places = range(len(found)) if experts is None else experts.tolist()
+            factors = self.factors(block, kind, self.variant(block, kind, level))
+            places = range(len(factors)) if experts is None else experts.tolist()
             made = [
-                kept_weights(found[place], level.width)[:, found[place].columns[: level.width].argsort()]
+                kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
                 for place in places
             ]
             weight = made[0] if experts is None else torch.stack(made)
@@ -322,5 +322,5 @@ def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) ->
 
 
 def _bytes(factors: tuple[NestedFactors, ...]) -> int:
-    tensors = (tensor for own in factors for tensor in (own.columns, own.factor, own.target, own.errors))
+    tensors = (tensor for each in factors for tensor in (each.columns, each.factor, each.target, each.errors))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

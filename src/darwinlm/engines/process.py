@@ -108,8 +108,8 @@ class EngineProcess:
         """Logits [t, v] in float32 for a text of t tokens."""
         path = Path(self._folder.name, "logits.npy")
         self._ask("logits", tokens=list(tokens), path=str(path))
-        found: np.ndarray[Any, Any] = np.load(path)
-        return found
+        logits: np.ndarray[Any, Any] = np.load(path)
+        return logits
 
     def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
         """The greedy continuation."""

@@ -41,8 +41,8 @@ class Torch:
     @torch.no_grad()
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32."""
-        found = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
-        array: np.ndarray[Any, Any] = found.cpu().numpy()
+        logits = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
+        array: np.ndarray[Any, Any] = logits.cpu().numpy()
         return array
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:

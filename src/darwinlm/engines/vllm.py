@@ -55,9 +55,9 @@ class Vllm:
         """Logits [t, v] in float32, from a request per position, since the engine only gives them for new tokens."""
         rows = []
         for end in range(1, len(tokens) + 1):
-            found = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
-            row = np.full(max(found) + 1, -np.inf, dtype=np.float32)
-            for token, value in found.items():
+            scores = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
+            row = np.full(max(scores) + 1, -np.inf, dtype=np.float32)
+            for token, value in scores.items():
                 row[token] = value.logprob
             rows.append(row)
         return np.stack(rows)

@@ -39,12 +39,12 @@ def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
         samples: Samples with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of
             each) and `target` (number or text of the right one).
     """
-    found = [one for one in map(_of_item, samples) if one is not None]
-    if not found:
+    items = [one for one in map(_of_item, samples) if one is not None]
+    if not items:
         return None
-    bits, bits_error = _mean([bits for bits, _ in found])
-    log_p, log_p_error = _mean([log_p for _, log_p in found])
-    return RightAnswers(bits, bits_error, log_p, log_p_error, len(found))
+    bits, bits_error = _mean([bits for bits, _ in items])
+    log_p, log_p_error = _mean([log_p for _, log_p in items])
+    return RightAnswers(bits, bits_error, log_p, log_p_error, len(items))
 
 
 def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -197,19 +197,19 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
     device = resolve_device(request.device)
     dtype = DTYPES[request.dtype]
     opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
-    found = Evaluated(request, opened.params)
+    result = Evaluated(request, opened.params)
 
     def save(scores: list[harness.TaskScore]) -> None:
-        found.scores = list(scores)
+        result.scores = list(scores)
         if out is not None:
-            write_json(out, found.as_json())
+            write_json(out, result.as_json())
         if console is not None and scores:
             last = scores[-1]
             value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
             console.print(f"{last.title}: {value}", highlight=False, markup=False)
 
     if request.texts or request.looking_back:
-        found.texts, found.copying = _texts(request, opened, dtype, device)
+        result.texts, result.copying = _texts(request, opened, dtype, device)
         if not done:
             save([])
     if wanted:
@@ -223,7 +223,7 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
             done=done,
             save=save,
         )
-    return found
+    return result
 
 
 def _texts(

@@ -181,7 +181,7 @@ def _score(
         if limit is not None and hasattr(task, "get_all_tasks"):
             share = -(-limit // len(task.get_all_tasks()))
         with _no_machine_report():
-            found = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 lm, tasks=[task], limit=share, task_manager=manager, log_samples=True, bootstrap_iters=1000
             )
     except (
@@ -198,7 +198,7 @@ def _score(
         reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
-    _read_result(score, found, getattr(task, "name", one.task))
+    _read_result(score, results, getattr(task, "name", one.task))
     return score
 
 
@@ -221,8 +221,8 @@ def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
 
     group = Group(LOCAL_MMLU, aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)])
     for subject in sorted({str(row["subject"]) for row in rows[known.split]}):
-        own = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
-        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(own)}
+        of_subject = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
+        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(of_subject)}
         if pool is None:
             changes |= {"fewshot_split": None, "fewshot_config": None}
         group.add(_built(manager, f"{one.task}_{subject}", changes))
@@ -243,10 +243,10 @@ def _dataset(rows: dict[str, Rows]) -> Callable[..., Any]:
     return load
 
 
-def _read_result(score: TaskScore, found: Any, name: str) -> None:
-    table = found["results"]
-    own = table.get(name) or (found.get("groups") or {}).get(name) or next(iter(table.values()))
-    score.metrics = {key: float(value) for key, value in own.items() if isinstance(value, (int, float))}
+def _read_result(score: TaskScore, results: Any, name: str) -> None:
+    table = results["results"]
+    metrics = table.get(name) or (results.get("groups") or {}).get(name) or next(iter(table.values()))
+    score.metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
     wanted = KNOWN[score.task].metric if score.task in KNOWN else None
     names = [key for key in score.metrics if "_stderr," not in key and "," in key]
     chosen = next((key for key in names if key.partition(",")[0] == wanted), names[0] if names else None)
@@ -256,15 +256,15 @@ def _read_result(score: TaskScore, found: Any, name: str) -> None:
     metric, _, filtered = chosen.partition(",")
     score.metric, score.value = metric, score.metrics[chosen]
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
-    right = right_answers(chain.from_iterable(found["samples"].values()))
+    right = right_answers(chain.from_iterable(results["samples"].values()))
     if right is not None:
         score.bits, score.bits_stderr = right.bits, right.bits_stderr
         score.log_p, score.log_p_stderr = right.log_p, right.log_p_stderr
-    counts = found["n-samples"].values()
+    counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)
     if score.shots is None:
-        score.shots = next((int(shots) for shots in found.get("n-shot", {}).values()), None)
+        score.shots = next((int(shots) for shots in results.get("n-shot", {}).values()), None)
 
 
 def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:

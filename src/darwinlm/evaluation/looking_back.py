@@ -156,10 +156,10 @@ def all_copying(
     Returns:
         The sequences, and remarks about those that were left out.
     """
-    found: list[Copying] = []
+    sequences: list[Copying] = []
     remarks = []
     try:
-        found += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
+        sequences += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
     if text is not None:
@@ -168,9 +168,9 @@ def all_copying(
             if passage is None:
                 remarks.append(f"copying of text wasn't measured over {n + gap} tokens: blocks of text are shorter")
             else:
-                found.append(passage)
+                sequences.append(passage)
     kept = []
-    for each in found:
+    for each in sequences:
         if longest is None or each.tokens.shape[1] <= longest:
             kept.append(each)
         else:
@@ -183,7 +183,7 @@ def measure_copying(
     models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences, one score for each entry of `copying`."""
-    found: dict[str, list[CopyingScore]] = {name: [] for name in models}
+    scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:
         rows = max(1, batch_tokens // each.tokens.shape[1])
         for name, model in models.items():
@@ -195,5 +195,5 @@ def measure_copying(
                 right += int((logits.argmax(-1) == targets).sum())
                 lost += float(token_losses(logits, targets).sum(dtype=torch.float64))
                 count += len(targets)
-            found[name].append(CopyingScore(each.name, right / count, lost / count, count))
-    return found
+            scores[name].append(CopyingScore(each.name, right / count, lost / count, count))
+    return scores

@@ -49,12 +49,12 @@ def open_model(
         ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
-    found = _inside_run(source)
+    path = _inside_run(source)
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         try:
-            checkpoint = resolve_model(found, Path(work) / "model", allow_remote_code=allow_remote_code)
+            checkpoint = resolve_model(path, Path(work) / "model", allow_remote_code=allow_remote_code)
         except FamilyError:
-            return _unknown_family(found, dtype, device, allow_remote_code=allow_remote_code)
+            return _unknown_family(path, dtype, device, allow_remote_code=allow_remote_code)
         tokenizer = checkpoint.tokenizer()
         return Opened(source, checkpoint.load(dtype, device), tokenizer)
 

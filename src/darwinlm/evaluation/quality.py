@@ -69,8 +69,8 @@ def measure_quality(
             batch = tokens[start : start + rows].to(dense.device)
             seen = seen_before(batch)
             n_seen += int(seen.sum())
-            for name, found in _measure_batch(dense, models, batch, seen).items():
-                sums[name] += found
+            for name, batch_sums in _measure_batch(dense, models, batch, seen).items():
+                sums[name] += batch_sums
             progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
     return {name: _quality(sums[name], len(tokens), predictions, n_seen) for name in models}

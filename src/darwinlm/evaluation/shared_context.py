@@ -41,11 +41,11 @@ class SharedContextLM(QuietLM):
         alone: list[int] = []
         for shared, members in groups.items():
             continuations = [requests[index][2] for index in members]
-            found = self._shared(list(shared), continuations) if len(members) > 1 else None
-            if found is None:
+            shared_answers = self._shared(list(shared), continuations) if len(members) > 1 else None
+            if shared_answers is None:
                 alone += members
                 continue
-            for index, answer in zip(members, found, strict=True):
+            for index, answer in zip(members, shared_answers, strict=True):
                 answers[index] = answer
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
         if alone:
@@ -73,13 +73,13 @@ class SharedContextLM(QuietLM):
             more = self.model(input_ids=self._tensor(padded), use_cache=True, **{kept: past}).logits
             logits = torch.cat([logits, more], 1)
         scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
-        found = []
+        answers = []
         for row, continuation in zip(scores, continuations, strict=True):
             tokens = torch.tensor(continuation, device=row.device)
-            own = row[: len(tokens)]
-            likely = own.gather(-1, tokens[:, None]).sum()
-            found.append((float(likely), bool((own.argmax(-1) == tokens).all())))
-        return found
+            predictions = row[: len(tokens)]
+            likely = predictions.gather(-1, tokens[:, None]).sum()
+            answers.append((float(likely), bool((predictions.argmax(-1) == tokens).all())))
+        return answers
 
     def _tensor(self, rows: list[list[int]]) -> Any:
         return torch.tensor(rows, dtype=torch.long, device=self.device)

@@ -24,15 +24,15 @@ def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")
     stems = [path.stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    found = {}
+    results = {}
     for name, path in zip(names, paths, strict=True):
         if not path.is_file():
             raise ArtifactError(f"there is no file {path}: give the --out file of darwinlm evaluate")
         saved = read_json(path)
         if not isinstance(saved, dict) or not {"request", "tasks", "texts"} <= set(saved):
             raise ArtifactError(f"{path} holds no evaluation: give the --out file of darwinlm evaluate")
-        found[name] = saved
-    return found
+        results[name] = saved
+    return results
 
 
 def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:

@@ -96,10 +96,10 @@ def percent(value: float | None) -> str:
 
 def notes(scores: Sequence[TaskScore]) -> list[str]:
     """Remarks: incomplete tables, failures with reasons, deviations from the official data."""
-    found = [average(scores).partial] if scores and average(scores).partial else []
-    found += [f"{score.title} failed: {score.error}" for score in scores if score.error]
-    found += [f"{score.title}: {score.remark}" for score in scores if score.remark]
-    return found
+    remarks = [average(scores).partial] if scores and average(scores).partial else []
+    remarks += [f"{score.title} failed: {score.error}" for score in scores if score.error]
+    remarks += [f"{score.title}: {score.remark}" for score in scores if score.remark]
+    return remarks
 
 
 def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:

@@ -87,17 +87,17 @@ def check_same_vocabulary(model: Any, dense: Any) -> None:
 def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
     """Measure one model, alone or against another, on tokens [n, t]."""
     named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    found: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
-    against = found.get("dense")
+    quality: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    against = quality.get("dense")
     return TextScore(
         source=source,
-        tokens=found["model"].tokens,
+        tokens=quality["model"].tokens,
         blocks=len(tokens),
-        perplexity=found["model"].perplexity,
+        perplexity=quality["model"].perplexity,
         dense_perplexity=against.perplexity if against else None,
-        kl=found["model"].kl if against else None,
-        kl_seen=found["model"].kl_seen if against else None,
-        kl_new=found["model"].kl_new if against else None,
-        seen=found["model"].seen if against else None,
-        kl_by_position=found["model"].kl_by_position if against else (),
+        kl=quality["model"].kl if against else None,
+        kl_seen=quality["model"].kl_seen if against else None,
+        kl_new=quality["model"].kl_new if against else None,
+        seen=quality["model"].seen if against else None,
+        kl_by_position=quality["model"].kl_by_position if against else (),
     )

@@ -116,10 +116,10 @@ def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
         family: Names of its parts.
         tokens: [t].
     """
-    found: Streams = {}
-    with _watched(model, family, lambda name, stream: found.__setitem__(name, stream[0].float().cpu())):
-        found[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
-    return found
+    streams: Streams = {}
+    with _watched(model, family, lambda name, stream: streams.__setitem__(name, stream[0].float().cpu())):
+        streams[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
+    return streams
 
 
 @contextmanager

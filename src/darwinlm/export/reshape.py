@@ -42,11 +42,11 @@ class Reshaper:
         """Names and shapes of every block of the stock model, without data."""
         model = Checkpoint(self.checkpoint.folder, self.stock, self.family, "").skeleton()
         state = model.state_dict()
-        found = []
+        blocks = []
         for block in range(self.checkpoint.n_blocks):
             prefix = self.checkpoint.block_prefix(block)
-            found.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return found
+            blocks.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return blocks
 
     @property
     def lacking_experts(self) -> list[int]:
@@ -76,20 +76,22 @@ class Reshaper:
             attention = isinstance(part, Attention)
             if not (target.heads if attention else target.width):
                 continue
-            own, norms = split_block(inside, part)
+            tensors, norms = split_block(inside, part)
             if not (sizes.heads if attention else sizes.width):
                 made |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
             if _same(sizes, target, attention=attention):
-                made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+                made |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
                 continue
             if isinstance(part, Attention):
-                own, plain = expand_groups(own, part, sizes, self.columns) if _expands(sizes, target) else (own, sizes)
+                tensors, plain = (
+                    expand_groups(tensors, part, sizes, self.columns) if _expands(sizes, target) else (tensors, sizes)
+                )
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
-                    own = widen_attention(own, part, plain, self.columns, target)
+                    tensors = widen_attention(tensors, part, plain, self.columns, target)
             else:
-                own = widen_mlp(own, part, target.width)
-            made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+                tensors = widen_mlp(tensors, part, target.width)
+            made |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
         return made
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:

@@ -59,15 +59,15 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     stored = checkpoint.stored_shapes()
     shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
     modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, shapes)}
-    found = []
+    blocks = []
     for block in range(checkpoint.n_blocks):
         attention, mlp = modules.get((block, "attention")), modules.get((block, "mlp"))
         heads = attention.width // attention.head_dim if attention else 0
         groups = attention.groups if attention else 0
         owners = attention.query_groups if attention else None
         width, experts = (mlp.width, mlp.experts) if mlp else (0, 0)
-        found.append(BlockSizes(block, heads, groups, width, owners, experts))
-    return found
+        blocks.append(BlockSizes(block, heads, groups, width, owners, experts))
+    return blocks
 
 
 def stock_config(checkpoint: Checkpoint) -> Any:
@@ -217,9 +217,9 @@ def zero_sublayer(
 
 def split_block(inside: Mapping[str, Tensor], part: Attention | Mlp) -> tuple[Tensors, Tensors]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
-    own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+    tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
     norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
-    return own, norms
+    return tensors, norms
 
 
 def _rows(heads: Sequence[int] | range, columns: int) -> Tensor:

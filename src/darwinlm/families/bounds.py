@@ -149,10 +149,10 @@ def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
 
 def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
     """Refuse a checkpoint with packed integer or 8-bit float weights. Raises CheckpointError."""
-    found = plain.get("quantization_config")
-    if found is None:
+    quantisation = plain.get("quantization_config")
+    if quantisation is None:
         return
-    method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else found
+    method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
     raise CheckpointError(
         f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
         "pruned: use the model that it was made from, or one that was dequantised to bfloat16"
@@ -173,9 +173,9 @@ def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | st
         CheckpointError: There are fewer or more blocks, or some are missing.
     """
     pattern = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.")
-    found = {int(match[1]) for name in names if (match := pattern.match(name))}
-    if stated > len(found) + absent or (found and max(found) >= stated):
-        have = f"{len(found)} blocks" + (f", the last being number {max(found)}" if found else "")
+    blocks = {int(match[1]) for name in names if (match := pattern.match(name))}
+    if stated > len(blocks) + absent or (blocks and max(blocks) >= stated):
+        have = f"{len(blocks)} blocks" + (f", the last being number {max(blocks)}" if blocks else "")
         raise CheckpointError(f"{path} states {stated} blocks, but the files hold {have}: fetch the model again")
 
 

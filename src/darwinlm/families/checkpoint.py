@@ -93,17 +93,17 @@ class Checkpoint:
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
-        found = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
+        shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
         for name, tensor in model.state_dict().items():
-            if name not in found:
+            if name not in shapes:
                 if name in tied and getattr(self.config, "tie_word_embeddings", False):
                     continue
                 raise CheckpointError(
                     f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
                 )
-            if found[name] != tuple(tensor.shape):
+            if shapes[name] != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{self.folder}: the tensor {name} is {_sizes(found[name])}, but config.json requires "
+                    f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
         self._check_no_more(set(self.tensors) - set(model.state_dict()), model)
@@ -216,13 +216,13 @@ class Checkpoint:
                     stored |= {name: stream.get_tensor(name) for name in names}
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.folder / shard} is damaged ({error}): fetch the model again") from error
-        found = {}
+        tensors = {}
         for name, parts in wanted.items():
             tensor = parts.join(stored.__getitem__)
             for part in parts.flat():
                 del stored[part]
-            found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
-        return found
+            tensors[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
+        return tensors
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
         """Read some rows of a tensor.
@@ -336,15 +336,15 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Element type and shape of each tensor of a shard."""
-    found = {}
+    tensors = {}
     try:
         with safe_open(shard, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118
                 part = stream.get_slice(name)
-                found[name] = str(part.get_dtype()), tuple(part.get_shape())
+                tensors[name] = str(part.get_dtype()), tuple(part.get_shape())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
-    return found
+    return tensors
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -134,17 +134,17 @@ class Decoder:
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
         """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
-        found: list[Tensor] = []
+        inputs: list[Tensor] = []
 
         def record(_: nn.Module, given: tuple[Tensor]) -> None:
-            found.append(given[0])
+            inputs.append(given[0])
             raise _AllRecorded
 
         hook = self.model.get_output_embeddings().register_forward_pre_hook(record)
         try:
             self.head(hidden)
         except _AllRecorded:
-            return found[0][0]
+            return inputs[0][0]
         finally:
             hook.remove()
         raise AssertionError("the model's forward never reached its output embedding")
@@ -180,8 +180,8 @@ class Decoder:
 
     def module(self, block: int, kind: ModuleKind) -> nn.Module:
         """The current attention or MLP of a block."""
-        found: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
-        return found
+        module: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
+        return module
 
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
         """Replace the attention or MLP of a block."""

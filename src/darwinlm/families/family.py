@@ -29,10 +29,10 @@ class Closed(BaseModel):
 
 
 def _by_name(places: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUnit]]:
-    found: dict[str, list[RowUnit]] = {}
+    segments: dict[str, list[RowUnit]] = {}
     for name, rows in places:
-        found.setdefault(name, []).append(rows)
-    return found
+        segments.setdefault(name, []).append(rows)
+    return segments
 
 
 class SubLayer(Closed):
@@ -187,12 +187,12 @@ class Family(Closed):
 def families() -> dict[str, Family]:
     """All known families by model type."""
     folder = resources.files("darwinlm.families") / "data"
-    found = {}
+    by_type = {}
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".yaml"):
             family = Family.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
-            found[family.model_type] = family
-    return found
+            by_type[family.model_type] = family
+    return by_type
 
 
 def family_of(config: Any) -> Family:

@@ -134,15 +134,15 @@ class _Reader:
         return header, -(-self.place // alignment) * alignment
 
     def _tensor(self, header: GgufHeader) -> None:
-        name, found = self.text(), header.tensors
+        name, tensors = self.text(), header.tensors
         dimensions = self.number("I")
         if not 1 <= dimensions <= 4:
             raise _bad(self.path, f"the tensor {shorten(name)} has {dimensions} dimensions")
-        if name in found:
+        if name in tensors:
             raise _bad(self.path, f"the tensor {shorten(name)} stands in it twice")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         self.places[name] = self.number("I"), self.number("Q")
-        found[name] = shape[::-1]
+        tensors[name] = shape[::-1]
 
     def _value(self, header: GgufHeader, name: str) -> None:
         kind = self.number("I")
@@ -235,10 +235,10 @@ def _check_model(path: Path, header: GgufHeader) -> None:
 
 
 def _check_block_numbers(path: Path, sizes: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    found = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
+    blocks = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     stated = sizes.get("block_count")
-    if not isinstance(stated, int) or found != set(range(stated)):
-        last = f", the last being number {max(found)}" if found else ""
+    if not isinstance(stated, int) or blocks != set(range(stated)):
+        last = f", the last being number {max(blocks)}" if blocks else ""
         raise CheckpointError(
-            f"{path} states {shorten(stated)} blocks (block_count), but holds {len(found)}{last}: fetch it again"
+            f"{path} states {shorten(stated)} blocks (block_count), but holds {len(blocks)}{last}: fetch it again"
         )

@@ -54,23 +54,25 @@ def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
         family: Family, which defines the names in its checkpoints.
         stored: Names of the stored tensors.
     """
-    found: dict[str, Parts] = {}
+    result: dict[str, Parts] = {}
     experts: dict[str, dict[int, dict[str, str]]] = {}
     fused = {part: whole for whole, parts in family.stored.experts.items() for part in parts}
     for name in stored:
-        own = name
+        renamed = name
         for theirs, ours in family.stored.renamed.items():
-            own = own.replace(f".{theirs}.", f".{ours}.")
-        match = re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", own) if own.startswith(family.layers + ".") else None
+            renamed = renamed.replace(f".{theirs}.", f".{ours}.")
+        match = (
+            re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", renamed) if renamed.startswith(family.layers + ".") else None
+        )
         if match and match[3] in fused:
             whole = f"{match[1]}.{fused[match[3]]}"
             experts.setdefault(whole, {}).setdefault(int(match[2]), {})[match[3]] = name
         else:
-            found[own] = Parts(((name,),), stacked=False)
+            result[renamed] = Parts(((name,),), stacked=False)
     for whole, by_expert in experts.items():
         wanted = family.stored.experts[whole.rpartition(".")[2]]
         complete = sorted(by_expert) == list(range(len(by_expert)))
-        if complete and all(own.keys() == set(wanted) for own in by_expert.values()):
+        if complete and all(renamed.keys() == set(wanted) for renamed in by_expert.values()):
             names = tuple(tuple(by_expert[expert][part] for part in wanted) for expert in range(len(by_expert)))
-            found[whole] = Parts(names, stacked=True)
-    return found
+            result[whole] = Parts(names, stacked=True)
+    return result

@@ -48,7 +48,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
     """
     local = {"local_files_only": True} if isinstance(model, Path) else {}
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=dtype,
             trust_remote_code=allow_remote_code,
@@ -73,7 +73,7 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         if _wants_code(error):
             raise remote_code(model) from error
         raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
-    missing = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
     return loaded
@@ -81,9 +81,9 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
 
 def listed(names: Iterable[str]) -> str:
     """The first few names, and the number of further ones."""
-    found = list(names)
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return f"the tensor{'s' if len(found) > 1 else ''} {', '.join(map(shorten, found[:LISTED]))}{more}"
+    all_names = list(names)
+    more = f" and {len(all_names) - LISTED} more" if len(all_names) > LISTED else ""
+    return f"the tensor{'s' if len(all_names) > 1 else ''} {', '.join(map(shorten, all_names[:LISTED]))}{more}"
 
 
 def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code: bool, **more: Any) -> Any:
@@ -106,7 +106,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     if config is not None:
         more["config"] = config
     try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -115,8 +115,8 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
             raise remote_code(folder, "the tokenizer") from error
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
-        check_sentence_piece(folder, found)
-    return found
+        check_sentence_piece(folder, tokenizer)
+    return tokenizer
 
 
 def _wants_code(error: BaseException) -> bool:

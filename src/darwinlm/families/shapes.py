@@ -63,7 +63,7 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         state = checkpoint.skeleton().state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     family = checkpoint.family
-    found: list[ModuleShape] = []
+    modules: list[ModuleShape] = []
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -72,8 +72,8 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         for part in (family.attention, family.mlp):
             output = output_name(part, inside)
             if output is not None:
-                found.append(_module_shape(block, checkpoint, part, inside, output, shared))
-    return found
+                modules.append(_module_shape(block, checkpoint, part, inside, output, shared))
+    return modules
 
 
 def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
@@ -143,10 +143,10 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     }
     total = 0
     for name, size in shape.tensors.items():
-        own = name.removeprefix(part.name + ".")
-        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(own):
+        inner = name.removeprefix(part.name + ".")
+        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
             size = (experts, *size[1:])  # noqa: PLW2901 - the size that is left
-        segments = row_segments(part, own)
+        segments = row_segments(part, inner)
         if name == shape.output:
             total += prod(size[:-1]) * width
         elif segments:

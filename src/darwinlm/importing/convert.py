@@ -112,7 +112,7 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
     """The sizes of every layer and all tensors, without units that have no effect."""
     checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
     family = checkpoint.family
-    found: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
+    tensors: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
     table: dict[int, dict[str, Any]] = {}
     before, after = [0, 0], [0, 0]
     for block in range(checkpoint.n_blocks):
@@ -126,33 +126,33 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
         }
         for kind in KINDS:
             part = family.module(kind)
-            own, norms = split_block(inside, part)
+            part_tensors, norms = split_block(inside, part)
             if isinstance(part, Attention):
                 there = foreign.heads[block]
-                kept = useful_heads(own, part, rows, foreign.owners[block], columns) if there else []
+                kept = useful_heads(part_tensors, part, rows, foreign.owners[block], columns) if there else []
             else:
                 there = foreign.widths[block]
-                kept = useful_channels(own, part) if there else []
+                kept = useful_channels(part_tensors, part) if there else []
             before[isinstance(part, Attention)] += there
             after[isinstance(part, Attention)] += len(kept)
             if not kept:
                 gone.append(kind)
                 continue
             if isinstance(part, Attention):
-                own, sizes = _cut_attention(own, part, kept, rows, foreign.owners[block], columns)
+                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, foreign.owners[block], columns)
                 row |= sizes
             else:
-                own = _take(own, part, {"channel": there}, {"channel": kept}, kept)
+                part_tensors = _take(part_tensors, part, {"channel": there}, {"channel": kept}, kept)
                 row[part.width] = len(kept)
-            found |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in own.items()}
-            found |= {prefix + name: tensor for name, tensor in norms.items()}
+            tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
+            tensors |= {prefix + name: tensor for name, tensor in norms.items()}
         table[block] = row | ({SKIP: gone} if gone else {})
         if gone:
             report.notes.append(f"block {block}: no {' and no '.join(gone)}")
     report.notes.insert(
         0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels have an effect"
     )
-    return table, found
+    return table, tensors
 
 
 def _cut_attention(
@@ -217,15 +217,15 @@ def _stock(foreign: Foreign) -> Any:
         target = BlockSizes(block, *full)
         for kind in KINDS:
             part = family.module(kind)
-            own, norms = split_block(inside, part)
+            part_tensors, norms = split_block(inside, part)
             if not (sizes.heads if isinstance(part, Attention) else sizes.width):
                 made = zero_sublayer(template, part, target, columns, torch.float32)
             else:
                 if isinstance(part, Attention):
-                    own = widen_attention(own, part, sizes, columns, target)
+                    part_tensors = widen_attention(part_tensors, part, sizes, columns, target)
                 else:
-                    own = widen_mlp(own, part, target.width)
-                made = {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+                    part_tensors = widen_mlp(part_tensors, part, target.width)
+                made = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
             tensors |= {prefix + name: tensor for name, tensor in made.items()}
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()

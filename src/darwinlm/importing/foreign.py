@@ -118,8 +118,8 @@ def _rows(
     query, widths = shape(attention, attention.output, 1), tuple(shape(mlp, mlp.output, 1))
     segments = attention.segments[attention.key_value[0]]
     key = [
-        (rows - segments.count("query") * own) // segments.count("key_value")
-        for rows, own in zip(shape(attention, attention.key_value[0], 0), query, strict=True)
+        (rows - segments.count("query") * queries) // segments.count("key_value")
+        for rows, queries in zip(shape(attention, attention.key_value[0], 0), query, strict=True)
     ]
     return query, key, widths
 
@@ -179,7 +179,7 @@ def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ..
 
 def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[str, Any], folder: Path) -> int:
     pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,1000}})\.")
-    numbers = {int(found[1]) for name in shapes if (found := pattern.match(name))}
+    numbers = {int(match[1]) for name in shapes if (match := pattern.match(name))}
     if not numbers or f"{family.embedding}.weight" not in shapes:
         raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
     blocks = max(numbers) + 1
@@ -204,13 +204,13 @@ def _stock_sizes(
     raw: dict[str, Any], heads: tuple[int, ...], groups: tuple[int, ...], widths: tuple[int, ...]
 ) -> dict[str, int]:
     """Sizes of a stock model that every layer fits into, from the configuration and the largest layers."""
-    found = {}
+    sizes = {}
     for name, largest in zip(SIZES, (max(heads), max(groups), max(widths)), strict=False):
         stated = raw.get(name)
-        found[name] = max(stated if isinstance(stated, int) else 1, largest, 1)
-    share = -(-found["num_attention_heads"] // found["num_key_value_heads"])
-    found["num_attention_heads"] = share * found["num_key_value_heads"]
-    return found
+        sizes[name] = max(stated if isinstance(stated, int) else 1, largest, 1)
+    share = -(-sizes["num_attention_heads"] // sizes["num_key_value_heads"])
+    sizes["num_attention_heads"] = share * sizes["num_key_value_heads"]
+    return sizes
 
 
 def _config(
@@ -245,20 +245,20 @@ def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None
     """Indices of this block's query heads in the dense model, if the configuration has such a list."""
     for value in raw.values():
         if isinstance(value, dict):
-            found = value.get(str(block))
+            heads = value.get(str(block))
         elif isinstance(value, list) and len(value) > block:
-            found = value[block]
+            heads = value[block]
         else:
             continue
-        if isinstance(found, dict):
-            found = next((inner for inner in found.values() if isinstance(inner, list)), None)
-        if isinstance(found, list) and len(found) == count and _are_heads(found):
-            return found
+        if isinstance(heads, dict):
+            heads = next((inner for inner in heads.values() if isinstance(inner, list)), None)
+        if isinstance(heads, list) and len(heads) == count and _are_heads(heads):
+            return heads
     return None
 
 
-def _are_heads(found: list[Any]) -> bool:
-    return all(isinstance(head, int) and head >= 0 for head in found) and sorted(set(found)) == found
+def _are_heads(heads: list[Any]) -> bool:
+    return all(isinstance(head, int) and head >= 0 for head in heads) and sorted(set(heads)) == heads
 
 
 def _owners(

@@ -45,9 +45,9 @@ def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
 
 def _rows(tensors: Tensors, part: Attention | Mlp, name: str, sizes: Sizes) -> list[Tensor]:
     """Masks of the nonzero rows of a projection, including its bias; one mask for each fused part."""
-    found = tensors[f"{name}.weight"].ne(0).any(1)
+    nonzero = tensors[f"{name}.weight"].ne(0).any(1)
     bias = tensors.get(f"{name}.bias")
-    return split_rows(found if bias is None else found | bias.ne(0), part.segments[name], sizes)
+    return split_rows(nonzero if bias is None else nonzero | bias.ne(0), part.segments[name], sizes)
 
 
 def _has_bias(tensors: Tensors, name: str) -> bool:

@@ -114,13 +114,13 @@ def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
     """The entry of this machine's GPU, with its memory."""
     if not torch.cuda.is_available():
         raise RecipeError(f"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of {', '.join(table)}")
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    spelled = "".join(filter(str.isalnum, found.name.lower()))
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    spelled = "".join(filter(str.isalnum, card.name.lower()))
     alike = [name for name in table if name.partition("-")[0] in spelled]
     if not alike:
-        raise RecipeError(f"--device cuda: '{found.name}' isn't known: give the most similar of {', '.join(table)}")
-    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - found.total_memory))
-    return replace(_from_row(name, table[name]), memory=float(found.total_memory))
+        raise RecipeError(f"--device cuda: '{card.name}' isn't known: give the most similar of {', '.join(table)}")
+    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - card.total_memory))
+    return replace(_from_row(name, table[name]), memory=float(card.total_memory))
 
 
 @cache

@@ -155,7 +155,7 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
     inside: dict[int, list[ModuleShape]] = {}
     for shape in cut:
         inside.setdefault(shape.block, []).append(shape)
-    largest = max(inside.values(), key=lambda own: sum(max(each.experts, 1) * each.width**2 for each in own))
+    largest = max(inside.values(), key=lambda extra: sum(max(each.experts, 1) * each.width**2 for each in extra))
     moments, outputs, work, squares = 0.0, 0.0, 0.0, 0.0
     for shape in largest:
         d, experts = shape.width, max(shape.experts, 1)
@@ -163,9 +163,9 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
         outputs += experts * r * d * sizes.element
         squares = max(squares, d * d)
         # Packed factors of experts, separate and joined; float64 copies of moment, weights and target of each variant.
-        own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
-        own += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
-        work = max(work, own)
+        extra = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
+        extra += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
+        work = max(work, extra)
     read = sizes.block * sizes.element
     ordered = max((min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 for shape in cut if shape.experts), default=0)
     passing = [

@@ -170,8 +170,8 @@ class Sizes:
         """Number of removal orders of a module: one for each variant, and one more if heads are ranked first."""
         if shape.kind == "mlp":
             return max(shape.experts, 1)
-        found = len(variants(shape, self.recipe.units))
-        return found if found == 1 else found + 1
+        count = len(variants(shape, self.recipe.units))
+        return count if count == 1 else count + 1
 
 
 @contextlib.contextmanager

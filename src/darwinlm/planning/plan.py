@@ -100,16 +100,16 @@ def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
     base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
     more = [processes for processes in (1, 2, 4, 8, 16, 32) if processes > sizes.processes]
     sharded = () if recovery.sharding == "fsdp" else (SHARDING,)
-    found = [((*base, *small), sizes.processes) for small in ((), (micro,))]
+    remedies = [((*base, *small), sizes.processes) for small in ((), (micro,))]
     for processes in (sizes.processes, *more):
-        found += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
+        remedies += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
     if recovery.sharding == "fsdp":  # doesn't shard adapters
-        return found
-    return [*found, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
+        return remedies
+    return [*remedies, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
 
 
 def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) -> list[str]:
-    found = []
+    problems = []
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
     room = device.memory * RESERVE / (need.processes if device.is_cpu else 1)
     if need.device_bytes(device) > room:
@@ -117,19 +117,19 @@ def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) 
         items = [replace(item, bytes=item.on(device), on_gpu=0) for item in items]
         over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
         over += f"{gigabytes(room)} to spare" + (" for each process" if device.is_cpu and shared else "")
-        found.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
+        problems.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
     if ram is not None and not device.is_cpu and need.ram_bytes(device) > ram * RESERVE:
         over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM{shared}, but the machine has "
         over += f"{gigabytes(ram * RESERVE)} to spare"
-        found.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
+        problems.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
     whole = need.unbounded_seconds(device)
     if need.bound is not None and whole > 60 * need.bound:
         share, minutes = 60 * need.bound / whole, math.ceil(whole / 60)
-        found.append(
+        problems.append(
             f"{need.name} takes {hours(whole)}, but search.minutes={need.bound:g} ends it after {share:.0%} of it: "
             f"search.minutes={minutes} lets it finish, or lower search.generations"
         )
-    return found
+    return problems
 
 
 SAVING = 0.8

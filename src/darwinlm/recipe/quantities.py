@@ -56,10 +56,10 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
         if isinstance(value, int | float) and "" not in units:
             raise ValueError(f"needs a unit, as in {example}; known are {known}")
         return value
-    found = _NUMBER.fullmatch(value)
-    if found is None:
+    match = _NUMBER.fullmatch(value)
+    if match is None:
         raise ValueError(f"must be a number with a unit, such as {example}; known units are {known}")
-    number, unit = found.groups()
+    number, unit = match.groups()
     if unit not in units:
         missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
         raise ValueError(f"{missing}; known are {known}, as in {example}")

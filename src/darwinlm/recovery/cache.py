@@ -73,11 +73,11 @@ class CachedText(Dataset[dict[str, Tensor]]):
     def __getitem__(self, block: int) -> dict[str, Tensor]:
         """`input_ids` [t], and `top_log_p` [t, k] float16, `top_places` [t, k] int64, `top_log_rest` [t] float32."""
         shard, row = divmod(block, self.shard_blocks)
-        found = dict(self.text[block])
+        item = dict(self.text[block])
         for name in STORED:
-            found[name] = self._shards[shard].get_slice(name)[row]
-        found["top_places"] = found["top_places"].to(torch.int64)
-        return found
+            item[name] = self._shards[shard].get_slice(name)[row]
+        item["top_places"] = item["top_places"].to(torch.int64)
+        return item
 
 
 def cached_text(

@@ -83,8 +83,8 @@ class Checkpoints:
         return parallel.broadcast(path)
 
     def _found(self) -> list[Path]:
-        found = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+        paths = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+        return sorted(paths, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
     def _check(self, path: Path) -> None:
         if not (path / MANIFEST).is_file():
@@ -125,8 +125,8 @@ class Checkpoints:
         if parallel.is_main():
             shutil.rmtree(partial, ignore_errors=True)
         try:
-            for part, own in tensors.items():
-                whole = gathered(own)
+            for part, named in tensors.items():
+                whole = gathered(named)
                 with parallel.agree():
                     if parallel.is_main():
                         write_tensors(partial / f"{part}.safetensors", whole)
@@ -154,9 +154,9 @@ class Checkpoints:
 
     def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
         """Copy a checkpoint verified by `newest` into tensors of the same names; returns its state."""
-        for part, own in tensors.items():
+        for part, named in tensors.items():
             with safe_open(path / f"{part}.safetensors", framework="pt") as file:
-                for name, tensor in own.items():
+                for name, tensor in named.items():
                     _fill(tensor, file.get_tensor(name))
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
@@ -194,14 +194,14 @@ def _damaged(path: Path, reason: str) -> ArtifactError:
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
-    found = {}
+    collected = {}
     for name, tensor in tensors.items():
         whole = tensor.detach()
         if hasattr(whole, "full_tensor"):
             whole = whole.full_tensor()
         if parallel.is_main():
-            found[name] = whole.cpu()
-    return found
+            collected[name] = whole.cpu()
+    return collected
 
 
 @torch.no_grad()

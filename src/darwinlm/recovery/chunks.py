@@ -64,10 +64,10 @@ class _GradientsOnTheWay(torch.autograd.Function):
                 loss = loss_of(rows, part)
             # The inner backward pass must use the types that autocast chose in the forward pass.
             with torch.autocast(hidden.device.type, enabled=False):
-                gradient[rows], *found = torch.autograd.grad(loss, (part, *weights))
-            for kept, new in zip(summed, found, strict=False):
+                gradient[rows], *gradients = torch.autograd.grad(loss, (part, *weights))
+            for kept, new in zip(summed, gradients, strict=False):
                 kept.add_(new)
-            summed = summed or list(found)
+            summed = summed or list(gradients)
             total += loss.detach()
         ctx.save_for_backward(gradient, *summed)
         return total

@@ -85,8 +85,8 @@ def _head_weights(model: Any) -> list[Tensor]:
 
 def decoder_of(model: Any) -> nn.Module:
     """The model without its head."""
-    found: nn.Module = getattr(model, model.base_model_prefix)
-    return found
+    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    return decoder
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,11 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
             f"recovery.batch_tokens is {batch}, which {processes} process(es) can't share evenly in sequences of "
             f"{length} tokens: make it a multiple of {least}"
         )
-    own = batch // least
-    most = max(1, min(micro // length, own))
-    rows = next(rows for rows in range(most, 0, -1) if own % rows == 0)
+    sequences = batch // least
+    most = max(1, min(micro // length, sequences))
+    rows = next(rows for rows in range(most, 0, -1) if sequences % rows == 0)
     count = max(1, settings.tokens // batch)
-    return Steps(length, rows, own // rows, count, -(-count // settings.epochs), batch // length)
+    return Steps(length, rows, sequences // rows, count, -(-count // settings.epochs), batch // length)
 
 
 def warm_up_steps(settings: RecoverySettings, steps: int) -> int:

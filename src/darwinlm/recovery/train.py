@@ -252,7 +252,7 @@ class _Training:
                 moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[weight].update(step=step, **moments)
         kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
-        first, second = ({name: own[kind] for name, own in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
+        first, second = ({name: state[kind] for name, state in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
         return {WEIGHTS: dict(self.trained), FIRST: first, SECOND: second}
 
     def save(self) -> None:

@@ -43,9 +43,9 @@ def verify_run(folder: Path) -> list[Finding]:
     """
     if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
         raise ArtifactError(f"{folder} isn't the output folder of a run: give the --out folder of darwinlm prune")
-    found = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
-    found += list(_model(folder))
-    return found
+    findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
+    findings += list(_model(folder))
+    return findings
 
 
 def _stage(stage: Path) -> Finding:

@@ -143,16 +143,16 @@ def first_parent(
     Raises:
         BudgetError: No allocation lies within the budget's bounds.
     """
-    own = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
+    start = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
     if neighbour is None:
-        return own
+        return start
     try:
         moved = neighbour_start(problem, losses, neighbour)
     except BudgetError:  # no allocation between the neighbour and this budget
-        return own
+        return start
     fitness.set_base(None)
-    own_kl, moved_kl = fitness.kls([own, moved], settings.stages[-1].tokens)
-    return moved if moved_kl < own_kl else own
+    own_kl, moved_kl = fitness.kls([start, moved], settings.stages[-1].tokens)
+    return moved if moved_kl < own_kl else start
 
 
 def _progress(reporter: Reporter, settings: SearchSettings, clock: Clock) -> Callable[[SearchState], None]:

@@ -53,10 +53,10 @@ class Mixture:
 
     def moments(self, expert: int, W: Tensor) -> Moments:
         """Moments of an expert's inputs and targets, for its weights W [m, d]."""
-        found = Moments(W.shape[1], W.shape[0], W.device)
+        moments = Moments(W.shape[1], W.shape[0], W.device)
         for token, x, missing in self.asked(expert):
-            found.add(x, x @ W.T + missing[token])
-        return found
+            moments.add(x, x @ W.T + missing[token])
+        return moments
 
     def mend(self, expert: int, change: Tensor) -> None:
         """Update `missing` after a change [m, d] of an expert's weights."""
@@ -121,10 +121,10 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
     weights, chosen, before = W0.clone(), Counter[float](), held_out.lacking
     for expert in list(range(len(W0))) * ROUNDS:
         W = weights[expert].clone()
-        own, unseen = seen.moments(expert, W), held_out.moments(expert, W)
-        if own.count == 0 or unseen.count == 0:
+        fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
+        if fitted.count == 0 or unseen.count == 0:
             continue
-        fit = fit_output(own, unseen, W, None, ridges, f"{name} expert {expert}")
+        fit = fit_output(fitted, unseen, W, None, ridges, f"{name} expert {expert}")
         if fit.ridge is not None:
             chosen[fit.ridge] += 1
             weights[expert] = fit.weight

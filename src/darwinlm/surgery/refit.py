@@ -203,9 +203,9 @@ def _refit_block(
                 walk.finish(kind)
             spreads.append(spread)
         if name is not None:
-            choice, found = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
+            choice, fitted = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
             choices.append(choice)
-            weights |= found
+            weights |= fitted
         for walk in small:
             walk.finish(kind)
     if not options.local_steps or not choices:
@@ -279,9 +279,9 @@ class _Module:
         before, weights = chosen.before, self._named(chosen)
         if inputs is not None:
             self._put(inputs.weights)
-            found = self._fit_output()
-            if found.after < chosen.after:
-                chosen, ridge, weights = found, inputs.ridge, inputs.weights | self._named(found)
+            fit = self._fit_output()
+            if fit.after < chosen.after:
+                chosen, ridge, weights = fit, inputs.ridge, inputs.weights | self._named(fit)
             else:
                 self._put({name: self.stitched[name] for name in inputs.weights})
                 for walk in self.small:
@@ -311,12 +311,12 @@ class _Module:
     def _bias(self) -> str:
         return self.output.removesuffix("weight") + "bias"
 
-    def _named(self, found: Fit) -> dict[str, Tensor]:
-        if found.ridge is None:
+    def _named(self, fit: Fit) -> dict[str, Tensor]:
+        if fit.ridge is None:
             return {}
         if self.kind not in self.options.bias:
-            return {self.output: found.weight}
-        return {self.output: found.weight[:, :-1], self._bias: found.weight[:, -1]}
+            return {self.output: fit.weight}
+        return {self.output: fit.weight[:, :-1], self._bias: fit.weight[:, -1]}
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         for walk in self.small:

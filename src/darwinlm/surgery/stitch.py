@@ -117,9 +117,9 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
             level = chosen.get((block, kind))
             if level is None or level.width == 0:
                 continue
-            own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+            tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
             kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shape(block, kind), own, kept).items():
+            for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
                 yield f"{prefix}{part.name}.{name}", tensor
             for name, tensor in inside.items():
                 if name.partition(".")[0] in part.norms:

@@ -190,12 +190,12 @@ def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[
     types: Counter[str] = Counter()
     missing = set(file.names)
     for name, meant in gguf_tensors(reshaper, layout):
-        found = file.get(name)
-        if found is None or found.shape != meant.shape:
+        tensor = file.get(name)
+        if tensor is None or tensor.shape != meant.shape:
             raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
         kind = file.kind(name)
         types[kind] += 1
-        error = float((found - meant).norm() / meant.norm().clamp_min(1e-12))
+        error = float((tensor - meant).norm() / meant.norm().clamp_min(1e-12))
         if not error <= TYPE_ERROR.get(kind, 0.5):
             raise ExportError(
                 f"the export fails its check: {name} differs by {error:.2g} from the expected tensor, more than "

@@ -126,14 +126,14 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    family, own = reshaper.family.model_type, STOCK[reshaper.family.model_type]
+    family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
     if len({(sizes.sizes, sizes.experts) for sizes in kept}) > 1 or 0 in kept[0].sizes:
         return "its layers differ"
-    if own.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    if stock.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (family == "smollm3" or family in PERIODS) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
-    if features.rope.per_frequency and not own.frequencies:
+    if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     return None
 

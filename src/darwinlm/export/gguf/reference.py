@@ -53,8 +53,8 @@ class GgufFile:
         """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize
 
-        found = self._tensors.get(name)
-        return None if found is None else torch.from_numpy(dequantize(found.data, found.tensor_type).copy()).float()
+        tensor = self._tensors.get(name)
+        return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
     runner = _Runner(keys, get)
     embedding = runner.need("token_embd.weight")
     x = embedding[tokens] * runner.embedding_scale
-    found: dict[str, Tensor] = {}
+    streams: dict[str, Tensor] = {}
     for number, block in enumerate(blocks):
         heads, groups = (
             runner.per_layer("attention.head_count", number),
@@ -81,15 +81,15 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
         )
         if heads:
             x = x + runner.residual_scale * runner.attention(x, number, heads, groups)
-        found[f"block {block} attention"] = x
+        streams[f"block {block} attention"] = x
         if runner.per_layer("feed_forward_length", number):
             x = x + runner.residual_scale * runner.mlp(x, number)
-        found[f"block {block} mlp"] = x
+        streams[f"block {block} mlp"] = x
     head = get("output.weight")
     x = runner.norm(x, "output_norm")
     logits = x @ (embedding if head is None else head).T / runner.logit_scale
-    found["logits"] = logits if runner.logit_cap is None else runner.logit_cap * torch.tanh(logits / runner.logit_cap)
-    return found
+    streams["logits"] = logits if runner.logit_cap is None else runner.logit_cap * torch.tanh(logits / runner.logit_cap)
+    return streams
 
 
 class _Runner:
@@ -118,10 +118,10 @@ class _Runner:
         return int(value[number] if isinstance(value, list) else value)
 
     def need(self, name: str) -> Tensor:
-        found = self.get(name)
-        if found is None:
+        tensor = self.get(name)
+        if tensor is None:
             raise KeyError(name)
-        return found
+        return tensor
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return linear(x, self.need(f"{name}.weight"), self.get(f"{name}.bias"))

@@ -99,7 +99,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
 def _places(reshaper: Reshaper) -> dict[str, str]:
     """Names of projections and norms in the file, by their names in a block with split tensors."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
-    found = {
+    places = {
         **{f"{attention.name}.{part}": part for part in PARTS},
         f"{attention.name}.{attention.output}": "attn_output",
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
@@ -109,12 +109,12 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
         mlp.norms[0]: "ffn_norm",
     }
     if attention.post_norm and mlp.post_norm:
-        found |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
+        places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
     if mlp.experts is not None:
         experts = f"{mlp.name}.{mlp.experts.name}"
-        found |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
-        found |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
-    return found
+        places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
+        places |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
+    return places
 
 
 def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
@@ -134,8 +134,8 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
     made = dict(reshaper.block(target))
     for part, holder, stored, names in projections:
         for name in [name for name in made if name.startswith(holder + ".")]:
-            own, dot, leaf = name.removeprefix(holder + ".").partition(".")
-            places = [i for i, each in enumerate(stored) if each == own]
+            inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
+            places = [i for i, each in enumerate(stored) if each == inner]
             if places:
                 segments = row_segments(part, name.removeprefix(part.name + "."))
                 pieces = split_rows(made.pop(name), segments, sizes)

@@ -92,14 +92,14 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
         fields = GGUFReader(path).fields
     except (OSError, ValueError, LookupError) as error:
         raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
-    found = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
-    own = {name.removeprefix("tokenizer.ggml."): value for name, value in found.items() if ".ggml." in name}
-    if "model" not in own or len(own.get("tokens", ())) != vocabulary:
+    copied = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
+    values = {name.removeprefix("tokenizer.ggml."): value for name, value in copied.items() if ".ggml." in name}
+    if "model" not in values or len(values.get("tokens", ())) != vocabulary:
         raise ExportError(
-            f"the tokenizer in {path} has {len(own.get('tokens', ()))} tokens, the model {vocabulary}: give the GGUF "
-            "file of this model"
+            f"the tokenizer in {path} has {len(values.get('tokens', ()))} tokens, the model {vocabulary}: give the "
+            "GGUF file of this model"
         )
-    return TokenizerKeys(str(own.pop("model")), own, found.get("tokenizer.chat_template"), copied=True)
+    return TokenizerKeys(str(values.pop("model")), values, copied.get("tokenizer.chat_template"), copied=True)
 
 
 def write_tokenizer(writer: Any, keys: TokenizerKeys) -> None:
@@ -197,15 +197,15 @@ def _prepends_space(tree: dict[str, Any]) -> bool:
 
 def _special(tokenizer: Any) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    found: dict[str, Any] = {}
+    special: dict[str, Any] = {}
     for short, name in names.items():
         index = getattr(tokenizer, f"{short}_token_id", None)
         if index is not None:
-            found[f"{name}_token_id"] = int(index)
+            special[f"{name}_token_id"] = int(index)
     ids = tokenizer("a")["input_ids"]
-    found["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
-    found["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
-    return found
+    special["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
+    special["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
+    return special
 
 
 def _unknown(folder: Path, reason: str) -> ExportError:

@@ -138,9 +138,9 @@ class Fitness:
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
         begun = time.monotonic()
         with parallel.agree():
-            own = parallel.mine(missing)
-            self._run_base(own, window)
-            measured = {each: self._evaluate(each, window) for each in own}
+            share = parallel.mine(missing)
+            self._run_base(share, window)
+            measured = {each: self._evaluate(each, window) for each in share}
         for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)

@@ -41,11 +41,11 @@ class PlacedModules:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        found = self._small.get((index, level))
-        if found is None:
-            found = self._cut(index, level)
-            self._small.put((index, level), found)
-        return found
+        module = self._small.get((index, level))
+        if module is None:
+            module = self._cut(index, level)
+            self._small.put((index, level), module)
+        return module
 
     @torch.no_grad()
     def _cut(self, index: int, level: int) -> nn.Module:

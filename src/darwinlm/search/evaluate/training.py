@@ -77,13 +77,13 @@ class Student:
         if not self.settings.lora_rank:
             return copy.deepcopy(module).requires_grad_(requires_grad=True)
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        own: nn.Module = copy.deepcopy(module, shared)
+        copied: nn.Module = copy.deepcopy(module, shared)
         generator = torch.Generator().manual_seed(0)
-        for name, child in list(own.named_modules()):
+        for name, child in list(copied.named_modules()):
             if isinstance(child, nn.Linear):
-                owner = own.get_submodule(name.rpartition(".")[0])
+                owner = copied.get_submodule(name.rpartition(".")[0])
                 setattr(owner, name.rpartition(".")[2], LowRank(child, self.settings.lora_rank, generator))
-        return own
+        return copied
 
     def step(self) -> None:
         """Update the master weights with the accumulated gradients, and copy them to the working weights."""

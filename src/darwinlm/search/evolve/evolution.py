@@ -248,9 +248,9 @@ def _guided(
 ) -> Offspring:
     """Children from the knapsack; also from the level switch, after failures or if the knapsack gives none."""
     parent = state.parent
-    fresh = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
-    faded = _relative(parent, state.slopes) if state.slopes else fresh
-    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(faded, fresh, strict=True)]
+    current = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
+    earlier = _relative(parent, state.slopes) if state.slopes else current
+    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(earlier, current, strict=True)]
     alone = sum(float(row[level]) for row, level in zip(guide.curvature.losses, state.seen[0], strict=True))
     surrogate = Surrogate(
         guide.curvature,

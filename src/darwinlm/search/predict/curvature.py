@@ -43,8 +43,8 @@ class Curvature:
             nested: np.ndarray = np.abs(f - f[level])
             return nested
         common = np.minimum(f * shared[:, level], f[level] * shared[level])
-        apart: np.ndarray = np.maximum(f + f[level] - 2 * common, 0.0)
-        return apart
+        curvature: np.ndarray = np.maximum(f + f[level] - 2 * common, 0.0)
+        return curvature
 
     def between(self, parent: Allocation, child: Allocation) -> np.ndarray:
         """Curvature of every module between two allocations."""

@@ -80,11 +80,11 @@ class Gradients:
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
                 self.placed.apply(allocation)
-                own: dict[Window, Tensor] = {}
+                by_piece: dict[Window, Tensor] = {}
                 for piece in mine:
                     self.clock.check()
-                    own[piece] = self._of_piece(piece)
-            sums = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+                    by_piece[piece] = self._of_piece(piece)
+            sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
             total = sum((sums[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
