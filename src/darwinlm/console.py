@@ -20,7 +20,7 @@ STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
 
 
 @dataclass
-class _Standing:
+class _StageProgress:
     """Progress of the current stage."""
 
     title: str
@@ -70,8 +70,8 @@ class _Line(ProgressColumn):
     """Draws the progress; the remaining time is updated between steps."""
 
     def render(self, task: Task) -> Text:
-        standing: _Standing = task.fields["standing"]
-        return Text(standing.line(), no_wrap=True, overflow="ellipsis")
+        current: _StageProgress = task.fields["current"]
+        return Text(current.line(), no_wrap=True, overflow="ellipsis")
 
 
 class Reporter:
@@ -86,42 +86,42 @@ class Reporter:
     def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
         self.console = Console(quiet=True) if quiet else console or Console()
         self.every_step = every_step
-        self._standing: _Standing | None = None
-        self._said = time.monotonic()
+        self._current: _StageProgress | None = None
+        self._last_line = time.monotonic()
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """Show the progress of a stage while the block runs."""
-        outer, standing = self._standing, _Standing(title, time.monotonic())
+        outer, current = self._current, _StageProgress(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
         columns = (SpinnerColumn(), _Line())
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
-            progress.add_task(title, total=None, standing=standing)
-            self._standing, self._said = standing, time.monotonic()
+            progress.add_task(title, total=None, current=current)
+            self._current, self._last_line = current, time.monotonic()
             try:
                 yield
             finally:
-                self._standing = outer
+                self._current = outer
 
     def advance(self, done: int, total: int) -> None:
         """Report the number of finished steps of the stage or of its current part; 0 starts the clock."""
-        standing = self._standing
-        if standing is None:
+        progress = self._current
+        if progress is None:
             return
         now = time.monotonic()
-        counted = standing.count[0] if standing.count else 0
-        resumed, standing.resumes = standing.resumes and done > 0, False
+        counted = progress.count[0] if progress.count else 0
+        resumed, progress.resumes = progress.resumes and done > 0, False
         if resumed:
-            standing.since = (now, done, counted)
-            self.say(f"{standing.title}: resumes after {standing.what or 'step'} {done} of {total}")
+            progress.since = (now, done, counted)
+            self.say(f"{progress.title}: resumes after {progress.what or 'step'} {done} of {total}")
         elif not done:
-            standing.since = (now, 0, counted)
-        elif standing.since is None:
-            standing.since = (standing.begun, 0, 0)
-        standing.done, standing.total, standing.at = done, total, now
-        patience = STEP_SECONDS if standing.count else ADVANCE_SECONDS
-        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
-            self.say(standing.line())
+            progress.since = (now, 0, counted)
+        elif progress.since is None:
+            progress.since = (progress.begun, 0, 0)
+        progress.done, progress.total, progress.at = done, total, now
+        patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
+        if done and not self.console.is_terminal and (self.every_step or now - self._last_line >= patience):
+            self.say(progress.line())
 
     def step(
         self,
@@ -143,22 +143,22 @@ class Reporter:
             count: Amount of finished work and its unit, for the rate.
             left: Seconds until the time limit of this part.
         """
-        if self._standing is not None:
-            if self._standing.what != what:
-                self._standing.since = None
-            self._standing.what, self._standing.kl, self._standing.count = what, kl, count
-            self._standing.left = left
+        if self._current is not None:
+            if self._current.what != what:
+                self._current.since = None
+            self._current.what, self._current.kl, self._current.count = what, kl, count
+            self._current.left = left
         self.advance(done, total)
 
     def resumes(self) -> None:
         """Announce that the stage was interrupted; the next reported step is where it resumes."""
-        if self._standing is not None:
-            self._standing.resumes = True
+        if self._current is not None:
+            self._current.resumes = True
 
     def say(self, message: str) -> None:
         """Print one line."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
 
 def clock(seconds: float) -> str:

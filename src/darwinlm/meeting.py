@@ -114,5 +114,5 @@ class Meetings:
 
 def lost(error: RuntimeError) -> ParallelError:
     """The error for a broken connection to the others."""
-    said = str(error).strip().partition("\n")[0][:200]
-    return ParallelError(f"the connection to another process is lost ({said}): {RESUME}")
+    reason = str(error).strip().partition("\n")[0][:200]
+    return ParallelError(f"the connection to another process is lost ({reason}): {RESUME}")

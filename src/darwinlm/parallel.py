@@ -120,12 +120,12 @@ def _check_gpus() -> None:
     """Refuse two processes on the same GPU, on which NCCL would hang or fail with an unclear message."""
     import torch
 
-    seen: dict[tuple[str, str], int] = {}
+    owners: dict[tuple[str, str], int] = {}
     name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
     for number, gpu_name in enumerate(gather((socket.gethostname(), name))):
-        if seen.setdefault(gpu_name, number) != number:
+        if owners.setdefault(gpu_name, number) != number:
             raise ParallelError(
-                f"processes {seen[gpu_name]} and {number} have the same GPU of {gpu_name[0]}: start one process per "
+                f"processes {owners[gpu_name]} and {number} have the same GPU of {gpu_name[0]}: start one process per "
                 "GPU, torchrun --nproc-per-node N"
             )
 

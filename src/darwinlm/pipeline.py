@@ -37,19 +37,19 @@ def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> 
         check_recovery(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
-    made = StageResults()
+    results = StageResults()
     steps: dict[str, Callable[[], object]] = {
         "text": lambda: text_stage(run),
         "plan": lambda: plan_stage(run),
-        "database": lambda: database_stage(run, made.text),
-        "search": lambda: search_stage(run, made.text, made.database, made.plan, neighbour=neighbour),
-        "stitch": lambda: stitch_stage(run, made.database, made.search),
-        "refit": lambda: refit_stage(run, made.text, made.stitch),
-        "recover": lambda: recover_stage(run, made.text, made.stitch, made.refit),
-        "export": lambda: export_stage(run, made.text, made.stitch, made.refit, made.recover),
-        "evaluate": lambda: evaluate_stage(run, made),
-        "report": lambda: report_stage(run, made),
+        "database": lambda: database_stage(run, results.text),
+        "search": lambda: search_stage(run, results.text, results.database, results.plan, neighbour=neighbour),
+        "stitch": lambda: stitch_stage(run, results.database, results.search),
+        "refit": lambda: refit_stage(run, results.text, results.stitch),
+        "recover": lambda: recover_stage(run, results.text, results.stitch, results.refit),
+        "export": lambda: export_stage(run, results.text, results.stitch, results.refit, results.recover),
+        "evaluate": lambda: evaluate_stage(run, results),
+        "report": lambda: report_stage(run, results),
     }
     for name in STAGES[: STAGES.index(until) + 1]:
-        setattr(made, name, steps[name]())
-    return made
+        setattr(results, name, steps[name]())
+    return results

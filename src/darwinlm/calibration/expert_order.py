@@ -78,20 +78,20 @@ class _Mixture:
     def __init__(self, logits: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool) -> None:
         self.logits, self.outputs, self.k, self.normalised = logits, outputs, k, normalised
         self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        self.hand = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
-        width = outputs(0, self.hand[:1, 0]).shape[-1]
-        self.F = torch.zeros(*self.hand.shape, width, device=logits.device)  # [n, a, m]
+        self.candidates = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
+        width = outputs(0, self.candidates[:1, 0]).shape[-1]
+        self.F = torch.zeros(*self.candidates.shape, width, device=logits.device)  # [n, a, m]
         self.every = torch.arange(len(logits), device=logits.device)
-        for slot in range(self.hand.shape[1]):
+        for slot in range(self.candidates.shape[1]):
             self._fill(self.every, slot)
-        weights = chosen_weights(logits, self.hand[:, :k], self.alive, normalised=normalised)
+        weights = chosen_weights(logits, self.candidates[:, :k], self.alive, normalised=normalised)
         self.y = (weights[..., None] * self.F[:, :k]).sum(1)
         self.metrics = (None,) if S is None else (None, S.to(self.F))
         self.grams = [self._grams(self.every, metric) for metric in self.metrics]
 
     def _fill(self, tokens: Tensor, slot: int) -> None:
         """Compute the outputs of the candidates in one slot for some of the tokens."""
-        chosen = self.hand[tokens, slot]
+        chosen = self.candidates[tokens, slot]
         for expert in torch.unique(chosen).tolist():
             members = tokens[chosen == expert]
             self.F[members, slot] = self.outputs(expert, members).float()
@@ -100,8 +100,8 @@ class _Mixture:
         """G of some of the tokens [i], [i, a + 1, a + 1]."""
         grams = []
         for part in torch.split(tokens, PIECE):
-            rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
-            grams.append((rows if metric is None else rows @ metric) @ rows.mT)
+            vectors = torch.cat([self.F[part], self.y[part, None]], dim=1)
+            grams.append((vectors if metric is None else vectors @ metric) @ vectors.mT)
         return torch.cat(grams)
 
     def energy(self, which: int) -> Tensor:
@@ -110,25 +110,25 @@ class _Mixture:
 
     def error(self, which: int) -> Tensor:
         """Summed squared error of the current mixture."""
-        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
         return self._squares(self.grams[which], weights, range(self.k)).sum(dtype=torch.float64)
 
     def costs(self) -> Tensor:
         """Increase of the summed squared error by removing each expert, [e] float64; infinite for removed ones."""
-        n, a = self.hand.shape
+        n, a = self.candidates.shape
         gram = self.grams[-1]
-        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
         now = self._squares(gram, weights, range(self.k))
-        changes = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
+        changes = torch.zeros_like(self.logits) if self.normalised else self._rescaling_change(gram, weights)
         for slot in range(self.k):
             rest = [place for place in range(a) if place != slot]
-            alive = self.alive.expand(n, -1).scatter(1, self.hand[:, slot, None], value=False)
-            weights = chosen_weights(self.logits, self.hand[:, rest], alive, normalised=self.normalised)
+            alive = self.alive.expand(n, -1).scatter(1, self.candidates[:, slot, None], value=False)
+            weights = chosen_weights(self.logits, self.candidates[:, rest], alive, normalised=self.normalised)
             change = self._squares(gram, weights, rest) - now
-            changes.scatter_(1, self.hand[:, slot, None], change[:, None])
+            changes.scatter_(1, self.candidates[:, slot, None], change[:, None])
         return changes.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
 
-    def _swelling(self, gram: Tensor, weights: Tensor) -> Tensor:
+    def _rescaling_change(self, gram: Tensor, weights: Tensor) -> Tensor:
         """Change of the squared error by removing an expert that the token doesn't use, [n, e].
 
         All other shares of the softmax then grow by the factor 1 / (1 - the expert's share).
@@ -151,22 +151,22 @@ class _Mixture:
     def remove(self, expert: int) -> None:
         """Remove an expert: tokens with it among their candidates get their next choice."""
         self.alive[expert] = False
-        places = (self.hand == expert).nonzero()
+        places = (self.candidates == expert).nonzero()
         if int(self.alive.sum()) <= self.k:  # there is no further choice
-            keep = self.hand != expert
-            self.hand = self.hand[keep].view(len(self.hand), self.k)
-            self.F = self.F[keep].view(len(self.hand), self.k, -1)
+            keep = self.candidates != expert
+            self.candidates = self.candidates[keep].view(len(self.candidates), self.k)
+            self.F = self.F[keep].view(len(self.candidates), self.k, -1)
             self.grams = [self._grams(self.every, metric) for metric in self.metrics]
             return
         tokens, slots = places.unbind(1)
-        after = torch.arange(self.hand.shape[1], device=slots.device)
-        moved = (after + (after >= slots[:, None])).clamp_max(self.hand.shape[1] - 1)
-        hand = self.hand[tokens].gather(1, moved)
+        after = torch.arange(self.candidates.shape[1], device=slots.device)
+        moved = (after + (after >= slots[:, None])).clamp_max(self.candidates.shape[1] - 1)
+        hand = self.candidates[tokens].gather(1, moved)
         left = self.logits[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
         hand[:, -1] = left.argmax(-1)
-        self.hand[tokens] = hand
+        self.candidates[tokens] = hand
         self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
-        self._fill(tokens, self.hand.shape[1] - 1)
+        self._fill(tokens, self.candidates.shape[1] - 1)
         for which, metric in enumerate(self.metrics):
             self.grams[which][tokens] = self._grams(tokens, metric)
 

@@ -65,19 +65,19 @@ def output_gradients(
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
     """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
     stream.load_head()
-    batches = torch.split(tokens, stream.rows)
+    batches = torch.split(tokens, stream.batch_sequences)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
         gradients = torch.empty_like(hidden)
         flat = gradients.view(-1, hidden.shape[-1])
         for start in range(0, len(flat), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
+            piece = slice(start, start + HEAD_TOKENS)
             with torch.enable_grad():
-                part = hidden.reshape(flat.shape)[rows].detach().requires_grad_()
+                part = hidden.reshape(flat.shape)[piece].detach().requires_grad_()
                 logits = stream.decoder.head(part).float()
-                loss = nn.functional.cross_entropy(logits, following[rows], ignore_index=-1, reduction="sum")
-                flat[rows] = torch.autograd.grad(loss, part)[0]
+                loss = nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
+                flat[piece] = torch.autograd.grad(loss, part)[0]
         return gradients
 
     pairs = zip(stream.hidden, batches, strict=True)

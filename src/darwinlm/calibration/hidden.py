@@ -104,7 +104,7 @@ class HiddenStates(Sequence[Tensor]):
         return sum(batch.numel() for batch in self._held)
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         """Number of sequences in all batches together."""
         return sum(len(batch) for batch in self._held)
 

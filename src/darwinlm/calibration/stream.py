@@ -75,7 +75,7 @@ class BlockStream:
         self.dtype = dtype
         self.device = device
         self.memory = memory
-        self.rows = max(1, batch_tokens // tokens.shape[1])
+        self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
         for name, module in model.named_modules():
@@ -84,18 +84,18 @@ class BlockStream:
                     module._buffers[key] = buffer.to(device)
         self._tokens = tokens
         with self._small_embedding(tokens) as places:
-            batches = torch.split(places, self.rows)
+            batches = torch.split(places, self.batch_sequences)
             self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
 
-    def arguments_for(self, rows: int) -> list[dict[str, Any]]:
+    def arguments_for(self, sequences: int) -> list[dict[str, Any]]:
         """Arguments of each block's call, for a batch of `rows` sequences."""
-        if rows not in self.arguments:
-            first = self._tokens[:1].expand(rows, -1)
+        if sequences not in self.arguments:
+            first = self._tokens[:1].expand(sequences, -1)
             with self._small_embedding(first) as places:
-                self.arguments[rows] = self.decoder.block_arguments(places)
-        return self.arguments[rows]
+                self.arguments[sequences] = self.decoder.block_arguments(places)
+        return self.arguments[sequences]
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:

@@ -25,9 +25,9 @@ def demo(
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    made = run_recipe(recipe, out, "report")
+    results = run_recipe(recipe, out, "report")
     console = terminal.console()
-    _sizes(console, made, recipe.budget.keep)
+    _sizes(console, results, recipe.budget.keep)
     _answers(console, out)
     console.print(
         f"\nnext\n"
@@ -40,20 +40,20 @@ def demo(
     )
 
 
-def _sizes(console: Console, made: Any, kept: float | None) -> None:
+def _sizes(console: Console, results: Any, kept: float | None) -> None:
     """Print predicted losses of several sizes from the database, and the measured loss at the present size."""
     from darwinlm.demo import SIZES
     from darwinlm.search.predict.sizes import predicted_sizes
 
     shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
-    sizes = predicted_sizes(made.plan.space, made.database.reader, shares)
+    sizes = predicted_sizes(results.plan.space, results.database.reader, shares)
     if not sizes:
         return
     console.print("\nother sizes from the same database: predicted KL of the stitched model", style="bold")
     most = max(size.kl for size in sizes)
     for size in sizes:
         bar = "#" * max(1, round(30 * size.kl / most))
-        measured = f", measured {made.report.models['stitched'].kl:.2f}" if size.share == kept else ""
+        measured = f", measured {results.report.models['stitched'].kl:.2f}" if size.share == kept else ""
         console.print(
             f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{measured}", highlight=False
         )

@@ -60,8 +60,8 @@ def plan(
         room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
         if card.is_cpu and disk is None:
             room["disk"] = float(shutil.disk_usage(".").free)
-        made = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
-        sizes = made.sizes
+        plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
+        sizes = plan_of_run.sizes
         least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(
             f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
@@ -71,11 +71,11 @@ def plan(
             highlight=False,
             soft_wrap=True,
         )
-        console.print(summary.terminal(HEADINGS, cells(made)))
-        for problem in made.problems:
+        console.print(summary.terminal(HEADINGS, cells(plan_of_run)))
+        for problem in plan_of_run.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:
-            write_json(out, made.as_json())
+            write_json(out, plan_of_run.as_json())
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

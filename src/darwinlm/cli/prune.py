@@ -96,11 +96,11 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     run = Run(recipe, out, terminal.reporter())
     if until == "report" and not run.path("text").exists():
         _expect(run)
-    made = run_stages(run, until)
+    results = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
-        return made
-    summary = made.report
+        return results
+    summary = results.report
     console.print(comparison_table(summary))
     looked = looking_back_table(summary)
     if looked is not None:
@@ -123,7 +123,7 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         highlight=False,
         soft_wrap=True,
     )
-    return made
+    return results
 
 
 def _expect(run: Any) -> None:

@@ -90,15 +90,15 @@ def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> li
         width: Width of the terminal in characters.
         plain: Whether to draw with ASCII characters.
     """
-    rows = summary.allocation
-    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)
-    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in rows), default=0)
+    blocks = summary.allocation
+    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in blocks), default=0)
+    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in blocks), default=0)
     bar = min(LONGEST_BAR, max(SHORTEST_BAR, (width - heads - channels - 8) // 2))
     first, second = "attention, query heads", "MLP, channels"
     if bar + heads + 1 < len(first):
         first, second = "attention", "MLP"
     lines = [Text(f"    {first:<{bar + heads + 2}} {second}", style="dim")]
-    for row in rows:
+    for row in blocks:
         line = Text(f"{row.block:>3} ")
         line.append(_bar(row.heads, row.dense_heads, bar, plain=plain), style="cyan")
         line.append(f" {f'{row.heads}/{row.dense_heads}':<{heads}} ")

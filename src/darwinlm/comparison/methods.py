@@ -80,17 +80,17 @@ class MethodInputs:
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
-def _uniform(bench: MethodInputs, _: Path) -> MethodResult:
-    reader = bench.database.reader
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader = inputs.database.reader
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _random(bench: MethodInputs, _: Path) -> MethodResult:
-    reader, recipe = bench.database.reader, bench.run.recipe
+def _random(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader, recipe = inputs.database.reader, inputs.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
-        bench.plan,
-        bench.loss(reader),
+        inputs.plan,
+        inputs.loss(reader),
         tries=recipe.baselines.random_tries,
         seed=recipe.search.seed,
         seconds=None if minutes is None else 60 * minutes,
@@ -98,54 +98,54 @@ def _random(bench: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(reader, chosen, {"tries": tries})
 
 
-def _ziplm(bench: MethodInputs, _: Path) -> MethodResult:
-    reader = bench.database.reader
-    return MethodResult(reader, least_local_error(bench.plan, reader), {})
+def _ziplm(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader = inputs.database.reader
+    return MethodResult(reader, least_local_error(inputs.plan, reader), {})
 
 
-def _magnitude(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
+def _magnitude(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
     reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _minitron(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
-    scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+def _minitron(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
+    scores = activation_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
-    influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = without_blocks(bench.plan, influence)
+def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
+    influence = block_influence(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    chosen = without_blocks(inputs.plan, influence)
     return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
-def _ranked_experts(bench: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
-    run = bench.run
-    measured = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = equal_experts(bench.plan)
+def _ranked_experts(inputs: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
+    run = inputs.run
+    measured = expert_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    chosen = equal_experts(inputs.plan)
     by_block = {block: scores(of_block) for block, of_block in measured.items()}
     return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
 
 
-def _reap(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda experts: experts.added)
+def _reap(inputs: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(inputs, lambda experts: experts.added)
 
 
-def _frequency(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda experts: experts.asked)
+def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(inputs, lambda experts: experts.asked)
 
 
-def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
-    run, settings = bench.run, bench.run.recipe.baselines
-    space = bench.plan.space
-    target = even_uniform(bench.plan)
+def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
+    run, settings = inputs.run, inputs.run.recipe.baselines
+    space = inputs.plan.space
+    target = even_uniform(inputs.plan)
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
-    tokens = bench.texts["calibration"].tokens
+    tokens = inputs.texts["calibration"].tokens
     wanted = -(-settings.sheared_tokens // tokens.shape[1])
     order = torch.arange(wanted) % len(tokens)
     batches = torch.split(tokens[order], max(1, settings.sheared_batch_tokens // tokens.shape[1]))

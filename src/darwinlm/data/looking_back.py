@@ -52,17 +52,17 @@ def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[
     digest = blake2b(block.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
     rng = np.random.default_rng(int.from_bytes(digest.digest(), "little"))
     length = len(block)
-    lacking = round(share * length)
-    plain = block[: length - lacking].copy()
+    remaining = round(share * length)
+    plain = block[: length - remaining].copy()
     repeats: list[tuple[int, slice]] = []
-    while lacking:
-        size = _size(rng, min(lacking, (len(plain) - 1)))
+    while remaining:
+        size = _size(rng, min(remaining, (len(plain) - 1)))
         if size == 0:
             return block
         place = int(rng.integers(1 + size, len(plain) + 1))
         start = place - size if rng.random() < 0.5 else int(rng.integers(1, place - size + 1))
         repeats.append((place, slice(start, start + size)))
-        lacking -= size
+        remaining -= size
         if rng.random() < 0.5:
             rng.shuffle(plain[start : start + size])
     pieces, done = [], 0

@@ -179,11 +179,11 @@ def split_documents(
     bos = added_bos(tokenizer)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
-        lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
+        shortages = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
         read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
-            f"{named} is too short: {lacking} ({read}; no document serves two purposes). "
+            f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
             f"Give more text, or lower {' and '.join(map(_setting, short))}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
         )
@@ -298,7 +298,7 @@ class _Dealer:
             if waiting_characters >= self._batch_size():
                 self._place(batch)
                 batch, waiting_characters = [], 0
-                if self._lacking() == 0:
+                if self._missing() == 0:
                     return
         self._place(batch)
         self._hand_out_spare()
@@ -315,15 +315,15 @@ class _Dealer:
             seen.add(hashed)
             yield Document(hashed, text)
 
-    def _lacking(self) -> int:
+    def _missing(self) -> int:
         return sum(shelf.lacks for shelf in self._shelves.values())
 
     def _batch_size(self) -> int:
         """Number of characters to tokenise at once: many for speed, but not many more than needed."""
         if self._tokenised_tokens == 0:
-            return min(_FIRST_BATCH_CHARACTERS, self._lacking())
+            return min(_FIRST_BATCH_CHARACTERS, self._missing())
         characters_per_token = self._tokenised_characters / self._tokenised_tokens
-        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._lacking()))
+        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
 
     def _place(self, batch: list[tuple[str, Document]]) -> None:
         self._packer.tokenise([document for _, document in batch])

@@ -17,7 +17,7 @@ from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
-from darwinlm.database.spill import Parked
+from darwinlm.database.spill import Spilled
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
@@ -114,13 +114,13 @@ def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments
     tensors: dict[str, Tensor] = {}
     with ExitStack() as files:
         kinds = list(moments.moments)
-        parked = {kind: files.enter_context(Parked(moments.moments.pop(kind), method.folder)) for kind in kinds}
+        spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), method.folder)) for kind in kinds}
         for shape in shapes:
-            tensors.update(module_factors(method, shape, parked[shape.kind], moments.weights[shape.output]))
+            tensors.update(module_factors(method, shape, spilled[shape.kind], moments.weights[shape.output]))
     return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
 
 
-def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
+def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
     Args:
@@ -151,7 +151,7 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
 
 
 def expert_factors(
-    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
+    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None
 ) -> Iterator[tuple[Curve, Tensor]]:
     """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
@@ -162,17 +162,17 @@ def expert_factors(
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
         H, weight = moment.read(expert), W[expert].to(method.device, torch.float32)
-        seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(seen, weight, channels, damping=method.damping, name=name).units
+        damped_input = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        columns = removal_order(damped_input, weight, channels, damping=method.damping, name=name).units
         A = damp_(ordered_moment(H, columns), method.damping)
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
-        if seen is H:
+        if damped_input is H:
             check_energy(float(errors[0]), name)
         yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
 def _narrow_curves(
-    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
+    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
 ) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
     """Curves of a module's variants except the last one, and the last variant with the columns [n, u] of its units."""
     if shape.kind == "mlp":

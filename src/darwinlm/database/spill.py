@@ -20,7 +20,7 @@ SMALL = 16 << 20
 NUMBERS = itertools.count()
 
 
-class Parked:
+class Spilled:
     """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
 
     Args:
@@ -33,14 +33,14 @@ class Parked:
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
         self._kept: Tensor | None = None
-        self._path = folder / f".parked-{os.getpid()}-{next(NUMBERS)}.tmp"
+        self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"
         self._size = matrix.shape[-1]
         if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
             self._kept = matrix
         else:
             write_tensors(self._path, {"matrix": matrix})
 
-    def __enter__(self) -> Parked:
+    def __enter__(self) -> Spilled:
         return self
 
     def __exit__(

@@ -304,11 +304,11 @@ class DatabaseReader:
         elif level.width < shape.width:
             factors = self.factors(block, kind, self.variant(block, kind, level))
             places = range(len(factors)) if experts is None else experts.tolist()
-            made = [
+            weights = [
                 kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
                 for place in places
             ]
-            weight = made[0] if experts is None else torch.stack(made)
+            weight = weights[0] if experts is None else torch.stack(weights)
         elif experts is not None and level.experts < shape.experts:
             weight = self.dense_weight(block, kind)[experts]
         groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)

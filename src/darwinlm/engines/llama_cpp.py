@@ -66,11 +66,11 @@ class LlamaCpp:
         """The greedy continuation."""
         self._clear_cache()
         self._decode(tokens, 0)
-        made = [int(self.sampler.sample(self.context, -1))]
-        while len(made) < new_tokens:
-            self._decode(made[-1:], len(tokens) + len(made) - 1)
-            made.append(int(self.sampler.sample(self.context, -1)))
-        return made
+        generated = [int(self.sampler.sample(self.context, -1))]
+        while len(generated) < new_tokens:
+            self._decode(generated[-1:], len(tokens) + len(generated) - 1)
+            generated.append(int(self.sampler.sample(self.context, -1)))
+        return generated
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text, with the special tokens that the file requests."""

@@ -67,10 +67,10 @@ class Torch:
         begun = time.perf_counter()
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1].argmax(-1, keepdim=True)
-        made = [int(token)]  # also synchronises with the device
+        generated = [int(token)]  # also synchronises with the device
         first = time.perf_counter()
-        while len(made) < new_tokens:
+        while len(generated) < new_tokens:
             output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1].argmax(-1, keepdim=True)
-            made.append(int(token))
-        return made, first - begun, time.perf_counter() - first
+            generated.append(int(token))
+        return generated, first - begun, time.perf_counter() - first

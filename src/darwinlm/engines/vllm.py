@@ -53,14 +53,14 @@ class Vllm:
 
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32, from a request per position, since the engine only gives them for new tokens."""
-        rows = []
+        logits = []
         for end in range(1, len(tokens) + 1):
             scores = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
             row = np.full(max(scores) + 1, -np.inf, dtype=np.float32)
             for token, value in scores.items():
                 row[token] = value.logprob
-            rows.append(row)
-        return np.stack(rows)
+            logits.append(row)
+        return np.stack(logits)
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
         """The greedy continuation."""

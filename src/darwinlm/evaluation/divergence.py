@@ -30,10 +30,10 @@ class DenseDistribution:
         self.probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         self.negative_entropy = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), ROWS):
-            rows = slice(start, start + ROWS)
-            log_p = torch.log_softmax(logits[rows].float(), dim=-1)
-            p = torch.exp(log_p, out=self.probabilities[rows])
-            self.negative_entropy[rows] = (p * log_p).sum(-1)
+            piece = slice(start, start + ROWS)
+            log_p = torch.log_softmax(logits[piece].float(), dim=-1)
+            p = torch.exp(log_p, out=self.probabilities[piece])
+            self.negative_entropy[piece] = (p * log_p).sum(-1)
 
     def __len__(self) -> int:
         return len(self.negative_entropy)
@@ -48,10 +48,10 @@ class DenseDistribution:
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row, z in _float_rows(logits):
-            rows, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
+            piece, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
             cross = torch.linalg.vecdot(self.probabilities[at], z)
-            total = _log_sum_exp_(z) if normalisers is None else normalisers[rows]
-            divergence[rows] = self.negative_entropy[at] - cross + total
+            total = _log_sum_exp_(z) if normalisers is None else normalisers[piece]
+            divergence[piece] = self.negative_entropy[at] - cross + total
         return divergence
 
 
@@ -65,12 +65,12 @@ def log_normalisers(logits: Tensor) -> Tensor:
 
 def _float_rows(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Groups of rows in float32 with the index of their first row; all groups share the same memory."""
-    rows = ROWS
+    size = ROWS
     if logits.device.type == "cpu":
-        rows = max(min(ROWS, CPU_ELEMENTS // max(logits.shape[-1], 1)), 1)
-    room = torch.empty(min(rows, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
-    for row in range(0, len(logits), rows):
-        part = logits[row : row + rows]
+        size = max(min(ROWS, CPU_ELEMENTS // max(logits.shape[-1], 1)), 1)
+    room = torch.empty(min(size, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
+    for row in range(0, len(logits), size):
+        part = logits[row : row + size]
         yield row, room[: len(part)].copy_(part)
 
 

@@ -106,9 +106,9 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
     draw = random.Random(f"{seed}:{n}")  # noqa: S311 - no secret hangs on it
-    rows = [draw.sample(words, n) for _ in range(lists)]
+    drawn = [draw.sample(words, n) for _ in range(lists)]
     before = _bos(tokenizer)
-    return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in rows]))
+    return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in drawn]))
 
 
 def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
@@ -124,11 +124,11 @@ def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int =
     Returns:
         None if the text's blocks are shorter than n + gap.
     """
-    rows = text[:lists, 1 : 1 + n + gap]
-    if rows.shape[1] < n + gap or not len(rows):
+    blocks = text[:lists, 1 : 1 + n + gap]
+    if blocks.shape[1] < n + gap or not len(blocks):
         return None
-    before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(rows), -1)
-    return Copying("text", n, gap, torch.cat([before, rows, rows[:, :n]], dim=1))
+    before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(blocks), -1)
+    return Copying("text", n, gap, torch.cat([before, blocks, blocks[:, :n]], dim=1))
 
 
 def _bos(tokenizer: Any) -> list[int]:

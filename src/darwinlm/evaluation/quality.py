@@ -60,13 +60,13 @@ def measure_quality(
         batch_tokens: Tokens in one forward pass.
         progress: Callback with the numbers of finished and total batches.
     """
-    rows = max(1, batch_tokens // tokens.shape[1])
+    sequences = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
     n_seen = 0
-    starts = range(0, len(tokens), rows)
+    starts = range(0, len(tokens), sequences)
     with kept_memory(dense.device):
         for done, start in enumerate(starts):
-            batch = tokens[start : start + rows].to(dense.device)
+            batch = tokens[start : start + sequences].to(dense.device)
             seen = seen_before(batch)
             n_seen += int(seen.sum())
             for name, batch_sums in _measure_batch(dense, models, batch, seen).items():
@@ -87,10 +87,10 @@ def seen_before(tokens: Tensor) -> Tensor:
     return torch.zeros_like(again).scatter_(1, order, again)[:, 1:]
 
 
-def _quality(sums: Tensor, rows: int, predictions: int, n_seen: int) -> Quality:
+def _quality(sums: Tensor, sequences: int, predictions: int, n_seen: int) -> Quality:
     """The figures, from the sums of `_measure_batch` over all batches."""
     loss, kl_seen, kl_new = sums[:3].tolist()
-    by_position = sums[3:] / rows
+    by_position = sums[3:] / sequences
     return Quality(
         _perplexity(loss / predictions),
         max(float(by_position.mean()), 0.0),

@@ -83,8 +83,8 @@ def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
         cells.append(tuple(line))
         counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text is not None}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
-            remarks.append(f"{source}: not the same predictions: {told}")
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            remarks.append(f"{source}: not the same predictions: {listed}")
     return headings, cells, remarks
 
 
@@ -96,9 +96,9 @@ def _unlike(names: Sequence[str], row: Sequence[TaskScore | None]) -> str:
         missing = ", ".join(name for name, score in zip(names, row, strict=True) if score is None)
         return f"{title}: not scored in {missing}"
     scored = [(name, score) for name, score in there if score.value is not None]
-    told = {name: f"{score.items} items, {score.shots} shots, {score.metric}" for name, score in scored}
-    if len(set(told.values())) > 1:
-        return f"{title}: measured differently: " + "; ".join(f"{name} {how}" for name, how in told.items())
+    descriptions = {name: f"{score.items} items, {score.shots} shots, {score.metric}" for name, score in scored}
+    if len(set(descriptions.values())) > 1:
+        return f"{title}: measured differently: " + "; ".join(f"{name} {how}" for name, how in descriptions.items())
     return "" if len(scored) == len(there) else f"{title}: failed in one of them"
 
 

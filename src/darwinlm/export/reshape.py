@@ -70,7 +70,7 @@ class Reshaper:
         """
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
-        made: Tensors = {}
+        result: Tensors = {}
         for kind in KINDS:
             part = self.family.module(kind)
             attention = isinstance(part, Attention)
@@ -78,10 +78,10 @@ class Reshaper:
                 continue
             tensors, norms = split_block(inside, part)
             if not (sizes.heads if attention else sizes.width):
-                made |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
+                result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
             if _same(sizes, target, attention=attention):
-                made |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
+                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
                 continue
             if isinstance(part, Attention):
                 tensors, plain = (
@@ -91,8 +91,8 @@ class Reshaper:
                     tensors = widen_attention(tensors, part, plain, self.columns, target)
             else:
                 tensors = widen_mlp(tensors, part, target.width)
-            made |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
-        return made
+            result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
+        return result
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""

@@ -200,7 +200,7 @@ def zero_sublayer(
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
     output = output_name(part, template)
-    made: Tensors = {}
+    tensors: Tensors = {}
     for name, tensor in template.items():
         if name.partition(".")[0] not in (part.name, *part.norms):
             continue
@@ -211,8 +211,8 @@ def zero_sublayer(
         elif rows:
             shape[row_axis(tensor)] = sum(each[row] for row in rows)
         norm = len(shape) == 1 and name.endswith(".weight")
-        made[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
-    return made
+        tensors[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
+    return tensors
 
 
 def split_block(inside: Mapping[str, Tensor], part: Attention | Mlp) -> tuple[Tensors, Tensors]:

@@ -87,8 +87,8 @@ class Checkpoint:
     def _check_tensors(self) -> None:
         """Compare names, types and shapes in the shards' headers with the configuration."""
         stored = self.stored_shapes()
-        rows = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
-        absent = sum(1 for row in rows if len(set(getattr(row, "skip", ()))) > 1)
+        layers = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
+        absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}

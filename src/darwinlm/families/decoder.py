@@ -152,20 +152,20 @@ class Decoder:
     @torch.no_grad()
     def logit_scale(self) -> float | None:
         """Factor on the results of the output embedding; None if the logits aren't a multiple of them."""
-        made: list[Tensor] = []
+        inputs: list[Tensor] = []
 
         def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            made.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
-            return made[0].view(output.shape)
+            inputs.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return inputs[0].view(output.shape)
 
         hook = self.model.get_output_embeddings().register_forward_hook(replace)
         try:
-            seen = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
+            logits = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
         finally:
             hook.remove()
-        given = made[0].double()
-        scale = float(seen @ given / (given @ given))  # over all entries, so that rounding averages out
-        return scale if torch.allclose(seen, scale * given, rtol=2.0**-6, atol=0.0) else None
+        given = inputs[0].double()
+        scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
+        return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
 
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:

@@ -55,13 +55,13 @@ def origin_of(folder: Path, source: str) -> Origin:
         CheckpointError: A record of its origin isn't JSON.
     """
     if (folder / RECORD).is_file():
-        said = _json(folder / RECORD)
+        record = _json(folder / RECORD)
         return Origin(
-            base_model=_word(said.get("base_model")),
-            license=_word(said.get("license")),
-            license_name=_word(said.get("license_name")),
-            license_link=_word(said.get("license_link")),
-            languages=_words(said.get("languages")),
+            base_model=_word(record.get("base_model")),
+            license=_word(record.get("license")),
+            license_name=_word(record.get("license_name")),
+            license_link=_word(record.get("license_link")),
+            languages=_words(record.get("languages")),
         )
     card = _front_matter(folder / "README.md")
     named = None

@@ -219,14 +219,14 @@ def _stock(foreign: Foreign) -> Any:
             part = family.module(kind)
             part_tensors, norms = split_block(inside, part)
             if not (sizes.heads if isinstance(part, Attention) else sizes.width):
-                made = zero_sublayer(template, part, target, columns, torch.float32)
+                layer = zero_sublayer(template, part, target, columns, torch.float32)
             else:
                 if isinstance(part, Attention):
                     part_tensors = widen_attention(part_tensors, part, sizes, columns, target)
                 else:
                     part_tensors = widen_mlp(part_tensors, part, target.width)
-                made = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
-            tensors |= {prefix + name: tensor for name, tensor in made.items()}
+                layer = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
+            tensors |= {prefix + name: tensor for name, tensor in layer.items()}
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
     return model

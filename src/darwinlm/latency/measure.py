@@ -64,7 +64,7 @@ def measure_table(
     of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in space.modules)
     table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
     cost = table_costs(table, space)
-    rows = [
+    comparisons = [
         {
             "predicted": cost.of(each) / 1e9,
             "measured": ratio_of * seconds,
@@ -77,8 +77,8 @@ def measure_table(
         "dense": seconds,
         "fixed": table.fixed,
         "models_timed": len(known),
-        "checks": rows,
-        "worst_error": max(abs(row["error"]) for row in rows),
+        "checks": comparisons,
+        "worst_error": max(abs(row["error"]) for row in comparisons),
     }
 
 

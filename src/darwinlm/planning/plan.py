@@ -150,11 +150,11 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
     items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
     smaller, wanted = replace(device, memory=room / RESERVE), room
-    while said := _proportional(items, wanted):
+    while setting := _proportional(items, wanted):
         # Needs aren't quite proportional to settings, so verify the advice with the plan.
-        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [said.partition(" ")[0]], {}), sizes.processes)
+        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [setting.partition(" ")[0]], {}), sizes.processes)
         if next(one for one in estimate(changed) if one.name == stage).device_bytes(device) <= room:
-            return said
+            return setting
         wanted *= 0.9
     return _tried(sizes, need, smaller) or _hopeless(items)
 

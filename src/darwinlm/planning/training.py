@@ -41,10 +41,10 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     heads = 2 + whole_head + (_shards(sizes) > 1)
     again = 1 if settings.gradient_checkpointing else 0
     need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + heads * sizes.head)
-    seen = tokens / settings.epochs if settings.teacher_cache else tokens
+    unique_tokens = tokens / settings.epochs if settings.teacher_cache else tokens
     if distils:
         logits = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
-        need.passes += seen * (sizes.forward + logits)
+        need.passes += unique_tokens * (sizes.forward + logits)
     evaluations = 2 + settings.tokens // settings.evaluate_every
     held_out = evaluations * sizes.recipe.text.validation_tokens
     need.passes += held_out * (sizes.kept * sizes.forward + sizes.head)

@@ -35,11 +35,11 @@ def chunked_loss(
     """
     if again or not torch.is_grad_enabled():
         total = hidden.new_zeros((), dtype=torch.float32)
-        for rows in _pieces(len(hidden), chunk):
+        for piece in _pieces(len(hidden), chunk):
             if torch.is_grad_enabled():
-                total = total + checkpoint(loss_of, rows, hidden[rows], use_reentrant=False)
+                total = total + checkpoint(loss_of, piece, hidden[piece], use_reentrant=False)
             else:
-                total += loss_of(rows, hidden[rows])
+                total += loss_of(piece, hidden[piece])
         return total
     apply: Any = _GradientsOnTheWay.apply  # untyped in some releases of torch
     result: Tensor = apply(loss_of, chunk, hidden, *weights)
@@ -58,13 +58,13 @@ class _GradientsOnTheWay(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
         summed: list[Tensor] = []
-        for rows in _pieces(len(hidden), chunk):
+        for piece in _pieces(len(hidden), chunk):
             with torch.enable_grad():
-                part = hidden[rows].detach().requires_grad_()
-                loss = loss_of(rows, part)
+                part = hidden[piece].detach().requires_grad_()
+                loss = loss_of(piece, part)
             # The inner backward pass must use the types that autocast chose in the forward pass.
             with torch.autocast(hidden.device.type, enabled=False):
-                gradient[rows], *gradients = torch.autograd.grad(loss, (part, *weights))
+                gradient[piece], *gradients = torch.autograd.grad(loss, (part, *weights))
             for kept, new in zip(summed, gradients, strict=False):
                 kept.add_(new)
             summed = summed or list(gradients)

@@ -182,9 +182,9 @@ def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple
     following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
-        logits = logits_of(model, hidden[rows])
-        loss += float(next_token_loss(logits, following[rows]))
+        piece = slice(start, start + chunk)
+        logits = logits_of(model, hidden[piece])
+        loss += float(next_token_loss(logits, following[piece]))
         if behind is not None:
-            divergence += float(forward_kl(logits, logits_of(teacher, behind[rows])))
+            divergence += float(forward_kl(logits, logits_of(teacher, behind[piece])))
     return loss, divergence

@@ -75,9 +75,9 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
         )
     sequences = batch // least
     most = max(1, min(micro // length, sequences))
-    rows = next(rows for rows in range(most, 0, -1) if sequences % rows == 0)
+    per_batch = next(per_batch for per_batch in range(most, 0, -1) if sequences % per_batch == 0)
     count = max(1, settings.tokens // batch)
-    return Steps(length, rows, sequences // rows, count, -(-count // settings.epochs), batch // length)
+    return Steps(length, per_batch, sequences // per_batch, count, -(-count // settings.epochs), batch // length)
 
 
 def warm_up_steps(settings: RecoverySettings, steps: int) -> int:

@@ -63,11 +63,11 @@ def recover(
     small = folder / "model" if of_a_run else folder
     if of_a_run and not small.is_dir():
         raise ModelError(f"{folder} holds no finished model: rerun the same `darwinlm prune` command to finish it")
-    made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
+    summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    resolved = _resolve(made, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
+    resolved = _resolve(summary, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
@@ -84,11 +84,11 @@ def recover(
         lambda: student.load(torch.float32),
         {"student": student.digest},
     )
-    return _finish(run, texts, student, recovered, made)
+    return _finish(run, texts, student, recovered, summary)
 
 
 def _resolve(
-    made: Summary | None,
+    summary: Summary | None,
     path: Path,
     recipe: Recipe | str | Path | None,
     assignments: Sequence[str],
@@ -96,9 +96,9 @@ def _resolve(
 ) -> Recipe:
     if isinstance(recipe, Recipe):
         return merge(recipe, assignments, overrides)
-    if recipe is not None or made is None:
+    if recipe is not None or summary is None:
         return load_recipe(recipe, assignments, overrides)
-    return merge(parse_recipe(made.recipe, str(path)), assignments, overrides)
+    return merge(parse_recipe(summary.recipe, str(path)), assignments, overrides)
 
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:

@@ -48,11 +48,11 @@ def prune_sweep(
     for recipe in ordered:
         name = member_name(recipe.budget)
         reporter.say(name)
-        made = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
+        results = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
         if STAGES.index(until) >= STAGES.index("search"):
-            neighbour = made.search.allocation
+            neighbour = results.search.allocation
         if until == "report":
-            summaries.append((name, made.report))
+            summaries.append((name, results.report))
     if not summaries:
         return SweepSummary()
     sweep = SweepSummary.of(summaries)

@@ -88,8 +88,8 @@ def search(
     """
     clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
     placed = PlacedModules(model, database, problem.space)
-    rows = -(-settings.fitness_needed // texts["fitness"].shape[1])
-    fitness = Fitness(placed, texts["fitness"][:rows], batch_tokens=batch_tokens)
+    sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
+    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
     guide = None

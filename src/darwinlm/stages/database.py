@@ -37,8 +37,8 @@ def stream_of(
     run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
 ) -> BlockStream:
     """The dense model's residual stream on some text, before the first block."""
-    rows = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
-    return _stream(run, text.tokens[:rows], memory)
+    sequences = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
+    return _stream(run, text.tokens[:sequences], memory)
 
 
 def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
@@ -96,9 +96,9 @@ def _without_effect(settings: DatabaseSettings) -> set[str]:
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
-    rows = min(max(wanted, parallel.size()), len(text.tokens))
-    tokens = text.tokens[:rows][parallel.place() :: parallel.size()]
-    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": rows, "arithmetic": run.arithmetic}
+    sequences = min(max(wanted, parallel.size()), len(text.tokens))
+    tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
+    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": sequences, "arithmetic": run.arithmetic}
     with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
@@ -122,9 +122,9 @@ def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
     stage = find_database(path)
     model, units = run.checkpoint, run.recipe.units.attention
     check_fits(stage, path, model=model.digest, source=model.source, units=units)
-    seen = calibration_documents(stage)
+    calibrated = calibration_documents(stage)
     for purpose, text in texts.items():
-        shared = seen & set(text.document_hashes) if purpose != "calibration" else set()
+        shared = calibrated & set(text.document_hashes) if purpose != "calibration" else set()
         if shared:
             raise DataError(
                 f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "

@@ -27,23 +27,23 @@ FIGURES = "models.json"
 Measured = dict[ModelKey, ModelFigures]
 
 
-def evaluate_stage(run: Run, made: StageResults) -> Measured:
+def evaluate_stage(run: Run, results: StageResults) -> Measured:
     """Figures of each model.
 
     Args:
         run: The run.
-        made: Results of the earlier stages.
+        results: Results of the earlier stages.
     """
-    exported, stitched, refitted = made.export, made.stitch, made.refit
+    exported, stitched, refitted = results.export, results.stitch, results.refit
     key = {
         "model": run.checkpoint.digest,
         "exported": exported.digest,
-        "uniform": made.search.uniform,
+        "uniform": results.search.uniform,
         "stitched": stitched.stage.digest,
         "refit": refitted.stage.digest if refitted is not None else None,
-        "recover": made.recover is not None,
+        "recover": results.recover is not None,
         "teacher": run.teacher.digest,
-        "evaluation_text": made.text["evaluation"].digest,
+        "evaluation_text": results.text["evaluation"].digest,
         "evaluation": run.recipe.evaluation.model_dump(),
         "dtype": str(exported.dtype),
         "arithmetic": run.arithmetic,
@@ -52,17 +52,17 @@ def evaluate_stage(run: Run, made: StageResults) -> Measured:
         if work:
             models: dict[ModelKey, Any] = {
                 "dense": run.teacher.load(run.dtype),
-                "uniform": as_dtype(stitch(made.database.reader, made.search.uniform), run.dtype),
+                "uniform": as_dtype(stitch(results.database.reader, results.search.uniform), run.dtype),
                 "stitched": stitched.checkpoint.load(run.dtype),
             }
             final = Checkpoint.open(exported.folder).load(run.dtype)
-            if refitted is not None and made.recover is not None:
+            if refitted is not None and results.recover is not None:
                 models["refit"] = as_dtype(refitted.model(stitched.checkpoint), run.dtype)
             elif refitted is not None:
                 models["refit"] = final
-            if made.recover is not None:
+            if results.recover is not None:
                 models["recovered"] = final
-            save_figures(stage.folder / FIGURES, measure_models(run, models, made.text, exported.dtype))
+            save_figures(stage.folder / FIGURES, measure_models(run, models, results.text, exported.dtype))
         return read_figures(stage.folder / FIGURES)
 
 

@@ -128,8 +128,8 @@ def recover_model(
     assert source is not None, "the text stage checks this"
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # The key doesn't depend on the number of processes or the division of work.
-    apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
-    how = settings.model_dump(exclude=apart) | {"cached": settings.teacher_cache is not None}
+    without_effect = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
+    how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
@@ -208,7 +208,7 @@ def _train(
             write_json(stage.folder / RECORD, trained.record)
 
 
-def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) -> PackedText | CachedText:
+def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows: int) -> PackedText | CachedText:
     """The text with the dense model's stored log-probabilities, if the recipe has a cache."""
     from darwinlm.recovery.cache import CacheKey, cached_text
 
@@ -220,7 +220,7 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) 
         dense,
         Path(settings.teacher_cache).expanduser(),
         CacheKey(digest, settings.dtype, settings.top_k, settings.temperature),
-        batch_rows=rows,
+        batch_rows=batch_rows,
         chunk=settings.logit_chunk,
         say=run.reporter.say,
         progress=run.reporter.advance,

@@ -90,10 +90,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, memory: HiddenMemory, rows: int | None = None) -> BlockStream:
+    def small(text: TokenBlocks, memory: HiddenMemory, sequences: int | None = None) -> BlockStream:
         return BlockStream(
             stitched.checkpoint,
-            text.tokens[:rows],
+            text.tokens[:sequences],
             dtype=run.dtype,
             device=run.device,
             batch_tokens=run.batch_tokens,
@@ -104,7 +104,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         if work:
             memory = HiddenMemory(stage.folder)
             dense = stream_of(run, texts["calibration"], settings.tokens, memory)
-            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.rows))
+            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
             held_out = stream_of(run, texts["validation"], memory=memory)
             validation = Streams(held_out, small(texts["validation"], memory))
             options = Options(
@@ -128,8 +128,8 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
             write_json(stage.folder / RECORD, summed_up)
             _tell(run, outcome, summed_up)
-        made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
-    return Refitted(stage, made, record)
+        choices, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
+    return Refitted(stage, choices, record)
 
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
@@ -163,10 +163,10 @@ def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[fl
     for index, hidden in enumerate(dense.hidden):
         step = max(1, HEAD_TOKENS // hidden.shape[1])
         for start in range(0, len(hidden), step):
-            rows = slice(start, start + step)
-            reference = DenseDistribution(_logits(dense, hidden[rows]))
+            part = slice(start, start + step)
+            reference = DenseDistribution(_logits(dense, hidden[part]))
             for number, other in enumerate(others):
-                divergence = reference.kl(_logits(other, other.hidden[index][rows]))
+                divergence = reference.kl(_logits(other, other.hidden[index][part]))
                 sums[number] += float(divergence.sum(dtype=torch.float64))
             tokens += len(reference)
     for stream in others:

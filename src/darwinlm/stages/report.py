@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 
 
-def report_stage(run: Run, made: StageResults) -> Summary:
+def report_stage(run: Run, results: StageResults) -> Summary:
     """Write the summary, the page and the card, on every run.
 
     Raises:
         BudgetError: The saved model exceeds the budget.
         StorageError: The disk is full.
     """
-    summary = summarise(run, made)
-    write_report(run.folder, made.export.folder, summary)
+    summary = summarise(run, results)
+    write_report(run.folder, results.export.folder, summary)
     return summary
 
 
@@ -67,33 +67,33 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
         write_text(model / "README.md", model_card(summary))
 
 
-def summarise(run: Run, made: StageResults) -> Summary:
+def summarise(run: Run, results: StageResults) -> Summary:
     """Summary of a run. Raises BudgetError if the saved model is too large."""
-    models, refitted, recovered = made.evaluate, made.refit, made.recover
+    models, refitted, recovered = results.evaluate, results.refit, results.recover
     final = list(models.values())[-1]
     return Summary(
         version=__version__,
         model=run.teacher.source,
         from_pruned=run.teacher is not run.checkpoint,
-        budget=_budget(run, made, models["dense"], final),
+        budget=_budget(run, results, models["dense"], final),
         models=models,
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, Checkpoint.describe(made.export.folder)),
-        search=SearchFigures.model_validate({"method": run.recipe.search.method, **made.search.record}),
+        allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
+        search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
-        text=text_figures(run, made.text),
+        text=text_figures(run, results.text),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
-        export=export_figures(made.export),
+        export=export_figures(results.export),
         machine=machine_figures(run),
         recipe=run.recipe.model_dump(mode="json"),
     )
 
 
-def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
+def _budget(run: Run, results: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
-    settings, plan, allocation = run.recipe.budget, made.plan, made.search.allocation
+    settings, plan, allocation = run.recipe.budget, results.plan, results.search.allocation
     planned = plan.space.params(allocation)
     used = plan.cost.of(allocation)
     if (final.block_params, final.params) != (planned, planned + plan.outside) or used > plan.budget.limit:
@@ -119,15 +119,15 @@ def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigur
 
 def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
     """The remaining part of each block of the original model, from the shapes of both models' tensors."""
-    rows: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
+    blocks: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
     for checkpoint, prefix in ((dense, "dense_"), (small, "")):
         for shape in module_shapes(checkpoint):
-            row = rows[shape.block]
+            row = blocks[shape.block]
             if shape.kind == "attention":
                 row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
             else:
                 row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
-    return tuple(BlockFigures.model_validate(row) for row in rows)
+    return tuple(BlockFigures.model_validate(row) for row in blocks)
 
 
 def text_figures(run: Run, texts: Texts) -> TextFigures:

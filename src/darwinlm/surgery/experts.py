@@ -45,7 +45,7 @@ class Mixture:
     missing: list[Tensor]
     scale: float
 
-    def asked(self, expert: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    def batches_of(self, expert: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """For each batch: tokens [n] of an expert, inputs of its projection [n, d], and `missing`."""
         for routing, missing in zip(self.routing, self.missing, strict=True):
             token, x = expert_inputs(self.module, self.experts, routing, expert)
@@ -54,17 +54,17 @@ class Mixture:
     def moments(self, expert: int, W: Tensor) -> Moments:
         """Moments of an expert's inputs and targets, for its weights W [m, d]."""
         moments = Moments(W.shape[1], W.shape[0], W.device)
-        for token, x, missing in self.asked(expert):
+        for token, x, missing in self.batches_of(expert):
             moments.add(x, x @ W.T + missing[token])
         return moments
 
-    def mend(self, expert: int, change: Tensor) -> None:
+    def apply_change(self, expert: int, change: Tensor) -> None:
         """Update `missing` after a change [m, d] of an expert's weights."""
-        for token, x, missing in self.asked(expert):
+        for token, x, missing in self.batches_of(expert):
             missing.index_add_(0, token, x @ change.T, alpha=-1)
 
     @property
-    def lacking(self) -> float:
+    def remaining_error(self) -> float:
         """Summed squares of `missing`."""
         return sum(float(missing.double().square().sum()) for missing in self.missing)
 
@@ -118,7 +118,7 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
     """
-    weights, chosen, before = W0.clone(), Counter[float](), held_out.lacking
+    weights, chosen, before = W0.clone(), Counter[float](), held_out.remaining_error
     for expert in list(range(len(W0))) * ROUNDS:
         W = weights[expert].clone()
         fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
@@ -129,7 +129,7 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
             chosen[fit.ridge] += 1
             weights[expert] = fit.weight
             for mixture in (seen, held_out):
-                mixture.mend(expert, fit.weight - W)
+                mixture.apply_change(expert, fit.weight - W)
     ridge = chosen.most_common(1)[0][0] if chosen else None
     share = 1 / energy if energy else 0.0
-    return Fit(weights, ridge, before * share, held_out.lacking * share)
+    return Fit(weights, ridge, before * share, held_out.remaining_error * share)

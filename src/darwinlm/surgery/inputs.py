@@ -64,10 +64,10 @@ def input_moments(
     of_small, of_dense = SecondMoment(width, device), SecondMoment(width, device)
     cross = CrossMoment(width, width, device)
     for theirs, ours in zip(dense, small, strict=True):
-        n, seen = norm(theirs), norm(ours)
-        of_small.add(seen)
+        n, small_input = norm(theirs), norm(ours)
+        of_small.add(small_input)
         of_dense.add(n)
-        cross.add(n, seen)
+        cross.add(n, small_input)
     return InputMoments(of_small.take(), cross.mean(), of_dense.take())
 
 

@@ -69,7 +69,7 @@ def distil_block(
     given = {name: parameter.data for name, parameter in module.named_parameters()}
     if not given:
         return {}, LocalChoice(0, 0.0, 0.0)
-    rows = min(batch_rows, fit.hidden.rows)
+    sequences = min(batch_rows, fit.hidden.sequences)
     before = _error(validation, block, targets[1])
     best: dict[str, Tensor] = {}
     choice = LocalChoice(0, before, before)
@@ -78,10 +78,12 @@ def distil_block(
     optimiser = torch.optim.AdamW(masters.values(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     order = torch.Generator().manual_seed(seed + block)
-    arguments = fit.arguments_for(rows)[block]
+    arguments = fit.arguments_for(sequences)[block]
     for step in range(1, steps + 1):
-        picked = torch.randperm(fit.hidden.rows, generator=order)[:rows].tolist()
-        x, target = (torch.stack([_row(of, fit.rows, index) for index in picked]) for of in (fit.hidden, targets[0]))
+        picked = torch.randperm(fit.hidden.sequences, generator=order)[:sequences].tolist()
+        x, target = (
+            torch.stack([_row(of, fit.batch_sequences, index) for index in picked]) for of in (fit.hidden, targets[0])
+        )
         with torch.enable_grad():
             cast = {name: master.to(fit.dtype) for name, master in masters.items()}
             output = torch.func.functional_call(module, cast, (x,), arguments)
@@ -107,9 +109,9 @@ def distil_block(
     return best, choice
 
 
-def _row(states: Sequence[Tensor], rows: int, index: int) -> Tensor:
+def _row(states: Sequence[Tensor], batch_sequences: int, index: int) -> Tensor:
     """One sequence [t, m] of a stream whose batches have `rows` sequences."""
-    return states[index // rows][index % rows]
+    return states[index // batch_sequences][index % batch_sequences]
 
 
 def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -212,7 +212,7 @@ def _refit_block(
         return weights, choices, None
     for streams, hidden in zip(both, start, strict=True):
         streams.small.hidden[:] = hidden
-    rows = max(1, options.local_tokens // fit.small.hidden[0].shape[1])
+    sequences = max(1, options.local_tokens // fit.small.hidden[0].shape[1])
     trained, local = distil_block(
         fit.small,
         validation.small,
@@ -221,7 +221,7 @@ def _refit_block(
         stitched | weights,
         steps=options.local_steps,
         learning_rate=options.local_rate,
-        batch_rows=rows,
+        batch_rows=sequences,
         seed=options.seed,
     )
     for streams in both:

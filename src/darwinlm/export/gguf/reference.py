@@ -159,10 +159,10 @@ class _Runner:
             scores = self.score_cap * torch.tanh(scores / self.score_cap)
         place = torch.arange(len(x))
         distance = place[:, None] - place
-        seen = distance >= 0
+        visible = distance >= 0
         if self.slides(number):
-            seen = seen & (distance < int(self.keys["attention.sliding_window"]))
-        mixed = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+            visible = visible & (distance < int(self.keys["attention.sliding_window"]))
+        mixed = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
         return self.after(
             self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output"), f"{prefix}post_attention_norm"
         )
@@ -183,9 +183,9 @@ class _Runner:
         chosen = self.linear(x, f"{prefix}ffn_gate_inp").softmax(-1).topk(int(self.keys["expert_used_count"]), -1)
         weights = chosen.values / chosen.values.sum(-1, keepdim=True)
         gate, up, down = (self.need(f"{prefix}ffn_{part}_exps.weight") for part in ("gate", "up", "down"))
-        made = torch.zeros_like(x)
+        total = torch.zeros_like(x)
         for expert in range(len(down)):
             share = (weights * (chosen.indices == expert)).sum(-1, keepdim=True)
             inner = self.activation(linear(x, gate[expert])) * linear(x, up[expert])
-            made += share * linear(inner, down[expert])
-        return made
+            total += share * linear(inner, down[expert])
+        return total

@@ -34,8 +34,8 @@ def rotate(x: Tensor, keys: Mapping[str, Any], get: Get, *, slides: bool) -> Ten
     else:
         first, second = turned.chunk(2, -1)
     pair = first * cosine - second * sine, first * sine + second * cosine
-    made = torch.stack(pair, -1).flatten(-2) if architecture in NEIGHBOURS else torch.cat(pair, -1)
-    return torch.cat([made, rest], -1)
+    rotated = torch.stack(pair, -1).flatten(-2) if architecture in NEIGHBOURS else torch.cat(pair, -1)
+    return torch.cat([rotated, rest], -1)
 
 
 def _frequencies(keys: Mapping[str, Any], get: Get, count: int, *, local: bool) -> tuple[Tensor, float]:

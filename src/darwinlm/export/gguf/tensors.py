@@ -83,17 +83,17 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """One block's tensors under the names that follow `blk.N.`."""
     places = _places(reshaper)
-    made: Tensors = {}
+    tensors: Tensors = {}
     for name, raw in _separate(reshaper, target).items():
         owner, _, leaf = name.rpartition(".")
         known = name in places
         if (not known and owner not in places) or (leaf == "bias" and not layout.architecture.biases):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
         place = places[name if known else owner]
-        made[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
+        tensors[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
     if layout.architecture.fused:
-        made = _joined(made, PARTS, "attn_qkv", layout)
-    return _joined(made, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else made
+        tensors = _joined(tensors, PARTS, "attn_qkv", layout)
+    return _joined(tensors, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else tensors
 
 
 def _places(reshaper: Reshaper) -> dict[str, str]:
@@ -131,16 +131,16 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
         "key_value": target.groups * reshaper.columns,
         "channel": target.width,
     }
-    made = dict(reshaper.block(target))
+    tensors = dict(reshaper.block(target))
     for part, holder, stored, names in projections:
-        for name in [name for name in made if name.startswith(holder + ".")]:
+        for name in [name for name in tensors if name.startswith(holder + ".")]:
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
             places = [i for i, each in enumerate(stored) if each == inner]
             if places:
                 segments = row_segments(part, name.removeprefix(part.name + "."))
-                pieces = split_rows(made.pop(name), segments, sizes)
-                made |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
-    return made
+                pieces = split_rows(tensors.pop(name), segments, sizes)
+                tensors |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
+    return tensors
 
 
 def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:

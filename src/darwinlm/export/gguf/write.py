@@ -48,11 +48,11 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     if quantisation in ("f32", "f16", "bf16"):
         return
     columns = reshaper.columns
-    rows = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
+    lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
     for target in layout.targets:
-        rows |= {f"block {target.block}'s attention output": target.heads * columns}
-        rows |= {f"block {target.block}'s MLP output": target.width}
-    for what, length in rows.items():
+        lengths |= {f"block {target.block}'s attention output": target.heads * columns}
+        lengths |= {f"block {target.block}'s MLP output": target.width}
+    for what, length in lengths.items():
         if length % BLOCK:
             raise ExportError(
                 f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but {what} has rows of {length}: "

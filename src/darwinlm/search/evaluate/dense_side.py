@@ -84,8 +84,8 @@ class LinearHead:
         top = x.new_full((len(x),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
         for start in range(0, len(self.weight), size):
-            rows = slice(start, start + size)
-            z = functional.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows]).float()
+            piece = slice(start, start + size)
+            z = functional.linear(x, self.weight[piece], None if self.bias is None else self.bias[piece]).float()
             if self.scale != 1:
                 z *= self.scale
             largest = torch.maximum(z.amax(-1), top)
@@ -132,13 +132,15 @@ class ExpectedRows:
             rows, bias = head.cross(distribution.probabilities)
             likeliest = distribution.probabilities.max(-1)
             parts.append((rows, distribution.negative_entropy - bias, likeliest.values, likeliest.indices))
-        self.rows, self.constant, self.largest, self.likeliest = (torch.cat(each) for each in zip(*parts, strict=True))
+        self.expected, self.constant, self.largest, self.likeliest = (
+            torch.cat(each) for each in zip(*parts, strict=True)
+        )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
         """As `Reference.kl`."""
         x = self.decoder.head_inputs(hidden)
         at = slice(start, start + len(x))
-        cross = torch.linalg.vecdot(self.rows[at], x.float())
+        cross = torch.linalg.vecdot(self.expected[at], x.float())
         cross += self.largest[at] * self.head.rounding(x, self.likeliest[at])
         kl: Tensor = self.constant[at] - cross + self.head.normalisers(x)
         return kl

@@ -60,7 +60,9 @@ class Fitness:
         self.seconds = 0.0
         self.tokens_run = 0
         self.clock: Clock | None = None
-        self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
+        self._batch_sequences = max(
+            1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
+        )
         self._known: dict[Allocation, dict[int, float]] = {}
         self._dense: list[Reference] = []
         self._base: Allocation | None = None
@@ -97,7 +99,7 @@ class Fitness:
     def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
         """Parts of a range for one forward pass each, with fixed borders."""
         while begin < end:
-            border = min((begin // self._rows + 1) * self._rows, end)
+            border = min((begin // self._batch_sequences + 1) * self._batch_sequences, end)
             yield begin, border
             begin = border
 
@@ -107,9 +109,9 @@ class Fitness:
 
     def windows(self, n_tokens: int) -> list[Window]:
         """Windows of whole sequences with `n_tokens` tokens; the last one may be longer."""
-        rows = self.sequences(n_tokens)
-        starts = range(0, max(self.n_sequences - rows, 0) + 1, rows)
-        return [(start, self.n_sequences if start == starts[-1] else start + rows) for start in starts]
+        length = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - length, 0) + 1, length)
+        return [(start, self.n_sequences if start == starts[-1] else start + length) for start in starts]
 
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
@@ -225,8 +227,8 @@ class Fitness:
 
     def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
         """Losses of the sequences of a piece, from the last of the given block inputs on."""
-        start = piece[0] % self._rows * self.sequence_length
-        divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
+        start = piece[0] % self._batch_sequences * self.sequence_length
+        divergence = self._dense[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
         losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 

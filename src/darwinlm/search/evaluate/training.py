@@ -121,7 +121,7 @@ class CandidateTrainer:
         self.fitness = fitness
         self.tokens = tokens
         self.settings = settings
-        self._rows = max(1, settings.batch_tokens // tokens.shape[1])
+        self._batch_sequences = max(1, settings.batch_tokens // tokens.shape[1])
         self._owner: dict[Allocation, int] = {}
         self._students: dict[Allocation, Student] = {}
         self._position = 0
@@ -130,12 +130,12 @@ class CandidateTrainer:
         """Train all of them on the same next tokens, rounded up to whole sequences. Raises TimeLimitError."""
         for candidate in candidates:
             self._owner.setdefault(candidate, len(self._owner) % parallel.size())
-        rows = -(-n_tokens // self.tokens.shape[1])
-        text = self.tokens[self._position : self._position + rows]
-        self._position += rows
+        sequences = -(-n_tokens // self.tokens.shape[1])
+        text = self.tokens[self._position : self._position + sequences]
+        self._position += sequences
         students = [self._student(each) for each in candidates if self._owner[each] == parallel.rank()]
         with parallel.agree(), kept_memory(self.placed.decoder.device):
-            for batch in torch.split(text, self._rows) if students else ():
+            for batch in torch.split(text, self._batch_sequences) if students else ():
                 if self.fitness.clock is not None:
                     self.fitness.clock.check()
                 self._learn(batch, students)
@@ -149,13 +149,13 @@ class CandidateTrainer:
     def _learn(self, batch: Tensor, students: Sequence[Student]) -> None:
         """One step of every student on a batch [b, t], in micro-batches of a few sequences."""
         decoder = self.placed.decoder
-        for rows in torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1])):
+        for part in torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1])):
             self.placed.apply(self.placed.space.dense)
             with torch.no_grad():
-                log_p = functional.log_softmax(decoder.logits(rows).flatten(0, 1).float(), dim=-1)
+                log_p = functional.log_softmax(decoder.logits(part).flatten(0, 1).float(), dim=-1)
             for student in students:
                 self.placed.place(student.modules)
-                log_q = functional.log_softmax(decoder.logits(rows).flatten(0, 1).float(), dim=-1)
+                log_q = functional.log_softmax(decoder.logits(part).flatten(0, 1).float(), dim=-1)
                 if log_q.requires_grad:
                     loss = functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / batch.numel()
                     loss.backward()  # type: ignore[no-untyped-call]

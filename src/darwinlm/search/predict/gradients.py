@@ -55,7 +55,7 @@ class Gradients:
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         self.tokens = tokens
-        self._rows = max(1, batch_tokens // tokens.shape[1])
+        self._batch_sequences = max(1, batch_tokens // tokens.shape[1])
         self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
         self._last: tuple[Allocation, Window, Slopes] | None = None
         self._dense: dict[Window, Tensor] = {}
@@ -75,7 +75,10 @@ class Gradients:
         """
         window = window or (0, len(self.tokens))
         if self._last is None or self._last[:2] != (allocation, window):
-            pieces = [(at, min(at + self._rows, window[1])) for at in range(window[0], window[1], self._rows)]
+            pieces = [
+                (at, min(at + self._batch_sequences, window[1]))
+                for at in range(window[0], window[1], self._batch_sequences)
+            ]
             with parallel.agree():
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
@@ -118,27 +121,27 @@ class Gradients:
         inputs = self._inputs(tokens)
         arguments = self.decoder.block_arguments(tokens)
         gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
-        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
+        slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])
             for index, C in products.items():
-                rows[index] = self._levels(index, C)
-        return torch.cat(rows)
+                slopes[index] = self._levels(index, C)
+        return torch.cat(slopes)
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
         """Gradient of the summed KL at the stream after the last block."""
         gradient = torch.empty_like(hidden)
         flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
         for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
-            rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
+            piece = slice(start, start + LOGIT_GRADIENT_TOKENS)
             with torch.no_grad():
-                p = self.decoder.head(dense[rows]).float().softmax(-1)
+                p = self.decoder.head(dense[piece]).float().softmax(-1)
             with torch.enable_grad():
-                part = hidden[rows].detach().requires_grad_()
+                part = hidden[piece].detach().requires_grad_()
                 logits = self.decoder.head(part)
                 # d KL / d logits is the difference of the distributions.
                 towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
-                flat[rows] = torch.autograd.grad(logits, part, towards)[0]
+                flat[piece] = torch.autograd.grad(logits, part, towards)[0]
         return gradient
 
     def _back_through(
@@ -167,11 +170,11 @@ class Gradients:
         module, family = self.placed.space.modules[index], self.decoder.family
         if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
             return None
-        standing = self.decoder.module(module.block, module.kind)
+        present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
-        if isinstance(standing, Absent) and part.post_norm is not None:  # a norm has no derivative at zero
+        if isinstance(present, Absent) and part.post_norm is not None:  # a norm has no derivative at zero
             return None
-        return _Watched(index, standing, self.placed.dense[index], part.output)
+        return _Watched(index, present, self.placed.dense[index], part.output)
 
     def _levels(self, index: int, C: Tensor) -> Tensor:
         """⟨W_k, C_k⟩ of every level of a module, float64."""
@@ -208,9 +211,9 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
 class _Watched:
     """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection."""
 
-    def __init__(self, index: int, standing: nn.Module, dense: nn.Module, projection: str) -> None:
+    def __init__(self, index: int, present: nn.Module, dense: nn.Module, projection: str) -> None:
         self.index = index
-        self.standing = standing
+        self.standing = present
         self.dense = dense
         self.projection = projection
         self.output: Tensor

@@ -54,16 +54,16 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
-    limit, said = _limit(cost, budget)
+    limit, beginning = _limit(cost, budget)
     upper = limit - cost.fixed
     if limit < cost.smallest:
         raise BudgetError(
-            f"{said}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
+            f"{beginning}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
             f"largest is {_with_share(cost, cost.dense)}"
         )
     if limit > cost.dense:
         raise BudgetError(
-            f"{said}, more than the whole model: there is nothing to prune; the smallest is "
+            f"{beginning}, more than the whole model: there is nothing to prune; the smallest is "
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
     unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
