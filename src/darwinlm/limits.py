@@ -111,7 +111,7 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
             below = node.value
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in below)
     if known[id(node)] > YAML_NODES:
-        raise LimitError(f"its aliases stand for more than {YAML_NODES:,} values")
+        raise LimitError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
 
 

@@ -126,7 +126,7 @@ def test_a_database_of_another_model(prune, made, tmp_path):
 
 def test_a_database_of_other_units(prune, made):
     ended = prune("--database", made, "--set", "units.attention=query_head")
-    ended.refused(str(made), "was made for units.attention=lattice, not query_head")
+    ended.refused(str(made), "was built for units.attention=lattice, not query_head")
 
 
 def test_a_database_serves_every_grid_of_levels(prune, made):

@@ -218,7 +218,7 @@ def test_what_cannot_be_imported(command, tmp_path):
     path = plain / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("head_dim", "num_attention_heads")}))
-    command("import", plain, "--out", out).refused("doesn't say how large a head is")
+    command("import", plain, "--out", out).refused("doesn't give the size of a head")
     path.write_text("{")
     command("import", plain, "--out", out).refused("isn't JSON")
     path.write_text(json.dumps({**config, "model_type": "strange"}))
@@ -227,7 +227,7 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out).refused("points outside its folder")
     (plain / "model.safetensors.index.json").unlink()
     edited(plain, lambda tensors: [tensors.pop(key) for key in list(tensors) if "self_attn" in key])
-    command("import", plain, "--out", out).refused("look like no known family", "state --family")
+    command("import", plain, "--out", out).refused("fit no known family", "give --family")
     assert not out.exists()
 
 

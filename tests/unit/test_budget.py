@@ -234,7 +234,7 @@ def test_what_is_not_pruned_counts_too():
     [
         (
             {"params": 900},
-            ("budget.params: 900 parameters is asked for, less than", "1,070 parameters; the largest is 1,410"),
+            ("budget.params: 900 parameters requested, less than", "1,070 parameters; the largest is 1,410"),
         ),
         ({"params": 2000}, ("more than the whole model", "the smallest is 1,070 parameters, the largest 1,410")),
     ],

@@ -238,7 +238,7 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"config.json describes no valid model: .*wavy"):
         checkpoint.skeleton()
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": 7}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="makes no llama model"):
+    with pytest.raises(CheckpointError, match="describes no valid llama model"):
         open_foreign(folder, family="llama")
 
 
@@ -252,7 +252,7 @@ def test_import_of_something_that_is_no_such_model(command: Command, tiny_llama:
     renamed = {f"body.{name}": tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     ended = command("import", folder, "--family", "llama", "--out", tmp_path / "out")
-    ended.refused("holds no tensors of a llama model: state the right --family")
+    ended.refused("holds no tensors of a llama model: give the right --family")
     assert not (tmp_path / "out").exists()
 
 

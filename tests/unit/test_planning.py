@@ -213,7 +213,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert need.scratch.bytes == in_file.text.calibration_tokens * 4096 * 2
     tiny = dataclasses.replace(device, memory=1e9)
     (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
-    assert "no single setting makes it fit; the most goes to" in hopeless
+    assert "no single setting makes it fit; the largest item is" in hopeless
 
 
 @pytest.mark.parametrize(("tiles", "expected"), [(True, 0.8), (False, 0.57)])

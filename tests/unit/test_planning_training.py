@@ -205,7 +205,7 @@ def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
     (problem,) = make_plan(sizes, find_device("h200"), disk=needed - 1).problems
     assert "recovery.keep_checkpoints=1 would fit (it is 5" in problem
     (hopeless,) = make_plan(sizes, find_device("h200"), disk=1e9).problems
-    assert "no single setting makes it fit; the most goes to recover" in hopeless
+    assert "no single setting makes it fit; the largest item is recover" in hopeless
 
 
 def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:

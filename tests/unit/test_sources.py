@@ -187,7 +187,7 @@ def test_empty_name():
 def test_unknown_extension(tmp_path, name):
     text = message(write(tmp_path / name, "hello"))
     assert name in text
-    assert "the extension isn't one that can be read. Give a file that ends in .txt" in text
+    assert "the extension isn't supported. Give a file that ends in .txt" in text
     assert ".parquet or .arrow" in text
 
 

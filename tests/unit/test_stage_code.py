@@ -122,5 +122,7 @@ def test_a_database_of_another_version_is_refused(tmp_path):
     key = {"stage": "database", "model": "m", "units": "u", "version": artifact.stage_version("database")}
     check_fits(StageFolder(tmp_path, key), tmp_path, model="m", source="owner/model", units="u")
     old = StageFolder(tmp_path, {**key, "version": 0})
-    with pytest.raises(ArtifactError, match="was made by another version of darwinlm, whose databases differ: make it"):
+    with pytest.raises(
+        ArtifactError, match="was built by another version of darwinlm, whose databases differ: rebuild it"
+    ):
         check_fits(old, tmp_path, model="m", source="owner/model", units="u")

@@ -115,7 +115,7 @@ def root(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make a language model smaller and faster, and keep what it knows.
+    """Make a language model smaller and faster while preserving its quality.
 
     Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
     [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].

@@ -37,7 +37,7 @@ def push(
     if dry_run:
         width = max(len(name) for name, _ in files)
         lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in files]
-        lines += [f"{upload.gguf_name}  made from the weights"] if gguf else []
+        lines += [f"{upload.gguf_name}  built from the weights"] if gguf else []
         total = sum(size for _, size in files)
         lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

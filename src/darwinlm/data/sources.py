@@ -75,14 +75,14 @@ class LocalSource:
         if not self.path.is_dir():
             if extension_of(self.path) is None:
                 raise DataError(
-                    f"Text source {self.path}: the extension isn't one that can be read. "
+                    f"Text source {self.path}: the extension isn't supported. "
                     f"Give a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
         paths = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
         if not paths:
             raise DataError(
-                f"Text source {self.path}: the folder has no file that can be read. "
+                f"Text source {self.path}: the folder has no readable file. "
                 f"Put files there that end in {listed(EXTENSIONS)}."
             )
         return sorted(paths, key=lambda path: path.relative_to(self.path).parts)

@@ -123,7 +123,7 @@ class TextPlan:
                 uniform = (int.from_bytes(digest, "big") + 1) / 2**64
                 draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
         if not draws:
-            raise RecipeError(f"No text is wanted: raise {' or '.join(map(_setting, self.shares))}.")
+            raise RecipeError(f"All shares of text are 0: raise {' or '.join(map(_setting, self.shares))}.")
         return min(draws)[1]
 
 

@@ -47,7 +47,7 @@ def find_database(path: Path) -> StageFolder:
     folders = [folder for folder in (path / "stages" / "database", path) if (folder / KEY).is_file()]
     key = read_json(folders[0] / KEY) if folders else None
     if not isinstance(key, dict) or key.get("stage") != "database":
-        raise ArtifactError(f"{path} holds no database: make one with darwinlm database MODEL --out {path}")
+        raise ArtifactError(f"{path} holds no database: build one with darwinlm database MODEL --out {path}")
     stage = StageFolder(folders[0], key)
     if not (stage.folder / MANIFEST).is_file():
         raise ArtifactError(f"the database in {path} isn't finished: rerun the command that created it to resume")
@@ -71,18 +71,18 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
     """
     if stage.key.get("model") != model:
         raise ArtifactError(
-            f"the database in {path} was made from another model than {source} (other weights or configuration): make "
-            "one for this model, or prune the model it was made from"
+            f"the database in {path} was built from another model than {source} (other weights or configuration): "
+            "build one for this model, or prune the original model"
         )
     if stage.key.get("version") != stage_version("database"):
         raise ArtifactError(
-            f"the database in {path} was made by another version of darwinlm, whose databases differ: make it again "
+            f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
             f"with darwinlm database {source} --out {path}"
         )
     if stage.key.get("units") != units:
         raise ArtifactError(
-            f"the database in {path} was made for units.attention={stage.key.get('units')}, not {units}: set that, or "
-            "make a database for these units"
+            f"the database in {path} was built for units.attention={stage.key.get('units')}, not {units}: set that, or "
+            "build a database for these units"
         )
 
 

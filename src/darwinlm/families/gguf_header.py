@@ -124,7 +124,7 @@ class _Reader:
         for _ in range(keys):
             name = self.text()
             if name in header.keys or name in header.counts:
-                raise _bad(self.path, f"the key {shorten(name)} stands in it twice")
+                raise _bad(self.path, f"the key {shorten(name)} is duplicated")
             self._value(header, name)
         for _ in range(tensors):
             self._tensor(header)
@@ -139,7 +139,7 @@ class _Reader:
         if not 1 <= dimensions <= 4:
             raise _bad(self.path, f"the tensor {shorten(name)} has {dimensions} dimensions")
         if name in tensors:
-            raise _bad(self.path, f"the tensor {shorten(name)} stands in it twice")
+            raise _bad(self.path, f"the tensor {shorten(name)} is duplicated")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         self.places[name] = self.number("I"), self.number("Q")
         tensors[name] = shape[::-1]

@@ -84,7 +84,7 @@ def open_foreign(
         if count % columns:
             raise CheckpointError(
                 f"{folder}: block {block % blocks} has {count} rows of queries or keys, and heads of {columns} columns "
-                "don't fit: state the right one with --head-dim"
+                "don't fit: give the right one with --head-dim"
             )
     heads, groups = (tuple(count // columns for count in counts) for counts in (query, key))
     for block, (some, of) in enumerate(zip(heads, groups, strict=True)):
@@ -172,7 +172,7 @@ def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ..
     if any(name.endswith("q_proj.weight") for name in layer):
         return known["llama"]
     raise FamilyError(
-        f"the model type '{model_type}' isn't known, and its tensors look like no known family: state --family, one of "
+        f"the model type '{model_type}' isn't known, and its tensors fit no known family: give --family, one of "
         f"{', '.join(known)}"
     )
 
@@ -181,7 +181,7 @@ def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[
     pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,1000}})\.")
     numbers = {int(match[1]) for name in shapes if (match := pattern.match(name))}
     if not numbers or f"{family.embedding}.weight" not in shapes:
-        raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
+        raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: give the right --family")
     blocks = max(numbers) + 1
     stated = raw.get("num_hidden_layers")
     if blocks > BLOCKS or (numbers != set(range(blocks)) and blocks != stated):
@@ -197,7 +197,7 @@ def _columns(raw: dict[str, Any], folder: Path) -> int:
     heads, hidden = raw.get("num_attention_heads"), raw.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int) and 0 < heads <= hidden:
         return hidden // heads
-    raise CheckpointError(f"{folder / 'config.json'} doesn't say how large a head is: state it with --head-dim")
+    raise CheckpointError(f"{folder / 'config.json'} doesn't give the size of a head: give it with --head-dim")
 
 
 def _stock_sizes(
@@ -232,7 +232,9 @@ def _config(
         config = AutoConfig.for_model(family.model_type, **{**plain, **sizes, "tie_word_embeddings": tied})
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = first_line(error)
-        raise CheckpointError(f"{folder / 'config.json'} makes no {family.model_type} model: {reason}") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no valid {family.model_type} model: {reason}"
+        ) from error
     first = f"{family.layers}.0."
     inside = [name.removeprefix(first) for name in shapes if name.startswith(first)]
     for field, part in (("attention_bias", family.attention), ("mlp_bias", family.mlp)):

@@ -188,7 +188,7 @@ def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
 
 def _hopeless(items: list[Item]) -> str:
     largest = max(items, key=lambda item: item.bytes)
-    return f"no single setting makes it fit; the most goes to '{largest.name}' ({gigabytes(largest.bytes)})"
+    return f"no single setting makes it fit; the largest item is '{largest.name}' ({gigabytes(largest.bytes)})"
 
 
 def disk_of(needs: tuple[StageNeed, ...]) -> float:
@@ -211,7 +211,7 @@ def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
     if part is not None and part.setting and wanted - part.bytes * (1 - 2 / (part.value + 1)) <= disk:
         return [f"{over}: {part.setting}=1 would fit (it is {part.value}, {gigabytes(part.bytes)})"]
     most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
-    return [f"{over}: no single setting makes it fit; the most goes to {most}"]
+    return [f"{over}: no single setting makes it fit; the largest item is {most}"]
 
 
 def _rounded(count: int) -> int:

@@ -96,7 +96,7 @@ def search(
     if settings.method == "gradient":
         if estimates is None:
             reporter.say(
-                "search: the database estimates no losses (database.saliency=output), local errors stand for them"
+                "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
         gradients = Gradients(placed, fitness.tokens, batch_tokens=batch_tokens, clock=clock)
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)

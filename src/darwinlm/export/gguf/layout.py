@@ -99,7 +99,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         mlp_multiple: Multiple to which MLP widths are rounded up.
 
     Raises:
-        ExportError: No architecture of stock llama.cpp computes this model; the message says why.
+        ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:

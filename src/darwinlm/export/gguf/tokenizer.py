@@ -142,7 +142,7 @@ def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[s
             kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     if by_id and max(by_id) >= vocabulary:
         raise ExportError(
-            f"{folder}: the tokenizer knows {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
+            f"{folder}: the tokenizer has {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
         )
     tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocabulary)]
     return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]

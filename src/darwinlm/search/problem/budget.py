@@ -83,7 +83,7 @@ def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
         limit = round(1e9 * budget.latency)
     else:
         limit = int(budget.params if budget.params is not None else budget.bytes or 0)
-    return limit, f"budget.{budget.kind}: {cost.words(limit)} is asked for"
+    return limit, f"budget.{budget.kind}: {cost.words(limit)} requested"
 
 
 def _with_share(cost: CostModel, amount: int) -> str:
