@@ -204,7 +204,7 @@ def test_empty_records(tmp_path):
 
 def test_folder_without_text(tmp_path):
     write(tmp_path / "README.md", "hello")
-    assert "the folder has no file that can be read" in message(tmp_path)
+    assert "the folder has no readable file" in message(tmp_path)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
