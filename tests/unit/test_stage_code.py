@@ -122,7 +122,5 @@ def test_a_database_of_another_version_is_refused(tmp_path):
     key = {"stage": "database", "model": "m", "units": "u", "version": artifact.stage_version("database")}
     check_fits(StageFolder(tmp_path, key), tmp_path, model="m", source="owner/model", units="u")
     old = StageFolder(tmp_path, {**key, "version": 0})
-    with pytest.raises(
-        ArtifactError, match="was built by another version of darwinlm, .*: rebuild it"
-    ):
+    with pytest.raises(ArtifactError, match=r"was built by another version of darwinlm, .*: rebuild it"):
         check_fits(old, tmp_path, model="m", source="owner/model", units="u")
