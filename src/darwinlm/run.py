@@ -105,12 +105,6 @@ class Run:
         folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
         return folder / "stages" / stage
 
-    def is_done(self, name: str, key: Mapping[str, Any]) -> bool:
-        """Whether a stage is complete for this key. Raises ArtifactError if its result is damaged."""
-        with parallel.main_first():
-            done = parallel.is_main() and self._stage_folder(name, key).is_complete()
-        return parallel.broadcast(done)
-
     def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
         return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
 

@@ -238,7 +238,6 @@ def test_units_decide_which_levels_there_are(tiny_llama):
     assert [(level.groups, level.heads) for level in by_head.levels] == [(0, 0), (3, 1), (3, 2)]
     free = module_levels(checkpoint.family, attention, UnitsSettings(attention="query_head"))
     assert [(level.groups, level.query_heads) for level in free.levels] == [(0, 0), *((3, n) for n in range(1, 7))]
-    assert [level.cache_heads for level in free.levels] == [0, 1, 2, 3, 4, 5, 3]
     for multiple, widths in ((32, [0, 32, 64, 96]), (40, [0, 40, 80, 96]), (96, [0, 96])):
         found = module_levels(checkpoint.family, mlp, UnitsSettings(mlp_multiple=multiple))
         assert [level.width for level in found.levels] == widths

@@ -38,11 +38,6 @@ class Level:
         """Whether this is the dense level."""
         return self.width == shape.width and self.experts == shape.experts
 
-    @property
-    def cache_heads(self) -> int:
-        """Maximum number of heads in a KV cache; unevenly used groups are cached once for each of their query heads."""
-        return self.groups if self.heads else self.query_heads
-
 
 @dataclass(frozen=True)
 class ModuleLevels:

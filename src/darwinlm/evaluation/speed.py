@@ -30,29 +30,6 @@ class Speed:
     decode_runs: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class CallTiming:
-    """Seconds of one call.
-
-    Attributes:
-        median: Median of the runs.
-        low: Shortest run.
-        high: Longest run.
-        runs: Times of all runs.
-    """
-
-    median: float
-    low: float
-    high: float
-    runs: tuple[float, ...]
-
-
-def time_call(action: Callable[[], Any], *, device: torch.device, warm_up: int = 1, runs: int = 5) -> CallTiming:
-    """Time a call: `warm_up` untimed calls, then `runs` timed ones, each with GPU synchronisation."""
-    seconds = [_seconds(action, device) for _ in range(warm_up + runs)][warm_up:]
-    return CallTiming(statistics.median(seconds), min(seconds), max(seconds), tuple(seconds))
-
-
 @torch.no_grad()
 def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int, runs: int) -> dict[str, Speed]:
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.

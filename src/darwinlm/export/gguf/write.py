@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +93,6 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
             writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
     finally:
         writer.close()
-
-
-def types_in(path: Path) -> Counter[str]:
-    """Number of tensors of each element type in a file."""
-    return Counter(tensor.tensor_type.name for tensor in require_gguf().GGUFReader(path).tensors)
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,8 +44,6 @@ class Fitness:
 
     Attributes:
         evaluations: Number of evaluations of a candidate.
-        seconds: Wall-clock time of all evaluations.
-        tokens_run: Number of tokens in all evaluations.
         clock: Time limit that stops an evaluation; None until there is a first result.
     """
 
@@ -57,8 +54,6 @@ class Fitness:
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
-        self.seconds = 0.0
-        self.tokens_run = 0
         self.clock: Clock | None = None
         self._batch_sequences = max(
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
@@ -79,11 +74,6 @@ class Fitness:
                 self._dense.append(Distributions(self.decoder, hidden))
             else:
                 self._dense.append(ExpectedRows(self.decoder, head, hidden))
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Mean time of one token of one candidate so far."""
-        return self.seconds / max(self.tokens_run, 1)
 
     def set_base(self, allocation: Allocation | None) -> None:
         """Keep the block inputs of this allocation, so that candidates near it are cheap.
@@ -138,7 +128,6 @@ class Fitness:
         """
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
-        begun = time.monotonic()
         with parallel.agree():
             share = parallel.mine(missing)
             self._run_base(share, window)
@@ -147,8 +136,6 @@ class Fitness:
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
-        self.seconds += time.monotonic() - begun
-        self.tokens_run += len(missing) * len(wanted) * self.sequence_length
         return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
 
     @torch.no_grad()
