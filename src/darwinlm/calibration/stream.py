@@ -113,24 +113,21 @@ class BlockStream:
 
     def load_head(self) -> None:
         """Load everything outside the blocks: embedding, last norm and head."""
-        model = self.decoder.model
-        for name in self.checkpoint.names_outside_blocks():
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            if leaf in dict(module.named_parameters(recurse=False)):
-                tensor = self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device)
-                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-        model.tie_weights()
+        self._replace_outside(lambda name, _: self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device))
 
     def unload_head(self) -> None:
         """Release everything outside the blocks."""
+        self._replace_outside(lambda _, parameter: parameter.to("meta"))
+
+    def _replace_outside(self, replacement: Callable[[str, Tensor], Tensor]) -> None:
+        """Replace the parameters outside the blocks, by name and present value."""
         model = self.decoder.model
         for name in self.checkpoint.names_outside_blocks():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
             if leaf in dict(module.named_parameters(recurse=False)):
-                empty = getattr(module, leaf).to("meta")
-                setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
+                tensor = replacement(name, getattr(module, leaf))
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         model.tie_weights()
 
     def load(self, block: int) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from darwinlm.errors import ExportError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, Streams, compare_streams, model_streams
 from darwinlm.export.hf import is_custom
 from darwinlm.export.reshape import Reshaper
-from darwinlm.families.checkpoint import Checkpoint
 
 
 def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
@@ -24,21 +23,12 @@ def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
     Raises:
         ExportError: Whole experts were removed, or tensors are missing.
     """
-    checkpoint = reshaper.checkpoint
     if reshaper.lacking_experts:
         raise ExportError(
             f"--to dense: block {reshaper.lacking_experts[0]} lost whole experts, and the stock model would "
             "still send tokens to them, even to zeros. Use --to hf"
         )
-    model = Checkpoint(checkpoint.folder, reshaper.stock, reshaper.family, checkpoint.source).skeleton()
-    targets = [reshaper.full(sizes.block) for sizes in reshaper.sizes]
-    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise ExportError(f"the stock model has tensors that the pruned one lacks: {', '.join(left)}")
-    return model
+    return reshaper.model(reshaper.stock, [reshaper.full(sizes.block) for sizes in reshaper.sizes], dtype)
 
 
 def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:

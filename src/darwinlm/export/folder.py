@@ -126,14 +126,7 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
             "--to vllm: blocks keep different numbers of experts, but vLLM builds all mixtures of a model with the "
             "same number. Use --to hf, or prune every block to the same number of experts"
         )
-    config = _padded_config(checkpoint, targets)
-    model = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
-    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left, left
-    return model
+    return reshaper.model(_padded_config(checkpoint, targets), targets, dtype)
 
 
 def _with_attention(sizes: BlockSizes) -> BlockSizes:

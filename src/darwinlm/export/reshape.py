@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from darwinlm.errors import ExportError
 from darwinlm.export.sizes import (
     BlockSizes,
     Tensors,
@@ -106,6 +109,26 @@ class Reshaper:
             prefix = self.checkpoint.block_prefix(target.block)
             for name, tensor in self.block(target).items():
                 yield prefix + name, tensor
+
+    def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
+        """A model in memory with its blocks at the targets' sizes.
+
+        Args:
+            config: Configuration with these sizes.
+            targets: Sizes of all blocks.
+            dtype: Element type of the weights.
+
+        Raises:
+            ExportError: The checkpoint lacks tensors of such a model.
+        """
+        model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
+        tensors = {name: tensor.to(dtype) for name, tensor in self.whole(targets)}
+        model.load_state_dict(tensors, assign=True, strict=False)
+        model.tie_weights()
+        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if missing:
+            raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
+        return model
 
 
 def _same(sizes: BlockSizes, target: BlockSizes, *, attention: bool) -> bool:

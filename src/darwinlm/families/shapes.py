@@ -135,17 +135,12 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     """
     if width == 0:
         return 0
-    part = family.module(shape.kind)
-    sizes: dict[RowUnit, int] = {
-        "query": width,
-        "key_value": groups * shape.head_dim,
-        "channel": width,
-    }
+    part, sizes = family.module(shape.kind), _row_counts(shape, groups, width)
     total = 0
     for name, size in shape.tensors.items():
         inner = name.removeprefix(part.name + ".")
         if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
-            size = (experts, *size[1:])  # noqa: PLW2901 - the size that is left
+            size = (experts, *size[1:])  # noqa: PLW2901 - the remaining size
         segments = row_segments(part, inner)
         if name == shape.output:
             total += prod(size[:-1]) * width
@@ -161,11 +156,14 @@ def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) ->
     """Number of parameters that a module gains if each of its projections gets a bias; existing ones don't count."""
     if width == 0:
         return 0
-    part = family.module(shape.kind)
-    sizes: dict[RowUnit, int] = {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+    part, sizes = family.module(shape.kind), _row_counts(shape, groups, width)
     rows = {name: sum(sizes[segment] for segment in segments) for name, segments in part.segments.items()}
     rows[part.output] = shape.tensors[shape.output][0]
     return sum(count for name, count in rows.items() if f"{part.name}.{name}.bias" not in shape.tensors)
+
+
+def _row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
+    return {"query": width, "key_value": groups * shape.head_dim, "channel": width}
 
 
 def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:

@@ -119,11 +119,22 @@ def run_dense(teacher: Any, tokens: Tensor) -> Dense:
 @torch.no_grad()
 def dense_top(teacher: Any, tokens: Tensor, k: int, temperature: float, chunk: int) -> TopK:
     """The dense model's k most likely next tokens after each of tokens [b, t], [b, t, k]."""
-    hidden = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    hidden = _streams(teacher, tokens)
     parts = [top_of(logits_of(teacher, part), k, temperature) for part in torch.split(hidden, chunk)]
     joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
     log_p, places, log_rest = (tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined)
     return TopK(log_p, places, log_rest)
+
+
+def _streams(model: Any, tokens: Tensor) -> Tensor:
+    """Residual streams [b·t, m] of tokens [b, t] after the final norm."""
+    hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def _next_tokens(tokens: Tensor) -> Tensor:
+    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
 
 
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
@@ -136,14 +147,14 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
         dense: Outputs of the dense model for them.
         objective: Terms of the loss.
     """
-    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+    hidden = _streams(model, tokens)
+    following = _next_tokens(tokens)
     counts = (len(hidden), int((following >= 0).sum()))
-    reference = None if dense is None else dense.flat
+    flat = None if dense is None else dense.flat
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
-        behind = None if reference is None else reference[rows]
-        return _chunk_loss(model, teacher, part, behind, following[rows], objective, counts)
+        reference = None if flat is None else flat[rows]
+        return _chunk_loss(model, teacher, part, reference, following[rows], objective, counts)
 
     return chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
 
@@ -152,19 +163,19 @@ def _chunk_loss(
     model: Any,
     teacher: Any,
     hidden: Tensor,
-    behind: Tensor | TopK | None,
+    reference: Tensor | TopK | None,
     following: Tensor,
     objective: Objective,
     counts: tuple[int, int],
 ) -> Tensor:
     logits = logits_of(model, hidden)
     loss = logits.new_zeros((), dtype=torch.float32)
-    if objective.distillation > 0 and behind is not None:
-        if isinstance(behind, TopK):
-            divergence = top_k_kl(logits, behind, temperature=objective.temperature)
+    if objective.distillation > 0 and reference is not None:
+        if isinstance(reference, TopK):
+            divergence = top_k_kl(logits, reference, temperature=objective.temperature)
         else:
             with torch.no_grad():
-                dense = logits_of(teacher, behind)
+                dense = logits_of(teacher, reference)
             divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
         loss = loss + objective.distillation * divergence / counts[0]
     if objective.cross_entropy > 0:
@@ -175,16 +186,16 @@ def _chunk_loss(
 @torch.no_grad()
 def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple[float, float]:
     """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; KL is 0 without a dense model."""
-    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    behind = None
+    hidden = _streams(model, tokens)
+    reference = None
     if teacher is not None:
-        behind = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+        reference = _streams(teacher, tokens)
+    following = _next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):
         piece = slice(start, start + chunk)
         logits = logits_of(model, hidden[piece])
         loss += float(next_token_loss(logits, following[piece]))
-        if behind is not None:
-            divergence += float(forward_kl(logits, logits_of(teacher, behind[piece])))
+        if reference is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, reference[piece])))
     return loss, divergence
