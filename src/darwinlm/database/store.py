@@ -210,7 +210,7 @@ class DatabaseReader:
         if not path.is_file():
             raise damaged(path, "it is missing")
         if file_digest(path) != expected:
-            raise damaged(path, "its bytes aren't those that were written")
+            raise damaged(path, "it was changed after it was written")
         self._verified.add(block)
 
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
