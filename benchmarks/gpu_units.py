@@ -20,12 +20,12 @@ class Line:
     """One result.
 
     Attributes:
-        part: that found it.
-        name: what it is.
-        value: a number, or words.
-        unit: of the number.
-        bound: what it is held against, in words.
-        ok: whether it holds; None where nothing is asked of it.
+        part: That found it.
+        name: What it is.
+        value: A number, or words.
+        unit: Of the number.
+        bound: What it is held against, in words.
+        ok: Whether it holds; None where nothing is asked of it.
     """
 
     part: str
@@ -46,10 +46,10 @@ class Setup:
     """What every part gets.
 
     Attributes:
-        device: name of the device.
-        tiny: small shapes, and no bounds on speed.
-        work: folder.
-        lines: where results go.
+        device: Name of the device.
+        tiny: Small shapes, and no bounds on speed.
+        work: Folder.
+        lines: Where results go.
     """
 
     device: str

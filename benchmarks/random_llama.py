@@ -15,10 +15,10 @@ def write_llama(folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int 
     """Write config.json, one shard for each block and one for the rest; returns the bytes of all tensors.
 
     Args:
-        folder: made if it isn't there.
-        dtype: of the tensors.
-        seed: of the tensors.
-        sizes: fields of LlamaConfig.
+        folder: Made if it isn't there.
+        dtype: Of the tensors.
+        seed: Of the tensors.
+        sizes: Fields of LlamaConfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(**sizes, dtype=dtype, architectures=["LlamaForCausalLM"])

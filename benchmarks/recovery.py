@@ -79,8 +79,8 @@ class Lines:
     """The lines that are there, and where further ones go.
 
     Attributes:
-        path: the file.
-        settings: what a line must agree on with this call to count as done.
+        path: The file.
+        settings: What a line must agree on with this call to count as done.
     """
 
     path: Path

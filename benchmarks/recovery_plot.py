@@ -20,7 +20,7 @@ def draw(lines: Path, to: Path) -> None:
     """One panel for each held-out text: a line for each model's long training, and its short ones with their range.
 
     Raises:
-        DataError: the file is missing, isn't one of lines, or holds none.
+        DataError: The file is missing, isn't one of lines, or holds none.
     """
     found = read(lines)
     sources = list(dict.fromkeys(source for line in found for source in line["held_out"]))

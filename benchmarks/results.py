@@ -64,13 +64,13 @@ class Part:
     """One comparison.
 
     Attributes:
-        name: of its table.
-        folder: of its run, shared by parts with the same methods' models.
-        keep: share of the block parameters.
-        methods: rows.
-        seed: of search and text.
-        suite: benchmark tasks, or none.
-        limit: items of each task.
+        name: Of its table.
+        folder: Of its run, shared by parts with the same methods' models.
+        keep: Share of the block parameters.
+        methods: Rows.
+        seed: Of search and text.
+        suite: Benchmark tasks, or none.
+        limit: Items of each task.
     """
 
     name: str

@@ -89,9 +89,9 @@ def longest(model: Any, tokens: Tensor, skip: int = 0) -> Tensor:
     """Length of the longest residual stream between two blocks.
 
     Args:
-        model: of transformers.
+        model: Of transformers.
         tokens: [n], each a sequence of its own; or [n, t] sequences.
-        skip: tokens at the start of every sequence that don't count.
+        skip: Tokens at the start of every sequence that don't count.
 
     Returns:
         One for each token that counts, float32.

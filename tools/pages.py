@@ -1,4 +1,4 @@
-"""Write the pages of the documentation that follow from the code: the recipe reference and the list of errors.
+"""Write the documentation pages that are generated from the code: the recipe reference and the list of errors.
 
     python tools/pages.py
 
@@ -19,11 +19,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def recipe_page() -> str:
-    """Every field of the recipe with its default and meaning, a section at a time."""
+    """Every field of the recipe with its default and meaning, by section."""
     lines = [
         "# Recipe reference",
         "",
-        "Every setting, with its default. Give one with `--set section.field=value`, or write a YAML file and pass it",
+        "All settings with their defaults. Change one with `--set section.field=value`, or write a YAML file and pass it",
         "with `--recipe FILE.yaml`. `darwinlm schema all` prints the same list.",
     ]
     section = None
@@ -38,13 +38,12 @@ def recipe_page() -> str:
 
 
 def errors_page() -> str:
-    """Every error of the tree with its cause and remedy."""
+    """Every error with its cause and remedy."""
     lines = [
         "# Troubleshooting",
         "",
-        "Wrong input ends in one line on standard error and exit status 2; nothing is left half-written. Rerun the",
-        "same command to resume an interrupted run (Ctrl-C, status 130). In Python every error is a",
-        "`darwinlm.DarwinLMError`.",
+        "Wrong input ends with one line on standard error and exit status 2, without half-written files. Rerun the same",
+        "command to resume an interrupted run (Ctrl-C, status 130). In Python every error is a `darwinlm.DarwinLMError`.",
         "",
         "| error | cause | what to do |",
         "| --- | --- | --- |",
@@ -58,8 +57,8 @@ def errors_page() -> str:
         "",
         "## Slow, or out of memory?",
         "",
-        "`darwinlm plan MODEL --keep 50% --device DEVICE` says before a run what each stage needs and which setting",
-        "makes it fit. On a CPU, install PyTorch from its CPU index first: this avoids gigabytes of CUDA libraries.",
+        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run, and names a",
+        "setting that makes it fit. On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
     ]
     return "\n".join(lines) + "\n"
 
