@@ -23,8 +23,9 @@ def recipe_page() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "All settings with their defaults. Change one with `--set section.field=value`, or write a YAML file and pass it",
-        "with `--recipe FILE.yaml`. `darwinlm schema all` prints the same list.",
+        "All settings with their defaults. Change one with `--set section.field=value`,",
+        "or write a YAML file and pass it with `--recipe FILE.yaml`.",
+        "`darwinlm schema all` prints the same list.",
     ]
     section = None
     for name, default, meaning in describe_fields():
@@ -42,8 +43,9 @@ def errors_page() -> str:
     lines = [
         "# Troubleshooting",
         "",
-        "Wrong input ends with one line on standard error and exit status 2, without half-written files. Rerun the same",
-        "command to resume an interrupted run (Ctrl-C, status 130). In Python every error is a `darwinlm.DarwinLMError`.",
+        "Wrong input ends with one line on standard error and exit status 2, without half-written files.",
+        "Rerun the same command to resume an interrupted run (Ctrl-C, status 130).",
+        "In Python every error is a `darwinlm.DarwinLMError`.",
         "",
         "| error | cause | what to do |",
         "| --- | --- | --- |",
@@ -57,8 +59,9 @@ def errors_page() -> str:
         "",
         "## Slow, or out of memory?",
         "",
-        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run, and names a",
-        "setting that makes it fit. On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
+        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run,",
+        "and names a setting that makes it fit.",
+        "On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
     ]
     return "\n".join(lines) + "\n"
 
