@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py --device cuda --out gpu.json
 
-No hub and no text is needed: models have random weights, text is the tests' generator. Each part is a process of its
-own with a time box, so one that runs out of memory or hangs ends alone. Each line is `name: value unit (bound)
-ok|FAIL`; the same is written as JSON, with the plans that follow from the measured rates. The exit status is 1 if any
-line failed.
-`--tiny --device cpu` runs everything in a minute on small shapes, without bounds on speed: a test does that.
+It needs no hub and no text: models have random weights, and text comes from the tests' generator. Each part is a
+separate process with a time limit, so one that runs out of memory or hangs doesn't stop the others. Each line is
+`name: value unit (bound) ok|FAIL`. The same is written as JSON, with plans based on the measured rates. The exit status
+is 1 if any line failed.
+`--tiny --device cpu` runs everything in a minute on small shapes, without bounds on speed. A test does this.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "decoding": (60, decoding),
     "traps": (30, traps),
 }
-"""Seconds that each may take, the making of its models included."""
+"""Parts by name, with a time limit in seconds that includes the creation of their models."""
 
 TINY_BOX = 300
-"""Seconds for each part where everything is tiny and the machine may be busy."""
+"""Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
 
 PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
 
 
 def _run_part(name: str, setup: Setup) -> None:
-    """In the part's own process."""
+    """Run one part inside its process."""
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny models and text
     try:
         PARTS[name][1](setup)
@@ -64,7 +64,7 @@ def _run_part(name: str, setup: Setup) -> None:
 
 
 def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
-    """Run parts one after the other; each line is printed as it comes."""
+    """Run parts one after the other, and print each line at once."""
     found: list[Line] = []
     for name in chosen:
         seconds = box or PARTS[name][0]
@@ -98,7 +98,7 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
 
 
 def plans(found: list[Line], device: str) -> list[Line]:
-    """Hours of the shipped recipes, planned with the rates of this machine in place of stated ones."""
+    """Planned hours of the shipped recipes, with this machine's measured rates instead of the stated ones."""
     from transformers import AutoConfig
 
     from darwinlm.families.checkpoint import Checkpoint
@@ -132,11 +132,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, no bounds on speed")
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; repeatable")
+    parser.add_argument("--part", action="append", choices=PARTS, help="run only this part; repeatable")
     parser.add_argument("--work", type=Path, help="folder for models and databases; a temporary one by default")
     options = parser.parse_args()
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no GPU here: --device cpu --tiny shows what would be run")
+        parser.error("PyTorch finds no GPU; --device cpu --tiny runs all parts on small shapes")
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)

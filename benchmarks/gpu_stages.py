@@ -43,11 +43,11 @@ SMALL = {
 }
 UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
 KEPT = 0.3764
-"""Share of the kept block parameters: 2.7B of Llama-2-7B."""
+"""Kept share of the block parameters: 2.7B of Llama-2-7B."""
 
 
 def model_of(setup: Setup, layers: int) -> Checkpoint:
-    """A random Llama with the widths of the 7B model and `layers` blocks, or a tiny one."""
+    """Random Llama with `layers` blocks of the 7B model's widths, or a tiny one."""
     folder = setup.work / f"llama-{layers}"
     if not (folder / "config.json").exists():
         sizes = SMALL if setup.tiny else LARGE
@@ -85,7 +85,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
 
 
 def stream(setup: Setup) -> None:
-    """The residual stream through four blocks, on the device, in main memory and in a file."""
+    """Run the residual stream through four blocks, on the device, in main memory and in a file."""
     checkpoint = model_of(setup, 4)
     length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
     tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
@@ -123,7 +123,7 @@ def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
 
 
 def candidates(setup: Setup) -> None:
-    """Rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
+    """Measure the rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
     from darwinlm.search.evaluate.fitness import Fitness
     from darwinlm.search.predict.gradients import Gradients
 
@@ -166,7 +166,7 @@ def candidates(setup: Setup) -> None:
 
 
 def training(setup: Setup) -> None:
-    """One generation of four candidates, trained on 4k tokens each."""
+    """Train one generation of four candidates, on 4k tokens each."""
     from darwinlm.recipe import load_recipe
     from darwinlm.search.evaluate.fitness import Fitness
     from darwinlm.search.evaluate.training import CandidateTrainer
@@ -193,7 +193,7 @@ def training(setup: Setup) -> None:
 
 
 def smaller_model(setup: Setup, layers: int) -> Checkpoint:
-    """A model stitched at the budget's share of every module."""
+    """Stitched model that keeps the budget's share of every module."""
     from darwinlm.export.hf import save_model
     from darwinlm.surgery.stitch import stitch
 
@@ -207,7 +207,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 
 def refit(setup: Setup) -> None:
-    """One block, dense and smaller, fitted on 65k tokens."""
+    """Refit one block of the smaller model to the dense one, on 65k tokens."""
     from darwinlm.surgery.refit import Options, Streams
     from darwinlm.surgery.refit import refit as refit_blocks
 
@@ -234,7 +234,7 @@ def refit(setup: Setup) -> None:
 
 
 def recovery(setup: Setup) -> None:
-    """A few steps of recovery with and without a teacher, through the command's own function."""
+    """Run a few steps of recovery with and without a teacher, through the function of the command."""
     from rich.console import Console
     from tests.tiny.checkpoint import tiny_text
     from tests.tiny.tokenizer import tiny_tokenizer
@@ -276,7 +276,7 @@ def recovery(setup: Setup) -> None:
 
 
 def decoding(setup: Setup) -> None:
-    """Tokens a second of the dense and the smaller model, decoding eagerly."""
+    """Measure tokens per second of the dense and the smaller model in eager decoding."""
     from darwinlm.engines.torch import Torch
 
     layers = 4 if setup.tiny else 32

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 STATED = {"H100": "h100", "H200": "h200", "A100": "a100", "L40S": "l40s", "RTX 4090": "rtx4090"}
-"""Rows of the plan's devices by what a driver's name for them holds."""
+"""Devices of the plan, by a part of the driver's name for them."""
 
 
 @dataclass
@@ -20,12 +20,12 @@ class Line:
     """One result.
 
     Attributes:
-        part: That found it.
-        name: What it is.
-        value: A number, or words.
-        unit: Of the number.
-        bound: What it is held against, in words.
-        ok: Whether it holds; None where nothing is asked of it.
+        part: Part that reports it.
+        name: Name of the result.
+        value: Number or text.
+        unit: Unit of the number.
+        bound: Bound on the value, in words.
+        ok: Whether the value meets the bound; None without a bound.
     """
 
     part: str
@@ -43,13 +43,13 @@ class Line:
 
 @dataclass
 class Setup:
-    """What every part gets.
+    """Settings that all parts share.
 
     Attributes:
         device: Name of the device.
-        tiny: Small shapes, and no bounds on speed.
-        work: Folder.
-        lines: Where results go.
+        tiny: Use of small shapes, without bounds on speed.
+        work: Working folder.
+        lines: Queue of the results.
     """
 
     device: str
@@ -63,26 +63,26 @@ class Setup:
         return torch.device(self.device)
 
     def put(self, line: Line) -> None:
-        """Hand a result on."""
+        """Report a result."""
         self.lines.put(line)
 
     def told(self, part: str, name: str, value: float | str, unit: str = "") -> None:
-        """A result of which nothing is asked."""
+        """Report a result without a bound."""
         self.put(Line(part, name, value if isinstance(value, str) else float(value), unit))
 
     def fast(self, part: str, name: str, value: float, unit: str, floor: float | None) -> None:
-        """A rate with a floor, which tiny shapes needn't reach."""
+        """Report a rate with a lower bound, which doesn't apply to tiny shapes."""
         asked = floor is not None and not self.tiny
         bound = f"at least {floor:.4g}" if asked else ""
         self.put(Line(part, name, float(value), unit, bound, value >= floor if asked and floor is not None else None))
 
     def most(self, part: str, name: str, value: float, unit: str, most: float, *, speed: bool = False) -> None:
-        """A figure with a ceiling; one of speed or of a large model's memory isn't held against it when tiny."""
+        """Report a figure with an upper bound. With tiny shapes a bound on speed or memory doesn't apply."""
         asked = not (speed and self.tiny)
         self.put(Line(part, name, float(value), unit, f"at most {most:.4g}", value <= most if asked else None))
 
     def peak(self, part: str, plan: float | None = None, slack: float = 1.05) -> None:
-        """Peak memory of the part so far, and what the plan says."""
+        """Report the part's peak memory so far, and the planned one."""
         if self.kind.type != "cuda":
             return
         value = torch.cuda.max_memory_allocated() / 1e9
@@ -90,12 +90,12 @@ class Setup:
         self.put(Line(part, f"{part} peak", value, "GB", bound, None if plan is None else value <= slack * plan / 1e9))
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device is idle."""
         if self.kind.type == "cuda":
             torch.cuda.synchronize()
 
     def seconds(self, action: Callable[[], Any], repeats: int = 3) -> float:
-        """Best of some runs after one that warms up."""
+        """Shortest time of several runs, after a warm-up run."""
         action()
         times = []
         for _ in range(repeats):
@@ -108,7 +108,7 @@ class Setup:
 
 
 def machine(setup: Setup) -> None:
-    """Rates of products, copies and the disk, against half of what the makers state."""
+    """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
     from darwinlm.database.order import exact_products
     from darwinlm.planning.devices import find_device
 
@@ -171,7 +171,7 @@ EQUAL = {
 
 
 def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, Any]:
-    """A tiny model through the pipeline up to the refit; its folder and what the stages found."""
+    """Run the pipeline up to the refit on a tiny model; return the run's folder and its results."""
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 
@@ -192,7 +192,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
 
 
 def equality(setup: Setup) -> None:
-    """The whole pipeline in float32 on the CPU and on the device."""
+    """Compare the whole pipeline in float32 on the CPU and on the device."""
     from safetensors.torch import load_file
 
     for name, (family, assignments) in EQUAL.items():
@@ -215,7 +215,7 @@ def equality(setup: Setup) -> None:
 
 
 def mixed_types(setup: Setup) -> None:
-    """bfloat16 on the device against float32 on the CPU."""
+    """Compare bfloat16 on the device with float32 on the CPU."""
     _, ours = _run(setup, "llama", "cpu")
     _, theirs = _run(setup, "llama", setup.device, "compute.dtype=bfloat16")
     differs = abs(theirs.search.record["uniform_kl"] / ours.search.record["uniform_kl"] - 1)
@@ -223,7 +223,7 @@ def mixed_types(setup: Setup) -> None:
 
 
 def moments(setup: Setup) -> None:
-    """Second moments of bfloat16 inputs: speed, and one batch against float64."""
+    """Measure second moments of bfloat16 inputs: their speed, and one batch against float64."""
     from darwinlm.calibration.moments import SecondMoment
 
     tokens, width = (256, 96) if setup.tiny else (8192, 11008)
@@ -242,7 +242,7 @@ def moments(setup: Setup) -> None:
 
 
 def order(setup: Setup) -> None:
-    """Removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
+    """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
     from darwinlm.database.factors import unpack_lower, whole_factor_
     from darwinlm.database.order import Removal, damp_, ordered_moment, removal_order
     from database import synthetic
@@ -287,7 +287,7 @@ def order(setup: Setup) -> None:
 
 
 def traps(setup: Setup) -> None:
-    """What must be one message."""
+    """Check that wrong input ends with a one-line message."""
     from darwinlm.compute import resolve_device
     from darwinlm.errors import DarwinLMError
 

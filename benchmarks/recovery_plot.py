@@ -1,4 +1,4 @@
-"""Draw the lines of `benchmarks/recovery.py`: KL to the dense model on held-out text against tokens trained on."""
+"""Draw the lines of `benchmarks/recovery.py`: KL to the dense model on held-out text against training tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLOURS = ("#2a6fb8", "#c0640f", "#23845a", "#8a4fa3", "#6a7079")
 
 
 def draw(lines: Path, to: Path) -> None:
-    """One panel for each held-out text: a line for each model's long training, and its short ones with their range.
+    """Draw a panel for each held-out text, with a line for each model's long training and the range of its short ones.
 
     Raises:
-        DataError: The file is missing, isn't one of lines, or holds none.
+        DataError: The file is missing, isn't in JSON lines, or is empty.
     """
     found = read(lines)
     sources = list(dict.fromkeys(source for line in found for source in line["held_out"]))
@@ -55,7 +55,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def points(lines: list[dict[str, Any]], name: str, source: str) -> dict[str, dict[int, list[float]]]:
-    """KL of a model on a text, by kind of training and tokens; one value for each seed."""
+    """KL of a model on a text, by kind of training and tokens, with one value for each seed."""
     values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line["model"] == name and source in line["held_out"]:
