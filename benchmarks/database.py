@@ -92,12 +92,12 @@ def factorise(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def growth(results: list[dict[str, object]]) -> dict[str, object]:
     """Growth exponents in d of times and memory, between the smallest and the largest size."""
     small, large = (end(results, key=lambda result: result["d"]) for end in (min, max))
-    found: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
+    growth_line: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
     for name in ("order_s", "factors_s", "column_by_column_s", "stored_mb"):
-        found[f"{name} grows as d to the"] = round(
+        growth_line[f"{name} grows as d to the"] = round(
             math.log(large[name] / small[name]) / math.log(large["d"] / small["d"]), 2
         )
-    return found
+    return growth_line
 
 
 def peak_bytes(device: str) -> int:

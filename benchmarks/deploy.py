@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in arguments.cases:
-        found = run_bench(
+        speeds = run_bench(
             arguments.model,
             arguments.dense,
             prompt_tokens=arguments.prompt_tokens,
@@ -46,7 +46,7 @@ def main() -> None:
             say=lambda message: print(message, file=sys.stderr),
             **CASES[name],
         )
-        print(json.dumps({"case": name, **found.as_dict()}), flush=True)
+        print(json.dumps({"case": name, **speeds.as_dict()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def _run_part(name: str, setup: Setup) -> None:
 
 def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
     """Run parts one after the other, and print each line at once."""
-    found: list[Line] = []
+    results: list[Line] = []
     for name in chosen:
         seconds = box or PARTS[name][0]
         process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(name, setup))
@@ -83,7 +83,7 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
             if line is None:
                 break
             print(line, flush=True)
-            found.append(line)
+            results.append(line)
             if line.name.endswith("ended early") and not isinstance(line.value, float):
                 if process.is_alive() and time.monotonic() - begun > seconds:
                     process.kill()
@@ -93,11 +93,11 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
         process.join(10)
         took = Line(name, f"{name} took", time.monotonic() - begun, "s")
         print(took, flush=True)
-        found.append(took)
-    return found
+        results.append(took)
+    return results
 
 
-def plans(found: list[Line], device: str) -> list[Line]:
+def plans(results: list[Line], device: str) -> list[Line]:
     """Planned hours of the shipped recipes, with this machine's measured rates instead of the stated ones."""
     from transformers import AutoConfig
 
@@ -107,12 +107,12 @@ def plans(found: list[Line], device: str) -> list[Line]:
     from darwinlm.planning.plan import make_plan
     from darwinlm.recipe import load_recipe
 
-    rates = {line.name.split()[0]: 1e12 * float(line.value) for line in found if line.name.endswith(" product")}
+    rates = {line.name.split()[0]: 1e12 * float(line.value) for line in results if line.name.endswith(" product")}
     if not {"bfloat16", "float32", "float64"} <= rates.keys():
         return []
     known = find_device("h100")
     measured = replace(known, name=device, rates=rates, product_efficiency=0.9, source="measured here")
-    made = []
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
         config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=32, vocab_size=32000)
@@ -121,9 +121,9 @@ def plans(found: list[Line], device: str) -> list[Line]:
         for name in PLANNED:
             recipe = load_recipe(name, (), {"model": folder})
             plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
-            made += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
-            made.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
-    return made
+            lines += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
+            lines.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
+    return lines
 
 
 def main() -> None:
@@ -140,14 +140,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
-        found = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
-    planned = plans(found, options.device)
+        results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
+    planned = plans(results, options.device)
     for line in planned:
         print(line)
-    found += planned
-    failed = [line.name for line in found if line.ok is False]
-    options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in found]}, indent=1))
-    print(f"{len(failed)} of {len(found)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
+    results += planned
+    failed = [line.name for line in results if line.ok is False]
+    options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in results]}, indent=1))
+    print(f"{len(failed)} of {len(results)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
     sys.exit(1 if failed else 0)
 
 

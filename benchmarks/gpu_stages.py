@@ -95,16 +95,16 @@ def stream(setup: Setup) -> None:
     for place in places:
         memory = HiddenMemory(setup.work, place)
         options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
-        found = BlockStream(checkpoint, tokens, **options)
+        states = BlockStream(checkpoint, tokens, **options)
         begun, seconds = 0.0, 0.0
         for block in range(checkpoint.n_blocks):
-            found.load(block)
+            states.load(block)
             setup.wait()
             begun = time.perf_counter()
-            found.run(block)
+            states.run(block)
             setup.wait()
             seconds += time.perf_counter() - begun
-            found.unload(block)
+            states.unload(block)
         rates[place] = n_tokens * checkpoint.n_blocks / seconds
         setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
     setup.fast("stream", "file against device", rates["file"] / rates["device"], "", 0.5)
@@ -284,7 +284,7 @@ def decoding(setup: Setup) -> None:
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         engine = Torch(str(checkpoint.folder), device=setup.device)
         engine.time(prompt, new)
-        found = engine.time(prompt, new)
-        setup.told("decoding", f"{name}: prompt", len(prompt) / found["first"], "tokens/s")
-        setup.told("decoding", f"{name}: decoding", new / found["decode"], "tokens/s")
+        times = engine.time(prompt, new)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / times["first"], "tokens/s")
+        setup.told("decoding", f"{name}: decoding", new / times["decode"], "tokens/s")
         del engine

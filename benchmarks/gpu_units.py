@@ -116,7 +116,7 @@ def machine(setup: Setup) -> None:
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
-    row = next((found for part, found in STATED.items() if part in name), None)
+    row = next((rates for part, rates in STATED.items() if part in name), None)
     stated = find_device(row) if row else None
     n = 256 if setup.tiny else 8192
     for kind in ("bfloat16", "float32", "float64"):
@@ -232,8 +232,8 @@ def moments(setup: Setup) -> None:
     moment.add(x)
     part = x[:, : min(width, 2048)].double()
     exact = part.T @ part / tokens
-    found = moment.mean()[: len(exact), : len(exact)]
-    setup.most("moments", "differs from float64 by", float((found - exact).norm() / exact.norm()), "relative", 1e-5)
+    mean = moment.mean()[: len(exact), : len(exact)]
+    setup.most("moments", "differs from float64 by", float((mean - exact).norm() / exact.norm()), "relative", 1e-5)
     batches = 2 if setup.tiny else 64
     seconds = setup.seconds(lambda: [moment.add(x) for _ in range(batches)], 1)
     rate = batches * 2 * tokens * width**2 / seconds / 1e12
@@ -251,9 +251,9 @@ def order(setup: Setup) -> None:
     H, W = synthetic(small // 3, small, "cpu")
     units = torch.arange(small)[:, None]
     expected = removal_order(H, W, units).units.flip(0)
-    found = removal_order(H.to(setup.kind), W.to(setup.kind), units.to(setup.kind)).units.flip(0).cpu()
+    order = removal_order(H.to(setup.kind), W.to(setup.kind), units.to(setup.kind)).units.flip(0).cpu()
     first = int(0.9 * small)
-    same = float((expected[:first] == found[:first]).float().mean())
+    same = float((expected[:first] == order[:first]).float().mean())
     setup.fast("order", f"places as on the CPU in the first 90 % at d = {small}", same, "", None if setup.tiny else 1.0)
     for d in (192,) if setup.tiny else (4096, 11008, 14336):
         if setup.kind.type == "cuda":

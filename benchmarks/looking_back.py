@@ -2,8 +2,8 @@
 
 Every arm is one run on the demo's model at half of its block parameters. Arms share tokens, seed and settings, and
 differ only in the settings that they name. Each prints one JSON line with the figures of its report: KL and perplexity
-on held-out plain text, KL by position and token novelty, and copying, of the dense, uniform, stitched, refitted and recovered model.
-Finished arms are skipped, and an interrupted one resumes.
+on held-out plain text, KL by position and token novelty, and copying. The models are the dense, uniform, stitched,
+refitted and recovered one. Finished arms are skipped, and an interrupted one resumes.
 
     python benchmarks/looking_back.py --text c4.jsonl.gz --out runs/looking_back --set recovery.tokens=49152 \
         --seed 0 --seed 1 --seed 2 --arm plain:text.looking_back=0 --arm fifth:text.looking_back=20%

@@ -137,11 +137,11 @@ def main() -> None:
         if any(line.items() >= name.items() for line in done):
             continue
         if block is None:
-            found = measured.losses(0)
+            losses = measured.losses(0)
         else:
             with without(decoder, block, kind, group):
-                found = measured.losses(block)
-        done.append(name | found)
+                losses = measured.losses(block)
+        done.append(name | losses)
         with options.lines.open("a") as stream:
             stream.write(json.dumps(done[-1]) + "\n")
         print(json.dumps(done[-1]), flush=True)

@@ -186,7 +186,7 @@ ORDERS = ("frequency", "reap", "second moment", "gradients", "next choice")
 
 def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) -> dict[str, dict[int, Tensor]]:
     """Scores of all experts, by order and block; the experts with the highest scores are removed last."""
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
+    orders: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
     for block, own in scores.items():
         stored = read_tensors(database.stage.folder / block_file(block))
         order = stored["mlp.order"].long()
@@ -196,8 +196,8 @@ def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) ->
             (own.asked, own.added, stored["mlp.1.errors"][:, 0], stored["mlp.1.losses"][:, 0], -places),
             strict=True,
         ):
-            found[name][block] = score
-    return found
+            orders[name][block] = score
+    return orders
 
 
 def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocation], int]:
@@ -263,7 +263,7 @@ def compare(options: argparse.Namespace) -> None:
         refitted = refit_stage(StepsRun(run, MethodRow(place, ("refit",))), texts, stitched)
         assert refitted is not None
         models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
-        found = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
+        qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
         parameters = sum(level.params for level in SearchSpace(source.modules).levels(allocation))
         line = {
             "benchmark": "mixture",
@@ -272,8 +272,8 @@ def compare(options: argparse.Namespace) -> None:
             "keep": options.keep,
             "block_params": parameters,
             "limit": limit,
-            **{key: round(own.kl, 4) for key, own in found.items()},
-            "perplexity refitted": round(found["kl refitted"].perplexity, 2),
+            **{key: round(own.kl, 4) for key, own in qualities.items()},
+            "perplexity refitted": round(qualities["kl refitted"].perplexity, 2),
             "kept": [
                 [level.experts, level.width]
                 for level in SearchSpace(source.modules).levels(allocation)

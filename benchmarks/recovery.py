@@ -116,19 +116,19 @@ class Bench:
 
     def measured(self, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Perplexity and KL of models, by name, on the evaluation text of each source."""
-        found: dict[str, dict[str, Any]] = {name: {} for name in models}
+        results: dict[str, dict[str, Any]] = {name: {} for name in models}
         for source, parts in self.held_out.items():
             tokens = parts["evaluation"].tokens
             for name, quality in measure_quality(self.dense, models, tokens, batch_tokens=4096).items():
                 figures = {"perplexity": round(quality.perplexity, 3), "kl": round(quality.kl, 4)}
-                found[name][source] = {**figures, "tokens": quality.tokens}
-        return found
+                results[name][source] = {**figures, "tokens": quality.tokens}
+        return results
 
     def start(self, smalls: dict[str, Checkpoint]) -> None:
         """Measure the models before training."""
         lacking = [name for name in smalls if self.lines.lack(model=name, kind="start")]
-        found = self.measured({name: smalls[name].load(getattr(torch, DTYPE)) for name in lacking}) if lacking else {}
-        for name, held_out in found.items():
+        results = self.measured({name: smalls[name].load(getattr(torch, DTYPE)) for name in lacking}) if lacking else {}
+        for name, held_out in results.items():
             self.lines.add({"model": name, "kind": "start", "seed": None, "tokens": 0, "held_out": held_out})
 
     def training(self, name: str, small: Checkpoint, kind: str, seed: int, points: list[int]) -> None:
@@ -154,20 +154,20 @@ class Bench:
         plan = plan_steps(settings, options.length, options.micro_tokens)
         steps = {point // options.batch_tokens * plan.tokens: point for point in lacking}
         ready = small.load(getattr(torch, DTYPE))
-        begun, apart = time.monotonic(), 0.0
+        begun, measuring = time.monotonic(), 0.0
 
         def look(tokens: int, model: Any) -> None:
-            nonlocal apart
+            nonlocal measuring
             if tokens not in steps:
                 return
             at = time.monotonic()
             ready.load_state_dict(model.state_dict())
-            facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - apart)}
+            facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - measuring)}
             if options.keep:
                 kept = options.out / "models" / f"{name}-{seed}-{kind}-{steps[tokens]}"
                 save_model(ready, kept, tokenizer=small.tokenizer())
             self.lines.add(title | facts | {"held_out": self.measured({name: ready})[name]})
-            apart += time.monotonic() - at
+            measuring += time.monotonic() - at
 
         trained = train(
             lambda: small.load(torch.float32),
@@ -196,11 +196,11 @@ def held_out_of(
 ) -> dict[str, dict[str, TokenBlocks]]:
     """Validation and evaluation text of each source without seen documents, the same for every model and seed."""
     shares = {"validation": 4096, "evaluation": tokens}
-    found = {}
+    splits = {}
     for name, source in sources.items():
         unseen = (text for text in read_documents(source) if document_hash(text) not in seen)
-        found[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source, document_tokens=length)
-    return found
+        splits[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source, document_tokens=length)
+    return splits
 
 
 def documents_behind(folder: Path) -> set[str]:

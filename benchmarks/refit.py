@@ -106,13 +106,17 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
                 for name, weight in read_tensors(path).items():
                     parameters[prefix + name].data = weight.bfloat16()
     seconds = time.monotonic() - begun
-    found = {}
+    results = {}
     reference = dense.load(torch.bfloat16)
     for name, parts in texts.items():
         quality = measure_quality(reference, {"model": model}, parts["evaluation"].tokens, batch_tokens=4096)["model"]
-        found[name] = {"perplexity": round(quality.perplexity, 2), "kl": round(quality.kl, 4), "tokens": quality.tokens}
+        results[name] = {
+            "perplexity": round(quality.perplexity, 2),
+            "kl": round(quality.kl, 4),
+            "tokens": quality.tokens,
+        }
     biased.cleanup()
-    return {"seconds": round(seconds), **notes, "load": round(os.getloadavg()[0], 1), "held_out": found}
+    return {"seconds": round(seconds), **notes, "load": round(os.getloadavg()[0], 1), "held_out": results}
 
 
 def main() -> None:

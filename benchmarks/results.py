@@ -128,10 +128,10 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
 def tables(done: dict[str, ComparisonRecord]) -> str:
     """Tables of all parts, and the spread over seeds, as Markdown."""
     text = []
-    for name, found in done.items():
-        headings, cells, remarks = comparison_cells(found)
+    for name, comparison in done.items():
+        headings, cells, remarks = comparison_cells(comparison)
         text.append(f"## {name}\n\n{summary.markdown(headings, cells, remarks)}")
-    seeds = [found for name, found in done.items() if name.startswith("half-")]
+    seeds = [comparison for name, comparison in done.items() if name.startswith("half-")]
     if len(seeds) > 1:
         text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
     return "\n".join(text)
@@ -141,10 +141,10 @@ def spread(seeds: Sequence[ComparisonRecord]) -> str:
     """Perplexity and KL of the methods common to all seeds."""
     places = list(seeds[0].texts)
     headings = ["method", *(f"{figure}, {place}" for place in places for figure in ("perplexity", "KL"))]
-    by_method = [{row.method: row for row in found.rows} for found in seeds]
+    by_method = [{row.method: row for row in comparison.rows} for comparison in seeds]
     cells = []
     for name, first in by_method[0].items():
-        rows = [found[name] for found in by_method if name in found]
+        rows = [comparison[name] for comparison in by_method if name in comparison]
         if len(rows) < len(seeds):
             continue
         line = [first.title]
@@ -188,9 +188,9 @@ def main() -> None:
             continue
         print(f"== {part.name}", flush=True)
         subprocess.run(command(part, options), check=True)
-        found = read_comparison(options.out / part.folder / "comparison.json")
-        (options.out / f"{part.name}.json").write_text(json.dumps(found.as_json(), indent=1), encoding="utf-8")
-        done[part.name] = found
+        comparison = read_comparison(options.out / part.folder / "comparison.json")
+        (options.out / f"{part.name}.json").write_text(json.dumps(comparison.as_json(), indent=1), encoding="utf-8")
+        done[part.name] = comparison
         (options.out / "results.md").write_text(tables(done), encoding="utf-8")
     print(f"tables {options.out / 'results.md'}")
 

@@ -52,14 +52,14 @@ def command(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
 
 def facts(folder: Path) -> dict[str, Any]:
     """Figures of a finished run."""
-    found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    trained = found["models"]["recovered"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    trained = summary["models"]["recovered"]
     return {
         "perplexity": trained["perplexity"],
         "kl": trained["kl"],
-        "kl_before_recovery": found["models"]["refit"]["kl"],
+        "kl_before_recovery": summary["models"]["refit"]["kl"],
         "block_params": trained["block_params"],
-        "tokens_of_last_round": found["recovery"]["tokens"],
+        "tokens_of_last_round": summary["recovery"]["tokens"],
     }
 
 

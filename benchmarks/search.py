@@ -135,8 +135,8 @@ class Plain:
         blocks = model.get_submodule(self.family.layers)
         for index, level in enumerate(allocation):
             if parent is None or parent[index] != level:
-                found = load_file(self.path(index, level))
-                blocks[self.reader.modules[index].block].load_state_dict(found, strict=False)
+                tensors = load_file(self.path(index, level))
+                blocks[self.reader.modules[index].block].load_state_dict(tensors, strict=False)
 
     @torch.no_grad()
     def kl(self, parent_model: Any, parent: Allocation, allocation: Allocation, tokens: Tensor, dense: Tensor) -> float:
@@ -154,13 +154,13 @@ class Plain:
 
 def generation(candidates: list[Allocation], parent: Allocation, evaluate: Any) -> dict[tuple[Allocation, int], float]:
     """Run the rounds of one generation; the last one includes the parent."""
-    found: dict[tuple[Allocation, int], float] = {}
+    results: dict[tuple[Allocation, int], float] = {}
     for number, (n_tokens, survivors) in enumerate(ROUNDS):
         pool = [*candidates, parent] if number == len(ROUNDS) - 1 else candidates
         losses = dict(zip(pool, evaluate(pool, n_tokens), strict=True))
-        found |= {(each, n_tokens): loss for each, loss in losses.items()}
+        results |= {(each, n_tokens): loss for each, loss in losses.items()}
         candidates = sorted(pool, key=lambda each: losses[each])[:survivors]
-    return found
+    return results
 
 
 def measure_rate(options: argparse.Namespace) -> None:
@@ -250,11 +250,11 @@ def race(options: argparse.Namespace) -> None:
             settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
             database = bench.database(run.recipe.units)
-            found = search_stage(run, bench.texts, database, plan)
+            result = search_stage(run, bench.texts, database, plan)
             dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)
-            model = as_dtype(stitch(database.reader, found.allocation), run.dtype)
+            model = as_dtype(stitch(database.reader, result.allocation), run.dtype)
             quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=4096)
-            record = found.record
+            record = result.record
             row: Json = {
                 "benchmark": "search race",
                 "arm": arm,

@@ -96,12 +96,12 @@ def longest(model: Any, tokens: Tensor, skip: int = 0) -> Tensor:
     Returns:
         Norm at each token that counts, float32.
     """
-    found = []
+    norms = []
     for batch in torch.split(tokens.view(len(tokens), -1), AT_ONCE):
         states = model(input_ids=batch, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
         lengths = torch.stack([state[:, skip:].float().norm(dim=-1) for state in states[:-1]])
-        found.append(lengths.amax(0).flatten())
-    return torch.cat(found)
+        norms.append(lengths.amax(0).flatten())
+    return torch.cat(norms)
 
 
 @torch.no_grad()

@@ -41,8 +41,11 @@ def held_out(bench: Bench, run: Run, reader: DatabaseReader, allocations: dict[s
     """Held-out KL and perplexity of stitched models."""
     dense = bench.checkpoint.load(run.dtype, run.device)
     models = {name: as_dtype(stitch(reader, each), run.dtype) for name, each in allocations.items()}
-    found = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
-    return {name: {"kl": round(found[name].kl, 4), "perplexity": round(found[name].perplexity, 2)} for name in models}
+    qualities = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
+    return {
+        name: {"kl": round(qualities[name].kl, 4), "perplexity": round(qualities[name].perplexity, 2)}
+        for name in models
+    }
 
 
 def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
