@@ -120,7 +120,7 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
 def test_a_database_of_another_model(prune, made, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
     ended = prune("--database", made, model=other)
-    ended.refused(str(made), "was made from another model", str(other))
+    ended.refused(str(made), "was built from another model", str(other))
     assert_nothing_half_written(tmp_path / "out")
 
 

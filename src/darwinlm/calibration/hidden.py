@@ -128,10 +128,10 @@ class HiddenStates(Sequence[Tensor]):
             return self._held[index].to(self._device, copy=True)
         ahead, self._ahead = self._ahead, None
         coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
-        found = arrived(coming)
+        arrived_batch = arrived(coming)
         if index + 1 < len(self):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
-        return found
+        return arrived_batch
 
     def __setitem__(self, index: int | slice, batch: Tensor | Sequence[Tensor]) -> None:
         if isinstance(index, slice):

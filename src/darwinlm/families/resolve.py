@@ -104,9 +104,9 @@ def _dequantise(path: Path, work: Path) -> Path:
     stage.begin()
     try:
         # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
-        fresh = type(quantised)(_plain_config(quantised.config))
-        fresh.load_state_dict(quantised.state_dict())
-        fresh.save_pretrained(work)
+        plain = type(quantised)(_plain_config(quantised.config))
+        plain.load_state_dict(quantised.state_dict())
+        plain.save_pretrained(work)
         tokenizer.save_pretrained(work)
         # GGUF files don't record their original type; such models are saved as bfloat16.
         config = read_json(work / "config.json")
