@@ -42,7 +42,7 @@ def opened(talker: Path) -> Opened:
 
 def test_piped_questions_are_answered_in_turn(command, said, opened: Opened, talker: Path) -> None:
     said("hello\n\nand you?\n/exit\nnot asked\n")
-    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "-q")
+    ended = command("chat", talker, "--temperature", "0", "--max-tokens", "8", "--dtype", "float32", "-q")
     assert ended.code == 0, ended.err
     talk = Conversation(opened, AnswerSettings(8, 0.0))
     assert ended.out == f"{talk.answer('hello')}\n{talk.answer('and you?')}\n"
