@@ -1,4 +1,4 @@
-"""Write the documentation pages that are generated from the code: the recipe reference and the list of errors.
+"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
 
     python tools/pages.py
 
@@ -12,10 +12,33 @@ import inspect
 import sys
 from pathlib import Path
 
+from transformers import CONFIG_MAPPING
+
 from darwinlm import errors
+from darwinlm.engines.vllm_plugin import TESTED
+from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
+from darwinlm.families.family import Family, families
+from darwinlm.families.refusal import why_not
 from darwinlm.recipe import describe_fields
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- families -->", "<!-- end of families -->"
+ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
+REFUSED = (
+    ("Qwen3.5, Qwen3-Next", "qwen3_5_text"),
+    ("Granite 4 (hybrid), Nemotron-H, Falcon-H1", "granitemoehybrid"),
+    ("LFM2", "lfm2"),
+    ("Mamba", "mamba2"),
+    ("DeepSeek V2 to V4, Kimi, MiniCPM3", "deepseek_v3"),
+    ("Gemma 3n, Gemma 4", "gemma4_text"),
+    ("gpt-oss", "gpt_oss"),
+    ("GLM-4.5 and other mixtures", "glm4_moe"),
+    ("Command R", "cohere2"),
+    ("Pythia, Falcon", "gpt_neox"),
+    ("Gemma 3 with images", "gemma3"),
+    ("T5, BART", "bart"),
+)
+"""Models that are asked for, and a model type whose configuration shows why they are refused."""
 
 
 def recipe_page() -> str:
@@ -66,7 +89,81 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"recipe.md": recipe_page, "troubleshooting.md": errors_page}
+def gguf_when_layers_differ(family: Family) -> str:
+    """Whether an architecture of llama.cpp holds the family's pruned layers."""
+    if family.model_type in TIED:
+        return "with tied embeddings"
+    return "yes" if family.model_type in LIKE_LLAMA else "no"
+
+
+def parts_cut(family: Family) -> tuple[str, str, str]:
+    """What is cut of attention, MLP and experts."""
+    experts = family.mlp.experts is not None
+    return ATTENTION[family.attention.cut], "" if experts else "channels", "dropped or narrowed" if experts else ""
+
+
+def families_page() -> str:
+    """Every family with what can be cut of it and where the result runs, and why others are refused."""
+    lines = [
+        "# Model families",
+        "",
+        "What is cut of each family, and where the result runs. Layers that are equal keep the family's own class and",
+        "its GGUF architecture. Layers that differ need the modelling file that the folder brings, or an architecture",
+        "of llama.cpp with sizes per layer. `darwinlm export --to dense` makes stock shapes with zeros, unless experts",
+        "are gone.",
+        "",
+        "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    known = families()
+    for family in sorted(known.values(), key=lambda family: family.title.lower()):
+        name = family.model_type
+        equal = f"`{STOCK[name].name}`" if name in STOCK else "no"
+        vllm = "yes" if name in TESTED else ""
+        cells = family.title, f"`{name}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
+        lines.append("| " + " | ".join(cells) + " |")
+    reasons: dict[str, list[str]] = {}
+    for title, name in REFUSED:
+        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
+    lines += [
+        "",
+        "An attention that is kept or removed has norms that span all heads, or an output projection of fixed size:",
+        "with fewer heads it would not compute the same. Of mixtures of experts the attention is kept.",
+        "",
+        "Families without a GGUF architecture:",
+        "",
+        *(f"- {known[name].title}: {reason}." for name, reason in UNKNOWN.items()),
+        "",
+        "## What is refused",
+        "",
+        "| models | reason |",
+        "| --- | --- |",
+        *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
+        "",
+        "A family whose blocks are one attention and one MLP, one after the other, needs one YAML file: see",
+        "[CONTRIBUTING](../CONTRIBUTING.md).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """The README with its short table of families: one row for all that are treated alike."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for family in families().values():
+        rows.setdefault((*parts_cut(family), gguf_when_layers_differ(family)), []).append(family.title)
+    table = ["| family | attention | MLP | experts | GGUF when layers differ |", "| --- | --- | --- | --- | --- |"]
+    for cells, titles in sorted(rows.items(), key=lambda row: (row[0][-1] != "yes", row[0])):
+        table.append(f"| {', '.join(sorted(titles, key=str.lower))} | {' | '.join(cells)} |")
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+    return "\n".join([before + BEGIN, *table, END + rest.partition(END)[2]])
+
+
+PAGES = {
+    "docs/recipe.md": recipe_page,
+    "docs/troubleshooting.md": errors_page,
+    "docs/families.md": families_page,
+    "README.md": readme,
+}
 
 
 def main() -> None:
@@ -74,11 +171,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     for name, make in PAGES.items():
-        path, text = DOCS / name, make()
+        path, text = ROOT / name, make()
         if not options.check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"error: docs/{name} is out of date: run python tools/pages.py")
+            sys.exit(f"error: {name} is out of date: run python tools/pages.py")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.command import Ended
 from tests.tiny.damage import assert_nothing_half_written, flip
+from tests.tiny.summaries import Page
+from transformers import AutoModelForCausalLM
 
 from darwinlm.artifact import read_json
 from darwinlm.calibration import hidden
@@ -20,6 +22,9 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runs.sizes import write_sizes
+from darwinlm.search.predict.sizes import predicted_sizes
+from darwinlm.search.problem.space import SearchSpace
 
 BLOCKS = 4
 
@@ -162,6 +167,99 @@ def test_a_database_that_is_not_finished(command, prune, copied, how):
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
+
+
+# ----------------------------------------------------------------------------------------------- the page of sizes
+
+
+def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_llama, tmp_path):
+    ended = command("inspect", made, "--html", tmp_path / "sizes.html")
+    assert ended.code == 0, ended.err
+    page = Page((tmp_path / "sizes.html").read_text())
+    assert page.resources == []
+    reader = DatabaseReader(made / "stages" / "database", Checkpoint.open(tiny_llama), UnitsSettings(mlp_multiple=8))
+    space = SearchSpace(reader.modules)
+    sizes = page.data["sizes"]
+    assert f"{len(sizes)} sizes" in ended.out
+    assert len(sizes) == 17
+    assert float(sizes[-1]["text"]["kl"]) == 0
+    for place, share in ((6, 0.5), (11, 0.75)):
+        (expected,) = predicted_sizes(space, reader, [share])
+        shown = sizes[place]
+        assert shown["text"]["keep"] == f"{share:.0%}"
+        assert float(shown["text"]["kl"]) == pytest.approx(expected.kl, abs=1e-3)
+        assert shown["text"]["kl"] in page.text
+        assert shown["text"]["params"] in page.text
+        levels = dict(zip(((m.block, m.kind) for m in space.modules), space.levels(expected.allocation), strict=True))
+        for block, places in enumerate(shown["blocks"]):
+            (groups, groups_text), (_, heads_text), (_, width_text) = (page.data["words"][at] for at in places)
+            attention, mlp = levels[block, "attention"], levels[block, "mlp"]
+            assert groups == attention.groups / reader.shape(block, "attention").groups
+            for count, text in (
+                (attention.groups, groups_text),
+                (attention.query_heads, heads_text),
+                (mlp.width, width_text),
+            ):
+                assert text.startswith(f"{count} of ") if count else text == "gone"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    assert sizes[-1]["text"]["params"] == f"{model.num_parameters() / 1e3:.1f} k"
+    for words in ("one-shot pruning on calibration text", "They are too low", "0.65 was measured", "1,024 tokens of"):
+        assert words in page.text
+    assert str(made) not in (tmp_path / "sizes.html").read_text()
+
+
+def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, made, tmp_path):
+    assert command("inspect", finished_llama, "--html", tmp_path / "a.html").code == 0
+    assert command("inspect", made / "stages" / "database", "--html", tmp_path / "b.html").code == 0
+    sweep = tmp_path / "sweep"
+    shutil.copytree(made / "stages" / "database", sweep / "stages" / "database")
+    shutil.copytree(made / "stages" / "plan", sweep / "keep-75" / "stages" / "plan")
+    assert command("inspect", sweep, "--html", tmp_path / "c.html").code == 0
+    assert (tmp_path / "b.html").read_text() == (tmp_path / "c.html").read_text()
+
+
+def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
+    from darwinlm.pipeline import run_stages
+
+    run_stages(make_run(tiny_folder("qwen3_moe"), tmp_path / "out"), "database")
+    write_sizes(tmp_path / "out", tmp_path / "sizes.html")
+    page = Page((tmp_path / "sizes.html").read_text())
+    assert any("experts, " in words for _, words in page.data["words"])
+    attention = {page.data["words"][kept[1]][1] for size in page.data["sizes"] for kept in size["blocks"]}
+    assert len(attention) == 1, "its attention is never cut"
+
+
+def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path):
+    page = tmp_path / "sizes.html"
+    command("inspect", copied, "--html", page, "--json").refused("give --json or --html, not both")
+    plan = copied / "stages" / "plan"
+    flip(plan / "plan.json")
+    command("inspect", copied, "--html", page).refused("plan.json", "is damaged")
+    shutil.rmtree(plan)
+    command("inspect", copied, "--html", page).refused("holds no plan beside the database", "give the output folder")
+    other = tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64)
+    assert prune("--until", "plan", model=other).code == 0
+    shutil.copytree(tmp_path / "out" / "stages" / "plan", plan)
+    command("inspect", copied, "--html", page).refused("are of different models", "run the command that made them")
+    plan_key = json.loads((plan / "key.json").read_text())
+    for path in (plan / "key.json", plan / "manifest.json"):
+        tree = json.loads(path.read_text())
+        (tree if path.name == "key.json" else tree["key"])["units"] = {"attention": "none"}
+        path.write_text(json.dumps(tree))
+    assert plan_key["units"] != {"attention": "none"}
+    command("inspect", copied, "--html", page).refused("key.json is damaged", "lacks the model's sizes")
+    assert not page.exists()
+
+
+def test_a_database_without_estimates_has_no_page_of_sizes(command, prune, tmp_path):
+    assert prune("--set", "database.saliency=output", "--until", "database").code == 0
+    command("inspect", tmp_path / "out", "--html", tmp_path / "sizes.html").refused(
+        "predicts no losses", "database.saliency=loss"
+    )
+
+
+def test_a_page_that_cannot_be_written(command, made, tmp_path):
+    command("inspect", made, "--html", tmp_path).refused("can't write", str(tmp_path))
 
 
 def test_a_file_that_changes_under_the_reader(copied, tiny_llama):

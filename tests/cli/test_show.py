@@ -36,6 +36,15 @@ def test_show_draws_every_block_and_says_what_next(command, run: Path) -> None:
     assert json.loads(command("show", run, "--json").out) == json.loads((run / "summary.json").read_text())
 
 
+def test_new_files_are_named_after_the_run_and_lie_beside_it(command, run: Path, monkeypatch) -> None:
+    assert f"--out {run}.gguf" in command("show", run).out
+    monkeypatch.chdir(run)
+    ended = command("show", ".")
+    assert "darwinlm chat . --against" in ended.out
+    assert "--out ../half-recovered" in ended.out
+    assert "--out ../half.gguf" in ended.out
+
+
 @pytest.mark.parametrize("name", SUMMARIES)
 def test_show_takes_every_kind_of_summary(command, name: str, tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "summary.json", made(SUMMARIES[name]()).as_json())
@@ -89,4 +98,4 @@ def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
 def test_several_sizes_are_named(command, tmp_path: Path, run: Path) -> None:
     write_json(tmp_path / "sweep.json", {})
     shutil.copytree(run, tmp_path / "keep-75")
-    command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "sweep.md")
+    command("show", tmp_path).refused("holds several sizes", str(tmp_path / "keep-75"), "index.html")

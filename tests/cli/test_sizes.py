@@ -65,6 +65,8 @@ def test_a_family_from_the_command_line(prune, tmp_path):
     ended = prune("--keep", "80%,50%")
     assert ended.code == 0, ended
     assert "size against loss" in ended.out
+    assert (tmp_path / "out" / "index.html").is_file()
+    assert str(tmp_path / "out" / "index.html") in ended.out
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "keep-80", "keep-50"]
     for name in ("keep-80", "keep-50"):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from tests.tiny.llama_cpp import assert_checked_in_the_library, assert_same_as_transformers, exported
+from tests.export import test_gguf
+from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
+from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.errors import ExportError
+from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
 from darwinlm.export.gguf.reference import GgufFile
+from darwinlm.families.family import families
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
 
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
 SQUARE = {"hidden_size": 128}
+STILL = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
+LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"original_max_position_embeddings": 256}}
 WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
 
 
@@ -42,9 +48,27 @@ EQUAL = {
     "qwen3_moe": ("qwen3_moe", "qwen3moe", {"mlp_only_layers": []}),
     "llama with biases": ("llama", "llama", {"attention_bias": True, "mlp_bias": True}),
     "granite with biases": ("granite", "granite", {"attention_bias": True, "mlp_bias": True}),
+    "ministral3": ("ministral3", "llama", LONGER),
+    "ernie4_5 with biases": ("ernie4_5", "llama", {}),
+    "helium": ("helium", "llama", SQUARE),
+    "seed_oss": ("seed_oss", "llama", {"mlp_bias": True}),
+    "olmo2": ("olmo2", "olmo2", SQUARE | {"attention_bias": False}),
+    "exaone4": ("exaone4", "exaone4", SQUARE | STILL | LLAMA3),
+    "glm4": ("glm4", "glm4", {}),
+    "glm4 that turns whole heads": ("glm4", "glm4", WHOLE),
+    "arcee": ("arcee", "arcee", {**LLAMA3, "mlp_bias": False, "hidden_size": 128}),
 }
-CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe")
+CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4")
+CONTINUED += ("glm4", "arcee")
 """Where greedy tokens are compared too."""
+
+
+def test_every_family_is_compared_with_the_library_or_refused():
+    """What the documentation says of GGUF comes from these constants."""
+    assert {model_type for model_type, _, _ in EQUAL.values()} | set(test_gguf.EQUAL) == set(STOCK)
+    assert {*UNEQUAL_ATTENTIONS, *test_gguf.UNEQUAL, "phi3"} == {*LIKE_LLAMA, *TIED}
+    assert set(families()) == {*STOCK, *UNKNOWN}
+    assert not set(STOCK) & set(UNKNOWN)
 
 
 @pytest.mark.parametrize("case", EQUAL)
@@ -53,7 +77,7 @@ def test_equal_layers(tmp_path, case):
     folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["architecture"] == architecture
-    assert report["notes"] == []
+    assert report["notes"] == [] or case == "ministral3"
     # llama.cpp looks gelu up in a table of float16 numbers
     assert_checked_in_the_library(report, 2e-3 if "gemma" in case else 1e-5)
     if case in CONTINUED:
@@ -67,6 +91,27 @@ def test_unequal_layers_of_phi3(tmp_path, overrides):
     assert report["details"]["architecture"] == "deci"
     assert report["comparisons"][0]["left"] == "masked dense"
     assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+
+
+UNEQUAL_ATTENTIONS = {"helium": {1: (0, 0, 40)}, "ernie4_5": MIXED, "seed_oss": MIXED, "ministral3": MIXED}
+
+
+@pytest.mark.parametrize("model_type", UNEQUAL_ATTENTIONS)
+def test_unequal_layers_that_a_llama_computes(tmp_path, model_type):
+    overrides = {"helium": SQUARE, "ministral3": LONGER}.get(model_type, {})
+    folder = pruned_checkpoint(tmp_path / "model", model_type, UNEQUAL_ATTENTIONS[model_type], **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["architecture"] == "deci"
+    assert report["comparisons"][0]["left"] == "masked dense"
+    assert_checked_in_the_library(report, 1e-5)
+
+
+def test_where_queries_grow_the_file_ends(tmp_path):
+    """Ministral 3 scales queries by their position, in steps of its original context."""
+    folder = plain_checkpoint(tmp_path / "model", "ministral3")
+    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
+    assert any("its queries grow with their position from 16 tokens on" in note for note in report["notes"])
+    assert report["comparisons"][-1]["tokens"] == 16
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
 
 from darwinlm.errors import BudgetError
@@ -164,6 +165,9 @@ def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, 
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == sweep.as_json()
     assert "keep-60" in (tmp_path / "out" / "sweep.md").read_text()
     assert (tmp_path / "out" / "sweep.svg").read_text().lstrip().startswith(("<?xml", "<svg"))
+    index = Page((tmp_path / "out" / "index.html").read_text())
+    assert [link for link in index.links if "report" in link] == [f"{row.name}/report.html" for row in rows[1:]]
+    assert all((tmp_path / "out" / link).is_file() for link in index.links if "report" in link)
     again = prune_sweep(recipes, tmp_path / "out", reporter=run.reporter)
     assert again == sweep, "everything is reused"
 

@@ -12,6 +12,8 @@ from tests.tiny.cutting import MIXED, NAMES, PLANS, blanked, cut, logits, near, 
 from tests.tiny.models import SIZES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from darwinlm.families.family import family_of
+from darwinlm.families.modeling_darwinlm import LLAMA
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
 
 
@@ -23,11 +25,11 @@ def test_equals_the_masked_dense_model(dense, plan, pruned):
 
 def test_removed_parts_hold_no_weights(plan, pruned):
     names = set(pruned.state_dict())
+    family = family_of(pruned.config)
     for i, kept in enumerate(plan):
-        attention = [name for name in names if f"layers.{i}.self_attn" in name or f"layers.{i}.input_layernorm" in name]
-        mlp = [name for name in names if f"layers.{i}.mlp" in name or f"layers.{i}.pre_feedforward_layernorm" in name]
-        assert bool(attention) == bool(kept.heads)
-        assert bool(mlp) == bool(kept.channels)
+        for part, there in ((family.attention, kept.heads), (family.mlp, kept.channels)):
+            for module in (part.name, *part.norms):
+                assert any(name.startswith(f"model.layers.{i}.{module}.") for name in names) == bool(there)
         if not kept.heads and not kept.channels:
             assert not [name for name in names if f"layers.{i}." in name]
     assert pruned.num_parameters() == sum({id(w): w.numel() for w in pruned.parameters()}.values())
@@ -49,16 +51,19 @@ def test_save_and_load(pruned, tmp_path):
     assert stored["auto_map"] == auto_map(prefix)
     assert stored["head_dim"] == pruned.config.head_dim
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
+    assert family_of(pruned.config).class_names == (*NAMES[pruned.config.model_type[9:]], "", LLAMA)[:4]
 
 
 def test_built_on_the_meta_device_and_pickled(pruned):
+    config = copy.deepcopy(pruned.config)
+    config.dtype = torch.float32  # saving leaves a string there, of which Apertus can't be built
     with torch.device("meta"):
-        model = type(pruned)(copy.deepcopy(pruned.config))
+        model = type(pruned)(copy.deepcopy(config))
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
     assert {name: w.shape for name, w in model.named_parameters()} == {
         name: w.shape for name, w in pruned.named_parameters()
     }
-    fresh = type(pruned)(copy.deepcopy(pruned.config)).eval()  # one that has run holds hooks of transformers
+    fresh = type(pruned)(config).eval()  # one that has run holds hooks of transformers
     assert torch.equal(logits(pickle.loads(pickle.dumps(fresh)), tokens()), logits(fresh, tokens()))
 
 
@@ -73,6 +78,21 @@ def test_built_on_the_meta_device_and_pickled(pruned):
         ("qwen2", {"head_dim": 12}),
         ("granite", {"attention_bias": True, "tie_word_embeddings": True}),
         ("mixtral", {"head_dim": 16}),
+        (
+            "phi3",  # as Phi-4-mini: tied embeddings, and factors for the part of a head that turns
+            {
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0, 1.1, 1.2],
+                    "long_factor": [2.0, 2.5, 3.0],
+                    "partial_rotary_factor": 0.75,
+                    "factor": 4.0,
+                },
+                "original_max_position_embeddings": 64,
+            },
+        ),
         ("qwen3_moe", {"tie_word_embeddings": True, "attention_bias": True, "mlp_only_layers": []}),
         (
             "phi3",  # factors for each half of a head size that mustn't change with the number of heads

@@ -12,20 +12,40 @@ from torch import nn
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from tests.tiny.masked import shut_out
 
-NAMES = {
+AFTER = (("post_attention_layernorm",), ("post_feedforward_layernorm",))
+AROUND = (
+    ("input_layernorm", "post_attention_layernorm"),
+    ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+AROUND_GLM = (("input_layernorm", "post_self_attn_layernorm"), ("post_attention_layernorm", "post_mlp_layernorm"))
+NAMES: dict[str, Any] = {
     "llama": ("Llama", "llama"),
     "mistral": ("Mistral", "mistral"),
     "qwen2": ("Qwen2", "qwen2"),
     "qwen3": ("Qwen3", "qwen3"),
     "gemma": ("Gemma", "gemma"),
-    "gemma2": ("Gemma2", "gemma2"),
-    "gemma3_text": ("Gemma3", "gemma3", "Text"),
+    "gemma2": ("Gemma2", "gemma2", "", AROUND),
+    "gemma3_text": ("Gemma3", "gemma3", "Text", AROUND),
     "smollm3": ("SmolLM3", "smollm3"),
     "granite": ("Granite", "granite"),
     "phi3": ("Phi3", "phi3"),
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
     "olmoe": ("Olmoe", "olmoe"),
+    "olmo2": ("Olmo2", "olmo2", "", AFTER),
+    "olmo3": ("Olmo3", "olmo3", "", AFTER),
+    "exaone4": ("Exaone4", "exaone4", "", AFTER),
+    "ministral3": ("Ministral3", "ministral3"),
+    "glm": ("Glm", "glm"),
+    "glm4": ("Glm4", "glm4", "", AROUND_GLM),
+    "ernie4_5": ("Ernie4_5", "ernie4_5"),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", "hunyuan_v1_dense"),
+    "seed_oss": ("SeedOss", "seed_oss"),
+    "helium": ("Helium", "helium"),
+    "arcee": ("Arcee", "arcee"),
+    "nemotron": ("Nemotron", "nemotron"),
+    "apertus": ("Apertus", "apertus", "", (("attention_layernorm",), ("feedforward_layernorm",))),
+    "vaultgemma": ("VaultGemma", "vaultgemma", "", (("input_layernorm",), ("pre_feedforward_layernorm",))),
 }
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
@@ -97,13 +117,14 @@ PLANS = {
     "skips": [Kept(), Kept([]), Kept(channels=[]), Kept([], [])],
 }
 MIXED = PLANS["no attention first"]
-SPANNED = ("olmoe",)
-"""Families whose query and key norms span all heads: an attention stays whole or goes."""
+WHOLE = ("olmoe", "olmo2", "olmo3", "helium")
+"""Families whose query and key norms span all heads, or whose output projection has a fixed size (Helium): an attention
+stays whole or goes."""
 
 
 def plan_for(model_type: str, name: str) -> list[Kept]:
     """A plan as a family can follow it."""
-    if model_type in SPANNED:
+    if model_type in WHOLE:
         return [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in PLANS[name]]
     return PLANS[name]
 

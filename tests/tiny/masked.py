@@ -74,8 +74,9 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | No
     if hasattr(mlp, "gate_up_proj"):
         _zero_rows(mlp.gate_up_proj, stay | {mlp.down_proj.in_features + row for row in stay})
     else:
-        _zero_rows(mlp.gate_proj, stay)
-        _zero_rows(mlp.up_proj, stay)
+        for name in ("gate_proj", "up_proj"):
+            if hasattr(mlp, name):
+                _zero_rows(getattr(mlp, name), stay)
 
 
 def shut_out(mlp: nn.Module, gone: set[int]) -> None:

@@ -52,6 +52,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
+    "olmo2": {"attention_bias": True},
+    "olmo3": SLIDING,
+    "exaone4": SLIDING,
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+    "glm": {"attention_bias": True},
+    "glm4": {"attention_bias": True},
+    "ernie4_5": {"use_bias": True, "tie_word_embeddings": True},
+    "hunyuan_v1_dense": {"tie_word_embeddings": True},
+    "seed_oss": {"head_dim": 16, "residual_dropout": 0.1},
+    "helium": {},
+    "arcee": {"mlp_bias": True},
+    "nemotron": {"attention_bias": True},
+    "apertus": {},
+    "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 

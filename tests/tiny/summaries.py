@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import yaml
 
+from darwinlm import report
 from darwinlm.report.summary import Summary
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
@@ -84,6 +89,16 @@ def searched(blocks=30):
             "refit": model(81312128, 53000000, 48.36, 0.871, 541.3, 24.6, [" Paris <b>now</b>", " it boils."]),
         },
         "origin": {"base_model": "HuggingFaceTB/SmolLM2-135M", "license": "apache-2.0", "languages": ["en"]},
+        "sensitivity": [
+            {
+                "block": block,
+                "kind": kind,
+                "removed": (3.0 if kind == "mlp" else 0.5) * 0.8**block,
+                "halved": None if block == 4 else 0.1 * 0.8**block,
+            }
+            for block in range(blocks)
+            for kind in ("attention", "mlp")
+        ],
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
         "search": {
@@ -127,6 +142,7 @@ def plain():
     """A run without search and refit: equal layers, no custom code."""
     summary = searched()
     summary["search"] = summary["refit"] = None
+    summary["sensitivity"] = []
     del summary["models"]["refit"], summary["models"]["uniform"]
     for entry in summary["allocation"]:
         entry.update(groups=2, heads=6, width=704)
@@ -164,6 +180,7 @@ def given():
     models = summary["models"]
     summary["models"] = {"dense": models["dense"], "before": models["stitched"], "recovered": models["recovered"]}
     summary["search"] = summary["refit"] = summary["budget"] = None
+    summary["sensitivity"] = []
     return summary
 
 
@@ -176,14 +193,22 @@ def made(tree):
 
 
 class Page(HTMLParser):
-    """Checks that elements are closed in order; collects ids, resources and visible text."""
+    """Checks that elements are closed in order; collects ids, resources, scripts and visible text.
+
+    The scripts are the package's own and those that the page's security policy names, or the page is refused.
+    """
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.ids, self.resources, self.words = [], [], [], []
+        self.open, self.ids, self.resources, self.words, self.scripts = [], [], [], [], []
+        self.policy, self.data, self.links = "", None, []
         self.feed(html)
         self.close()
         assert self.open == []
+        assert self.policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+        hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in self.scripts]
+        assert re.findall(r"'sha256-([^']*)'", self.policy) == hashes
+        assert set(self.scripts) <= {path.read_text() for path in Path(report.__file__).parent.glob("*.js")}
 
     def handle_starttag(self, tag, attrs):
         self._note(tag, dict(attrs))
@@ -197,16 +222,25 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not set(self.open) & {"style", "svg"}:
+        if self.open[-1:] == ["script"]:
+            if self._json:
+                self.data = json.loads(data)
+            else:
+                self.scripts.append(data)
+        elif not set(self.open) & {"style", "svg"}:
             self.words.append(data)
 
     def _note(self, tag, attrs):
         if attrs.get("id"):
             self.ids.append(attrs["id"])
         links = [attrs[name] for name in ("src", "href", "xlink:href") if attrs.get(name)]
+        self.links += links if tag == "a" else []
+        if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attrs["content"]
+        self._json = tag == "script" and attrs.get("type") == "application/json"
         if tag != "a":
             self.resources += [link for link in links if not link.startswith("#")]
-        assert tag not in {"script", "iframe", "link", "object"}
+        assert tag not in {"iframe", "link", "object"}
 
     @property
     def text(self):

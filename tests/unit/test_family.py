@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from pydantic import ValidationError
+from transformers import CONFIG_MAPPING
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
 
 DESCRIPTION = """
+title: Otters
 model_type: otter
 class_prefix: Otter
 attention: {name: attn, query: [q], key_value: [k, v], output: o, norms: [before, after], post_norm: after}
@@ -41,12 +43,57 @@ def test_an_unknown_family_is_told_what_its_file_must_hold():
             assert set(inner.split(", ")) == set(value)
 
 
+REFUSED = {
+    "qwen3_5_text": "some of its layers are recurrent",
+    "qwen3_next": "some of its layers are recurrent",
+    "granitemoehybrid": "some of its layers are recurrent",
+    "nemotron_h": "some of its layers are recurrent",
+    "lfm2": "or convolutions",
+    "mamba2": "some of its layers are recurrent",
+    "deepseek_v3": "multi-head latent attention",
+    "minicpm3": "multi-head latent attention",
+    "gemma3n_text": "its layers share keys and values or have embeddings of their own",
+    "gemma4_text": "its layers share keys and values or have embeddings of their own",
+    "gpt_oss": "its experts have biases and interleave gate and up",
+    "glm4_moe": "its mixtures of experts aren't described",
+    "cohere2": "its attention and MLP read the same residual stream side by side",
+    "gpt_neox": "its attention and MLP read the same residual stream side by side",
+    "gemma3": "its text part is of the type 'gemma3_text': save that part alone, and give it",
+    "mistral3": "its text part is of the type 'mistral': save that part alone, and give it",
+    "qwen3_5": "its text part is of the type 'qwen3_5_text', and some of its layers are recurrent",
+    "fuyu": "its text part is of the type 'persimmon'. Known are",
+    "bart": "it has an encoder beside its decoder",
+    "vit": "it isn't a causal language model to transformers",
+}
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_is_not_cut_is_refused_with_the_reason(model_type):
+    config = CONFIG_MAPPING[model_type]()
+    with pytest.raises(
+        FamilyError, match=f"models of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"
+    ):
+        family_of(config)
+
+
+def test_a_configuration_that_looks_plain_lacks_a_description_alone():
+    with pytest.raises(FamilyError, match=r"the model type 'starcoder2' isn't known; .* A new family is one YAML file"):
+        family_of(CONFIG_MAPPING["starcoder2"]())
+
+
 def test_a_post_norm_goes_with_its_sub_layer():
     sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"]}
     assert described(mlp=sandwich | {"post_norm": "third"}).mlp.post_norm == "third"
     for wrong in ("second", "fourth"):
-        with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be among norms, after the first"):
+        with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be the last of norms"):
             described(mlp=sandwich | {"post_norm": wrong})
+
+
+def test_a_sub_layer_may_read_the_residual_stream_itself():
+    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
+    assert described(mlp=sandwich).mlp.input_norm == "second"
+    assert described(mlp=sandwich | {"norms": ["third"]}).mlp.input_norm is None
+    assert described().mlp.input_norm == "second"
 
 
 def test_what_the_configuration_multiplies_sub_layers_by():
@@ -56,8 +103,9 @@ def test_what_the_configuration_multiplies_sub_layers_by():
 
 
 def test_class_names():
-    assert described().class_names == ("Otter", "otter", "")
-    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text")
+    norms = (("before", "after"), ("second",))
+    assert described().class_names == ("Otter", "otter", "", norms)
+    assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text", norms)
 
 
 def test_a_misspelt_field_is_refused():

@@ -48,7 +48,9 @@ def test_with_a_bias_it_is_the_centred_regression(ridge):
 
 
 CARRY = {"llama": BOTH, "smollm3": BOTH, "granite": BOTH, "gemma": BOTH[:1], "gemma2": BOTH[:1]}
-CARRY |= {"gemma3_text": BOTH[:1], "qwen3": BOTH[:1]}
+CARRY |= {"gemma3_text": BOTH[:1], "qwen3": BOTH[:1], "vaultgemma": BOTH[:1], "hunyuan_v1_dense": BOTH[:1]}
+CARRY |= {"olmo2": BOTH[:1], "olmo3": BOTH[:1], "apertus": BOTH[:1], "arcee": BOTH, "nemotron": BOTH}
+CARRY |= {"helium": BOTH[1:], "seed_oss": BOTH[1:]}
 OUTPUTS = ("o_proj.bias", "down_proj.bias")
 
 
@@ -89,9 +91,10 @@ def test_families_that_cannot_carry_a_bias_say_so(tiny_folder, model_type):
     if able == BOTH:
         assert biased_kinds(Settings(bias=True), checkpoint) == BOTH
         return
-    instead = r"refit\.bias=\[attention\]" if able else r"refit\.bias=false"
+    instead = rf"refit\.bias=\[{able[0]}\]" if able else r"refit\.bias=false"
+    unable = "attention" if able == BOTH[1:] else "mlp"
     with pytest.raises(
-        RecipeError, match=rf"refit\.bias: the configuration of {model_type} can't give .*mlp.*{instead}"
+        RecipeError, match=rf"refit\.bias: the configuration of {model_type} can't give .*{unable}.*{instead}"
     ):
         biased_kinds(Settings(bias=True), checkpoint)
 
@@ -145,7 +148,7 @@ def pulled(model_type, folder):
     return folder
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral", "olmo2", "nemotron"])
 def test_fitted_inputs_are_kept_only_where_the_module_is_better_for_them(tiny_folder, tmp_path, model_type):
     small = pulled(model_type, tmp_path / "small")
     found = refitted(tiny_folder(model_type), small, tmp_path / "stage", Options((1.0, 30.0), inputs=BOTH))

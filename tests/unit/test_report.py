@@ -17,11 +17,11 @@ from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, given, ma
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import ArtifactError
-from darwinlm.report import plots, wording
+from darwinlm.report import plots
 from darwinlm.report.card import model_card
 from darwinlm.report.looking_back import looking_back_table
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import FitFigures, read_summary
+from darwinlm.report.summary import read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
 
 
@@ -44,7 +44,6 @@ def test_page_is_whole_and_loads_nothing(summary):
 def test_page_tells_everything_that_was_made():
     summary = made(searched())
     text = Page(render_page(summary)).text
-    assert wording.headline(summary) in text
     for row in comparison_rows(summary):
         for cell in row.cells:
             assert cell in text
@@ -59,6 +58,8 @@ def test_page_tells_everything_that_was_made():
         "52 of 60 modules were fitted",
         "The best model with equal layers has 1.300 there",
         "ridges:",
+        "The figures hold for this text and for no other",
+        "49.9 %",
         "2 threads",
         "8 of 30 attention sub-layers and 1 of 30 MLP sub-layers are gone",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
@@ -77,14 +78,19 @@ def test_page_tells_everything_that_was_made():
 def test_page_says_how_far_the_refit_was_taken(record, words):
     summary = searched()
     summary["refit"] |= record
-    assert words in Page(render_page(made(summary))).text
+    text = Page(render_page(made(summary))).text
+    assert words in text
+    assert "before," not in text.split("Refit")[1].split("Using it")[0]
+    summary["refit"] |= {"kl_before": 0.5, "kl_after": 0.4}
+    assert "on validation text (KL 0.500 before, 0.400 after)" in Page(render_page(made(summary))).text
 
 
 def test_page_without_search_and_refit():
     html = render_page(made(plain()))
     text = Page(html).text
     assert "How the sizes were chosen isn't recorded" in text
-    assert "There was no refit" in text
+    assert "Refit" not in text
+    assert "Recovery" not in text
     assert "trust_remote_code" not in html
     assert "searched, stitched" not in html
 
@@ -121,14 +127,14 @@ def test_names_with_html_are_escaped():
     summary["search"]["ended"] = NASTY
     for entry in summary["models"].values():
         entry["continuations"][0] = NASTY
-    page = Page(render_page(made(summary)))  # refuses script elements
+    page = Page(render_page(made(summary)))  # refuses scripts that aren't ours
     assert page.text.count(NASTY) > 5
 
 
 def test_every_generation_is_told_and_drawn(monkeypatch):
     drawn = []
     draw = plots.search_plot
-    monkeypatch.setattr(plots, "search_plot", lambda points: drawn.append(points) or draw(points))
+    monkeypatch.setattr(plots, "search_plot", lambda points, uniform: drawn.append(points) or draw(points, uniform))
     text = render_page(made(searched()))
     assert "an evolutionary search of 19 generations guided by gradients" in text
     assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
@@ -163,7 +169,7 @@ def test_purposes_of_the_text_are_those_of_the_run():
     assert "strength of the refit" in uses(searched())
     assert "held-out loss while training" not in uses(searched())
     assert "held-out loss while training" in uses(recovered())
-    assert "the refit" not in uses(plain()).split("Text and time")[1]
+    assert "the refit" not in uses(plain()).split("Text and time")[1].split("The recipe")[0]
 
 
 def test_later_rounds_are_said_to_compare_with_what_they_cut():
@@ -192,9 +198,8 @@ def test_plots_are_svg_and_deterministic(blocks):
 
     def draw():
         return [
-            plots.search_plot([plots.SearchPoint(each.seconds, each.kl, each.improved) for each in history]),
+            plots.search_plot([plots.SearchPoint(each.seconds, each.kl, each.improved) for each in history], 1.3),
             plots.size_plot(points),
-            plots.refit_plot(summary.refit.choices),
             plots.recovery_plot(trained.recovery.log),
         ]
 
@@ -231,9 +236,6 @@ def test_plots_leave_no_figures_behind():
         lambda: plots.size_plot([plots.SizePoint("lost", 1.0, math.inf)]),
         lambda: plots.size_plot([plots.SizePoint("good", 2.0, 10.0), plots.SizePoint("bad", 1.0, math.exp(700))]),
         lambda: plots.size_plot([plots.SizePoint("same", 1.0, 5.0), plots.SizePoint("same again", 1.0, 5.0)]),
-        lambda: plots.refit_plot([]),
-        lambda: plots.refit_plot([FitFigures(block=3, kind="mlp", ridge=0.3, before=9.0, after=0.01)]),
-        lambda: plots.refit_plot([FitFigures(block=3, kind="mlp", ridge=None, before=0.0, after=0.0)]),
     ],
 )
 def test_plots_of_odd_data(draw):

@@ -18,12 +18,13 @@ from darwinlm.database.levels import module_levels, variants
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
-from darwinlm.surgery.stitch import block_parameters, stitch
+from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
 
 FAMILIES = {
     "llama": {"num_hidden_layers": 2},
@@ -46,6 +47,12 @@ FAMILIES = {
     "olmoe": {"num_hidden_layers": 2},
     "mistral": {"num_hidden_layers": 2},
     "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
+    "olmo2": {"num_hidden_layers": 2},
+    "exaone4": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    "glm4 with biases": {"num_hidden_layers": 2, "attention_bias": True},
+    "helium": {"num_hidden_layers": 2},
+    "nemotron with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
+    "apertus": {"num_hidden_layers": 2},
 }
 UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
@@ -142,11 +149,13 @@ def test_the_dense_level_is_all_that_is_in_the_blocks(case):
 def test_levels_grow_from_nothing(case):
     for module in case.space.modules:
         params = [level.params for level in module.levels]
-        if module.kind == "attention" and case.checkpoint.family.attention.untouched:
+        if module.kind == "attention" and case.checkpoint.family.attention.cut == "never":
             assert len(params) == 1
             continue
         assert params == sorted(params)
         assert params.count(0) == 1
+        if module.kind == "attention" and case.checkpoint.family.attention.cut == "whole":
+            assert len(params) == 2
         assert len({replace(level, params=0) for level in module.levels}) == len(module.levels)
         assert module.levels[0].width == 0
 
@@ -183,7 +192,7 @@ def test_what_is_outside_the_blocks_stays(case):
 
     assert outside(smallest) == outside(dense)
     untouched = [module for module in case.space.modules if len(module.levels) == 1]
-    assert bool(untouched) == case.checkpoint.family.attention.untouched
+    assert bool(untouched) == (case.checkpoint.family.attention.cut == "never")
     left = sum(parts_of(dense, case.checkpoint, module.block, module.kind) for module in untouched)
     assert block_parameters(smallest, case.checkpoint.family.layers) == left
 
@@ -191,13 +200,25 @@ def test_what_is_outside_the_blocks_stays(case):
 def test_what_is_never_cut_bounds_the_budget(case):
     dense = case.space.params(case.space.dense)
     fixed = sum(module.levels[0].params for module in case.space.modules)
-    if not case.checkpoint.family.attention.untouched:
+    if case.checkpoint.family.attention.cut != "never":
         assert fixed == 0
         return
     cost = parameter_costs(case.space)
     assert resolve_budget(cost, BudgetSettings(keep=(fixed + 0.5) / dense)).upper == fixed
     with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {fixed:,}"):
         resolve_budget(cost, BudgetSettings(keep=(fixed - 1) / dense))
+
+
+@pytest.mark.parametrize("model_type", families())
+def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    experts = checkpoint.family.mlp.experts
+    row = {checkpoint.family.mlp.width: 40} if experts is None else {experts.width: 40, experts.count: 3}
+    config = smaller_config(checkpoint, dict.fromkeys(range(checkpoint.n_blocks), row))
+    model = empty_model(config, checkpoint)
+    assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
+    assert type(model).__module__.startswith("transformers.models.")
+    assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
 
 
 # ------------------------------------------------------------------------------------------------ single functions

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.bench import run_bench
 from darwinlm.engines import EngineProcess
+from darwinlm.engines.vllm_plugin import TESTED
 from darwinlm.export.run import export_model
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
@@ -64,7 +65,7 @@ def assert_same(folder: Path, served: Path, **options: object) -> None:
     torch.testing.assert_close(found, log_probabilities(folder)[:4], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", TESTED)
 def test_the_plugin_needs_neither_flag_nor_pads(tmp_path, model_type):
     folder = pruned_checkpoint(tmp_path / "model", model_type, MIXED)
     assert_same(folder, folder)

@@ -222,7 +222,7 @@ def _run_watched(
             hooks.callback(watch_routing(mixture, note).remove)
         for kind in KINDS if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
-            if output is not None and not (kind == "attention" and family.attention.untouched):
+            if output is not None and not (kind == "attention" and family.attention.cut == "never"):
                 moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
                 handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
                 hooks.callback(handle.remove)

@@ -52,13 +52,26 @@ def database(
     console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", highlight=False, soft_wrap=True)
 
 
-@command(LOOK, "darwinlm inspect runs/half", "darwinlm inspect runs/half --json > curves.json")
+@command(
+    LOOK,
+    "darwinlm inspect runs/half",
+    "darwinlm inspect runs/half --json > curves.json",
+    "darwinlm inspect runs/half --html sizes.html",
+)
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
     as_json: JsonOption = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),
+    ] = None,
 ) -> None:
     """Show the output error of each module at every width, and the estimated loss of the model."""
     from darwinlm.database.finished import describe, find_database, read_curves
+
+    if page is not None:
+        _write_sizes(folder, page, as_json=as_json)
+        return
 
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
@@ -94,6 +107,16 @@ def inspect(
     if shares != SHARES:
         notes.append(f"A terminal of {WIDE} columns shows more shares; --json prints all of them.")
     console.print("\n".join(notes), highlight=False, markup=False)
+
+
+def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
+    from darwinlm.runs.sizes import write_sizes
+
+    if as_json:
+        raise typer.BadParameter("give --json or --html, not both")
+    terminal.say("choosing the best levels of each size; up to a minute")
+    count = write_sizes(folder, page)
+    terminal.console().print(f"{page}: {count} sizes", highlight=False, markup=False, soft_wrap=True)
 
 
 def _points(curves: Any) -> dict[str, Any]:

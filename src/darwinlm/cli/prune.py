@@ -73,7 +73,7 @@ def prune(
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm.report.sweep import sweep_table
-    from darwinlm.runs.sweep import SWEEP, prune_sweep
+    from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
 
     console = terminal.console()
     sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
@@ -81,7 +81,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
     console.print(sweep_table(sweep))
-    console.print(f"models  {out}/*/model\nplot    {out / SWEEP}.svg\nsummary {out / SWEEP}.json", highlight=False)
+    console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json", highlight=False)
 
 
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:

@@ -44,7 +44,7 @@ def _summary_of(run: Path) -> Path:
         return path
     if (run / "sweep.json").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
-        raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'sweep.md'} compares them")
+        raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
     if (run / "darwinlm.json").is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
@@ -57,6 +57,7 @@ def _summary_of(run: Path) -> Path:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import wording
+    from darwinlm.report.next_steps import next_steps
     from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
@@ -77,7 +78,8 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 markup=False,
             )
     console.print()
-    for wish, do in _next(run, summary):
+    beside = run if run.name else Path("..") / run.resolve().name  # the folder that one is in has no name
+    for wish, do in next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim", highlight=False)
         console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
 
@@ -113,18 +115,3 @@ def _bar(part: int, whole: int, width: int, *, plain: bool) -> str:
     filled = round(width * part / whole) if whole else 0
     filled = max(filled, 1) if part else 0
     return full * filled + none * (width - filled)
-
-
-def _next(run: Path, summary: Summary) -> list[tuple[str, str]]:
-    """Next steps after a finished run, as commands."""
-    steps = [("talk to it beside the dense model", f"darwinlm chat {run} --against {summary.model}")]
-    if summary.recovery is None:
-        steps.append(
-            ("train it, which improves quality most", f"darwinlm recover {run} --tokens 300M --out {run}-recovered")
-        )
-    steps += [
-        ("measure it on benchmarks", f"darwinlm evaluate {run} --suite quick"),
-        ("write a file for llama.cpp", f"darwinlm export {run} --to gguf --quant q8_0 --out {run.name}.gguf"),
-        ("publish it", f"darwinlm push {run} OWNER/NAME --dry-run"),
-    ]
-    return steps

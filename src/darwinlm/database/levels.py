@@ -68,10 +68,12 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         return _sorted(shape, [Level(0, 0, 0, 0), *levels])
     if shape.kind == "mlp":
         counts = _mlp_counts(shape, units)
-    elif family.attention.untouched:
+    elif family.attention.cut == "never":
         counts = [(shape.groups, shape.heads, shape.width)]
     else:
         counts = _attention_counts(shape, units)
+        if family.attention.cut == "whole":
+            counts = [(groups, heads, width) for groups, heads, width in counts if width in (0, shape.width)]
     levels = []
     for groups, heads, width in counts:
         query_heads = 0 if shape.kind == "mlp" else width // shape.head_dim

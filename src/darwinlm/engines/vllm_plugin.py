@@ -5,6 +5,9 @@ vLLM calls `register` in each of its processes before it reads a model.
 
 from __future__ import annotations
 
+TESTED = ("llama", "qwen2", "qwen3")
+"""Families that `make test-vllm` serves."""
+
 
 def register() -> None:
     """Register every family's pruned classes with transformers and vLLM."""

@@ -133,8 +133,8 @@ def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) ->
         def after(name: str, _: Any, __: Any, output: Any) -> None:
             keep(name, output[0] if isinstance(output, tuple) else output)
 
-        norm = getattr(block, family.mlp.norms[0])  # its input is the stream after attention
-        handles.append(norm.register_forward_pre_hook(partial(before, f"block {number} attention")))
+        reads = getattr(block, family.mlp.input_norm or family.mlp.name)  # its input is the stream after attention
+        handles.append(reads.register_forward_pre_hook(partial(before, f"block {number} attention")))
         handles.append(block.register_forward_hook(partial(after, f"block {number} mlp")))
     try:
         yield

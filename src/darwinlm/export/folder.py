@@ -106,7 +106,7 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
 def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:
     """The model with a zero head in place of each removed attention, and with evenly shared KV heads."""
     checkpoint = reshaper.checkpoint
-    targets = [_with_attention(plain_sizes(sizes)) for sizes in reshaper.sizes]
+    targets = [_with_attention(reshaper, plain_sizes(sizes)) for sizes in reshaper.sizes]
     check_divisible(targets, tensor_parallel)
     report.details["tensor_parallel"] = tensor_parallel
     if not is_custom(checkpoint.config):
@@ -114,7 +114,8 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
         return checkpoint.load(dtype)
     gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
     if gone:
-        report.notes.append(f"one zero head instead of no attention: blocks {', '.join(gone)}")
+        zeros = "one zero head" if checkpoint.family.attention.cut == "heads" else "an attention of zeros"
+        report.notes.append(f"{zeros} instead of no attention: blocks {', '.join(gone)}")
     copied = [str(sizes.block) for sizes in reshaper.sizes if sizes.owners is not None]
     if copied:
         report.notes.append(f"every query head gets a copy of its KV head: blocks {', '.join(copied)}")
@@ -129,8 +130,13 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     return reshaper.model(_padded_config(checkpoint, targets), targets, dtype)
 
 
-def _with_attention(sizes: BlockSizes) -> BlockSizes:
-    return sizes if sizes.heads else replace(sizes, heads=1, groups=1)
+def _with_attention(reshaper: Reshaper, sizes: BlockSizes) -> BlockSizes:
+    if sizes.heads:
+        return sizes
+    if reshaper.family.attention.cut == "heads":
+        return replace(sizes, heads=1, groups=1)
+    full = reshaper.full(sizes.block)
+    return replace(sizes, heads=full.heads, groups=full.groups)
 
 
 def _padded_config(checkpoint: Checkpoint, targets: Sequence[BlockSizes]) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.bounds import check_config
@@ -36,6 +36,8 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
         own_code = False
         if model_type.startswith(PREFIX):
             pruned_classes(*family.class_names)
+    elif model_type in CONFIG_MAPPING:
+        own_code = False  # the model is refused, with a reason from its configuration
     if own_code and not allow_remote_code:
         raise remote_code(folder)
     try:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from darwinlm.errors import FamilyError
+from darwinlm.families.refusal import why_not
 
 ModuleKind = Literal["attention", "mlp"]
 RowUnit = Literal["query", "key_value", "channel"]
@@ -43,27 +44,35 @@ class SubLayer(Closed):
     output: str
     """Projection whose columns belong to query heads (attention) or are channels (MLP)."""
     norms: tuple[str, ...]
-    """Norms of the block that are removed with the sub-layer. The first is applied to its input."""
+    """Norms of the block that are removed with the sub-layer. The first is applied to its input, unless it is
+    `post_norm`."""
     post_norm: str | None = None
-    """The one of `norms` that is applied to the output projection's result before it is added to the residual stream
-    (Gemma 2 and 3). It maps zero to zero. Least-squares fits of the projection have their target before this norm."""
+    """The last of `norms`, if it is applied to the output projection's result before this is added to the residual
+    stream (Gemma 2 and 3; the only norm in OLMo 2). It maps zero to zero. Least-squares fits of the projection have
+    their target before this norm."""
 
     bias: str | None = None
     """Configuration field that gives each projection of the sub-layer a bias, if there is one."""
 
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
-        if self.post_norm is not None and self.post_norm not in self.norms[1:]:
-            raise ValueError(f"post_norm is {self.post_norm}, which must be among norms, after the first")
+        if self.post_norm is not None and self.post_norm != self.norms[-1]:
+            raise ValueError(f"post_norm is {self.post_norm}, which must be the last of norms")
         return self
+
+    @property
+    def input_norm(self) -> str | None:
+        """The norm of its input; None where it reads the residual stream itself."""
+        return None if self.norms[0] == self.post_norm else self.norms[0]
 
 
 class Attention(SubLayer):
     """Names of an attention inside its block."""
 
-    untouched: bool = False
-    """Whether it is never cut; in mixtures of experts only MLPs are cut, as in DarwinLM."""
-
+    cut: Literal["heads", "whole", "never"] = "heads"
+    """Units of removal: single heads, the whole attention, or none. `whole` is for attentions that depend on the number
+    of heads (norms over all heads, an output projection of fixed size). `never` is for mixtures of experts, where only
+    MLPs are cut, as in DarwinLM."""
     query: tuple[str, ...]
     """Projections whose rows belong to query heads."""
     key_value: tuple[str, ...]
@@ -116,8 +125,8 @@ class Mlp(SubLayer):
     """Names of an MLP inside its block."""
 
     inputs: tuple[str, ...]
-    """Projections whose rows are channels. A name that is listed twice is a fused tensor: all rows of the first, then
-    all rows of the second."""
+    """Projections whose rows are channels: gate and up, or one without a gate. A name that is listed twice is a fused
+    tensor: all rows of the first, then all rows of the second."""
     width: str = "intermediate_size"
     """Configuration field for the number of channels."""
     experts: Experts | None = None
@@ -142,6 +151,8 @@ class Stored(Closed):
 class Family(Closed):
     """One architecture of transformers."""
 
+    title: str
+    """What people call the models, for the documentation."""
     model_type: str
     """Model type in config.json."""
     class_prefix: str
@@ -170,9 +181,10 @@ class Family(Closed):
     """Differing names in checkpoints."""
 
     @property
-    def class_names(self) -> tuple[str, str, str]:
-        """Class prefix, package and class infix, which define the classes of the modelling file."""
-        return self.class_prefix, self.package or self.model_type, self.class_infix
+    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Class prefix, package, class infix and norms, which define the classes of the modelling file."""
+        norms = self.attention.norms, self.mlp.norms
+        return self.class_prefix, self.package or self.model_type, self.class_infix, norms
 
     def residual_scale(self, config: Any) -> float:
         """Factor on every sub-layer's output before it is added to the residual stream."""
@@ -199,13 +211,18 @@ def family_of(config: Any) -> Family:
     """The family of a transformers configuration, including our own configurations.
 
     Raises:
-        FamilyError: No description exists for the model type; the message lists the fields of a new one.
+        FamilyError: No description exists for the model type; the message gives the reason or the fields of a new one.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:
         return families()[model_type]
     except KeyError:
         known = ", ".join(families())
+        reason = why_not(config, families()) if hasattr(config, "to_dict") else None
+        if reason is not None:
+            raise FamilyError(
+                f"models of the type '{model_type}' can't be pruned: {reason}. Known are {known}"
+            ) from None
         fields = ", ".join(_required(Family))
         raise FamilyError(
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "

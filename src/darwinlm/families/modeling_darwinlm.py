@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 SUBLAYERS = ("attention", "mlp")
+Norms = Sequence[Sequence[str]]  # of a layer: those that go with its attention, those that go with its MLP
+LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 
 
 @contextmanager
@@ -45,7 +48,7 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
 class PrunedConfig:
     """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
 
-    _definition: tuple[str, str, str]
+    _definition: tuple[str, str, str, Norms]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
 
@@ -192,11 +195,12 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
 class PrunedBlock:
     """Mixin for a decoder layer with missing sub-layers or unevenly shared heads; before the family's class."""
 
+    _norms: Norms
+
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
         if "attention" not in config.skip:
             share_kv_heads(getattr(self, "self_attn"), config)  # noqa: B009 - set by the family's class
-        sandwich = hasattr(self, "pre_feedforward_layernorm")  # Gemma 2 and 3: a norm before and after each sub-layer
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
@@ -204,11 +208,10 @@ class PrunedBlock:
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
             self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, attention=True)
-            gone += ["input_layernorm", "resid_attn_dropout", *(["post_attention_layernorm"] if sandwich else [])]
+            gone += [*self._norms[0], "resid_attn_dropout"]
         if "mlp" in config.skip:
             self.mlp = Absent()
-            gone += ["pre_feedforward_layernorm", "post_feedforward_layernorm", "resid_mlp_dropout"]
-            gone += [] if sandwich else ["post_attention_layernorm"]
+            gone += [*self._norms[1], "resid_mlp_dropout"]
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
@@ -262,13 +265,14 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
-def define_classes(prefix: str, module: str, infix: str = "") -> tuple[type, type, type]:
+def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
     """Define a family's classes in this module; later calls return the same ones.
 
     Args:
         prefix: Prefix of the family's class names, "Llama"; the new ones begin with "DarwinLlama".
         module: The family's package in `transformers.models`, "llama".
         infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
+        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
@@ -278,10 +282,10 @@ def define_classes(prefix: str, module: str, infix: str = "") -> tuple[type, typ
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer")
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix)}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms)}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
-        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain)
+        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms)
         shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
@@ -308,9 +312,10 @@ def auto_map(prefix: str) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
 
 
-def modeling_source(prefix: str, module: str, infix: str = "") -> str:
+def modeling_source(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> str:
     """Source of a checkpoint's copy of this file, with the line that defines the family."""
-    arguments = ", ".join(f'"{argument}"' for argument in (prefix, module, infix) if argument)
-    line = f"define_classes({arguments})"
+    arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
+    same = [list(names) for names in norms] == [list(names) for names in LLAMA]
+    line = f"define_classes({', '.join(arguments + ([] if same else [f'norms={json.dumps(norms)}']))})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

@@ -10,23 +10,24 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from darwinlm.families.modeling_darwinlm import auto_map, define_classes, modeling_source
+from darwinlm.families.modeling_darwinlm import LLAMA, Norms, auto_map, define_classes, modeling_source
 
 __all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config"]
 
 
-def pruned_classes(prefix: str, module: str, infix: str = "") -> tuple[type, type, type]:
+def pruned_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
     Args:
         prefix: Prefix of the family's class names, "Llama".
         module: The family's package in `transformers.models`, "llama".
         infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
+        norms: Names of the norms that go with a layer's attention, and of those that go with its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
-    config, model, causal = define_classes(prefix, module, infix)
+    config, model, causal = define_classes(prefix, module, infix, norms)
     AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)

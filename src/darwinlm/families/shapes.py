@@ -60,8 +60,8 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         CheckpointError: The tensors of a module have inconsistent shapes.
     """
     if shapes is None:
-        state = checkpoint.skeleton().state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        parameters = checkpoint.skeleton().named_parameters(remove_duplicate=False)
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     family = checkpoint.family
     modules: list[ModuleShape] = []
     for block in range(checkpoint.n_blocks):

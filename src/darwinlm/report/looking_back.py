@@ -7,23 +7,25 @@ from rich.table import Table
 from rich.text import Text
 
 from darwinlm.report import wording
-from darwinlm.report.summary import CopyingFigures, Summary
+from darwinlm.report.summary import CopyingFigures, ModelKey, Summary
 
-WORDS = (
+COPIED = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
-    "nats). Seen: KL where the next token stood in the block before; new: where it didn't."
+    "nats)."
 )
+WORDS = f"{COPIED} Seen: KL where the next token stood in the block before; new: where it didn't."
 """What the columns mean."""
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def looking_back_rows(summary: Summary, *, losses: bool = True) -> Rows | None:
+def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = True) -> Rows | None:
     """Headings, and a row of cells for each model; None where it wasn't measured of all of them.
 
     Args:
         summary: of a run.
         losses: whether cells of copying hold the loss too.
+        split: whether there are columns of the KL by whether the next token stood in the block before.
     """
     headings: tuple[str, ...] = ()
     rows = []
@@ -31,11 +33,45 @@ def looking_back_rows(summary: Summary, *, losses: bool = True) -> Rows | None:
         figures = model.looking_back
         if figures is None:
             return None
-        headings = ("model", "KL, seen", "KL, new", *(f"copied, {score.name}" for score in figures.copying))
+        if _refit_dropped(key, summary):
+            continue
+        both = ("KL, seen", "KL, new") if split else ()
+        headings = ("model", *both, *(f"copied, {score.name}" for score in figures.copying))
         copied = [_copied(score, losses=losses) for score in figures.copying]
-        split = (wording.divergence(figures.kl_seen), wording.divergence(figures.kl_new))
-        rows.append((wording.model_name(key, summary), *split, *copied))
+        halves = [wording.divergence(kl) for kl in (figures.kl_seen, figures.kl_new)] if split else []
+        rows.append((wording.model_name(key, summary), *halves, *copied))
     return headings, rows
+
+
+def where_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, tuple[float | None, ...]]]] | None:
+    """Where the loss of each smaller model sits: KL by the next token, and by how far into the text it stands.
+
+    Returns:
+        Headings, and for each model its name and figures; None where the saved model's weren't measured.
+    """
+    final = summary.saved.looking_back
+    if final is None:
+        return None
+    ends = [end for end, _ in final.kl_by_position]
+    spans = [f"tokens {begin + 1} to {end}" for begin, end in zip([0, *ends], ends, strict=False)]
+    rows = []
+    for key, model in summary.measured():
+        figures = model.looking_back
+        if key != "dense" and figures is not None and not _refit_dropped(key, summary):
+            by_position = (kl for _, kl in figures.kl_by_position)
+            rows.append((wording.model_name(key, summary), (figures.kl_seen, figures.kl_new, *by_position)))
+    return ("model", "next token seen", "next token new", *spans), rows
+
+
+def where_words(summary: Summary) -> str:
+    """In a sentence, whether the saved model loses more on tokens that the text before holds; empty if unknown."""
+    figures = summary.saved.looking_back
+    if figures is None or not figures.kl_seen or not figures.kl_new:
+        return ""
+    share = f"{100 * figures.seen:.0f} % of the tokens stood in the text before them."
+    if figures.kl_new >= figures.kl_seen:
+        return f"{share} New ones lose {figures.kl_new / figures.kl_seen:.1f} times as much as these."
+    return f"{share} They lose {figures.kl_seen / figures.kl_new:.1f} times as much as new ones."
 
 
 def looking_back_remarks(summary: Summary) -> tuple[str, ...]:
@@ -56,6 +92,11 @@ def looking_back_table(summary: Summary) -> Table | None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row), style="bold" if row is rows[-1] else None)
     return table
+
+
+def _refit_dropped(key: ModelKey, summary: Summary) -> bool:
+    """Whether a model is the stitched one under another name."""
+    return key == "refit" and key != summary.saved_key and summary.refit is not None and summary.refit.kept != "refit"
 
 
 def _copied(score: CopyingFigures, *, losses: bool) -> str:

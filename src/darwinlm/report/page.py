@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from darwinlm.report import plots, wording
-from darwinlm.report.looking_back import WORDS, looking_back_remarks, looking_back_rows
-from darwinlm.report.strip import allocation_strip
+from darwinlm.report.looking_back import COPIED, looking_back_remarks, looking_back_rows, where_rows, where_words
+from darwinlm.report.next_steps import next_steps
+from darwinlm.report.render import render
+from darwinlm.report.strip import KINDS, block_rows, kept_cells, nats
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.report.table import COLUMNS, comparison_rows
 
@@ -28,20 +28,18 @@ def render_page(summary: Summary) -> str:
     Returns:
         The page; write it as UTF-8.
     """
-    template = resources.files("darwinlm.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(_view(summary))
+    return render("run.html.j2", _view(summary), "copy.js")
 
 
 def _view(summary: Summary) -> dict[str, Any]:
-    allocation = summary.allocation
     return {
         "version": summary.version,
         "title": wording.title(summary),
-        "headline": wording.headline(summary),
+        "training": wording.what_training_left(summary),
         "tiles": _tiles(summary),
         "columns": COLUMNS,
         "rows": comparison_rows(summary),
+        "where": _where(summary),
         "looking_back": _looking_back(summary),
         "measured_on": wording.measured_on(summary),
         "machine": wording.machine_words(summary),
@@ -49,12 +47,9 @@ def _view(summary: Summary) -> dict[str, Any]:
         "search": _search(summary),
         "refit": _refit(summary),
         "recovery": _recovery(summary),
-        "training": wording.what_training_left(summary),
-        "size_svg": Markup(_size_svg(summary)),  # noqa: S704
-        "strip": Markup(allocation_strip(allocation)) if allocation else None,  # noqa: S704
-        "allocation": [_allocation_row(entry) for entry in allocation],
-        "allocation_words": _allocation_words(allocation),
+        "blocks": _blocks(summary),
         "samples": _samples(summary),
+        "steps": next_steps(summary, ".", "../smaller", wording.hub_id(summary.model)),
         "text": _text(summary),
         "stages": _stages(summary),
         "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
@@ -99,11 +94,25 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _looking_back(summary: Summary) -> dict[str, Any] | None:
-    found = looking_back_rows(summary)
+def _where(summary: Summary) -> dict[str, Any] | None:
+    """A table whose cells are shaded by their share of the largest loss."""
+    found = where_rows(summary)
     if found is None:
         return None
-    return {"columns": found[0], "rows": found[1], "words": " ".join([WORDS, *looking_back_remarks(summary)])}
+    headings, rows = found
+    most = max((kl for _, row in rows for kl in row if kl), default=1.0)
+    return {
+        "columns": headings,
+        "rows": [(name, [(wording.divergence(kl), f"{(kl or 0.0) / most:.2f}") for kl in row]) for name, row in rows],
+        "words": where_words(summary),
+    }
+
+
+def _looking_back(summary: Summary) -> dict[str, Any] | None:
+    found = looking_back_rows(summary, split=False)
+    if found is None or len(found[0]) < 2:
+        return None
+    return {"columns": found[0], "rows": found[1], "words": " ".join([COPIED, *looking_back_remarks(summary)])}
 
 
 def _uniform(summary: Summary) -> str:
@@ -142,32 +151,29 @@ def _search(summary: Summary) -> dict[str, Any] | None:
             f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
             f"{wording.divergence(search.uniform_kl)} there."
         ),
-        "svg": Markup(plots.search_plot(points)) if points else None,  # noqa: S704
+        "svg": Markup(plots.search_plot(points, search.uniform_kl)) if points else None,  # noqa: S704
     }
 
 
-def _refit(summary: Summary) -> dict[str, Any] | None:
+def _refit(summary: Summary) -> str | None:
     refit = summary.refit
     if refit is None:
         return None
     fitted = [choice for choice in refit.choices if choice.ridge is not None]
+    measured = ""
+    if refit.kl_before is not None and refit.kl_after is not None:
+        measured = f" (KL {wording.divergence(refit.kl_before)} before, {wording.divergence(refit.kl_after)} after)"
     taken = (
-        f"The model took {refit.strength:.0%} of the way to these weights, which was best on validation text."
+        f"The model took {refit.strength:.0%} of the way to these weights, which was best on validation text{measured}."
         if refit.kept == "refit"
-        else "The whole model was no better for it on validation text, so the stitched weights stay."
+        else f"The whole model was no better for it on validation text{measured}, so the stitched weights stay."
     )
     rest = (
         "; the others kept their weights, because no fit was better on validation text"
         if len(fitted) < len(refit.choices)
         else ""
     )
-    return {
-        "words": (
-            f"{len(fitted)} of {len(refit.choices)} modules were fitted toward the dense model{rest}. {taken} Errors "
-            "are relative to the energy of what the module should have given."
-        ),
-        "svg": Markup(plots.refit_plot(refit.choices)) if refit.choices else None,  # noqa: S704
-    }
+    return f"{len(fitted)} of {len(refit.choices)} modules were fitted toward the dense model{rest}. {taken}"
 
 
 def _recovery(summary: Summary) -> dict[str, Any] | None:
@@ -177,36 +183,40 @@ def _recovery(summary: Summary) -> dict[str, Any] | None:
     source = wording.short_source(summary.text.training_source)
     last = " after the last round of pruning" if summary.from_pruned else ""
     held_out = [point for point in recovery.log if point.eval_kl is not None]
+    kept = "" if recovery.kept == "trained" else " Held-out text was no better for it, so the weights from before stay."
     return {
         "words": (
             f"The model was trained{last} on {recovery.tokens:,} tokens of {source} in {recovery.steps:,} steps, "
-            f"{wording.duration(recovery.seconds)}."
+            f"{wording.duration(recovery.seconds)}.{kept}"
         ),
         "svg": Markup(plots.recovery_plot(recovery.log)) if len(held_out) > 1 else None,  # noqa: S704
     }
 
 
-def _size_svg(summary: Summary) -> str:
-    return plots.size_plot(
-        [
-            plots.SizePoint(
-                wording.model_name(key, summary), model.block_params / 1e6, model.perplexity, key == summary.saved_key
-            )
-            for key, model in summary.measured()
-            if model.perplexity is not None
-        ]
-    )
-
-
-def _allocation_row(entry: BlockFigures) -> dict[str, Any]:
-    cells = []
-    for field in ("groups", "heads", "width"):
-        kept, whole = getattr(entry, field), getattr(entry, f"dense_{field}")
-        text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
-        if field == "width" and entry.experts:
-            text = f"{entry.experts:,} of {entry.dense_experts:,} experts, {text} wide"
-        cells.append({"text": text, "gone": not kept})
-    return {"block": entry.block, "cells": cells}
+def _blocks(summary: Summary) -> dict[str, Any] | None:
+    """What is left of each block, what each module means to the model, and both in numbers."""
+    allocation, sensitivity = summary.allocation, summary.sensitivity
+    if not allocation:
+        return None
+    losses = {(row.block, row.kind): row for row in sensitivity}
+    columns = ["block", "KV groups", "query heads", "MLP width"]
+    if sensitivity:
+        columns += [f"{name} {what}" for name in KINDS.values() for what in ("removed", "halved")]
+    rows = []
+    for entry in allocation:
+        cells = [(words, not share) for share, words in kept_cells(entry)]
+        for kind in KINDS if sensitivity else ():
+            own = losses.get((entry.block, kind))
+            cells += [(nats(loss), False) for loss in ((own.removed, own.halved) if own else (None, None))]
+        rows.append((entry.block, cells))
+    return {
+        "words": _allocation_words(allocation),
+        "picture": [(label, Markup(svg)) for label, svg in block_rows(allocation, sensitivity)],  # noqa: S704
+        "columns": columns,
+        "rows": rows,
+        "sensitivity": bool(sensitivity),
+        "cut": "the model that the last round cut" if summary.from_pruned else "the dense model",
+    }
 
 
 def _allocation_words(allocation: Sequence[BlockFigures]) -> str:

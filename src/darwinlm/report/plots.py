@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from darwinlm.report import wording
-from darwinlm.report.summary import FitFigures, TrainingPoint
+from darwinlm.report.summary import TrainingPoint
 
 COLOURS = {
     "ink": "#1d2129",
@@ -64,11 +64,12 @@ class SearchPoint:
     improved: bool
 
 
-def search_plot(points: Sequence[SearchPoint]) -> str:
+def search_plot(points: Sequence[SearchPoint], uniform: float | None = None) -> str:
     """Draw the best KL so far against time.
 
     Args:
         points: the start, then every step; at least one.
+        uniform: KL of the best model with equal layers.
     """
     with _style():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
@@ -80,6 +81,8 @@ def search_plot(points: Sequence[SearchPoint]) -> str:
             where = ([point.seconds for point in better], [point.kl for point in better])
             axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
+        if uniform is not None:
+            axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
         axis.set_xlabel("seconds of search")
         axis.set_ylabel("KL (nats/token)")
         axis.grid(visible=True, axis="both")
@@ -133,37 +136,6 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
         if points:
             _label_points(axis, points)
         return _svg(figure, "size", "Perplexity of each model against its size")
-
-
-def refit_plot(choices: Sequence[FitFigures]) -> str:
-    """Draw each module's validation error before and after the refit.
-
-    Args:
-        choices: one entry per module that is still there.
-    """
-    with _style():
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.subplots(2, 1, sharex=True)
-        for axis, kind, colour in zip(axes, ("attention", "mlp"), (ATTENTION, MLP), strict=True):
-            made = [choice for choice in choices if choice.kind == kind]
-            places = [choice.block for choice in made]
-            before, after = [choice.before for choice in made], [choice.after for choice in made]
-            axis.vlines(places, after, before, color=MUTED, linewidth=1.2, zorder=2)
-            axis.scatter(places, before, s=26, facecolor="none", edgecolor=MUTED, zorder=3, label="before")
-            axis.scatter(places, after, s=22, color=colour, zorder=4, label="after", clip_on=False)
-            positive = [error for error in (*before, *after) if error > 0]
-            if positive and len(positive) == 2 * len(made) and max(positive) > 30 * min(positive):
-                _logarithmic(axis)
-            else:
-                axis.set_ylim(bottom=0)
-            axis.set_title("attention" if kind == "attention" else "MLP", loc="left", color=colour)
-            axis.grid(visible=True, axis="y")
-            if made:
-                axis.legend(loc="best", ncols=2)
-        axes[1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
-        axes[1].set_xlabel("block")
-        figure.supylabel("relative squared error on validation text", fontsize=9, color=INK)
-        return _svg(figure, "refit", "Validation error of each module before and after the refit")
 
 
 def _draw_points(axis: Any, points: Sequence[SizePoint]) -> None:

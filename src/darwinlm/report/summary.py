@@ -179,6 +179,22 @@ class BlockFigures(Figures):
         return self.dense_width * max(self.dense_experts, 1)
 
 
+class SensitivityFigures(Figures):
+    """What one module means to the model: predicted KL to the model that was cut, in nats per token.
+
+    Attributes:
+        block: its block.
+        kind: attention or mlp.
+        removed: with this module alone taken out.
+        halved: with this module alone cut to about half of its parameters; None where it has no such level.
+    """
+
+    block: int
+    kind: str
+    removed: float
+    halved: float | None = None
+
+
 class GenerationFigures(Extract):
     """The state of the search after one generation; `seconds` and `evaluations` count from its beginning."""
 
@@ -325,6 +341,7 @@ class Summary(Figures):
         origin: of the dense model.
         prompts: that every model continues.
         allocation: what is left of each block.
+        sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search: how sizes were chosen; None where that isn't known.
         refit: None where there was none, or none is known of.
         recovery: None where there was none.
@@ -344,6 +361,7 @@ class Summary(Figures):
     origin: OriginFigures = OriginFigures()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
+    sensitivity: tuple[SensitivityFigures, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
     recovery: RecoveryFigures | None = None

@@ -1,13 +1,15 @@
-"""Size against loss of a sweep: its summary, a table for the terminal, one in Markdown, and a plot."""
+"""Size against loss of a sweep: its summary, a table for the terminal, one in Markdown, a plot, and a page."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from markupsafe import Markup
 from rich.table import Table
 
 from darwinlm import __version__
 from darwinlm.report import plots, wording
+from darwinlm.report.render import render
 from darwinlm.report.summary import FORMAT, BudgetFigures, Figures, Summary
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
@@ -115,3 +117,30 @@ def sweep_plot(sweep: SweepSummary) -> str:
         if row.perplexity is not None
     ]
     return plots.size_plot(points, unit="parameters (M)")
+
+
+def sweep_page(sweep: SweepSummary, first: Summary) -> str:
+    """`index.html`: the table with a link to each model's page, and the plot.
+
+    Args:
+        sweep: its rows.
+        first: summary of any of its runs; they share model, text and machine.
+    """
+    beaten = [row.name for row in sweep.rows if not row.on_front]
+    return render(
+        "sweep.html.j2",
+        {
+            "title": f"{wording.plain_name(first.model)} in {len(sweep.rows) - 1} smaller sizes",
+            "columns": HEADINGS[:-1],
+            "rows": [(row.folder, _cells(row)[:-1]) for row in sweep.rows],
+            "front": (
+                f"{' and '.join(beaten)} lose{'s' if len(beaten) == 1 else ''} more than a model of the same size or a "
+                "smaller one."
+                if beaten
+                else "Each size loses less than every smaller one."
+            ),
+            "svg": Markup(sweep_plot(sweep)),  # noqa: S704
+            "measured_on": wording.measured_on(first),
+            "machine": wording.machine_words(first),
+        },
+    )

@@ -236,6 +236,11 @@ def what_training_left(summary: Summary) -> str:
             "It wasn't trained after pruning. What pruning took away, facts above all, is gone until it is trained "
             "again."
         )
+    if summary.recovery.kept == "before":
+        return (
+            f"Training on {summary.recovery.tokens:,} tokens after pruning did not help on held-out text, so the "
+            "weights from before it were kept. What pruning took away, facts above all, is gone."
+        )
     return (
         f"It was trained on {summary.recovery.tokens:,} tokens after pruning. What that text doesn't teach, facts "
         "above all, has not come back."

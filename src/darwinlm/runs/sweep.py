@@ -12,10 +12,11 @@ from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.report.summary import Summary
-from darwinlm.report.sweep import SweepSummary, sweep_markdown, sweep_plot
+from darwinlm.report.sweep import SweepSummary, sweep_markdown, sweep_page, sweep_plot
 from darwinlm.run import Run
 
 SWEEP = "sweep"
+PAGE = "index.html"
 
 
 def prune_sweep(
@@ -60,6 +61,7 @@ def prune_sweep(
         write_json(folder / f"{SWEEP}.json", sweep.as_json())
         write_text(folder / f"{SWEEP}.md", sweep_markdown(sweep))
         write_text(folder / f"{SWEEP}.svg", sweep_plot(sweep))
+        write_text(folder / PAGE, sweep_page(sweep, summaries[0][1]))
     return sweep
 
 

@@ -27,11 +27,13 @@ from darwinlm.report.summary import (
     RecoveryFigures,
     RefitFigures,
     SearchFigures,
+    SensitivityFigures,
     StageFigures,
     Summary,
     TextFigures,
 )
 from darwinlm.run import Run
+from darwinlm.search.predict.module_losses import sensitivities
 from darwinlm.stages.export import Exported
 from darwinlm.stages.text import Texts
 
@@ -80,6 +82,9 @@ def summarise(run: Run, results: StageResults) -> Summary:
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
+        sensitivity=tuple(
+            SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
+        ),
         search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,

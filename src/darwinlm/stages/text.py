@@ -76,7 +76,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     with run.stage("text", key, "text") as (stage, work):
         if work:
             tally = Tally()
-            blocks = _split(run, shares, tokenizer, tally)
+            blocks = _split(run, settings.source, shares, tokenizer, tally)
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
@@ -96,7 +96,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
 
 
 def _split(
-    run: Run, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase, tally: Tally
+    run: Run, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase, tally: Tally
 ) -> dict[str, TokenBlocks]:
     """Text for every purpose; a short text is divided in the recipe's proportions.
 
@@ -109,12 +109,12 @@ def _split(
         left_out = Tally()
         try:
             blocks = split_documents(
-                read_documents(settings.source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=left_out),
+                read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=left_out),
                 shares,
                 tokenizer,
                 settings.sequence_length,
                 run.recipe.search.seed,
-                source=settings.source,
+                source=source,
                 document_tokens=settings.document_tokens,
             )
         except TextTooShortError as error:
@@ -125,7 +125,7 @@ def _split(
             within = shares_within(wanted, available, settings.sequence_length)
             if within is None:
                 raise DataError(
-                    f"text.source {settings.source} has {error.available:,} tokens, less than a block of "
+                    f"text.source {source} has {error.available:,} tokens, less than a block of "
                     f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
                     "text.sequence_length"
                 ) from error
@@ -135,7 +135,7 @@ def _split(
         if shares != wanted:
             parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in blocks.items())
             run.reporter.say(
-                f"text: {settings.source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
+                f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
                 f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
             )
         return blocks

@@ -40,7 +40,7 @@ def biased_kinds(settings: RefitSettings, checkpoint: Checkpoint) -> tuple[Modul
 
 def _can(family: Family, kind: ModuleKind) -> bool:
     part = family.module(kind)
-    return part.bias is not None and not getattr(part, "untouched", False)
+    return part.bias is not None and getattr(part, "cut", "") != "never"
 
 
 def bias_fields(family: Family, kinds: Collection[ModuleKind]) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _fitted_inputs(
         return None
     seen, held_out = (
         input_moments(
-            getattr(streams.small.decoder.blocks[block], part.norms[0]),
+            getattr(streams.small.decoder.blocks[block], part.input_norm) if part.input_norm else nn.Identity(),
             streams.dense.hidden,
             streams.small.hidden,
             int(checkpoint.config.hidden_size),

@@ -9,12 +9,16 @@ from darwinlm.errors import ExportError
 from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
 
 TANH_GELU = ("gelu_pytorch_tanh",)
-ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU}
+ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU, "arcee": ("relu2",)}
 SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
 EXPERTS = ("mixtral", "qwen3_moe")
+PARTIAL = ("phi3", "glm4")
+"""Families whose architecture rotates a part of each head."""
+SLIDING_EXAONE = 64
+"""Number of blocks by which llama.cpp knows the EXAONE 4 whose layers slide."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
         rope = read_rope(config, columns)
     except UnknownRopeError as error:
         raise refused(model_type, str(error)) from error
-    if rope.turned < columns and model_type != "phi3":
+    if rope.turned < columns and model_type not in PARTIAL:
         raise refused(model_type, "only a part of each head is rotated")
     _check_family(model_type, config)
     notes = []
@@ -65,6 +69,12 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
             f"to this length results are the same, so the file's context is {seen} instead of {context}"
         )
         context = seen
+    if model_type == "ministral3" and rope.values.get("llama_4_scaling_beta") and context > rope.original:
+        notes.append(
+            f"its queries grow with their position from {rope.original} tokens on, which a Llama in llama.cpp doesn't "
+            f"compute: the file's context is {rope.original} instead of {context}"
+        )
+        context = rope.original
     if rope.kind == "dynamic":
         notes.append(f"its rope scaling of the type dynamic starts after the file's context of {context} tokens")
     if rope.kind == "longrope" and context > rope.original:
@@ -100,6 +110,8 @@ def _check_family(model_type: str, config: Any) -> None:
             raise refused(
                 model_type, "llama.cpp omits the rotary embedding in every fourth layer, this model in others"
             )
+    if model_type == "exaone4" and (config.num_hidden_layers == SLIDING_EXAONE or config.sliding_window is not None):
+        raise refused(model_type, "some of its layers slide over a window, which the export doesn't write yet")
     if model_type == "gemma3_text":
         if config.final_logit_softcapping or config.attn_logit_softcapping:
             raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")

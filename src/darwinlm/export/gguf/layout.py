@@ -66,10 +66,31 @@ STOCK = {
     "smollm3": Architecture("smollm3", permuted=True),
     "granite": Architecture("granite", permuted=True, biases=True, frequencies=True),
     "phi3": Architecture("phi3", whole_heads=False, fused=True, fused_mlp=True, frequencies=True, square=True),
+    "ministral3": LLAMA,
+    "ernie4_5": LLAMA,
+    "helium": LLAMA,
+    "seed_oss": LLAMA,
+    "olmo2": Architecture("olmo2", square=True),
+    "exaone4": Architecture("exaone4", frequencies=True, square=True),
+    "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
+    "arcee": Architecture("arcee", permuted=True, frequencies=True),
 }
 """Architecture of a model with equal layers, by model type."""
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3")
+TIED = ("qwen3",)
+"""Families with an architecture for unequal layers that requires a tied output."""
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
 """Families whose blocks are equivalent to Llama's after rearranging tensors."""
+
+UNKNOWN = {
+    "vaultgemma": "llama.cpp has no architecture for this family",
+    "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
+    "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
+    "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
+    "olmoe": "it norms queries and keys over all heads, which the export doesn't write for mixtures yet",
+    "glm": "its fused projections have an architecture of their own, which the export doesn't write yet",
+    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
+}
+"""Why a family has no architecture here."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +124,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
-        raise refused(family, "the export to llama.cpp doesn't support this family yet")
+        raise refused(family, UNKNOWN[family])
     features = read_features(family, config, reshaper.columns)
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
     if not kept:
@@ -172,7 +193,7 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
         return DECI
     if family in EXPERTS:
         raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
-    if family == "qwen3":
+    if family in TIED:
         if not config.tie_word_embeddings:
             raise refused(
                 family,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, rms_norm, silu
+from torch.nn.functional import gelu, linear, relu, rms_norm, silu
 
 from darwinlm.export.gguf.rotation import Get, rotate
 
@@ -109,6 +109,8 @@ class _Runner:
         self.logit_cap = self.cap("final_logit_softcapping")
         self.score_cap = self.cap("attn_logit_softcapping")
         self.activation: Callable[[Tensor], Tensor] = (lambda x: gelu(x, approximate="tanh")) if gemma else silu
+        if self.architecture == "arcee":
+            self.activation = lambda x: relu(x).square()
 
     def cap(self, key: str) -> float | None:
         return float(self.keys[key]) if key in self.keys else None
@@ -131,8 +133,8 @@ class _Runner:
             x, (x.shape[-1],), self.need(f"{name}.weight"), eps=float(self.keys["attention.layer_norm_rms_epsilon"])
         )
 
-    def after(self, x: Tensor, name: str) -> Tensor:
-        """Apply the norm after a sub-layer, if there is one."""
+    def normed(self, x: Tensor, name: str) -> Tensor:
+        """Apply the norm, if there is one."""
         return x if self.get(f"{name}.weight") is None else self.norm(x, name)
 
     def slides(self, number: int) -> bool:
@@ -140,15 +142,18 @@ class _Runner:
 
     def attention(self, x: Tensor, number: int, heads: int, groups: int) -> Tensor:
         prefix, h = f"blk.{number}.", self.columns
-        x = self.norm(x, f"{prefix}attn_norm")
+        x = self.normed(x, f"{prefix}attn_norm")
         if self.get(f"{prefix}attn_qkv.weight") is not None:
             rows = [heads * h, groups * h, groups * h]
             q, k, v = torch.split(self.linear(x, f"{prefix}attn_qkv"), rows, -1)
         else:
             q, k, v = (self.linear(x, f"{prefix}attn_{part}") for part in "qkv")
-        q, k, v = (part.reshape(len(part), -1, h) for part in (q, k, v))
-        if self.get(f"{prefix}attn_q_norm.weight") is not None:
+        spans = self.architecture == "olmo2"  # its norms of queries and keys span all heads
+        if spans:
             q, k = self.norm(q, f"{prefix}attn_q_norm"), self.norm(k, f"{prefix}attn_k_norm")
+        q, k, v = (part.reshape(len(part), -1, h) for part in (q, k, v))
+        if not spans:
+            q, k = self.normed(q, f"{prefix}attn_q_norm"), self.normed(k, f"{prefix}attn_k_norm")
         if not (self.architecture == "smollm3" and (number + 1) % 4 == 0):
             q, k = (rotate(part, self.keys, self.get, slides=self.slides(number)) for part in (q, k))
         share = heads // groups
@@ -163,20 +168,22 @@ class _Runner:
         if self.slides(number):
             visible = visible & (distance < int(self.keys["attention.sliding_window"]))
         mixed = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
-        return self.after(
+        return self.normed(
             self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output"), f"{prefix}post_attention_norm"
         )
 
     def mlp(self, x: Tensor, number: int) -> Tensor:
         prefix = f"blk.{number}."
-        x = self.norm(x, f"{prefix}ffn_norm")
+        x = self.normed(x, f"{prefix}ffn_norm")
         if self.get(f"{prefix}ffn_gate_inp.weight") is not None:
             return self.experts(x, prefix)
+        if self.architecture == "arcee":  # has no gate
+            return self.linear(self.activation(self.linear(x, f"{prefix}ffn_up")), f"{prefix}ffn_down")
         if self.get(f"{prefix}ffn_gate.weight") is None:
             gate, up = self.linear(x, f"{prefix}ffn_up").chunk(2, -1)
         else:
             gate, up = self.linear(x, f"{prefix}ffn_gate"), self.linear(x, f"{prefix}ffn_up")
-        return self.after(self.linear(self.activation(gate) * up, f"{prefix}ffn_down"), f"{prefix}post_ffw_norm")
+        return self.normed(self.linear(self.activation(gate) * up, f"{prefix}ffn_down"), f"{prefix}post_ffw_norm")
 
     def experts(self, x: Tensor, prefix: str) -> Tensor:
         """Output of each token's best experts, weighted by the router."""

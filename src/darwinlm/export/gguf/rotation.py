@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Get = Callable[[str], Tensor | None]
-NEIGHBOURS = ("llama", "deci", "granite", "smollm3")
+NEIGHBOURS = ("llama", "deci", "granite", "smollm3", "glm4", "arcee")
 """Architectures whose rotary embedding pairs neighbouring columns; the others pair halves."""
 SLIDING_BASE = 10000.0
 

@@ -21,6 +21,8 @@ from darwinlm.families.shapes import row_segments
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
+NEIGHBOURS = ("ernie4_5", "glm4", "helium")
+"""Families that turn neighbouring columns in transformers too: their rows keep their order."""
 LARGE = {46: "gemma2", 62: "gemma3"}
 """Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
 
@@ -105,8 +107,9 @@ def _places(reshaper: Reshaper) -> dict[str, str]:
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
         **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
         f"{mlp.name}.{mlp.output}": "ffn_down",
-        attention.norms[0]: "attn_norm",
-        mlp.norms[0]: "ffn_norm",
+    }
+    places |= {
+        norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
     }
     if attention.post_norm and mlp.post_norm:
         places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
@@ -122,7 +125,7 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
         (attention, attention.name, (*attention.query, *attention.key_value), PARTS),
-        (mlp, mlp.name, mlp.inputs, MLP_PARTS),
+        (mlp, mlp.name, mlp.inputs, MLP_PARTS[-len(mlp.inputs) :]),
     ]
     if mlp.experts is not None:
         projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
@@ -152,7 +155,7 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
         return tensor * _score_scale(reshaper, layout)
     if place in ("attn_q", "attn_k"):
         heads = target.heads if place == "attn_q" else target.groups
-        if layout.architecture.permuted:
+        if layout.architecture.permuted and reshaper.family.model_type not in NEIGHBOURS:
             tensor = permute_rows(tensor, heads, rope.turned)
         if layout.architecture.whole_heads and rope.turned < rope.columns:
             # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.

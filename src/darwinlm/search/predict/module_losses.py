@@ -5,7 +5,10 @@ A database with output gradients estimates them to second order (`database/facto
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from darwinlm.database.store import DatabaseReader
+from darwinlm.families.family import ModuleKind
 from darwinlm.search.problem.space import PerLevel, SearchSpace
 
 
@@ -23,3 +26,34 @@ def estimated_losses(space: SearchSpace, database: DatabaseReader) -> PerLevel |
             return None
         losses.append([loss for loss in row if loss is not None])
     return losses
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Estimated loss of the model, in nats per token, with one module removed, or cut to half of its parameters.
+
+    Attributes:
+        block: of the module.
+        kind: of the module.
+        removed: at level 0.
+        halved: at the level nearest to half; None where there is none between removed and dense.
+    """
+
+    block: int
+    kind: ModuleKind
+    removed: float
+    halved: float | None
+
+
+def sensitivities(space: SearchSpace, database: DatabaseReader) -> list[Sensitivity]:
+    """Of every module that may be cut; none where the database has no estimates."""
+    found = []
+    for module, losses in zip(space.modules, estimated_losses(space, database) or (), strict=False):
+        if len(module.levels) > 1:
+            half = module.levels[-1].params / 2
+            between = range(1, len(losses) - 1)
+            nearest = min(between, key=lambda at: abs(module.levels[at].params - half), default=None)
+            found.append(
+                Sensitivity(module.block, module.kind, losses[0], None if nearest is None else losses[nearest])
+            )
+    return found

@@ -10,7 +10,7 @@ from darwinlm.search.predict.module_losses import estimated_losses
 from darwinlm.search.predict.surrogate import INTERACTION
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.knapsack import solve_knapsack
-from darwinlm.search.problem.space import SearchSpace
+from darwinlm.search.problem.space import Allocation, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,25 @@ class PredictedSize:
         share: Largest share of the block parameters.
         params: Block parameters of the best allocation within this share.
         kl: Predicted one-shot KL(dense ‖ smaller) in nats per token.
+        allocation: The best allocation.
     """
 
     share: float
     params: int
     kl: float
+    allocation: Allocation
 
 
-def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequence[float]) -> list[PredictedSize]:
+def predicted_sizes(
+    space: SearchSpace, database: DatabaseReader, shares: Sequence[float], *, seconds: float = 30
+) -> list[PredictedSize]:
     """Losses of several sizes: the lowest sum of single-module losses, times an interaction factor.
 
     Args:
         space: Space of allocations.
         database: Database with estimated losses.
         shares: Shares of the block parameters, each above the smallest possible one.
+        seconds: Time limit for each share; the best allocation until then counts.
 
     Returns:
         One for each share; none where the database has no estimates.
@@ -48,7 +53,7 @@ def predicted_sizes(space: SearchSpace, database: DatabaseReader, shares: Sequen
     cost = parameter_costs(space)
     sizes = []
     for share in shares:
-        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense))
+        allocation = solve_knapsack(losses, cost.costs, 0, int(share * cost.dense), seconds=seconds)
         alone = sum(row[level] for row, level in zip(losses, allocation, strict=True))
-        sizes.append(PredictedSize(share, cost.of(allocation), INTERACTION * alone))
+        sizes.append(PredictedSize(share, cost.of(allocation), INTERACTION * alone, allocation))
     return sizes

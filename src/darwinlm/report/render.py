@@ -1,0 +1,46 @@
+"""HTML pages from templates: one file each, readable from a disk, with nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from darwinlm import __version__
+
+
+def render(template: str, view: dict[str, Any], *scripts: str) -> str:
+    """Fill a template; every value is escaped.
+
+    Args:
+        template: name of a file beside this one.
+        view: what it shows, `title` among it.
+        scripts: names of the scripts that the page runs; it runs no others, by its own security policy.
+
+    Returns:
+        The page; write it as UTF-8.
+    """
+    environment = Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["unbroken"] = _unbroken
+    own = [{"text": Markup(_file(name)), "hash": _hash(_file(name))} for name in scripts]  # noqa: S704
+    return environment.get_template(template).render(view, scripts=own, version=view.get("version", __version__))
+
+
+def _file(name: str) -> str:
+    return resources.files("darwinlm.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _unbroken(cell: str) -> str:
+    """Keep a figure and its unit on one line; what follows in brackets may go to the next."""
+    return cell.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")

@@ -1,0 +1,124 @@
+"""A page with a slider over sizes: what the database predicts for each, before any search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from darwinlm.families.shapes import ModuleShape
+from darwinlm.report import wording
+from darwinlm.report.render import render
+from darwinlm.report.strip import block_rows, kept_cells
+from darwinlm.report.summary import BlockFigures
+from darwinlm.search.predict.sizes import PredictedSize
+from darwinlm.search.predict.surrogate import INTERACTION
+from darwinlm.search.problem.space import SearchSpace
+
+START = 0.5
+"""Share of the block parameters that the page opens with."""
+
+PREDICTED, MEASURED = 0.35, 0.65
+"""KL of three quarters of SmolLM2-135M-Instruct: by its database, and of the model that a short search then found."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """The model that the sizes are of.
+
+    Attributes:
+        name: for the title.
+        shapes: of its modules.
+        n_blocks: number of its blocks.
+        outside: parameters outside the blocks.
+        dtype: element type of saved weights.
+        itemsize: bytes of such a weight.
+    """
+
+    name: str
+    shapes: Sequence[ModuleShape]
+    n_blocks: int
+    outside: int
+    dtype: str
+    itemsize: int
+
+
+def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSize], calibration: str) -> str:
+    """Render the page; without scripts it shows one allocation and the table of all sizes.
+
+    Args:
+        model: that is to be made smaller.
+        space: of its allocations.
+        sizes: at least one.
+        calibration: name of the text that the database was made from.
+    """
+    dense = space.params(space.dense)
+    kept = [_blocks(model, space, size) for size in sizes]
+    words: dict[tuple[float, str], int] = {}
+    data = []
+    for size, blocks in zip(sizes, kept, strict=True):
+        places = [[words.setdefault(cell, len(words)) for cell in kept_cells(block)] for block in blocks]
+        data.append({"text": _text(model, size, dense), "blocks": places})
+    start = min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START))
+    most = max(size.kl for size in sizes) or 1.0
+    return render(
+        "sizes.html.j2",
+        {
+            "title": f"How small can it be? {model.name}",
+            "start": start,
+            "rows": [
+                {"text": each["text"], "bar": f"{100 * size.kl / most:.2f}"}
+                for each, size in zip(data, sizes, strict=True)
+            ],
+            "tiles": [
+                ("block parameters kept", "kept", f"of {wording.count(dense)}"),
+                ("predicted KL", "kl", "nats per token, one shot, calibration text"),
+                ("parameters", "params", f"of {wording.count(model.outside + dense)}"),
+                ("weights", "bytes", f"in {model.dtype}"),
+            ],
+            "picture": [(label, Markup(svg)) for label, svg in block_rows(kept[start])],  # noqa: S704
+            "columns": ("block", "KV groups", "query heads", "MLP width"),
+            "kept": [(block.block, kept_cells(block)) for block in kept[start]],
+            "calibration": calibration,
+            "interaction": INTERACTION,
+            "predicted": PREDICTED,
+            "measured": MEASURED,
+            "data": {"words": list(words), "sizes": data},
+        },
+        "copy.js",
+        "sizes.js",
+    )
+
+
+def _text(model: Described, size: PredictedSize, dense: int) -> dict[str, str]:
+    params = model.outside + size.params
+    return {
+        "keep": f"{100 * size.share:.4g}%",
+        "kept": wording.percent(size.params, dense),
+        "kl": wording.divergence(size.kl),
+        "params": wording.count(params),
+        "bytes": f"{wording.megabytes(params * model.itemsize)} MB",
+    }
+
+
+def _blocks(model: Described, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
+    """What each block keeps at a size."""
+    rows: list[dict[str, Any]] = [{"block": block} for block in range(model.n_blocks)]
+    for shape, level in zip(model.shapes, space.levels(size.allocation), strict=True):
+        if shape.kind == "attention":
+            rows[shape.block] |= {
+                "groups": level.groups,
+                "heads": level.query_heads,
+                "dense_groups": shape.groups,
+                "dense_heads": shape.width // shape.head_dim,
+            }
+        else:
+            rows[shape.block] |= {
+                "width": level.width,
+                "dense_width": shape.width,
+                "experts": level.experts,
+                "dense_experts": shape.experts,
+            }
+    return [BlockFigures.model_validate(row) for row in rows]

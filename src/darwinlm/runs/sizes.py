@@ -1,0 +1,116 @@
+"""The page of sizes that a database alone allows to predict: what `darwinlm inspect --html` writes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_record, write_text
+from darwinlm.database.finished import describe, find_database, read_curves
+from darwinlm.database.store import DatabaseReader
+from darwinlm.errors import ArtifactError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.recipe import UnitsSettings
+from darwinlm.report import wording
+from darwinlm.report.sizes import Described, sizes_page
+from darwinlm.search.predict.sizes import predicted_sizes
+from darwinlm.search.problem.cost import parameter_costs
+from darwinlm.search.problem.space import SearchSpace
+
+SHARES = tuple(share / 20 for share in range(4, 21))
+"""Of the block parameters, smallest first; below a fifth the estimates mean nothing."""
+
+SECONDS = 3.0
+"""For the choice of levels of each size."""
+
+
+def write_sizes(folder: Path, out: Path) -> int:
+    """Predict sizes of a model from its database and write the page; the model itself isn't read.
+
+    Args:
+        folder: output folder of `darwinlm database` or `darwinlm prune`.
+        out: the page's file.
+
+    Returns:
+        How many sizes the page shows.
+
+    Raises:
+        ArtifactError: there is no finished database, it predicts no losses, or the plan beside it is missing, damaged
+            or of another model.
+        StorageError: the page can't be written.
+    """
+    stage = find_database(folder)
+    plan = _plan(stage, folder)
+    checkpoint, units, outside = _model(plan)
+    reader = DatabaseReader(stage.folder, checkpoint, units)
+    _check_same_model(stage, reader, folder)
+    space = SearchSpace(reader.modules)
+    cost = parameter_costs(space)
+    shares = [share for share in SHARES if share * cost.dense >= cost.smallest]
+    sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
+    if not sizes:
+        raise ArtifactError(
+            f"the database in {folder} predicts no losses (it was made with database.saliency=output): make one with "
+            "database.saliency=loss"
+        )
+    itemsize = checkpoint.dtype.itemsize
+    dense = outside + cost.dense
+    model = Described(
+        name=f"{checkpoint.family.model_type}, {wording.count(dense)} parameters in {checkpoint.n_blocks} blocks",
+        shapes=list(reader.shapes.values()),
+        n_blocks=checkpoint.n_blocks,
+        outside=outside,
+        dtype=str(checkpoint.dtype).removeprefix("torch."),
+        itemsize=itemsize,
+    )
+    about = describe(stage)["calibration"]
+    calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
+    write_text(out, sizes_page(model, space, sizes, calibration))
+    return len(sizes)
+
+
+def _plan(stage: StageFolder, folder: Path) -> StageFolder:
+    """The plan of the run that made a database. Raises ArtifactError."""
+    beside = [stage.folder.parent / "plan", *sorted(folder.glob("*/stages/plan"))]
+    found = next((plan for plan in beside if (plan / MANIFEST).is_file()), None)
+    if found is None:
+        raise ArtifactError(
+            f"{folder} holds no plan beside the database, which tells the model's sizes: give the output folder of "
+            "darwinlm database or darwinlm prune"
+        )
+    plan = StageFolder(found, read_record(found / KEY))
+    if not plan.is_complete():
+        raise damaged(found / MANIFEST, f"its key isn't that of {KEY}")
+    return plan
+
+
+def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int]:
+    """Configuration and units that a plan was made for, and parameters outside the blocks. Raises ArtifactError."""
+    record: dict[str, Any] = read_record(plan.folder / "plan.json")
+    try:
+        units = UnitsSettings.model_validate(plan.key.get("units"))
+        outside = int(record["params_outside_blocks"])
+        text = json.dumps(plan.key["config"])
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise damaged(plan.folder / KEY, f"it lacks the model's sizes: {type(error).__name__}") from error
+    with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
+        (Path(work) / "config.json").write_text(text, encoding="utf-8")
+        return Checkpoint.describe(Path(work)), units, outside
+
+
+def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:
+    """Refuse a plan whose modules aren't the database's. Raises ArtifactError."""
+    widths: dict[tuple[int, str], int] = {}
+    for found in read_curves(stage):
+        key = (found.block, found.kind)
+        widths[key] = max(widths.get(key, 0), len(found.errors) - 1)
+    cut = [(module.block, module.kind) for module in reader.modules if len(module.levels) > 1]
+    same = all(widths.get(key) == reader.shapes[key].width for key in cut) and widths.keys() <= reader.shapes.keys()
+    if not same or stage.key.get("units") != reader.units.attention:
+        raise ArtifactError(
+            f"the plan and the database in {folder} are of different models: run the command that made them again"
+        )

@@ -1,0 +1,91 @@
+"""The pages in a real browser: nothing cut, nothing wider than the screen, no errors, and scripts that work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.tiny.browser import look
+from tests.tiny.summaries import made, recovered
+from tests.unit.test_report_page import measured, swept
+
+from darwinlm.report.page import render_page
+from darwinlm.runs.sizes import write_sizes
+
+OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true; });"
+COPY = """
+const found = [document.querySelectorAll(".copy button").length];
+const button = document.querySelector(".copy button");
+const press = async (clipboard, command) => {
+  Object.defineProperty(window.navigator, "clipboard", { value: clipboard, configurable: true });
+  document.execCommand = command;
+  button.click();
+  await new Promise((done) => setTimeout(done, 100));
+  found.push(button.textContent);
+};
+await press({ writeText: async (text) => { found.push(text); } }, () => false);
+await press(undefined, () => { found.push(String(window.getSelection())); return true; });
+await press(undefined, () => false);
+return found;
+"""
+"""A browser without a reader lends no clipboard: these stand for one that works, the older way, and neither."""
+SLIDE = """
+const slider = document.getElementById("size");
+const shown = () => ({
+  kl: document.querySelector('[data-show="kl"]').textContent,
+  keep: document.querySelector('[data-show="keep"]').textContent,
+  row: document.querySelector("#all tr.final").rowIndex,
+  mlp: document.querySelector("#blocks tr").cells[3].textContent,
+  bar: Number(document.querySelector("svg.mlp g rect:last-child").getAttribute("width")),
+  title: document.querySelector("svg.mlp g title").textContent,
+});
+const before = shown();
+slider.value = slider.max;
+slider.dispatchEvent(new window.Event("input"));
+return [slider.disabled, before, shown()];
+"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (768, True), (360, False)])
+def test_the_page_of_a_run(tmp_path: Path, width: int, dark: bool) -> None:
+    seen = look(render_page(made(measured(recovered()))), tmp_path, width=width, dark=dark, script=OPEN + COPY)
+    assert seen.width == width
+    assert seen.beyond == []
+    assert seen.console == []
+    assert seen.ground == ("rgb(20, 23, 28)" if dark else "rgb(246, 247, 249)")
+    first = "darwinlm chat . --against HuggingFaceTB/SmolLM2-135M"
+    assert seen.found == [5, first, "Copied", first, "Copied", "Press Ctrl+C"]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (360, False)])
+def test_the_page_of_a_sweep(tmp_path: Path, width: int, dark: bool) -> None:
+    seen = look(swept(0.5)[1], tmp_path, width=width, dark=dark)
+    assert (seen.width, seen.beyond, seen.console) == (width, [], [])
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (360, False)])
+def test_the_page_of_sizes(tmp_path: Path, finished_llama: Path, width: int, dark: bool) -> None:
+    page = tmp_path / "sizes.html"
+    write_sizes(finished_llama, page)
+    seen = look(page.read_text(encoding="utf-8"), tmp_path, width=width, dark=dark, script=OPEN + SLIDE)
+    assert (seen.width, seen.beyond, seen.console) == (width, [], [])
+    disabled, before, after = seen.found
+    assert not disabled
+    assert before["keep"] == "50%"
+    assert float(before["kl"]) > float(after["kl"]) == 0
+    assert after["keep"] == "100%"
+    assert after["row"] > before["row"]
+    assert after["mlp"].split(" of ")[0] == after["mlp"].split(" of ")[1], "everything is kept"
+    assert after["bar"] == 18
+    assert before["bar"] < 18
+    assert after["title"] == f"block 0, MLP channels: {after['mlp']}"
+
+
+def test_what_is_cut_or_logged_is_found(tmp_path: Path) -> None:
+    page = """<body style="margin:0"><section style="width:90px"><p id="long" style="width:300px">text</p></section>
+    <script>console.error("this one")</script></body>"""
+    seen = look(page, tmp_path, width=360)
+    assert len(seen.beyond) == 1
+    assert "long" in seen.beyond[0]
+    assert any("this one" in line for line in seen.console)
+    assert look('<div style="width:500px">text</div>', tmp_path, width=360).width > 360

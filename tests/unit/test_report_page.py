@@ -1,0 +1,228 @@
+"""What the page adds to the tables: sensitivity, where the loss sits, commands; and the page of a sweep."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from tests.tiny.summaries import NASTY, SUMMARIES, Page, given, made, plain, recovered, searched
+from tests.unit.test_docs import parse
+
+from darwinlm.report.card import model_card
+from darwinlm.report.looking_back import looking_back_rows, where_rows, where_words
+from darwinlm.report.next_steps import next_steps
+from darwinlm.report.page import render_page
+from darwinlm.report.strip import FAINTEST, block_rows
+from darwinlm.report.sweep import SweepSummary, sweep_page
+
+
+def text_of(tree) -> str:
+    return Page(render_page(made(tree))).text
+
+
+# ------------------------------------------------------------------------------------------------- what modules mean
+
+
+def test_every_module_is_in_the_picture_and_in_the_table():
+    tree = searched()
+    html = render_page(made(tree))
+    for row in tree["sensitivity"]:
+        name = "MLP" if row["kind"] == "mlp" else "attention"
+        assert f"<title>block {row['block']}, {name} removed: {row['removed']:.2g} nats/token</title>" in html
+    assert "<title>block 4, MLP halved: not estimated</title>" in html
+    assert "MLP removed" in Page(html).text
+    first = re.search(r"<tr><th scope=\"row\">0</th>.*?</tr>", html, flags=re.S)[0]
+    assert re.findall(r">([^<>]+)</td>", first)[-4:] == ["0.5", "0.1", "3", "0.1"]
+
+
+def test_without_estimates_the_picture_shows_what_is_kept_alone():
+    tree = searched()
+    tree["sensitivity"] = []
+    html = render_page(made(tree))
+    assert html.count('class="strip') == 2
+    assert "the database predicts" not in Page(html).text
+    assert "MLP removed" not in Page(html).text
+    assert render_page(made(searched())).count('class="strip') == 6
+
+
+def test_predictions_name_the_model_that_was_cut():
+    assert "the KL to the dense model in nats per token that the database predicts" in text_of(searched())
+    tree = searched()
+    tree["from_pruned"] = True
+    assert "the KL to the model that the last round cut in nats per token" in text_of(tree)
+
+
+def test_darker_cells_lose_more():
+    summary = made(searched())
+    picture = dict(block_rows(summary.allocation, summary.sensitivity))
+    shades = [float(s) for s in re.findall(r'fill-opacity="([\d.]+)"', picture["MLP: loss if removed"])]
+    assert shades == sorted(shades, reverse=True)
+    assert shades[0] == 1.0
+    assert shades[-1] >= FAINTEST
+    for svg in picture.values():
+        ET.fromstring(svg)
+
+
+def test_losses_of_nothing_are_drawn():
+    summary = made(searched())
+    none = [row.model_copy(update={"removed": 0.0, "halved": -1e-9}) for row in summary.sensitivity]
+    for _, svg in block_rows(summary.allocation, none):
+        ET.fromstring(svg)
+
+
+# ----------------------------------------------------------------------------------------------- where the loss sits
+
+
+def measured(tree, seen=0.4, new=0.8):
+    """Give every model figures of looking back, the dense one zeros."""
+    for number, model in enumerate(tree["models"].values()):
+        factor = 0.0 if number == 0 else 1 + 0.1 * number
+        model["looking_back"] = {
+            "kl_seen": None if seen is None else seen * factor,
+            "kl_new": None if new is None else new * factor,
+            "seen": 0.49,
+            "kl_by_position": [[64, 0.5 * factor], [128, 0.7 * factor]],
+            "copying": [{"name": "16 words", "accuracy": 0.5, "loss": 2.0, "tokens": 60}],
+        }
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("seen", "new", "words"),
+    [
+        (0.4, 0.8, "49 % of the tokens stood in the text before them. New ones lose 2.0 times as much as these."),
+        (0.8, 0.4, "49 % of the tokens stood in the text before them. They lose 2.0 times as much as new ones."),
+        (None, 0.4, ""),
+        (0.4, None, ""),
+    ],
+)
+def test_it_is_said_which_tokens_lose_more(seen, new, words):
+    tree = measured(searched(), seen, new)
+    assert where_words(made(tree)) == words
+    assert words in text_of(tree)
+
+
+def test_loss_by_position_is_a_table_of_the_smaller_models():
+    tree = measured(searched())
+    headings, rows = where_rows(made(tree))
+    assert headings == ("model", "next token seen", "next token new", "tokens 1 to 64", "tokens 65 to 128")
+    assert [name for name, _ in rows] == ["uniform, same size", "searched, stitched", "searched + refit"]
+    assert rows[-1][1] == pytest.approx((0.52, 1.04, 0.65, 0.91))
+    html = render_page(made(tree))
+    assert 'style="--share:1.00" data-label="next token new">1.040<' in html
+    assert where_rows(made(searched())) is None
+    assert "Where the loss sits" not in text_of(searched())
+
+
+def test_a_dropped_refit_is_one_model_under_two_names():
+    tree = measured(recovered())
+    full = [name for name, _ in where_rows(made(tree))[1]]
+    tree["refit"] |= {"kept": "stitched", "strength": 0.0}
+    short = [name for name, _ in where_rows(made(tree))[1]]
+    assert (len(full), len(short)) == (4, 3)
+    assert [row[0] for row in looking_back_rows(made(tree))[1]] == ["dense", *short]
+    tree = measured(searched())
+    tree["refit"] |= {"kept": "stitched", "strength": 0.0}
+    assert where_rows(made(tree))[1][-1][0] == "searched + refit (no gain)", "the saved model is always there"
+
+
+# ---------------------------------------------------------------------------------------- commands, samples, training
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_commands_are_ones_that_the_program_takes(name):
+    summary = made(SUMMARIES[name]())
+    steps = next_steps(summary, ".", "../smaller", summary.model)
+    for _, line in steps:
+        parse(line)
+        assert line in Page(render_page(summary)).text
+    trains = [line for _, line in steps if line.startswith("darwinlm recover")]
+    assert len(trains) == (summary.recovery is None)
+
+
+def test_a_model_is_named_in_a_command_where_others_know_it():
+    assert "darwinlm chat . --against HuggingFaceTB/SmolLM2-135M" in text_of(searched())
+    tree = searched()
+    tree["model"] = "/home/someone/models/mine.gguf"
+    text = text_of(tree)
+    assert "darwinlm chat ." in text
+    assert "--against" not in text
+    summary = made(tree)
+    assert next_steps(summary, "a run", "a run", None)[0][1] == "darwinlm chat 'a run'"
+
+
+def test_samples_are_of_the_dense_and_the_saved_model():
+    text = text_of(recovered()).split("What the models write")[1].split("Block by block")[0]
+    assert text.count("searched") == text.count("dense") == len(recovered()["prompts"])
+    assert "Paris." in text
+    assert "the the the" not in text, "of the uniform model"
+    tree = searched()
+    tree["models"]["refit"]["continuations"][0] = " a" + " b c" * 20
+    assert "b c … [×20]" in text_of(tree)
+
+
+@pytest.mark.parametrize("make", [recovered, given])
+@pytest.mark.parametrize("write", [text_of, lambda tree: model_card(made(tree))])
+def test_training_that_was_not_kept_is_said_not_to_be(make, write):
+    tree = make()
+    kept = "What that text doesn't teach, facts above all, has not come back"
+    dropped = "after pruning did not help on held-out text, so the weights from before it were kept"
+    assert kept in write(tree)
+    assert dropped not in write(tree)
+    tree["recovery"]["kept"] = "before"
+    assert dropped in write(tree)
+    assert kept not in write(tree)
+    assert "Held-out text was no better for it, so the weights from before stay." in text_of(tree)
+
+
+def test_the_page_is_small_and_folds_the_recipe_in_print_too():
+    html = render_page(made(measured(recovered())))
+    assert len(html) < 120_000
+    assert 'class="folded"' in html
+    assert "details:not(.folded)::details-content" in html
+
+
+# ------------------------------------------------------------------------------------------------------ several sizes
+
+
+def swept(second_kl):
+    large, small = searched(), recovered()
+    for tree, params, kl in ((large, 110_000_000, 0.6), (small, 80_000_000, second_kl)):
+        list(tree["models"].values())[-1].update(params=params, kl=kl)
+    runs = [("keep-75", made(large)), ("keep-50", made(small))]
+    sweep = SweepSummary.of(runs)
+    return sweep, sweep_page(sweep, runs[0][1])
+
+
+@pytest.mark.parametrize(
+    ("second_kl", "said"),
+    [
+        (1.2, "Each size loses less than every smaller one."),
+        (0.5, "keep-75 loses more than a model of the same size or a smaller one."),
+    ],
+)
+def test_the_page_of_a_sweep_links_to_each_size(second_kl, said):
+    sweep, html = swept(second_kl)
+    page = Page(html)
+    assert [link for link in page.links if "report" in link] == ["keep-75/report.html", "keep-50/report.html"]
+    assert page.resources == []
+    assert said in page.text
+    assert ("Each size" in page.text) == ("Each size" in said)
+    assert "SmolLM2-135M in 2 smaller sizes" in page.text
+    for row in sweep.rows:
+        assert row.name in page.text
+        assert f"{row.params / 1e6:.1f} M" in page.text
+    assert "65,536" not in page.text
+    assert "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu" in page.text
+
+
+def test_names_in_the_page_of_a_sweep_are_escaped():
+    tree = searched()
+    tree["model"] = tree["text"]["source"] = name = NASTY.replace("/", "")
+    runs = [("keep-75", made(tree))]
+    assert name in Page(sweep_page(SweepSummary.of(runs), runs[0][1])).text
+
+
+def test_plain_runs_have_a_page_too():
+    assert "Block by block" in text_of(plain())
