@@ -236,11 +236,11 @@ def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path
     flip(plan / "plan.json")
     command("inspect", copied, "--html", page).refused("plan.json", "is damaged")
     shutil.rmtree(plan)
-    command("inspect", copied, "--html", page).refused("holds no plan beside the database", "give the output folder")
+    command("inspect", copied, "--html", page).refused("has no plan with the model's sizes", "give the output folder")
     other = tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64)
     assert prune("--until", "plan", model=other).code == 0
     shutil.copytree(tmp_path / "out" / "stages" / "plan", plan)
-    command("inspect", copied, "--html", page).refused("are of different models", "run the command that made them")
+    command("inspect", copied, "--html", page).refused("belong to different models", "rerun the command that made them")
     plan_key = json.loads((plan / "key.json").read_text())
     for path in (plan / "key.json", plan / "manifest.json"):
         tree = json.loads(path.read_text())

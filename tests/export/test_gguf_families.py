@@ -110,7 +110,7 @@ def test_where_queries_grow_the_file_ends(tmp_path):
     """Ministral 3 scales queries by their position, in steps of its original context."""
     folder = plain_checkpoint(tmp_path / "model", "ministral3")
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    assert any("its queries grow with their position from 16 tokens on" in note for note in report["notes"])
+    assert any("its queries are scaled with their position from 16 tokens on" in note for note in report["notes"])
     assert report["comparisons"][-1]["tokens"] == 16
 
 

@@ -62,7 +62,7 @@ class SubLayer(Closed):
 
     @property
     def input_norm(self) -> str | None:
-        """The norm of its input; None where it reads the residual stream itself."""
+        """Norm of the input; None if the sub-layer reads the residual stream directly."""
         return None if self.norms[0] == self.post_norm else self.norms[0]
 
 
@@ -152,7 +152,7 @@ class Family(Closed):
     """One architecture of transformers."""
 
     title: str
-    """What people call the models, for the documentation."""
+    """Usual name of the models, for the documentation."""
     model_type: str
     """Model type in config.json."""
     class_prefix: str

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 SUBLAYERS = ("attention", "mlp")
-Norms = Sequence[Sequence[str]]  # of a layer: those that go with its attention, those that go with its MLP
+Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 
 

@@ -22,7 +22,7 @@ def pruned_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
         prefix: Prefix of the family's class names, "Llama".
         module: The family's package in `transformers.models`, "llama".
         infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
-        norms: Names of the norms that go with a layer's attention, and of those that go with its MLP.
+        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.

@@ -16,9 +16,9 @@ PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
 EXPERTS = ("mixtral", "qwen3_moe")
 PARTIAL = ("phi3", "glm4")
-"""Families whose architecture rotates a part of each head."""
+"""Families whose architecture rotates only a part of each head."""
 SLIDING_EXAONE = 64
-"""Number of blocks by which llama.cpp knows the EXAONE 4 whose layers slide."""
+"""Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
         context = seen
     if model_type == "ministral3" and rope.values.get("llama_4_scaling_beta") and context > rope.original:
         notes.append(
-            f"its queries grow with their position from {rope.original} tokens on, which a Llama in llama.cpp doesn't "
-            f"compute: the file's context is {rope.original} instead of {context}"
+            f"its queries are scaled with their position from {rope.original} tokens on, which llama.cpp doesn't "
+            f"support in a Llama: the file's context is {rope.original} instead of {context}"
         )
         context = rope.original
     if rope.kind == "dynamic":
@@ -111,7 +111,7 @@ def _check_family(model_type: str, config: Any) -> None:
                 model_type, "llama.cpp omits the rotary embedding in every fourth layer, this model in others"
             )
     if model_type == "exaone4" and (config.num_hidden_layers == SLIDING_EXAONE or config.sliding_window is not None):
-        raise refused(model_type, "some of its layers slide over a window, which the export doesn't write yet")
+        raise refused(model_type, "some of its layers have a sliding window, which the export doesn't support yet")
     if model_type == "gemma3_text":
         if config.final_logit_softcapping or config.attn_logit_softcapping:
             raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")

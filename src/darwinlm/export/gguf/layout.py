@@ -83,14 +83,14 @@ LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ern
 
 UNKNOWN = {
     "vaultgemma": "llama.cpp has no architecture for this family",
-    "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
-    "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
-    "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
-    "olmoe": "it norms queries and keys over all heads, which the export doesn't write for mixtures yet",
-    "glm": "its fused projections have an architecture of their own, which the export doesn't write yet",
-    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
+    "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
+    "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
+    "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
+    "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
+    "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
+    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
-"""Why a family has no architecture here."""
+"""Reasons for families without an architecture."""
 
 
 @dataclass(frozen=True)

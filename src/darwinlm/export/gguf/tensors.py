@@ -22,7 +22,7 @@ NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
 NEIGHBOURS = ("ernie4_5", "glm4", "helium")
-"""Families that turn neighbouring columns in transformers too: their rows keep their order."""
+"""Families that also pair neighbouring columns in transformers, so that their rows keep their order."""
 LARGE = {46: "gemma2", 62: "gemma3"}
 """Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
 
