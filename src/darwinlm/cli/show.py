@@ -78,7 +78,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 markup=False,
             )
     console.print()
-    beside = run if run.name else Path("..") / run.resolve().name  # the folder that one is in has no name
+    beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim", highlight=False)
         console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
