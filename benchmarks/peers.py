@@ -1,8 +1,8 @@
 """Published versions of other pruning packages, compared on the same dense model, size and held-out text.
 
 The packages are installed from PyPI into a separate environment, OUT/env. They cut the model by their rules to the same
-share of the block parameters. Every model, including ours, is then measured by `darwinlm evaluate`: perplexity and KL to
-the dense model on held-out text, and copying. Prints one JSON line for each; finished ones aren't repeated.
+share of the block parameters. Every model, including ours, is then measured by `darwinlm evaluate`: perplexity and KL
+to the dense model on held-out text, and copying. Prints one JSON line for each; finished ones aren't repeated.
 
     python benchmarks/peers.py --model DENSE --text TEXT --held-out WEB --out runs/peers --ours runs/half/model
 
@@ -11,8 +11,8 @@ the dense model on held-out text, and copying. Prints one JSON line for each; fi
 - OptiPFair 0.4.2, depth: the last blocks, its default.
 - Torch-Pruning 1.6.1, magnitude and Taylor: MLP neurons in coupled groups; Taylor uses gradients on TEXT.
 
-Neither package updates the remaining weights or chooses sizes per block by their effect. DENSE is a folder in the format
-of transformers. Nothing is trained.
+Neither package updates the remaining weights or chooses sizes per block by their effect. DENSE is a folder in the
+format of transformers. Nothing is trained.
 """
 
 from __future__ import annotations
