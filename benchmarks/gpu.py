@@ -6,7 +6,9 @@ It needs no hub and no text: models have random weights, and text comes from the
 separate process with a time limit, so one that runs out of memory or hangs doesn't stop the others. Each line is
 `name: value unit (bound) ok|FAIL`. The same is written as JSON, with plans based on the measured rates. The exit status
 is 1 if any line failed.
-`--tiny --device cpu` runs everything in a minute on small shapes, without bounds on speed. A test does this.
+`--tiny --device cpu` runs everything in minutes on small shapes, without bounds on speed. A test does this.
+A YAML file beside the JSON holds the measured rates, for `darwinlm plan --device gpu.yaml`.
+Measurements of several GPUs are in `gpu_node.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from gpu_stages import candidates, decoding, recovery, refit, stream, training
+from gpu_stages import PASSES, candidates, decoding, recovery, refit, resume, stream, training
 from gpu_units import Line, Setup, equality, machine, mixed_types, moments, order, traps
 
 PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
@@ -39,6 +42,7 @@ PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "candidates": (240, candidates),
     "training": (120, training),
     "recovery": (180, recovery),
+    "resume": (120, resume),
     "refit": (90, refit),
     "decoding": (60, decoding),
     "traps": (30, traps),
@@ -49,6 +53,11 @@ TINY_BOX = 300
 """Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
 
 PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
+
+KINDS = ("bfloat16", "float32", "float64")
+
+PRODUCT_EFFICIENCY = 0.9
+"""Share of the measured rates that other large products reach."""
 
 
 def _run_part(name: str, setup: Setup) -> None:
@@ -97,8 +106,26 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
     return results
 
 
-def plans(results: list[Line], device: str) -> list[Line]:
-    """Planned hours of the shipped recipes, with this machine's measured rates instead of the stated ones."""
+def measured_device(results: list[Line], device: str, out: Path) -> str | None:
+    """Write the rates of this machine as a device for the plan; return the file's name."""
+    values = {line.name: float(line.value) for line in results if line.part in ("machine", "stream") and line.unit}
+    if not {f"{kind} product" for kind in KINDS} <= values.keys():
+        return None
+    on_gpu = torch.device(device).type == "cuda"
+    row = {kind: round(values[f"{kind} product"], 4) for kind in KINDS}
+    row["memory"] = torch.cuda.get_device_properties(0).total_memory / 1e9 if on_gpu else 80.0
+    row["bandwidth"] = round(values["memory bandwidth"], 2)
+    row["product_efficiency"] = PRODUCT_EFFICIENCY
+    if PASSES in values:
+        row["efficiency"] = round(values[PASSES] / values["bfloat16 product" if on_gpu else "float32 product"], 4)
+    name = "".join(filter(str.isalnum, torch.cuda.get_device_name().lower())) if on_gpu else "this-machine"
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({name: row | {"source": "measured by benchmarks/gpu.py"}}), encoding="utf-8")
+    return str(path)
+
+
+def plans(device: str) -> list[Line]:
+    """Planned hours of the shipped recipes, from a file of measured rates."""
     from transformers import AutoConfig
 
     from darwinlm.families.checkpoint import Checkpoint
@@ -107,11 +134,7 @@ def plans(results: list[Line], device: str) -> list[Line]:
     from darwinlm.planning.plan import make_plan
     from darwinlm.recipe import load_recipe
 
-    rates = {line.name.split()[0]: 1e12 * float(line.value) for line in results if line.name.endswith(" product")}
-    if not {"bfloat16", "float32", "float64"} <= rates.keys():
-        return []
-    known = find_device("h100")
-    measured = replace(known, name=device, rates=rates, product_efficiency=0.9, source="measured here")
+    measured = find_device(device)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -141,7 +164,8 @@ def main() -> None:
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
         results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
-    planned = plans(results, options.device)
+    rates = measured_device(results, options.device, options.out)
+    planned = plans(rates) if rates else []
     for line in planned:
         print(line)
     results += planned

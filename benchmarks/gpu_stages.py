@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -20,6 +22,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
+from darwinlm.report.summary import RecoveryFigures, TrainingPoint
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
@@ -42,6 +45,9 @@ SMALL = {
     "max_position_embeddings": 256,
 }
 UNITS = UnitsSettings(attention="kv_group", mlp_multiple=256)
+PASSES = "passes through blocks"
+"""Line with the rate of forward passes."""
+
 KEPT = 0.3764
 """Kept share of the block parameters: 2.7B of Llama-2-7B."""
 
@@ -107,6 +113,9 @@ def stream(setup: Setup) -> None:
             states.unload(block)
         rates[place] = n_tokens * checkpoint.n_blocks / seconds
         setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
+    block = sum(parameter.numel() for parameter in checkpoint.skeleton().get_submodule("model.layers.0").parameters())
+    operations = 2 * block + 4 * length * checkpoint.config.hidden_size
+    setup.told("stream", PASSES, rates["device"] * operations / 1e12, "TFLOP/s")
     setup.fast("stream", "file against device", rates["file"] / rates["device"], "", 0.5)
     setup.fast("stream", "main memory against device", rates["host"] / rates["device"], "", 0.8)
     setup.peak("stream")
@@ -162,7 +171,7 @@ def candidates(setup: Setup) -> None:
     setup.wait()
     setup.told("candidates", "slopes of all levels", time.perf_counter() - begun, "s")
     setup.most("candidates", "factors read for slopes", float(reader.reads - before), "", 0.0)
-    setup.peak("candidates")
+    setup.peak("candidates")  # caches take what is free, so the plan's figure is no bound
 
 
 def training(setup: Setup) -> None:
@@ -172,24 +181,36 @@ def training(setup: Setup) -> None:
     from darwinlm.search.evaluate.training import CandidateTrainer
 
     placed, parent = placed_model(setup)
-    vocabulary = placed.database.checkpoint.config.vocab_size
+    checkpoint = placed.database.checkpoint
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
-    text = torch.randint(vocabulary, (-(-n_tokens // length), length))
+    text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     settings = load_recipe(None, ["search.training.batch_tokens=2048"], {"model": "any"}).search.training
-    trainer = CandidateTrainer(placed, fitness, text, settings)
-    children = []
-    for index in range(4):
-        child = list(parent)
-        child[index] += 1
-        children.append(tuple(child))
-    begun = time.perf_counter()
-    trainer.train(children, n_tokens)
-    setup.wait()
-    seconds = time.perf_counter() - begun
-    setup.told("training", "tokens in training", len(children) * n_tokens / seconds, "a second")
-    setup.told("training", "mean KL after it", sum(trainer.kls(children, length)) / len(children), "nats a token")
-    setup.peak("training", 80e9, slack=1.0)
+    trainer = CandidateTrainer(placed, fitness, text, settings, setup.work)
+    trainer.reserve(placed.space.params(parent))
+    children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
+    pool, stays = [parent, *children], 3
+    for number in (1, 2):
+        begun = time.perf_counter()
+        losses = trainer.judge(pool, n_tokens // 2, length, staying=stays)
+        setup.wait()
+        rate = len(pool) * (n_tokens // 2) / (time.perf_counter() - begun)
+        setup.told("training", f"tokens in training, round {number}", rate, "a second")
+        best = sorted(zip(losses[1:], pool[1:], strict=True))[:2]
+        pool, stays = [parent, *(child for _, child in best)], 0
+        trainer.keep(pool)
+    setup.told("training", "mean KL after it", sum(losses) / len(losses), "nats a token")
+    planned = setup.plan(
+        "training",
+        checkpoint,
+        "search",
+        f"text.sequence_length={length}",
+        f"text.training_tokens={n_tokens}",
+        f"text.fitness_tokens={length}",
+        "search.offspring=4",
+        f"search.stages=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
+    )
+    setup.peak("training", planned)
 
 
 def smaller_model(setup: Setup, layers: int) -> Checkpoint:
@@ -230,11 +251,12 @@ def refit(setup: Setup) -> None:
     setup.told("refit", "one block took", time.perf_counter() - begun, "s")
     better = all(choice.after <= choice.before for choice in outcome.modules)
     setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
-    setup.peak("refit")
+    sizes = (f"text.sequence_length={length}", f"refit.tokens={n_tokens}", f"compute.batch_tokens={4 * length}")
+    setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
 
 
-def recovery(setup: Setup) -> None:
-    """Run a few steps of recovery with and without a teacher, through the function of the command."""
+def recovered(setup: Setup, layers: int, out: str, *more: str) -> RecoveryFigures:
+    """Figures of six steps of recovery, through the function of the command."""
     from rich.console import Console
     from tests.tiny.checkpoint import tiny_text
     from tests.tiny.tokenizer import tiny_tokenizer
@@ -242,49 +264,119 @@ def recovery(setup: Setup) -> None:
     from darwinlm.console import Reporter
     from darwinlm.runs.recovery import recover
 
-    layers = 4 if setup.tiny else 32
     dense, small = model_of(setup, layers), smaller_model(setup, layers)
     for folder in (dense.folder, small.folder):
         tiny_tokenizer().save_pretrained(folder)
+    text = setup.work / "recovery.txt"
+    if not text.exists():
+        tiny_text(text, 400 if setup.tiny else 60000)
+    quiet = Reporter(Console(quiet=True))
+    summary = recover(
+        small.folder,
+        setup.work / out,
+        teacher=str(dense.folder),
+        text=str(text),
+        assignments=(*recovery_settings(setup), f"compute.device={setup.device}", *more),
+        reporter=quiet,
+    )
+    assert summary.recovery is not None
+    return summary.recovery
+
+
+def recovery_settings(setup: Setup) -> tuple[str, ...]:
+    """Six steps."""
     length, step = (32, 256) if setup.tiny else (4096, 65536)
-    text = tiny_text(setup.work / "recovery.txt", 400 if setup.tiny else 60000)
-    settings = [
+    return (
         f"text.sequence_length={length}",
         f"text.validation_tokens={8 * length}",
         f"text.evaluation_tokens={8 * length}",
-        f"compute.device={setup.device}",
         f"compute.batch_tokens={length}",
         f"recovery.tokens={6 * step}",
         f"recovery.batch_tokens={step}",
         f"recovery.evaluate_every={6 * step}",
         f"recovery.save_every={6 * step}",
         f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
-    ]
-    quiet = Reporter(Console(quiet=True))
-    for name, more in (
-        ("without a teacher", ("recovery.distillation=0", "recovery.cross_entropy=1")),
-        ("with one", ()),
-    ):
-        out = setup.work / f"recovered {name}"
-        summary = recover(
-            small.folder, out, teacher=str(dense.folder), text=str(text), assignments=(*settings, *more), reporter=quiet
-        )
-        record = summary["recovery"]
-        floor = 9000.0 if name == "without a teacher" else None
-        setup.fast("recovery", f"tokens trained, {name}", record["tokens"] / record["seconds"], "a second", floor)
-    setup.peak("recovery")
+    )
+
+
+def recovery(setup: Setup) -> None:
+    """Six steps of recovery with and without a teacher."""
+    layers = 4 if setup.tiny else 32
+    alone = ("recovery.distillation=0", "recovery.cross_entropy=1")
+    size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
+    for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
+        record = recovered(setup, layers, f"recovered {name}", *more)
+        rate = record.tokens / record.seconds
+        setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
+        setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
+    planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
+    setup.peak("recovery", planned)
+
+
+def resume(setup: Setup) -> None:
+    """Recovery that is killed behind a checkpoint, and goes on from it, against one that isn't."""
+    from darwinlm.recovery.train import _Training
+
+    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}", "recovery.keep_checkpoints=1")
+    whole = recovered(setup, 4, "uninterrupted", *settings).log[-1]
+    update = _Training.update
+
+    def killed(self: _Training, step: int) -> None:
+        if step == 3:
+            raise _KilledError
+        update(self, step)
+
+    with mock.patch.object(_Training, "update", killed), contextlib.suppress(_KilledError):
+        recovered(setup, 4, "interrupted", *settings)
+    begun: list[int] = []
+
+    def watched(self: _Training, step: int) -> None:
+        begun.append(step)
+        update(self, step)
+
+    with mock.patch.object(_Training, "update", watched):
+        again = recovered(setup, 4, "interrupted", *settings).log[-1]
+    setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
+    differs = abs(_perplexity(again) / _perplexity(whole) - 1)
+    setup.most("resume", "perplexity differs from the uninterrupted one's by", differs, "relative", 1e-3)
+
+
+def _perplexity(point: TrainingPoint) -> float:
+    assert point.eval_perplexity is not None
+    return point.eval_perplexity
+
+
+class _KilledError(Exception):
+    """In place of a kill."""
 
 
 def decoding(setup: Setup) -> None:
-    """Measure tokens per second of the dense and the smaller model in eager decoding."""
+    """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
     from darwinlm.engines.torch import Torch
+    from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding
 
     layers = 4 if setup.tiny else 32
     prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
+    on_gpu = setup.kind.type == "cuda"
+    words = "a CUDA graph" if on_gpu else "a cache of fixed size"
+    rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         engine = Torch(str(checkpoint.folder), device=setup.device)
         engine.time(prompt, new)
         times = engine.time(prompt, new)
         setup.told("decoding", f"{name}: prompt", len(prompt) / times["first"], "tokens/s")
-        setup.told("decoding", f"{name}: decoding", new / times["decode"], "tokens/s")
-        del engine
+        with torch.inference_mode():
+            tokens = torch.tensor([prompt], device=setup.kind)
+            steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
+            setup.wait()
+            begun = time.perf_counter()
+            for _ in range(new):
+                steps.step()
+            setup.wait()
+        seconds = (times["decode"], time.perf_counter() - begun)
+        for (way, of_way), took in zip(rates.items(), seconds, strict=True):
+            of_way.append(new / took)
+            setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")
+        del engine, steps
+    for way, (dense, small) in rates.items():
+        setup.told("decoding", f"smaller against dense {way}", small / dense)

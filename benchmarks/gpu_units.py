@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -89,6 +90,21 @@ class Setup:
         bound = "" if plan is None else f"plan {plan / 1e9:.1f}"
         self.put(Line(part, f"{part} peak", value, "GB", bound, None if plan is None else value <= slack * plan / 1e9))
 
+    def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
+        """Bytes on a device that the plan says for a stage at the benchmark's budget."""
+        from darwinlm.planning.devices import find_device
+        from darwinlm.planning.estimate import estimate
+        from darwinlm.planning.model import Sizes
+        from darwinlm.recipe import load_recipe
+
+        device = find_device("h100")
+        more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
+        recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
+        needs = estimate(Sizes(checkpoint, recipe), device)
+        planned = next(need for need in needs if need.name == stage).device_bytes(device)
+        self.told(part, f"{part} planned", planned / 1e9, "GB")
+        return planned
+
     def wait(self) -> None:
         """Wait until the device is idle."""
         if self.kind.type == "cuda":
@@ -116,6 +132,7 @@ def machine(setup: Setup) -> None:
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
+    setup.told("machine", "TF32 is on", str(torch.backends.cuda.matmul.allow_tf32))
     row = next((rates for part, rates in STATED.items() if part in name), None)
     stated = find_device(row) if row else None
     n = 256 if setup.tiny else 8192
@@ -166,6 +183,7 @@ EQUAL = {
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
+    "recovery": ("llama", ("recovery.tokens=1024", "recovery.batch_tokens=128", "recovery.dtype=float32")),
 }
 """Family and assignments."""
 
@@ -188,7 +206,8 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     folder = setup.work / f"run-{len(list(setup.work.iterdir()))}"
     few = ("search.generations=1", "compute.batch_tokens=512")
     recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
-    return folder, run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), "refit")
+    last = "recover" if recipe.recovery.tokens else "refit"
+    return folder, run_stages(Run(recipe, folder, Reporter(Console(quiet=True))), last)
 
 
 def equality(setup: Setup) -> None:
@@ -210,6 +229,9 @@ def equality(setup: Setup) -> None:
                 scale = a[key].abs().max().clamp_min(1e-30)
                 worst = max(worst, float((a[key] - b[key]).abs().max() / scale))
         setup.most("equality", f"{name}: error curves differ by", worst, "relative", 1e-3)
+        if ours.recover is not None:
+            kl, other = (found.recover.record["log"][-1]["eval_kl"] for found in (ours, theirs))
+            setup.most("equality", f"{name}: KL after eight steps differs by", abs(other / kl - 1), "relative", 1e-3)
         pairs = zip(ours.search.allocation, theirs.search.allocation, strict=True)
         setup.told("equality", f"{name}: modules at another level", float(sum(x != y for x, y in pairs)))
 
@@ -298,3 +320,10 @@ def traps(setup: Setup) -> None:
         except DarwinLMError as error:
             said = str(error)
         setup.put(Line("traps", f"compute.device={name}", said or "was taken", ok=bool(said)))
+    with mock.patch("darwinlm.search.evaluate.fitness.Fitness.kls", side_effect=torch.OutOfMemoryError("full")):
+        try:
+            _run(setup, "llama", setup.device)
+            said = ""
+        except DarwinLMError as error:
+            said = str(error)
+    setup.put(Line("traps", "full memory", said or "was no message", ok="memory" in said))

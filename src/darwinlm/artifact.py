@@ -8,7 +8,6 @@ changed key starts again, and a killed one resumes from its finished files.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.errors import ArtifactError, storage_error
 from darwinlm.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -63,13 +62,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The error for a failed write, with the path and a remedy."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full: free some space" if full else f"{error}: check the path and its permissions"
-    return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 
 def _write(path: Path, text: str) -> None:

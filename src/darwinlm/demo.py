@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
     "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
     "recovery.tokens": 6144,
     "recovery.batch_tokens": 1024,
-    "recovery.learning_rate": 1e-4,
+    "recovery.learning_rate": 5e-5,
     "recovery.evaluate_every": 6144,
     "evaluation.prompts": (),
     "evaluation.new_tokens": 16,
@@ -83,7 +83,7 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
 
     Args:
         assignments: "section.field=value" strings, applied to it.
-        full: Whether to keep half of the block parameters with the default amounts of text, instead of three quarters
+        full: Whether to keep half of the block parameters with the default amounts of text, instead of 85 %
             in a few minutes.
 
     Raises:

@@ -26,6 +26,23 @@ The command line prints the message and exits with status 2. A message says what
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DISK = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your quota of the disk is used up: free some space",
+    errno.EROFS: "the disk is read-only: make it writable or choose another place",
+}
+"""What a disk refuses, and what to do."""
+
 
 class DarwinLMError(Exception):
     """Base class of all errors that input can cause."""
@@ -129,7 +146,7 @@ class MissingExtraError(DarwinLMError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'darwinlm[{extra}]'")
+        super().__init__(f"{purpose} needs the package '{package}': {install(extra)}")
 
 
 class DeviceMemoryError(DarwinLMError):
@@ -157,6 +174,28 @@ class StorageError(DarwinLMError):
 
     What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
     """
+
+
+def install(extra: str) -> str:
+    """The command that adds an extra to this package as it was installed: from a clone, a file, or an index."""
+    try:
+        origin = json.loads(distribution("darwinlm").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    url = str(origin.get("url", ""))
+    if origin.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{unquote(urlsplit(url).path)}[{extra}]'"
+    if "vcs_info" in origin:
+        url = f"{origin['vcs_info']['vcs']}+{url}"
+    return f"pip install 'darwinlm[{extra}]{f' @ {url}' if url else ''}'"
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The error for a failed write, with the path and a remedy."""
+    text = str(error)
+    refused = (advice for number, advice in DISK.items() if os.strerror(number) in text)
+    reason = next(refused, f"{getattr(error, 'strerror', None) or text}: check the path and its permissions")
+    return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 
 def first_line(error: BaseException) -> str:

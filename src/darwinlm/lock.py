@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 from weakref import WeakValueDictionary
 
-from darwinlm.errors import BusyError, StorageError
+from darwinlm.errors import BusyError, storage_error
 
 try:
     import fcntl
@@ -26,7 +26,9 @@ except ImportError:  # Windows
 LOCK = ".lock"
 """Name of the lock file in the output folder of a run."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-_PARTIAL = (".model.partial", ".model.unchecked")
+ASIDE = ".old"
+"""Ending of a hidden folder that is about to be replaced."""
+_PARTIAL = (".model.partial", ".model.unchecked", f".model{ASIDE}")
 _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 
 
@@ -50,9 +52,7 @@ class Lock:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
                 self._unmake()
-                raise StorageError(
-                    f"can't write {self.path}: {error.strerror}: check the path and its permissions"
-                ) from error
+                raise storage_error(self.path, error) from error
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -137,7 +137,7 @@ def hold_folder(folder: Path) -> Lock:
     """Lock the output folder of a run, and remove half-written files of killed runs. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
     if lock.problem is None:
-        for path in (*folder.glob("*"), *_below(folder / "stages")):
+        for path in (*folder.glob("*"), *_below(folder / "stages"), *_below(folder / "model")):
             if _TEMPORARY.fullmatch(path.name) or path.name in _PARTIAL:
                 _remove(path)
     return lock
@@ -152,7 +152,7 @@ def hold_target(path: Path) -> Lock:
     if lock.problem is None and path.parent.is_dir():
         for other in path.parent.glob(f".{_literal(path.name)}.*"):
             if other.name.startswith(f".{path.name}.") and re.fullmatch(
-                r"(\d+\.tmp|(plain\.)?partial|unchecked)", other.name[len(path.name) + 2 :]
+                r"((export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old)", other.name[len(path.name) + 2 :]
             ):
                 _remove(other)
     return lock
@@ -171,7 +171,10 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    whole = path.with_name(path.name[1:].removesuffix(ASIDE))
+    if path.suffix == ASIDE and not whole.exists():  # its process was killed before the new one stood
+        path.replace(whole)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -192,5 +195,5 @@ def _make(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"can't write {folder}: {error.strerror}: check the path and its permissions") from error
+        raise storage_error(folder, error) from error
     return missing

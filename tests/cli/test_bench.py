@@ -8,6 +8,7 @@ import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines import ENGINES
+from darwinlm.errors import install
 
 FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)
 
@@ -79,7 +80,7 @@ def test_wrong_options(command, model, tmp_path, arguments, parts):
 @pytest.mark.parametrize(("engine", "extra"), [("llama.cpp", "llama-cpp"), ("vllm", "vllm")])
 def test_an_engine_that_is_not_installed(command, model, monkeypatch, engine, extra):
     monkeypatch.setitem(ENGINES, engine, ("not_installed_here", extra))
-    command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", f"'darwinlm[{extra}]'")
+    command("bench", model, "--engine", engine).refused(f"measuring speed in {engine}", install(extra))
 
 
 def test_a_file_that_llama_cpp_refuses(command, tmp_path):

@@ -18,6 +18,7 @@ from tests.tiny.command import Command
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from darwinlm.errors import install
 from darwinlm.evaluation import harness
 from darwinlm.families.checkpoint import Checkpoint
 
@@ -351,7 +352,7 @@ def test_missing_harness_names_its_extra(command: Command, tiny_llama: Path, mon
     import sys
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", "pip install 'darwinlm[eval]'")
+    command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", install("eval"))
 
 
 def test_gguf_is_resolved(

@@ -18,7 +18,8 @@ from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evaluate.training import CandidateTrainer, LowRank, Student
+from darwinlm.search.evaluate.student import LowRank, Student
+from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
@@ -51,7 +52,7 @@ def bench(folder, tiny_llama, make_run):
 
 def trainer_of(bench, settings=FAST):
     whole, placed, fitness = bench
-    return CandidateTrainer(placed, fitness, whole.texts["training"].tokens, settings)
+    return CandidateTrainer(placed, fitness, whole.texts["training"].tokens, settings, whole.run.folder)
 
 
 def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
@@ -59,8 +60,7 @@ def test_training_brings_small_candidates_nearer_to_the_dense_model(bench):
     candidates = whole.random_allocations(3, seed=4)
     trainer = trainer_of(bench)
     before = fitness.kls(candidates, 256)
-    trainer.train(candidates, 512)
-    after = trainer.kls(candidates, 256)
+    after = trainer.judge(candidates, 512, 256)
     assert all(b < 0.97 * a for a, b in zip(before, after, strict=True)), (before, after)
     again = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=128)
     assert again.kls(candidates, 256) == before, "the placed's own modules have learnt nothing"
@@ -70,7 +70,7 @@ def test_what_was_removed_can_not_come_back(bench):
     whole, placed, _ = bench
     allocation = whole.random_allocations(1, seed=1)[0]
     trainer = trainer_of(bench)
-    trainer.train([allocation], 128)
+    trainer.judge([allocation], 128, 64)
     student = trainer._students[allocation]
     for index, level in enumerate(allocation):
         own, theirs = student.modules[index], placed.module(index, level)
@@ -81,22 +81,18 @@ def test_what_was_removed_can_not_come_back(bench):
 def test_all_learn_from_the_same_batches_whoever_else_does(bench):
     first, second = bench[0].random_allocations(2, seed=9)
     together, alone = trainer_of(bench), trainer_of(bench)
-    together.train([first, second], 256)
-    alone.train([second], 256)
-    assert together.kls([second], 128) == alone.kls([second], 128)
+    assert together.judge([first, second], 256, 128)[1:] == alone.judge([second], 256, 128)
 
 
 def test_survivors_go_on_from_their_trained_state(bench):
     first, second = bench[0].random_allocations(2, seed=9)
     rounds, once = trainer_of(bench), trainer_of(bench)
-    rounds.train([first, second], 128)
+    rounds.judge([first, second], 128, 128)
     rounds.keep([second])
-    rounds.train([second], 256)
-    once.train([second], 384)
-    assert rounds.kls([second], 128) == once.kls([second], 128)
+    expected = once.judge([second], 384, 128)
+    assert rounds.judge([second], 256, 128) == expected
     rounds.keep(())
-    rounds.train([second], 384)
-    assert rounds.kls([second], 128) == once.kls([second], 128), "the text begins anew"
+    assert rounds.judge([second], 384, 128) == expected, "the text begins anew"
 
 
 def test_one_step_is_plain_distillation(bench):
@@ -105,7 +101,7 @@ def test_one_step_is_plain_distillation(bench):
     allocation = whole.random_allocations(1, seed=3)[0]
     settings = TrainingSettings(learning_rate=1e-3, batch_tokens=64)
     trainer = trainer_of(bench, settings)
-    trainer.train([allocation], 64)
+    trainer.judge([allocation], 64, 64)
     tokens = whole.texts["training"].tokens[:2]
     small, dense = stitch(whole.reader, allocation), whole.checkpoint.load(torch.float32)
     names = [n for n, _ in small.named_parameters() if "self_attn" in n or ".mlp." in n]
@@ -153,13 +149,13 @@ def test_adapters_alone_learn_and_share_the_banks_weights(bench):
     allocation = whole.random_allocations(1, seed=4)[0]
     trainer = trainer_of(bench, TrainingSettings(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
     before = fitness.kl(allocation, 256)
-    trainer.train([allocation], 512)
+    (after,) = trainer.judge([allocation], 512, 256)
     student = trainer._students[allocation]
     layers = [layer for module in student.modules for layer in module.modules() if isinstance(layer, LowRank)]
     assert len(student.working) == 2 * len(layers)
     theirs = {id(p) for index, level in enumerate(allocation) for p in placed.module(index, level).parameters()}
     assert all(id(layer.linear.weight) in theirs for layer in layers)
-    assert trainer.kls([allocation], 256)[0] < before
+    assert after < before
 
 
 # -------------------------------------------------------------------------------------------------- inside the search
@@ -169,7 +165,7 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
     trainer = trainer_of(bench)
     monkeypatch.setattr(trainer.fitness, "clock", Clock(limit=0.0))
     with pytest.raises(TimeLimitError):
-        trainer.train(bench[0].random_allocations(1, seed=1), 64)
+        trainer.judge(bench[0].random_allocations(1, seed=1), 64, 64)
 
 
 @pytest.mark.parametrize("method", ["gradient", "paper"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -297,19 +298,25 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "said"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: IoError(Os { code: 28, message: 'No space left on device' })"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (
+            SafetensorError("Error while serializing: IoError(Os { code: 28, message: 'No space left on device' })"),
+            "the disk is full",
+        ),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "your quota of the disk is used up"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "the disk is read-only"),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES), "x.tmp"), "Permission denied: check the path"),
     ],
 )
-def test_tensors_on_a_full_disk(tmp_path, monkeypatch, error):
+def test_tensors_on_a_full_disk(tmp_path, monkeypatch, error, said):
     def save(tensors: object, to: Path, metadata: object) -> None:
         Path(to).write_bytes(b"half of it")
         raise error
 
     monkeypatch.setattr("safetensors.torch.save_file", save)
-    with pytest.raises(StorageError, match="the disk is full"):
+    with pytest.raises(StorageError, match=said):
         write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
     assert not names(tmp_path)
 

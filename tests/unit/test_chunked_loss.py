@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darwinlm.recovery.chunks import chunked_loss
+from darwinlm.evaluation.chunks import chunked_loss
 
 GENERATOR = torch.Generator().manual_seed(3)
 HIDDEN = torch.randn(23, 8, generator=GENERATOR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny.command import Command
 from tests.tiny.models import tiny_config
 
-from darwinlm import demo, parallel
+from darwinlm import demo, errors, parallel
 from darwinlm.artifact import KEY, MANIFEST, StageFolder, manifest_files, read_json, write_json
 from darwinlm.comparison.allocations import best_uniform, without_blocks
 from darwinlm.comparison.ranked import DenseReader
@@ -36,10 +37,12 @@ from darwinlm.errors import (
     CheckpointError,
     DataError,
     EngineError,
+    MissingExtraError,
     ModelError,
     NumericsError,
     ParallelError,
     RecipeError,
+    install,
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
@@ -293,3 +296,31 @@ def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) 
     process._process = SimpleNamespace(stdin=pipe, stdout=pipe, wait=lambda: 9)  # type: ignore[assignment]
     with log, pytest.raises(EngineError, match=message):
         process.facts()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (None, "pip install 'darwinlm[eval]'"),
+        ({"url": "file:///my%20code", "dir_info": {"editable": True}}, "pip install -e '/my code[eval]'"),
+        ({"url": "file:///code", "dir_info": {}}, "pip install 'darwinlm[eval] @ file:///code'"),
+        ({"url": "file:///a.whl", "archive_info": {}}, "pip install 'darwinlm[eval] @ file:///a.whl'"),
+        (
+            {"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
+            "pip install 'darwinlm[eval] @ git+https://host/x.git'",
+        ),
+    ],
+)
+def test_a_missing_extra_is_installed_as_the_package_was(monkeypatch, record, said):
+    """An index that has no release yet can't be told to install one."""
+    text = None if record is None else json.dumps(record)
+    monkeypatch.setattr(errors, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+    assert str(MissingExtraError("lm-eval", "eval", "a suite")) == f"a suite needs the package 'lm-eval': {said}"
+
+
+def test_a_package_that_is_not_installed_names_the_index(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(errors, "distribution", missing)
+    assert install("eval") == "pip install 'darwinlm[eval]'"

@@ -80,7 +80,7 @@ def test_ratios_are_steady_where_their_median_is_certain_to_one_per_cent(ratios,
 @pytest.mark.parametrize(("noise", "passes"), [((1.0, 1.0, 1.0), 3), ((1.0, 1.3, 0.7), 9)])
 def test_a_busy_machine_is_timed_for_longer(monkeypatch, noise, passes):
     timer = ModelTimer.__new__(ModelTimer)
-    timer.runs, timer._reference = 3, "dense"
+    timer.runs, timer._reference, timer._graphed = 3, "dense", {}
     timed = []
 
     def seconds(self, model):

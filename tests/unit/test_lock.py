@@ -89,6 +89,7 @@ def test_left_over_files_of_killed_runs_are_removed(tmp_path):
     out = tmp_path / "out"
     kept = [".darwinlm.json.tmp", "a.12.tmp", ".hidden", "stages/text/.x.tmp", "thesis.txt"]
     gone = [".darwinlm.json.12.tmp", "stages/text/.blocks.json.99.tmp", "stages/text/deep/.a.1.tmp"]
+    gone += ["model/.README.md.7.tmp"]
     for name in (*kept, *gone):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")
@@ -118,6 +119,7 @@ def test_nothing_of_a_live_process_is_removed(holder, tmp_path):
 
 def test_left_over_files_beside_a_target(tmp_path):
     names = [".m[1].gguf.partial", ".m[1].gguf.plain.partial", ".m[1].gguf.unchecked", ".m[1].gguf.7.tmp"]
+    names += [".m[1].gguf.export.json.7.tmp"]
     others = ["m[1].gguf", ".m1.gguf.partial", ".m[1].gguf.bak"]
     for name in (*names, *others):
         (tmp_path / name).write_text("x")
@@ -162,3 +164,18 @@ def test_a_lock_that_is_removed_while_it_is_waited_for(tmp_path, monkeypatch):
     assert len(calls) == 2
     assert (tmp_path / lock.LOCK).exists()
     held.release()
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tmp_path, stands):
+    """A process was killed while it put a new model in the place of an old one."""
+    for hold, folder in ((hold_folder, tmp_path / "run" / "model"), (hold_target, tmp_path / "exported")):
+        old = folder.with_name(f".{folder.name}.old")
+        old.mkdir(parents=True)
+        (old / "which").write_text("old")
+        if stands:
+            folder.mkdir()
+            (folder / "which").write_text("new")
+        hold(folder.parent if hold is hold_folder else folder).release()
+        assert (folder / "which").read_text() == ("new" if stands else "old")
+        assert not old.exists()

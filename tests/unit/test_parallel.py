@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from darwinlm import parallel
-from darwinlm.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError
+from darwinlm.errors import DarwinLMError, DataError, MissingExtraError, NumericsError, ParallelError, install
 
 
 def in_two_processes(work, tmp_path):
@@ -77,7 +77,7 @@ def test_two_processes(tmp_path):
         assert one["mine"] == [[0, 2, 4], [1, 3]][rank]
         assert one["alone"] == ("NumericsError", "block 3: NaN")
         assert one["both"] == ("DataError", "of 0")
-        assert one["main fails"] == ("MissingExtraError", "x needs the package 'p': pip install 'darwinlm[e]'")
+        assert one["main fails"] == ("MissingExtraError", f"x needs the package 'p': {install('e')}")
     assert found[0]["collected"] == {"0.a": [[0] * 3] * 2, "0.b": [0.0], "1.a": [[1] * 3] * 2, "1.b": [0.0, 1.0]}
     assert found[1]["collected"] == {}
     assert found[0]["main breaks"][0] == "KeyError"

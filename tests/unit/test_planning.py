@@ -343,3 +343,30 @@ def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
 def test_pieces_of_logits_are_those_of_the_stages() -> None:
     assert estimate.HEAD_TOKENS == reference.LOGIT_TOKENS
     assert refit.PIECE == stages_refit.HEAD_TOKENS
+
+
+ROW = "measured: {memory: 80, bfloat16: 700, float32: 50, float64: 30, bandwidth: 2800, source: here"
+
+
+def test_a_file_of_measured_rates_is_a_device(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.yaml"
+    path.write_text(f"{ROW}, efficiency: 0.5, product_efficiency: 0.8}}", encoding="utf-8")
+    device = find_device(str(path))
+    assert (device.name, device.memory, device.rates["bfloat16"]) == ("measured", 80e9, 700e12)
+    assert (device.efficiency["float64"], device.product_efficiency) == (0.5, 0.8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "a: 1", f"{ROW}, efficiency: -1}}", f"{ROW}, efficiency: .nan}}", "a: {memory: 80}", "a: ["],
+)
+def test_other_files_are_no_device(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"gpu\.yaml: it describes no device .*: give the YAML file that benchmarks"):
+        find_device(str(path))
+
+
+def test_a_file_of_rates_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="it describes no device"):
+        find_device(str(tmp_path / "none.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from darwinlm.artifact import read_json, write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery.checkpoints import TrainingState
 from darwinlm.recovery.guard import LossGuard
 from darwinlm.recovery.schedule import plan_steps, rate_share
 from darwinlm.recovery.train import Trained, train
@@ -234,3 +236,10 @@ def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
     trained(tmp_path)
     assert len(found) == 6
     assert max(found[1:]) < 1024
+
+
+def test_a_checkpoint_keeps_whole_numbers_of_the_log():
+    """Else a training that went on would record step 2.0 where another one records step 2."""
+    state = TrainingState(guard=LossGuard(factor=2.0), step=2, log=[{"step": 2, "tokens": 512, "loss": 1.5}])
+    again = TrainingState.model_validate_json(state.model_dump_json())
+    assert json.dumps(again.log) == json.dumps(state.log) == '[{"step": 2, "tokens": 512, "loss": 1.5}]'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from darwinlm.errors import MissingExtraError
+from darwinlm.errors import MissingExtraError, install
 from darwinlm.families.resolve import resolve_model
 
 
@@ -17,7 +17,7 @@ def test_a_gguf_file_needs_its_extra(package: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, package, None)
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
-    message = f"reading model.gguf needs the package '{package}': pip install 'darwinlm[gguf]'"
+    message = f"reading model.gguf needs the package '{package}': {install('gguf')}"
     with pytest.raises(MissingExtraError, match=re.escape(message)):
         resolve_model(str(model), tmp_path / "source")
     assert not (tmp_path / "source").exists()

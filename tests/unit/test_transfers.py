@@ -9,7 +9,7 @@ import torch
 
 from darwinlm.calibration import hidden, transfers
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
-from darwinlm.calibration.transfers import Mover, pinned_bytes
+from darwinlm.calibration.transfers import HostCopy, Mover, pinned_bytes
 
 
 class Event:
@@ -64,3 +64,19 @@ def test_a_stream_moves_on_and_is_read_again(place, without_gpu, tmp_path):
 
 def test_pinned_memory_comes_in_powers_of_two():
     assert [pinned_bytes(size) for size in (0, 1, 2, 3, 1024, 1025)] == [0, 1, 2, 4, 1024, 2048]
+
+
+@pytest.mark.parametrize("slab", [8, 30, 1 << 20])
+def test_a_copy_in_main_memory_gives_back_every_byte(slab, monkeypatch):
+    """Whatever the pieces, whose borders cut tensors and single numbers."""
+    monkeypatch.setattr(transfers, "SLAB", slab)
+    tensors = [torch.randn(3, 5), torch.randn(7, dtype=torch.bfloat16), torch.empty(0), torch.arange(4)]
+    copy = HostCopy(tensors)
+    assert copy.nbytes == sum(tensor.nbytes for tensor in tensors)
+    given = [torch.zeros_like(tensor) for tensor in tensors]
+    copy.copy_to(given)
+    assert all(torch.equal(there, was) for there, was in zip(given, tensors, strict=True))
+
+
+def test_a_copy_of_nothing():
+    HostCopy([]).copy_to([])

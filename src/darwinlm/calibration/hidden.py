@@ -18,8 +18,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import storage_error
 from darwinlm.calibration.transfers import Arriving, Mover, arrived, pinned_bytes, pinned_like
+from darwinlm.errors import storage_error
 from darwinlm.memory import free_bytes, free_host_bytes
 
 NUMBERS = itertools.count()

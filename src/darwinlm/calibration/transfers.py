@@ -7,6 +7,7 @@ are copied through pinned memory by a thread.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 MOST_WAITING = 2
 """Maximum number of pending batches to a file; the next one waits."""
+
+SLAB = 1 << 28
+"""Most bytes of one piece of a `HostCopy`."""
 
 
 class Arriving:
@@ -94,3 +98,42 @@ def pinned_bytes(size: int) -> int:
 def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
     """The batch of a copy that `Mover.fetch` began."""
     return (coming.result() if isinstance(coming, Future) else coming).take()
+
+
+class HostCopy:
+    """What some tensors hold, in main memory, pinned where they lie on a GPU.
+
+    The bytes lie one behind the other in pieces of one size: the allocator of pinned memory rounds each piece up to a
+    power of two, and hands out pieces of the same size again.
+
+    Args:
+        tensors: To copy; contiguous.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.nbytes = sum(tensor.nbytes for tensor in tensors)
+        pinned = any(tensor.device.type == "cuda" for tensor in tensors)
+        size = min(self.nbytes, SLAB)
+        count = -(-self.nbytes // size) if size else 0
+        self._slabs = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)]
+        for part, held in self._parts(tensors):
+            held.copy_(part, non_blocking=pinned)
+        if pinned:
+            torch.cuda.synchronize(tensors[0].device)
+
+    def copy_to(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors of the same sizes, in the same order, what the copied ones held."""
+        for part, held in self._parts(tensors):
+            part.copy_(held, non_blocking=True)
+
+    def _parts(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of the tensors, each with the place of its bytes."""
+        place = 0
+        for tensor in tensors:
+            flat = tensor.detach().view(-1).view(torch.uint8)
+            start = 0
+            while start < len(flat):
+                slab, offset = divmod(place, len(self._slabs[0]))
+                count = min(len(flat) - start, len(self._slabs[0]) - offset)
+                yield flat[start : start + count], self._slabs[slab][offset : offset + count]
+                start, place = start + count, place + count

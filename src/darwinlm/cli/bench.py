@@ -40,6 +40,7 @@ def bench(
     """Measure speed: tokens per second, time to the first token, peak memory and file size."""
     from darwinlm.artifact import write_json
     from darwinlm.bench import run_bench
+    from darwinlm.lock import hold_target
 
     report = run_bench(
         model,
@@ -59,7 +60,8 @@ def bench(
     else:
         _show(terminal.console(), report)
     if out is not None:
-        write_json(out, report.as_dict())
+        with hold_target(out):
+            write_json(out, report.as_dict())
 
 
 def _show(console: Console, report: SpeedReport) -> None:

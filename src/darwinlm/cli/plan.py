@@ -30,7 +30,9 @@ def plan(
     device: Annotated[
         str,
         typer.Option(
-            "--device", help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU) or cpu."
+            "--device",
+            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU), cpu, or a file "
+            "from benchmarks/gpu.py.",
         ),
     ] = "cpu",
     processes: Annotated[int, typer.Option("--processes", min=1, help="Number of torchrun processes.")] = 1,
@@ -45,6 +47,7 @@ def plan(
     from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
     from darwinlm.evaluation import summary
+    from darwinlm.lock import hold_target
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes, described
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
@@ -72,10 +75,13 @@ def plan(
             soft_wrap=True,
         )
         console.print(summary.terminal(HEADINGS, cells(plan_of_run)))
+        for note in plan_of_run.notes:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         for problem in plan_of_run.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:
-            write_json(out, plan_of_run.as_json())
+            with hold_target(out):
+                write_json(out, plan_of_run.as_json())
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def show_tables(tables: Iterable[Table], console: Console, markdown: Path | None) -> None:
-    """Print tables with their remarks, and write them to a Markdown file if given. Raises StorageError."""
+    """Print tables with remarks, and write them to a Markdown file if given. Raises StorageError, BusyError."""
     from darwinlm.artifact import write_text
     from darwinlm.evaluation import summary
+    from darwinlm.lock import hold_target
 
     parts: list[str] = []
     for headings, cells, remarks in tables:
@@ -24,4 +25,5 @@ def show_tables(tables: Iterable[Table], console: Console, markdown: Path | None
             console.print(remark, highlight=False, markup=False, soft_wrap=True)
         parts.append(summary.markdown(headings, cells, remarks))
     if markdown is not None:
-        write_text(markdown, "\n".join(parts))
+        with hold_target(markdown):
+            write_text(markdown, "\n".join(parts))

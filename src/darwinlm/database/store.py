@@ -91,9 +91,10 @@ class DatabaseReader:
         self._curves: dict[tuple[int, ModuleKind, int], tuple[Tensor, Tensor]] = {}
         self._errors: dict[tuple[int, ModuleKind, int], Tensor] = {}
         self._losses: dict[int, dict[str, Tensor]] = {}
+        self._reserved = 0
         self._last: tuple[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] | None = None
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = Bounded(
-            _bytes, room_on(device, DEVICE_SHARE), scanned=True
+            _bytes, room_on(device, DEVICE_SHARE, lambda: self._reserved), scanned=True
         )
         self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
             lambda stored: stored.nbytes, room_on_host(HOST_SHARE), scanned=True
@@ -131,8 +132,13 @@ class DatabaseReader:
         self._last = key, factors
         return factors
 
-    def release(self) -> None:
-        """Release the factors on the device; they are recomputed on demand."""
+    def release(self, reserve: int = 0) -> None:
+        """Release the factors on the device; they are recomputed on demand.
+
+        Args:
+            reserve: Bytes of device memory that factors must leave free from now on.
+        """
+        self._reserved = reserve
         self._last = None
         self._factors.clear()
 

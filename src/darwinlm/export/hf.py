@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from darwinlm.artifact import storage_error, write_text
-from darwinlm.errors import CheckpointError, NumericsError
+from darwinlm.artifact import write_text
+from darwinlm.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.families.family import PREFIX
 from darwinlm.families.origin import carry
+from darwinlm.lock import ASIDE
 
 
 def is_custom(config: Any) -> bool:
@@ -58,8 +59,7 @@ def save_model(
             carry(source, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        _put(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise storage_error(folder, error) from error
     finally:
@@ -76,13 +76,26 @@ def unchecked(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.unchecked")
     try:
         yield temporary
-        if out.is_dir():
-            shutil.rmtree(out)
-        temporary.replace(out)
+        _put(temporary, out)
     except OSError as error:
         raise storage_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Rename a whole folder to its name; an older one is moved aside first, and removed when the new one stands."""
+    old = folder.with_name(f".{folder.name}{ASIDE}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def saved_bytes(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.artifact import write_json
 from darwinlm.compute import DTYPES
 from darwinlm.errors import ExportError
 from darwinlm.export.check import ExportReport
@@ -60,7 +59,7 @@ def export_model(
         if to != "gguf":
             element = DTYPES[dtype] if dtype else None
             return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
-        report = export_gguf(
+        return export_gguf(
             checkpoint,
             out,
             quantisation=quantisation or "f16",
@@ -69,8 +68,6 @@ def export_model(
             threads=threads,
             say=say,
         )
-        write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
-        return report
 
 
 def _check_options(

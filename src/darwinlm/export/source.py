@@ -7,6 +7,7 @@ from pathlib import Path
 from darwinlm.artifact import MANIFEST
 from darwinlm.errors import ExportError, ModelError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.lock import hold_target
 
 MARKER = "darwinlm.json"
 
@@ -39,6 +40,7 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
 
     Raises:
         ExportError: The target exists, is the source, or is of the wrong kind.
+        BusyError: Another process is writing it.
     """
     if path.resolve() == source.resolve() or path.resolve() in source.resolve().parents:
         raise ExportError(f"--out {path} is the folder of the model itself: choose another path")
@@ -48,6 +50,7 @@ def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> 
         raise ExportError(f"--out {path} is a folder: this format is one file, such as {path / 'model.gguf'}")
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if occupied and not overwrite:
+        hold_target(path).release()  # removes leftover files of a process that was killed at its very end
         raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
     if occupied and folder and not (path / "config.json").is_file():
         raise ExportError(f"--out {path} holds something other than a model: choose another path")

@@ -89,6 +89,12 @@ class Decoder:
         device: torch.device = next(self.model.get_submodule(self.family.embedding).parameters()).device
         return device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream and of what modules compute in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Residual stream before the first block, [b, t] -> [b, t, m]."""

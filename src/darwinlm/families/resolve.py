@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, storage_error, write_json
-from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line
+from darwinlm.artifact import StageFolder, file_digest, read_json, stage_version, write_json
+from darwinlm.errors import CheckpointError, MissingExtraError, ModelError, first_line, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import GgufHeader, read_header
+from darwinlm.families.gguf_rope import FACTORS, read_llama3
 from darwinlm.families.loading import listed, load_model, load_tokenizer
 from darwinlm.families.origin import FILES, write_gguf_origin
 from darwinlm.families.pre_tokenizer import split_as_named
@@ -99,12 +100,15 @@ def _dequantise(path: Path, work: Path) -> Path:
     if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
         _readable(path, lambda: split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre")))
     quantised = _readable(path, lambda: load_model(where, torch.float32, gguf_file=path.name, allow_remote_code=False))
-    _check_all_read(path, header, quantised)
-    family_of(quantised.config)
+    config = _plain_config(quantised.config)
+    factors = _check_all_read(path, header, quantised)
+    family_of(config)
+    if factors:
+        config.rope_parameters = _scaling(path, factors, config)
     stage.begin()
     try:
         # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
-        plain = type(quantised)(_plain_config(quantised.config))
+        plain = type(quantised)(config)
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(work)
         tokenizer.save_pretrained(work)
@@ -135,8 +139,11 @@ def _readable(path: Path, read: Callable[[], T]) -> T:
         raise CheckpointError(f"can't read the GGUF file {path}: {reason}") from error
 
 
-def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
+def _check_all_read(path: Path, header: GgufHeader, model: Any) -> list[str]:
     """Check that the model has every weight of the file, since transformers silently ignores unknown names.
+
+    Returns:
+        Tensors that aren't weights, but scale the rotary embedding.
 
     Raises:
         CheckpointError: The file holds more or fewer numbers than the model.
@@ -149,9 +156,18 @@ def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
             f"{path} holds {there:,} weights, but transformers reads {read:,} of a {model.config.model_type} model: "
             "some tensors have names that aren't known. Give the model's original folder or hub id"
         )
-    scaling = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if factors and scaling == "default":
+    return factors
+
+
+def _scaling(path: Path, factors: list[str], config: Any) -> dict[str, Any]:
+    """Settings of a rotary embedding that is scaled by tensors of the file. Raises CheckpointError."""
+    rope: dict[str, Any] = config.rope_parameters
+    if rope.get("rope_type") != "default":
+        return rope
+    found = read_llama3(path, config) if factors == [FACTORS] else None
+    if found is None:
         raise CheckpointError(
-            f"{path} scales its rotary embedding by {listed(factors)}, which transformers doesn't read: give the "
-            "model's original folder or hub id"
+            f"{path} scales its rotary embedding by {listed(factors)}, which transformers doesn't read and no settings "
+            "of the type llama3 give: give the model's original folder or hub id"
         )
+    return found

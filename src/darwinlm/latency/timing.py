@@ -1,12 +1,15 @@
-"""Time whole models of given sizes on the present device, in their saved form but with random weights."""
+"""Time whole models of given sizes on the present device, in their saved form but with random weights.
+
+On a CUDA device decoding is timed as a CUDA graph (`graphs.py`), elsewhere in eager mode.
+"""
 
 from __future__ import annotations
 
-import inspect
+import functools
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.surgery.shrink import layer_overrides
 from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 
@@ -57,6 +61,9 @@ class ModelTimer:
         dtype: Element type of the weights.
         device: Device of the models.
         runs: Number of timed passes of each model, up to three times as many if the machine's speed changes.
+
+    Attributes:
+        graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class ModelTimer:
         self.dtype = dtype
         self.device = device
         self.runs = runs
+        self.graphs = device.type == "cuda"
+        self._graphed: dict[int, GraphedDecoding] = {}
         self._reference: Any = None
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
@@ -92,6 +101,7 @@ class ModelTimer:
         pairs: list[tuple[float, float]] = []
         while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
             pairs.append((self.seconds(self._reference), self.seconds(model)))
+        self._graphed.pop(id(model), None)
         return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
     def build(self, choice: Choice) -> Any:
@@ -130,22 +140,35 @@ class ModelTimer:
         begun = self._now()
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
         total = self._now() - begun if self.request.prefill else 0.0
-        if self.request.decode:
-            cache = {self._cache_name(model): output.past_key_values}
+        if not self.request.decode:
+            return total
+        graphed = self._graph_of(model)
+        if graphed is not None:
+            graphed.rewind()
+            step: Callable[[], Any] = graphed.step
+        else:
+            cache = {cache_name(model): output.past_key_values}
             if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
-            steps = []
-            for _ in range(min(DECODE_STEPS, self.request.decode)):
-                begun = self._now()
-                model(input_ids=self._tokens[:, :1], use_cache=True, **cache)
-                steps.append(self._now() - begun)
-            total += self.request.decode * statistics.median(steps)
-        return total
+            step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
+        steps = []
+        for _ in range(min(DECODE_STEPS, self.request.decode)):
+            begun = self._now()
+            step()
+            steps.append(self._now() - begun)
+        return total + self.request.decode * statistics.median(steps)
 
-    @staticmethod
-    def _cache_name(model: Any) -> str:
-        """Name of the model's cache argument, which differs between releases of transformers."""
-        return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    def _graph_of(self, model: Any) -> GraphedDecoding | None:
+        """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""
+        if self.graphs and id(model) not in self._graphed:
+            try:
+                self._graphed[id(model)] = GraphedDecoding(model, self._tokens, DECODE_STEPS)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                self.graphs = False
+                self._graphed.clear()
+        return self._graphed[id(model)] if self.graphs else None
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from darwinlm.compute import has_matrix_tiles
-from darwinlm.errors import RecipeError
+from darwinlm.errors import RecipeError, first_line
+from darwinlm.limits import parse_yaml
 
 GIGA, TERA = 1e9, 1e12
 
@@ -72,19 +75,24 @@ TILES_EFFICIENCY = 0.8
 """The same for bfloat16 on a CPU with matrix tiles."""
 
 
+REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
 
 
 def find_device(name: str) -> Device:
-    """A device by name; `cpu` is measured, and `cuda` is this machine's GPU.
+    """A device by name; `cpu` is measured, `cuda` is this machine's GPU, a YAML file comes from benchmarks/gpu.py.
 
     Raises:
-        RecipeError: The device isn't known (the message lists the known ones), or this machine has no such GPU.
+        RecipeError: The device isn't known (the message lists the known ones), this machine has no such GPU, or the
+            file has no device.
     """
     if name == "cpu":
         return measure_cpu()
+    if name.endswith((".yaml", ".yml")):
+        return _measured(Path(name).expanduser())
     table = yaml.safe_load((resources.files("darwinlm.planning") / "devices.yaml").read_text(encoding="utf-8"))
     if name == "cuda":
         return _card_at_hand(table)
@@ -96,6 +104,20 @@ def find_device(name: str) -> Device:
     return _from_row(name, table[name])
 
 
+def _measured(path: Path) -> Device:
+    """The device of a file with a row as `devices.yaml` has them, and `efficiency` and `product_efficiency` of it."""
+    try:
+        ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
+        numbers = [float(value) for field, value in row.items() if field != "source"]
+        device = _from_row(str(name), row)
+    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RecipeError(f"--device {path}: it describes no device ({reason}): {REMEDY}") from error
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise RecipeError(f"--device {path}: it describes no device (figures must be above 0): {REMEDY}")
+    return device
+
+
 def _from_row(name: str, row: dict[str, Any]) -> Device:
     rates = {kind: row[kind] * TERA for kind in DTYPES}
     return Device(
@@ -103,10 +125,10 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
         row["memory"] * GIGA,
         rates,
         row["bandwidth"] * GIGA,
-        dict.fromkeys(rates, GPU_EFFICIENCY),
-        GPU_EFFICIENCY,
+        dict.fromkeys(rates, row.get("efficiency", GPU_EFFICIENCY)),
+        row.get("product_efficiency", GPU_EFFICIENCY),
         GPU_BLOCK_SECONDS,
-        row["source"],
+        str(row["source"]),
     )
 
 

@@ -12,11 +12,13 @@ from dataclasses import replace
 
 from darwinlm.calibration.stream import ORDER_TOKENS
 from darwinlm.families.shapes import ModuleShape
+from darwinlm.planning.candidates import train_candidates, without_blocks
+from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.passes import batches, forward_type, logit_items, pass_items, pass_tokens
 from darwinlm.planning.refit import refit_need
-from darwinlm.planning.training import LOSS_BYTES, UPDATE_BYTES, adapters, recovery_need, saved
+from darwinlm.planning.training import LOSS_BYTES, recovery_need, saved
 
 REUSED = 0.55
 """Average share of the blocks that a candidate runs, from its first changed block on."""
@@ -53,9 +55,19 @@ HEAD_TOKENS = 512
 """Tokens whose logits the search computes at once."""
 
 
-def estimate(sizes: Sizes) -> list[StageNeed]:
-    """Needs of the stages with work, in order."""
-    makers: list[Callable[[Sizes], StageNeed]] = [_database, _search]
+def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[StageNeed]:
+    """Needs of the stages with work, in order.
+
+    Args:
+        sizes: Sizes of model and recipe.
+        device: Device of the stages.
+        ram: Bytes of the machine's memory, for states that wait there; None means enough.
+    """
+
+    def search(sizes: Sizes) -> StageNeed:
+        return _search(sizes, device, ram)
+
+    makers: list[Callable[[Sizes], StageNeed]] = [_database, search]
     if sizes.recipe.database.saliency == "loss":
         makers.insert(0, _gradients)
     if sizes.recipe.refit.enabled:
@@ -181,7 +193,7 @@ def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
     return [chosen[0], replace(chosen[1], on_gpu=more), *chosen[2:]]
 
 
-def _search(sizes: Sizes) -> StageNeed:
+def _search(sizes: Sizes, device: Device, ram: float | None) -> StageNeed:
     recipe = sizes.recipe
     settings = recipe.search
     kind, size = forward_type(sizes)
@@ -223,24 +235,34 @@ def _search(sizes: Sizes) -> StageNeed:
     need.processes, need.bound = sizes.processes, settings.minutes
     need.moved = tokens * _kl_bytes(sizes) + changed * reads * 3
     kept = sizes.width + 4 if sizes.linear_head else sizes.vocabulary
+    # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
+    inputs, cache = (1, 1 << 30) if trained else (sizes.checkpoint.n_blocks, 2 << 30)
+    passing = [*pass_items(sizes, size), Item("logits", 10.0 * HEAD_TOKENS * sizes.vocabulary)]
     need.device = [
-        Item("dense model", sizes.params * size),
+        Item("dense model", float(sizes.params * size)),
         Item("dense model's distributions", fitness * kept * 4.0, "text.fitness_tokens", fitness),
         Item(
             "block inputs of the parent",
-            fitness * sizes.width * sizes.checkpoint.n_blocks * size,
+            float(fitness * sizes.width * inputs * size),
             "text.fitness_tokens",
             fitness,
         ),
-        Item("current and cached modules", min(4 * 2**30, sizes.blocks * size * 4.0)),
-        *pass_items(sizes, size),
-        Item("logits", 10.0 * HEAD_TOKENS * sizes.vocabulary),
+        Item("current and cached modules", min(2.0 * cache, sizes.blocks * size * 4.0)),
+        Item("cached factors", min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes))),
     ]
-    need.device.append(Item("cached factors", min(2 * 2**30, sum(8.0 * shape.width**2 for shape in sizes.shapes))))
     if guided:
         _slopes(sizes, need, min(window, fitness), settings.generations)
-    if trained:
-        _train_candidates(sizes, need, size)
+    if not trained:
+        need.device += passing
+        return need
+    training = train_candidates(sizes, need, size, device, ram)
+    if device.is_cpu:
+        need.device += [*passing, *training]
+    else:
+        # One candidate's own passes come after its gradients are gone.
+        own, *back = training
+        need.device += [own, *max(passing, back, key=lambda items: sum(item.bytes for item in items))]
+        without_blocks(sizes, need, size, device)
     return need
 
 
@@ -259,36 +281,6 @@ def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
     need.calls += times * 4 * batches(sizes, tokens) * sizes.depth
     depth = sizes.checkpoint.n_blocks
     need.device.append(Item("block inputs in the backward pass", float(pass_tokens(sizes)) * sizes.width * depth * 2))
-
-
-def _train_candidates(sizes: Sizes, need: StageNeed, size: int) -> None:
-    """Needs of training in a search: candidates of a round train together, and the dense model reads the text once."""
-    settings, recipe = sizes.recipe.search, sizes.recipe.search.training
-    text, tokens, held = 0.0, 0.0, 0
-    last = settings.offspring
-    for stage in settings.stages:
-        text += settings.generations * stage.training_tokens
-        tokens += settings.generations * (last + 1) * stage.training_tokens
-        held, last = max(held, last + 1), stage.survivors
-    need.tokens += tokens
-    # Forward and backward passes; the head only needs the gradient of its input.
-    need.passes += tokens * (3 * sizes.kept * sizes.forward + 2 * sizes.head) + text * (sizes.forward + sizes.head)
-    small, piece = sizes.kept * sizes.blocks, max(HEAD_TOKENS, sizes.recipe.text.sequence_length)
-    trained = adapters(sizes, recipe.lora_rank) if recipe.lora_rank else small
-    need.moved += (
-        tokens + text
-    ) * sizes.vocabulary * LOSS_BYTES / 2 + tokens / recipe.batch_tokens * trained * UPDATE_BYTES
-    need.calls += (3 * tokens + text) / piece * sizes.depth
-    here = -(-held // sizes.processes)
-    need.device += [
-        # Weights and gradients in the type of the passes, float32 weights, and AdamW's two moments.
-        Item(
-            f"{here} candidates in training",
-            here * (12.0 + 2 * size) * trained + (size * small if recipe.lora_rank else 0),
-        ),
-        Item("activations of the backward pass", piece * saved(sizes, size, size)),
-        Item("logits of training", 24.0 * piece * sizes.vocabulary),
-    ]
 
 
 def _evaluate(sizes: Sizes) -> StageNeed:

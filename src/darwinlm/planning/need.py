@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from darwinlm.planning.devices import Device
 
+RESERVE = 0.9
+"""Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
+
 STEP = 3e-4
 """Overhead of one removal in seconds, for about twenty small calls."""
 
@@ -55,6 +58,7 @@ class StageNeed:
         ram: Items in the machine's memory, in addition.
         disk: Bytes of its output files.
         scratch: Item that takes disk only during the stage, or None.
+        note: Adaptation of the stage to the machine, as text; may be empty.
     """
 
     name: str
@@ -72,6 +76,7 @@ class StageNeed:
     ram: list[Item] = field(default_factory=list)
     disk: float = 0
     scratch: Item | None = None
+    note: str = ""
 
     @property
     def disk_bytes(self) -> float:

@@ -9,11 +9,8 @@ from typing import Any
 from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import Item, StageNeed
+from darwinlm.planning.need import RESERVE, Item, StageNeed
 from darwinlm.recipe import merge
-
-RESERVE = 0.9
-"""Usable share of a device's memory; the rest is for the runtime and fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class Plan:
     def seconds(self) -> float:
         """Time of all stages."""
         return sum(need.seconds(self.device) for need in self.needs)
+
+    @property
+    def notes(self) -> list[str]:
+        """How stages adapt to the machine."""
+        return [need.note for need in self.needs if need.note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -64,6 +66,7 @@ class Plan:
             "processes": sizes.processes,
             "seconds": self.seconds,
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 
@@ -80,7 +83,7 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
         BudgetError, RecipeError: As in the run.
     """
     _ = sizes.budget
-    needs = tuple(estimate(sizes))
+    needs = tuple(estimate(sizes, device, ram))
     problems = [problem for need in needs for problem in _problems(sizes, need, device, ram)]
     return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
@@ -144,7 +147,7 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
         stage: Name of the stage.
         device: Device on which it ran, with all of its memory.
     """
-    need = next((need for need in estimate(sizes) if need.name == stage), None)
+    need = next((need for need in estimate(sizes, device) if need.name == stage), None)
     if need is None:
         return "lower compute.batch_tokens"
     room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
@@ -153,7 +156,7 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     while setting := _proportional(items, wanted):
         # Needs aren't quite proportional to settings, so verify the advice with the plan.
         changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [setting.partition(" ")[0]], {}), sizes.processes)
-        if next(one for one in estimate(changed) if one.name == stage).device_bytes(device) <= room:
+        if next(one for one in estimate(changed, device) if one.name == stage).device_bytes(device) <= room:
             return setting
         wanted *= 0.9
     return _tried(sizes, need, smaller) or _hopeless(items)
@@ -179,7 +182,8 @@ def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
     for settings, processes in _remedies(sizes, need.name):
         if SHARDING in settings and device.is_cpu:
             continue
-        again = next(each for each in estimate(sizes.with_settings(settings, processes)) if each.name == need.name)
+        other = sizes.with_settings(settings, processes)
+        again = next(each for each in estimate(other, device) if each.name == need.name)
         if again.device_bytes(device) <= device.memory * RESERVE / (processes if device.is_cpu else 1):
             several = f" on {processes} devices" if processes > sizes.processes else ""
             return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes(device))})"

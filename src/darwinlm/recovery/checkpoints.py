@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from darwinlm import parallel
-from darwinlm.artifact import digest_of, file_digest, storage_error, write_json, write_tensors, write_text
-from darwinlm.errors import ArtifactError, StorageError, first_line
+from darwinlm.artifact import digest_of, file_digest, write_json, write_tensors, write_text
+from darwinlm.errors import ArtifactError, StorageError, first_line, storage_error
 from darwinlm.recovery.guard import LossGuard
 
 WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
@@ -46,7 +46,7 @@ class TrainingState(BaseModel):
     guard: LossGuard
     step: int = 0
     seconds: float = 0.0
-    log: list[dict[str, float]] = []
+    log: list[dict[str, int | float]] = []
     unlogged: list[float] = []
     updates: list[int] = []
 

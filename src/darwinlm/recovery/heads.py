@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from darwinlm.recovery.chunks import chunked_loss
+from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl, top_of
 
 Forward = Callable[..., Any]

@@ -235,7 +235,7 @@ class _Training:
         speed = (step - self.first) * self.steps.tokens / (time.monotonic() - self.begun)
         self.say(f"{where}: loss {loss:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
-    def _log(self, step: int, figures: dict[str, float]) -> str:
+    def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
         self.state.log.append({"step": step, "tokens": tokens, **figures})
         for tracker in self.trackers:

@@ -100,9 +100,10 @@ def search(
             )
         gradients = Gradients(placed, fitness.tokens, batch_tokens=batch_tokens, clock=clock)
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
-    trainer = (
-        CandidateTrainer(placed, fitness, texts["training"], settings.training) if settings.training_needed else None
-    )
+    trainer = None
+    if settings.training_needed:
+        trainer = CandidateTrainer(placed, fitness, texts["training"], settings.training, folder)
+        trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
 
     uniform = best_uniform(problem, fitness, settings.stages[0].tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)

@@ -41,6 +41,8 @@ def latency_stage(
         "dtype": str(dtype),
         "machine": _machine(run.device),
     }
+    if run.device.type == "cuda":
+        key["decoding"] = "CUDA graph"
     with run.stage("latency", key, "latency table") as (stage, work):
         if work:
             request = Workload(budget.prefill_tokens, budget.decode_tokens, budget.batch)
@@ -55,6 +57,8 @@ def latency_stage(
                 progress=run.reporter.advance,
             )
             write_json(stage.folder / TABLE, measured)
+            if run.device.type == "cuda" and not timer.graphs:
+                run.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed as it is")
         table, worst = read_table(stage.folder / TABLE)
         if work:
             run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.artifact import storage_error
+from darwinlm.artifact import write_json
 from darwinlm.engines import EngineProcess, require_engine
-from darwinlm.errors import EngineError, ExportError, MissingExtraError
+from darwinlm.errors import EngineError, ExportError, MissingExtraError, storage_error
 from darwinlm.export.check import (
     LOGITS,
     SAME_ARITHMETIC,
@@ -57,7 +57,7 @@ def export_gguf(
     threads: int = 1,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Write a model as a GGUF file for stock llama.cpp and check it.
+    """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
     Args:
         checkpoint: The model.
@@ -97,6 +97,7 @@ def export_gguf(
         say("checking")
         _check(temporary, reshaper, layout, tokenizer, quantisation, threads, report)
         report.bytes = temporary.stat().st_size
+        write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from darwinlm.calibration.transfers import HostCopy
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.memory import Bounded, room_on
@@ -35,7 +37,17 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
-        self._small: Bounded[tuple[int, int], nn.Module] = Bounded(_bytes, room_on(decoder.device, SHARE))
+        self._reserved = 0
+        self._small: Bounded[tuple[int, int], nn.Module] = Bounded(
+            _bytes, room_on(decoder.device, SHARE, lambda: self._reserved)
+        )
+        self._dense_weights: HostCopy | None = None
+
+    def reserve(self, size: int) -> None:
+        """Leave so many bytes of the device free from now on: small modules and factors are kept in the rest."""
+        self._reserved = size
+        self._small.clear()
+        self.database.release(size)
 
     def module(self, index: int, level: int) -> nn.Module:
         """The module at this index of the allocation, at a level."""
@@ -73,6 +85,22 @@ class PlacedModules:
         for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
             self.decoder.set_module(module.block, module.kind, new)
             self.current[index] = PLACED
+
+    @contextmanager
+    def dense_on_host(self) -> Iterator[None]:
+        """Keep the dense modules' weights in main memory alone, while others use their room on the device."""
+        weights = [weight for module in self.dense for weight in module.parameters()]
+        shapes = [weight.shape for weight in weights]
+        if self._dense_weights is None:
+            self._dense_weights = HostCopy(weights)
+        for weight in weights:
+            weight.data = weight.data.new_empty(0)
+        try:
+            yield
+        finally:
+            for weight, shape in zip(weights, shapes, strict=True):
+                weight.data = weight.data.new_empty(shape)
+            self._dense_weights.copy_to(weights)
 
 
 def _bytes(module: nn.Module) -> int:

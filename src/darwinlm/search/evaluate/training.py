@@ -1,183 +1,266 @@
-"""Training of candidates at their reduced size, before they are evaluated (DarwinLM §3.3).
+"""Train candidates before they are judged, physically small: what was removed can't come back (DarwinLM §3.3).
 
-All candidates of a round learn from the same batches. The loss is KL(dense ‖ candidate); the dense logits of a batch
-are computed once. AdamW updates float32 master weights. Forward and backward passes use the element type of the
-evaluation. Only attention and MLP projections are trained.
+All candidates of a round learn from the same batches. The loss is KL(dense ‖ candidate) of each token; the dense
+model's residual stream behind its last block is made once for the whole search, and logits of a few tokens exist at
+once. AdamW works on float32 master weights, forward and backward passes in the type that candidates are evaluated in.
+Only attention and MLP projections are trained.
+
+On a CPU the candidates of a round learn side by side. On any other device one learns and is judged at a time. What the
+best have learnt waits in main memory as far as there is room; the others learn their text once more from its beginning.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from darwinlm import parallel
+from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
+from darwinlm.evaluation.chunks import chunked_loss
 from darwinlm.malloc import kept_memory
+from darwinlm.memory import free_bytes, free_host_bytes
 from darwinlm.recipe import TrainingSettings
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evaluate.student import Parked, Student
 from darwinlm.search.problem.space import Allocation
 
-WARMUP = 4
-"""Warm-up steps, because the first steps of AdamW all have full size."""
+HOST_SHARE = 0.5
+"""Part of the free main memory that states of candidates may take while others learn."""
 
-CLIP = 1.0
-"""Largest norm of a gradient."""
+LOGIT_BYTES = 24
+"""Bytes of one logit of training: those of both models, their float32 log-softmax, and gradients."""
 
-
-class LowRank(nn.Module):
-    """A frozen linear layer with a trainable low-rank correction (LoRA, arXiv 2106.09685).
-
-    Args:
-        linear: The layer.
-        rank: Rank of the correction.
-        generator: Generator of the first factor; the second factor starts at zero.
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.linear = linear
-        rank = min(rank, linear.in_features, linear.out_features)
-        A = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
-        self.A = nn.Parameter(A.to(linear.weight.device))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        low = functional.linear(x, self.A.to(x.dtype))
-        result: Tensor = self.linear(x) + functional.linear(low, self.B.to(x.dtype))
-        return result
-
-
-class Student:
-    """A copy of one candidate's modules, with master weights and an optimiser.
-
-    Args:
-        modules: Modules of the candidate in the order of the allocation; they are not changed.
-        settings: Training settings.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.steps = 0
-        self.modules = [self._own(module) for module in modules]
-        self.working = [p for module in self.modules for p in module.parameters() if p.requires_grad]
-        self.master = [p.detach().float().clone() if p.dtype != torch.float32 else p for p in self.working]
-        self.optimiser = (
-            torch.optim.AdamW(self.master, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-            if self.master
-            else None
-        )
-
-    def _own(self, module: nn.Module) -> nn.Module:
-        if not self.settings.lora_rank:
-            return copy.deepcopy(module).requires_grad_(requires_grad=True)
-        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-        copied: nn.Module = copy.deepcopy(module, shared)
-        generator = torch.Generator().manual_seed(0)
-        for name, child in list(copied.named_modules()):
-            if isinstance(child, nn.Linear):
-                owner = copied.get_submodule(name.rpartition(".")[0])
-                setattr(owner, name.rpartition(".")[2], LowRank(child, self.settings.lora_rank, generator))
-        return copied
-
-    def step(self) -> None:
-        """Update the master weights with the accumulated gradients, and copy them to the working weights."""
-        if self.optimiser is None:
-            return
-        for master, working in zip(self.master, self.working, strict=True):
-            if master is not working:
-                master.grad = None if working.grad is None else working.grad.float()
-        norm = torch.nn.utils.clip_grad_norm_(self.master, CLIP)
-        self.steps += 1
-        if torch.isfinite(norm):  # a batch that overflows is skipped
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.learning_rate * min(1.0, self.steps / WARMUP)
-            self.optimiser.step()
-        with torch.no_grad():
-            for master, working in zip(self.master, self.working, strict=True):
-                working.grad = None
-                if master is not working:
-                    master.grad = None
-                    working.copy_(master)
+MARGIN = 1.1
+"""Factor on the weights of the candidate that room is reserved for: others have some more."""
 
 
 class CandidateTrainer:
-    """Trains candidates side by side. Several processes share them; a survivor stays in its process.
+    """Trains and judges candidates; several processes share them, a survivor stays where it was trained.
 
     Args:
-        placed: Source of the candidates' modules.
-        fitness: Evaluation of the candidates.
+        placed: makes their modules.
+        fitness: judges them.
         tokens: [n, t] training text.
-        settings: Training settings.
+        settings: how to train.
+        folder: where the dense model's residual stream lies if main memory has no room for it.
     """
 
-    def __init__(self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings) -> None:
+    def __init__(
+        self, placed: PlacedModules, fitness: Fitness, tokens: Tensor, settings: TrainingSettings, folder: Path
+    ) -> None:
         self.placed = placed
+        self.decoder = placed.decoder
         self.fitness = fitness
         self.tokens = tokens
         self.settings = settings
-        self._batch_sequences = max(1, settings.batch_tokens // tokens.shape[1])
+        self._alone = self.decoder.device.type != "cpu"
+        self._memory = HiddenMemory(folder, "host" if self._alone else None)
+        self._room: int | None = None
+        self._rounds: list[tuple[int, int]] = []
+        self._dense: dict[tuple[int, int], HiddenStates] = {}
         self._owner: dict[Allocation, int] = {}
         self._students: dict[Allocation, Student] = {}
-        self._position = 0
+        self._parked: dict[Allocation, Parked] = {}
 
-    def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
-        """Train all of them on the same next tokens, rounded up to whole sequences. Raises TimeLimitError."""
+    def reserve(self, parameters: int) -> None:
+        """Leave room for one candidate on a GPU, whose modules have about so many parameters."""
+        if self._alone:
+            size = self.decoder.dtype.itemsize
+            each = size if self.settings.lora_rank else 2 * size + (12 if size < 4 else 8)
+            self.placed.reserve(int(MARGIN * parameters * each) + self._pass_bytes())
+
+    def judge(
+        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int = 0
+    ) -> list[float]:
+        """Train all of them on the same next tokens, then compare them with the dense model.
+
+        Those that were trained before go on from there; new ones learn first what the others did.
+
+        Args:
+            candidates: The first one will be judged again whatever it loses.
+            training_tokens: How many tokens, rounded up to whole sequences.
+            fitness_tokens: Tokens of fitness text that they are judged on.
+            staying: How many of them will be judged again at most.
+
+        Returns:
+            Mean KL of each on fitness text; infinite where values aren't finite.
+
+        Raises:
+            TimeLimitError: The search's time is up.
+        """
         for candidate in candidates:
             self._owner.setdefault(candidate, len(self._owner) % parallel.size())
-        sequences = -(-n_tokens // self.tokens.shape[1])
-        text = self.tokens[self._position : self._position + sequences]
-        self._position += sequences
-        students = [self._student(each) for each in candidates if self._owner[each] == parallel.rank()]
-        with parallel.agree(), kept_memory(self.placed.decoder.device):
-            for batch in torch.split(text, self._batch_sequences) if students else ():
-                if self.fitness.clock is not None:
-                    self.fitness.clock.check()
-                self._learn(batch, students)
-
-    def _student(self, allocation: Allocation) -> Student:
-        if allocation not in self._students:
-            modules = [self.placed.module(index, level) for index, level in enumerate(allocation)]
-            self._students[allocation] = Student(modules, self.settings)
-        return self._students[allocation]
-
-    def _learn(self, batch: Tensor, students: Sequence[Student]) -> None:
-        """One step of every student on a batch [b, t], in micro-batches of a few sequences."""
-        decoder = self.placed.decoder
-        for part in torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1])):
-            self.placed.apply(self.placed.space.dense)
-            with torch.no_grad():
-                log_p = functional.log_softmax(decoder.logits(part).flatten(0, 1).float(), dim=-1)
-            for student in students:
-                self.placed.place(student.modules)
-                log_q = functional.log_softmax(decoder.logits(part).flatten(0, 1).float(), dim=-1)
-                if log_q.requires_grad:
-                    loss = functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / batch.numel()
-                    loss.backward()  # type: ignore[no-untyped-call]
-        for student in students:
-            student.step()
-
-    def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each on fitness text after the training so far; infinite where values aren't finite."""
+        begin = self._rounds[-1][1] if self._rounds else 0
+        self._rounds.append((begin, min(begin - -training_tokens // self.tokens.shape[1], len(self.tokens))))
+        own = [each for each in candidates if self._owner[each] == parallel.rank()]
         losses: dict[Allocation, float] = {}
-        for candidate in candidates:
-            if self._owner.get(candidate) == parallel.rank():
-                self.placed.place(self._student(candidate).modules)
-                losses[candidate] = self.fitness.kl_in_place(n_tokens)
-        self.placed.apply(self.placed.space.dense)
+        with parallel.agree(), kept_memory(self.decoder.device):
+            if own:
+                self._read_dense()
+            for group in [[each] for each in own] if self._alone else [own]:
+                students = [self._student(each) for each in group]
+                with self._room_for(students):
+                    self._train(group, students)
+                    for candidate, student in zip(group, students, strict=True):
+                        self.placed.place(student.modules)
+                        losses[candidate] = self.fitness.kl_in_place(fitness_tokens)
+                        if self._alone:
+                            order = sorted(losses, key=lambda each: (each != candidates[0], losses[each], each))
+                            self._park(candidate, student, order[:staying])
+                        else:
+                            self._students[candidate] = student
+                del students
+            self.placed.apply(self.placed.space.dense)
         for part in parallel.gather(losses):
             losses |= part
         return [losses[candidate] for candidate in candidates]
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Drop all other candidates; if none is kept, the training text restarts."""
+        """Forget all others; with none, the training text begins anew."""
         kept = set(candidates)
         self._students = {each: student for each, student in self._students.items() if each in kept}
+        self._parked = {each: parked for each, parked in self._parked.items() if each in kept}
         self._owner = {each: owner for each, owner in self._owner.items() if each in kept}
         if not kept:
-            self._position = 0
+            self._rounds = []
+
+    # ------------------------------------------------------------------------------------------------------- states
+
+    def _student(self, allocation: Allocation) -> Student:
+        if allocation in self._students:
+            return self._students[allocation]
+        return Student((self.placed.module(i, level) for i, level in enumerate(allocation)), self.settings)
+
+    def _room_for(self, students: Sequence[Student]) -> AbstractContextManager[None]:
+        """Moves the dense modules to main memory where a candidate in training wouldn't fit beside them."""
+        if not self._alone or self.settings.lora_rank:
+            return nullcontext()
+        wanted = sum(student.wanted for student in students) + self._pass_bytes()
+        return nullcontext() if wanted <= free_bytes(self.decoder.device) else self.placed.dense_on_host()
+
+    def _pass_bytes(self) -> int:
+        """What a forward and backward pass takes, about: streams between blocks twice over, logits of a few tokens."""
+        tokens = max(LOGIT_TOKENS, self.tokens.shape[1])
+        stream = tokens * self._width * len(self.decoder.blocks) * self.decoder.dtype.itemsize
+        return int(2 * stream + LOGIT_TOKENS * self.decoder.model.config.vocab_size * LOGIT_BYTES)
+
+    def _park(self, candidate: Allocation, student: Student, best: Sequence[Allocation]) -> None:
+        """Keep the state of a student that is among the best of its round so far, before those of worse ones."""
+        judged = {each for each in self._parked if self._parked[each].rounds == len(self._rounds)}
+        for each in judged.difference(best):
+            del self._parked[each]
+        if candidate not in best:
+            return
+        if self._room is None:
+            self._room = int(HOST_SHARE * free_host_bytes())
+        wanted = sum(12 * weight.numel() for weight in student.working)
+        worse = [each for each in best[best.index(candidate) + 1 :] if each in judged]
+        while worse and self._held + wanted > self._room:
+            del self._parked[worse.pop()]
+        if self._held + wanted <= self._room:
+            self._parked[candidate] = student.park()
+
+    @property
+    def _held(self) -> int:
+        return sum(parked.tensors.nbytes for parked in self._parked.values())
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    @property
+    def _width(self) -> int:
+        return int(self.decoder.model.config.hidden_size)
+
+    def _train(self, candidates: Sequence[Allocation], students: Sequence[Student]) -> None:
+        """Bring students to the end of the present round."""
+        for candidate, student in zip(candidates, students, strict=True):
+            if candidate in self._parked:
+                student.resume(self._parked.pop(candidate))
+        for number, (begin, end) in enumerate(self._rounds):
+            learning = [student for student in students if student.rounds == number]
+            if learning:
+                self._learn(learning, begin, end)
+
+    def _learn(self, students: Sequence[Student], begin: int, end: int) -> None:
+        """One round of training text, sequences from `begin` on up to `end`; every batch is a step."""
+        dense = iter(self._dense[begin, end])
+        for batch in self._batches(begin, end):
+            if self.fitness.clock is not None:
+                self.fitness.clock.check()
+            for rows in self._pieces(batch):
+                expected = self._expected(next(dense).flatten(0, 1), several=len(students) > 1)
+                for student in students:
+                    self.placed.place(student.modules)
+                    self._backward(rows, expected, batch.numel())
+            for student in students:
+                student.step()
+        for student in students:
+            student.rounds += 1
+
+    def _batches(self, begin: int, end: int) -> Sequence[Tensor]:
+        rows = max(1, self.settings.batch_tokens // self.tokens.shape[1])
+        return torch.split(self.tokens[begin:end], rows) if end > begin else ()
+
+    def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
+        """Sequences of a batch that are run at once."""
+        return torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1]))
+
+    @torch.no_grad()
+    def _read_dense(self) -> None:
+        """Make the dense model's residual streams behind the last block that aren't there yet."""
+        for begin, end in self._rounds:
+            if (begin, end) not in self._dense:
+                self.placed.apply(self.placed.space.dense)
+                pieces = (piece for batch in self._batches(begin, end) for piece in self._pieces(batch))
+                size = (end - begin) * self.tokens.shape[1] * self._width
+                self._dense[begin, end] = HiddenStates(self._streams(pieces), size, self._memory)
+
+    def _streams(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        for rows in pieces:
+            if self.fitness.clock is not None:
+                self.fitness.clock.check()
+            yield self._last(rows)
+
+    def _last(self, rows: Tensor) -> Tensor:
+        """The residual stream behind the last block, [b, t] -> [b, t, m].
+
+        On a GPU the way back makes the inside of each block again, as it has no room for that of all of them.
+        """
+        hidden = self.decoder.embed(rows)
+        for block, arguments in enumerate(self.decoder.block_arguments(rows)):
+            run = functools.partial(self.decoder.run_block, block, arguments=arguments)
+            if self._alone and torch.is_grad_enabled():
+                hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = run(hidden)
+        return hidden
+
+    def _expected(self, hidden: Tensor, *, several: bool) -> Callable[[int], Tensor]:
+        """The dense model's log-probabilities from a token on, of [n, m]; made once where several ask for them."""
+
+        @torch.no_grad()
+        def log_p(start: int) -> Tensor:
+            logits = self.decoder.head(hidden[start : start + LOGIT_TOKENS])
+            return functional.log_softmax(logits.float(), dim=-1)
+
+        return functools.cache(log_p) if several else log_p
+
+    def _backward(self, rows: Tensor, expected: Callable[[int], Tensor], count: int) -> None:
+        """Add up the gradients of one student, which is in place, on some sequences of a batch of so many tokens."""
+        hidden = self._last(rows).flatten(0, 1)
+        if not hidden.requires_grad:
+            return
+
+        def loss_of(part: slice, x: Tensor) -> Tensor:
+            log_q = functional.log_softmax(self.decoder.head(x).float(), dim=-1)
+            return functional.kl_div(log_q, expected(part.start), log_target=True, reduction="sum") / count
+
+        chunked_loss(loss_of, hidden, (), LOGIT_TOKENS).backward()  # type: ignore[no-untyped-call]

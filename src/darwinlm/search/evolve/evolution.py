@@ -66,11 +66,20 @@ OUT_OF_TIME = "time is up"
 class Trainer(Protocol):
     """Training of candidates at their reduced size before their evaluation."""
 
-    def train(self, candidates: Sequence[Allocation], n_tokens: int) -> None:
-        """Train all candidates on the same next tokens; known ones continue from their trained state."""
+    def judge(
+        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int
+    ) -> list[float]:
+        """Train all candidates on the same next tokens and evaluate them; known ones continue from their trained state.
 
-    def kls(self, candidates: Sequence[Allocation], n_tokens: int) -> list[float]:
-        """Mean KL of each on fitness text, after the training so far."""
+        Args:
+            candidates: Candidates; the first one is always judged again.
+            training_tokens: Number of training tokens.
+            fitness_tokens: Number of fitness tokens for the evaluation.
+            staying: Largest number of candidates that are judged again.
+
+        Returns:
+            Mean KL of each on fitness text.
+        """
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Drop all other candidates; if none is kept, the training text restarts."""
@@ -339,11 +348,11 @@ def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSe
     trainer.keep(())
     ranked: list[tuple[float, Allocation]] = []
     for stage in settings.stages:
-        pool = [*candidates, parent]
-        trainer.train(pool, stage.training_tokens)
-        losses = zip(trainer.kls(pool, stage.tokens), pool, strict=True)
+        pool = [parent, *candidates]
+        staying = 0 if stage is settings.stages[-1] else 1 + stage.survivors
+        losses = trainer.judge(pool, stage.training_tokens, stage.tokens, staying=staying)
         evaluations += len(pool)
-        ranked = sorted(pair for pair in losses if math.isfinite(pair[0]))
+        ranked = sorted(pair for pair in zip(losses, pool, strict=True) if math.isfinite(pair[0]))
         if not ranked:
             raise NumericsError(
                 "no candidate's values are finite after training: lower search.training.learning_rate or try "

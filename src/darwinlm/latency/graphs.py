@@ -1,0 +1,97 @@
+"""Decoding on a GPU as engines do it: a cache of fixed size, and the kernels of a step launched at once.
+
+Eagerly a step of one token takes as long as Python needs to launch its kernels, however small they are, and a smaller
+model would seem no faster. A CUDA graph is recorded once for a model and replayed for every step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""Steps before a graph is recorded, in which libraries set up what they need."""
+
+WINDOW_COUNT = "cumulative_length_int"
+"""Attribute of transformers' caches of sliding windows: their count of tokens in Python."""
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its cache: the name changed between releases of transformers."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+class StaticDecoding:
+    """Steps of one token after some text, each with the same tensors.
+
+    Args:
+        model: a causal LM of transformers.
+        tokens: [b, t] the text; the first token of each sequence stands for those that are written.
+        steps: most that are made before `rewind`.
+    """
+
+    def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
+        from transformers import StaticCache
+
+        self.model = model
+        self.cache = StaticCache(config=model.config, max_cache_len=tokens.shape[1] + steps)
+        self._named = {cache_name(model): self.cache}
+        self._token = tokens[:, :1].clone()
+        model(input_ids=tokens, use_cache=True, logits_to_keep=1, **self._named)
+        found = [getattr(layer, "cumulative_length", None) for layer in self.cache.layers]
+        self._counts = [(count, count.clone()) for count in found if isinstance(count, Tensor)]
+        windows = [layer for layer in self.cache.layers if hasattr(layer, WINDOW_COUNT)]
+        self._windows = [(layer, getattr(layer, WINDOW_COUNT)) for layer in windows]
+
+    def step(self) -> Tensor:
+        """Logits of one more token, [b, 1, v]."""
+        logits: Tensor = self.model(input_ids=self._token, use_cache=True, **self._named).logits
+        return logits
+
+    def rewind(self) -> None:
+        """Take back all steps: the text's end is where the next one begins.
+
+        A sliding window that was full has lost what the steps pushed out; that changes results, but not their time.
+        """
+        for count, begun in self._counts:
+            count.copy_(begun)
+        for layer, number in self._windows:
+            setattr(layer, WINDOW_COUNT, number)
+
+
+class GraphedDecoding:
+    """The same steps as a CUDA graph.
+
+    Args:
+        model: as above, on a CUDA device.
+        tokens: as above, on the same device.
+        steps: as above.
+
+    Raises:
+        RuntimeError: a step can't be recorded, as one that reads the device's results (a mixture's routing).
+    """
+
+    def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
+        self._decoding = StaticDecoding(model, tokens, max(steps, WARM_UP))
+        stream, present = torch.cuda.Stream(tokens.device), torch.cuda.current_stream(tokens.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(present)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._decoding.step()
+        present.wait_stream(stream)
+        self._decoding.rewind()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self.logits = self._decoding.step()
+
+    def step(self) -> Tensor:
+        """Logits of one more token, [b, 1, v]; the next step overwrites them."""
+        self._graph.replay()
+        return self.logits
+
+    def rewind(self) -> None:
+        """Take back all steps."""
+        self._decoding.rewind()

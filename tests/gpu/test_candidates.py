@@ -1,0 +1,197 @@
+"""Candidates in training on the pretend device: one at a time, the CPU's losses, wherever the others' states are."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from darwinlm.families.decoder import Decoder
+from darwinlm.pipeline import run_stages
+from darwinlm.planning.devices import find_device
+from darwinlm.planning.estimate import estimate
+from darwinlm.planning.model import Sizes
+from darwinlm.recipe import TrainingSettings, merge
+from darwinlm.run import Run
+from darwinlm.search.evaluate import modules, student, training
+from darwinlm.search.evaluate.fitness import Fitness
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.problem.space import Allocation, SearchSpace
+from tests.gpu.device import NAME, Gpu, pretend_gpu
+from tests.tiny.checkpoint import tiny_checkpoint
+
+WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
+SETTINGS = (
+    "units.mlp_multiple=32",
+    "text.training_tokens=512",
+    "text.fitness_tokens=64",
+    "search.stages=[{tokens: 64, survivors: 1, training_tokens: 128}]",
+)
+ROUNDS = ((32, 2), (32, 1), (64, 0))
+"""Training tokens and survivors of each round."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run up to its database, and candidates of one size."""
+
+    run: Run
+    tokens: dict[str, torch.Tensor]
+    space: SearchSpace
+
+    def candidates(self, count: int) -> list[Allocation]:
+        """As in a generation: one level up and one down."""
+        parent = [len(module.levels) // 2 for module in self.space.modules]
+        mlps = [i for i, module in enumerate(self.space.modules) if module.kind == "mlp"]
+        pairs = [(up, down) for up in mlps for down in mlps if up != down]
+        made = [tuple(parent)]
+        for step in range(-4, 5):
+            for up, down in pairs if step else ():
+                child = list(parent)
+                child[up] += step
+                child[down] -= step
+                made.append(tuple(child))
+        assert len(made) >= count
+        return made[:count]
+
+    def trainer(self, device: str, **settings: float) -> CandidateTrainer:
+        run = self.run
+        reader = run_stages(run, "database").database.reader
+        reader = type(reader)(reader.folder, reader.checkpoint, reader.units, device=torch.device(device))
+        decoder = Decoder(run.checkpoint.load(torch.bfloat16, device), run.checkpoint.family)
+        placed = PlacedModules(decoder, reader, self.space)
+        fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
+        chosen = TrainingSettings(learning_rate=1e-3, batch_tokens=32, **settings)
+        return CandidateTrainer(placed, fitness, self.tokens["training"], chosen, run.folder)
+
+
+@pytest.fixture(scope="module")
+def bench(make_run, tmp_path_factory) -> Bench:
+    folder: Path = tmp_path_factory.mktemp("candidates")
+    model = tiny_checkpoint(folder / "model", "llama", **WIDE)
+    run = make_run(model, folder / "out", *SETTINGS)
+    found = run_stages(run, "database")
+    tokens = {purpose: text.tokens for purpose, text in found.text.items()}
+    return Bench(run, tokens, found.plan.space)
+
+
+def generation(trainer: CandidateTrainer, pool: list[Allocation], rounds: int = len(ROUNDS)) -> list[list[float]]:
+    """Losses of each round of a generation."""
+    trainer.keep(())
+    found = []
+    for tokens, survivors in ROUNDS[:rounds]:
+        losses = trainer.judge(pool, tokens, 64, staying=survivors and 1 + survivors)
+        found.append(losses)
+        best = sorted(zip(losses[1:], pool[1:], strict=True))[:survivors]
+        pool = [pool[0], *(candidate for _, candidate in best)]
+        trainer.keep(pool)
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """Losses on the device, how often a state went to main memory, and where the dense weights were in the end."""
+
+    losses: list[list[float]]
+    parked: int
+    dense: set[str]
+
+
+def on_device(bench: Bench, states: float | None = None) -> Found:
+    """A generation of four candidates.
+
+    Args:
+        bench: makes them.
+        states: how many of them main memory has room for; None measures it.
+    """
+    pool, parked = bench.candidates(4), 0
+    park = student.Student.park
+
+    def counted(self: student.Student) -> student.Parked:
+        nonlocal parked
+        parked += 1
+        return park(self)
+
+    with pretend_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(student.Student, "park", counted)
+        trainer = bench.trainer(NAME)
+        if states is not None:
+            trainer._room = int(states * 12 * sum(weight.numel() for weight in trainer._student(pool[0]).working))
+        losses = generation(trainer, pool)
+        assert not gpu.tally.mixes
+        dense = {weight.device.type for module in trainer.placed.dense for weight in module.parameters()}
+    return Found(losses, parked, dense)
+
+
+@pytest.fixture(scope="module")
+def found(bench) -> Found:
+    """All states that may be wanted again wait in main memory."""
+    return on_device(bench)
+
+
+def test_losses_are_the_cpus(bench, found):
+    """There all learn side by side; attention is computed otherwise, and rounded to bfloat16."""
+    for ours, theirs in zip(found.losses, generation(bench.trainer("cpu"), bench.candidates(4)), strict=True):
+        assert ours == pytest.approx(theirs, rel=5e-3)
+    assert found.parked >= 5
+    assert found.dense == {NAME}
+
+
+@pytest.mark.parametrize(("states", "parked"), [(0.5, 0), (1.5, 2)])
+def test_states_without_room_are_learnt_again_bit_for_bit(states, parked, bench, found):
+    again = on_device(bench, states)
+    assert again.losses == found.losses
+    assert again.parked == parked
+
+
+def test_the_dense_model_makes_room_bit_for_bit(bench, found, monkeypatch):
+    monkeypatch.setattr(training, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(student, "PART", 1000)
+    again = on_device(bench)
+    assert again.losses == found.losses
+    assert again.dense == {NAME}
+
+
+def peak(gpu: Gpu, bench: Bench, count: int) -> int:
+    """Bytes on the device at the peak of a generation of so many candidates, beyond the dense model's."""
+    trainer = bench.trainer(NAME)
+    gc.collect()
+    before = gpu.allocated
+    gpu.restart()
+    generation(trainer, bench.candidates(count), 1)
+    return gpu.peak - before
+
+
+def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
+    monkeypatch.setattr(modules, "SHARE", 0.0)
+    one, many = peak(gpu, bench, 2), peak(gpu, bench, 16)
+    trainer = bench.trainer(NAME)
+    own = trainer._student(bench.candidates(1)[0])
+    state = own.wanted + sum(weight.nbytes for weight in own.working)
+    assert one > state, "one candidate with its state, and what its passes take"
+    assert many < one + 0.1 * state
+
+
+def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
+    monkeypatch.setattr(modules, "SHARE", 0.0)
+    sizes = Sizes(bench.run.checkpoint, merge(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
+    need = next(need for need in estimate(sizes, find_device("h100")) if need.name == "search")
+    planned = need.device_bytes(find_device("h100"))
+    bench_trainer = bench.trainer(NAME)
+    gpu.restart()
+    generation(bench_trainer, bench.candidates(3), 1)
+    assert gpu.peak <= planned
+
+
+def test_the_dense_models_weights_leave_the_device_and_come_back(gpu, bench):
+    trainer = bench.trainer(NAME)
+    weights = [weight for module in trainer.placed.dense for weight in module.parameters()]
+    before, held = [weight.cpu().clone() for weight in weights], gpu.allocated
+    with trainer.placed.dense_on_host():
+        gc.collect()
+        assert held - gpu.allocated >= 0.99 * sum(weight.nbytes for weight in before)
+    assert all(torch.equal(weight.cpu(), was) for weight, was in zip(weights, before, strict=True))

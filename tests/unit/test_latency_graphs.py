@@ -1,0 +1,164 @@
+"""Decoding with a cache of fixed size gives the logits of a growing one, as a graph too, which the CPU plays."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from darwinlm.database.levels import module_levels
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.family import families
+from darwinlm.families.shapes import module_shapes
+from darwinlm.latency import graphs
+from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding, cache_name
+from darwinlm.latency.timing import ModelTimer, Workload
+from darwinlm.recipe import UnitsSettings
+
+TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+class Stream:
+    """Does everything at once."""
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+
+class Graph:
+    """Records nothing: the step is run anew when it is replayed."""
+
+    decoding: GraphedDecoding
+
+    def replay(self) -> None:
+        decoding = self.decoding
+        decoding.logits.copy_(decoding._decoding.step())
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """CUDA's graphs and streams, played by the CPU: what is recorded isn't run."""
+    made = []
+
+    class Played(Graph):
+        def __init__(self) -> None:
+            made.append(self)
+
+    @contextmanager
+    def recording(graph):
+        step = StaticDecoding.step
+
+        # Kernels that are recorded don't run: the counts stay.
+        def quiet(self):
+            found = step(self)
+            for count, _ in self._counts:
+                count.sub_(1)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StaticDecoding, "step", quiet)
+            yield
+
+    whole = GraphedDecoding.__init__
+
+    def remembered(self, *arguments):
+        whole(self, *arguments)
+        made[-1].decoding = self
+
+    monkeypatch.setattr(GraphedDecoding, "__init__", remembered)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    return made
+
+
+def growing(model, steps: int) -> list[torch.Tensor]:
+    """Logits of the same steps with a cache that grows."""
+    cache = model(input_ids=TOKENS, use_cache=True).past_key_values
+    named = {cache_name(model): cache}
+    return [model(input_ids=TOKENS[:, :1], use_cache=True, **named).logits for _ in range(steps)]
+
+
+@pytest.mark.parametrize("model_type", sorted(families()))
+@torch.inference_mode()
+def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder):
+    model = Checkpoint.open(tiny_folder(model_type)).load(torch.float32)
+    expected = growing(model, 3)
+    decoding = StaticDecoding(model, TOKENS, 4)
+    window = getattr(model.config, "sliding_window", None) or len(TOKENS[0]) + 4
+    for _ in range(2 if window >= len(TOKENS[0]) + 4 else 1):
+        for logits in expected:
+            torch.testing.assert_close(decoding.step(), logits, rtol=1e-4, atol=1e-4)
+        decoding.rewind()
+
+
+@torch.inference_mode()
+def test_a_recorded_step_gives_them_too(played, tiny_llama):
+    model = Checkpoint.open(tiny_llama).load(torch.float32)
+    expected = growing(model, 3)
+    decoding = GraphedDecoding(model, TOKENS, 4)
+    for _ in range(2):
+        for logits in expected:
+            torch.testing.assert_close(decoding.step(), logits, rtol=1e-4, atol=1e-4)
+        decoding.rewind()
+
+
+def timer_of(folder, **request: int):
+    checkpoint = Checkpoint.open(folder)
+    shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+    work = Workload(**{"prefill": 4, "decode": 6, "batch": 2, **request})
+    timer = ModelTimer(checkpoint, shapes, work, dtype=torch.float32, device=torch.device("cpu"), runs=1)
+    levels = {place: module_levels(checkpoint.family, shape, UnitsSettings()).levels for place, shape in shapes.items()}
+    dense = {place: own[-1] for place, own in levels.items()}
+    cut = {place: own[len(own) // 2] for place, own in levels.items() if place != (0, "attention")}
+    return timer, dense, cut
+
+
+def test_models_are_timed_as_graphs_where_there_are_any(played, tiny_llama):
+    """The dense one's is recorded once, those of others go with them; an attention may be gone."""
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.graphs = True
+    for _ in range(2):
+        ratio, seconds = timer.compare(dense, cut)
+        assert ratio > 0 < seconds
+    assert len(played) == 3
+    assert list(timer._graphed) == [id(timer._reference)]
+    assert timer.graphs
+
+
+def test_on_a_cpu_nothing_is_recorded(played, tiny_llama):
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.compare(dense, cut)
+    assert not played
+
+
+def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(played, tiny_llama, monkeypatch):
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.graphs = True
+    whole = graphs.GraphedDecoding.__init__
+
+    def failing(self, model, *rest):
+        if played:  # the dense one's is there
+            raise RuntimeError("operation not permitted when stream is capturing")
+        whole(self, model, *rest)
+
+    monkeypatch.setattr(graphs.GraphedDecoding, "__init__", failing)
+    ratio, _ = timer.compare(dense, cut)
+    assert ratio > 0
+    assert not timer.graphs
+    assert not timer._graphed
+
+
+def test_a_full_device_is_told(played, tiny_llama, monkeypatch):
+    timer, dense, cut = timer_of(tiny_llama)
+    timer.graphs = True
+
+    def full(self, *rest):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs.GraphedDecoding, "__init__", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        timer.compare(dense, cut)
