@@ -1,11 +1,11 @@
-# Two commands matter: `make demo` and `make test`. Both set up their own environment and can be run again at any time.
+# The main commands are `make demo` and `make test`. Both set up their environment and can be rerun at any time.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 OUT ?= runs/demo
-# Nothing here needs a hub: the demo's model and text come from packages.
+# No target needs a hub: the model and text of the demo come from packages.
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
@@ -19,7 +19,7 @@ RESULTS_OPTIONS ?=
 
 .PHONY: demo results test fuzz kills test-oldest test-vllm check install pages docs audit release clean
 
-# FULL=1 keeps half of the blocks and takes as much text as the method wants.
+# FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo $(if $(FULL),--full) --out $(OUT)
 
@@ -34,12 +34,12 @@ fuzz: $(VENV)/dev.stamp
 kills: $(VENV)/dev.stamp
 	KILLS=all $(BIN)/python -m pytest -n 0 -s tests/faults
 
-# The lowest versions that pyproject.toml allows, on a part of the tests. `make test` has the newest ones.
-# On Linux that PyTorch brings CUDA, 6 GB in all; UV_TORCH_BACKEND=cpu takes PyTorch's own index instead.
+# Part of the tests with the lowest versions that pyproject.toml allows. `make test` uses the newest ones.
+# On Linux this PyTorch includes CUDA, 6 GB in total; UV_TORCH_BACKEND=cpu selects PyTorch's index instead.
 test-oldest: $(OLDEST)/oldest.stamp
 	$(OLDEST)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore $(OLDEST_TESTS)
 
-# vLLM wants versions of its own, so it gets an environment of its own; a build for processors, about 3 GB.
+# A separate environment, because vLLM needs other versions; a CPU build of about 3 GB.
 test-vllm: $(VLLM)/vllm.stamp
 	$(VLLM)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore tests/vllm
 
@@ -55,7 +55,7 @@ results: $(VENV)/dev.stamp
 
 install: $(VENV)/demo.stamp
 
-# Pages that follow from the code, and the picture of the rooms.
+# Pages generated from the code, and the picture of the rooms.
 pages: $(VENV)/dev.stamp
 	$(BIN)/python tools/pages.py
 	$(BIN)/python tools/notebook.py

@@ -1,11 +1,11 @@
-"""Peak memory and time of the database of a random Llama that is read from its shards, a block at a time.
+"""Peak memory and time of building the database of a random Llama, read from its shards one block at a time.
 
 Prints one JSON line. By default the model has 1.1B parameters (22 blocks, 2048 wide, 5632 MLP channels, 32 heads over 4
-KV heads, bfloat16, 2.2 GB on disk). What is measured is a process of its own. `--factorise N` orders and factorises the
-last N blocks only: the others are run through, which needs less memory and much less time. With fewer tokens than
-channels the second moments are singular, and the order may need float64 and one more matrix of that type.
-`--gradients` also measures the output gradients that weight the order, on the same tokens: residual streams in front of
-all blocks are then kept, where `--hidden-states` says or where there is room.
+KV heads, bfloat16, 2.2 GB on disk). The measured work runs in a separate process. `--factorise N` orders and factorises
+the last N blocks only: the others only run forward, which needs less memory and much less time. With fewer tokens than
+channels the second moments are singular. The removal order may then need float64 and one more matrix of that type.
+`--gradients` also measures the output gradients that weight the order, on the same tokens. This keeps the residual
+streams before all blocks, in the place that `--hidden-states` names, or else where there is room.
 
     python benchmarks/calibration.py --factorise 2
 """
@@ -29,8 +29,8 @@ from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
-from darwinlm.database.store import block_file
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.malloc import kept_memory
 from darwinlm.recipe import UnitsSettings
@@ -38,7 +38,7 @@ from random_llama import write_llama
 
 
 def peak_bytes() -> int:
-    """Largest resident set of this process; Linux's ru_maxrss would count what its parent held when it started it."""
+    """Largest resident set of this process. Linux's ru_maxrss would include the parent's memory at the start."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
@@ -57,7 +57,7 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
     stage = StageFolder(out, {"benchmark": "calibration"})
     stage.begin()
     for block in range(max(0, checkpoint.n_blocks - options.factorise)):
-        write_tensors(out / block_file(block), {"skipped": torch.zeros(1)})  # as if an earlier run had done them
+        write_tensors(out / block_file(block), {"skipped": torch.zeros(1)})  # marks the block as done by an earlier run
     begun = time.perf_counter()
     stream = BlockStream(
         checkpoint,
@@ -100,10 +100,10 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
 def run_gradients(
     checkpoint: Checkpoint, tokens: torch.Tensor, dtype: torch.dtype, out: Path, options: argparse.Namespace
 ) -> str:
-    """Second moments of all output gradients, as the stage before the database computes them.
+    """Compute second moments of all output gradients, as the saliency stage does.
 
     Returns:
-        Where the residual stream lay.
+        Place of the residual stream.
     """
     memory = HiddenMemory(out, options.hidden_states)
     device = torch.device(options.device)
@@ -131,9 +131,16 @@ def main() -> None:
         "factorise": 22,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of checkpoint and passes")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="element type of checkpoint and forward passes",
+    )
     parser.add_argument("--hidden-states", choices=["device", "host", "file"], help="default: where there is room")
-    parser.add_argument("--gradients", action="store_true", help="those that weight the order too")
+    parser.add_argument(
+        "--gradients", action="store_true", help="also measure the output gradients that weight the order"
+    )
     parser.add_argument("--units", default="kv_group")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, help="folder for model and database; a temporary one by default")

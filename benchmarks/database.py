@@ -1,12 +1,12 @@
-"""Pruning database of one module: blocked order and nested factors against removing one column after another.
+"""Pruning database of one module: blocked order and nested factors against removal of one column at a time.
 
 Prints one JSON line per size. The baseline removes channels as Optimal Brain Surgeon does, in float32, on full d x d
-and r x d matrices, one column per Python step; unless ``--full`` is given it stops after ``--steps`` columns at sizes
-where all of them would take minutes, and the whole time is extrapolated (every step costs the same). Every size runs in
-a process of its own, so that peaks of memory don't mix; a last line says with what power of d the figures grow. Second
-moments are synthetic: a decaying low-rank part with a log-normal spread of scales and a floor; weights are Gaussian.
-Other load on the machine makes the ratio meaningless: steps are short, and threads that wait for each other lose their
-turn; the load average is part of the result.
+and r x d matrices, one column per Python step. At sizes where all columns would take minutes it stops after
+``--steps`` columns, unless ``--full`` is given. The total time is then extrapolated (every step costs the same). Every
+size runs in a separate process, so that memory peaks don't mix. The last line gives the growth of all figures as powers
+of d. Second moments are synthetic: a decaying low-rank part with a log-normal spread of scales and a floor. Weights are
+Gaussian. Other load on the machine makes the ratio meaningless, because steps are short and waiting threads lose their
+turn. The load average is therefore part of the result.
 
     python benchmarks/database.py --size 576x1536 --size 1024x4096
 """
@@ -52,7 +52,7 @@ def synthetic(r: int, d: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def column_by_column(H: Tensor, W: Tensor, steps: int) -> tuple[list[int], list[float], float]:
-    """The first ``steps`` columns removed, their costs, and seconds per step without the inversion."""
+    """Remove ``steps`` columns; return them, their costs, and seconds per step without the inversion."""
     C = torch.cholesky_inverse(torch.linalg.cholesky(H))
     W = W.clone()
     gone = torch.zeros(len(C), dtype=torch.bool, device=C.device)
@@ -75,7 +75,7 @@ def column_by_column(H: Tensor, W: Tensor, steps: int) -> tuple[list[int], list[
 
 
 def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002, ANN003, ANN201
-    """Result of a call and its seconds, waiting for the device."""
+    """Result and seconds of a call, including the wait for the device."""
     start = time.perf_counter()
     result = function(*arguments, **options)
     if device == "cuda":
@@ -84,20 +84,20 @@ def timed(device: str, function, *arguments, **options):  # noqa: ANN001, ANN002
 
 
 def factorise(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """What the database stores, as it makes it."""
+    """Factors as the database computes and stores them."""
     packed, errors, _ = whole_factor_(damp_(ordered_moment(H, columns)), W, columns)
     return packed, errors
 
 
 def growth(results: list[dict[str, object]]) -> dict[str, object]:
-    """Exponents of d with which times and memory grow between the smallest and the largest size."""
+    """Growth exponents in d of times and memory, between the smallest and the largest size."""
     small, large = (end(results, key=lambda result: result["d"]) for end in (min, max))
-    found: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
+    growth_line: dict[str, object] = {"benchmark": "database growth", "from": small["d"], "to": large["d"]}
     for name in ("order_s", "factors_s", "column_by_column_s", "stored_mb"):
-        found[f"{name} grows as d to the"] = round(
+        growth_line[f"{name} grows as d to the"] = round(
             math.log(large[name] / small[name]) / math.log(large["d"] / small["d"]), 2
         )
-    return found
+    return growth_line
 
 
 def peak_bytes(device: str) -> int:
@@ -108,7 +108,7 @@ def peak_bytes(device: str) -> int:
 
 
 def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: int) -> dict[str, object]:
-    torch.linalg.cholesky(torch.eye(8, device=device))  # loads the libraries
+    torch.linalg.cholesky(torch.eye(8, device=device))  # load the libraries
     H, W = synthetic(r, d, device)
     units = torch.arange(d, device=device)[:, None]
     before = peak_bytes(device)
@@ -158,9 +158,9 @@ def measure(r: int, d: int, device: str, steps: int, full_below: int, repeats: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", metavar="RxD", help=f"outputs x inputs; default: {' '.join(SIZES)}")
-    parser.add_argument("--steps", type=int, default=100, help="columns the baseline removes where it is extrapolated")
-    parser.add_argument("--full", action="store_true", help="run the baseline to its end up to 4096 inputs, not 2048")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of ours, of which the fastest counts")
+    parser.add_argument("--steps", type=int, default=100, help="columns that the baseline removes before extrapolation")
+    parser.add_argument("--full", action="store_true", help="run the whole baseline up to 4096 inputs instead of 2048")
+    parser.add_argument("--repeats", type=int, default=1, help="repeats of our method; the fastest counts")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     results = []

@@ -2,8 +2,8 @@
 
     python benchmarks/deploy.py runs/demo runs/demo/stages/source --threads 1
 
-The dense model is a folder; in the demo's run it lies in `stages/source`. Every line holds medians and spreads of both,
-measured in turn, and the spread of their ratios.
+The dense model is a folder; in the demo's run it is `stages/source`. The two models are measured alternately. Every
+line holds the medians and spreads of both, and the spread of their ratios.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="pruned model or finished run")
-    parser.add_argument("dense", help="the model that it was made from")
+    parser.add_argument("dense", help="dense model that it was pruned from")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=512)
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in arguments.cases:
-        found = run_bench(
+        speeds = run_bench(
             arguments.model,
             arguments.dense,
             prompt_tokens=arguments.prompt_tokens,
@@ -46,7 +46,7 @@ def main() -> None:
             say=lambda message: print(message, file=sys.stderr),
             **CASES[name],
         )
-        print(json.dumps({"case": name, **found.as_dict()}), flush=True)
+        print(json.dumps({"case": name, **speeds.as_dict()}), flush=True)
 
 
 if __name__ == "__main__":

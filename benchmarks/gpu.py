@@ -2,13 +2,13 @@
 
     python benchmarks/gpu.py --device cuda --out gpu.json
 
-No hub and no text is needed: models have random weights, text is the tests' generator. Each part is a process of its
-own with a time box, so one that runs out of memory or hangs ends alone. Each line is `name: value unit (bound)
-ok|FAIL`; the same is written as JSON, with the plans that follow from the measured rates. The exit status is 1 if any
-line failed.
-`--tiny --device cpu` runs everything in minutes on small shapes, without bounds on speed: a test does that.
-Beside the JSON lies a YAML file with the measured rates: `darwinlm plan --device gpu.yaml` reads it.
-What several GPUs share is in `gpu_node.py`.
+It needs no hub and no text: models have random weights, and text comes from the tests' generator. Each part is a
+separate process with a time limit, so one that runs out of memory or hangs doesn't stop the others. Each line is
+`name: value unit (bound) ok|FAIL`. The same is written as JSON, with plans based on the measured rates. The exit status
+is 1 if any line failed.
+`--tiny --device cpu` runs everything in minutes on small shapes, without bounds on speed. A test does this.
+A YAML file beside the JSON holds the measured rates, for `darwinlm plan --device gpu.yaml`.
+Measurements of several GPUs are in `gpu_node.py`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "decoding": (60, decoding),
     "traps": (30, traps),
 }
-"""Seconds that each may take, the making of its models included."""
+"""Parts by name, with a time limit in seconds that includes the creation of their models."""
 
 TINY_BOX = 300
-"""Seconds for each part where everything is tiny and the machine may be busy."""
+"""Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
 
 PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
 
@@ -61,7 +61,7 @@ PRODUCT_EFFICIENCY = 0.9
 
 
 def _run_part(name: str, setup: Setup) -> None:
-    """In the part's own process."""
+    """Run one part inside its process."""
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' tiny models and text
     try:
         PARTS[name][1](setup)
@@ -73,8 +73,8 @@ def _run_part(name: str, setup: Setup) -> None:
 
 
 def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
-    """Run parts one after the other; each line is printed as it comes."""
-    found: list[Line] = []
+    """Run parts one after the other, and print each line at once."""
+    results: list[Line] = []
     for name in chosen:
         seconds = box or PARTS[name][0]
         process = multiprocessing.get_context("spawn").Process(target=_run_part, args=(name, setup))
@@ -92,7 +92,7 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
             if line is None:
                 break
             print(line, flush=True)
-            found.append(line)
+            results.append(line)
             if line.name.endswith("ended early") and not isinstance(line.value, float):
                 if process.is_alive() and time.monotonic() - begun > seconds:
                     process.kill()
@@ -102,13 +102,13 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
         process.join(10)
         took = Line(name, f"{name} took", time.monotonic() - begun, "s")
         print(took, flush=True)
-        found.append(took)
-    return found
+        results.append(took)
+    return results
 
 
-def measured_device(found: list[Line], device: str, out: Path) -> str | None:
-    """Write the rates of this machine as a row of the plan's devices; returns the file's name."""
-    values = {line.name: float(line.value) for line in found if line.part in ("machine", "stream") and line.unit}
+def measured_device(results: list[Line], device: str, out: Path) -> str | None:
+    """Write the rates of this machine as a device for the plan; return the file's name."""
+    values = {line.name: float(line.value) for line in results if line.part in ("machine", "stream") and line.unit}
     if not {f"{kind} product" for kind in KINDS} <= values.keys():
         return None
     on_gpu = torch.device(device).type == "cuda"
@@ -125,7 +125,7 @@ def measured_device(found: list[Line], device: str, out: Path) -> str | None:
 
 
 def plans(device: str) -> list[Line]:
-    """Hours of the shipped recipes, planned with a file of measured rates."""
+    """Planned hours of the shipped recipes, from a file of measured rates."""
     from transformers import AutoConfig
 
     from darwinlm.families.checkpoint import Checkpoint
@@ -135,7 +135,7 @@ def plans(device: str) -> list[Line]:
     from darwinlm.recipe import load_recipe
 
     measured = find_device(device)
-    made = []
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
         config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=32, vocab_size=32000)
@@ -144,9 +144,9 @@ def plans(device: str) -> list[Line]:
         for name in PLANNED:
             recipe = load_recipe(name, (), {"model": folder})
             plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
-            made += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
-            made.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
-    return made
+            lines += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
+            lines.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
+    return lines
 
 
 def main() -> None:
@@ -155,23 +155,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, no bounds on speed")
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; repeatable")
+    parser.add_argument("--part", action="append", choices=PARTS, help="run only this part; repeatable")
     parser.add_argument("--work", type=Path, help="folder for models and databases; a temporary one by default")
     options = parser.parse_args()
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no GPU here: --device cpu --tiny shows what would be run")
+        parser.error("PyTorch finds no GPU; --device cpu --tiny runs all parts on small shapes")
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
-        found = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
-    rates = measured_device(found, options.device, options.out)
+        results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)
+    rates = measured_device(results, options.device, options.out)
     planned = plans(rates) if rates else []
     for line in planned:
         print(line)
-    found += planned
-    failed = [line.name for line in found if line.ok is False]
-    options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in found]}, indent=1))
-    print(f"{len(failed)} of {len(found)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
+    results += planned
+    failed = [line.name for line in results if line.ok is False]
+    options.out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in results]}, indent=1))
+    print(f"{len(failed)} of {len(results)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
     sys.exit(1 if failed else 0)
 
 

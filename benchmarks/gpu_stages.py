@@ -14,13 +14,17 @@ import torch
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.hidden import HiddenMemory, Place
 from darwinlm.calibration.stream import BlockStream
+from darwinlm.database.blocks import Curve, block_file, module_tensors
 from darwinlm.database.factors import pack_lower
 from darwinlm.database.levels import variants
-from darwinlm.database.store import Curve, DatabaseReader, block_file, module_tensors
+from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report.summary import RecoveryFigures, TrainingPoint
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
 from random_llama import write_llama
 
@@ -45,11 +49,11 @@ PASSES = "passes through blocks"
 """Line with the rate of forward passes."""
 
 KEPT = 0.3764
-"""Share of the block parameters that stay: 2.7B of Llama-2-7B's."""
+"""Kept share of the block parameters: 2.7B of Llama-2-7B."""
 
 
 def model_of(setup: Setup, layers: int) -> Checkpoint:
-    """A random Llama of 7B's widths and so many blocks, or a tiny one."""
+    """Random Llama with `layers` blocks of the 7B model's widths, or a tiny one."""
     folder = setup.work / f"llama-{layers}"
     if not (folder / "config.json").exists():
         sizes = SMALL if setup.tiny else LARGE
@@ -59,12 +63,12 @@ def model_of(setup: Setup, layers: int) -> Checkpoint:
 
 
 def units_of(setup: Setup) -> UnitsSettings:
-    """What is removed at once."""
+    """Units of removal."""
     return UNITS.model_copy(update={"mlp_multiple": 16}) if setup.tiny else UNITS
 
 
 def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
-    """A database of random factors, made on the device and written as the stage writes it."""
+    """A database of random factors in the format of the stage."""
     folder = setup.work / f"{checkpoint.folder.name}-database"
     stage, units = StageFolder(folder, {"benchmark": "random"}), units_of(setup)
     if stage.is_complete():
@@ -87,7 +91,7 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
 
 
 def stream(setup: Setup) -> None:
-    """The residual stream through four blocks, lying on the device, in main memory and in a file."""
+    """Run the residual stream through four blocks, on the device, in main memory and in a file."""
     checkpoint = model_of(setup, 4)
     length, n_tokens = (32, 512) if setup.tiny else (2048, 1 << 18)
     tokens = torch.randint(checkpoint.config.vocab_size, (n_tokens // length, length))
@@ -97,16 +101,16 @@ def stream(setup: Setup) -> None:
     for place in places:
         memory = HiddenMemory(setup.work, place)
         options: dict[str, Any] = {"dtype": dtype, "device": setup.kind, "batch_tokens": 4 * length, "memory": memory}
-        found = BlockStream(checkpoint, tokens, **options)
+        states = BlockStream(checkpoint, tokens, **options)
         begun, seconds = 0.0, 0.0
         for block in range(checkpoint.n_blocks):
-            found.load(block)
+            states.load(block)
             setup.wait()
             begun = time.perf_counter()
-            found.run(block)
+            states.run(block)
             setup.wait()
             seconds += time.perf_counter() - begun
-            found.unload(block)
+            states.unload(block)
         rates[place] = n_tokens * checkpoint.n_blocks / seconds
         setup.told("stream", f"{place}: tokens through a block", rates[place], "a second")
     block = sum(parameter.numel() for parameter in checkpoint.skeleton().get_submodule("model.layers.0").parameters())
@@ -117,24 +121,28 @@ def stream(setup: Setup) -> None:
     setup.peak("stream")
 
 
-def candidates(setup: Setup) -> None:
-    """Children of one parent on a 7B model: how many a minute, and whether factors are read again."""
-    from darwinlm.families.decoder import Decoder
-    from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.evaluate.modules import PlacedModules
-    from darwinlm.search.predict.gradients import Gradients
-    from darwinlm.search.problem.space import SearchSpace
-
+def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
+    """A random model with a random database, and an allocation at the budget's share."""
     checkpoint = model_of(setup, 4 if setup.tiny else 32)
     reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
     model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
     space = SearchSpace(reader.modules)
-    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    parent = tuple(round(KEPT * level) for level in space.dense)
+    return PlacedModules(Decoder(model, checkpoint.family), reader, space), parent
+
+
+def candidates(setup: Setup) -> None:
+    """Measure the rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
+    from darwinlm.search.evaluate.fitness import Fitness
+    from darwinlm.search.predict.gradients import Gradients
+
+    placed, parent = placed_model(setup)
+    reader, space = placed.database, placed.space
+    vocabulary = reader.checkpoint.config.vocab_size
     length = 32 if setup.tiny else 2048
-    tokens = torch.randint(checkpoint.config.vocab_size, (4, length))
+    tokens = torch.randint(vocabulary, (4, length))
     fitness = Fitness(placed, tokens, batch_tokens=2 * length)
     rng = random.Random(0)
-    parent = tuple(round(KEPT * level) for level in space.dense)
 
     def moved(count: int) -> tuple[int, ...]:
         child = list(parent)
@@ -167,26 +175,19 @@ def candidates(setup: Setup) -> None:
 
 
 def training(setup: Setup) -> None:
-    """One generation of four candidates that learn from 4k tokens each."""
-    from darwinlm.families.decoder import Decoder
+    """Train one generation of four candidates, on 4k tokens each."""
     from darwinlm.recipe import load_recipe
     from darwinlm.search.evaluate.fitness import Fitness
-    from darwinlm.search.evaluate.modules import PlacedModules
     from darwinlm.search.evaluate.training import CandidateTrainer
-    from darwinlm.search.problem.space import SearchSpace
 
-    checkpoint = model_of(setup, 4 if setup.tiny else 32)
-    reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
-    model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
-    space = SearchSpace(reader.modules)
-    placed = PlacedModules(Decoder(model, checkpoint.family), reader, space)
+    placed, parent = placed_model(setup)
+    checkpoint = placed.database.checkpoint
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
     text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     settings = load_recipe(None, ["search.training.batch_tokens=2048"], {"model": "any"}).search.training
     trainer = CandidateTrainer(placed, fitness, text, settings, setup.work)
-    parent = tuple(round(KEPT * level) for level in space.dense)
-    trainer.reserve(space.params(parent))
+    trainer.reserve(placed.space.params(parent))
     children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
     pool, stays = [parent, *children], 3
     for number in (1, 2):
@@ -213,7 +214,7 @@ def training(setup: Setup) -> None:
 
 
 def smaller_model(setup: Setup, layers: int) -> Checkpoint:
-    """A model stitched at the budget's share of every module."""
+    """Stitched model that keeps the budget's share of every module."""
     from darwinlm.export.hf import save_model
     from darwinlm.surgery.stitch import stitch
 
@@ -227,7 +228,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 
 def refit(setup: Setup) -> None:
-    """One block, dense and smaller, fitted on 65k tokens."""
+    """Refit one block of the smaller model to the dense one, on 65k tokens."""
     from darwinlm.surgery.refit import Options, Streams
     from darwinlm.surgery.refit import refit as refit_blocks
 
@@ -255,7 +256,7 @@ def refit(setup: Setup) -> None:
 
 
 def recovered(setup: Setup, layers: int, out: str, *more: str) -> RecoveryFigures:
-    """What the command's own function says of six steps of recovery."""
+    """Figures of six steps of recovery, through the function of the command."""
     from rich.console import Console
     from tests.tiny.checkpoint import tiny_text
     from tests.tiny.tokenizer import tiny_tokenizer
@@ -350,7 +351,7 @@ class _KilledError(Exception):
 
 
 def decoding(setup: Setup) -> None:
-    """Tokens a second of the dense and the smaller model: eagerly, and with a cache of fixed size as a graph."""
+    """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
     from darwinlm.engines.torch import Torch
     from darwinlm.latency.graphs import GraphedDecoding, StaticDecoding
 
@@ -362,8 +363,8 @@ def decoding(setup: Setup) -> None:
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         engine = Torch(str(checkpoint.folder), device=setup.device)
         engine.time(prompt, new)
-        found = engine.time(prompt, new)
-        setup.told("decoding", f"{name}: prompt", len(prompt) / found["first"], "tokens/s")
+        times = engine.time(prompt, new)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / times["first"], "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
             steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
@@ -372,7 +373,7 @@ def decoding(setup: Setup) -> None:
             for _ in range(new):
                 steps.step()
             setup.wait()
-        seconds = (found["decode"], time.perf_counter() - begun)
+        seconds = (times["decode"], time.perf_counter() - begun)
         for (way, of_way), took in zip(rates.items(), seconds, strict=True):
             of_way.append(new / took)
             setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 STATED = {"H100": "h100", "H200": "h200", "A100": "a100", "L40S": "l40s", "RTX 4090": "rtx4090"}
-"""Rows of the plan's devices by what a driver's name for them holds."""
+"""Devices of the plan, by a part of the driver's name for them."""
 
 
 @dataclass
@@ -21,12 +21,12 @@ class Line:
     """One result.
 
     Attributes:
-        part: that found it.
-        name: what it is.
-        value: a number, or words.
-        unit: of the number.
-        bound: what it is held against, in words.
-        ok: whether it holds; None where nothing is asked of it.
+        part: Part that reports it.
+        name: Name of the result.
+        value: Number or text.
+        unit: Unit of the number.
+        bound: Bound on the value, in words.
+        ok: Whether the value meets the bound; None without a bound.
     """
 
     part: str
@@ -44,13 +44,13 @@ class Line:
 
 @dataclass
 class Setup:
-    """What every part gets.
+    """Settings that all parts share.
 
     Attributes:
-        device: name of the device.
-        tiny: small shapes, and no bounds on speed.
-        work: folder.
-        lines: where results go.
+        device: Name of the device.
+        tiny: Use of small shapes, without bounds on speed.
+        work: Working folder.
+        lines: Queue of the results.
     """
 
     device: str
@@ -64,26 +64,26 @@ class Setup:
         return torch.device(self.device)
 
     def put(self, line: Line) -> None:
-        """Hand a result on."""
+        """Report a result."""
         self.lines.put(line)
 
     def told(self, part: str, name: str, value: float | str, unit: str = "") -> None:
-        """A result of which nothing is asked."""
+        """Report a result without a bound."""
         self.put(Line(part, name, value if isinstance(value, str) else float(value), unit))
 
     def fast(self, part: str, name: str, value: float, unit: str, floor: float | None) -> None:
-        """A rate with a floor, which tiny shapes needn't reach."""
+        """Report a rate with a lower bound, which doesn't apply to tiny shapes."""
         asked = floor is not None and not self.tiny
         bound = f"at least {floor:.4g}" if asked else ""
         self.put(Line(part, name, float(value), unit, bound, value >= floor if asked and floor is not None else None))
 
     def most(self, part: str, name: str, value: float, unit: str, most: float, *, speed: bool = False) -> None:
-        """A figure with a ceiling; one of speed or of a large model's memory isn't held against it when tiny."""
+        """Report a figure with an upper bound. With tiny shapes a bound on speed or memory doesn't apply."""
         asked = not (speed and self.tiny)
         self.put(Line(part, name, float(value), unit, f"at most {most:.4g}", value <= most if asked else None))
 
     def peak(self, part: str, plan: float | None = None, slack: float = 1.05) -> None:
-        """Peak memory of the part so far, and what the plan says."""
+        """Report the part's peak memory so far, and the planned one."""
         if self.kind.type != "cuda":
             return
         value = torch.cuda.max_memory_allocated() / 1e9
@@ -106,12 +106,12 @@ class Setup:
         return planned
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device is idle."""
         if self.kind.type == "cuda":
             torch.cuda.synchronize()
 
     def seconds(self, action: Callable[[], Any], repeats: int = 3) -> float:
-        """Best of some runs after one that warms up."""
+        """Shortest time of several runs, after a warm-up run."""
         action()
         times = []
         for _ in range(repeats):
@@ -124,7 +124,7 @@ class Setup:
 
 
 def machine(setup: Setup) -> None:
-    """Rates of products, copies and the disk, against half of what the makers state."""
+    """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
     from darwinlm.database.order import exact_products
     from darwinlm.planning.devices import find_device
 
@@ -133,7 +133,7 @@ def machine(setup: Setup) -> None:
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
     setup.told("machine", "TF32 is on", str(torch.backends.cuda.matmul.allow_tf32))
-    row = next((found for part, found in STATED.items() if part in name), None)
+    row = next((rates for part, rates in STATED.items() if part in name), None)
     stated = find_device(row) if row else None
     n = 256 if setup.tiny else 8192
     for kind in ("bfloat16", "float32", "float64"):
@@ -189,7 +189,7 @@ EQUAL = {
 
 
 def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, Any]:
-    """A tiny model through the pipeline up to the refit; its folder and what the stages found."""
+    """Run the pipeline up to the refit on a tiny model; return the run's folder and its results."""
     from rich.console import Console
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 
@@ -211,7 +211,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
 
 
 def equality(setup: Setup) -> None:
-    """The whole pipeline in float32 on the CPU and on the device."""
+    """Compare the whole pipeline in float32 on the CPU and on the device."""
     from safetensors.torch import load_file
 
     for name, (family, assignments) in EQUAL.items():
@@ -237,7 +237,7 @@ def equality(setup: Setup) -> None:
 
 
 def mixed_types(setup: Setup) -> None:
-    """bfloat16 on the device against float32 on the CPU."""
+    """Compare bfloat16 on the device with float32 on the CPU."""
     _, ours = _run(setup, "llama", "cpu")
     _, theirs = _run(setup, "llama", setup.device, "compute.dtype=bfloat16")
     differs = abs(theirs.search.record["uniform_kl"] / ours.search.record["uniform_kl"] - 1)
@@ -245,7 +245,7 @@ def mixed_types(setup: Setup) -> None:
 
 
 def moments(setup: Setup) -> None:
-    """Second moments of bfloat16 inputs: speed, and one batch against float64."""
+    """Measure second moments of bfloat16 inputs: their speed, and one batch against float64."""
     from darwinlm.calibration.moments import SecondMoment
 
     tokens, width = (256, 96) if setup.tiny else (8192, 11008)
@@ -254,8 +254,8 @@ def moments(setup: Setup) -> None:
     moment.add(x)
     part = x[:, : min(width, 2048)].double()
     exact = part.T @ part / tokens
-    found = moment.mean()[: len(exact), : len(exact)]
-    setup.most("moments", "differs from float64 by", float((found - exact).norm() / exact.norm()), "relative", 1e-5)
+    mean = moment.mean()[: len(exact), : len(exact)]
+    setup.most("moments", "differs from float64 by", float((mean - exact).norm() / exact.norm()), "relative", 1e-5)
     batches = 2 if setup.tiny else 64
     seconds = setup.seconds(lambda: [moment.add(x) for _ in range(batches)], 1)
     rate = batches * 2 * tokens * width**2 / seconds / 1e12
@@ -264,7 +264,7 @@ def moments(setup: Setup) -> None:
 
 
 def order(setup: Setup) -> None:
-    """Removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
+    """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
     from darwinlm.database.factors import unpack_lower, whole_factor_
     from darwinlm.database.order import Removal, damp_, ordered_moment, removal_order
     from database import synthetic
@@ -273,9 +273,9 @@ def order(setup: Setup) -> None:
     H, W = synthetic(small // 3, small, "cpu")
     units = torch.arange(small)[:, None]
     expected = removal_order(H, W, units).units.flip(0)
-    found = removal_order(H.to(setup.kind), W.to(setup.kind), units.to(setup.kind)).units.flip(0).cpu()
+    order = removal_order(H.to(setup.kind), W.to(setup.kind), units.to(setup.kind)).units.flip(0).cpu()
     first = int(0.9 * small)
-    same = float((expected[:first] == found[:first]).float().mean())
+    same = float((expected[:first] == order[:first]).float().mean())
     setup.fast("order", f"places as on the CPU in the first 90 % at d = {small}", same, "", None if setup.tiny else 1.0)
     for d in (192,) if setup.tiny else (4096, 11008, 14336):
         if setup.kind.type == "cuda":
@@ -309,7 +309,7 @@ def order(setup: Setup) -> None:
 
 
 def traps(setup: Setup) -> None:
-    """What must be one message."""
+    """Check that wrong input ends with a one-line message."""
     from darwinlm.compute import resolve_device
     from darwinlm.errors import DarwinLMError
 

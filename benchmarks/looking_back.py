@@ -1,9 +1,9 @@
-"""What a share of text that has to be looked back at is worth: the whole pipeline with several shares and seeds.
+"""Effect of text with long-range repetition: the whole pipeline with several shares of it and several seeds.
 
-Every arm is one run on the demo's model at half of its block parameters, with the same tokens, seed and settings; only
-what the arm names differs. One JSON line for each, with the figures of its report: KL and perplexity on held-out plain
-text, KL divided, and copying, of the dense, uniform, stitched, refitted and recovered model. Finished arms are left
-out, and an interrupted one goes on.
+Every arm is one run on the demo's model at half of its block parameters. Arms share tokens, seed and settings, and
+differ only in the settings that they name. Each prints one JSON line with the figures of its report: KL and perplexity
+on held-out plain text, KL by position and token novelty, and copying. The models are the dense, uniform, stitched,
+refitted and recovered one. Finished arms are skipped, and an interrupted one resumes.
 
     python benchmarks/looking_back.py --text c4.jsonl.gz --out runs/looking_back --set recovery.tokens=49152 \
         --seed 0 --seed 1 --seed 2 --arm plain:text.looking_back=0 --arm fifth:text.looking_back=20%
@@ -37,13 +37,13 @@ SETTINGS = {
     "recovery.embeddings": False,
     "recovery.evaluate_every": 10_000_000,
 }
-"""Small enough for two processor cores."""
+"""Settings small enough for two processor cores."""
 
 FIGURES = ("block_params", "perplexity", "kl", "looking_back")
 
 
 def run_arm(options: argparse.Namespace, name: str, settings: str, seed: int) -> dict[str, Any]:
-    """One run, and the figures of its models."""
+    """Make one run, and return the figures of its models."""
     assigned = [f"search.seed={seed}", *options.set, *filter(None, settings.split(";"))]
     given = {assignment.partition("=")[0] for assignment in assigned}
     fixed = {field: value for field, value in SETTINGS.items() if field not in given}
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", default=None, help="the demo's if none is named")
+    parser.add_argument("--model", default=None, help="model; default: the demo's")
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--arm", action="append", required=True, metavar="NAME:FIELD=VALUE;...")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms")

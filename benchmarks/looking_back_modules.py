@@ -1,7 +1,7 @@
-"""Which modules of a dense model carry copying: each module taken out alone, and with `--groups` each KV group too.
+"""Modules of a dense model that copying depends on: each is removed alone, and with `--groups` each KV group too.
 
-One JSON line for each: KL to the whole model on plain text (`kl`), and on lists of random words that are said twice the
-loss and the accuracy of the second time, as in `darwinlm evaluate`. `--plot` draws one against the other.
+Each prints one JSON line: KL to the whole model on plain text (`kl`), and the loss and accuracy on the second
+occurrence of repeated lists of random words, as in `darwinlm evaluate`. `--plot` draws one against the other.
 
     python benchmarks/looking_back_modules.py --text c4.jsonl.gz --lines modules.jsonl --plot docs/looking_back.svg
 """
@@ -29,11 +29,11 @@ from darwinlm.families.family import family_of
 WORDS = 16
 
 LEAST = 0.02
-"""Nats that points are drawn at where copying loses less, or gains."""
+"""Smallest drawn loss in nats; points with less, or with a gain, are drawn here."""
 
 
 class Measured:
-    """Text and lists, run from any block on."""
+    """Losses on text and lists, computed from any block onwards."""
 
     def __init__(self, decoder: Decoder, text: Tensor, lists: Tensor) -> None:
         self.decoder, self.text, self.lists = decoder, text, lists
@@ -48,7 +48,7 @@ class Measured:
         return hidden
 
     def losses(self, block: int) -> dict[str, float]:
-        """Figures of the model as it stands, which is whole before this block."""
+        """Figures of the model in its present state, which is unchanged before this block."""
         text, lists = (
             self.decoder.logits(tokens, hidden[block], block)
             for tokens, hidden in zip((self.text, self.lists), self.before, strict=True)
@@ -63,7 +63,7 @@ class Measured:
 
 @contextmanager
 def without(decoder: Decoder, block: int, kind: Any, group: int | None) -> Iterator[None]:
-    """A module, or the query heads of one KV group, taken out for a while."""
+    """Remove a module, or the query heads of one KV group, within the context."""
     module = decoder.module(block, kind)
     if group is None:
         decoder.set_module(block, kind, Absent(kind))
@@ -88,7 +88,7 @@ def without(decoder: Decoder, block: int, kind: Any, group: int | None) -> Itera
 
 
 def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss of copying against KL on plain text, a point for each part."""
+    """Draw loss of copying against KL on plain text, with a point for each part."""
     from matplotlib.figure import Figure
 
     whole = next(line for line in lines if line["block"] is None)
@@ -119,9 +119,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True)
     parser.add_argument("--lines", type=Path, required=True)
-    parser.add_argument("--model", default=None, help="the demo's if none is named")
+    parser.add_argument("--model", default=None, help="model; default: the demo's")
     parser.add_argument("--tokens", type=int, default=1024, help="of plain text")
-    parser.add_argument("--groups", action="store_true", help="KV groups of attentions too")
+    parser.add_argument("--groups", action="store_true", help="also remove each KV group of the attentions")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     done = [json.loads(line) for line in options.lines.read_text().splitlines()] if options.lines.exists() else []
@@ -137,11 +137,11 @@ def main() -> None:
         if any(line.items() >= name.items() for line in done):
             continue
         if block is None:
-            found = measured.losses(0)
+            losses = measured.losses(0)
         else:
             with without(decoder, block, kind, group):
-                found = measured.losses(block)
-        done.append(name | found)
+                losses = measured.losses(block)
+        done.append(name | losses)
         with options.lines.open("a") as stream:
             stream.write(json.dumps(done[-1]) + "\n")
         print(json.dumps(done[-1]), flush=True)

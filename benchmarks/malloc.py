@@ -1,7 +1,7 @@
-"""A training step with freed memory kept by the process against one with glibc's own ways, in turn.
+"""Training steps with freed memory kept by the process, alternating with glibc's defaults.
 
-The demo's dense model in float32 with bfloat16 passes, on stored likeliest tokens; forward and backward, without
-the optimiser. Prints one JSON line.
+The model is the demo's dense one in float32 with bfloat16 passes, trained on the stored likeliest tokens. A step is
+forward and backward, without the optimiser. Prints one JSON line.
 
     python benchmarks/malloc.py --rounds 3
 """
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def seconds(work: Callable[[], object], *, kept: bool) -> float:
-    """Of one call, the first one being left out."""
+    """Seconds of one call, without the first one."""
     with kept_memory(CPU) if kept else nullcontext():
         work()
         begun = time.perf_counter()

@@ -1,8 +1,8 @@
-"""A small mixture of experts, trained on real text, and what dropping or narrowing half of its experts costs.
+"""A small mixture of experts, trained on real text, and the cost of removing or narrowing half of its experts.
 
-Random experts are all alike, so methods that choose among experts are compared on experts that have learnt to differ.
-`train` makes a small Mixtral (8 experts in every block, 2 of them for each token) and its own tokenizer. A tenth of the
-documents is left out and written beside the model as `held_out.jsonl`, for `compare`:
+Random experts are all alike, so methods that choose among experts need trained experts for a comparison.
+`train` makes a small Mixtral (8 experts in every block, 2 of them for each token) and its tokenizer. A tenth of the
+documents is held out and written beside the model as `held_out.jsonl`, for `compare`:
 
     python benchmarks/mixture.py train --text texts/ --out mixture --tokens 2500000
     python benchmarks/mixture.py compare mixture/model --text mixture/held_out.jsonl --out compared
@@ -33,7 +33,8 @@ from darwinlm.comparison.importance import ExpertScores, expert_scores
 from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.console import Reporter
 from darwinlm.data import read_documents
-from darwinlm.database.store import DatabaseReader, block_file
+from darwinlm.database.blocks import block_file
+from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ from darwinlm.surgery.stitch import stitch
 
 VOCABULARY, LENGTH, HELD_OUT = 2048, 256, 0.1
 CHARACTERS = 3.2
-"""Of a token, about."""
+"""Approximate characters per token."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
@@ -85,7 +86,7 @@ def split(source: str) -> tuple[list[str], list[str]]:
 
 
 def make_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of these documents that begins each text with its first token."""
+    """Byte-level BPE tokenizer of these documents, which begins each text with its first token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,7 +102,7 @@ def make_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
 
 
 def sequences(documents: list[str], tokenizer: Any, seed: int) -> Tensor:
-    """[n, LENGTH] of packed documents in a random order; each row begins with the first token."""
+    """Packed documents in a random order, [n, LENGTH]; each row begins with the first token."""
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
     stream = []
     for index in order:
@@ -112,7 +113,7 @@ def sequences(documents: list[str], tokenizer: Any, seed: int) -> Tensor:
 
 
 def batches(rows: Tensor, count: int, seed: int) -> Iterator[Tensor]:
-    """Batches of rows without end, in a new order each time round."""
+    """Endless batches of rows, in a new order in each epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for batch in torch.randperm(len(rows), generator=generator).split(count):
@@ -121,12 +122,12 @@ def batches(rows: Tensor, count: int, seed: int) -> Iterator[Tensor]:
 
 
 def rate(done: float, peak: float, warm: float = 0.03, fall: float = 0.5) -> float:
-    """Learning rate: a short rise, a plateau, and a fall to zero over the last part."""
+    """Learning rate with a short warm-up, a plateau, and a decay to zero over the last part."""
     return peak * min(1.0, done / warm, (1 - done) / fall)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train the mixture; one line of JSON every 50 steps, the model at the end."""
+    """Train the mixture. Prints a JSON line every 50 steps, and writes the model at the end."""
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     seen, held_out = split(options.text)
@@ -179,13 +180,13 @@ def train(options: argparse.Namespace) -> None:
 
 
 FORBIDDEN = 1e3
-"""Loss of levels that a kind of cut doesn't have."""
+"""Loss of levels that a kind of cut excludes."""
 ORDERS = ("frequency", "reap", "second moment", "gradients", "next choice")
 
 
 def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) -> dict[str, dict[int, Tensor]]:
-    """For each order and block a score of every expert, the best kept longest."""
-    found: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
+    """Scores of all experts, by order and block; the experts with the highest scores are removed last."""
+    orders: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
     for block, own in scores.items():
         stored = read_tensors(database.stage.folder / block_file(block))
         order = stored["mlp.order"].long()
@@ -195,12 +196,12 @@ def expert_orders(database: PruningDatabase, scores: dict[int, ExpertScores]) ->
             (own.asked, own.added, stored["mlp.1.errors"][:, 0], stored["mlp.1.losses"][:, 0], -places),
             strict=True,
         ):
-            found[name][block] = score
-    return found
+            orders[name][block] = score
+    return orders
 
 
 def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocation], int]:
-    """Equal cuts and the least sum of estimated losses, all of them with at most as many parameters as narrowing."""
+    """Equal cuts, and the smallest sum of estimated losses, each with at most the parameters of narrowing."""
     space = SearchSpace(reader.modules)
     cost = parameter_costs(space)
 
@@ -235,7 +236,7 @@ def allocations(reader: DatabaseReader, keep: float) -> tuple[dict[str, Allocati
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Cut the mixture in several ways to one size; one line of JSON for each, with and without a refit."""
+    """Cut the mixture in several ways to one size. Prints a JSON line for each, with and without a refit."""
     assignments = [
         f"text.sequence_length={LENGTH}",
         f"search.seed={options.seed}",
@@ -262,7 +263,7 @@ def compare(options: argparse.Namespace) -> None:
         refitted = refit_stage(StepsRun(run, MethodRow(place, ("refit",))), texts, stitched)
         assert refitted is not None
         models = {"kl": stitched.checkpoint.load(torch.float32), "kl refitted": refitted.model(stitched.checkpoint)}
-        found = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
+        qualities = measure_quality(dense, models, texts["evaluation"].tokens, batch_tokens=4096)
         parameters = sum(level.params for level in SearchSpace(source.modules).levels(allocation))
         line = {
             "benchmark": "mixture",
@@ -271,8 +272,8 @@ def compare(options: argparse.Namespace) -> None:
             "keep": options.keep,
             "block_params": parameters,
             "limit": limit,
-            **{key: round(own.kl, 4) for key, own in found.items()},
-            "perplexity refitted": round(found["kl refitted"].perplexity, 2),
+            **{key: round(own.kl, 4) for key, own in qualities.items()},
+            "perplexity refitted": round(qualities["kl refitted"].perplexity, 2),
             "kept": [
                 [level.experts, level.width]
                 for level in SearchSpace(source.modules).levels(allocation)
@@ -297,11 +298,11 @@ def main() -> None:
     training.set_defaults(run=train)
     comparing = commands.add_parser("compare", help="cut it in several ways")
     comparing.add_argument("model", type=Path, help="a mixture, such as the folder `model` that train makes")
-    comparing.add_argument("--text", required=True, help="documents that the mixture wasn't trained on")
+    comparing.add_argument("--text", required=True, help="documents outside the mixture's training text")
     comparing.add_argument("--out", type=Path, required=True)
     comparing.add_argument("--keep", type=float, default=0.5, help="share of the experts' parameters")
-    comparing.add_argument("--seed", type=int, default=0, help="of the split of the text")
-    comparing.add_argument("--only", action="append", help="cuts whose name contains this; all without it")
+    comparing.add_argument("--seed", type=int, default=0, help="seed of the split of the text")
+    comparing.add_argument("--only", action="append", help="only cuts whose name contains this; default: all")
     comparing.add_argument("--set", action="append", metavar="FIELD=VALUE", help="of the recipe")
     comparing.set_defaults(run=compare)
     options = parser.parse_args()

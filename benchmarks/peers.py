@@ -1,18 +1,18 @@
-"""Other pruning packages, as published, on the same dense model, size and held-out text.
+"""Published versions of other pruning packages, compared on the same dense model, size and held-out text.
 
-The packages are installed from PyPI into an environment of their own, OUT/env, and cut the model by their own rules to
-the same share of the block parameters. Every model, ours included, is then measured by `darwinlm evaluate`: perplexity
-and KL to the dense model on held-out text, and copying. One JSON line for each; finished ones aren't repeated.
+The packages are installed from PyPI into a separate environment, OUT/env. They cut the model by their rules to the same
+share of the block parameters. Every model, including ours, is then measured by `darwinlm evaluate`: perplexity and KL
+to the dense model on held-out text, and copying. Prints one JSON line for each; finished ones aren't repeated.
 
     python benchmarks/peers.py --model DENSE --text TEXT --held-out WEB --out runs/peers --ours runs/half/model
 
 - OptiPFair 0.4.2, static: MLP neurons by the peak-to-peak magnitude of their weights.
 - OptiPFair 0.4.2, data-driven: the same, weighted by activations on TEXT.
-- OptiPFair 0.4.2, depth: whole blocks, the last ones, as by default.
-- Torch-Pruning 1.6.1, magnitude and Taylor: MLP neurons in coupled groups; Taylor takes gradients on TEXT.
+- OptiPFair 0.4.2, depth: the last blocks, its default.
+- Torch-Pruning 1.6.1, magnitude and Taylor: MLP neurons in coupled groups; Taylor uses gradients on TEXT.
 
-Neither package has updates of the remaining weights, nor sizes that differ between blocks by their effect. DENSE is a
-folder in the format of transformers; nothing is trained.
+Neither package updates the remaining weights or chooses sizes per block by their effect. DENSE is a folder in the
+format of transformers. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def calibration(dense: Path, text: str, tokens: int, path: Path) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of the packages' own environment, made once."""
+    """Interpreter of the packages' environment, which is created once."""
     python = folder / "bin" / "python"
     if not (folder / "done").exists():
         venv.create(folder, with_pip=True)
@@ -61,7 +61,7 @@ def environment(folder: Path) -> Path:
 
 
 def measured(model: Path, options: argparse.Namespace, name: str) -> dict[str, object]:
-    """What `darwinlm evaluate` finds."""
+    """Results of `darwinlm evaluate`."""
     out = options.out / f"{name}.json"
     words = [sys.executable, "-m", "darwinlm", "evaluate", str(model), "--text", options.held_out]
     words += ["--against", str(options.model), "--tokens", str(options.tokens), "--out", str(out), "-q"]

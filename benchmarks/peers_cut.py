@@ -23,13 +23,13 @@ def block_parameters(model: Any) -> int:
 
 
 def mlp_percentage(model: Any, keep: float) -> float:
-    """Per cent of the MLP neurons that have to go, attention staying whole."""
+    """Percentage of MLP neurons to remove, with unchanged attention."""
     mlps = sum(parameter.numel() for layer in model.model.layers for parameter in layer.mlp.parameters())
     return 100 * (1 - keep) * block_parameters(model) / mlps
 
 
 def batches(tokens: Tensor) -> list[dict[str, Tensor]]:
-    """Batches as both packages take them."""
+    """Batches in the format of both packages."""
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in torch.split(tokens, ROWS)]
 
 

@@ -1,9 +1,9 @@
-"""`darwinlm plan` against what a run takes: seconds and peak memory of the stages that compute, on this machine's CPU.
+"""`darwinlm plan` against a real run: seconds and peak memory of the stages that compute, on this machine's CPU.
 
-Every stage runs in a process of its own and prints one JSON line: seconds planned and taken, peak memory planned and
-taken, and both ratios. The CPU is measured right before and right after each stage, and the plan uses the mean. With
-`--clock cpu` and one thread, seconds are those that the process itself got, so that other load on the machine, which is
-part of the result, doesn't count. The default model and text are the demo's; what OUT holds is reused, not timed.
+Every stage runs in a separate process and prints one JSON line: planned and actual seconds, planned and actual peak
+memory, and both ratios. The CPU is measured right before and right after each stage, and the plan uses the mean. With
+`--clock cpu` and one thread, seconds are CPU time of the process, so that other load on the machine doesn't count. The
+load is part of the result. The default model and text are the demo's. Results in OUT are reused, and not timed.
 
     python benchmarks/plan.py --set text.calibration_tokens=16384 --set refit.tokens=16384 --set search.generations=2
     python benchmarks/plan.py --random --set text.calibration_tokens=2048 --set refit.enabled=false   # 1.1B parameters
@@ -36,13 +36,13 @@ from darwinlm.run import Run
 from random_llama import write_llama
 
 STAGES = ("database", "search", "refit", "recover", "evaluate")
-"""Stages that are planned."""
+"""Planned stages."""
 
 BEFORE = {"database": "plan", "search": "database", "refit": "stitch", "recover": "refit", "evaluate": "export"}
-"""What has to be there first, so that it isn't timed."""
+"""Stage that must be complete before each one, so that it isn't timed."""
 
 PARTS = {"database": ("saliency",)}
-"""Planned on their own, and run as a part of another stage."""
+"""Work with a separate plan that runs as a part of another stage."""
 
 RANDOM: dict[str, Any] = {
     "num_hidden_layers": 22,
@@ -52,30 +52,30 @@ RANDOM: dict[str, Any] = {
     "num_key_value_heads": 4,
     "vocab_size": 49152,
 }
-"""A Llama of 1.1B parameters, with the vocabulary of the demo's tokenizer."""
+"""Config of a Llama of 1.1B parameters, with the vocabulary of the demo's tokenizer."""
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def between(before: Device, after: Device) -> Device:
-    """A device halfway between two measurements."""
+    """Mean of two measurements of a device."""
     rates = {kind: (rate + after.rates[kind]) / 2 for kind, rate in before.rates.items()}
     halves = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("bandwidth", "block_seconds")}
     return dataclasses.replace(before, rates=rates, **halves)
 
 
 def opened(recipe: Recipe, folder: Path) -> Run:
-    """The run, opened anew: what is done is reused."""
+    """Open the run again, to reuse its finished stages."""
     return Run(recipe, folder, Reporter(Console(quiet=True)))
 
 
 def prepare(recipe: Recipe, folder: Path, until: str) -> None:
-    """Run what has to be there before a stage."""
+    """Run all stages that a stage depends on."""
     run_stages(opened(recipe, folder), until)
 
 
 def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, Any] | None:
-    """Run one stage in this process; None where the recipe has none or its result was there."""
+    """Run one stage in this process; None if the recipe lacks it or its result existed."""
     now = CLOCKS[clock]
     before = measure_cpu(now)
     run = opened(recipe, folder)
@@ -117,7 +117,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
 
 
 def alone(action: Any, *arguments: Any) -> Any:
-    """Call it in a process of its own, whose peak of memory is then its own too."""
+    """Call a function in a separate process, which gives it a separate memory peak."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(action, *arguments).result()
 

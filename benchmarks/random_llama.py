@@ -1,4 +1,4 @@
-"""A random Llama on disk, written shard by shard, so that it may be larger than memory."""
+"""Random Llama on disk, written shard by shard, so that it may be larger than memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def write_llama(folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **sizes: Any) -> int:
-    """Write config.json, one shard for each block and one for the rest; returns the bytes of all tensors.
+    """Write config.json, one shard for each block and one for the rest; return the bytes of all tensors.
 
     Args:
-        folder: made if it isn't there.
-        dtype: of the tensors.
-        seed: of the tensors.
-        sizes: fields of LlamaConfig.
+        folder: Output folder, created if missing.
+        dtype: Element type of the tensors.
+        seed: Seed of the random weights.
+        sizes: Fields of LlamaConfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(**sizes, dtype=dtype, architectures=["LlamaForCausalLM"])

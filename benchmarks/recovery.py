@@ -1,24 +1,24 @@
-"""Recovery of several allocations: perplexity and KL to the dense model on held-out text against tokens trained on.
+"""Recovery of several allocations: perplexity and KL to the dense model on held-out text against training tokens.
 
-Starts from smaller models that exist: a finished run's, or any folder. Each is trained by distillation, in two ways:
+The smaller models are those of finished runs, or any folders. Each is trained by distillation, in two ways:
 
 - one long training with the first seed, up to the last of the points, and measured at every point on the way. Its
-  learning rate is `--schedule`'s. With `wsd`, the default, all points but the last lie before the rate falls (they are
-  refused otherwise): they say what this training has reached by then, not what one that ends there would;
-- for every further seed one short training on the first `--cheap` tokens of the text, with a whole schedule of its own.
-  `--short-first` makes one with the first seed too, so that all seeds can be compared.
+  learning rate follows `--schedule`. With `wsd`, the default, all points but the last must lie before the decay. They
+  show the progress of this training, not the result of a training that ends there;
+- for every further seed one short training on the first `--cheap` tokens of the text, with a complete schedule.
+  `--short-first` adds one with the first seed, so that all seeds can be compared.
 
-A seed is that of the order of the text; its tokens are the same for all models. Held-out text is disjoint by document
-from it, and from all text of the run that a model's folder lies in (calibration, fitness, validation, evaluation).
-`--cached-top-k K` lets the dense model pass over the text once, stores its K likeliest tokens at each place, and
-distils all models and seeds from these.
+A seed sets the order of the text; the tokens are the same for all models. Held-out text shares no document with them,
+nor with any text of the run that a model's folder lies in (calibration, fitness, validation, evaluation).
+`--cached-top-k K` runs the dense model over the text once, stores its K likeliest tokens at each position, and distils
+all models and seeds from these.
 
 Prints one JSON line for each model, seed, kind of training (`start`, `long` or `short`) and number of tokens, with the
-seconds spent on training so far in this process. `--untrained NAME=FOLDER` is measured and not trained, such as a model
-before its refit; `--keep` writes every model that was measured, for other evaluations. Lines that stand in the file
-given by `--lines` are left out and a training that was killed goes on from its last checkpoint, so the same command
-resumes. Short trainings come first;
-`--seeds 0` alone makes the long ones. `--plot FILE.svg` draws the lines at the end, or alone without a dense model.
+seconds of training so far in this process. `--untrained NAME=FOLDER` is measured without training, such as a model
+before its refit. `--keep` writes every measured model, for other evaluations. The same command resumes: it skips lines
+that the file given by `--lines` holds, and continues an interrupted training from its last checkpoint. Short trainings
+come first; `--seeds 0` makes only the long ones. `--plot FILE.svg` draws the lines at the end. Without a dense model it
+only draws.
 
     python benchmarks/recovery.py DENSE --model ours=runs/half/model --model uniform=runs/uniform/model \
         --text c4=texts/c4.jsonl.gz --text books=texts/books.jsonl.gz --points 100k,300k,1M --seeds 0,1,2 \
@@ -57,11 +57,11 @@ from darwinlm.recovery.train import train
 from recovery_plot import draw
 
 DTYPE = fast_dtype(torch.device("cpu"))
-"""Of forward passes and of the dense model; training is in this one with float32 weights."""
+"""Element type of forward passes and of the dense model; training uses it with float32 weights."""
 
 
 class Mixed(Dataset[dict[str, Tensor]]):
-    """Blocks of several texts in turn."""
+    """Alternating blocks of several texts."""
 
     def __init__(self, parts: list[PackedText]) -> None:
         self.parts = parts
@@ -76,11 +76,11 @@ class Mixed(Dataset[dict[str, Tensor]]):
 
 @dataclass
 class Lines:
-    """The lines that are there, and where further ones go.
+    """Finished lines, and the file that receives further ones.
 
     Attributes:
-        path: the file.
-        settings: what a line must agree on with this call to count as done.
+        path: The file.
+        settings: Settings of this call, which a line must match to count as done.
     """
 
     path: Path
@@ -92,11 +92,11 @@ class Lines:
             self.done = [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def lack(self, **name: Any) -> bool:
-        """Whether no line says that."""
+        """Whether no line has these values."""
         return not any(line.items() >= (self.settings | name).items() for line in self.done)
 
     def add(self, facts: dict[str, Any]) -> None:
-        """Print a line and keep it."""
+        """Print a line and store it."""
         line = {"benchmark": "recovery", **facts, **self.settings, "load": round(os.getloadavg()[0], 1)}
         self.done.append(line)
         with self.path.open("a") as stream:
@@ -106,7 +106,7 @@ class Lines:
 
 @dataclass
 class Bench:
-    """What all trainings share."""
+    """Inputs that all trainings share."""
 
     options: argparse.Namespace
     lines: Lines
@@ -115,24 +115,24 @@ class Bench:
     held_out: dict[str, Any]
 
     def measured(self, models: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Perplexity and KL of models by name on the evaluation text of each source."""
-        found: dict[str, dict[str, Any]] = {name: {} for name in models}
+        """Perplexity and KL of models, by name, on the evaluation text of each source."""
+        results: dict[str, dict[str, Any]] = {name: {} for name in models}
         for source, parts in self.held_out.items():
             tokens = parts["evaluation"].tokens
             for name, quality in measure_quality(self.dense, models, tokens, batch_tokens=4096).items():
                 figures = {"perplexity": round(quality.perplexity, 3), "kl": round(quality.kl, 4)}
-                found[name][source] = {**figures, "tokens": quality.tokens}
-        return found
+                results[name][source] = {**figures, "tokens": quality.tokens}
+        return results
 
     def start(self, smalls: dict[str, Checkpoint]) -> None:
-        """Measure what no training has touched."""
+        """Measure the models before training."""
         lacking = [name for name in smalls if self.lines.lack(model=name, kind="start")]
-        found = self.measured({name: smalls[name].load(getattr(torch, DTYPE)) for name in lacking}) if lacking else {}
-        for name, held_out in found.items():
+        results = self.measured({name: smalls[name].load(getattr(torch, DTYPE)) for name in lacking}) if lacking else {}
+        for name, held_out in results.items():
             self.lines.add({"model": name, "kind": "start", "seed": None, "tokens": 0, "held_out": held_out})
 
     def training(self, name: str, small: Checkpoint, kind: str, seed: int, points: list[int]) -> None:
-        """Train a model up to the last of the points, and measure it at every one that isn't done."""
+        """Train a model up to the last of the points, and measure it at every unfinished point."""
         options = self.options
         title = {"model": name, "kind": kind, "seed": seed, "until": points[-1]}
         lacking = [point for point in points if self.lines.lack(**title, tokens=point)]
@@ -154,20 +154,20 @@ class Bench:
         plan = plan_steps(settings, options.length, options.micro_tokens)
         steps = {point // options.batch_tokens * plan.tokens: point for point in lacking}
         ready = small.load(getattr(torch, DTYPE))
-        begun, apart = time.monotonic(), 0.0
+        begun, measuring = time.monotonic(), 0.0
 
         def look(tokens: int, model: Any) -> None:
-            nonlocal apart
+            nonlocal measuring
             if tokens not in steps:
                 return
             at = time.monotonic()
             ready.load_state_dict(model.state_dict())
-            facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - apart)}
+            facts = {"tokens": steps[tokens], "trained": tokens, "seconds": round(at - begun - measuring)}
             if options.keep:
                 kept = options.out / "models" / f"{name}-{seed}-{kind}-{steps[tokens]}"
                 save_model(ready, kept, tokenizer=small.tokenizer())
             self.lines.add(title | facts | {"held_out": self.measured({name: ready})[name]})
-            apart += time.monotonic() - at
+            measuring += time.monotonic() - at
 
         trained = train(
             lambda: small.load(torch.float32),
@@ -183,7 +183,7 @@ class Bench:
             each_step=look,
         )
         if self.lines.lack(**title, tokens=points[-1]):
-            # Its last checkpoint was whole, but the lines are gone.
+            # The last checkpoint was complete, but its lines are missing.
             look(trained.record["tokens"], trained.model)
 
 
@@ -194,17 +194,17 @@ def count(text: str) -> int:
 def held_out_of(
     sources: dict[str, str], tokenizer: Any, length: int, tokens: int, seen: set[str]
 ) -> dict[str, dict[str, TokenBlocks]]:
-    """Validation and evaluation text of each source, without seen documents, the same for every model and seed."""
+    """Validation and evaluation text of each source without seen documents, the same for every model and seed."""
     shares = {"validation": 4096, "evaluation": tokens}
-    found = {}
+    splits = {}
     for name, source in sources.items():
         unseen = (text for text in read_documents(source) if document_hash(text) not in seen)
-        found[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source, document_tokens=length)
-    return found
+        splits[name] = split_documents(unseen, shares, tokenizer, length, 0, source=source, document_tokens=length)
+    return splits
 
 
 def documents_behind(folder: Path) -> set[str]:
-    """Hashes of the documents of the run that a model lies in: what it was calibrated, searched and fitted on."""
+    """Hashes of the documents for calibration, search and refit in the run that a model's folder lies in."""
     texts = [path for parent in folder.resolve().parents for path in (parent / "stages" / "text").glob("*/blocks.json")]
     return {hashed for path in texts for hashed in TokenBlocks.load(path.parent).document_hashes}
 
@@ -212,7 +212,7 @@ def documents_behind(folder: Path) -> set[str]:
 def training_text(
     sources: dict[str, str], held_out: dict[str, Any], tokenizer: Any, out: Path, tokens: int, length: int, size: int
 ) -> Mixed:
-    """As many tokens of each source, without what is held out."""
+    """Equally many tokens of each source, without held-out documents."""
     blocks = -(-tokens // length // len(sources)) + 1
     parts = []
     for name, source in sources.items():
@@ -237,23 +237,25 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--untrained", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--text", action="append", default=[], metavar="NAME=SOURCE")
-    parser.add_argument("--points", default="100k,300k,1M", help="tokens at which to measure; the last one ends it")
+    parser.add_argument(
+        "--points", default="100k,300k,1M", help="numbers of tokens at which to measure; training ends at the last"
+    )
     parser.add_argument("--cheap", default="100k", help="tokens of the short trainings")
-    parser.add_argument("--seeds", default="0", help="of the order of the text; the first is that of the long training")
-    parser.add_argument("--short-first", action="store_true", help="a short training with the first seed too")
+    parser.add_argument("--seeds", default="0", help="seeds of the order of the text; the long training uses the first")
+    parser.add_argument("--short-first", action="store_true", help="also make a short training with the first seed")
     parser.add_argument("--schedule", default="wsd", choices=("wsd", "cosine", "constant"))
     parser.add_argument("--cached-top-k", type=int, metavar="K", help="distil from the K likeliest tokens, stored once")
-    parser.add_argument("--cache", type=Path, help="by default teacher-cache in the output folder")
-    parser.add_argument("--keep", action="store_true", help="write the models that were measured")
+    parser.add_argument("--cache", type=Path, help="default: teacher-cache in the output folder")
+    parser.add_argument("--keep", action="store_true", help="write the measured models")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--lines", type=Path, help="by default lines.jsonl in the output folder")
+    parser.add_argument("--lines", type=Path, help="default: lines.jsonl in the output folder")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a file of any type that matplotlib writes")
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--held-out", type=int, default=16384, help="tokens of each source that are measured on")
+    parser.add_argument("--held-out", type=int, default=16384, help="evaluation tokens of each source")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
-    parser.add_argument("--blocks-alone", action="store_true", help="leave the embedding and the head as they are")
+    parser.add_argument("--blocks-alone", action="store_true", help="don't train the embedding and the head")
     parser.add_argument("--save-every", type=int, default=40960, help="tokens between checkpoints")
     options = parser.parse_args()
     if options.dense is not None and not (options.model and options.text and options.out):

@@ -1,4 +1,4 @@
-"""Draw the lines of `benchmarks/recovery.py`: KL to the dense model on held-out text against tokens trained on."""
+"""Draw the lines of `benchmarks/recovery.py`: KL to the dense model on held-out text against training tokens."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ COLOURS = ("#2a6fb8", "#c0640f", "#23845a", "#8a4fa3", "#6a7079")
 
 
 def draw(lines: Path, to: Path) -> None:
-    """One panel for each held-out text: a line for each model's long training, and its short ones with their range.
+    """Draw a panel for each held-out text, with a line for each model's long training and the range of its short ones.
 
     Raises:
-        DataError: the file is missing, isn't one of lines, or holds none.
+        DataError: The file is missing, isn't in JSON lines, or is empty.
     """
-    found = read(lines)
-    sources = list(dict.fromkeys(source for line in found for source in line["held_out"]))
-    names = list(dict.fromkeys(line["model"] for line in found))
+    lines_read = read(lines)
+    sources = list(dict.fromkeys(source for line in lines_read for source in line["held_out"]))
+    names = list(dict.fromkeys(line["model"] for line in lines_read))
     with style.context("default"), rc_context({"svg.fonttype": "none", "svg.hashsalt": "darwinlm", "font.size": 9}):
         figure = Figure(figsize=(4.6 * len(sources), 3.6), layout="constrained")
         for axis, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
             for number, name in enumerate(names):
-                _draw_model(axis, name, COLOURS[number % len(COLOURS)], points(found, name, source))
+                _draw_model(axis, name, COLOURS[number % len(COLOURS)], points(lines_read, name, source))
             axis.set_title(source, loc="left")
             axis.set_xlabel("tokens trained on")
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e3:,.0f}k" if value else "0"))
@@ -45,17 +45,17 @@ def draw(lines: Path, to: Path) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a file. Raises DataError."""
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"can't read lines of the recovery benchmark in {path}: {error}") from error
-    found = [line for line in found if line.get("benchmark") == "recovery"]
-    if not found:
+    lines = [line for line in lines if line.get("benchmark") == "recovery"]
+    if not lines:
         raise DataError(f"{path} holds no lines of the recovery benchmark")
-    return found
+    return lines
 
 
 def points(lines: list[dict[str, Any]], name: str, source: str) -> dict[str, dict[int, list[float]]]:
-    """KL of a model on a text, by kind of training and tokens; one value for each seed."""
+    """KL of a model on a text, by kind of training and tokens, with one value for each seed."""
     values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line["model"] == name and source in line["held_out"]:
@@ -64,10 +64,10 @@ def points(lines: list[dict[str, Any]], name: str, source: str) -> dict[str, dic
 
 
 def _draw_model(axis: Any, name: str, colour: str, values: dict[str, dict[int, list[float]]]) -> None:
-    long = sorted((tokens, found[0]) for kind in ("start", "long") for tokens, found in values.get(kind, {}).items())
+    long = sorted((tokens, kls[0]) for kind in ("start", "long") for tokens, kls in values.get(kind, {}).items())
     axis.plot(*zip(*long, strict=True), color=colour, marker="o", markersize=4, linewidth=1.5, label=name)
-    for tokens, found in values.get("short", {}).items():
-        mean = sum(found) / len(found)
-        spread = [[mean - min(found)], [max(found) - mean]]
-        label = f"{name}, {len(found)} short training(s)"
+    for tokens, kls in values.get("short", {}).items():
+        mean = sum(kls) / len(kls)
+        spread = [[mean - min(kls)], [max(kls) - mean]]
+        label = f"{name}, {len(kls)} short training(s)"
         axis.errorbar([tokens], [mean], yerr=spread, color=colour, marker="D", mfc="white", capsize=3, label=label)

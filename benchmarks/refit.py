@@ -1,8 +1,8 @@
-"""What the refit of a stitched model gives, by ridge, amount and breadth of text, local distillation and more.
+"""Gain of the refit of a stitched model, by ridge, amount and breadth of text, local distillation and more.
 
 Prints one JSON line for each variant, with perplexity and KL to the dense model on held-out text of each source (blocks
-of 512 tokens, disjoint by document from what is fitted and from what choices are made on). Variants whose name already
-stands in the file given by ``--lines`` are left out, so that an interrupted measurement goes on.
+of 512 tokens, disjoint by document from the text for fitting and for choices). Variants whose name is in the file given
+by ``--lines`` are skipped, so that an interrupted measurement resumes.
 
     python benchmarks/refit.py DENSE SMALL --text a=texts/a.jsonl.gz --text b=texts/b.jsonl.gz --lines refit.jsonl \
         --variant tokens=32768,ridges=0.03+0.3,fit=a --variant tokens=65536,ridges=0.1,fit=a+b,local_steps=30 \
@@ -46,13 +46,13 @@ def texts_of(sources: dict[str, str], tokenizer: Any, seed: int, held_out: int, 
 
 
 def mixed(texts: dict[str, Any], names: list[str], purpose: str, tokens: int) -> torch.Tensor:
-    """As many tokens of each of the sources, alternating."""
+    """Equally many tokens of each source, alternating."""
     rows = tokens // LENGTH // len(names)
     return torch.stack([texts[name][purpose].tokens[:rows] for name in names], 1).flatten(0, 1)
 
 
 def with_biases(small: Checkpoint, kinds: Any, folder: Path) -> Checkpoint:
-    """The smaller model with biases of zeros."""
+    """The smaller model with zero biases."""
     shutil.copytree(small.folder, folder)
     tree = json.loads((folder / "config.json").read_text()) | bias_fields(small.family, kinds)
     (folder / "config.json").write_text(json.dumps(tree))
@@ -106,13 +106,17 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
                 for name, weight in read_tensors(path).items():
                     parameters[prefix + name].data = weight.bfloat16()
     seconds = time.monotonic() - begun
-    found = {}
+    results = {}
     reference = dense.load(torch.bfloat16)
     for name, parts in texts.items():
         quality = measure_quality(reference, {"model": model}, parts["evaluation"].tokens, batch_tokens=4096)["model"]
-        found[name] = {"perplexity": round(quality.perplexity, 2), "kl": round(quality.kl, 4), "tokens": quality.tokens}
+        results[name] = {
+            "perplexity": round(quality.perplexity, 2),
+            "kl": round(quality.kl, 4),
+            "tokens": quality.tokens,
+        }
     biased.cleanup()
-    return {"seconds": round(seconds), **notes, "load": round(os.getloadavg()[0], 1), "held_out": found}
+    return {"seconds": round(seconds), **notes, "load": round(os.getloadavg()[0], 1), "held_out": results}
 
 
 def main() -> None:
@@ -122,9 +126,9 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True, metavar="NAME=SOURCE")
     parser.add_argument("--variant", action="append", required=True, metavar="FIELD=VALUE,...")
     parser.add_argument("--lines", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="of the split of the text")
-    parser.add_argument("--held-out", type=int, default=16384, help="tokens of each source")
-    parser.add_argument("--fitted", type=int, default=65536, help="tokens of each source that variants may fit")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split of the text")
+    parser.add_argument("--held-out", type=int, default=16384, help="evaluation tokens of each source")
+    parser.add_argument("--fitted", type=int, default=65536, help="largest number of fitting tokens of each source")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.lines.read_text().splitlines()] if options.lines.exists() else []
     dense, small = Checkpoint.open(options.dense), Checkpoint.open(options.small)

@@ -1,16 +1,16 @@
-"""All rows of the comparison in docs/results.md: hours on two cores, resumable, never in CI.
+"""All rows of the comparison in docs/results.md. Takes hours on two cores, is resumable, and never runs in CI.
 
-Every part is one `darwinlm compare` in a folder of its own, so that a killed run goes on where it was, and each part
-can be repeated alone. The tables are written to OUT/results.md after every part.
+Every part is one `darwinlm compare` in a separate folder. An interrupted run therefore resumes, and each part can be
+repeated alone. The tables are written to OUT/results.md after every part.
 
     python benchmarks/results.py --out runs/results --text TEXT --domain web=WEB --data-dir DATA
 
-- `half-SEED`: half of the block parameters; for the first seed every method, some of them trained, and the quick suite;
-  further seeds run the methods that search.
-- `paper-suite`: the paper's nine tasks with its shots for the rows that the paper compares; the models are reused.
-- `75` and `35`: other budgets, perplexity and KL only.
+- `half-SEED`: half of the block parameters. The first seed runs every method, some with training, and the quick suite.
+  Further seeds run the methods that search.
+- `paper-suite`: the paper's nine tasks with its shots, for the rows that the paper compares. The models are reused.
+- `75` and `35`: other budgets, with perplexity and KL only.
 
-What parts of `half-0` took with the demo's model in bfloat16, on one thread of a processor with AVX-512 whose other
+Times of the parts of `half-0` with the demo's model in bfloat16, on one thread of a processor with AVX-512 whose other
 core was busy:
 
     each row     perplexity and KL, three texts of 8,192 tokens                1.5 to 2 min
@@ -25,8 +25,8 @@ core was busy:
 
 With the defaults, 10 minutes a search and 300,000 tokens of training for each of four rows, that is six to seven hours.
 
-`--set recovery.teacher_cache=FOLDER --set recovery.top_k=64` takes the dense model's pass from all trained rows but the
-first, about a quarter of their time, and changes their loss a little.
+`--set recovery.teacher_cache=FOLDER --set recovery.top_k=64` runs the dense model only for the first trained row. This
+saves the other rows about a quarter of their time, and changes their loss a little.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from darwinlm.evaluation.suites import parse_suite
 PAPER = Path(__file__).with_name("paper_search.yaml")
 ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")
 SEARCHING = ("random", "sheared", "darwinlm", "darwinlm+refit", "paper")
-"""Methods whose result depends on a seed."""
+"""Methods with results that depend on a seed."""
 PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refit")
-"""Rows of the paper's suite, and those of them that are trained in the first table."""
+"""Rows of the paper's suite; some of them are trained in the first table."""
 STEP_TOKENS = 4096
 """Tokens in one step of a trained row."""
 DRAWS = 1_000_000
-"""Random allocations, more than there is time for: random searches as long as the others."""
+"""Number of random allocations, beyond the time limit, so that random search runs as long as the others."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Part:
     """One comparison.
 
     Attributes:
-        name: of its table.
-        folder: of its run, shared by parts with the same methods' models.
-        keep: share of the block parameters.
-        methods: rows.
-        seed: of search and text.
-        suite: benchmark tasks, or none.
-        limit: items of each task.
+        name: Name of its table.
+        folder: Folder of its run, shared by parts that reuse the same models.
+        keep: Share of the block parameters.
+        methods: Rows of the table.
+        seed: Seed of search and text.
+        suite: Benchmark tasks, or None.
+        limit: Items of each task.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Part:
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
-    """All comparisons, the cheap and the telling ones first."""
+    """All comparisons, with the cheap and informative ones first."""
     trained = tuple(options.recovered) if options.recovery else ()
     ours = tuple(name for name in trained if name.startswith("darwinlm+"))
     quick, paper = (_suite(name, options) for name in (options.suite, "paper"))
@@ -96,7 +96,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 
 
 def _suite(name: str, options: argparse.Namespace) -> str | None:
-    """The suite's tasks; without BoolQ where the models are made with its passages."""
+    """The suite's tasks, without BoolQ if its passages are part of the models' text."""
     tasks = parse_suite(name) if name else ()
     spared = () if options.text else ("boolq",)
     return ",".join(f"{one.task}:{one.shots}" for one in tasks if one.task not in spared) or None
@@ -114,7 +114,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", f"baselines.random_tries={DRAWS}"]
     if options.recovery:
-        # The recipe's steps are for long trainings: so few tokens would be nine of them.
+        # The recipe's step size suits long trainings: so few tokens would give only nine steps.
         settings += [f"recovery.tokens={options.recovery}", f"recovery.batch_tokens={STEP_TOKENS}"]
         settings += [f"recovery.text={options.recovery_text}"] if options.recovery_text else []
     settings += options.settings
@@ -126,25 +126,25 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
 
 
 def tables(done: dict[str, ComparisonRecord]) -> str:
-    """Every part's table, and the spread over seeds, as Markdown."""
+    """Tables of all parts, and the spread over seeds, as Markdown."""
     text = []
-    for name, found in done.items():
-        headings, cells, remarks = comparison_cells(found)
+    for name, comparison in done.items():
+        headings, cells, remarks = comparison_cells(comparison)
         text.append(f"## {name}\n\n{summary.markdown(headings, cells, remarks)}")
-    seeds = [found for name, found in done.items() if name.startswith("half-")]
+    seeds = [comparison for name, comparison in done.items() if name.startswith("half-")]
     if len(seeds) > 1:
         text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
     return "\n".join(text)
 
 
 def spread(seeds: Sequence[ComparisonRecord]) -> str:
-    """Perplexity and KL of the methods that every seed has."""
+    """Perplexity and KL of the methods common to all seeds."""
     places = list(seeds[0].texts)
     headings = ["method", *(f"{figure}, {place}" for place in places for figure in ("perplexity", "KL"))]
-    by_method = [{row.method: row for row in found.rows} for found in seeds]
+    by_method = [{row.method: row for row in comparison.rows} for comparison in seeds]
     cells = []
     for name, first in by_method[0].items():
-        rows = [found[name] for found in by_method if name in found]
+        rows = [comparison[name] for comparison in by_method if name in comparison]
         if len(rows) < len(seeds):
             continue
         line = [first.title]
@@ -161,23 +161,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--model", help="default: the demo's")
     parser.add_argument("--text", help="default: the demo's")
-    parser.add_argument("--domain", action="append", default=[], metavar="NAME=SOURCE", help="more text to measure on")
-    parser.add_argument("--data-dir", type=Path, help="local files of the tasks; default: the hub")
-    parser.add_argument("--suite", default="quick", help="of the first table; '' leaves it out")
-    parser.add_argument("--limit", type=int, default=200, help="items of each of its tasks")
+    parser.add_argument("--domain", action="append", default=[], metavar="NAME=SOURCE", help="further evaluation text")
+    parser.add_argument("--data-dir", type=Path, help="folder with local files of the tasks; default: the hub")
+    parser.add_argument("--suite", default="quick", help="suite of the first table; '' for none")
+    parser.add_argument("--limit", type=int, default=200, help="items of each task of the suite")
     parser.add_argument(
         "--paper-limit", type=int, default=50, help="items of each task of the paper's suite; 0 for none"
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--keep", nargs="*", default=["75%", "35%"], help="other budgets")
-    parser.add_argument("--minutes", default="10m", help="of each search, random's included")
-    parser.add_argument("--recovery", default="300k", help="tokens that each trained row trains on; '' for none")
-    parser.add_argument("--recovery-text", help="source of them; default: --text")
+    parser.add_argument("--minutes", default="10m", help="time of each search, including random search")
+    parser.add_argument("--recovery", default="300k", help="training tokens of each trained row; '' for none")
+    parser.add_argument("--recovery-text", help="source of the training text; default: --text")
     parser.add_argument(
         "--recovered",
         nargs="*",
         default=["darwinlm+refit+recovery", "paper+recovery", "sheared+recovery", "minitron+recovery"],
-        help="rows that are trained",
+        help="rows with training",
     )
     parser.add_argument("--only", nargs="*", help="names of parts")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
@@ -188,9 +188,9 @@ def main() -> None:
             continue
         print(f"== {part.name}", flush=True)
         subprocess.run(command(part, options), check=True)
-        found = read_comparison(options.out / part.folder / "comparison.json")
-        (options.out / f"{part.name}.json").write_text(json.dumps(found.as_json(), indent=1), encoding="utf-8")
-        done[part.name] = found
+        comparison = read_comparison(options.out / part.folder / "comparison.json")
+        (options.out / f"{part.name}.json").write_text(json.dumps(comparison.as_json(), indent=1), encoding="utf-8")
+        done[part.name] = comparison
         (options.out / "results.md").write_text(tables(done), encoding="utf-8")
     print(f"tables {options.out / 'results.md'}")
 

@@ -1,12 +1,12 @@
-"""Pruning in several rounds against pruning at once: same tokens of recovery in all, same time for the search.
+"""Pruning in several rounds against pruning in one, with the same total of recovery tokens and search time.
 
-Each arm is one `darwinlm prune` in a folder of its own, so that a killed one goes on where it was. `once` prunes to the
-last share and trains on all tokens; `rounds` prunes to each share in turn, trains on an equal part of the tokens after
-each, and builds a new database from what came of it. Its searches share the time that `once` has for its only one. The
-original model is the teacher throughout, and both arms are measured on the same held-out text.
+Each arm is one `darwinlm prune` in a separate folder, so that an interrupted one resumes. `once` prunes to the last
+share and trains on all tokens. `rounds` prunes to each share in turn, trains on an equal part of the tokens after each,
+and builds a new database from the result. Its searches share the time of the single search of `once`. The original
+model is always the teacher, and both arms are measured on the same held-out text.
 
-Prints one JSON line for each arm and seed, with the seconds of the whole run since this process started it, and the
-differences at the end; lines in OUT/lines.jsonl are not made again.
+Prints one JSON line for each arm and seed, with the seconds of the run in this process, and the differences at the end.
+Lines in OUT/lines.jsonl are not computed again.
 
     python benchmarks/rounds.py --out runs/rounds --text TEXTS --tokens 98304 --minutes 6 --seeds 0,1,2
 """
@@ -51,15 +51,15 @@ def command(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What a finished run says."""
-    found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    trained = found["models"]["recovered"]
+    """Figures of a finished run."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    trained = summary["models"]["recovered"]
     return {
         "perplexity": trained["perplexity"],
         "kl": trained["kl"],
-        "kl_before_recovery": found["models"]["refit"]["kl"],
+        "kl_before_recovery": summary["models"]["refit"]["kl"],
         "block_params": trained["block_params"],
-        "tokens_of_last_round": found["recovery"]["tokens"],
+        "tokens_of_last_round": summary["recovery"]["tokens"],
     }
 
 
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--model", help="default: the demo's")
     parser.add_argument("--text", help="default: the demo's")
     parser.add_argument("--rounds", default="75%,50%", help="shares of the block parameters, falling")
-    parser.add_argument("--tokens", type=int, default=98304, help="of recovery, of all rounds together")
+    parser.add_argument("--tokens", type=int, default=98304, help="tokens of recovery, in all rounds together")
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of search, of all rounds together")
+    parser.add_argument("--minutes", type=float, default=6.0, help="minutes of search, in all rounds together")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
@@ -98,7 +98,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _compare(lines: list[dict[str, Any]]) -> None:
-    """KL of the seeds that both arms have, and what rounds add to it."""
+    """Print the KL of the seeds common to both arms, and the difference of the arms."""
     kl = {(line["arm"], line["seed"]): line["kl"] for line in lines}
     seeds = sorted(seed for arm, seed in kl if arm == "once" and ("rounds", seed) in kl)
     for seed in seeds:

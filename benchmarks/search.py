@@ -1,21 +1,21 @@
 """The search against its alternatives, on the demo's model, text and database; one JSON line for each measurement.
 
-`rate`: one generation of candidates, without training, evaluated in two ways: plainly (the model deep-copied for every
-evaluation, changed layers read from disk at dense shapes with zeros, the whole forward pass, KL over a whole batch at
-once), and by the search (one model, small modules swapped in, blocks before the first change and text of earlier rounds
-not run again). The same candidates in the same rounds; the largest difference between the two ways' KL is reported.
-Both begin as in the middle of a search, with the parent in memory: the search remembers the parent's loss from the
-generation that found it, the plain way measures it with the last round's candidates. Running the parent for its block
-inputs counts, as after a generation that found a better one.
+`rate`: one generation of candidates, without training, evaluated in two ways. The plain way deep-copies the model for
+every evaluation, reads changed layers from disk at dense shapes with zeros, runs the whole forward pass, and computes
+KL over a whole batch at once. The search keeps one model and swaps small modules in. It doesn't repeat blocks before
+the first change, nor text of earlier rounds. Both evaluate the same candidates in the same rounds, and the largest
+difference of their KL is reported. Both begin as in the middle of a search, with the parent in memory. The search knows
+the parent's loss from an earlier generation; the plain way measures it with the last round's candidates. The time
+includes a pass of the parent for its block inputs, as after a generation that improved it.
 
-`race`: the search for equal wall-clock, with gradients and by the paper's rules (one level between modules of one kind,
-its grid of levels, without training); held-out KL and perplexity of the stitched model, for each seed. Every seed has a
-split of the text and a database of its own. Finished searches are in OUT/results.jsonl and aren't repeated; an
-interrupted one resumes.
+`race`: the search in equal wall-clock time, with gradients and by the paper's rules (switches of one level between
+modules of one kind, its grid of levels, without training). The result is held-out KL and perplexity of the stitched
+model, for each seed. Every seed has a separate split of the text and a separate database. Finished searches are in
+OUT/results.jsonl and aren't repeated; an interrupted one resumes.
 
     python benchmarks/search.py rate --out runs/bench
     python benchmarks/search.py race --out runs/bench --minutes 5 --seed 0 --seed 1 --seed 2
-    python benchmarks/search.py rate --out runs/bench --run runs/demo   # text and database of a run that is there
+    python benchmarks/search.py rate --out runs/bench --run runs/demo   # text and database of an existing run
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from darwinlm.stages.search import search_stage
 from darwinlm.surgery.stitch import as_dtype, stitch
 
 ROUNDS = ((1024, 8), (2048, 4), (4096, 1))
-"""Tokens and survivors of the generation that is timed."""
+"""Tokens and survivors of the timed generation."""
 
 Json = dict[str, Any]
 
@@ -75,25 +75,25 @@ class Bench:
     texts: dict[str, TokenBlocks]
 
     def database(self, units: UnitsSettings) -> PruningDatabase:
-        """The database, with levels of these units."""
+        """The database with levels of these units."""
         stage = StageFolder(self.folder / "database", read_json(self.folder / "database" / "key.json"))
         return PruningDatabase(stage, DatabaseReader(self.folder / "database", self.checkpoint, units))
 
     def run(self, folder: Path, *assignments: str) -> tuple[Run, Problem]:
-        """A run of its own with the bench's model."""
+        """Open a separate run with the same model."""
         recipe = merge(self.recipe, assignments, {"model": str(self.checkpoint.folder)})
         run = Run(recipe, folder, Reporter(Console(quiet=True)))
         return run, plan_stage(run)
 
 
 def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run") -> Bench:
-    """Make text and database in OUT, or take those of a run that is there."""
+    """Make text and database in OUT, or use those of an existing run."""
     recipe = demo_recipe((*assignments, *(options.set or ())))
     folder = options.run or options.out / name
     if options.run is None:
         run_stages(Run(recipe, folder, Reporter()), "database")
     texts = {path.parent.name: TokenBlocks.load(path.parent) for path in (folder / "stages/text").glob("*/blocks.json")}
-    source = folder / "stages" / "source"  # a GGUF file was dequantised into it
+    source = folder / "stages" / "source"  # holds the dequantised GGUF file
     checkpoint = Checkpoint.open(source if source.is_dir() else Path(str(recipe.model)))
     return Bench(recipe, folder / "stages", checkpoint, texts)
 
@@ -102,7 +102,7 @@ def open_bench(options: argparse.Namespace, *assignments: str, name: str = "run"
 
 
 class Plain:
-    """Dense shapes with zeros; every level that a candidate needs lies on disk before the clock runs."""
+    """Plain evaluation with dense shapes and zeros. All levels of the candidates are on disk before timing starts."""
 
     def __init__(self, bench: Bench, reader: DatabaseReader, folder: Path, dtype: torch.dtype) -> None:
         self.reader = reader
@@ -117,7 +117,7 @@ class Plain:
         return self.folder / f"{index:03d}_{level:03d}.safetensors"
 
     def prepare(self, allocations: list[Allocation]) -> None:
-        """Write what these allocations need."""
+        """Write the modules of these allocations."""
         for allocation in allocations:
             for index, level in enumerate(allocation):
                 if not self.path(index, level).exists():
@@ -131,12 +131,12 @@ class Plain:
                     save_file({f"{part.name}.{part.output}.weight": weight.to(self.dtype)}, self.path(index, level))
 
     def load(self, model: Any, allocation: Allocation, parent: Allocation | None) -> None:
-        """Read the modules in which an allocation differs from the parent into a model."""
+        """Load into a model the modules that differ between an allocation and its parent."""
         blocks = model.get_submodule(self.family.layers)
         for index, level in enumerate(allocation):
             if parent is None or parent[index] != level:
-                found = load_file(self.path(index, level))
-                blocks[self.reader.modules[index].block].load_state_dict(found, strict=False)
+                tensors = load_file(self.path(index, level))
+                blocks[self.reader.modules[index].block].load_state_dict(tensors, strict=False)
 
     @torch.no_grad()
     def kl(self, parent_model: Any, parent: Allocation, allocation: Allocation, tokens: Tensor, dense: Tensor) -> float:
@@ -153,14 +153,14 @@ class Plain:
 
 
 def generation(candidates: list[Allocation], parent: Allocation, evaluate: Any) -> dict[tuple[Allocation, int], float]:
-    """The rounds of one generation; the parent takes part in the last."""
-    found: dict[tuple[Allocation, int], float] = {}
+    """Run the rounds of one generation; the last one includes the parent."""
+    results: dict[tuple[Allocation, int], float] = {}
     for number, (n_tokens, survivors) in enumerate(ROUNDS):
         pool = [*candidates, parent] if number == len(ROUNDS) - 1 else candidates
         losses = dict(zip(pool, evaluate(pool, n_tokens), strict=True))
-        found |= {(each, n_tokens): loss for each, loss in losses.items()}
+        results |= {(each, n_tokens): loss for each, loss in losses.items()}
         candidates = sorted(pool, key=lambda each: losses[each])[:survivors]
-    return found
+    return results
 
 
 def measure_rate(options: argparse.Namespace) -> None:
@@ -227,7 +227,7 @@ ENDLESS = "search.generations=100000"
 
 
 def arms(available: int) -> dict[str, tuple[str, ...]]:
-    """Assignments of each contestant."""
+    """Recipe assignments of each contestant."""
     rounds = ", ".join(
         f"{{tokens: {min(tokens, available)}, survivors: {survivors}}}"
         for tokens, survivors in ((1024, 8), (2048, 4), (4096, 2), (8192, 1))
@@ -250,11 +250,11 @@ def race(options: argparse.Namespace) -> None:
             settings = (*assignments, f"search.minutes={options.minutes}", f"search.seed={seed}")
             run, plan = bench.run(name, *settings)
             database = bench.database(run.recipe.units)
-            found = search_stage(run, bench.texts, database, plan)
+            result = search_stage(run, bench.texts, database, plan)
             dense = dense if dense is not None else bench.checkpoint.load(run.dtype, run.device)
-            model = as_dtype(stitch(database.reader, found.allocation), run.dtype)
+            model = as_dtype(stitch(database.reader, result.allocation), run.dtype)
             quality = measure_quality(dense, {"model": model}, bench.texts["evaluation"].tokens, batch_tokens=4096)
-            record = found.record
+            record = result.record
             row: Json = {
                 "benchmark": "search race",
                 "arm": arm,
@@ -286,8 +286,8 @@ def machine(run: Run) -> Json:
 
 def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-search"))
-    parser.add_argument("--run", type=Path, help="folder of a run whose text and database are used")
-    parser.add_argument("--set", action="append", help="section.field=value, as `darwinlm demo` takes it")
+    parser.add_argument("--run", type=Path, help="folder of a run that provides text and database")
+    parser.add_argument("--set", action="append", help="section.field=value, as for `darwinlm demo`")
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Attention sinks: for which first tokens of a sequence a smaller model no longer makes one, and what that costs.
+"""Attention sinks: first tokens of a sequence that lose their sink in a smaller model, and the cost of this loss.
 
-Many models give a sequence's first token a residual stream far longer than any other's, which all later tokens
-attend to. It depends on that token alone, so every token that a text holds is run as a sequence of one. Its sink counts
-as lost where the longest residual stream between two blocks is less than a third of the dense model's; tokens that have
-none in the dense model are left out.
+In many models a sequence's first token has a residual stream with a far larger norm than any other, and all later
+tokens attend to it. This depends on the first token alone, so every distinct token of the text is run as a sequence of
+length one. Its sink counts as lost if the largest norm of the residual stream between two blocks is less than a third
+of the dense model's. Tokens without a sink in the dense model are left out.
 
-Prints one JSON line for each model: distinct tokens with a lost sink, the share of the text's tokens that these are
-(the chance that a sequence which starts anywhere in the text lacks its sink), the most frequent ones, whether the
-tokenizer's bos token is among them, and KL to the dense model on sequences of `--length` tokens, those with and without
-a sink apart.
+Prints one JSON line for each model: distinct tokens with a lost sink, their share of the text's tokens, the most
+frequent ones, and whether the tokenizer's bos token is among them. The share is the probability that a sequence with a
+random start in the text lacks its sink. The line also holds KL to the dense model on sequences of `--length` tokens,
+separately for those with and without a sink.
 
     python benchmarks/sinks.py DENSE runs/half/model runs/uniform/model --text texts/web.jsonl --tokens 16384
 """
@@ -32,13 +32,13 @@ from darwinlm.evaluation.text import pack
 from darwinlm.families.checkpoint import Checkpoint
 
 AT_ONCE = 512
-"""Sequences of one token in a pass."""
+"""Number of one-token sequences in a pass."""
 
 LOST = 1 / 3
-"""Of the dense model's length."""
+"""Share of the dense model's norm below which a sink counts as lost."""
 
 LONG = 10.0
-"""A sink's residual stream is so many times as long as that of the same text's other tokens."""
+"""Smallest ratio of a sink's norm to the norm of the text's other tokens."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("dense")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--text", required=True)
-    parser.add_argument("--tokens", type=int, default=16384, help="of the text, for KL")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens of text for KL")
     parser.add_argument("--length", type=int, default=512)
     options = parser.parse_args()
 
@@ -86,27 +86,27 @@ def main() -> None:
 
 @torch.no_grad()
 def longest(model: Any, tokens: Tensor, skip: int = 0) -> Tensor:
-    """Length of the longest residual stream between two blocks.
+    """Largest norm of the residual stream between two blocks.
 
     Args:
-        model: of transformers.
-        tokens: [n], each a sequence of its own; or [n, t] sequences.
-        skip: tokens at the start of every sequence that don't count.
+        model: Model of transformers.
+        tokens: Tokens [n], each a separate sequence; or sequences [n, t].
+        skip: Number of ignored tokens at the start of every sequence.
 
     Returns:
-        One for each token that counts, float32.
+        Norm at each token that counts, float32.
     """
-    found = []
+    norms = []
     for batch in torch.split(tokens.view(len(tokens), -1), AT_ONCE):
         states = model(input_ids=batch, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
         lengths = torch.stack([state[:, skip:].float().norm(dim=-1) for state in states[:-1]])
-        found.append(lengths.amax(0).flatten())
-    return torch.cat(found)
+        norms.append(lengths.amax(0).flatten())
+    return torch.cat(norms)
 
 
 @torch.no_grad()
 def logits(model: Any, row: Tensor) -> Tensor:
-    """[t] -> [t, v]."""
+    """Logits [t, v] of tokens [t]."""
     return model(input_ids=row[None], use_cache=False).logits[0]
 
 

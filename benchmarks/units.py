@@ -1,10 +1,10 @@
-"""Units of attention, and the orders of removal, at equal parameters: which leaves the better model, before any search.
+"""Units of attention and orders of removal, compared at equal parameters before any search.
 
-For each seed (of the split of the text) and each arm: a database of the demo's model, and allocations at half of the
-block parameters. One is the knapsack's on the database's estimated losses, or on local errors where it has none; the
-other is the best one with equal layers. KL to the dense model and perplexity of each are on held-out text. Arms are the
-four units, and `loss`, the lattice and query heads with the gradient-weighted order. One JSON line each; finished ones
-are in OUT/results.jsonl and aren't repeated.
+Each seed (of the split of the text) and arm has a database of the demo's model, and two allocations at half of the
+block parameters. One is the knapsack solution for the database's estimated losses, or for local errors where it has no
+estimates. The other is the best one with equal layers. KL to the dense model and perplexity are on held-out text. Arms
+are the four units, and `loss`: the lattice and query heads with the gradient-weighted order. Each prints one JSON line.
+Finished ones are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/units.py --out runs/units --seed 0 --seed 1 --seed 2
 """
@@ -41,12 +41,15 @@ def held_out(bench: Bench, run: Run, reader: DatabaseReader, allocations: dict[s
     """Held-out KL and perplexity of stitched models."""
     dense = bench.checkpoint.load(run.dtype, run.device)
     models = {name: as_dtype(stitch(reader, each), run.dtype) for name, each in allocations.items()}
-    found = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
-    return {name: {"kl": round(found[name].kl, 4), "perplexity": round(found[name].perplexity, 2)} for name in models}
+    qualities = measure_quality(dense, models, bench.texts["evaluation"].tokens, batch_tokens=4096)
+    return {
+        name: {"kl": round(qualities[name].kl, 4), "perplexity": round(qualities[name].perplexity, 2)}
+        for name in models
+    }
 
 
 def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
-    """One arm with one split of the text."""
+    """Measure one arm with one split of the text."""
     folder = options.out / f"{arm}-{seed}"
     bench = open_bench(argparse.Namespace(out=folder, run=None, set=options.set), *ARMS[arm], f"search.seed={seed}")
     run, plan = bench.run(folder / "run")
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/units"))
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--arm", action="append", choices=list(ARMS))
-    parser.add_argument("--set", action="append", default=[], help="section.field=value, as `darwinlm demo` takes it")
+    parser.add_argument("--set", action="append", default=[], help="section.field=value, as for `darwinlm demo`")
     options = parser.parse_args()
     results = options.out / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []

@@ -16,10 +16,10 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook"
 PAGES = ("quality", "database", "search", "training", "experts", "speed")
 HEAD = """# Lab notebook
 
-What was tried, what it gave, and what was decided. Negative results stay.
+Experiments, their results, and the decisions taken. Negative results are kept.
 
 Unless an entry says otherwise: SmolLM2-135M-Instruct, half of the block parameters kept, BoolQ's Wikipedia passages,
-two processor cores, one seed. KL is KL(dense ‖ smaller) in nats per token. "Held out" is text that no stage has read.
+two processor cores, one seed. KL is KL(dense ‖ smaller) in nats per token. "Held out" is text that no stage uses.
 Headline figures are in [results](../results.md).
 """
 

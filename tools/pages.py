@@ -1,4 +1,4 @@
-"""Write what follows from the code: the recipe reference, the list of errors, and the tables of model families.
+"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
 
     python tools/pages.py
 
@@ -38,16 +38,17 @@ REFUSED = (
     ("Gemma 3 with images", "gemma3"),
     ("T5, BART", "bart"),
 )
-"""Models that are asked for, and a model type whose configuration shows why they are refused."""
+"""Popular models that are refused, and a model type whose configuration shows the reason."""
 
 
 def recipe_page() -> str:
-    """Every field of the recipe with its default and meaning, a section at a time."""
+    """Every field of the recipe with its default and meaning, by section."""
     lines = [
         "# Recipe reference",
         "",
-        "Every setting, with its default. Give one with `--set section.field=value`, or write a YAML file and pass it",
-        "with `--recipe FILE.yaml`. `darwinlm schema all` prints the same list.",
+        "All settings with their defaults. Change one with `--set section.field=value`,",
+        "or write a YAML file and pass it with `--recipe FILE.yaml`.",
+        "`darwinlm schema all` prints the same list.",
     ]
     section = None
     for name, default, meaning in describe_fields():
@@ -61,13 +62,13 @@ def recipe_page() -> str:
 
 
 def errors_page() -> str:
-    """Every error of the tree with its cause and remedy."""
+    """Every error with its cause and remedy."""
     lines = [
         "# Troubleshooting",
         "",
-        "Wrong input ends in one line on standard error and exit status 2; nothing is left half-written. Rerun the",
-        "same command to resume an interrupted run (Ctrl-C, status 130). In Python every error is a",
-        "`darwinlm.DarwinLMError`.",
+        "Wrong input ends with one line on standard error and exit status 2, without half-written files.",
+        "Rerun the same command to resume an interrupted run (Ctrl-C, status 130).",
+        "In Python every error is a `darwinlm.DarwinLMError`.",
         "",
         "| error | cause | what to do |",
         "| --- | --- | --- |",
@@ -81,34 +82,35 @@ def errors_page() -> str:
         "",
         "## Slow, or out of memory?",
         "",
-        "`darwinlm plan MODEL --keep 50% --device DEVICE` says before a run what each stage needs and which setting",
-        "makes it fit. On a CPU, install PyTorch from its CPU index first: this avoids gigabytes of CUDA libraries.",
+        "`darwinlm plan MODEL --keep 50% --device DEVICE` predicts the needs of each stage before a run,",
+        "and names a setting that makes it fit.",
+        "On a CPU, install PyTorch from its CPU index first to avoid gigabytes of CUDA libraries.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def gguf_when_layers_differ(family: Family) -> str:
-    """Whether an architecture of llama.cpp holds the family's pruned layers."""
+    """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.model_type in TIED:
         return "with tied embeddings"
     return "yes" if family.model_type in LIKE_LLAMA else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
-    """What is cut of attention, MLP and experts."""
+    """Units that are cut in attention, MLP and experts."""
     experts = family.mlp.experts is not None
     return ATTENTION[family.attention.cut], "" if experts else "channels", "dropped or narrowed" if experts else ""
 
 
 def families_page() -> str:
-    """Every family with what can be cut of it and where the result runs, and why others are refused."""
+    """Every family with its pruned units and the engines for the result, and reasons for refused models."""
     lines = [
         "# Model families",
         "",
-        "What is cut of each family, and where the result runs. Layers that are equal keep the family's own class and",
-        "its GGUF architecture. Layers that differ need the modelling file that the folder brings, or an architecture",
-        "of llama.cpp with sizes per layer. `darwinlm export --to dense` makes stock shapes with zeros, unless experts",
-        "are gone.",
+        "Pruned units of each family, and engines that run the result. Models with equal layers keep the family's",
+        "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
+        "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
+        "zeros, unless experts were removed.",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -125,27 +127,28 @@ def families_page() -> str:
         reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
     lines += [
         "",
-        "An attention that is kept or removed has norms that span all heads, or an output projection of fixed size:",
-        "with fewer heads it would not compute the same. Of mixtures of experts the attention is kept.",
+        "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
+        "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
+        "attention is kept.",
         "",
         "Families without a GGUF architecture:",
         "",
         *(f"- {known[name].title}: {reason}." for name, reason in UNKNOWN.items()),
         "",
-        "## What is refused",
+        "## Refused models",
         "",
         "| models | reason |",
         "| --- | --- |",
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
-        "A family whose blocks are one attention and one MLP, one after the other, needs one YAML file: see",
+        "A family whose blocks are one attention followed by one MLP needs only a YAML file: see",
         "[CONTRIBUTING](../CONTRIBUTING.md).",
     ]
     return "\n".join(lines) + "\n"
 
 
 def readme() -> str:
-    """The README with its short table of families: one row for all that are treated alike."""
+    """The README with its short table of families, in which families with equal support share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for family in families().values():
         rows.setdefault((*parts_cut(family), gguf_when_layers_differ(family)), []).append(family.title)

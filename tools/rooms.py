@@ -2,8 +2,8 @@
 
     python tools/rooms.py --out docs/rooms.svg
 
-Rooms stand above all rooms that they import. An import that is already implied by two others is not drawn. `--check`
-draws nothing; like the drawing it fails if rooms import each other in a circle.
+Rooms stand above all rooms that they import. An import that is implied by others is not drawn. `--check` draws nothing;
+both modes fail if imports form a cycle.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from matplotlib.patches import FancyBboxPatch
 
 PACKAGE = Path(__file__).parents[1] / "src" / "darwinlm"
 SPLIT = ("search",)
-"""Rooms whose folders are rooms of their own."""
+"""Rooms whose subfolders are separate rooms."""
 
 Graph = dict[str, set[str]]
 
 
 def room_of(parts: tuple[str, ...]) -> str:
-    """The room of a module, from the parts of its dotted name behind the package's."""
+    """The room of a module, from the parts of its dotted name after that of the package."""
     if not parts:
         return "__init__"
     depth = 2 if parts[0] in SPLIT and len(parts) > 2 else 1
@@ -36,7 +36,7 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 
 def read_rooms() -> tuple[Graph, dict[str, int]]:
-    """Imports between rooms, and lines of each. Imports for annotations alone count for nothing."""
+    """Imports between rooms, and lines of each. Imports only for annotations don't count."""
     graph: Graph = defaultdict(set)
     lines: dict[str, int] = defaultdict(int)
     modules = {tuple(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}

@@ -1,11 +1,10 @@
-"""Draw what a command printed in a terminal as SVG, for the top of the README.
+"""Draw the terminal output of a command as SVG, for the top of the README.
 
     COLUMNS=100 darwinlm demo --out runs/demo > demo.log
     python tools/terminal.py demo.log --command "make demo" --out docs/demo.svg
 
-The log is shown as it is; colours in it (of `script -qc COMMAND demo.log`) are kept. `--skip` leaves out the lines that
-a regular expression finds, with one dim ellipsis in their place. The picture loads no fonts, and the same log gives the
-same picture.
+The log is shown unchanged, with its colours (from `script -qc COMMAND demo.log`). `--skip` replaces lines that match a
+regular expression with one dim ellipsis. The picture loads no fonts, and the same log always gives the same picture.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from rich.text import Text
 
 FONTS = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 NAME = "terminal"
-"""Begins every id of the picture: without one, ids are drawn anew each time."""
+"""Prefix of every id in the picture; without one, ids are random."""
 
 
 def lines_of(log: str, skip: str | None) -> list[Text]:
-    """The lines of a log as a terminal shows them in the end, without trailing space."""
+    """Lines of a log in their final state on a terminal, without trailing space."""
     shown: list[Text] = []
     for line in log.replace("\r\n", "\n").split("\n"):
         if line.startswith(("Script started on", "Script done on")):
             continue
-        text = Text.from_ansi(line.rpartition("\r")[2])  # a bar that was drawn over itself
+        text = Text.from_ansi(line.rpartition("\r")[2])  # the last state of a progress bar
         text.rstrip()
         if skip is not None and re.search(skip, text.plain):
             if not shown or shown[-1].plain != "…":
@@ -47,10 +46,10 @@ def picture(log: str, *, width: int, command: str | None = None, skip: str | Non
     """SVG of a terminal with a log in it.
 
     Args:
-        log: what was printed.
-        width: columns; longer lines are folded.
-        command: shown as typed, and as the title.
-        skip: regular expression of lines to leave out.
+        log: Output of the command.
+        width: Number of columns; longer lines are folded.
+        command: Command line, shown above the output and as the title.
+        skip: Regular expression for lines to leave out.
     """
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, legacy_windows=False)
     if command is not None:
@@ -63,9 +62,9 @@ def picture(log: str, *, width: int, command: str | None = None, skip: str | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("log", type=Path, help="What the command printed.")
+    parser.add_argument("log", type=Path, help="Output of the command.")
     parser.add_argument("--out", type=Path, required=True, help="SVG file.")
-    parser.add_argument("--command", help="Shown as typed above the output.")
+    parser.add_argument("--command", help="Command line to show above the output.")
     parser.add_argument("--width", type=int, default=100, help="Columns of the terminal.")
     parser.add_argument("--skip", metavar="REGEX", help="Lines to leave out.")
     options = parser.parse_args()

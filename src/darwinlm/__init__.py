@@ -1,9 +1,9 @@
-"""darwinlm: make a language model smaller and faster without making it stupid.
+"""darwinlm: make a language model smaller and faster while preserving its quality.
 
-`prune` runs the whole pipeline, `prune_sweep` does so for several sizes, `recover` trains what came of it; `Recipe`,
-`load_recipe` and `load_recipes` describe runs; every error that input can cause is a `DarwinLMError`. The names are
-loaded on first use, so that `import darwinlm` stays quick. With it imported, the Auto classes of transformers load
-models whose layers differ, without `trust_remote_code`.
+`prune` runs the whole pipeline, `prune_sweep` runs it for several sizes, and `recover` trains the result. `Recipe`,
+`load_recipe` and `load_recipes` describe runs. Every error that input can cause is a `DarwinLMError`. Names are loaded
+on first use, so that `import darwinlm` is fast. After the import, the Auto classes of transformers load models with
+unequal layers without `trust_remote_code`.
 """
 
 from __future__ import annotations

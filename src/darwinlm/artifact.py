@@ -1,9 +1,8 @@
-"""Folders that stages hand to each other: complete when their manifest is there, reusable when their inputs match.
+"""Stage folders: complete if they have a manifest, reusable if their keys match.
 
-A stage writes its files into its own folder, then the manifest, by rename, last. The manifest holds the key (what the
-stage was asked to do: its part of the recipe and the digests of what it read) and a hash of every file. A stage whose
-key hasn't changed is skipped; one whose key has changed starts afresh; one that was killed goes on from the files that
-it had finished.
+A stage writes files into its folder, and the manifest last, by rename. The manifest holds the key (its part of the
+recipe and the digests of its inputs) and a hash of every file. A stage with an unchanged key is skipped, one with a
+changed key starts again, and a killed one resumes from its finished files.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 KEY = "key.json"
 STAGES = "stages"
-"""Folder of a run that holds its stages."""
+"""Folder of the stages in a run's output folder."""
 ARTIFACT_BYTES = 1 << 30
-"""Largest JSON file of a stage; the hashes of thirty million documents take so much."""
+"""Largest JSON file of a stage: the hashes of thirty million documents."""
 
 
 def digest_of(value: Any) -> str:
@@ -48,10 +47,10 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or it isn't there.
+    """Write to a temporary file beside `path`, then rename it, so that `path` is always complete.
 
     Raises:
-        StorageError: the disk is full or the folder can't be written.
+        StorageError: The disk is full or the folder can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,18 +69,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all. Raises StorageError."""
+    """Write JSONatomically. Raises StorageError."""
     text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda to: _write(to, text + "\n"))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises StorageError."""
+    """Write a text fileatomically. Raises StorageError."""
     write_atomically(path, lambda to: _write(to, text))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all. Raises StorageError."""
+    """Write tensors as safetensorsatomically. Raises StorageError."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -92,7 +91,7 @@ def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote.
 
     Raises:
-        ArtifactError: the file is missing or isn't JSON.
+        ArtifactError: The file is missing or isn't JSON.
     """
     try:
         return load_json(path, ARTIFACT_BYTES)
@@ -102,17 +101,17 @@ def read_json(path: Path) -> Any:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold a mapping. Raises ArtifactError."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise damaged(path, f"it holds a {type(found).__name__}, not a mapping")
-    return found
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise damaged(path, f"it holds a {type(record).__name__}, not a mapping")
+    return record
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read safetensors that a stage wrote.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: The file is missing or damaged.
     """
     from safetensors.torch import load_file
 
@@ -123,19 +122,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:
-    """The one message for an artifact that can't be trusted; `stage` is its folder, found from the path where None.
+    """The error for a damaged artifact; `stage` is its folder, or None to find it from the path.
 
-    Only the folder of a stage is ever advised to be deleted: a run makes it again.
+    Only the deletion of stage folders is advised, because a run can rebuild them.
     """
     reason = shorten(reason, 200)
     folder = stage or next((above for above in path.parents if above.parent.name == STAGES), None)
     if folder is None:
-        return ArtifactError(
-            f"{path} is damaged ({reason}): bring back a whole copy of it, or choose another folder or file"
-        )
+        return ArtifactError(f"{path} is damaged ({reason}): restore an intact copy, or choose another folder or file")
     return ArtifactError(
-        f"{path} is damaged ({reason}): delete the folder {folder} and run the same command again, or the other one "
-        "that made the folder; that stage is then done afresh"
+        f"{path} is damaged ({reason}): delete the folder {folder} and rerun the same command, or the one that "
+        "created the folder; that stage is then redone"
     )
 
 
@@ -149,21 +146,21 @@ def manifest_files(folder: Path) -> dict[str, str]:
 
 @cache
 def stage_version(name: str) -> int:
-    """Version of what a stage computes: a part of its key, so that results of older code are done again.
+    """Version of a stage's code, which is a part of its key, so that results of older code are redone.
 
     Args:
-        name: of the stage; of stages such as `measure_dense` what stands before the underscore.
+        name: Name of the stage; for stages such as `measure_dense` the part before the underscore.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
     return int(lines[name.partition("_")[0]]["version"])
 
 
 class StageFolder:
-    """One stage's folder and the key that its content must match.
+    """The folder of a stage, with the key that its content must match.
 
     Args:
-        folder: where the stage keeps its files.
-        key: JSON-like description of everything the result depends on.
+        folder: Folder of the stage's files.
+        key: JSON-like description of everything that the result depends on.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -172,37 +169,37 @@ class StageFolder:
 
     @property
     def digest(self) -> str:
-        """Hash of the key: what the next stage puts into its own key."""
+        """Hash of the key, which is a part of later stages' keys."""
         return digest_of(self.key)
 
     def is_complete(self) -> bool:
-        """True when the stage has finished for this very key; its files are then checked against their hashes.
+        """Whether the stage is finished for this key; its files are then compared with their hashes.
 
         Raises:
-            ArtifactError: a file is missing or differs from what the manifest recorded.
+            ArtifactError: A file is missing or differs from what the manifest recorded.
         """
         path = self.folder / MANIFEST
         if not path.exists():
             return False
         manifest = read_record(path)
         if any(not isinstance(manifest.get(name), dict) for name in ("key", "files", "facts")):
-            raise damaged(path, "it lacks its key, its facts or its list of files")
+            raise damaged(path, "its key, facts or list of files are missing")
         if manifest["key"] != self.key:
             return False
         for name, expected in manifest["files"].items():
             file = self.folder / name
             try:
-                found = file_digest(file) if file.is_file() else None
+                digest = file_digest(file) if file.is_file() else None
             except (OSError, ValueError) as error:  # such as a name that is too long
                 raise damaged(file, str(error), self.folder) from error
-            if found is None:
+            if digest is None:
                 raise damaged(file, "it is missing", self.folder)
-            if found != expected:
-                raise damaged(file, "its bytes aren't those that were written", self.folder)
+            if digest != expected:
+                raise damaged(file, "it was changed after it was written", self.folder)
         return True
 
     def is_of_another_version(self) -> bool:
-        """True when the folder holds the result, or the beginning, of the same stage by another version of its code."""
+        """Whether the folder holds a result, possibly unfinished, of another version of the stage's code."""
         path = self.folder / KEY
         if not path.exists():
             return False
@@ -212,14 +209,14 @@ class StageFolder:
         return key != self.key and {**key, "version": None} == {**self.key, "version": None}
 
     def begin(self) -> bool:
-        """Make the folder ready: keep what an interrupted run with the same key left, drop anything else.
+        """Prepare the folder: keep files of an interrupted run with the same key, delete all others.
 
         Returns:
             Whether there was an interrupted run.
         """
         path = self.folder / KEY
         if self.folder.is_symlink() and not self.folder.exists():
-            raise ArtifactError(f"{self.folder} is a link to nothing: remove the link, or bring back what it points at")
+            raise ArtifactError(f"{self.folder} is a broken link: remove it, or restore its target")
         if self.folder.exists():
             same = path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key
             if not same:
@@ -228,7 +225,7 @@ class StageFolder:
                 if self.folder.is_symlink():
                     raise ArtifactError(
                         f"{self.folder} is a symbolic link to the results of another run, which are kept: remove the "
-                        "link and run the same command again"
+                        "link and rerun the same command"
                     )
                 shutil.rmtree(self.folder)
         for leftover in self.folder.glob("*.tmp") if self.folder.exists() else ():
@@ -239,7 +236,7 @@ class StageFolder:
         return False
 
     def finish(self, **facts: Any) -> None:
-        """Write the manifest: from now on the stage counts as done."""
+        """Write the manifest, which marks the stage as finished."""
         files = {
             str(path.relative_to(self.folder)): file_digest(path)
             for path in sorted(self.folder.rglob("*"))
@@ -248,8 +245,8 @@ class StageFolder:
         write_json(self.folder / MANIFEST, {"key": self.key, "facts": facts, "files": files})
 
     def facts(self) -> dict[str, Any]:
-        """What `finish` was told. Raises ArtifactError."""
+        """Arguments of `finish`. Raises ArtifactError."""
         facts = read_record(self.folder / MANIFEST).get("facts")
         if not isinstance(facts, dict):
-            raise damaged(self.folder / MANIFEST, "it lacks its facts")
+            raise damaged(self.folder / MANIFEST, "its facts are missing")
         return facts

@@ -1,4 +1,4 @@
-"""How fast a model is in an engine, against another one measured in turn with it, so that drift falls on both."""
+"""Speed of a model in an engine, optionally alternating with another model so that drift affects both."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.export.gguf.write import QUANTISATIONS, require_gguf
 from darwinlm.export.source import MARKER, open_source
-from darwinlm.families.checkpoint import read_config
+from darwinlm.families.config import read_config
 from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import resolve_model
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Several runs of one figure.
+    """Repetitions of one figure.
 
     Attributes:
-        median: of them.
-        low: the smallest.
-        high: the largest.
-        runs: all, in order.
+        median: Median of the repetitions.
+        low: Smallest value.
+        high: Largest value.
+        runs: All values, in order.
     """
 
     median: float
@@ -44,7 +44,7 @@ class Spread:
 
     @classmethod
     def of(cls, runs: Sequence[float]) -> Spread:
-        """Summarise."""
+        """Summarise repetitions."""
         return cls(statistics.median(runs), min(runs), max(runs), tuple(runs))
 
 
@@ -53,12 +53,12 @@ class EngineSpeed:
     """One model in one engine.
 
     Attributes:
-        name: what the user called it.
-        file_bytes: of its weights on disk.
-        peak_memory: largest resident size of the engine's process, in bytes, libraries included.
-        prompt: prompt tokens per second.
-        first_token: milliseconds from the prompt to the first new token.
-        decode: new tokens per second after the first.
+        name: Name of the model as the user gave it.
+        file_bytes: Size of its weights on disk.
+        peak_memory: Peak resident memory of the engine's process in bytes, including libraries.
+        prompt: Prompt tokens per second.
+        first_token: Milliseconds from the prompt to the first new token.
+        decode: New tokens per second after the first.
     """
 
     name: str
@@ -74,12 +74,12 @@ class SpeedReport:
     """A whole measurement.
 
     Attributes:
-        engine: its name and version.
-        settings: what was run.
-        machine: where.
-        models: the model, and the one that it is compared with if there is one.
-        ratios: of the first to the second by figure: prompt, decode, first_token (of the times, inverted), from the
-            pairs of runs that were measured one after the other.
+        engine: Name and version of the engine.
+        settings: Settings of the measurement.
+        machine: Description of the machine.
+        models: The model, and the one for comparison if given.
+        ratios: Ratios of the first model to the second for prompt, decode and first_token (inverted, since it is a
+            time), from pairs of consecutive runs.
     """
 
     engine: str
@@ -89,7 +89,7 @@ class SpeedReport:
     ratios: dict[str, Spread]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The report as plain values for JSON."""
         return asdict(self)
 
 
@@ -107,26 +107,26 @@ def run_bench(
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> SpeedReport:
-    """Measure one model, or two in turn: a warm-up, then `runs` rounds over both.
+    """Measure one model, or two alternately: a warm-up, then `runs` rounds over both.
 
     Args:
-        model: folder, finished run, hub id or GGUF file.
-        against: another one.
-        engine: torch, llama.cpp or vllm; None takes llama.cpp for a GGUF file and torch for the rest.
-        prompt_tokens: length of the prompt.
-        new_tokens: tokens decoded after the first.
-        runs: rounds.
-        threads: processor threads.
-        dtype: element type in torch and vllm; None takes the checkpoint's.
-        quantisation: in llama.cpp, the type to which both are converted first; None takes a GGUF file as it is, and
-            f16 for folders.
-        allow_remote_code: let a checkpoint run its own code.
-        say: told what is going on.
+        model: Folder, finished run, hub id or GGUF file.
+        against: Second model; None measures one.
+        engine: Engine: torch, llama.cpp or vllm; None uses llama.cpp for a GGUF file, else torch.
+        prompt_tokens: Number of tokens in the prompt.
+        new_tokens: Number of tokens decoded after the first.
+        runs: Number of rounds.
+        threads: Number of CPU threads.
+        dtype: Element type for torch and vllm; None uses the checkpoint's.
+        quantisation: Type to which llama.cpp converts both models first; None leaves a GGUF file unchanged and converts
+            folders to f16.
+        allow_remote_code: Whether a checkpoint may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
-        MissingExtraError: the engine isn't installed.
-        EngineError: it can't run the model, or the options don't fit it.
-        ModelError, ExportError: the model can't be read or converted.
+        MissingExtraError: The engine isn't installed.
+        EngineError: The engine can't run the model, or doesn't support the options.
+        ModelError, ExportError: The model can't be read or converted.
     """
     engine = engine or ("llama.cpp" if model.endswith(".gguf") else "torch")
     require_engine(engine, f"measuring speed in {engine}")
@@ -185,7 +185,7 @@ def _check_options(engine: str, dtype: str | None, quantisation: str | None) -> 
 
 
 def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threads: int, *, allow: bool) -> Path:
-    """What the engine can load: a folder, or a GGUF file."""
+    """Path that the engine can load: a folder, or a GGUF file."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file() and engine == "llama.cpp" and quantisation is None:
         return path
@@ -202,7 +202,7 @@ def _prepare(name: str, engine: str, quantisation: str | None, work: Path, threa
 
 
 def _vocabulary(path: Path) -> int:
-    """Tokens that a model knows."""
+    """Size of a model's vocabulary."""
     if path.is_dir():
         return int(read_config(path / "config.json")["vocab_size"])
     require_gguf()
@@ -215,7 +215,7 @@ def _vocabulary(path: Path) -> int:
 
 
 def _tokens(vocabulary: int, count: int) -> list[int]:
-    """A prompt; which tokens it holds doesn't change what they cost."""
+    """An artificial prompt, since speed doesn't depend on the tokens."""
     generator = torch.Generator().manual_seed(0)
     return [int(token) for token in torch.randint(vocabulary, (count,), generator=generator)]
 

@@ -1,4 +1,4 @@
-"""Conversations with a model: its chat template, its own end marks, and text as it is written."""
+"""Conversations with a model, with its chat template, end tokens, and streamed text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from darwinlm.evaluation.models import Opened
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are written.
+    """Settings of answers.
 
     Attributes:
-        max_tokens: of one answer.
-        temperature: 0 takes the likeliest token; None does what the model's generation config says.
-        repetition_penalty: above 1, tokens that were used before become less likely.
-        seed: of the draws.
-        system: what the model is told about its role, where it has a chat template.
+        max_tokens: Maximum length of one answer in tokens.
+        temperature: Sampling temperature; 0 is greedy, None uses the model's generation config.
+        repetition_penalty: Penalty; above 1, tokens that were used before become less likely.
+        seed: Seed of the sampling.
+        system: System prompt, for models with a chat template.
 
     Raises:
-        RecipeError: a value has no meaning.
+        RecipeError: A value is out of range.
     """
 
     max_tokens: int = 256
@@ -42,11 +42,11 @@ class AnswerSettings:
 
 
 class Conversation:
-    """A model, and what was said so far. Without a chat template, the model goes on from the user's words.
+    """A conversation with a model. Without a chat template, the model continues the user's text.
 
     Args:
-        opened: the model.
-        settings: how answers are written.
+        opened: The model.
+        settings: Settings of the answers.
     """
 
     def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
@@ -58,21 +58,21 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Clear the history."""
         system = self.settings.system
         self.messages = [{"role": "system", "content": system}] if system and self.has_template else []
 
     @torch.no_grad()
     def answer(self, text: str, on_text: Callable[[str], None] = lambda piece: None) -> str:
-        """Answer, and remember question and answer. Oldest turns are forgotten where the context is full.
+        """Answer, and add question and answer to the history. If the context is full, the oldest turns are dropped.
 
         Args:
-            text: what the user says.
-            on_text: called with each piece of the answer, a word or more.
+            text: Message of the user.
+            on_text: Callback for each piece of the answer, a word or more.
 
         Raises:
-            DataError: the text alone doesn't fit into the model's context.
-            ModelError: the chat template can't be applied.
+            DataError: The text alone doesn't fit into the model's context.
+            ModelError: The chat template can't be applied.
         """
         ids = self._prompt(text)
         streamer = _Pieces(self.tokenizer, on_text)
@@ -92,7 +92,7 @@ class Conversation:
             self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def _prompt(self, text: str) -> torch.Tensor:
-        """Token ids [1, t] that leave room for an answer."""
+        """Token ids [1, t] of the prompt, with room for an answer."""
         room = self._context() - self.settings.max_tokens
         if not self.has_template:
             ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
@@ -100,12 +100,12 @@ class Conversation:
         while True:
             messages = [*self.messages, {"role": "user", "content": text}]
             try:
-                found = self.tokenizer.apply_chat_template(
+                encoded = self.tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
                 )
             except Exception as error:
                 raise ModelError(f"the model's chat template refuses this conversation: {first_line(error)}") from error
-            ids = found["input_ids"]
+            ids = encoded["input_ids"]
             begun = 1 if self.messages and self.messages[0]["role"] == "system" else 0
             if ids.shape[1] <= room or len(self.messages) == begun:
                 return self._fitting(ids, room)
@@ -113,7 +113,7 @@ class Conversation:
 
     def _fitting(self, ids: torch.Tensor, room: int) -> torch.Tensor:
         if ids.shape[1] == 0:
-            raise DataError("there is no text to go on from: say something")
+            raise DataError("there is no text to continue: write something")
         if ids.shape[1] > room:
             raise DataError(
                 f"{ids.shape[1]:,} tokens and an answer of {self.settings.max_tokens:,} don't fit into the model's "
@@ -125,7 +125,7 @@ class Conversation:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
     def _how(self) -> dict[str, Any]:
-        """Arguments of `generate`."""
+        """Arguments for `generate`."""
         temperature = self.settings.temperature
         how: dict[str, Any] = {
             "max_new_tokens": self.settings.max_tokens,
@@ -138,14 +138,14 @@ class Conversation:
         return how if temperature is None else how | {"do_sample": True, "temperature": temperature}
 
     def _ends(self) -> list[int]:
-        """Tokens that end an answer: the model's own, the tokenizer's."""
+        """Tokens that end an answer: those of the model and of the tokenizer."""
         named = self.model.generation_config.eos_token_id
         ends = set(named if isinstance(named, list) else [named]) | {self.tokenizer.eos_token_id}
         return sorted(end for end in ends if end is not None)
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]
-    """Hands on text as soon as later tokens can't change it."""
+    """Streams text as soon as later tokens can't change it."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

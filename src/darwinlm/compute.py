@@ -1,4 +1,4 @@
-"""The device that a run computes on, and the element type of its passes."""
+"""Device of a run, and element type of its passes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ AMPERE = 8
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a recipe names; of several processes each has a GPU of its own.
+    """The device named in a recipe; each process has its own GPU.
 
     Raises:
-        RecipeError: this machine has none of it.
-        ParallelError: there are more processes than GPUs.
+        RecipeError: This machine doesn't have it.
+        ParallelError: There are more processes than GPUs.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", parallel.gpu()) if parallel.size() > 1 else torch.device("cuda")
@@ -46,50 +46,50 @@ def _check_cuda(device: torch.device) -> None:
     if device.index is not None and parallel.size() > 1:
         raise RecipeError(
             f"compute.device: '{device}' is one GPU, but {parallel.size()} processes were started: use cuda, which "
-            "gives each its own"
+            "assigns a GPU to each"
         )
 
 
 def _check_other(device: torch.device) -> None:
-    """Refuse what PyTorch has a name for and nothing behind it."""
+    """Refuse devices that PyTorch only knows by name."""
     try:
         usable = device.type != "meta" and bool(torch.ones((), device=device) == 1)
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise RecipeError(f"compute.device: '{device}' can't be used here ({first_line(error)}); use auto") from error
     if not usable:
-        raise RecipeError(f"compute.device: '{device}' computes nothing; use auto, cpu or cuda")
+        raise RecipeError(f"compute.device: '{device}' can't compute; use auto, cpu or cuda")
 
 
 def fast_dtype(device: torch.device) -> str:
-    """bfloat16 where it is quick: a GPU that has it, a processor that multiplies tiles of it, or AMD's AVX-512 vectors.
+    """bfloat16 if it is fast: on GPUs that support it, on CPUs with matrix tiles, and on AMD's CPUs with AVX-512.
 
-    Other processors work in float32: on Intel's with AVX-512 alone, products of bfloat16 were measured at half of its
-    speed, on AMD's at twice as much, and older ones don't know the type at all. What the processor can do decides, not
-    a measurement, so that a run that goes on later finds its results again.
+    Other CPUs use float32. Relative to it, products of bfloat16 took twice the time on Intel's CPUs with only AVX-512,
+    and half the time on AMD's; older CPUs don't support the type. The choice depends on features of the CPU, not on a
+    measurement, so that a resumed run finds its results.
     """
     quick = _multiplies_quickly() if device.type == "cpu" else gpu_has_bfloat16(device)
     return "bfloat16" if quick else "float32"
 
 
 def gpu_has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16: NVIDIA's do from Ampere (8.0) on. One that isn't here is taken to."""
+    """Whether a GPU supports bfloat16: NVIDIA's from Ampere (8.0) on. A GPU of another machine is assumed to."""
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.cuda is None:
         return True
     return torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The element type that an option names. Raises RecipeError where there is no such type."""
+    """The element type named by an option. Raises RecipeError if it isn't known."""
     if name not in ("auto", *DTYPES):
         raise RecipeError(f"dtype {name}: use auto, {', '.join(DTYPES)}")
     return DTYPES[fast_dtype(device) if name == "auto" else name]
 
 
 def has_matrix_tiles() -> bool:
-    """Whether the processor multiplies tiles of bfloat16 (AMX)."""
+    """Whether the CPU has matrix tiles for bfloat16 (AMX)."""
     if hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # before there was a public way to ask
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # older releases have no public function
     return bool(known and known())
 
 
@@ -100,16 +100,16 @@ def _multiplies_quickly() -> bool:
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element types of this device where it leaves them open.
+    """The recipe with `auto` element types replaced by those of this device.
 
     Raises:
-        RecipeError: it names one that the device hasn't got.
+        RecipeError: The device doesn't support an element type.
     """
     open_ones = {name: getattr(recipe, name) for name in ("compute", "recovery")}
     for name, part in open_ones.items():
         if part.dtype == "bfloat16" and not gpu_has_bfloat16(device):
             raise RecipeError(
-                f"{name}.dtype=bfloat16: {torch.cuda.get_device_name(device)} computes nothing in bfloat16: use "
+                f"{name}.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use "
                 "float32, or auto"
             )
     chosen = {"dtype": fast_dtype(device)}

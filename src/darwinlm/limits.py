@@ -1,6 +1,6 @@
-"""Limits on what is read from files: how large, how deep and how long anything may be before work begins.
+"""Limits on the size and depth of files.
 
-Every reader of JSON and YAML goes through this module, so that a hostile or damaged file costs one message, not the
+All readers of JSON and YAML use this module. So a hostile or damaged file leads to a message and doesn't exhaust the
 machine's memory.
 """
 
@@ -15,35 +15,35 @@ import yaml
 
 MIB = 1 << 20
 JSON_BYTES = 64 * MIB
-"""Largest JSON file that describes something: a configuration, an index, a summary."""
+"""Largest JSON file of a configuration, an index or a summary."""
 TOKENIZER_BYTES = 1024 * MIB
 """Largest tokenizer.json; those of vocabularies of 256,000 take 35 MB."""
 YAML_BYTES = MIB
 """Largest recipe."""
 DEPTH = 100
-"""Most levels of lists and mappings inside each other."""
+"""Maximum depth of nested lists and mappings."""
 YAML_NODES = 100_000
-"""Most values of a recipe, each counted as often as aliases repeat it."""
+"""Maximum number of values in a recipe, including repetitions by aliases."""
 MESSAGE = 1000
-"""Longest error message in characters."""
+"""Maximum length of an error message in characters."""
 SHOWN = 80
-"""Most characters of a given value that a message repeats."""
+"""Maximum number of characters of a value in a message."""
 
 
 class LimitError(ValueError):
-    """Something is larger or deeper than anything real; the message says what."""
+    """A file exceeds a limit on size or depth."""
 
 
 def load_json(path: Path, most: int = JSON_BYTES) -> Any:
     """Read a JSON file of bounded size and depth.
 
     Args:
-        path: the file.
-        most: largest size in bytes.
+        path: The file.
+        most: Largest size in bytes.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it isn't UTF-8 or JSON, or exceeds a limit.
+        OSError: The file can't be read.
+        ValueError: It isn't UTF-8 or JSON, or exceeds a limit.
     """
     size = path.stat().st_size
     if size > most:
@@ -79,11 +79,11 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML of bounded size, depth and number of values; aliases count as what they stand for.
+    """Parse YAML of bounded size, depth and number of values; aliases count like their values.
 
     Raises:
-        yaml.YAMLError: it isn't YAML.
-        LimitError: it exceeds a limit.
+        yaml.YAMLError: It isn't YAML.
+        LimitError: It exceeds a limit.
     """
     if len(text) > YAML_BYTES:
         raise LimitError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that a recipe may have")
@@ -93,12 +93,12 @@ def parse_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise LimitError(f"it is nested more than {DEPTH} levels deep") from None
-    except (ValueError, OverflowError) as error:  # such as a date with a month 13
+    except (ValueError, OverflowError) as error:  # for example a date with month 13
         raise LimitError(shorten(error)) from None
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
-    """Values below a node, each as often as it is repeated."""
+    """Number of values below a node, including repetitions."""
     if node is None:
         return 0
     if depth > DEPTH:
@@ -111,19 +111,19 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
             below = node.value
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in below)
     if known[id(node)] > YAML_NODES:
-        raise LimitError(f"its aliases stand for more than {YAML_NODES:,} values")
+        raise LimitError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
 
 
 def shorten(value: object, most: int = SHOWN) -> str:
-    """A value as text on one line, its middle left out where it is longer than `most` characters."""
+    """A value as text on one line, shortened in the middle to about `most` characters."""
     text = value if isinstance(value, str) else _bounded(value, most)
     text = " ".join(text[: 8 * most].split()) if len(text) > 8 * most else " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 4) :]}"
 
 
 def _bounded(value: object, most: int) -> str:
-    """The text of a value, which isn't made whole where it is a long list or mapping."""
+    """The text of a value, without building the whole text of a long list or mapping."""
     if isinstance(value, dict | list | tuple):
         import reprlib
 

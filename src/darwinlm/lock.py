@@ -1,7 +1,7 @@
-"""One run in a folder at a time, and no temporary files of runs that were killed.
+"""Locks for output folders and files, and removal of temporary files of killed runs.
 
-A lock is a POSIX record lock on a small file: the kernel drops it when its process ends, however it ends, and NFS
-carries it between machines. A file system without locks is said so, and the run goes on.
+A lock is a POSIX record lock on a small file. The kernel releases it when the process ends, even after a kill, and NFS
+supports it between machines. On a file system without locks, the run prints a warning and continues.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 
 
 class Lock:
-    """The lock of this process on a file; it ends when the object does, or with the process.
+    """The lock of this process on a file; it ends with the object or the process.
 
     Attributes:
-        problem: why nothing is locked, where the file system has no locks; else None.
+        problem: Reason why nothing is locked, if the file system has no locks; else None.
     """
 
     def __init__(self, path: Path, what: Path) -> None:
@@ -61,14 +61,14 @@ class Lock:
                 raise BusyError(
                     f"{self._what} is in use by {owner}: wait until it has finished, or choose another place"
                 ) from None
-            except (OSError, AttributeError) as error:  # a file system, or a system, without locks
+            except (OSError, AttributeError) as error:  # a file system or operating system without locks
                 self.problem = getattr(error, "strerror", None) or "this system has no file locks"
                 return file
             if self._is_current(file):
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"process {self._pid} on {socket.gethostname()}".encode(), 0)
                 return file
-            os.close(file)  # its owner removed it between the two calls
+            os.close(file)  # the owner removed it between the two calls
 
     def _is_current(self, file: int) -> bool:
         try:
@@ -78,11 +78,11 @@ class Lock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this process, and not one that it was forked from, still has the lock."""
+        """Whether this process, and not its parent before a fork, still has the lock."""
         return self._file is not None and self._pid == os.getpid()
 
     def release(self) -> None:
-        """Remove the file and the folders that were made for it and are still empty."""
+        """Remove the file, and folders that were created for it and are still empty."""
         if self._file is None or not self.is_held:
             return
         with contextlib.suppress(OSError):
@@ -108,15 +108,15 @@ class Lock:
 
 
 def hold(path: Path, what: Path) -> Lock:
-    """Lock a file for this process; asked again for the same one, the process gets the lock that it has.
+    """Lock a file for this process; repeated calls for the same file return the same lock.
 
     Args:
-        path: the lock file, made where it isn't there.
-        what: what is locked, for messages.
+        path: Path of the lock file; it is created if needed.
+        what: Locked object, for messages.
 
     Raises:
-        BusyError: another process has it.
-        StorageError: the file can't be made.
+        BusyError: Another process has the lock.
+        StorageError: The file can't be created.
     """
     key = path.absolute()
     held = _HELD.get(key)
@@ -127,14 +127,14 @@ def hold(path: Path, what: Path) -> Lock:
 
 @atexit.register
 def release_all() -> None:
-    """Release every lock of this process; errors keep what they were raised in alive for a while, and locks with it."""
+    """Release all locks of this process, which tracebacks of errors could otherwise keep alive."""
     for lock in list(_HELD.values()):
         lock.release()
     _HELD.clear()
 
 
 def hold_folder(folder: Path) -> Lock:
-    """Lock the output folder of a run, and remove what killed runs left half-written in it. Raises as `hold`."""
+    """Lock the output folder of a run, and remove half-written files of killed runs. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
     if lock.problem is None:
         for path in (*folder.glob("*"), *_below(folder / "stages"), *_below(folder / "model")):
@@ -144,7 +144,7 @@ def hold_folder(folder: Path) -> Lock:
 
 
 def hold_target(path: Path) -> Lock:
-    """Lock a file or folder that is written beside and then renamed; remove what killed processes left of it.
+    """Lock a file or folder that will be replaced by rename, and remove temporary files of killed processes.
 
     Raises as `hold`.
     """
@@ -159,15 +159,15 @@ def hold_target(path: Path) -> Lock:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a name in an output folder is one that a run leaves when it is killed at its start."""
+    """Whether a name in an output folder may come from a run that was killed at its start."""
     return name == LOCK or _TEMPORARY.fullmatch(name) is not None
 
 
 def _below(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for root, folders, files in os.walk(folder):  # doesn't follow links
-        found += [Path(root, name) for name in (*folders, *files)]
-    return found
+    paths: list[Path] = []
+    for root, folders, files in os.walk(folder):  # os.walk doesn't follow links
+        paths += [Path(root, name) for name in (*folders, *files)]
+    return paths
 
 
 def _remove(path: Path) -> None:
@@ -186,7 +186,7 @@ def _literal(name: str) -> str:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder and those above it; returns those that were made, the innermost first."""
+    """Create a folder and its parents; returns the created ones, the innermost first."""
     missing = []
     above = folder
     while not above.exists() and above != above.parent:

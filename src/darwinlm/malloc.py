@@ -1,8 +1,8 @@
-"""Memory on a CPU: what training frees stays with the process instead of going back to the system page by page.
+"""Keep memory that training frees on a CPU in the process, instead of returning it to the system.
 
-glibc gives every piece above 32 MB back when it is freed, and the next one of that size is made of fresh pages that the
-system fills with zeros first. A training step frees and takes gigabytes of activations and logits;
-`benchmarks/malloc.py` measures what that costs.
+glibc returns every freed allocation above 32 MB to the system, and the next one needs new pages, which the system fills
+with zeros. A training step frees and allocates gigabytes of activations and logits. `benchmarks/malloc.py` measures the
+cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 _ALWAYS = 2**31 - 1
 _MOST_DYNAMIC = 32 << 20
-"""Where glibc's own threshold ends when it has grown with what was freed; it stops growing once it is set by hand."""
+"""Upper end of glibc's dynamic threshold, which stops adapting once it is set explicitly."""
 
 
 _kept = False
@@ -26,12 +26,12 @@ _kept = False
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep freed memory while the body runs, then give it back; one inside another is part of the outer one.
+    """Keep freed memory while the body runs, then return it. Nested uses belong to the outer one.
 
-    Does nothing on a GPU, or where there is no glibc.
+    It does nothing on a GPU or without glibc.
 
     Args:
-        device: where the work is done.
+        device: Device of the work.
     """
     global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
     library = _glibc() if device.type == "cpu" else None

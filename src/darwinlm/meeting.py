@@ -1,7 +1,7 @@
-"""Where processes wait for each other: for hours if need be, but only for one that lives and comes to the same place.
+"""Meetings of processes: each waits for the others, even for hours, as long as they are alive.
 
-Collectives have a time-out of minutes, so nobody enters one before all are there. Until then a process watches the
-others' signs of life, which a thread of each writes into the store that they met in.
+Collectives have a time-out of minutes, so all processes meet before each of them. While a process waits, it watches the
+heartbeats of the others, which a thread of each writes into the shared store.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 from darwinlm.errors import ParallelError
 
 PATIENCE = 600.0
-"""Seconds without a sign of life after which a process counts as lost."""
+"""Seconds without a heartbeat after which a process counts as lost."""
 
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 FIRST_LOOK, LAST_LOOK = 5e-4, 0.1
-"""Seconds between two looks at the store, at first and after a while."""
+"""Polling interval of the store in seconds: initial and maximum."""
 
-RESUME = "look at its messages, then start the same command again: finished work is kept"
+RESUME = "read its messages, then rerun the same command; finished work is kept"
 
 
 class Meetings:
-    """The meetings of one process with all others, which count them alike.
+    """The meetings of one process with all others; all processes count them in the same order.
 
     Args:
-        store: a `torch.distributed` store that all share.
-        rank: number of this process.
-        size: how many there are.
-        patience: see `PATIENCE`.
-        beat: see `BEAT`.
+        store: Shared store of `torch.distributed`.
+        rank: Number of this process.
+        size: Number of processes.
+        patience: Seconds as in `PATIENCE`.
+        beat: Seconds as in `BEAT`.
     """
 
     def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
@@ -47,13 +47,13 @@ class Meetings:
         self._beating.start()
 
     def wait(self, what: str) -> None:
-        """Wait until all are here.
+        """Wait until all processes are here.
 
         Args:
-            what: is met for; the others must say the same.
+            what: Purpose of the meeting; all processes must give the same one.
 
         Raises:
-            ParallelError: another process is lost, has ended, or waits for something else.
+            ParallelError: Another process is lost, has ended, or is at another meeting.
         """
         self._held += 1
         pulses: dict[int, tuple[bytes, float]] = {}
@@ -72,24 +72,24 @@ class Meetings:
             raise lost(error) from error
 
     def leave(self) -> None:
-        """Tell the others that this process ends: none of them waits for it any more."""
+        """Announce the end of this process, so that no other waits for it."""
         self._left.set()
         self._beating.join()
         try:
             self.store.set(f"left/{self.rank}", "")
-        except RuntimeError:  # the store's own process has ended before
+        except RuntimeError:  # the process of the store has already ended
             return
 
     def _place(self, rank: int) -> str:
         return f"meeting/{self._held}/{rank}"
 
     def _look_at(self, other: int, what: str, pulses: dict[int, tuple[bytes, float]]) -> None:
-        """Whether another process that isn't here may still come. Raises ParallelError."""
+        """Check whether a missing process may still come. Raises ParallelError."""
         if self.store.check([self._place(other)]):
-            found = self.store.get(self._place(other)).decode()
-            if found != what:
+            purpose = self.store.get(self._place(other)).decode()
+            if purpose != what:
                 raise ParallelError(
-                    f"process {self.rank} waits for '{what}', process {other} for '{found}': please report this"
+                    f"process {self.rank} waits for '{what}', process {other} for '{purpose}': please report this"
                 )
             return
         if self.store.check([f"left/{other}"]):
@@ -99,9 +99,7 @@ class Meetings:
         if other not in pulses or pulses[other][0] != pulse:
             pulses[other] = pulse, now
         elif now - pulses[other][1] > self.patience:
-            raise ParallelError(
-                f"process {other} has given no sign of life for {self.patience / 60:.0f} minutes: {RESUME}"
-            )
+            raise ParallelError(f"process {other} has not responded for {self.patience / 60:.0f} minutes: {RESUME}")
 
     def _beat(self) -> None:
         count = 0
@@ -109,12 +107,12 @@ class Meetings:
             count += 1
             try:
                 self.store.set(f"pulse/{self.rank}", str(count))
-            except RuntimeError:  # the store has gone; the next meeting says so
+            except RuntimeError:  # the store is gone; the next meeting reports it
                 return
             self._left.wait(self._beat_seconds)
 
 
 def lost(error: RuntimeError) -> ParallelError:
-    """What to raise when the connection to the others breaks."""
-    said = str(error).strip().partition("\n")[0][:200]
-    return ParallelError(f"the connection to another process is lost ({said}): {RESUME}")
+    """The error for a broken connection to the others."""
+    reason = str(error).strip().partition("\n")[0][:200]
+    return ParallelError(f"the connection to another process is lost ({reason}): {RESUME}")

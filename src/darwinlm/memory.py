@@ -1,4 +1,4 @@
-"""What a machine has free: caches and buffers are sized from it, and never by hand."""
+"""Free memory of the machine, which determines the sizes of caches and buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process may still take on a device; on a CPU its part of what the machine has available."""
+    """Free bytes of a device for this process; on a CPU, its share of the machine's available memory."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -28,14 +28,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def free_host_bytes() -> int:
-    """Bytes of main memory that this process may still take; processes of one run divide what there is."""
-    known = [found for found in (_available(MEMINFO), _within_limit(CGROUP)) if found is not None]
+    """Free bytes of main memory for this process; processes of a run share it equally."""
+    known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
     everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(known, default=everything // 2) // parallel.local_size()
 
 
 def _available(meminfo: Path) -> int | None:
-    """What Linux says it could hand out without swapping."""
+    """Available memory without swapping, from Linux."""
     if meminfo.is_file():
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -44,7 +44,7 @@ def _available(meminfo: Path) -> int | None:
 
 
 def _within_limit(cgroup: Path) -> int | None:
-    """What a container's limit leaves; file pages that could be dropped don't count as used."""
+    """Free memory within a container's limit; reclaimable file pages don't count as used."""
     limit, used, stat = (cgroup / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit.is_file() and used.is_file() and stat.is_file()):
         return None
@@ -56,13 +56,13 @@ def _within_limit(cgroup: Path) -> int | None:
 
 
 class Bounded(Generic[K, V]):
-    """Values that are kept while they fit into a part of what is free when the first of them comes.
+    """A cache whose size is a share of the free memory at its first use.
 
     Args:
-        size: bytes of a value.
-        room: bytes for all of them; asked once.
-        scanned: the keys are gone through in turn, again and again. Then the first ones stay, and those that don't fit
-            aren't kept; else those that were used last stay.
+        size: Function that returns the bytes of a value.
+        room: Function that returns the bytes for all values; called once.
+        scanned: Whether keys are accessed cyclically. Then the first values stay, and those that don't fit aren't kept;
+            otherwise the least recently used values are dropped.
     """
 
     def __init__(self, size: Callable[[V], int], room: Callable[[], int], *, scanned: bool = False) -> None:
@@ -74,14 +74,14 @@ class Bounded(Generic[K, V]):
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """The value, if it was kept."""
+        """The value, if it is in the cache."""
         if key not in self._values:
             return None
         self._values.move_to_end(key)
         return self._values[key]
 
     def has_room(self, size: int) -> bool:
-        """Whether a value of that size could be kept beside the others."""
+        """Whether a value of that size would fit besides the others."""
         if self._limit is None:
             self._limit = self._room()
         return self._held + size <= self._limit
@@ -100,16 +100,16 @@ class Bounded(Generic[K, V]):
         return True
 
     def clear(self) -> None:
-        """Let go of everything; the room is measured again."""
+        """Drop all values; the free memory is measured again."""
         self._values.clear()
         self._held, self._limit = 0, None
 
 
 def room_on(device: torch.device, share: float, reserved: Callable[[], int] = lambda: 0) -> Callable[[], int]:
-    """Asks for a part of what is free on a device beyond what is reserved there."""
+    """A function that returns a share of a device's free memory without the reserved part."""
     return lambda: int(share * max(free_bytes(device) - reserved(), 0))
 
 
 def room_on_host(share: float) -> Callable[[], int]:
-    """Asks for a part of what is free in main memory."""
+    """A function that returns a share of the free main memory."""
     return lambda: int(share * free_host_bytes())

@@ -1,11 +1,11 @@
-"""Several processes of one run, as torchrun starts them; in a single process everything here does nothing.
+"""Several processes of one run, started by torchrun; in a single process all functions do nothing.
 
-All processes walk the same stages. The first one alone writes and talks; work that is shared is dealt out over the
-processes, and its results come together by sums (`all_reduce`) or in the first process (`collect`). What can fail in
-one process alone stands inside `agree`, so that all of them stop with the same message instead of waiting for ever.
-What stands inside `main_first` is done as if there were no others, so anything may be called there.
+All processes run the same stages. Only the first one writes files and messages. Shared work is divided over processes;
+its results are combined by sums (`all_reduce`) or in the first process (`collect`). Work that can fail in a single
+process is done inside `agree`, so that all processes stop with the same message. Inside `main_first` a process works as
+if it were alone.
 
-PyTorch is imported on first use: the command line asks this file who may talk before it knows what to do.
+PyTorch is imported on first use, because the command line uses this module before it parses the command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=15)
-"""Longest that a collective may take once all processes have come to it."""
+"""Time limit of a collective after all processes have met."""
 
 Failure = tuple[str, str] | None
 
@@ -36,7 +36,7 @@ _alone = False
 
 
 def rank() -> int:
-    """Number of this process, 0 being the first."""
+    """Index of this process; 0 is the first."""
     if _initialized():
         import torch.distributed as dist
 
@@ -45,7 +45,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes work together."""
+    """Number of processes of this run."""
     if not _together():
         return 1
     import torch.distributed as dist
@@ -54,25 +54,25 @@ def size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes and talks."""
+    """Whether this process writes files and messages."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Index of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_size() -> int:
-    """How many processes of this run share the machine."""
+    """Number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _initialized() else 1
 
 
 def gpu() -> int:
-    """Number of this process's GPU among those that it sees: its own, where it sees a single one.
+    """Index of this process's GPU among the visible ones.
 
     Raises:
-        ParallelError: there are more processes than GPUs.
+        ParallelError: There are more processes than GPUs.
     """
     import torch
 
@@ -86,13 +86,13 @@ def gpu() -> int:
 
 
 def init_from_environment() -> None:
-    """Meet the other processes that torchrun started; does nothing alone or when they have met before.
+    """Connect to the other processes of torchrun; does nothing in a single process or on repeated calls.
 
-    gloo carries what lies in main memory, NCCL what lies on GPUs where there are any.
+    gloo transfers tensors in main memory, NCCL those on GPUs.
 
     Raises:
-        ParallelError: the environment is torchrun's only in part, the other processes don't answer, or two of them
-            have one GPU.
+        ParallelError: Environment variables of torchrun are missing, the other processes don't answer, or two of them
+            have the same GPU.
     """
     if _initialized() or expected() < 2:
         return
@@ -117,21 +117,21 @@ def init_from_environment() -> None:
 
 
 def _check_gpus() -> None:
-    """Refuse two processes on one GPU: NCCL would wait for ever, or fail in words of its own."""
+    """Refuse two processes on the same GPU, on which NCCL would hang or fail with an unclear message."""
     import torch
 
-    seen: dict[tuple[str, str], int] = {}
+    owners: dict[tuple[str, str], int] = {}
     name = str(getattr(torch.cuda.get_device_properties(gpu()), "uuid", rank()))
-    for number, found in enumerate(gather((socket.gethostname(), name))):
-        if seen.setdefault(found, number) != number:
+    for number, gpu_name in enumerate(gather((socket.gethostname(), name))):
+        if owners.setdefault(gpu_name, number) != number:
             raise ParallelError(
-                f"processes {seen[found]} and {number} have the same GPU of {found[0]}: start as many processes as it "
-                "has GPUs, torchrun --nproc-per-node N"
+                f"processes {owners[gpu_name]} and {number} have the same GPU of {gpu_name[0]}: start one process per "
+                "GPU, torchrun --nproc-per-node N"
             )
 
 
 def shutdown() -> None:
-    """Part from the other processes."""
+    """Disconnect from the other processes."""
     global _meetings  # noqa: PLW0603 - as the process group, it is the process's
     if _meetings is not None:
         _meetings.leave()
@@ -143,7 +143,7 @@ def shutdown() -> None:
 
 
 def place() -> int:
-    """Place of this process among those that work together: its rank, or 0 alone."""
+    """Index of this process among those that work together: its rank, or 0 if it works alone."""
     return rank() if _together() else 0
 
 
@@ -158,15 +158,15 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def gather(value: T) -> list[T]:
-    """Everybody's value, in the order of the processes, in every process. Values are pickled between processes."""
+    """The values of all processes in order, in every process. Values are pickled between processes."""
     if not _together():
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * size()
+    values: list[Any] = [None] * size()
     with _meeting("everybody's values"):
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def broadcast(value: T) -> T:
@@ -187,7 +187,7 @@ def barrier() -> None:
 
 
 def mine(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of some work: every `size()`-th item."""
+    """This process's share of some work: every `size()`-th item."""
     return items[place() :: size()]
 
 
@@ -204,20 +204,20 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             for tensor in tensors.values():
                 dist.send(tensor.detach().cpu().contiguous(), dst=0)
             return {}
-        found = dict(tensors)
+        collected = dict(tensors)
         for source in range(1, size()):
             for name, shape, dtype in offered[source]:
-                found[name] = torch.empty(shape, dtype=dtype)
-                dist.recv(found[name], src=source)
-        return found
+                collected[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(collected[name], src=source)
+        return collected
 
 
 @contextmanager
 def agree() -> Iterator[None]:
-    """Work in which processes don't talk to each other, and in which any of them may fail: then all of them do.
+    """Context for work without communication that may fail in any process; then it fails in all.
 
     Raises:
-        DarwinLMError: of the first process that raised one.
+        DarwinLMError: The error of the first process that raised one.
     """
     raised: DarwinLMError | None = None
     try:
@@ -232,13 +232,13 @@ def agree() -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the first process do this alone, then the others, who find what it has made.
+    """Let the first process run the body alone, then the others, which reuse its results.
 
-    Inside, each process is alone: nothing is shared or gathered, so that work which may be shared elsewhere runs here
-    too, whole, while the others wait.
+    Inside, each process works alone: nothing is shared or gathered, so that functions which share work elsewhere do all
+    of it here while the others wait.
 
     Raises:
-        DarwinLMError: in all processes, when the first one raised it.
+        DarwinLMError: In all processes, if the first one raised it.
     """
     if not _together():
         yield
@@ -270,7 +270,7 @@ def _by_itself() -> Iterator[None]:
 
 @contextmanager
 def _meeting(what: str) -> Iterator[None]:
-    """Wait until all processes are here, then do something together. Raises ParallelError when one of them is lost."""
+    """Wait until all processes are here, then run a collective. Raises ParallelError if one of them is lost."""
     global _meetings  # noqa: PLW0603 - as the process group, it is the process's
     if _meetings is None:
         import torch.distributed as dist
@@ -303,12 +303,12 @@ def _rebuilt(failure: Failure) -> DarwinLMError:
 
 
 def expected() -> int:
-    """How many processes torchrun started, whether they have met or not."""
+    """Number of processes that torchrun started, connected or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _initialized() -> bool:
-    dist = sys.modules.get("torch.distributed")  # who hasn't imported it hasn't met anybody
+    dist = sys.modules.get("torch.distributed")  # not imported, so not connected
     return dist is not None and bool(dist.is_available() and dist.is_initialized())
 
 

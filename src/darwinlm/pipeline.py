@@ -1,6 +1,6 @@
 """The main path in order: text → plan → database → search → stitch → refit → recover → export → evaluate → report.
 
-Each function is one stage. It is skipped when its folder is complete for the same inputs, and resumed when it isn't.
+Each function is one stage. It is skipped if its folder is complete for the same inputs, otherwise resumed.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ STAGES = ("text", "plan", "database", "search", "stitch", "refit", "recover", "e
 
 
 def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> StageResults:
-    """Run the stages in order up to `until`, and return what each of them handed on.
+    """Run the stages in order up to `until`, and return their results.
 
     Args:
-        run: the run.
-        until: name of the last stage.
-        neighbour: the answer at another budget on the same database, for the search to start from where it is better.
+        run: The run.
+        until: Name of the last stage.
+        neighbour: Result at another budget with the same database; the search starts from it if it is better.
     """
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
-    made = StageResults()
+    results = StageResults()
     steps: dict[str, Callable[[], object]] = {
         "text": lambda: text_stage(run),
         "plan": lambda: plan_stage(run),
-        "database": lambda: database_stage(run, made.text),
-        "search": lambda: search_stage(run, made.text, made.database, made.plan, neighbour=neighbour),
-        "stitch": lambda: stitch_stage(run, made.database, made.search),
-        "refit": lambda: refit_stage(run, made.text, made.stitch),
-        "recover": lambda: recover_stage(run, made.text, made.stitch, made.refit),
-        "export": lambda: export_stage(run, made.text, made.stitch, made.refit, made.recover),
-        "evaluate": lambda: evaluate_stage(run, made),
-        "report": lambda: report_stage(run, made),
+        "database": lambda: database_stage(run, results.text),
+        "search": lambda: search_stage(run, results.text, results.database, results.plan, neighbour=neighbour),
+        "stitch": lambda: stitch_stage(run, results.database, results.search),
+        "refit": lambda: refit_stage(run, results.text, results.stitch),
+        "recover": lambda: recover_stage(run, results.text, results.stitch, results.refit),
+        "export": lambda: export_stage(run, results.text, results.stitch, results.refit, results.recover),
+        "evaluate": lambda: evaluate_stage(run, results),
+        "report": lambda: report_stage(run, results),
     }
     for name in STAGES[: STAGES.index(until) + 1]:
-        setattr(made, name, steps[name]())
-    return made
+        setattr(results, name, steps[name]())
+    return results

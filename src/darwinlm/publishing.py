@@ -1,4 +1,4 @@
-"""Publish a model on the Hugging Face hub: card, weights, tokenizer, and a GGUF file where one is wanted."""
+"""Publish a model on the Hugging Face hub: card, weights, tokenizer and, on request, a GGUF file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Upload:
-    """What is published, and where.
+    """An upload to the hub.
 
     Attributes:
-        folder: of the model.
-        repo: `owner/name` on the hub.
-        quantisation: type of a GGUF file that is made and published along; None for no such file.
-        private: whether only the owner sees it.
-        update: whether the repository may exist.
+        folder: Folder of the model.
+        repo: Repository on the hub, `owner/name`.
+        quantisation: Type of an additional GGUF file; None for no such file.
+        private: Whether the repository is private.
+        update: Whether the repository may already exist.
     """
 
     folder: Path
@@ -39,26 +39,26 @@ class Upload:
         return f"{self.repo.partition('/')[2]}-{self.quantisation}.gguf"
 
     def files(self) -> list[tuple[str, int]]:
-        """Names and bytes of the files in the model's folder."""
-        found = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in found]
+        """Names and sizes of the files in the model's folder."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return [(str(path.relative_to(self.folder)), path.stat().st_size) for path in paths]
 
 
 def prepare_upload(
     source: Path, repo: str, *, quantisation: str | None = None, private: bool = False, update: bool = False
 ) -> Upload:
-    """Find the model and check what can be checked without a network.
+    """Find the model, and run all checks that need no network.
 
     Args:
-        source: output folder of a run, or folder of a model.
-        repo: `owner/name`.
-        quantisation: see `Upload`.
-        private: see `Upload`.
-        update: see `Upload`.
+        source: Output folder of a run, or folder of a model.
+        repo: Repository on the hub, `owner/name`.
+        quantisation: As in `Upload`.
+        private: As in `Upload`.
+        update: As in `Upload`.
 
     Raises:
-        ModelError: the folder is no model, or its run isn't finished.
-        ExportError: the name isn't one that the hub takes, or there is no such type.
+        ModelError: The folder is no model, or its run isn't finished.
+        ExportError: The repository name is invalid, or the type isn't known.
     """
     if not NAME.fullmatch(repo):
         raise ExportError(f"'{repo}' is no repository: give owner/name, of letters, digits, '.', '_' and '-'")
@@ -71,17 +71,17 @@ def prepare_upload(
 
 
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
-    """Create the repository and upload the folder in one commit; the GGUF file is made and checked before.
+    """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
 
     Args:
-        upload: what and where.
-        say: told what is done.
+        upload: Files and repository.
+        say: Receiver of progress messages.
 
     Returns:
         Address of the model's page.
 
     Raises:
-        ExportError: there is no token, the hub refuses, can't be reached, or has a repository of that name.
+        ExportError: There is no token, the hub refuses the upload or can't be reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -132,7 +132,7 @@ def _gguf(upload: Upload, work: Path, say: Callable[[str], None]) -> Path:
 
 
 def _transport_error() -> type[Exception]:
-    """What the hub's HTTP client raises; the client differs between releases of huggingface_hub."""
+    """Error class of the hub's HTTP client, which differs between releases of huggingface_hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     bases: tuple[type, ...] = HfHubHTTPError.__mro__

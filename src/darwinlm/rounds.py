@@ -1,7 +1,7 @@
-"""Several rounds of pruning: each one prunes and recovers what came of the round before.
+"""Several rounds of pruning: each one prunes and recovers the result of the previous round.
 
-Database, search and refit of a round compare with the model that goes into it, whose weights they cut. Recovery and the
-report compare with the original dense model throughout.
+Database, search and refit of a round use its input model as reference. Recovery and the report always use the original
+dense model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FOLDER = "rounds"
 
 
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
-    """Run all rounds but the last, in folders of their own, and return what the last one is.
+    """Run all rounds but the last, in subfolders, and return the last one.
 
     Args:
-        run: with `rounds` in its recipe; the last round goes into its own folder.
-        run_stages: runs the stages of a round up to one of them.
+        run: Run with `rounds` in its recipe; the last round is written to its folder.
+        run_stages: Function that runs the stages of a round up to a given one.
 
     Raises:
-        DarwinLMError: as a run without rounds.
+        DarwinLMError: As in a run without rounds.
     """
     recipe = run.recipe
     original = run.checkpoint
@@ -49,7 +49,7 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
 
 
 def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: int) -> Recipe:
-    """The recipe of one round: its own model, share and part of the training text."""
+    """The recipe of one round, with its model, share, and part of the training text."""
     recovery = recipe.recovery
     changes = {
         "rounds": (),
@@ -64,6 +64,6 @@ def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: in
 
 
 def block_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters inside a model's blocks."""
+    """Number of parameters inside a model's blocks."""
     layers = checkpoint.skeleton().get_submodule(checkpoint.family.layers)
     return sum(parameter.numel() for parameter in layers.parameters())

@@ -24,27 +24,27 @@ from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
 OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
-"""Stages that runs with different budgets have in common."""
+"""Stages shared by runs with different budgets."""
 
 
 class Run:
-    """The state that stages share. Opening it checks the output folder; the first stage that has work creates it.
+    """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
     Args:
-        recipe: the whole configuration.
-        folder: output folder; must be new, empty, or of an earlier run.
-        reporter: tells the user.
-        shared: output folder of a sweep, whose stages before the search are this run's too.
+        recipe: The whole configuration.
+        folder: Output folder: new, empty, or of an earlier run.
+        reporter: Receiver of progress.
+        shared: Output folder of a sweep, whose stages before the search are shared.
 
     Raises:
-        ArtifactError: the folder holds something else.
-        BusyError: another run works in the folder.
-        RecipeError: no model is named, or the device doesn't exist.
+        ArtifactError: The folder holds something else.
+        BusyError: Another run works in the folder.
+        RecipeError: No model is given, or the device doesn't exist.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
         if recipe.model is None:
-            raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
+            raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
         self.shared = shared
         self.timings: list[dict[str, Any]] = []
@@ -53,35 +53,35 @@ class Run:
         with parallel.agree():
             self.device = resolve_device(recipe.compute.device)
             self.recipe = settled(recipe, self.device)
-        # The locks of the first process stand for all; they end with this object, or with the process.
+        # The locks of the first process cover all processes; they end with this object or the process.
         self.locks: list[Lock] = []
         with parallel.agree():
             if parallel.is_main():
                 _check_output(folder)
-                self.locks = [hold_folder(own) for own in (shared, folder) if own is not None]
+                self.locks = [hold_folder(each) for each in (shared, folder) if each is not None]
         for lock in self.locks:
             if lock.problem is not None:
-                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): let no other run write there")
+                self.reporter.say(f"{lock.path.parent} can't be locked ({lock.problem}): don't start another run there")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of forward passes."""
+        """Element type of forward passes."""
         return DTYPES[self.recipe.compute.dtype]
 
     @property
     def arithmetic(self) -> dict[str, str]:
-        """What of the machine goes into the keys of stages."""
+        """Properties of the machine that are parts of keys of stages."""
         return {"dtype": str(self.dtype), "device": self.device.type}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The dense model, found and opened on first use."""
+        """The dense model, opened on first access."""
         assert self.recipe.model is not None
         return self._resolved(self.recipe.model, "source", "model")
 
     @cached_property
     def teacher(self) -> Checkpoint:
-        """The original dense model: what recovery distils from and the report compares with."""
+        """The original dense model, for distillation and for comparisons in the report."""
         if self.recipe.teacher is None or self.recipe.teacher == self.recipe.model:
             return self.checkpoint
         return self._resolved(self.recipe.teacher, "teacher", "teacher")
@@ -91,7 +91,7 @@ class Run:
         with parallel.main_first():
             if Path(model).suffix != ".gguf":
                 return resolve_model(model, work, allow_remote_code=self.recipe.allow_remote_code)
-            # A GGUF file is dequantised into the output folder, which is therefore marked as ours first.
+            # A GGUF file is dequantised into the output folder, so that folder is marked as ours first.
             with self._guarded(work), self.reporter.stage(title):
                 return resolve_model(model, work)
 
@@ -105,12 +105,6 @@ class Run:
         folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
         return folder / "stages" / stage
 
-    def is_done(self, name: str, key: Mapping[str, Any]) -> bool:
-        """Whether a stage is complete for this key. Raises ArtifactError when its result is damaged."""
-        with parallel.main_first():
-            done = parallel.is_main() and self._stage_folder(name, key).is_complete()
-        return parallel.broadcast(done)
-
     def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
         return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
 
@@ -118,13 +112,13 @@ class Run:
     def stage(
         self, name: str, key: Mapping[str, Any], title: str, *, shared: bool = False
     ) -> Iterator[tuple[StageFolder, bool]]:
-        """Open a stage: yields its folder and whether there is work to do; the folder is finished after the body.
+        """Open a stage: yields its folder and whether there is work; after the body the folder is finished.
 
-        Of several processes the first one runs the body alone, and the others run it after it, with no work left. A
-        shared stage is worked on by all of them together; only the first one writes into its folder.
+        Among several processes, the first one runs the body alone, then the others run it without work. All processes
+        work on a shared stage together; only the first one writes into its folder.
 
         Raises:
-            ArtifactError: an earlier result for the same key is damaged.
+            ArtifactError: An earlier result for the same key is damaged.
         """
         folder = self._stage_folder(name, key)
         if shared:
@@ -142,7 +136,7 @@ class Run:
     def _worked(
         self, folder: StageFolder, title: str, *, work: bool, together: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[bool]:
-        """Begin and finish a stage around its body, in the first process; `together` guards what may fail there."""
+        """Begin and finish a stage around its body, in the first process; `together` shares its errors."""
         name = folder.key["stage"]
         if not work:
             facts = folder.facts()
@@ -158,7 +152,7 @@ class Run:
             yield False
             return
         if parallel.is_main() and folder.is_of_another_version():
-            self.reporter.say(f"{title}: made by another version of this stage, done again")
+            self.reporter.say(f"{title}: from another version of this stage, redone")
         begun, resumed = time.monotonic(), False
         with self._guarded(folder.folder, together), self.reporter.stage(title):
             with together():
@@ -170,7 +164,7 @@ class Run:
                 yield True
             except torch.OutOfMemoryError as error:
                 raise DeviceMemoryError(f"{title}: the memory of {self.device} is full", str(name), self) from error
-        # Of a stage that goes on after an interruption, only the last part is timed.
+        # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
         self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})
         with together():
@@ -182,7 +176,7 @@ class Run:
     def _guarded(
         self, stage: Path, together: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> Iterator[None]:
-        """Mark the output folder as ours; after an error leave no folder behind in which nothing was finished."""
+        """Mark the output folder as ours; after an error, remove it if nothing was finished."""
         folder = stage.parent.parent
         with together():
             if parallel.is_main():
@@ -201,7 +195,7 @@ class Run:
             stage.parent.rmdir()
         folder = stage.parent.parent
         if all(path.name == MARKER or is_ours(path.name) for path in folder.iterdir()):
-            (folder / MARKER).unlink()  # the folder itself goes with its lock
+            (folder / MARKER).unlink()  # the folder itself is removed with its lock
 
 
 def _check_output(folder: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_hub_id_without_a_network(prune, tmp_path):
 
 
 def test_no_model(command, tmp_path):
-    command("prune", "--out", tmp_path / "out").refused("no model is named")
+    command("prune", "--out", tmp_path / "out").refused("no model is given")
     assert not (tmp_path / "out").exists()
 
 
@@ -88,7 +88,7 @@ def test_a_configuration_that_does_not_fit(prune, model_copy, tmp_path, fields):
 
 def test_a_vocabulary_that_does_not_fit_the_weights(prune, model_copy):
     edit_config(model_copy, vocab_size=100)
-    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "asks for 100 x 48")
+    prune(model=model_copy).refused("model.embed_tokens.weight is 300 x 48", "requires 100 x 48")
 
 
 def test_a_vocabulary_that_is_too_small_for_the_tokenizer(prune, tmp_path):
@@ -100,7 +100,7 @@ def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):
     ran = tmp_path / "ran"
     edit_config(model_copy, model_type="mine", auto_map={"AutoConfig": "code.Config"})
     (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    prune(model=model_copy).refused("wants to run Python code of its own", "--allow-remote-code")
+    prune(model=model_copy).refused("wants to run its own Python code", "--allow-remote-code")
     assert not ran.exists()
     assert not (tmp_path / "out").exists()
 
@@ -110,7 +110,7 @@ def test_code_of_its_own_under_a_known_name_is_not_run(prune, model_copy, tmp_pa
     autos = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "code.Mine")
     (model_copy / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     edit_config(model_copy, model_type="darwinlm_mine", auto_map=autos)
-    prune(model=model_copy).refused("wants to run Python code of its own")
+    prune(model=model_copy).refused("wants to run its own Python code")
     for permission in ((), ("--allow-remote-code",)):
         edit_config(model_copy, model_type="llama", auto_map=autos)
         done = prune(*permission, model=model_copy)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines import ENGINES
 from darwinlm.errors import install
-from darwinlm.evaluation.speed import time_call
 
 FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)
 
@@ -106,11 +104,3 @@ def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(EngineError, match="can't load"), EngineProcess("torch", tmp_path / "nothing"):
         pass
-
-
-def test_a_timed_call():
-    calls = []
-    timing = time_call(lambda: calls.append(1), device=torch.device("cpu"), warm_up=2, runs=3)
-    assert len(calls) == 5
-    assert len(timing.runs) == 3
-    assert 0 <= timing.low <= timing.median <= timing.high

@@ -118,20 +118,20 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
     monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     ended = prune()
-    ended.refused("the disk is full", "run the same command again; finished work is kept")
+    ended.refused("the disk is full", "rerun the same command; finished work is kept")
     assert_nothing_half_written(tmp_path / "out")
 
 
 def test_a_database_of_another_model(prune, made, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
     ended = prune("--database", made, model=other)
-    ended.refused(str(made), "was made from another model", str(other))
+    ended.refused(str(made), "was built from another model", str(other))
     assert_nothing_half_written(tmp_path / "out")
 
 
 def test_a_database_of_other_units(prune, made):
     ended = prune("--database", made, "--set", "units.attention=query_head")
-    ended.refused(str(made), "was made for units.attention=lattice, not query_head")
+    ended.refused(str(made), "was built for units.attention=lattice, not query_head")
 
 
 def test_a_database_serves_every_grid_of_levels(prune, made):
@@ -141,7 +141,7 @@ def test_a_database_serves_every_grid_of_levels(prune, made):
 
 def test_a_database_that_saw_the_evaluation_text(prune, made):
     ended = prune("--database", made, "--set", "search.seed=1", "--set", "text.evaluation_tokens=12288")
-    ended.refused(str(made), "was calibrated on", "documents that are now", "the seed that it was made with")
+    ended.refused(str(made), "was calibrated on", "documents that are now", "the seed of the database")
 
 
 def test_other_text_is_fine(prune, made, tmp_path):
@@ -154,14 +154,14 @@ def test_a_damaged_database(command, prune, copied, how, damage):
     path = copied / "stages" / "database" / "block_0002.safetensors"
     flip(path) if damage == "flipped" else path.unlink()
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
-    ended.refused(str(path), "is damaged", "bytes aren't those" if damage == "flipped" else "missing")
+    ended.refused(str(path), "is damaged", "it was changed" if damage == "flipped" else "missing")
 
 
 @pytest.mark.parametrize("how", ["inspect", "prune"])
 def test_a_database_that_is_not_finished(command, prune, copied, how):
     (copied / "stages" / "database" / "manifest.json").unlink()
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
-    ended.refused(f"the database in {copied} isn't finished", "run the command that made it again")
+    ended.refused(f"the database in {copied} isn't finished", "rerun the command that created it")
 
 
 def test_a_folder_that_is_no_database(command, tmp_path):
@@ -236,11 +236,11 @@ def test_sizes_that_cannot_be_told(command, copied, prune, tiny_folder, tmp_path
     flip(plan / "plan.json")
     command("inspect", copied, "--html", page).refused("plan.json", "is damaged")
     shutil.rmtree(plan)
-    command("inspect", copied, "--html", page).refused("holds no plan beside the database", "give the output folder")
+    command("inspect", copied, "--html", page).refused("has no plan with the model's sizes", "give the output folder")
     other = tiny_checkpoint(tmp_path / "other", "llama", intermediate_size=64)
     assert prune("--until", "plan", model=other).code == 0
     shutil.copytree(tmp_path / "out" / "stages" / "plan", plan)
-    command("inspect", copied, "--html", page).refused("are of different models", "run the command that made them")
+    command("inspect", copied, "--html", page).refused("belong to different models", "rerun the command that made them")
     plan_key = json.loads((plan / "key.json").read_text())
     for path in (plan / "key.json", plan / "manifest.json"):
         tree = json.loads(path.read_text())
@@ -269,7 +269,7 @@ def test_a_file_that_changes_under_the_reader(copied, tiny_llama):
     level = reader.modules[2].levels[3]
     reader.kept(0, "attention", level)
     flip(folder / "block_0001.safetensors")
-    with pytest.raises(ArtifactError, match=r"block_0001\.safetensors is damaged \(its bytes aren't those"):
+    with pytest.raises(ArtifactError, match=r"block_0001\.safetensors is damaged \(it was changed"):
         reader.kept(1, "attention", level)
 
 

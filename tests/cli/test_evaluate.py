@@ -189,7 +189,7 @@ def test_copying_and_divided_kl_are_shown_with_a_text(command: Command, tiny_tex
     assert [score["name"] for score in scores] == ["16 words", "64 words", "64 tokens of text"]
     assert [score["tokens"] for score in scores] == [16 * 15, 16 * 63, 7 * 63]
     assert all(0 <= score["accuracy"] < 0.5 and score["loss"] > 1 for score in scores), "weights are random"
-    for words in ("stood before", "KL by position", "64 words", "over 256 tokens"):
+    for words in ("occurred before", "KL by position", "64 words", "over 256 tokens"):
         assert words in ended.out
 
 

@@ -89,11 +89,11 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
-    command("export", model, "--to", "hf", "--out", model).refused("is where the model itself lies")
+    command("export", model, "--to", "hf", "--out", model).refused("is the folder of the model itself")
     command("export", model, "--to", "hf", "--out", tmp_path / "file").refused("needs a folder")
     command("export", model, "--to", "gguf", "--out", tmp_path / "folder").refused("this format is one file")
     command("export", model, "--to", "gguf", "--out", tmp_path / "file").refused("exists", "--overwrite")
-    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused("that is no model")
+    command("export", model, "--to", "hf", "--out", tmp_path / "folder", "--overwrite").refused("other than a model")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
     assert command("export", model, "--to", "gguf", "--out", tmp_path / "file", "--overwrite").code == 0
     assert (tmp_path / "file").read_bytes()[:4] == b"GGUF"
@@ -116,7 +116,7 @@ def test_remote_code_without_permission(command, model, tmp_path):
     tree = json.loads(path.read_text())
     path.write_text(json.dumps({**tree, "model_type": "strange", "auto_map": {"AutoConfig": "evil.Config"}}))
     command("export", model, "--to", "hf", "--out", tmp_path / "out").refused(
-        "Python code of its own", "--allow-remote-code"
+        "its own Python code", "--allow-remote-code"
     )
 
 

@@ -66,7 +66,7 @@ def test_zeros_are_cut_out(command, tmp_path, model_type):
     assert layers(tmp_path / "out") == [(set(), 2, 1, 82), ({"attention"}, 1, 1, 96), ({"mlp"}, 4, 2, 96)]
     torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
     report = json.loads((tmp_path / "out" / "import.json").read_text())
-    assert report["notes"][0] == "6 of 12 query heads and 178 of 288 channels do something"
+    assert report["notes"][0] == "6 of 12 query heads and 178 of 288 channels have an effect"
     assert report["bytes"] < (folder / "model.safetensors").stat().st_size
 
 
@@ -205,7 +205,7 @@ def test_heads_shared_out_evenly(command, tmp_path):
 def test_what_cannot_be_imported(command, tmp_path):
     out = tmp_path / "out"
     ours = pruned_checkpoint(tmp_path / "ours", "llama", {1: (2, 1, 64)})
-    command("import", ours, "--out", out).refused("is a model of this package already")
+    command("import", ours, "--out", out).refused("is already a model of this package")
     command("import", tmp_path / "nowhere", "--out", out).refused("there is no model at")
     (tmp_path / "empty").mkdir()
     command("import", tmp_path / "empty", "--out", out).refused("there is no config.json in it")
@@ -213,12 +213,12 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out, "--family", "bert").refused("--family bert: known are")
     command("import", plain, "--out", out, "--head-dim", 7).refused("--head-dim")
     command("import", plain, "--out", out, "--query-groups", "last").refused("must be first or spread")
-    command("import", plain, "--out", plain).refused("is where the model itself lies")
+    command("import", plain, "--out", plain).refused("is the folder of the model itself")
     command("import", plain_checkpoint(tmp_path / "moe", "mixtral"), "--out", out).refused("is a mixture of experts")
     path = plain / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("head_dim", "num_attention_heads")}))
-    command("import", plain, "--out", out).refused("doesn't say how large a head is")
+    command("import", plain, "--out", out).refused("doesn't give the size of a head")
     path.write_text("{")
     command("import", plain, "--out", out).refused("isn't JSON")
     path.write_text(json.dumps({**config, "model_type": "strange"}))
@@ -227,7 +227,7 @@ def test_what_cannot_be_imported(command, tmp_path):
     command("import", plain, "--out", out).refused("points outside its folder")
     (plain / "model.safetensors.index.json").unlink()
     edited(plain, lambda tensors: [tensors.pop(key) for key in list(tensors) if "self_attn" in key])
-    command("import", plain, "--out", out).refused("look like no known family", "state --family")
+    command("import", plain, "--out", out).refused("fit no known family", "give --family")
     assert not out.exists()
 
 

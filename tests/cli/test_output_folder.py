@@ -83,7 +83,7 @@ def test_a_stage_that_is_a_link_to_another_runs(prune, tmp_path):
     assert (kept / "manifest.json").exists()
     stage.unlink()
     stage.symlink_to(tmp_path / "nothing")
-    prune().refused(str(stage), "is a link to nothing")
+    prune().refused(str(stage), "is a broken link")
 
 
 def test_a_damaged_run_is_not_advised_to_be_deleted(command, finished):
@@ -119,7 +119,7 @@ def test_a_damaged_artifact_of_an_earlier_stage(prune, tmp_path, name):
     path = tmp_path / "out" / "stages" / name
     flip(path)
     ended = prune()
-    ended.refused(str(path), "is damaged", "run the same command again")
+    ended.refused(str(path), "is damaged", "rerun the same command")
     assert_nothing_half_written(tmp_path / "out")
     folder = re.search(r"delete the folder (\S+) and", ended.err)
     assert folder is not None
@@ -146,7 +146,7 @@ def test_a_full_disk(prune, tmp_path, monkeypatch, stage):
 
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", save)
-        prune().refused("the disk is full", "run the same command again; finished work is kept")
+        prune().refused("the disk is full", "rerun the same command; finished work is kept")
     finished = {"database": (0, 1), "saliency": (3, 2)}[stage]
     assert {path.name for path in (tmp_path / "out" / "stages" / stage).iterdir()} == {
         "key.json",

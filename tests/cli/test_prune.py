@@ -55,7 +55,7 @@ def test_prune_prints_the_table_and_where_things_are(prune, tmp_path):
     ended = prune("--keep", "60%")
     assert ended.code == 0, ended
     assert ended.err == ""
-    for word in ("dense", "uniform", "stitched", "refit", "'the river' goes on"):
+    for word in ("dense", "uniform", "stitched", "refit", "continuations of 'the river'"):
         assert word in ended.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert f"{summary['budget']['block_params']:,} of {summary['budget']['dense_block_params']:,}" in ended.out

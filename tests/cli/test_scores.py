@@ -42,10 +42,10 @@ def test_difference_of_two_and_its_error(command: Command, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("other", "remark"),
     [
-        ([score("piqa", 0.5, items=50), score("sciq", 0.7)], "PIQA: not alike: a 100 items, 0 shots, acc; b 50 items"),
+        ([score("piqa", 0.5, items=50), score("sciq", 0.7)], "PIQA: measured differently: a 100 items, 0 shots, acc; "),
         (
             [score("piqa", 0.5, shots=5), score("sciq", 0.7)],
-            "PIQA: not alike: a 100 items, 0 shots, acc; b 100 items, 5",
+            "PIQA: measured differently: a 100 items, 0 shots, acc; b 100 items, 5",
         ),
         ([score("sciq", 0.7)], "PIQA: not scored in b"),
         ([score("piqa", None), score("sciq", 0.7)], "PIQA: failed in one of them"),
@@ -76,6 +76,6 @@ def test_partial_results_say_so_and_other_text_is_not_the_same(command: Command,
 def test_wrong_files(command: Command, tmp_path: Path) -> None:
     one = saved(tmp_path / "a.json", score("piqa", 0.6))
     write_json(tmp_path / "b.json", {"rows": []})
-    command("scores", one, tmp_path / "nowhere.json").refused("there is no file", "nowhere.json: give what")
+    command("scores", one, tmp_path / "nowhere.json").refused("there is no file", "nowhere.json: give the --out file")
     command("scores", one, tmp_path / "b.json").refused("b.json holds no evaluation")
     command("scores", one, one).refused("a file is named twice")

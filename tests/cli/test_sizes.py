@@ -39,10 +39,10 @@ def prune(command, tiny_llama, tiny_text_file, tmp_path):
         (("--speedup", "0.5"), "budget.speedup: must be at least 1"),
         (("--params", "10T"), "more than the whole model: there is nothing to prune; the smallest is"),
         (("--params", "1k"), "less than the smallest model that the units allow"),
-        (("--bytes", "1kB"), "budget.bytes: 1000 bytes is asked for, less than the smallest model"),
+        (("--bytes", "1kB"), "budget.bytes: 1000 bytes requested, less than the smallest model"),
         (("--time", "3d"), "search.minutes: has an unknown unit 'd'"),
         (("--preset", "papers"), "preset: Input should be 'default' or 'paper'"),
-        (("--keep", "75%,75%"), "budget.keep: a value is there twice"),
+        (("--keep", "75%,75%"), "budget.keep: duplicate value"),
         (("--keep", "75%,high"), "budget.keep"),
         (("--set", "search.generations=0"), "search.generations"),
         (

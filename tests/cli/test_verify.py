@@ -26,7 +26,7 @@ def test_a_finished_run(command, finished):
 
 def test_what_is_not_as_recorded(command, finished, tmp_path):
     flip(finished / "model" / "model.safetensors")
-    command("verify", finished).refused("model/model.safetensors", "aren't those that were exported")
+    command("verify", finished).refused("model/model.safetensors", "was changed after the export")
     flip(finished / "model" / "model.safetensors")
     flip(finished / "stages" / "search" / "result.json")
     command("verify", finished).refused("stage search", "is damaged")

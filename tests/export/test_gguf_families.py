@@ -110,7 +110,7 @@ def test_where_queries_grow_the_file_ends(tmp_path):
     """Ministral 3 scales queries by their position, in steps of its original context."""
     folder = plain_checkpoint(tmp_path / "model", "ministral3")
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    assert any("its queries grow with their position from 16 tokens on" in note for note in report["notes"])
+    assert any("its queries are scaled with their position from 16 tokens on" in note for note in report["notes"])
     assert report["comparisons"][-1]["tokens"] == 16
 
 
@@ -143,7 +143,7 @@ def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type
 def test_a_bias_that_an_architecture_ignores_is_refused(tmp_path):
     folder = plain_checkpoint(tmp_path / "model", "qwen3", attention_bias=True)
     with pytest.raises(
-        ExportError, match=r"a tensor model.layers.0.self_attn.\w+.bias, for which .* qwen3 has no place"
+        ExportError, match=r"a tensor model.layers.0.self_attn.\w+.bias, which .* qwen3 does not support"
     ):
         exported(folder, tmp_path / "m.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -163,11 +163,11 @@ def too_many() -> Tokenizer:
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (unigram, "its model is Unigram, and llama.cpp.*--tokenizer-from"),
+        (unigram, "its model is Unigram, but llama.cpp.*--tokenizer-from"),
         (whole_pieces, "its model is WordPiece, not BPE.*--tokenizer-from"),
         (whole_words, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
-        (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't one.*--tokenizer-from"),
-        (too_many, "the tokenizer knows 357 tokens, but the embedding has 320 rows"),
+        (split_its_own_way, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't known.*--tokenizer-from"),
+        (too_many, "the tokenizer has 357 tokens, but the embedding has 320 rows"),
     ],
 )
 def test_tokenizers_that_are_refused(tmp_path, made, reason):

@@ -45,11 +45,11 @@ class Tally:
     """What was counted, by the line of the package that asked for it.
 
     Attributes:
-        kernels: operations that the device computes.
-        waits: times that the host waits for the device.
-        uploads: copies from main memory to the device.
-        doubles: kernels on float64 matrices.
-        mixes: operations that CUDA would refuse, with the reason.
+        kernels: Operations that the device computes.
+        waits: Times that the host waits for the device.
+        uploads: Copies from main memory to the device.
+        doubles: Kernels on float64 matrices.
+        mixes: Operations that CUDA would refuse, with the reason.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
@@ -139,12 +139,12 @@ class Gpu(TorchDispatchMode):
     """Checks, counts and runs operations on the pretend device.
 
     Args:
-        strict: raise where CUDA would refuse an operation; else it is noted and runs.
+        strict: Raise where CUDA would refuse an operation; else it is noted and runs.
 
     Attributes:
-        tally: what was counted since it was last replaced.
-        allocated: bytes that are in use.
-        peak: the most that were, since `restart`.
+        tally: What was counted since it was last replaced.
+        allocated: Bytes that are in use.
+        peak: The most that were, since `restart`.
     """
 
     def __init__(self, *, strict: bool = True) -> None:
@@ -312,7 +312,7 @@ def pretend_gpu(*, strict: bool = True) -> Iterator[Gpu]:
     """Give this PyTorch the device `pretend` for a while.
 
     Args:
-        strict: see `Gpu`.
+        strict: See `Gpu`.
     """
     _register()
     gpu = Gpu(strict=strict)

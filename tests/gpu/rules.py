@@ -47,12 +47,12 @@ class Call:
     """One operation as it was asked for.
 
     Attributes:
-        func: the ATen overload.
-        args: positional arguments.
-        kwargs: named ones.
-        tensors: all tensors in them, in order.
-        target: the device that the call names; None where it names none.
-        device_type: of the pretend device.
+        func: The ATen overload.
+        args: Positional arguments.
+        kwargs: Named ones.
+        tensors: All tensors in them, in order.
+        target: The device that the call names; None where it names none.
+        device_type: Of the pretend device.
     """
 
     func: Any

@@ -52,9 +52,9 @@ class Compared:
 
     Attributes:
         cpu, device: what the stages found.
-        tally: what the device counted.
-        removed: units that orders removed on the device.
-        peak: most bytes in use on it.
+        tally: What the device counted.
+        removed: Units that orders removed on the device.
+        peak: Most bytes in use on it.
     """
 
     cpu: StageResults

@@ -135,7 +135,7 @@ def test_real_clocks_run_too(tiny_llama, make_run, tmp_path):
     """Times of a model this small are noise; only what they are made of is checked."""
     settings = ("budget.latency=1000s", "budget.latency_runs=1", "budget.latency_points=2", "budget.prefill_tokens=8")
     run = make_run(tiny_llama, tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
-    with pytest.raises(BudgetError, match=r"budget\.latency: 1e\+03 s is asked for, more than the whole model"):
+    with pytest.raises(BudgetError, match=r"budget\.latency: 1e\+03 s requested, more than the whole model"):
         plan_stage(run)
     table = json.loads((run.path("latency") / "table.json").read_text())
     assert set(table["seconds"]) == {"attention", "mlp"}

@@ -17,7 +17,7 @@ from darwinlm.calibration.stream import BlockMoments, stream_moments
 from darwinlm.database.build import BuildSettings, expert_factors
 from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower
 from darwinlm.database.order import damp
-from darwinlm.database.spill import Parked
+from darwinlm.database.spill import Spilled
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
@@ -115,7 +115,7 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     H = seen[2].moments["mlp"].clone()
     H[1] = 0
     method = BuildSettings(UnitsSettings(), 0.01, torch.device("cpu"), tmp_path)
-    with Parked(H, tmp_path) as moment:
+    with Spilled(H, tmp_path) as moment:
         (used, _), (unused, packed), *_ = expert_factors(method, shape, moment, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]
     assert torch.equal(unused.columns, W.square().sum(dim=0).argsort(descending=True))

@@ -50,7 +50,7 @@ def test_a_recovery_from_stored_tokens_is_that_from_the_dense_model(inputs, tmp_
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((), "teacher_cache stores the top_k likeliest tokens: set top_k, such as 64"),
+        ((), "teacher_cache stores the top_k most likely tokens: set top_k, for example 64"),
         (("recovery.top_k=4", "recovery.distillation=0", "recovery.cross_entropy=1"), "set distillation above 0"),
     ],
 )
@@ -137,7 +137,7 @@ def test_one_long_training_is_measured_on_the_way_and_short_ones_stand_beside_it
     with monkeypatch.context() as patched:
         patched.setattr(cache, "dense_top", lambda *_: pytest.fail("the dense model runs over the text again"))
         said = benchmark(*given, f"--plot={tmp_path / 'curves.svg'}")
-    assert "going on from checkpoint-4" in said
+    assert "resuming from checkpoint-4" in said
     assert int(said.split()[0]) == len(documents_of(inputs[0].parent)) > 0, "what made the model isn't measured on"
     lines = lines_of(tmp_path / "out")
     assert lines[: len(before)] == before

@@ -48,7 +48,7 @@ def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
     other = tiny_tokenizer()
     other.add_tokens(["<other>"])
     other.save_pretrained(teacher)
-    refused(ModelError, "makes other tokens than", teacher=teacher)
+    refused(ModelError, "gives different tokens than", teacher=teacher)
 
 
 def test_sequences_that_are_longer_than_the_model_allows(refused):
@@ -56,13 +56,13 @@ def test_sequences_that_are_longer_than_the_model_allows(refused):
 
 
 def test_text_that_runs_out(refused):
-    refused(DataError, "runs out: training wants 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
+    refused(DataError, "is too short: training needs 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
 
 
 def test_no_room_for_checkpoints(refused, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**5))
-    refused(StorageError, r"2 checkpoints and one on its way take .* GB, but 0.0 GB are free.*keep_checkpoints")
+    refused(StorageError, r"2 checkpoints and a temporary one take .* GB, but 0.0 GB are free.*keep_checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def interrupted(inputs, tmp_path_factory):
 
 def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
     out = shutil.copytree(interrupted, tmp_path / "other")
-    refused(ArtifactError, "belongs to a recovery with other settings", "recovery.seed=3", out=out)
+    refused(ArtifactError, "belongs to an unfinished recovery with other settings", "recovery.seed=3", out=out)
     assert (out / WORK / "training" / "checkpoint-4").is_dir()
     manifest = out / WORK / "training" / "checkpoint-4" / "manifest.json"
     found = read_json(manifest)
@@ -108,7 +108,7 @@ def test_wrong_settings(refused, setting, message):
 
 def test_weights_that_cannot_be_dealt_out(refused):
     settings = ("recovery.sharding=fsdp", "recovery.lora_rank=4")
-    refused(RecipeError, "deals out weights that are trained, not adapters .*lora_rank=4", *settings)
+    refused(RecipeError, "shards trained weights, not adapters .*lora_rank=4", *settings)
 
 
 def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):
@@ -133,7 +133,7 @@ def test_packages_that_are_missing(refused, monkeypatch, setting, package):
 def test_no_teacher_is_named(inputs, tmp_path):
     from darwinlm.runs.recovery import recover
 
-    with pytest.raises(RecipeError, match="no dense model is named: give --teacher"):
+    with pytest.raises(RecipeError, match="no dense model is given: name the original model with --teacher"):
         recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))
 
 
@@ -141,5 +141,5 @@ def test_a_run_that_is_not_finished(inputs, finished_llama, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
-    with pytest.raises(ModelError, match="holds no finished model: run the same"):
+    with pytest.raises(ModelError, match="holds no finished model: rerun the same"):
         recover_tiny(folder, *inputs[1:], tmp_path / "out")

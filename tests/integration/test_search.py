@@ -122,7 +122,7 @@ def interrupted(searched_folder, tmp_path):
 def test_a_damaged_state_is_refused_with_what_to_do(interrupted, tiny_llama, make_run, file, spoil, said):
     path = interrupted / "stages" / file
     path.write_text(spoil(json.loads(path.read_text())))
-    with pytest.raises(ArtifactError, match=f"{said}.*delete the folder .*search and run the same command again"):
+    with pytest.raises(ArtifactError, match=f"{said}.*delete the folder .*search and rerun the same command"):
         run_stages(make_run(tiny_llama, interrupted), "search")
 
 

@@ -19,9 +19,9 @@ class Hub(ThreadingHTTPServer):
     """Keeps what was uploaded.
 
     Attributes:
-        repos: bytes by path, by the repository's name.
-        private: repositories that were asked to be private.
-        calls: method and path of every request.
+        repos: Bytes by path, by the repository's name.
+        private: Repositories that were asked to be private.
+        calls: Method and path of every request.
     """
 
     def __init__(self) -> None:

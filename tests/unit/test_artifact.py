@@ -179,7 +179,7 @@ def test_one_flipped_byte_is_found_in_any_file(tmp_path, name):
         made.is_complete()
     assert str(path) in str(caught.value)
     assert "damaged" in str(caught.value)
-    assert "run the same command again" in str(caught.value)
+    assert "rerun the same command" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*CONTENT, "c.safetensors"])

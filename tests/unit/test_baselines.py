@@ -298,5 +298,5 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
 
 def test_masks_refuse_a_mixture(tiny_folder: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(tiny_folder("mixtral"))
-    with pytest.raises(FamilyError, match="sheared knows no mixture"):
+    with pytest.raises(FamilyError, match="sheared does not support mixtures"):
         shear(None, checkpoint.family, module_shapes(checkpoint), [], [], Shearing())

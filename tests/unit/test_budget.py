@@ -94,13 +94,13 @@ def test_several_bounds_are_several_recipes(given_as):
 
 def test_one_bound_is_one_recipe():
     assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
-    with pytest.raises(RecipeError, match="a value is there twice"):
+    with pytest.raises(RecipeError, match="duplicate value"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
 
 
 @pytest.mark.parametrize("given_as", ["75%,50%", ["75%", 0.5]])
 def test_one_recipe_has_one_bound(given_as):
-    message = r"budget\.keep takes one value here, not '.*75%.*': several make a family .* prune_sweep"
+    message = r"budget\.keep takes one value here, not '.*75%.*': several sizes need .* prune_sweep"
     with pytest.raises(RecipeError, match=message):
         load_recipe(None, (), {"budget.keep": given_as})
     with pytest.raises(RecipeError, match=message):
@@ -234,7 +234,7 @@ def test_what_is_not_pruned_counts_too():
     [
         (
             {"params": 900},
-            ("budget.params: 900 parameters is asked for, less than", "1,070 parameters; the largest is 1,410"),
+            ("budget.params: 900 parameters requested, less than", "1,070 parameters; the largest is 1,410"),
         ),
         ({"params": 2000}, ("more than the whole model", "the smallest is 1,070 parameters, the largest 1,410")),
     ],

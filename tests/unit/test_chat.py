@@ -67,7 +67,7 @@ def test_a_field_with_a_plus_in_its_name_is_one_field(tmp_path):
 
 def test_a_missing_answer_is_told(tmp_path, tokenizer):
     source = lines(tmp_path / "a.jsonl", {"ask": "Which river?"})
-    with pytest.raises(DataError, match="there is no field reply; the fields there are: ask"):
+    with pytest.raises(DataError, match="there is no field reply; the existing fields are: ask"):
         list(read_documents(f"{source}#ask+reply", tokenizer=tokenizer))
 
 

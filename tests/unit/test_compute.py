@@ -120,7 +120,7 @@ def test_devices_that_are_here(gpus):
         (1, "cuda:1", "there is no 'cuda:1' here, only cuda:0"),
         (4, "cuda:7", "there is no 'cuda:7' here, cuda:0 to cuda:3"),
         (0, "gpu", "'gpu' is no device; use auto, cpu, cuda or cuda:1"),
-        (0, "meta", "'meta' computes nothing"),
+        (0, "meta", "'meta' can't compute"),
         (0, "xpu", r"'xpu' can't be used here \(.+\); use auto"),
     ],
 )
@@ -164,5 +164,5 @@ def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     gpus(1, (7, 0))
     device = torch.device("cuda")
     assert settled(Recipe(), device).compute.dtype == "float32"
-    with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 computes nothing in bfloat16: use flo"):
+    with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 doesn't support bfloat16: use flo"):
         settled(merge(Recipe(), ["compute.dtype=bfloat16"], {}), device)

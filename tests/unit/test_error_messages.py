@@ -23,11 +23,13 @@ from darwinlm.comparison.ranked import DenseReader
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.data import read_documents
 from darwinlm.data.sources import HubSource, _hub_error
+from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import full_target, unpack_lower
 from darwinlm.database.finished import find_database
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.database.order import removal_order
-from darwinlm.database.store import DatabaseReader, block_file, kept_groups
+from darwinlm.database.store import DatabaseReader
 from darwinlm.engines.process import EngineProcess
 from darwinlm.errors import (
     ArtifactError,
@@ -72,7 +74,7 @@ def test_manifest_without_key_and_file_in_place_of_a_folder(tmp_path: Path) -> N
     stage = StageFolder(tmp_path / "stage", {"stage": "x"})
     stage.begin()
     write_json(stage.folder / MANIFEST, {"files": {}})
-    with pytest.raises(ArtifactError, match="it lacks its key, its facts or its list of files"):
+    with pytest.raises(ArtifactError, match="its key, facts or list of files are missing"):
         stage.is_complete()
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(ArtifactError, match="is a file where a folder should be"):
@@ -102,7 +104,7 @@ def test_database_with_another_key_and_block_that_is_not_listed(finished_llama: 
 
 def test_columns_of_another_database() -> None:
     shape = ModuleShape(0, "attention", {}, 2, 2, 2, 8, "block 0 attention")
-    with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: it is another database's"):
+    with pytest.raises(ArtifactError, match="keeps 2 KV heads, not 1: the level belongs to another database"):
         kept_groups(shape, Level(1, 2, 4, 0, 2), torch.tensor([0, 1, 4, 5]))
 
 
@@ -125,7 +127,7 @@ def test_family_of_unlike_recipes() -> None:
 
     with pytest.raises(RecipeError, match="budgets of one kind; these are keep and params"):
         _ordered([recipe("budget.keep=50%"), recipe("budget.params=1M")])
-    with pytest.raises(RecipeError, match="a sweep's recipes may differ in their bound only"):
+    with pytest.raises(RecipeError, match="a sweep's recipes may only differ in their bound"):
         _ordered([recipe("budget.keep=50%"), recipe("budget.keep=40%", "search.generations=3")])
 
 
@@ -236,10 +238,10 @@ def test_configuration_that_makes_no_model(tiny_llama: Path, tmp_path: Path) -> 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint.open(folder)
     checkpoint.config.hidden_act = "wavy"
-    with pytest.raises(CheckpointError, match=r"config.json makes no model: .*wavy"):
+    with pytest.raises(CheckpointError, match=r"config.json describes no valid model: .*wavy"):
         checkpoint.skeleton()
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": 7}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="makes no llama model"):
+    with pytest.raises(CheckpointError, match="describes no valid llama model"):
         open_foreign(folder, family="llama")
 
 
@@ -253,7 +255,7 @@ def test_import_of_something_that_is_no_such_model(command: Command, tiny_llama:
     renamed = {f"body.{name}": tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     ended = command("import", folder, "--family", "llama", "--out", tmp_path / "out")
-    ended.refused("holds no tensors of a llama model: state the right --family")
+    ended.refused("holds no tensors of a llama model: give the right --family")
     assert not (tmp_path / "out").exists()
 
 
@@ -282,7 +284,7 @@ def test_processes_without_torch_distributed(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [("", r"torch died \(status 9\) on m while asked to facts: out of luck"),
+    [("", r"torch died \(status 9\) on m at the request to facts: out of luck"),
      ('{"error": "no room"}\n', "torch can't facts m: no room out of luck")],
 )  # fmt: skip
 def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from darwinlm.calibration import hidden
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.database import spill as parked
-from darwinlm.database.spill import Parked
+from darwinlm.database import spill
+from darwinlm.database.spill import Spilled
 from darwinlm.errors import ArtifactError, NumericsError, StorageError
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
@@ -29,7 +29,7 @@ def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     given = batches(dtype)
     states = HiddenStates(iter(given), ELEMENTS, HiddenMemory(tmp_path, place))
     assert states.place == place
-    assert (states.elements, states.rows) == (ELEMENTS, 7)
+    assert (states.elements, states.sequences) == (ELEMENTS, 7)
     assert len(states) == 3
     for found, expected in zip(states, given, strict=True):
         assert torch.equal(found, expected)
@@ -79,10 +79,10 @@ def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
-def test_a_parked_matrix_comes_back_whole_or_in_rows(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(parked, "SMALL", small)
+def test_a_spilled_matrix_comes_back_whole_or_in_rows(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "SMALL", small)
     matrix = torch.randn(600, 600)
-    with Parked(matrix.clone(), tmp_path) as place, Parked(matrix.clone() + 1, tmp_path) as other:
+    with Spilled(matrix.clone(), tmp_path) as place, Spilled(matrix.clone() + 1, tmp_path) as other:
         assert len(list(tmp_path.iterdir())) == (2 if small == 0 else 0)
         assert torch.equal(place.read(), matrix)
         assert torch.equal(other.read(), matrix + 1)
@@ -93,26 +93,26 @@ def test_a_parked_matrix_comes_back_whole_or_in_rows(small, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("small", [0, 1 << 20])
-def test_one_of_several_parked_matrices_is_read_alone(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(parked, "SMALL", small)
+def test_one_of_several_spilled_matrices_is_read_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "SMALL", small)
     matrices = torch.randn(3, 7, 7)
-    with Parked(matrices.clone(), tmp_path) as place:
+    with Spilled(matrices.clone(), tmp_path) as place:
         assert all(torch.equal(place.read(expert), matrices[expert]) for expert in range(3))
 
 
-def test_nothing_stays_parked_after_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(parked, "SMALL", 0)
-    with pytest.raises(NumericsError), Parked(torch.ones(2, 2), tmp_path):
+def test_nothing_stays_spilled_after_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "SMALL", 0)
+    with pytest.raises(NumericsError), Spilled(torch.ones(2, 2), tmp_path):
         raise NumericsError("not finite")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_parked_matrix_that_is_gone_is_a_damaged_artifact(tmp_path, monkeypatch):
-    monkeypatch.setattr(parked, "SMALL", 0)
-    with Parked(torch.ones(2, 2), tmp_path) as place:
+def test_a_spilled_matrix_that_is_gone_is_a_damaged_artifact(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "SMALL", 0)
+    with Spilled(torch.ones(2, 2), tmp_path) as place:
         (path,) = tmp_path.iterdir()
         path.unlink()
-        with pytest.raises(ArtifactError, match=r"\.parked-.* is damaged .*No such file"):
+        with pytest.raises(ArtifactError, match=r"\.spilled-.* is damaged .*No such file"):
             place.read()
 
 
@@ -120,10 +120,10 @@ def test_a_matrix_can_not_be_parked_on_a_full_disk(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(parked, "SMALL", 0)
+    monkeypatch.setattr(spill, "SMALL", 0)
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        Parked(torch.ones(2, 2), tmp_path)
+        Spilled(torch.ones(2, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,7 +43,7 @@ class Copier:
     """A model that has seen nothing but its context: after a token it expects what followed that token before.
 
     Args:
-        reach: how far it looks back, in tokens.
+        reach: How far it looks back, in tokens.
     """
 
     device = torch.device("cpu")

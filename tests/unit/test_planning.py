@@ -213,7 +213,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     assert need.scratch.bytes == in_file.text.calibration_tokens * 4096 * 2
     tiny = dataclasses.replace(device, memory=1e9)
     (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
-    assert "no single setting makes it fit; the most goes to" in hopeless
+    assert "no single setting makes it fit; the largest item is" in hopeless
 
 
 @pytest.mark.parametrize(("tiles", "expected"), [(True, 0.8), (False, 0.57)])
@@ -255,7 +255,7 @@ def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch, card: str, me
     assert (device.name, device.memory) == (expected, memory)
     assert device.rates == find_device(expected).rates
     found.name = "Some Card 7"
-    with pytest.raises(RecipeError, match="nothing is known of 'Some Card 7': give the nearest of h100"):
+    with pytest.raises(RecipeError, match="'Some Card 7' isn't known: give the most similar of h100"):
         find_device("cuda")
 
 
@@ -309,7 +309,7 @@ def test_damaged_gguf_is_refused(command: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "no model is named"),
+        ((), "no model is given"),
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
         (("nowhere/at/all",), "there is no model at 'nowhere/at/all'"),
         (("owner/name",), "can't find the configuration of 'owner/name'"),

@@ -185,7 +185,7 @@ def test_search_runs_new_text_only(tiny_llama: Path, make_run, tmp_path: Path, m
 def test_distributions_are_kept_only_where_logits_are_capped(model_type: str, kept: int, tiny_folder) -> None:
     settings = ("search.generations=1", "search.stages=[{tokens: 64, survivors: 1}]")
     need = need_of(make_plan(sizes_of(tiny_folder(model_type), *settings), find_device("h100")), "search")
-    assert item(need, "dense model's side of the loss") == kept * 64 * 4
+    assert item(need, "dense model's distributions") == kept * 64 * 4
 
 
 def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:
@@ -206,7 +206,7 @@ def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
     (problem,) = make_plan(sizes, find_device("h200"), disk=needed - 1).problems
     assert "recovery.keep_checkpoints=1 would fit (it is 5" in problem
     (hopeless,) = make_plan(sizes, find_device("h200"), disk=1e9).problems
-    assert "no single setting makes it fit; the most goes to recover" in hopeless
+    assert "no single setting makes it fit; the largest item is recover" in hopeless
 
 
 def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_without_the_damaged_checkpoint_it_goes_on_from_the_one_before(stopped, 
     shutil.rmtree(folder / CHECKPOINT)
     said = []
     trained(folder, dropout=True, say=said.append)
-    assert said[0] == "recovery: going on from checkpoint-2"
+    assert said[0] == "recovery: resuming from checkpoint-2"
 
 
 def test_a_guard_survives_a_checkpoint():

@@ -145,5 +145,5 @@ def test_rounding_of_what_both_models_are_sure_of_cancels():
 def test_the_expected_row_keeps_no_vocabulary():
     decoder = decoder_of("llama")
     kept = ExpectedRows(decoder, LinearHead.of(decoder), random(N, 48))
-    assert kept.rows.shape == (N, 48)
+    assert kept.expected.shape == (N, 48)
     assert kept.constant.shape == (N,)

@@ -70,7 +70,7 @@ def test_a_document_longer_than_all_that_may_be_held_comes_through(monkeypatch):
 
 
 def test_holding_nothing_is_refused():
-    with pytest.raises(RecipeError, match=r"text\.shuffle_documents is 0: at least one document has to be held"):
+    with pytest.raises(RecipeError, match=r"text\.shuffle_documents is 0: it must be at least 1"):
         Shuffle(0)
 
 

@@ -187,7 +187,7 @@ def test_empty_name():
 def test_unknown_extension(tmp_path, name):
     text = message(write(tmp_path / name, "hello"))
     assert name in text
-    assert "the extension isn't one that can be read. Give a file that ends in .txt" in text
+    assert "the extension isn't supported. Give a file that ends in .txt" in text
     assert ".parquet or .arrow" in text
 
 
@@ -204,7 +204,7 @@ def test_empty_records(tmp_path):
 
 def test_folder_without_text(tmp_path):
     write(tmp_path / "README.md", "hello")
-    assert "the folder has no file that can be read" in message(tmp_path)
+    assert "the folder has no readable file" in message(tmp_path)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -223,14 +223,14 @@ def test_field_not_found_names_the_fields_there_are(tmp_path, kind):
     else:
         write_arrow(path, rows, stream=True)
     text = message(path)
-    assert "no field text, passage, page, content or messages; the fields there are: body, title" in text
+    assert "no field text, passage, page, content or messages; the existing fields are: body, title" in text
     assert "after a '#'" in text
-    assert "no field summary; the fields there are: body, title" in message(f"{path}#summary")
+    assert "no field summary; the existing fields are: body, title" in message(f"{path}#summary")
 
 
 def test_field_that_a_later_record_lacks(tmp_path):
     text = message(write(tmp_path / "a.jsonl", json_lines([{"text": "a"}, {"content": "b"}])))
-    assert "line 2: there is no field text; the fields there are: content" in text
+    assert "line 2: there is no field text; the existing fields are: content" in text
 
 
 def test_field_of_a_text_file(tmp_path):
@@ -346,7 +346,7 @@ def test_hub_is_read_lazily(hub):
 def test_hub_with_a_field(hub):
     hub.rows = [{"text": "no", "body": "yes"}]
     assert read("hf:someone/things:small@train#body") == ["yes"]
-    assert "row 1: there is no field other; the fields there are: body, text" in message("hf:someone/things#other")
+    assert "row 1: there is no field other; the existing fields are: body, text" in message("hf:someone/things#other")
 
 
 def test_real_library_has_the_function_that_is_called(monkeypatch):
@@ -385,7 +385,7 @@ def test_hub_offline(hub, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     hub.error = ConnectionError("Couldn't reach the hub")
     text = message("hf:someone/things")
-    assert f"{variable} is set, so the hub can't be asked" in text
+    assert f"{variable} is set, so the hub can't be reached" in text
     assert "pass local text instead" in text
 
 

@@ -294,7 +294,7 @@ def test_no_part_of_a_document_is_out_of_range():
 
 
 def test_no_document_has_a_purpose_when_nothing_is_wanted():
-    with pytest.raises(RecipeError, match=r"No text is wanted: raise text\.training_tokens"):
+    with pytest.raises(RecipeError, match=r"All shares of text are 0: raise text\.training_tokens"):
         TextPlan({"training": 0}, 8).purpose_of(document_hash("a"))
 
 

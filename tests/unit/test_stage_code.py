@@ -115,12 +115,12 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
     monkeypatch.setattr("darwinlm.run.stage_version", lambda name: 99)
     work, words = said()
     assert work
-    assert "stitch: made by another version of this stage, done again" in words
+    assert "stitch: from another version of this stage, redone" in words
 
 
 def test_a_database_of_another_version_is_refused(tmp_path):
     key = {"stage": "database", "model": "m", "units": "u", "version": artifact.stage_version("database")}
     check_fits(StageFolder(tmp_path, key), tmp_path, model="m", source="owner/model", units="u")
     old = StageFolder(tmp_path, {**key, "version": 0})
-    with pytest.raises(ArtifactError, match="was made by another version of darwinlm, whose databases differ: make it"):
+    with pytest.raises(ArtifactError, match=r"was built by another version of darwinlm, .*: rebuild it"):
         check_fits(old, tmp_path, model="m", source="owner/model", units="u")

@@ -112,8 +112,8 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted("piqa", 31), r"train\.jsonl has 30 examples, but 'piqa' is asked for 31 shots"),
-        (Wanted("mmlu", 16), r"dev\.jsonl has 15 examples of anatomy, but 'mmlu' is asked for 16 shots"),
+        (Wanted("piqa", 31), r"train\.jsonl has 30 examples, but 'piqa' needs 31 for its shots"),
+        (Wanted("mmlu", 16), r"dev\.jsonl has 15 examples of anatomy, but 'mmlu' needs 16 for its shots"),
         (Wanted("boolq", 2), r"boolq holds no train\.jsonl or train\.jsonl\.gz, which the task 'boolq' needs"),
     ],
 )

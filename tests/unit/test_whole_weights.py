@@ -95,7 +95,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(with_cod
         raise AssertionError("a question was asked")
 
     monkeypatch.setattr("builtins.input", ask)
-    with pytest.raises(RemoteCodeError, match=r"the tokenizer of .+ wants to run Python code .+ --allow-remote-code"):
+    with pytest.raises(RemoteCodeError, match=r"the tokenizer of .+ wants to run its own .+ --allow-remote-code"):
         Checkpoint.open(with_code).tokenizer()
     assert not (tmp_path / "RAN").exists()
 

@@ -1,17 +1,17 @@
-"""In which order whole experts of a mixture are removed, and what the mixture's output loses on the way.
+"""Removal order of whole experts of a mixture, with the error of its output after each step.
 
-When an expert goes, the tokens that were sent to it go to the next one on their list, and the router's weights are
-made anew among those that stay. Both are counted: with F_t the outputs of the experts that token t may come to use
-and y_t the dense output, every mixture of them is a combination of the rows of [F_t; y_t], so the error of any choice,
+When an expert is removed, its tokens move to their next choice, and the router's weights are recomputed for the
+remaining experts. The error accounts for both. F_t holds the outputs of the experts that token t uses or would use
+next, and y_t is the dense output. Every mixture is a combination c of the rows of F_t. Its error,
 
     ‖Σ_j c_j f_j - y‖²_S = [c; -1]ᵀ G_t [c; -1]    with    G_t = [F_t; y_t] S [F_t; y_t]ᵀ,
 
-needs no more than one small matrix for each token. Experts are removed one at a time, the cheapest first. Halved, with
-S the second moment of the output gradients, the error estimates KL as in `database/factors.py`.
+needs only one small matrix for each token. Experts are removed one at a time, the cheapest first. If S is the second
+moment of the output gradients, half of the error estimates KL as in `database/factors.py`.
 
-Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 of them at hand, m residual width.
+Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width.
 Sources: expert pruning by what an expert adds (REAP, Lasby et al. 2025, arXiv 2510.13999) and backward elimination
-(Hassibi & Stork 1993); that tokens find another expert is in neither.
+(Hassibi & Stork 1993). Neither considers that tokens move to another expert.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 Outputs = Callable[[int, Tensor], Tensor]
-"""Output [i, m] of one expert on some of the tokens [i], not weighted."""
+"""Unweighted output [i, m] of one expert on some of the tokens [i]."""
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over several processes, in place."""
@@ -40,8 +40,8 @@ class ExpertOrder:
 
     Attributes:
         experts: [e] int64, the last one removed first.
-        errors: [e + 1] float64, E‖y‖² lost with the first so many kept; the energy of y below k of them.
-        losses: [e + 1] float64, estimated loss of the model then, in nats per token; None without output gradients.
+        errors: [e + 1] float64, squared error by number of kept experts; the energy of y below k.
+        losses: [e + 1] float64, estimated loss of the model in nats per token; None without output gradients.
     """
 
     experts: Tensor
@@ -53,10 +53,10 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
     """The router's weights [n, k] of the chosen experts.
 
     Args:
-        logits: [n, e] of the router.
-        chosen: [n, k] experts.
-        alive: [n, e] or [e] boolean, the experts that are there.
-        normalised: whether the weights add up to one; else they are shares of the softmax over all that are there.
+        logits: [n, e], logits of the router.
+        chosen: [n, k], chosen experts.
+        alive: [n, e] or [e] boolean, the remaining experts.
+        normalised: Whether the weights sum to one; otherwise they are shares of the softmax over all remaining experts.
     """
     picked = logits.gather(1, chosen)
     if normalised:
@@ -65,83 +65,83 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
 
 
 class _Mixture:
-    """A mixture over some text, with what its tokens use at the moment and would use next.
+    """A mixture on some text, with the experts that each token uses and its next choice.
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: of the experts.
-        k: experts chosen for each token.
-        normalised: see `chosen_weights`.
-        S: [m, m] second moment of the output gradients; None counts all errors alike.
+        outputs: Outputs of the experts.
+        k: Experts chosen for each token.
+        normalised: As in `chosen_weights`.
+        S: [m, m], second moment of the output gradients; None weights all errors equally.
     """
 
     def __init__(self, logits: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool) -> None:
         self.logits, self.outputs, self.k, self.normalised = logits, outputs, k, normalised
         self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        self.hand = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
-        width = outputs(0, self.hand[:1, 0]).shape[-1]
-        self.F = torch.zeros(*self.hand.shape, width, device=logits.device)  # [n, a, m]
+        self.candidates = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
+        width = outputs(0, self.candidates[:1, 0]).shape[-1]
+        self.F = torch.zeros(*self.candidates.shape, width, device=logits.device)  # [n, a, m]
         self.every = torch.arange(len(logits), device=logits.device)
-        for slot in range(self.hand.shape[1]):
+        for slot in range(self.candidates.shape[1]):
             self._fill(self.every, slot)
-        weights = chosen_weights(logits, self.hand[:, :k], self.alive, normalised=normalised)
+        weights = chosen_weights(logits, self.candidates[:, :k], self.alive, normalised=normalised)
         self.y = (weights[..., None] * self.F[:, :k]).sum(1)
         self.metrics = (None,) if S is None else (None, S.to(self.F))
         self.grams = [self._grams(self.every, metric) for metric in self.metrics]
 
     def _fill(self, tokens: Tensor, slot: int) -> None:
-        """Outputs of the experts in one place of the hand, for some of the tokens."""
-        asked = self.hand[tokens, slot]
-        for expert in torch.unique(asked).tolist():
-            own = tokens[asked == expert]
-            self.F[own, slot] = self.outputs(expert, own).float()
+        """Compute the outputs of the candidates in one slot for some of the tokens."""
+        chosen = self.candidates[tokens, slot]
+        for expert in torch.unique(chosen).tolist():
+            members = tokens[chosen == expert]
+            self.F[members, slot] = self.outputs(expert, members).float()
 
     def _grams(self, tokens: Tensor, metric: Tensor | None) -> Tensor:
-        """[i, a + 1, a + 1], G of some of the tokens [i]."""
-        found = []
+        """G of some of the tokens [i], [i, a + 1, a + 1]."""
+        grams = []
         for part in torch.split(tokens, PIECE):
-            rows = torch.cat([self.F[part], self.y[part, None]], dim=1)
-            found.append((rows if metric is None else rows @ metric) @ rows.mT)
-        return torch.cat(found)
+            vectors = torch.cat([self.F[part], self.y[part, None]], dim=1)
+            grams.append((vectors if metric is None else vectors @ metric) @ vectors.mT)
+        return torch.cat(grams)
 
     def energy(self, which: int) -> Tensor:
         """Summed squares of the dense output, in one of the metrics."""
         return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
 
     def error(self, which: int) -> Tensor:
-        """Summed squared error of the mixture as it stands."""
-        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        """Summed squared error of the current mixture."""
+        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
         return self._squares(self.grams[which], weights, range(self.k)).sum(dtype=torch.float64)
 
     def costs(self) -> Tensor:
-        """[e] float64, what removing each expert adds to the summed squared error; infinite where it is gone."""
-        n, a = self.hand.shape
+        """Increase of the summed squared error by removing each expert, [e] float64; infinite for removed ones."""
+        n, a = self.candidates.shape
         gram = self.grams[-1]
-        weights = chosen_weights(self.logits, self.hand[:, : self.k], self.alive, normalised=self.normalised)
+        weights = chosen_weights(self.logits, self.candidates[:, : self.k], self.alive, normalised=self.normalised)
         now = self._squares(gram, weights, range(self.k))
-        found = torch.zeros_like(self.logits) if self.normalised else self._swelling(gram, weights)
+        changes = torch.zeros_like(self.logits) if self.normalised else self._rescaling_change(gram, weights)
         for slot in range(self.k):
             rest = [place for place in range(a) if place != slot]
-            alive = self.alive.expand(n, -1).scatter(1, self.hand[:, slot, None], value=False)
-            weights = chosen_weights(self.logits, self.hand[:, rest], alive, normalised=self.normalised)
+            alive = self.alive.expand(n, -1).scatter(1, self.candidates[:, slot, None], value=False)
+            weights = chosen_weights(self.logits, self.candidates[:, rest], alive, normalised=self.normalised)
             change = self._squares(gram, weights, rest) - now
-            found.scatter_(1, self.hand[:, slot, None], change[:, None])
-        return found.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
+            changes.scatter_(1, self.candidates[:, slot, None], change[:, None])
+        return changes.sum(0, dtype=torch.float64).masked_fill(~self.alive, torch.inf)
 
-    def _swelling(self, gram: Tensor, weights: Tensor) -> Tensor:
-        """[n, e] change of the squared error where an expert goes that the token isn't sent to.
+    def _rescaling_change(self, gram: Tensor, weights: Tensor) -> Tensor:
+        """Change of the squared error by removing an expert that the token doesn't use, [n, e].
 
-        Shares of the softmax over all experts then grow by one factor, 1 / (1 - the expert's share).
+        All other shares of the softmax then grow by the factor 1 / (1 - the expert's share).
         """
-        mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the mixture as it is
-        own, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
+        mixed = (gram[:, :, : self.k] @ weights[..., None])[..., 0]  # [n, a + 1], products with the current mixture
+        with_itself, with_y = torch.linalg.vecdot(mixed[:, : self.k], weights), mixed[:, -1]
         shares = self.logits.masked_fill(~self.alive, -torch.inf).softmax(-1)
         more = 1 / (1 - shares).clamp_min(torch.finfo(shares.dtype).eps)
-        change: Tensor = (more.square() - 1) * own[:, None] - 2 * (more - 1) * with_y[:, None]
+        change: Tensor = (more.square() - 1) * with_itself[:, None] - 2 * (more - 1) * with_y[:, None]
         return change
 
     def _squares(self, gram: Tensor, weights: Tensor, places: list[int] | range) -> Tensor:
-        """[n] squared error of a combination of some places of the hand."""
+        """Squared error of a combination of some slots, [n]."""
         c = torch.zeros(gram.shape[:2], device=gram.device)
         c[:, list(places)] = weights
         c[:, -1] = -1
@@ -149,24 +149,24 @@ class _Mixture:
         return squares
 
     def remove(self, expert: int) -> None:
-        """Take an expert away: tokens that had it at hand draw the next one on their list."""
+        """Remove an expert: tokens with it among their candidates get their next choice."""
         self.alive[expert] = False
-        places = (self.hand == expert).nonzero()
-        if int(self.alive.sum()) <= self.k:  # nothing is left to draw
-            keep = self.hand != expert
-            self.hand = self.hand[keep].view(len(self.hand), self.k)
-            self.F = self.F[keep].view(len(self.hand), self.k, -1)
+        places = (self.candidates == expert).nonzero()
+        if int(self.alive.sum()) <= self.k:  # there is no further choice
+            keep = self.candidates != expert
+            self.candidates = self.candidates[keep].view(len(self.candidates), self.k)
+            self.F = self.F[keep].view(len(self.candidates), self.k, -1)
             self.grams = [self._grams(self.every, metric) for metric in self.metrics]
             return
         tokens, slots = places.unbind(1)
-        after = torch.arange(self.hand.shape[1], device=slots.device)
-        moved = (after + (after >= slots[:, None])).clamp_max(self.hand.shape[1] - 1)
-        hand = self.hand[tokens].gather(1, moved)
+        after = torch.arange(self.candidates.shape[1], device=slots.device)
+        moved = (after + (after >= slots[:, None])).clamp_max(self.candidates.shape[1] - 1)
+        hand = self.candidates[tokens].gather(1, moved)
         left = self.logits[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
         hand[:, -1] = left.argmax(-1)
-        self.hand[tokens] = hand
+        self.candidates[tokens] = hand
         self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
-        self._fill(tokens, self.hand.shape[1] - 1)
+        self._fill(tokens, self.candidates.shape[1] - 1)
         for which, metric in enumerate(self.metrics):
             self.grams[which][tokens] = self._grams(tokens, metric)
 
@@ -181,15 +181,15 @@ def expert_order(
     normalised: bool,
     total: Total = lambda tensor: tensor,
 ) -> ExpertOrder:
-    """Remove experts one at a time, down to as many as a token is sent to.
+    """Remove experts one at a time, down to the number that a token uses.
 
     Args:
         logits: [n, e] float32 of the router.
-        outputs: of the experts.
-        k: experts chosen for each token.
+        outputs: Outputs of the experts.
+        k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
-        normalised: whether the weights of the chosen experts add up to one.
-        total: sums over processes that hold other tokens each; all of them then find the same order.
+        normalised: Whether the weights of the chosen experts sum to one.
+        total: Sum over processes that hold different tokens, so that all of them get the same order.
     """
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))

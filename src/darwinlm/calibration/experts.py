@@ -1,4 +1,4 @@
-"""What reaches the output projections of a mixture's experts.
+"""Inputs of the output projections of a mixture's experts.
 
 Letters: n tokens, k experts chosen for each, m residual width, d channels of an expert.
 """
@@ -20,18 +20,18 @@ from darwinlm.families.family import Experts
 
 
 def expert_module(owner: nn.Module | None, experts: Experts | None) -> Any | None:
-    """What holds the experts of an MLP; None where the MLP is gone or no mixture."""
+    """The module that holds the experts of an MLP; None if the MLP is absent or not a mixture."""
     return None if owner is None or experts is None else getattr(owner, experts.name, None)
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the experts of a mixture are asked.
+    """Inputs and routing of a mixture's experts.
 
     Attributes:
         hidden: [n, m] input of the mixture.
         chosen: [n, k] the experts of each token.
-        weights: [n, k] what their outputs are multiplied by.
+        weights: [n, k], factors on their outputs.
     """
 
     hidden: Tensor
@@ -40,11 +40,11 @@ class Routing:
 
 
 def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHandle:
-    """Note whatever the experts are called with, until the handle is removed.
+    """Report the arguments of every call of the experts until the handle is removed.
 
     Args:
-        module: holds the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
-        note: is called before the experts are.
+        module: Module of the experts; called with hidden states [n, m], chosen experts [n, k] and their weights [n, k].
+        note: Callback that runs before the experts do.
     """
 
     def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -55,12 +55,12 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
 
 
 def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> RemovableHandle:
-    """Add to the moments whatever the experts are called with, until the handle is removed.
+    """Add the inputs of every call of the experts to the moments until the handle is removed.
 
     Args:
-        module: as in `watch_routing`.
-        experts: names of its tensors.
-        moments: of its experts.
+        module: Module of the experts, as in `watch_routing`.
+        experts: Names of its tensors.
+        moments: Moments of its experts.
     """
 
     def note(routing: Routing) -> None:
@@ -72,16 +72,16 @@ def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> Remo
 
 
 def router_logits(mlp: nn.Module, experts: Experts, hidden: Tensor) -> Tensor:
-    """What the router says of all experts, [n, m] to [n, e] float32."""
-    found = getattr(mlp, experts.router)(hidden)
-    logits: Tensor = found[0] if isinstance(found, tuple) else found
+    """Logits of the router, [n, m] -> [n, e] float32."""
+    result = getattr(mlp, experts.router)(hidden)
+    logits: Tensor = result[0] if isinstance(result, tuple) else result
     return logits.float()
 
 
 def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
-    """Output of one expert on all of some tokens, not weighted, [n, m] to [n, m]."""
+    """Unweighted output of one expert on all given tokens, [n, m] -> [n, m]."""
     chosen = torch.full((len(hidden), 1), expert, device=hidden.device)
-    # Not by calling it, which would be noted where the module is watched.
+    # Calling the module itself would trigger its hooks.
     output: Tensor = module.forward(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
     return output
 
@@ -90,15 +90,15 @@ def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
 def order_experts(
     mlp: nn.Module, experts: Experts, config: Any, hidden: Tensor, S: Tensor | None, total: Total
 ) -> ExpertOrder:
-    """In which order the experts of a mixture are removed.
+    """Removal order of the experts of a mixture.
 
     Args:
-        mlp: the mixture, its router included.
-        experts: names in it.
-        config: of the model.
+        mlp: The mixture including its router.
+        experts: Names in it.
+        config: Configuration of the model.
         hidden: [n, m] input of the mixture on some tokens.
-        S: [m, m] second moment of the gradients at its output, where the order is weighted.
-        total: sums over processes.
+        S: [m, m], second moment of the gradients at its output; None for the unweighted order.
+        total: Sum over processes.
     """
     module = getattr(mlp, experts.name)
     return expert_order(
@@ -112,9 +112,9 @@ def order_experts(
 
 
 def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) -> tuple[Tensor, Tensor]:
-    """The tokens [n] that ask an expert, and what goes into its output projection for them, weighted, [n, d] float32.
+    """Tokens [n] of an expert, and the weighted inputs of its output projection, [n, d] float32.
 
-    Weighted by the router, the projections of all experts add up to the mixture's output.
+    With the router's weights, the projections of all experts add up to the mixture's output.
     """
     token, place = torch.where(routing.chosen == expert)
     hidden = routing.hidden[token]

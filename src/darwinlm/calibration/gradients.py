@@ -1,8 +1,8 @@
-"""Second moments of the output gradients of every module: how much an error in each direction of its output costs.
+"""Second moments of the output gradients of every module, which weight output errors by their effect on the loss.
 
-The blocks' inputs are kept from a forward pass; the gradient of the dense model's own loss then goes back through one
-block after the other, whose weights are read again and whose pass is repeated with gradients. Besides the residual
-streams (on the device, in memory or in files, whatever has room) no more than one block is in memory at a time.
+A forward pass stores the inputs of the blocks. The gradient of the dense model's loss is then propagated back block by
+block: the block's weights are read again, and its forward pass is repeated with gradients. Only one block is in memory
+at a time, besides the residual streams (on the device, in main memory or in files).
 
 Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
 `database/order.py`.
@@ -26,7 +26,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.family import KINDS, ModuleKind
 
 HEAD_TOKENS = 128
-"""Tokens whose logits exist at once."""
+"""Tokens whose logits are in memory at once."""
 
 
 def output_gradients(
@@ -35,17 +35,17 @@ def output_gradients(
     """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
 
     Args:
-        stream: over these tokens, before the first block; it is used up.
-        tokens: [n, t] the text.
-        memory: where residual streams may lie; None keeps all of them on the device.
+        stream: Stream over these tokens, before the first block; it is used up.
+        tokens: [n, t], the text.
+        memory: Allowed places for residual streams; None keeps all of them on the device.
 
     Yields:
-        A block and for each of its modules E[g gᵀ], [r, r] float32, g being the gradient at the module's output for
+        A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
         one token. Several processes, each with a part of the text, get the moments over all of it.
 
     Raises:
-        NumericsError: a gradient isn't finite.
-        StorageError: the disk has no room for the residual streams.
+        NumericsError: A gradient isn't finite.
+        StorageError: The disk has no room for the residual streams.
     """
     total = stream.checkpoint.n_blocks
     inputs: list[HiddenStates] = []
@@ -63,22 +63,22 @@ def output_gradients(
 
 
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
-    """Gradients of the summed cross-entropy of the next tokens at the residual stream behind the last block."""
+    """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
     stream.load_head()
-    batches = torch.split(tokens, stream.rows)
+    batches = torch.split(tokens, stream.batch_sequences)
 
     def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
         following = torch.cat([batch[:, 1:], torch.full_like(batch[:, :1], -1)], 1).flatten().to(hidden.device)
-        found = torch.empty_like(hidden)
-        flat = found.view(-1, hidden.shape[-1])
+        gradients = torch.empty_like(hidden)
+        flat = gradients.view(-1, hidden.shape[-1])
         for start in range(0, len(flat), HEAD_TOKENS):
-            rows = slice(start, start + HEAD_TOKENS)
+            piece = slice(start, start + HEAD_TOKENS)
             with torch.enable_grad():
-                part = hidden.reshape(flat.shape)[rows].detach().requires_grad_()
+                part = hidden.reshape(flat.shape)[piece].detach().requires_grad_()
                 logits = stream.decoder.head(part).float()
-                loss = nn.functional.cross_entropy(logits, following[rows], ignore_index=-1, reduction="sum")
-                flat[rows] = torch.autograd.grad(loss, part)[0]
-        return found
+                loss = nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
+                flat[piece] = torch.autograd.grad(loss, part)[0]
+        return gradients
 
     pairs = zip(stream.hidden, batches, strict=True)
     gradients = HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
@@ -89,7 +89,7 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
 def _back_through(
     stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates
 ) -> dict[ModuleKind, SecondMoment]:
-    """Move the gradients in front of a block; second moments of what passed the outputs of its modules."""
+    """Propagate the gradients back through a block; return second moments at the outputs of its modules."""
     stream.load(block)
     moments: dict[ModuleKind, SecondMoment] = {}
     with ExitStack() as hooks:
@@ -104,12 +104,12 @@ def _back_through(
             with torch.enable_grad():
                 hidden = inputs[index].requires_grad_()
                 after = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])
-                if after.grad_fn is None:  # an empty block hands its input on
+                if after.grad_fn is None:  # an empty block returns its input
                     continue
                 (before,) = torch.autograd.grad(after, hidden, gradients[index])
             if not bool(torch.isfinite(before).all()):
                 raise NumericsError(
-                    f"the gradient in front of block {block} of {stream.checkpoint.folder} isn't finite: try "
+                    f"the gradient before block {block} of {stream.checkpoint.folder} isn't finite: try "
                     "compute.dtype=float32, or database.saliency=output"
                 )
             gradients[index] = before
@@ -118,7 +118,7 @@ def _back_through(
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
-    """What the modules of a block end in, and how wide: their output projections, or a mixture's experts together."""
+    """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
     for kind in KINDS:
         output = output_projection(layer, family, kind)

@@ -1,7 +1,6 @@
-"""The residual stream of some text, a batch at a time: on the device, in main memory, or in a file, whatever has room.
+"""The residual stream of some text in batches: on the device, in main memory, or in a file, depending on free memory.
 
-On a GPU a batch that lies elsewhere is fetched while the one before it is worked on, and goes back while the next one
-is (`transfers.py`).
+On a GPU, batches outside its memory are fetched and stored while other batches are processed (`transfers.py`).
 
 Letters: b sequences of a batch, t tokens, m residual width.
 """
@@ -27,25 +26,25 @@ NUMBERS = itertools.count()
 CHUNK = 1 << 24
 
 SHARE = 0.25
-"""Part of the free memory of the device, or of the machine, that one stream may take."""
+"""Share of the free memory of the device, or of the machine, for one stream."""
 
 Place = Literal["device", "host", "file"]
 
 
 @dataclass(frozen=True)
 class HiddenMemory:
-    """Where a residual stream may lie.
+    """Allowed places for a residual stream.
 
     Attributes:
-        folder: where a file is made if there is no room in memory; it is gone when the stream is.
-        place: None picks the first of device, host and file that has room.
+        folder: Folder for a file if memory is full; the file is deleted with the stream.
+        place: Fixed place; None selects the first of device, host and file with room.
     """
 
     folder: Path
     place: Place | None = None
 
     def choose(self, device: torch.device, elements: int, batch: Tensor) -> Place:
-        """Where a stream of so many elements, in batches like this one, is to lie."""
+        """The place for a stream with `elements` elements, in batches like the given one."""
         if self.place is not None:
             return self.place
         size = elements * batch.element_size()
@@ -56,18 +55,18 @@ class HiddenMemory:
 
 
 class HiddenStates(Sequence[Tensor]):
-    """The residual stream by batch: read one with `hidden[i]`, put its successor in its place with `hidden[i] = x`.
+    """The residual stream in batches: read one with `hidden[i]`, replace it with `hidden[i] = x`.
 
     Args:
-        batches: tensors [b, t, m] of one type.
-        elements: in all of them together.
-        memory: where it may lie; None keeps it where it is made.
+        batches: Tensors [b, t, m] of one type.
+        elements: Number of elements in all batches together.
+        memory: Allowed places; None keeps the stream where it was computed.
 
     Attributes:
-        place: where it lies: on the device of the batches, in the host's memory or in a file.
+        place: Place of the stream: the device of the batches, the host's memory, or a file.
 
     Raises:
-        StorageError: the disk has no room for the file.
+        StorageError: The disk has no room for the file.
     """
 
     def __init__(self, batches: Iterable[Tensor], elements: int, memory: HiddenMemory | None = None) -> None:
@@ -101,16 +100,16 @@ class HiddenStates(Sequence[Tensor]):
 
     @property
     def elements(self) -> int:
-        """Numbers in all batches together."""
+        """Number of elements in all batches together."""
         return sum(batch.numel() for batch in self._held)
 
     @property
-    def rows(self) -> int:
-        """Sequences in all batches together."""
+    def sequences(self) -> int:
+        """Number of sequences in all batches together."""
         return sum(len(batch) for batch in self._held)
 
     def copied(self, memory: HiddenMemory | None) -> HiddenStates:
-        """The stream as it is now, wherever there is room for it; tensors that stay where they are aren't copied."""
+        """The current stream in an allowed place; tensors that don't move aren't copied."""
         return HiddenStates(iter(self), self.elements, memory)
 
     @overload
@@ -129,10 +128,10 @@ class HiddenStates(Sequence[Tensor]):
             return self._held[index].to(self._device, copy=True)
         ahead, self._ahead = self._ahead, None
         coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
-        found = arrived(coming)
+        arrived_batch = arrived(coming)
         if index + 1 < len(self):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
-        return found
+        return arrived_batch
 
     def __setitem__(self, index: int | slice, batch: Tensor | Sequence[Tensor]) -> None:
         if isinstance(index, slice):
@@ -152,7 +151,7 @@ class HiddenStates(Sequence[Tensor]):
 
 
 def _mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
-    """A file of that size as a flat tensor. All of it is allocated at once: a full disk shows here and not later."""
+    """A file of that size as a flat tensor. All of it is allocated at once, so that a full disk is detected here."""
     n_bytes = elements * dtype.itemsize
     path = folder / f".hidden-{os.getpid()}-{next(NUMBERS)}.tmp"
     try:
@@ -167,4 +166,4 @@ def _mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        path.unlink(missing_ok=True)  # the mapping keeps it alive, and nothing stays behind whatever happens
+        path.unlink(missing_ok=True)  # the mapping keeps it alive, and no file remains after a crash

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class SecondMoment:
-    """E[x xᵀ] over everything that was added, accumulated in float32."""
+    """E[x xᵀ] over all added tokens, accumulated in float32."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self._sum = torch.zeros(width, width, dtype=torch.float32, device=device)
@@ -30,21 +30,21 @@ class SecondMoment:
         return self._sum / max(self.count, 1)
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
-        """E[x xᵀ] without a copy: nothing can be added afterwards.
+        """E[x xᵀ] without a copy; nothing can be added afterwards.
 
         Args:
-            total: sums a tensor over several processes, in place.
+            total: In-place sum of a tensor over several processes.
         """
         mean, self._sum = _total_mean(self._sum, self.count, total), self._sum.new_empty(0)
         return mean
 
 
 class ExpertMoments:
-    """Second moments of the inputs of several experts, each weighted by how much its output counts.
+    """Second moments of the inputs of several experts, each weighted by the factor on its output.
 
-    The sum over an expert's tokens is divided by *all* tokens, so that an expert that is asked for often and strongly
-    weighs more: the squared errors of the experts then add up to the error of the whole mixture, as far as the errors
-    of different experts are uncorrelated.
+    The sum over an expert's tokens is divided by the number of *all* tokens. So an expert that is used often and with
+    large weights counts more. The squared errors of the experts then add up to the error of the whole mixture, if the
+    errors of different experts are uncorrelated.
     """
 
     def __init__(self, experts: int, width: int, device: torch.device | str = "cpu") -> None:
@@ -52,7 +52,7 @@ class ExpertMoments:
         self.count = 0
 
     def add(self, expert: int, inputs: Tensor) -> None:
-        """Add the inputs [n, d] of one expert, float32, multiplied by what its outputs are multiplied by."""
+        """Add the inputs [n, d] of one expert, float32, multiplied by the factors on its outputs."""
         self._sum[expert].addmm_(inputs.T, inputs)
 
     def mean(self) -> Tensor:
@@ -66,14 +66,14 @@ class ExpertMoments:
 
 
 class CrossMoment:
-    """E[y xᵀ] over everything that was added, accumulated in float32."""
+    """E[y xᵀ] over all added tokens, accumulated in float32."""
 
     def __init__(self, outputs: int, inputs: int, device: torch.device | str = "cpu") -> None:
         self._sum = torch.zeros(outputs, inputs, dtype=torch.float32, device=device)
         self.count = 0
 
     def add(self, outputs: Tensor, inputs: Tensor) -> None:
-        """Add outputs [..., r] and the inputs [..., d] they belong to."""
+        """Add outputs [..., r] and their inputs [..., d]."""
         right = inputs.reshape(-1, inputs.shape[-1])
         add_products_(self._sum, outputs.reshape(-1, outputs.shape[-1]), right)
         self.count += right.shape[0]
@@ -86,8 +86,8 @@ class CrossMoment:
 def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ right to a float32 sum.
 
-    A product of two bfloat16 numbers is exact in float32, so matrices of them that lie on a GPU are multiplied by its
-    bfloat16 units, which sum in float32: as exact as float32 without TF32, at many times its speed.
+    A product of two bfloat16 numbers is exact in float32. So a GPU multiplies bfloat16 matrices in its bfloat16 units,
+    which sum in float32. This is as exact as float32 without TF32, and many times faster.
 
     Args:
         total: [p, q] float32.
@@ -101,7 +101,7 @@ def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def multiplies_into_float32(device: torch.device) -> bool:
-    """Whether a device's bfloat16 products can be had in float32: CUDA's, from PyTorch 2.8 on."""
+    """Whether a device can return bfloat16 products in float32: CUDA, from PyTorch 2.8 on."""
     return device.type == "cuda" and _KNOWS_OUT_DTYPE
 
 
@@ -109,6 +109,6 @@ _KNOWS_OUT_DTYPE: Final = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def _total_mean(total: Tensor, count: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum over the number of tokens, both over all processes; in place."""
+    """Total divided by the number of tokens, both summed over all processes; in place."""
     tokens = add_up(torch.tensor([count], dtype=torch.float64, device=total.device))
     return add_up(total).div_(max(float(tokens), 1.0))

@@ -22,22 +22,22 @@ from darwinlm.families.family import KINDS, Family, ModuleKind
 from darwinlm.families.shapes import output_name
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
-"""Second moments [r, r] of the output gradients of a block's modules, where removal orders are weighted."""
+"""Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
 
 ORDER_TOKENS: Final = 8192
-"""Tokens of all processes on which whole experts are removed in turn: of each, k + 2 vectors of the residual width."""
+"""Tokens of all processes for the removal order of experts; each takes k + 2 vectors of the residual width."""
 
 
 @dataclass
 class BlockMoments:
-    """What calibration saw in one block.
+    """Calibration results of one block.
 
     Attributes:
-        block: its index.
-        moments: for each module that is there and may be cut, E[x xᵀ] of its output projection's input, [d, d]
-            float32; for the experts of a mixture one each, [e, d, d].
-        weights: of the output projections, in their own type, by name inside the block.
-        experts: in which order whole experts of a mixture are removed; None where there is none.
+        block: Index of the block.
+        moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
+            [e, d, d] for the experts of a mixture.
+        weights: Weights of the output projections in the checkpoint's type, by name inside the block.
+        experts: Removal order of whole experts; None without a mixture.
     """
 
     block: int
@@ -47,18 +47,18 @@ class BlockMoments:
 
 
 class BlockStream:
-    """The residual stream of some text at the border between two blocks, moved forward a block at a time.
+    """The residual stream of some text between two blocks, moved forward one block at a time.
 
     Args:
-        checkpoint: the model.
+        checkpoint: The model.
         tokens: [n, t] packed text.
-        dtype: of the forward pass.
-        device: of the forward pass.
-        batch_tokens: tokens in one forward pass.
-        memory: where the residual stream may lie; None keeps all of it on the device.
+        dtype: Element type of the forward pass.
+        device: Device of the forward pass.
+        batch_tokens: Tokens in one forward pass.
+        memory: Allowed places for the residual stream; None keeps all of it on the device.
 
     Raises:
-        StorageError: the disk has no room for what doesn't fit in memory.
+        StorageError: The disk has no room for a stream that doesn't fit in memory.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class BlockStream:
         self.dtype = dtype
         self.device = device
         self.memory = memory
-        self.rows = max(1, batch_tokens // tokens.shape[1])
+        self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
         for name, module in model.named_modules():
@@ -84,22 +84,22 @@ class BlockStream:
                     module._buffers[key] = buffer.to(device)
         self._tokens = tokens
         with self._small_embedding(tokens) as places:
-            batches = torch.split(places, self.rows)
+            batches = torch.split(places, self.batch_sequences)
             self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
 
-    def arguments_for(self, rows: int) -> list[dict[str, Any]]:
-        """What the model calls each of its blocks with, for a batch of so many sequences."""
-        if rows not in self.arguments:
-            first = self._tokens[:1].expand(rows, -1)
+    def arguments_for(self, sequences: int) -> list[dict[str, Any]]:
+        """Arguments of each block's call, for a batch of `rows` sequences."""
+        if sequences not in self.arguments:
+            first = self._tokens[:1].expand(sequences, -1)
             with self._small_embedding(first) as places:
-                self.arguments[rows] = self.decoder.block_arguments(places)
-        return self.arguments[rows]
+                self.arguments[sequences] = self.decoder.block_arguments(places)
+        return self.arguments[sequences]
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
-        """For a while the embedding holds nothing but the rows of these tokens; yields their places in it [n, t]."""
+        """Temporarily reduce the embedding to the rows of these tokens; yields their indices in it, [n, t]."""
         name = self.checkpoint.family.embedding
         embedding: Any = self.decoder.model.get_submodule(name)
         used, places = torch.unique(tokens, return_inverse=True)
@@ -112,32 +112,29 @@ class BlockStream:
             embedding.weight, embedding.padding_idx = whole, padding
 
     def load_head(self) -> None:
-        """Read everything outside the blocks: embedding, last norm and head."""
+        """Load everything outside the blocks: embedding, last norm and head."""
+        self._replace_outside(lambda name, _: self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device))
+
+    def unload_head(self) -> None:
+        """Release everything outside the blocks."""
+        self._replace_outside(lambda _, parameter: parameter.to("meta"))
+
+    def _replace_outside(self, replacement: Callable[[str, Tensor], Tensor]) -> None:
+        """Replace the parameters outside the blocks, by name and present value."""
         model = self.decoder.model
         for name in self.checkpoint.names_outside_blocks():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
             if leaf in dict(module.named_parameters(recurse=False)):
-                tensor = self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device)
+                tensor = replacement(name, getattr(module, leaf))
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         model.tie_weights()
 
-    def unload_head(self) -> None:
-        """Let go of everything outside the blocks."""
-        model = self.decoder.model
-        for name in self.checkpoint.names_outside_blocks():
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            if leaf in dict(module.named_parameters(recurse=False)):
-                empty = getattr(module, leaf).to("meta")
-                setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
-        model.tie_weights()
-
     def load(self, block: int) -> dict[str, Tensor]:
-        """Read a block's weights, give them to the block, and return them in the checkpoint's own type."""
+        """Read a block's weights, load them into the block, and return them in the checkpoint's type."""
         weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
         module = self.decoder.blocks[block]
-        # Older checkpoints carry buffers that models compute by now.
+        # Older checkpoints contain buffers that current models compute.
         wanted = module.state_dict().keys()
         weights = {name: tensor for name, tensor in weights.items() if name in wanted}
         cast = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
@@ -145,7 +142,7 @@ class BlockStream:
         return weights
 
     def unload(self, block: int) -> None:
-        """Let go of a block's weights."""
+        """Release a block's weights."""
         self.decoder.blocks[block].to("meta")
 
     @torch.no_grad()
@@ -153,7 +150,7 @@ class BlockStream:
         """Move the residual stream through a loaded block.
 
         Raises:
-            NumericsError: it isn't finite any more.
+            NumericsError: The stream is no longer finite.
         """
         for index, hidden in enumerate(self.hidden):
             after = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
@@ -166,7 +163,7 @@ class BlockStream:
 
 
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
-    """The projection out of a module, None where the module is gone or a mixture of experts."""
+    """The output projection of a module; None if the module is absent or a mixture of experts."""
     part = family.module(kind)
     owner = getattr(block, part.name, None)
     return getattr(owner, part.output, None)
@@ -175,7 +172,7 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
 def stream_moments(
     stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
 ) -> Iterator[BlockMoments]:
-    """Second moments of every block in order; the first `skip` blocks are only run through.
+    """Second moments of every block in order; the first `skip` blocks are only run.
 
     Several processes, each with a stream over a part of the text, get the moments over all of it.
     """
@@ -186,7 +183,7 @@ def stream_moments(
         order = _expert_order(stream, block, torch.cat(sample), saliency) if sample else None
         stream.unload(block)
         if block >= skip:
-            totals = {kind: own.take(parallel.all_reduce) for kind, own in moments.items()}
+            totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
             yield BlockMoments(block, totals, weights, order)
 
 
@@ -201,9 +198,9 @@ def _expert_order(stream: BlockStream, block: int, hidden: Tensor, saliency: Sal
 def _run_watched(
     stream: BlockStream, block: int, sample: list[Tensor], *, watch: bool
 ) -> tuple[dict[str, Tensor], dict[ModuleKind, SecondMoment | ExpertMoments]]:
-    """Move the stream through a block; the weights of its output projections, and moments of what reaches them.
+    """Move the stream through a block; return the weights of its output projections and moments of their inputs.
 
-    The block stays loaded, and the input of its mixture on the first tokens goes into `sample`.
+    The block stays loaded. The input of its mixture on the first tokens is added to `sample`.
     """
     wanted = -(-ORDER_TOKENS // parallel.size())
 
@@ -230,5 +227,5 @@ def _run_watched(
                 handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
                 hooks.callback(handle.remove)
         stream.run(block)
-    # Copies: as long as a tensor of it lives, all that was read of a file stays in memory.
+    # Copies, because a tensor keeps the whole mapped file in memory.
     return {name: weights[name].clone() for name in outputs if name is not None}, moments

@@ -1,7 +1,7 @@
-"""Copies between a GPU and main memory beside the GPU's work: nobody waits for them who doesn't need them.
+"""Copies between a GPU and main memory that overlap with computation.
 
-All copies of one mover follow each other on a stream of its own, so what is read was written before. A batch that comes
-from a file, or goes to one, is copied through pinned memory by a thread.
+All copies of one mover are ordered on a separate stream, so reads come after earlier writes. Batches from or to a file
+are copied through pinned memory by a thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MOST_WAITING = 2
-"""Batches on their way to a file before the next one has to wait."""
+"""Maximum number of pending batches to a file; the next one waits."""
 
 SLAB = 1 << 28
 """Most bytes of one piece of a `HostCopy`."""
@@ -28,7 +28,7 @@ class Arriving:
         self._copied = copied
 
     def take(self) -> Tensor:
-        """The tensor; what the current stream does with it comes after the copy."""
+        """The tensor; later work of the current stream waits for the copy."""
         stream = torch.cuda.current_stream(self._tensor.device)
         stream.wait_event(self._copied)
         self._tensor.record_stream(stream)
@@ -39,8 +39,8 @@ class Mover:
     """Copies batches between a GPU and pinned memory or a mapped file.
 
     Args:
-        device: the GPU.
-        through_file: whether the host's side is a file's memory, which can't be pinned.
+        device: The GPU.
+        through_file: Whether the host memory is a mapped file, which can't be pinned.
     """
 
     def __init__(self, device: torch.device, *, through_file: bool) -> None:
@@ -54,7 +54,7 @@ class Mover:
         return self._up(host) if self._thread is None else self._thread.submit(self._read, host)
 
     def store(self, batch: Tensor, host: Tensor) -> None:
-        """Begin to copy a batch to its place on the host; it may be let go of at once."""
+        """Begin to copy a batch to its place on the host; the caller may release it at once."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         if self._thread is None:
             self._down(batch, host)
@@ -86,17 +86,17 @@ class Mover:
 
 
 def pinned_like(tensor: Tensor) -> Tensor:
-    """Pinned memory for a tensor."""
+    """Pinned memory in the shape and type of a tensor."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
 
 def pinned_bytes(size: int) -> int:
-    """What PyTorch's allocator of pinned memory takes for so many bytes: it rounds up to a power of two."""
+    """Bytes that PyTorch's allocator of pinned memory uses for `size` bytes; it rounds up to a power of two."""
     return 1 << (size - 1).bit_length() if size else 0
 
 
 def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
-    """What `Mover.fetch` began to copy."""
+    """The batch of a copy that `Mover.fetch` began."""
     return (coming.result() if isinstance(coming, Future) else coming).take()
 
 

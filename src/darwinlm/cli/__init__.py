@@ -1,4 +1,4 @@
-"""The command `darwinlm`: one small file of thin commands for each thing that users do."""
+"""The command `darwinlm`: thin commands, one small file for each task of the user."""
 
 from darwinlm.cli import (
     bench,

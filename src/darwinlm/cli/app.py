@@ -1,4 +1,4 @@
-"""The Typer application, how commands are declared, and the options that several of them share."""
+"""The Typer application, the declaration of commands, and shared options."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ORDER = (
     ("export", "push", "import"),
     ("plan", "schema", "version"),
 )
-"""Commands as the help lists them."""
+"""Commands in the order of the help."""
 
 
 class _Group(TyperGroup):
-    """Lists commands in the order in which people need them."""
+    """Lists commands in the order of `ORDER`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         order = [name for panel in ORDER for name in panel]
@@ -50,10 +50,10 @@ def _verbose(wanted: bool) -> None:
 
 @lru_cache
 def _common_options() -> list[Any]:
-    """`-q` and `-v`, as Typer makes options of a function's arguments."""
-    own = typer.Typer(add_completion=False)
+    """The options `-q` and `-v`, built by Typer from a function's arguments."""
+    scratch = typer.Typer(add_completion=False)
 
-    @own.command()
+    @scratch.command()
     def declared(
         quiet: Annotated[
             bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print results and errors only.")
@@ -62,20 +62,20 @@ def _common_options() -> list[Any]:
             bool, typer.Option("--verbose", "-v", callback=_verbose, help="Print every step and all warnings.")
         ] = False,
     ) -> None:
-        """Carries the options."""
+        """Declare the options."""
 
-    options = typer.main.get_command(own).params
+    options = typer.main.get_command(scratch).params
     for option in options:
         option.expose_value = False
     return list(options)
 
 
 class _Command(TyperCommand):
-    """A command that takes `-q` and `-v` beside its own options."""
+    """A command with the additional options `-q` and `-v`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        *own, last = super().get_params(ctx)
-        return [*own, *_common_options(), last]  # --help stays the last
+        *parameters, last = super().get_params(ctx)
+        return [*parameters, *_common_options(), last]  # --help stays last
 
 
 app = typer.Typer(
@@ -91,9 +91,9 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
     """Declare a command.
 
     Args:
-        panel: heading under which the help lists it.
-        examples: command lines for the end of its help.
-        name: where it isn't the function's.
+        panel: Heading in the help.
+        examples: Command lines for the end of its help.
+        name: Name of the command; None takes the function's name.
     """
     lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
@@ -115,7 +115,7 @@ def root(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make a language model smaller and faster, and keep what it knows.
+    """Make a language model smaller and faster while preserving its quality.
 
     Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
     [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].

@@ -1,4 +1,4 @@
-"""`darwinlm bench`: how fast a model is, against another one."""
+"""`darwinlm bench`: speed of a model, alone or compared with another one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bench(
     from darwinlm.bench import run_bench
     from darwinlm.lock import hold_target
 
-    found = run_bench(
+    report = run_bench(
         model,
         against,
         engine=engine,
@@ -56,26 +56,26 @@ def bench(
         say=(lambda message: None) if as_json else terminal.say,
     )
     if as_json:
-        terminal.print_json(found.as_dict())
+        terminal.print_json(report.as_dict())
     else:
-        _show(terminal.console(), found)
+        _show(terminal.console(), report)
     if out is not None:
         with hold_target(out):
-            write_json(out, found.as_dict())
+            write_json(out, report.as_dict())
 
 
-def _show(console: Console, found: SpeedReport) -> None:
-    settings = found.settings
+def _show(console: Console, report: SpeedReport) -> None:
+    settings = report.settings
     threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
-    title = f"{found.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"
+    title = f"{report.engine}, {threads}, {settings['runs']} runs: median (lowest to highest)"
     table = Table("model", "file MB", "memory MB", "prompt tokens/s", "first token ms", "decode tokens/s", title=title)
-    for row in found.models:
+    for row in report.models:
         sizes = (f"{row.file_bytes / 1e6:.1f}", f"{row.peak_memory / 1e6:.0f}")
         table.add_row(row.name, *sizes, *(_cell(spread) for spread in (row.prompt, row.first_token, row.decode)))
-    if found.ratios:
-        left, right = found.models
+    if report.ratios:
+        left, right = report.models
         sizes = (f"x{left.file_bytes / right.file_bytes:.2f}", f"x{left.peak_memory / right.peak_memory:.2f}")
-        speeds = (f"x{_cell(found.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
+        speeds = (f"x{_cell(report.ratios[name], 2)}" for name in ("prompt", "first_token", "decode"))
         table.add_row("against it", *sizes, *speeds)
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""`darwinlm chat`: talk to a model, beside another one where that is wanted."""
+"""`darwinlm chat`: talk to a model, optionally beside another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from darwinlm.evaluation.models import Opened
 
 SIDE_BY_SIDE = 60
-"""Columns of a terminal in which two answers fit beside each other."""
+"""Minimum terminal width for two answers side by side."""
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
@@ -41,7 +41,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="0 takes the likeliest token.", show_default="the model's own"),
+        typer.Option("--temperature", help="0 takes the most likely token.", show_default="the model's own"),
     ] = None,
     repetition_penalty: Annotated[
         float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
@@ -62,7 +62,7 @@ def chat(
         terminal.say(HELP)
     for name, talk in talks.items():
         if not talk.has_template:
-            terminal.say(f"{name} has no chat template: it goes on from your words")
+            terminal.say(f"{name} has no chat template: it continues your text")
     for text in _questions(console):
         if text == "/reset":
             for talk in talks.values():
@@ -74,21 +74,21 @@ def chat(
 
 
 def _opened(sources: Sequence[str], device: str, dtype: str, remote_code: bool) -> dict[str, Opened]:
-    """Models by what the user called them. Raises RecipeError, ModelError."""
+    """Models by the names that the user gave. Raises RecipeError, ModelError."""
     from darwinlm.compute import resolve_device, resolve_dtype
     from darwinlm.evaluation.models import open_model
 
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    found = {}
+    models = {}
     for source in sources:
         terminal.say(f"loading {source}")
-        found[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
-    return found
+        models[source] = open_model(source, dtype=kind, device=where, allow_remote_code=remote_code)
+    return models
 
 
 def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    """Answer; what goes wrong with this question leaves room for the next one."""
+    """Answer, and print errors so that the next question can follow."""
     try:
         _answer(console, talks, text)
     except DataError as error:
@@ -98,7 +98,7 @@ def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: s
 
 
 def _questions(console: Console) -> Iterator[str]:
-    """What the user says, until there is no more."""
+    """Messages of the user until the end of input."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if line.strip() == "/exit":
@@ -135,21 +135,21 @@ def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> N
 
 
 def _write(console: Console, piece: str) -> None:
-    """Text as it comes: the terminal wraps it."""
+    """Print a piece of text; the terminal wraps it."""
     console.print(Text(piece), end="", soft_wrap=True)
     console.file.flush()
 
 
 def _beside(console: Console, talks: Mapping[str, Conversation], text: str) -> None:
-    """Answers in columns, written one after the other, since they'd share the same cores."""
+    """Answers in columns, generated in turn, since they would share the same cores."""
     written = dict.fromkeys(talks, "")
 
     def table() -> Table:
-        found = Table(expand=True, show_edge=False)
+        grid = Table(expand=True, show_edge=False)
         for name in talks:
-            found.add_column(Text(name), ratio=1)
-        found.add_row(*(Text(answer) for answer in written.values()))
-        return found
+            grid.add_column(Text(name), ratio=1)
+        grid.add_row(*(Text(answer) for answer in written.values()))
+        return grid
 
     with Live(table(), console=console, transient=True, auto_refresh=False) as live:
         for name, talk in talks.items():

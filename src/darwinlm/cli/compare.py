@@ -31,13 +31,11 @@ MethodsOption = Annotated[
 ]
 DomainOption = Annotated[
     list[str] | None,
-    typer.Option("--domain", help="NAME=SOURCE of more text to measure on; repeatable.", show_default=False),
+    typer.Option("--domain", help="NAME=SOURCE of another evaluation text; repeatable.", show_default=False),
 ]
 VariantOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--variant", help="NAME=RECIPE.yaml of another search, a method more; repeatable.", show_default=False
-    ),
+    typer.Option("--variant", help="NAME=RECIPE.yaml of another search as a method; repeatable.", show_default=False),
 ]
 
 
@@ -78,8 +76,8 @@ def compare(
     }
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
-    rows = parse_methods(methods, chosen, [name for name, _ in variants])
-    wanted = ComparisonRequest(rows, domains, variants, suite, data_dir, limit)
+    methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
+    wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit)
     console = terminal.console()
     run = Run(chosen, out, terminal.reporter())
     headings, cells, remarks = comparison_cells(compare_methods(run, wanted))

@@ -1,4 +1,4 @@
-"""`darwinlm database` and `darwinlm inspect`: make a database without searching in it, and look into one."""
+"""`darwinlm database` and `darwinlm inspect`: build a database, and show its contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from darwinlm.cli.app import (
 SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
 POINTS = 100
 WIDE = 80
-"""Columns of a terminal in which the whole table fits."""
+"""Minimum terminal width for the whole table."""
 
 
 @command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
@@ -59,14 +59,14 @@ def database(
     "darwinlm inspect runs/half --html sizes.html",
 )
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A database, or the run that made it.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
     as_json: JsonOption = False,
     page: Annotated[
         Path | None,
         typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),
     ] = None,
 ) -> None:
-    """Show how much of each module's output is lost at every width, and what that costs the model."""
+    """Show the output error of each module at every width, and the estimated loss of the model."""
     from darwinlm.database.finished import describe, find_database, read_curves
 
     if page is not None:
@@ -76,22 +76,22 @@ def inspect(
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:
-        terminal.print_json({**about, "modules": [_points(found) for found in read_curves(stage)]})
+        terminal.print_json({**about, "modules": [_points(curves) for curves in read_curves(stage)]})
         return
     console = terminal.console()
     shares = SHARES if console.width >= WIDE else (0.5,)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    estimated = any(found.losses is not None for found in read_curves(stage))
+    estimated = any(curves.losses is not None for curves in read_curves(stage))
     losses = ("KL at 50%", "KL at 0") if estimated else ()
     for heading in ("block", "module", "heads", "columns", *(f"{share:.0%}" for share in shares), *losses):
         table.add_column(heading, justify="left" if heading == "module" else "right", no_wrap=heading == "module")
-    for found in read_curves(stage):
-        width = len(found.errors) - 1
-        heads = _heads(found.kind, found.variant)
-        cells = [f"{float(found.errors[round(share * width)]):.4f}" for share in shares]
-        if found.losses is not None:
-            cells += [f"{float(found.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
-        table.add_row(str(found.block), found.kind, "" if heads is None else str(heads), str(width), *cells)
+    for curves in read_curves(stage):
+        width = len(curves.errors) - 1
+        heads = _heads(curves.kind, curves.variant)
+        cells = [f"{float(curves.errors[round(share * width)]):.4f}" for share in shares]
+        if curves.losses is not None:
+            cells += [f"{float(curves.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
+        table.add_row(str(curves.block), curves.kind, "" if heads is None else str(heads), str(width), *cells)
     console.print(table)
     calibration = about["calibration"]
     notes = [
@@ -119,15 +119,15 @@ def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
     terminal.console().print(f"{page}: {count} sizes", highlight=False, markup=False, soft_wrap=True)
 
 
-def _points(found: Any) -> dict[str, Any]:
-    """A curve at a hundred points."""
-    width = len(found.errors) - 1
+def _points(curves: Any) -> dict[str, Any]:
+    """A curve sampled at a hundred points."""
+    width = len(curves.errors) - 1
     points = sorted({round(point * width / POINTS) for point in range(POINTS + 1)})
-    own = {"block": found.block, "kind": found.kind, "heads_per_group": _heads(found.kind, found.variant)}
-    curve = {"columns": points, "errors": [float(found.errors[point]) for point in points]}
-    if found.losses is not None:
-        curve["losses"] = [float(found.losses[point]) for point in points]
-    return {**own, "width": width, **curve}
+    entry = {"block": curves.block, "kind": curves.kind, "heads_per_group": _heads(curves.kind, curves.variant)}
+    curve = {"columns": points, "errors": [float(curves.errors[point]) for point in points]}
+    if curves.losses is not None:
+        curve["losses"] = [float(curves.losses[point]) for point in points]
+    return {**entry, "width": width, **curve}
 
 
 def _heads(kind: str, variant: int) -> int | str | None:

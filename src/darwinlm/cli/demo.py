@@ -17,7 +17,7 @@ from darwinlm.cli.prune import run_recipe
 def demo(
     out: OutOption = Path("runs/demo"),
     full: Annotated[
-        bool, typer.Option("--full", help="Half of the blocks, with as much text as the method wants.")
+        bool, typer.Option("--full", help="Half of the block parameters, with the default amounts of text.")
     ] = False,
     assignments: SetOption = None,
 ) -> None:
@@ -25,9 +25,9 @@ def demo(
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    made = run_recipe(recipe, out, "report")
+    results = run_recipe(recipe, out, "report")
     console = terminal.console()
-    _sizes(console, made, recipe.budget.keep)
+    _sizes(console, results, recipe.budget.keep)
     _answers(console, out)
     console.print(
         f"\nnext\n"
@@ -40,25 +40,27 @@ def demo(
     )
 
 
-def _sizes(console: Console, made: Any, kept: float | None) -> None:
-    """Losses of several sizes as the database predicts them, and as measured for the size that was made."""
+def _sizes(console: Console, results: Any, kept: float | None) -> None:
+    """Print predicted losses of several sizes from the database, and the measured loss at the present size."""
     from darwinlm.demo import SIZES
     from darwinlm.search.predict.sizes import predicted_sizes
 
     shares = sorted({*SIZES, *([kept] if kept else [])}, reverse=True)
-    sizes = predicted_sizes(made.plan.space, made.database.reader, shares)
+    sizes = predicted_sizes(results.plan.space, results.database.reader, shares)
     if not sizes:
         return
     console.print("\nother sizes from the same database: predicted KL of the stitched model", style="bold")
     most = max(size.kl for size in sizes)
     for size in sizes:
         bar = "#" * max(1, round(30 * size.kl / most))
-        found = f", measured {made.report.models['stitched'].kl:.2f}" if size.share == kept else ""
-        console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{found}", highlight=False)
+        measured = f", measured {results.report.models['stitched'].kl:.2f}" if size.share == kept else ""
+        console.print(
+            f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{measured}", highlight=False
+        )
 
 
 def _answers(console: Console, out: Path) -> None:
-    """Questions through the chat template, the dense model's answers beside the smaller one's."""
+    """Ask questions through the chat template and print the answers of both models."""
     import torch
 
     from darwinlm.chat import AnswerSettings, Conversation

@@ -63,20 +63,20 @@ def evaluate(
         looking_back=looking_back,
     )
     console = terminal.console()
-    found = evaluate_model(request, out, None if as_json else console)
+    result = evaluate_model(request, out, None if as_json else console)
     if as_json:
-        terminal.print_json(found.as_json())
+        terminal.print_json(result.as_json())
     else:
-        show_tables(found.tables(), console, markdown)
-    _fail_if_incomplete(found)
+        show_tables(result.tables(), console, markdown)
+    _fail_if_incomplete(result)
 
 
-def _fail_if_incomplete(found: Any) -> None:
+def _fail_if_incomplete(result: Any) -> None:
     from darwinlm.errors import DataError
 
-    failed = [score for score in found.scores if score.error]
+    failed = [score for score in result.scores if score.error]
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(found.scores)} tasks failed, so the table is partial and has no average: "
+            f"{len(failed)} of {len(result.scores)} tasks failed, so the table is partial and has no average: "
             + "; ".join(f"{score.title}: {score.error}" for score in failed)
         )

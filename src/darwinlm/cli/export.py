@@ -1,4 +1,4 @@
-"""`darwinlm export`: a finished model in the form that an engine wants."""
+"""`darwinlm export`: a finished model in the format of an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from darwinlm.export.check import ExportReport
 
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
 
 
 @command(
@@ -64,7 +64,7 @@ def export(
 
 
 def show_report(console: Console, report: ExportReport) -> None:
-    """Print what was compared, what differs in shape, and where it lies."""
+    """Print comparisons, differences in shape, and the path."""
     table = Table("compared", "with", "tokens", "relative difference", "allowed", "same next token", title="check")
     for row in report.comparisons:
         table.add_row(

@@ -26,7 +26,7 @@ FIRST = (
     "compute.dtype",
     "compute.batch_tokens",
 )
-"""Settings that people change before any others."""
+"""Most frequently changed settings."""
 
 
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")
@@ -41,16 +41,16 @@ def schema(
     from darwinlm.errors import RecipeError
     from darwinlm.recipe import describe_fields
 
-    rows = describe_fields()
-    sections = list(dict.fromkeys(name.partition(".")[0] for name, _, _ in rows))
+    fields = describe_fields()
+    sections = list(dict.fromkeys(name.partition(".")[0] for name, _, _ in fields))
     if section is None:
-        chosen = [row for name in FIRST for row in rows if row[0] == name]
+        chosen = [row for name in FIRST for row in fields if row[0] == name]
     elif section == "all":
-        chosen = rows
+        chosen = fields
     else:
-        chosen = [row for row in rows if row[0] == section or row[0].startswith(f"{section}.")]
+        chosen = [row for row in fields if row[0] == section or row[0].startswith(f"{section}.")]
     if not chosen:
-        near = difflib.get_close_matches(str(section), [*sections, *(name for name, _, _ in rows)], n=1)
+        near = difflib.get_close_matches(str(section), [*sections, *(name for name, _, _ in fields)], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sections)}"
         raise RecipeError(f"the recipe has no section '{section}': {hint}")
     if as_json:

@@ -1,7 +1,7 @@
 """Entry point of the command `darwinlm`.
 
-Errors that input can cause end with one message and status 2, an interrupt with 130 and how to go on, and a reader who
-closes the pipe with 141 and silence. Nothing heavy is imported here: a command imports what it needs when it runs.
+Errors that input can cause end with one message and status 2, an interrupt with a hint and status 130, a closed pipe
+silently with 141. Nothing heavy is imported here; commands import their modules when they run.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from darwinlm.lock import release_all
 
 INTERRUPTED = 130
 SHARED = frozenset({"prune", "demo", "database", "recover", "compare"})
-"""Commands that several processes of torchrun work on together."""
+"""Commands that several processes of torchrun can share."""
 PIPE_CLOSED = 141
-# Typer brings click's exceptions under its own name in some releases and under click's in others.
+# In some releases Typer has its own copies of click's exceptions.
 UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 SILENT = {
     "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",  # its bars would tear ours
+    "TQDM_DISABLE": "1",  # its progress bars would break ours
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""What the libraries read when they are imported."""
+"""Environment variables for libraries, set before their import."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         code = stop.exit_code
     except BrokenPipeError:
         code = PIPE_CLOSED
-        # The interpreter flushes standard output once more at its end; under a test it need not be a file.
+        # The interpreter flushes standard output at its end; in a test it may not be a file.
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DarwinLMError, UsageError, OSError, MemoryError) as error:
@@ -68,27 +68,27 @@ def main() -> None:
     if code == INTERRUPTED:
         command = shlex.join(["darwinlm", *sys.argv[1:]])
         _errors().print(
-            f"interrupted; finished work is kept. Go on with: {command}", highlight=False, markup=False, soft_wrap=True
+            f"interrupted; finished work is kept. Resume with: {command}", highlight=False, markup=False, soft_wrap=True
         )
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _message(error: Exception) -> str:
-    """What is wrong and what to do, in one line."""
+    """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, DeviceMemoryError):
-        return f"{error}: {_advice(error)}, then run the same command again; finished work is kept"
+        return f"{error}: {_advice(error)}, then rerun the same command; finished work is kept"
     if isinstance(error, UsageError):
-        return error.format_message() or "say what to do; see darwinlm --help"  # type: ignore[attr-defined]
+        return error.format_message() or "give a command; see darwinlm --help"  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         where = shorten(error.filename) if error.filename else "a file"
         return f"{where}: {error.strerror or shorten(error)}: check the path and its permissions"
     if isinstance(error, MemoryError):
-        return "the machine's memory doesn't suffice: see darwinlm plan, or lower compute.batch_tokens"
+        return "the machine's memory isn't sufficient: see darwinlm plan, or lower compute.batch_tokens"
     return str(error)
 
 
 def _check_processes(words: list[str]) -> None:
-    """Refuse torchrun for a command that would run once in each process. Raises ParallelError."""
+    """Refuse torchrun for a command that can't be shared by processes. Raises ParallelError."""
     command = next((word for word in words if not word.startswith("-")), None)
     if parallel.expected() > 1 and command is not None and command not in SHARED:
         raise ParallelError(
@@ -98,7 +98,7 @@ def _check_processes(words: list[str]) -> None:
 
 
 def _advice(error: DeviceMemoryError) -> str:
-    """The setting that would have fit, from the plan."""
+    """A setting that would fit, from the plan."""
     import dataclasses
 
     import torch

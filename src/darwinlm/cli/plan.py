@@ -1,4 +1,4 @@
-"""`darwinlm plan`: what a run will need, before it runs and without weights."""
+"""`darwinlm plan`: predicted memory, disk and time of a run, without weights."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def plan(
         str,
         typer.Option(
             "--device",
-            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (the card at hand), cpu, or a file that "
-            "benchmarks/gpu.py wrote.",
+            help="h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, cuda (this machine's GPU), cpu, or a file "
+            "from benchmarks/gpu.py.",
         ),
     ] = "cpu",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Of torchrun, each on a device of its own.")] = 1,
-    ram: Annotated[
-        str | None, typer.Option("--ram", help="The machine's memory for all processes, such as 256GB.")
-    ] = None,
-    disk: Annotated[str | None, typer.Option("--disk", help="Free space where the run writes, such as 1TB.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Number of torchrun processes.")] = 1,
+    ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
+    disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
@@ -58,32 +56,32 @@ def plan(
     overrides = options(model=model, keep=keep, params=params) | {"allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
-        raise RecipeError("no model is named: give a hub id, a folder or a GGUF file")
-    found = find_device(device)
+        raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
+    card = find_device(device)
     console = terminal.console()
     with described(chosen.model, allow_remote_code=chosen.allow_remote_code) as checkpoint:
         room = {"ram": read_bytes("--ram", ram), "disk": read_bytes("--disk", disk)}
-        if found.is_cpu and disk is None:
+        if card.is_cpu and disk is None:
             room["disk"] = float(shutil.disk_usage(".").free)
-        made = make_plan(Sizes(checkpoint, settled(chosen, found.kind), processes), found, **room)
-        sizes = made.sizes
+        plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
+        sizes = plan_of_run.sizes
         least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
         console.print(
             f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
             f"{least:.3f} to {most:.3f} B, "
             f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
-            f"{f'{processes} x ' if processes > 1 else ''}{found.name}: {found.memory / 1e9:.0f} GB ({found.source})",
+            f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
             highlight=False,
             soft_wrap=True,
         )
-        console.print(summary.terminal(HEADINGS, cells(made)))
-        for note in made.notes:
+        console.print(summary.terminal(HEADINGS, cells(plan_of_run)))
+        for note in plan_of_run.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
-        for problem in made.problems:
+        for problem in plan_of_run.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
         if out is not None:
             with hold_target(out):
-                write_json(out, made.as_json())
+                write_json(out, plan_of_run.as_json())
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

@@ -85,7 +85,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 
 
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:
-    """Run the stages and print what came of them; returns what each stage handed on."""
+    """Run the stages and print the result; returns the results of all stages."""
     from darwinlm.pipeline import run_stages
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
@@ -96,17 +96,17 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     run = Run(recipe, out, terminal.reporter())
     if until == "report" and not run.path("text").exists():
         _expect(run)
-    made = run_stages(run, until)
+    results = run_stages(run, until)
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
-        return made
-    summary = made.report
+        return results
+    summary = results.report
     console.print(comparison_table(summary))
     looked = looking_back_table(summary)
     if looked is not None:
         console.print("", looked, *looking_back_remarks(summary))
     if summary.prompts:
-        console.print(f"\n{summary.prompts[0]!r} goes on", style="bold", highlight=False, markup=False)
+        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold", highlight=False, markup=False)
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
@@ -118,16 +118,16 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         f"({budget.block_params / budget.dense_block_params:.2%}; {budget.unused:.2%} of the budget{limit} "
         "unused)\n"
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
-        f"darwinlm show {out}    what was kept in every block, and what to do next\n"
+        f"darwinlm show {out}    the kept part of every block, and next steps\n"
         f"darwinlm chat {out}    talk to the smaller model",
         highlight=False,
         soft_wrap=True,
     )
-    return made
+    return results
 
 
 def _expect(run: Any) -> None:
-    """Say how much time and memory the plan counts, and what doesn't fit."""
+    """Print the planned time and memory, and parts that don't fit."""
     from darwinlm import parallel
     from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
@@ -140,7 +140,7 @@ def _expect(run: Any) -> None:
     sizes = Sizes(run.checkpoint, settled(run.recipe, run.device), parallel.size())
     try:
         device = find_device(run.device.type)
-    except RecipeError:  # a card that the plan has no figures of
+    except RecipeError:  # a GPU without figures in the plan
         return
     plan = make_plan(sizes, device)
     memory = max(need.device_bytes(device) for need in plan.needs)

@@ -23,7 +23,7 @@ def push(
         str | None, typer.Option("--gguf", help="Add a GGUF file of this type: f16, q8_0, q4_k_m ...")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Add to a repository that exists.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add to an existing repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub: model card, weights, tokenizer and, if wanted, a GGUF file."""
@@ -37,7 +37,7 @@ def push(
     if dry_run:
         width = max(len(name) for name, _ in files)
         lines = [f"{name:<{width}}  {size / 1e6:>10,.2f} MB" for name, size in files]
-        lines += [f"{upload.gguf_name}  made from the weights"] if gguf else []
+        lines += [f"{upload.gguf_name}  built from the weights"] if gguf else []
         total = sum(size for _, size in files)
         lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

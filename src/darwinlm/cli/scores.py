@@ -1,4 +1,4 @@
-"""`darwinlm scores`: saved evaluations side by side."""
+"""`darwinlm scores`: saved evaluations in one table."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
 
 TABLE_WIDTH = 72
-"""Columns of a terminal in which the table of figures fits."""
+"""Minimum terminal width for the table of figures."""
 
 LONGEST_BAR, SHORTEST_BAR = 24, 4
 
@@ -27,7 +27,7 @@ def show(
     run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run kept in every block, what that cost, and what to do next."""
+    """Show the kept part of every block, the loss, and next steps."""
     from darwinlm.report.summary import read_summary
 
     summary = read_summary(_summary_of(run))
@@ -38,15 +38,15 @@ def show(
 
 
 def _summary_of(run: Path) -> Path:
-    """The run's summary. Raises ArtifactError where there is none, and says what there is."""
+    """Path of the run's summary. Raises ArtifactError if there is none."""
     path = run / "summary.json"
     if path.is_file():
         return path
     if (run / "sweep.json").is_file():
-        each = ", ".join(str(found.parent) for found in sorted(run.glob("*/summary.json")))
+        each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
     if (run / "darwinlm.json").is_file():
-        done = sorted(found.parent.name for found in run.glob("stages/*/manifest.json"))
+        done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
             f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
         )
@@ -78,29 +78,29 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
                 markup=False,
             )
     console.print()
-    beside = run if run.name else Path("..") / run.resolve().name  # the folder that one is in has no name
+    beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in next_steps(summary, str(run), str(beside), summary.model):
         console.print(f"{wish}:", style="dim", highlight=False)
         console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
 
 
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
-    """One line for each block: how much of its attention and of its MLP is kept.
+    """One line for each block with the kept parts of its attention and MLP.
 
     Args:
-        summary: of a run.
-        width: of the terminal.
-        plain: draw with ASCII characters.
+        summary: Summary of a run.
+        width: Width of the terminal in characters.
+        plain: Whether to draw with ASCII characters.
     """
-    rows = summary.allocation
-    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in rows), default=0)
-    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in rows), default=0)
+    blocks = summary.allocation
+    heads = max((len(f"{row.heads}/{row.dense_heads}") for row in blocks), default=0)
+    channels = max((len(f"{row.channels}/{row.dense_channels}") for row in blocks), default=0)
     bar = min(LONGEST_BAR, max(SHORTEST_BAR, (width - heads - channels - 8) // 2))
     first, second = "attention, query heads", "MLP, channels"
     if bar + heads + 1 < len(first):
         first, second = "attention", "MLP"
     lines = [Text(f"    {first:<{bar + heads + 2}} {second}", style="dim")]
-    for row in rows:
+    for row in blocks:
         line = Text(f"{row.block:>3} ")
         line.append(_bar(row.heads, row.dense_heads, bar, plain=plain), style="cyan")
         line.append(f" {f'{row.heads}/{row.dense_heads}':<{heads}} ")

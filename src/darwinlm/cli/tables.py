@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_tables(tables: Iterable[Table], console: Console, markdown: Path | None) -> None:
-    """Print tables with remarks, and write them to a Markdown file if one is named. Raises StorageError, BusyError."""
+    """Print tables with remarks, and write them to a Markdown file if given. Raises StorageError, BusyError."""
     from darwinlm.artifact import write_text
     from darwinlm.evaluation import summary
     from darwinlm.lock import hold_target

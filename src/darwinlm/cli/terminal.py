@@ -1,4 +1,4 @@
-"""Where commands print: how much, how wide, and to whom."""
+"""Terminal output of commands: verbosity, width, and consoles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from darwinlm.console import Reporter
 
 PIPED_WIDTH = 1000
-"""Columns of output that no terminal bounds: rich would cut tables off at 80."""
+"""Width of output without a terminal; rich would cut tables at 80 columns."""
 
 
 class Verbosity(IntEnum):
-    """How much a command tells."""
+    """Amount of output of a command."""
 
     QUIET = -1
     NORMAL = 0
@@ -32,14 +32,14 @@ _level = [Verbosity.NORMAL]
 
 
 class _Console(Console):
-    """Leaves a closed pipe to `main`, where rich would end the process with status 1."""
+    """Leaves a closed pipe to `main`, because rich would exit with status 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def set_verbosity(level: Verbosity) -> None:
-    """Choose what every command prints from now on; libraries that aren't imported yet follow."""
+    """Set the verbosity of all commands, and of libraries that aren't imported yet."""
     _level[0] = level
     if level is Verbosity.VERBOSE:
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
@@ -47,19 +47,19 @@ def set_verbosity(level: Verbosity) -> None:
 
 
 def verbosity() -> Verbosity:
-    """What `-q` and `-v` ask for."""
+    """The verbosity set by `-q` and `-v`."""
     return _level[0]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """For results; silent in all processes but the first. Output that is piped isn't wrapped."""
+    """Console for results, silent in all processes but the first. Piped output isn't wrapped."""
     stream = sys.stderr if stderr else sys.stdout
     wide = not stream.isatty() and "COLUMNS" not in os.environ
     return _Console(stderr=stderr, quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
 
 
 def reporter() -> Reporter:
-    """For progress; silent under `-q`."""
+    """Reporter for progress, silent with `-q`."""
     from darwinlm.console import Reporter
 
     level = verbosity()
@@ -67,16 +67,16 @@ def reporter() -> Reporter:
 
 
 def say(message: str) -> None:
-    """One line of progress; none under `-q`."""
+    """Print a line of progress, except with `-q`."""
     if verbosity() is not Verbosity.QUIET:
         console().print(message, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output, and nothing else."""
+    """Print one JSON document to standard output."""
     if parallel.is_main():
         try:
             sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
         except BrokenPipeError:
-            raise BrokenPipeError from None  # with its number, click would end the process with status 1
+            raise BrokenPipeError from None  # with an errno, click would exit with status 1

@@ -1,4 +1,4 @@
-"""`darwinlm verify`: whether a run's folder is what its records claim."""
+"""`darwinlm verify`: compare a run's folder with its records."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run."
     from darwinlm.runs.verify import verify_run
 
     console = terminal.console()
-    found = verify_run(folder)
-    for finding in found:
+    findings = verify_run(folder)
+    for finding in findings:
         console.print(
             f"{finding.what}: {finding.wrong or 'as recorded'}", highlight=False, markup=False, soft_wrap=True
         )
-    wrong = [finding for finding in found if finding.wrong is not None]
+    wrong = [finding for finding in findings if finding.wrong is not None]
     if wrong:
         raise ArtifactError(
-            f"{folder}: {len(wrong)} of {len(found)} things aren't as recorded; the first is {wrong[0].what}: "
-            f"{wrong[0].wrong}"
+            f"{folder}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
         )
-    console.print(f"{folder}: all {len(found)} things are as recorded", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{folder}: all {len(findings)} checks passed", highlight=False, markup=False, soft_wrap=True)

@@ -17,14 +17,14 @@ Loss = Callable[[Allocation], float]
 
 
 def best_uniform(problem: Problem, loss: Loss) -> Allocation:
-    """Of all ways to cut every layer alike, the one with the least loss. Raises BudgetError when none fits."""
+    """The uniform allocation with the lowest loss. Raises BudgetError if none fits."""
     return min(uniform_allocations(problem), key=loss)
 
 
 def even_uniform(problem: Problem) -> Allocation:
-    """Of all ways to cut every layer alike, the one that keeps most nearly the same share of attention and of MLP.
+    """The uniform allocation with the most similar shares of attention and MLP.
 
-    Sheared-LLaMA's target is a shape that is given beforehand; this is one that needs no measurement.
+    Sheared-LLaMA needs a target shape beforehand; this one needs no measurement.
     """
     space = problem.space
 
@@ -48,20 +48,20 @@ def best_random(
     seed: int,
     seconds: float | None = None,
 ) -> tuple[Allocation, int]:
-    """The best of so many random allocations, or of as many as there is time for.
+    """The best of several random allocations, within a time limit.
 
     Args:
-        problem: Space, costs and budget, whose bounds are kept.
+        problem: Space, costs and budget.
         loss: Loss of an allocation.
-        tries: how many are drawn; the same one twice is evaluated once.
-        seed: of the draws.
-        seconds: wall-clock after which no further one is drawn; at least one is.
+        tries: Number of draws; duplicates are evaluated once.
+        seed: Seed of the draws.
+        seconds: Time limit for draws; at least one is drawn.
 
     Returns:
-        The allocation, and how many were drawn.
+        The allocation, and the number of draws.
 
     Raises:
-        BudgetError: none fits.
+        BudgetError: No allocation fits.
     """
     rng = random.Random(seed)  # noqa: S311
     begun = time.monotonic()
@@ -76,16 +76,16 @@ def best_random(
 
 
 def least_local_error(problem: Problem, database: DatabaseReader) -> Allocation:
-    """The allocation with the least sum of relative local errors within the budget.
+    """The allocation with the lowest sum of relative local errors within the budget.
 
     ZipLM's structured SPDY search minimises the same sum by a dynamic programme over discretised costs (arXiv
-    2302.04089, section 3.2); here it is solved as a multiple-choice knapsack on the exact costs.
+    2302.04089, section 3.2). Here a multiple-choice knapsack with the exact costs minimises it.
     """
     return knapsack_start(problem, local_errors(problem.space, database))
 
 
 def equal_experts(problem: Problem) -> Allocation:
-    """As many whole experts in every mixture as the budget allows, all else as it is. Raises BudgetError."""
+    """The largest equal number of whole experts within the budget; other modules stay dense. Raises BudgetError."""
     space, cost = problem.space, problem.cost
     counts = {level.experts for module in space.modules for level in module.levels}
     for count in sorted(counts - {0}, reverse=True):
@@ -104,14 +104,14 @@ def equal_experts(problem: Problem) -> Allocation:
 
 
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
-    """Whole blocks removed, those of least influence first, until the budget is kept (ShortGPT, section 3.3).
+    """Removal of whole blocks by ascending influence until the budget is kept (ShortGPT, section 3.3).
 
     Args:
-        problem: Space, costs and budget; how much of it stays unused depends on the size of a block.
+        problem: Space, costs and budget; up to the size of a block may remain unused.
         influence: Influence of each block.
 
     Raises:
-        BudgetError: blocks hold modules that are never cut.
+        BudgetError: Blocks contain modules that are never cut.
     """
     space, cost, budget = problem.space, problem.cost, problem.budget
     if any(len(module.levels) == 1 for module in space.modules):

@@ -1,4 +1,4 @@
-"""Compare methods: same model, units, budget, text and surgery; each method and each measurement is a stage."""
+"""Compare methods with the same model, units, budget, text and surgery. Methods and measurements are stages."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """What is to be compared.
+    """Requested comparison.
 
     Attributes:
-        rows: methods and what follows them, in the order of the table.
-        domains: name and source of more text to measure on, beside the run's own held-out part.
-        variants: name and recipe file of more searches; one that no row names gets a row without further steps.
-        suite: benchmark tasks; None leaves them out.
-        data_dir: local files of the tasks.
-        limit: items of each task.
+        rows: Methods with their steps, in the order of the table.
+        domains: Name and source of further evaluation texts, besides the run's held-out part.
+        variants: Name and recipe file of further searches; those not among the rows get a row without steps.
+        suite: Benchmark tasks; None skips them.
+        data_dir: Local files of the tasks.
+        limit: Maximum number of items of each task.
     """
 
     rows: tuple[MethodRow, ...]
@@ -57,48 +57,48 @@ class ComparisonRequest:
 
     @property
     def all_rows(self) -> tuple[MethodRow, ...]:
-        """With those of variants that none names."""
+        """All rows, including variants that aren't among `rows`."""
         named = {row.base for row in self.rows}
         return (*self.rows, *(MethodRow(name) for name, _ in self.variants if name not in named))
 
 
 def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord:
-    """Run and measure the methods, one after the other; writes `comparison.json` after each.
+    """Run and measure the methods in turn; writes `comparison.json` after each.
 
     Raises:
-        DarwinLMError: the input is wrong. Suite, steps and training are checked before anything runs.
+        DarwinLMError: The input is wrong. Suite, steps and training are checked before anything runs.
     """
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
     runs = {name: variant_run(run, name, source) for name, source in comparison.variants}
     for row in comparison.all_rows:
         row.check(runs.get(row.base, run).recipe)
-    bench = MethodInputs(run, text_stage(run), plan_stage(run))
+    inputs = MethodInputs(run, text_stage(run), plan_stage(run))
     for row in comparison.all_rows:
         if "recovery" in row.steps:
             check_recovery(runs.get(row.base, run))
-    benches = {name: MethodInputs(variant, bench.texts, plan_stage(variant)) for name, variant in runs.items()}
-    domains = _domains(run, bench, comparison)
-    texts = {HELD_OUT: bench.texts["evaluation"], **domains}
-    compared = _head(run, bench, texts, comparison)
+    variant_inputs = {name: MethodInputs(variant, inputs.texts, plan_stage(variant)) for name, variant in runs.items()}
+    domains = _domains(run, inputs, comparison)
+    texts = {HELD_OUT: inputs.texts["evaluation"], **domains}
+    compared = _head(run, inputs, texts, comparison)
     compared = _add(run, compared, "dense", run.checkpoint, _dense(), texts, comparison)
     for row in comparison.all_rows:
-        checkpoint, facts = _made(benches.get(row.base, bench), row, domains)
+        checkpoint, facts = _made(variant_inputs.get(row.base, inputs), row, domains)
         compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
     return compared
 
 
-def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
-    """The model of a row, and how it was made."""
-    stitched, facts = _baseline(bench, row.base) if row.base in BASELINES else _searched(bench, row.base)
+def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:
+    """The model of a row, and its description."""
+    stitched, facts = _baseline(inputs, row.base) if row.base in BASELINES else _searched(inputs, row.base)
     if not row.steps:
         return stitched.checkpoint, facts
-    run = StepsRun(bench.run, row)
-    refitted = refit_stage(run, bench.texts, stitched) if "refit" in row.steps else None
-    # Text that is measured on isn't trained on, in no row.
-    texts = {**bench.texts, **domains}
+    run = StepsRun(inputs.run, row)
+    refitted = refit_stage(run, inputs.texts, stitched) if "refit" in row.steps else None
+    # Evaluation text is never used for training, in any row.
+    texts = {**inputs.texts, **domains}
     recovered = recover_stage(run, texts, stitched, refitted) if "recovery" in row.steps else None
-    exported = export_stage(run, bench.texts, stitched, refitted, recovered)
+    exported = export_stage(run, inputs.texts, stitched, refitted, recovered)
     facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
     facts["seconds"] += _seconds(run, "refit")
     facts["resumed"] |= _resumed(run, "refit")
@@ -112,9 +112,9 @@ def _made(bench: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks
 
 
 def _head(
-    run: Run, bench: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
+    run: Run, inputs: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
 ) -> ComparisonRecord:
-    plan = bench.plan
+    plan = inputs.plan
     return ComparisonRecord(
         version=__version__,
         model=run.checkpoint.source,
@@ -136,30 +136,30 @@ def _dense() -> Row:
     return {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
 
 
-def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
-    run, method = bench.run, BASELINES[name]
+def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
+    run, method = inputs.run, BASELINES[name]
     biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {
         "model": run.checkpoint.digest,
-        "calibration": bench.texts["calibration"].digest,
-        "fitness": bench.texts["fitness"].digest,
+        "calibration": inputs.texts["calibration"].digest,
+        "fitness": inputs.texts["fitness"].digest,
         "units": run.recipe.units.model_dump(),
         "budget": run.recipe.budget.model_dump(),
         "settings": run.recipe.baselines.model_dump(),
         "score_tokens": run.recipe.search.stages[0].tokens,
         "seed": run.recipe.search.seed,
         "minutes": run.recipe.search.minutes if method.searches else None,
-        "database": bench.database.stage.digest if method.database else None,
+        "database": inputs.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
         "bias": biased,
     }
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
         if work:
-            made = method.make(bench, stage.folder)
-            cost = bench.plan.cost
+            made = method.make(inputs, stage.folder)
+            cost = inputs.plan.cost
             used = cost.of(made.allocation)
-            if used > bench.plan.budget.limit:
+            if used > inputs.plan.budget.limit:
                 raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
             save_model(stitch(made.reader, made.allocation, biased), stage.folder / "model")
             write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
@@ -176,14 +176,14 @@ def _baseline(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
     }
 
 
-def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
-    run = bench.run
-    search = search_stage(run, bench.texts, bench.database, bench.plan)
-    stitched = stitch_stage(run, bench.database, search)
+def _searched(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
+    run = inputs.run
+    search = search_stage(run, inputs.texts, inputs.database, inputs.plan)
+    stitched = stitch_stage(run, inputs.database, search)
     return stitched, {
         "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
         "source": "arXiv 2502.07780",
-        # Scores are a stage of their own; a search that is reused doesn't open it again.
+        # Scores are a separate stage, which a reused search doesn't open.
         "seconds": max(_seconds(run, "search"), float(search.record["seconds"])),
         "database_seconds": _seconds(run, "saliency", "database"),
         "resumed": _resumed(run, "database"),
@@ -194,7 +194,7 @@ def _searched(bench: MethodInputs, name: str) -> tuple[Stitched, Row]:
 
 
 def _seconds(run: Run, *stages: str) -> float:
-    """Of stages together; one that was opened again counts once."""
+    """Total time of stages; a stage that was opened twice counts once."""
     times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
     return sum(max(seconds, default=0.0) for seconds in times)
 
@@ -203,8 +203,8 @@ def _resumed(run: Run, stage: str) -> bool:
     return any(entry["resumed"] for entry in run.timings if entry["name"] == stage)
 
 
-def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
-    """More text, disjoint from all that methods see."""
+def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:
+    """Further evaluation texts, disjoint from all text that methods see."""
     domains = {}
     settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
     for name, source in comparison.domains:
@@ -217,7 +217,7 @@ def _domains(run: Run, bench: MethodInputs, comparison: ComparisonRequest) -> di
             source=source,
             document_tokens=settings.document_tokens,
         )["evaluation"]
-        assert_disjoint({**bench.texts, name: blocks})
+        assert_disjoint({**inputs.texts, name: blocks})
         domains[name] = blocks
     return domains
 
@@ -242,7 +242,7 @@ def _add(
 
 
 def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, TokenBlocks]) -> Row:
-    """Sizes, perplexity and KL on every text."""
+    """Sizes of a model, and its perplexity and KL on every text."""
     key = {
         "dense": run.checkpoint.digest,
         "model": checkpoint.digest,
@@ -292,7 +292,7 @@ def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRe
 def _scored(
     run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
 ) -> list[harness.TaskScore]:
-    """What an earlier run left in the file, and what is missing there."""
+    """Scores from the file of an earlier run, completed by the missing ones."""
     assert comparison.suite is not None
     before = harness.from_json(read_json(file)) if file.exists() else {}
     wanted = parse_suite(comparison.suite)
@@ -307,6 +307,6 @@ def _scored(
             data_dir=comparison.data_dir,
             limit=comparison.limit,
             done=before,
-            save=lambda found: write_json(file, harness.as_json(found)),
+            save=lambda previous: write_json(file, harness.as_json(previous)),
             progress=run.reporter.advance,
         )

@@ -1,4 +1,4 @@
-"""Rows of a comparison: a method, or a variant of the search, and the steps that follow it."""
+"""Rows of a comparison: a method, or a variant of the search, with the steps after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from darwinlm.run import Run
 
 OURS = "darwinlm"
 STEPS = ("refit", "recovery")
-"""What may follow a method, in this order."""
+"""Steps after a method, in this order."""
 HELD_OUT = "held out"
 EVERYWHERE = tuple(name for name, method in BASELINES.items() if not method.mixtures)
 
@@ -29,8 +29,8 @@ class MethodRow:
     """One row.
 
     Attributes:
-        base: name of a method or of a variant of the search.
-        steps: of `STEPS`, in their order, that follow it.
+        base: Name of a method or of a variant of the search.
+        steps: Steps after the method, in the order of `STEPS`.
     """
 
     base: str
@@ -38,11 +38,11 @@ class MethodRow:
 
     @property
     def name(self) -> str:
-        """As `--methods` takes it."""
+        """Name for `--methods`."""
         return "+".join((self.base, *self.steps))
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse steps that the recipe leaves out. Raises RecipeError."""
+        """Refuse steps that the recipe disables. Raises RecipeError."""
         if "refit" in self.steps and not recipe.refit.enabled:
             raise RecipeError(f"--methods names {self.name}, but refit.enabled is false")
         if "recovery" in self.steps and not recipe.recovery.tokens:
@@ -56,13 +56,13 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
     Args:
-        text: names of methods, each with the steps that follow it; `all` are all methods but those that rank experts,
-            and DarwinLM with every step that the recipe has.
-        recipe: says which steps there are for `all`.
-        variants: names of more searches, which take steps like methods do.
+        text: Names of methods with their steps; `all` stands for all methods except those that rank experts, and for
+            DarwinLM with every step of the recipe.
+        recipe: Recipe; it determines the steps of `all`.
+        variants: Names of further searches, which may have steps too.
 
     Raises:
-        RecipeError: a name or a step isn't known, the message has a near one; or a row is named twice.
+        RecipeError: A name or a step isn't known (the message suggests a similar one), or a row is named twice.
     """
     if text == "all":
         return tuple(MethodRow(name) for name in (*EVERYWHERE, OURS)) + _with_steps(recipe)
@@ -89,27 +89,27 @@ def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         raise RecipeError(f"--methods: there is no method '{base}': {hint}")
     if tuple(steps) != tuple(step for step in STEPS if step in steps):
-        raise RecipeError(f"--methods: what follows a method is +refit, +recovery or +refit+recovery, not '{item}'")
+        raise RecipeError(f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'")
     return MethodRow(base, tuple(steps))
 
 
 def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """`NAME=SOURCE` strings of an option. Raises RecipeError."""
-    found: list[tuple[str, str]] = []
+    named: list[tuple[str, str]] = []
     for item in items:
         name, separator, source = (part.strip() for part in item.partition("="))
         if not separator or not name or not source:
             raise RecipeError(f"{option} takes NAME=SOURCE, not '{item}'")
-        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in found)):
+        if name in (HELD_OUT, *BASELINES, OURS, *(known for known, _ in named)):
             raise RecipeError(f"{option} names '{name}' twice")
         if set(name) & set("+,/\\"):
-            raise RecipeError(f"{option}: the name '{name}' must do without + , / and \\")
-        found.append((name, source))
-    return tuple(found)
+            raise RecipeError(f"{option}: the name '{name}' must not contain + , / or \\")
+        named.append((name, source))
+    return tuple(named)
 
 
 class _Inside(Run):
-    """A run inside another's folder, on the same model."""
+    """A run inside another run's folder, with the same model."""
 
     def __init__(self, base: Run, recipe: Recipe, folder: Path) -> None:
         self.base = base
@@ -122,12 +122,12 @@ class _Inside(Run):
 
     @cached_property
     def teacher(self) -> Checkpoint:
-        """The other run's."""
+        """The other run's teacher."""
         return self.base.teacher
 
 
 class Variant(_Inside):
-    """Another search: it shares the text, and the database where the units are the same."""
+    """Another search; it shares the text, and the database if the units are the same."""
 
     def __init__(self, base: Run, name: str, recipe: Recipe) -> None:
         self.common = {"text"}
@@ -141,7 +141,7 @@ class Variant(_Inside):
 
 
 class StepsRun(_Inside):
-    """What follows a method: its refit is shared by the rows that have one."""
+    """The steps after a method; rows of the same method share the refit."""
 
     def __init__(self, base: Run, row: MethodRow) -> None:
         self.rows = base.folder / "rows"
@@ -162,10 +162,10 @@ def _fields(name: str, section: str, part: Any) -> dict[str, Any]:
 
 
 def variant_run(run: Run, name: str, source: str) -> Variant:
-    """The same run with other settings of the search, from a recipe that holds only what differs.
+    """The same run with other search settings, from a recipe with only the differences.
 
     Raises:
-        RecipeError: the recipe is wrong, or changes more than search, units, database, refit and recovery.
+        RecipeError: The recipe is wrong, or changes more than search, units, database, refit and recovery.
     """
     path = find_recipe(source)
     tree = read_yaml(path) if path.is_file() else None

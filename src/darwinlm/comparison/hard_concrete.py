@@ -1,4 +1,4 @@
-"""Learned masks that are zero, one, or in between: the hard concrete distribution.
+"""Learned masks between zero and one: the hard concrete distribution.
 
 Letters: n units, α [n] their parameters, u uniform noise. A stretched and clipped concrete variable
 
@@ -22,14 +22,14 @@ class HardConcrete(nn.Module):
     """Masks of n units.
 
     Args:
-        n: units.
-        generator: of the noise, so that a run can be repeated.
+        n: Number of units.
+        generator: Generator of the noise, for reproducible runs.
     """
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         super().__init__()
         self.generator = generator
-        # Every mask starts mostly open; the noise breaks ties.
+        # Masks start near one; the noise breaks ties.
         self.log_alpha = nn.Parameter(2 + 0.01 * torch.randn(n, generator=generator))
 
     def sample(self) -> Tensor:
@@ -39,7 +39,7 @@ class HardConcrete(nn.Module):
         return (s * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def expected(self) -> Tensor:
-        """Expected share of units that are kept, a number with gradients."""
+        """Expected share of kept units, a scalar with gradients."""
         return torch.sigmoid(self.log_alpha - BETA * math.log(-GAMMA / ZETA)).mean()
 
     def final(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scores of units and blocks that need no pruning database: magnitudes, activations, block influence.
+"""Importance scores of units and blocks without a pruning database: magnitudes, activations, block influence.
 
 Letters: t tokens, s sequences, x a unit's output, h the residual stream.
 """
@@ -29,12 +29,12 @@ def _nothing(done: int, total: int) -> None:
 
 @torch.no_grad()
 def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
-    """Sum of the squared weights that belong to each unit: its rows in the projections in, its columns in the one out.
+    """Sum of each unit's squared weights: its rows in input projections and its columns in the output projection.
 
     The classic magnitude criterion (Han et al. 2015, arXiv 1506.02626) on structures, as in LLM-Pruner's L2 baseline
     (arXiv 2305.11627).
     """
-    found: dict[Place, UnitScores] = {}
+    scores: dict[Place, UnitScores] = {}
     for shape in module_shapes(checkpoint):
         if shape.experts:
             continue
@@ -42,23 +42,23 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
         energy: dict[RowUnit, Tensor] = {}
         for name in shape.tensors:
-            own = name.removeprefix(part.name + ".")
+            inner = name.removeprefix(part.name + ".")
             if name == shape.output:
                 key: RowUnit = "channel" if shape.kind == "mlp" else "query"
                 energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
                 continue
-            segments = row_segments(part, own)
+            segments = row_segments(part, inner)
             if segments:
                 rows = inside[name].reshape(len(inside[name]), -1).square().sum(1)
                 sizes = [_rows_of(shape, segment) for segment in segments]
                 for segment, values in zip(segments, torch.split(rows, sizes), strict=True):
                     energy[segment] = energy.get(segment, torch.zeros(len(values))) + values
         if shape.kind == "mlp":
-            found[shape.block, "mlp"] = UnitScores(energy["channel"])
+            scores[shape.block, "mlp"] = UnitScores(energy["channel"])
         else:
             heads = energy["query"].view(shape.groups, shape.heads, shape.head_dim).sum(2)
-            found[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
-    return found
+            scores[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
+    return scores
 
 
 def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
@@ -67,18 +67,18 @@ def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
 
 @torch.no_grad()
 def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[Place, UnitScores]:
-    """Size of each unit's output on some text: mean over the tokens of a sequence, L2 norm over sequences.
+    """Size of each unit's output on a text: mean over the tokens of a sequence, L2 norm over sequences.
 
     Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
-    Channels are taken after the gate, where they are multiplied with the columns that go.
+    Channels are measured after the gate, at the input of the output projection.
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: Stream before the first block; it is used up.
+        progress: Callback with the numbers of finished and total blocks.
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
-    found: dict[Place, UnitScores] = {}
+    scores: dict[Place, UnitScores] = {}
     for block in range(checkpoint.n_blocks):
         stream.load(block)
         sums: dict[Place, Tensor] = {}
@@ -94,9 +94,9 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
         for place, total in sums.items():
             shape, score = by_place[place], total.sqrt().float().cpu()
             units = score if shape.kind == "mlp" else score.view(shape.groups, shape.heads)
-            found[place] = UnitScores(units)
+            scores[place] = UnitScores(units)
         progress(block + 1, checkpoint.n_blocks)
-    return found
+    return scores
 
 
 def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Callable[[Any, tuple[Tensor, ...]], None]:
@@ -111,11 +111,11 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
 
 
 class ExpertScores:
-    """What the experts of one mixture do on some text.
+    """Statistics of a mixture's experts on some text.
 
     Args:
-        module: holds the experts.
-        count: how many there are.
+        module: Module of the experts.
+        count: Number of experts.
     """
 
     def __init__(self, module: Any, count: int) -> None:
@@ -124,7 +124,7 @@ class ExpertScores:
         self.sums = torch.zeros(count, dtype=torch.float64)
 
     def note(self, routing: Routing) -> None:
-        """Count what the mixture is asked."""
+        """Add the routing of a call."""
         for expert in torch.unique(routing.chosen).tolist():
             token, place = torch.where(routing.chosen == expert)
             norms = expert_output(self.module, routing.hidden[token], expert).float().norm(dim=-1)
@@ -133,47 +133,47 @@ class ExpertScores:
 
     @property
     def added(self) -> Tensor:
-        """[e] mean of the router's weight times the norm of the expert's output, over the tokens sent to it."""
+        """Mean of the router's weight times the norm of the expert's output, over its tokens, [e]."""
         return self.sums / self.asked.clamp(min=1)
 
 
 @torch.no_grad()
 def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
-    """How often each expert is asked, and what it adds then (REAP, arXiv 2510.13999), by block.
+    """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: Stream before the first block; it is used up.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
-        FamilyError: the model has no mixture of experts.
+        FamilyError: The model has no mixture of experts.
     """
     part, total = stream.checkpoint.family.mlp, stream.checkpoint.n_blocks
-    found: dict[int, ExpertScores] = {}
+    by_block: dict[int, ExpertScores] = {}
     for block in range(total):
         stream.load(block)
         mixture = expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
-                found[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
-                hooks.callback(watch_routing(mixture, found[block].note).remove)
+                by_block[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
+                hooks.callback(watch_routing(mixture, by_block[block].note).remove)
             stream.run(block)
         stream.unload(block)
         progress(block + 1, total)
-    if not found:
-        raise FamilyError("this model has no mixture of experts, whose experts reap and frequency rank: leave them out")
-    return found
+    if not by_block:
+        raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
+    return by_block
 
 
 @torch.no_grad()
 def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
-    """How much each block turns the residual stream: 1 - mean over tokens of cos(h before, h after).
+    """Rotation of the residual stream by each block: 1 - mean over tokens of cos(h before, h after).
 
     ShortGPT (arXiv 2403.03853, equation 1).
 
     Args:
-        stream: the text before the first block; it is used up.
-        progress: called with finished and total blocks.
+        stream: Stream before the first block; it is used up.
+        progress: Callback with the numbers of finished and total blocks.
     """
     influence = []
     for block in range(stream.checkpoint.n_blocks):

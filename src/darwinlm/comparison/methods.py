@@ -1,4 +1,4 @@
-"""The methods that `darwinlm compare` knows: each gives an allocation and the modules that it is stitched from."""
+"""The methods of `darwinlm compare`: each gives an allocation and a reader of the pruned modules."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method decided.
+    """Result of a method.
 
     Attributes:
-        reader: where the modules come from.
-        allocation: how much of each is kept.
-        record: figures for the report.
+        reader: Source of the pruned modules.
+        allocation: Level of each module.
+        record: Figures for the report.
     """
 
     reader: DatabaseReader
@@ -58,7 +58,7 @@ class MethodResult:
 
 
 class MethodInputs:
-    """What all methods share: the run, its text, its space and budget, and the database where one is needed."""
+    """Inputs of all methods: the run, its text, space and budget, and the database if needed."""
 
     def __init__(self, run: Run, texts: Texts, plan: Problem) -> None:
         self.run = run
@@ -67,11 +67,11 @@ class MethodInputs:
 
     @cached_property
     def database(self) -> PruningDatabase:
-        """Built or reused on first use."""
+        """The database, built or reused on first access."""
         return database_stage(self.run, self.texts)
 
     def loss(self, reader: DatabaseReader) -> Callable[[Allocation], float]:
-        """KL to the dense model on the fitness tokens that the search judges children on first."""
+        """KL to the dense model on the fitness tokens of the search's first stage."""
         n_tokens = self.run.recipe.search.stages[0].tokens
         tokens = self.texts["fitness"].tokens
         model = self.run.checkpoint.load(self.run.dtype, self.run.device)
@@ -80,17 +80,17 @@ class MethodInputs:
         return lambda allocation: fitness.kl(allocation, n_tokens)
 
 
-def _uniform(bench: MethodInputs, _: Path) -> MethodResult:
-    reader = bench.database.reader
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader = inputs.database.reader
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _random(bench: MethodInputs, _: Path) -> MethodResult:
-    reader, recipe = bench.database.reader, bench.run.recipe
+def _random(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader, recipe = inputs.database.reader, inputs.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
-        bench.plan,
-        bench.loss(reader),
+        inputs.plan,
+        inputs.loss(reader),
         tries=recipe.baselines.random_tries,
         seed=recipe.search.seed,
         seconds=None if minutes is None else 60 * minutes,
@@ -98,54 +98,54 @@ def _random(bench: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(reader, chosen, {"tries": tries})
 
 
-def _ziplm(bench: MethodInputs, _: Path) -> MethodResult:
-    reader = bench.database.reader
-    return MethodResult(reader, least_local_error(bench.plan, reader), {})
+def _ziplm(inputs: MethodInputs, _: Path) -> MethodResult:
+    reader = inputs.database.reader
+    return MethodResult(reader, least_local_error(inputs.plan, reader), {})
 
 
-def _magnitude(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
+def _magnitude(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
     reader = RankedReader(run.checkpoint, run.recipe.units, magnitude_scores(run.checkpoint))
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _minitron(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
-    scores = activation_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
+def _minitron(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
+    scores = activation_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
     reader = RankedReader(run.checkpoint, run.recipe.units, scores)
-    return MethodResult(reader, best_uniform(bench.plan, bench.loss(reader)), {})
+    return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
-def _shortgpt(bench: MethodInputs, _: Path) -> MethodResult:
-    run = bench.run
-    influence = block_influence(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = without_blocks(bench.plan, influence)
+def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
+    run = inputs.run
+    influence = block_influence(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    chosen = without_blocks(inputs.plan, influence)
     return MethodResult(DenseReader(run.checkpoint, run.recipe.units), chosen, {"block_influence": influence})
 
 
-def _ranked_experts(bench: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
-    run = bench.run
-    found = expert_scores(stream_of(run, bench.texts["calibration"]), run.reporter.advance)
-    chosen = equal_experts(bench.plan)
-    by_block = {block: scores(own) for block, own in found.items()}
+def _ranked_experts(inputs: MethodInputs, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
+    run = inputs.run
+    measured = expert_scores(stream_of(run, inputs.texts["calibration"]), run.reporter.advance)
+    chosen = equal_experts(inputs.plan)
+    by_block = {block: scores(of_block) for block, of_block in measured.items()}
     return MethodResult(ExpertReader(run.checkpoint, run.recipe.units, by_block), chosen, {})
 
 
-def _reap(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda own: own.added)
+def _reap(inputs: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(inputs, lambda experts: experts.added)
 
 
-def _frequency(bench: MethodInputs, _: Path) -> MethodResult:
-    return _ranked_experts(bench, lambda own: own.asked)
+def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
+    return _ranked_experts(inputs, lambda experts: experts.asked)
 
 
-def _sheared(bench: MethodInputs, folder: Path) -> MethodResult:
-    run, settings = bench.run, bench.run.recipe.baselines
-    space = bench.plan.space
-    target = even_uniform(bench.plan)
+def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
+    run, settings = inputs.run, inputs.run.recipe.baselines
+    space = inputs.plan.space
+    target = even_uniform(inputs.plan)
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
-    tokens = bench.texts["calibration"].tokens
+    tokens = inputs.texts["calibration"].tokens
     wanted = -(-settings.sheared_tokens // tokens.shape[1])
     order = torch.arange(wanted) % len(tokens)
     batches = torch.split(tokens[order], max(1, settings.sheared_batch_tokens // tokens.shape[1]))
@@ -172,13 +172,13 @@ class Method:
     """One method.
 
     Attributes:
-        name: as `--methods` takes it.
-        title: for tables.
-        source: the paper it follows.
-        make: decides; the folder is for what must be kept.
-        database: whether it works from the pruning database.
-        searches: whether `search.minutes` bounds it.
-        mixtures: whether it ranks experts, so that `all` leaves it out.
+        name: Name for `--methods`.
+        title: Name for tables.
+        source: Paper of the method.
+        make: Function that computes the result; it may write files to the folder.
+        database: Whether it uses the pruning database.
+        searches: Whether `search.minutes` limits it.
+        mixtures: Whether it ranks experts; `all` excludes such methods.
     """
 
     name: str
@@ -193,15 +193,15 @@ class Method:
 BASELINES = {
     method.name: method
     for method in (
-        Method("uniform", "Uniform", "the best of all equal cuts, same database", _uniform, database=True),
+        Method("uniform", "Uniform", "the best uniform allocation, same database", _uniform, database=True),
         Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
         Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
         Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
         Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
-        Method("reap", "REAP", "arXiv 2510.13999, whole experts, as many in every block", _reap, mixtures=True),
-        Method("frequency", "Expert frequency", "experts that are asked most often", _frequency, mixtures=True),
+        Method("reap", "REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
+        Method("frequency", "Expert frequency", "experts that are used most often", _frequency, mixtures=True),
         Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
         Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
     )
 }
-"""By name. `darwinlm` is the pipeline itself, and refit and recovery may follow any (`entries.py`)."""
+"""Methods by name. `darwinlm` is the pipeline itself; any method may be followed by refit and recovery."""

@@ -1,4 +1,4 @@
-"""A database of another kind: units in an order that some score gives, the dense weights on what is kept."""
+"""Readers that keep units by a score, with the dense weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from darwinlm.database.kept import Kept, kept_groups
 from darwinlm.database.levels import Level
-from darwinlm.database.store import DatabaseReader, Kept, kept_groups
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
@@ -22,12 +23,12 @@ Place = tuple[int, ModuleKind]
 
 @dataclass(frozen=True)
 class UnitScores:
-    """How much the units of one module matter.
+    """Importance of the units of one module.
 
     Attributes:
-        units: [width] of an MLP's channels, or [groups, heads] of an attention's query heads.
-        groups: [groups] of what a KV group has besides its heads; None adds nothing.
-        scale: [width] that the kept columns are multiplied with; None leaves them as they are.
+        units: [width], scores of an MLP's channels, or [groups, heads], scores of an attention's query heads.
+        groups: [groups], additional scores of KV groups; None adds nothing.
+        scale: [width], factors on the kept columns; None leaves them unchanged.
     """
 
     units: Tensor
@@ -36,15 +37,15 @@ class UnitScores:
 
 
 class RankedReader(DatabaseReader):
-    """Keeps the best-scored units of every module and leaves their weights alone.
+    """Keeps the units of every module with the highest scores; their weights don't change.
 
     Args:
-        checkpoint: the model.
-        units: what is removed at once.
-        scores: of every module.
+        checkpoint: The model.
+        units: Units of removal.
+        scores: Scores of every module.
 
     Raises:
-        FamilyError: the model is a mixture of experts, whose units these methods don't score.
+        FamilyError: The model is a mixture of experts, whose units these methods don't score.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
@@ -52,7 +53,7 @@ class RankedReader(DatabaseReader):
         self.scores = scores
         mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
         if mixtures:
-            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method doesn't know: use ziplm")
+            raise FamilyError(f"{mixtures[0]} is a mixture of experts, which this method does not support: use ziplm")
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the best units of a module, [k] ascending."""
@@ -70,12 +71,12 @@ class RankedReader(DatabaseReader):
 
 
 class ExpertReader(DatabaseReader):
-    """Keeps the best-scored experts of every mixture and leaves their weights alone.
+    """Keeps the experts of every mixture with the highest scores; their weights don't change.
 
     Args:
-        checkpoint: the model.
-        units: what is removed at once.
-        scores: [e] of the experts of each mixture, by block.
+        checkpoint: The model.
+        units: Units of removal.
+        scores: [e], scores of the experts of each mixture, by block.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[int, Tensor]) -> None:
@@ -88,11 +89,11 @@ class ExpertReader(DatabaseReader):
 
 
 class DenseReader(DatabaseReader):
-    """Every module whole or gone.
+    """Keeps or removes whole modules.
 
     Args:
-        checkpoint: the model.
-        units: gives the levels their order.
+        checkpoint: The model.
+        units: Units, which determine the order of levels.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
@@ -102,8 +103,8 @@ class DenseReader(DatabaseReader):
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:
     """Columns of the output projection that a level keeps, [k] ascending.
 
-    An attention keeps the groups with the largest sum over their best heads and their own score, and in each of them
-    those heads; an MLP its best channels. Of equal scores the first goes first.
+    An attention keeps its best heads in the groups with the largest sum of these heads' scores and the group's score.
+    An MLP keeps its best channels. On ties the first unit is preferred.
     """
     if not level.width:
         return torch.arange(0)

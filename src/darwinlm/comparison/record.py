@@ -1,4 +1,4 @@
-"""What `comparison.json` holds: methods under one budget, as a closed, versioned model."""
+"""Contents of `comparison.json`: methods under one budget, as a closed, versioned model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from darwinlm.report.summary import FORMAT, Figures, read_figures
 
 
 class TextQuality(BaseModel):
-    """Perplexity and KL(dense ‖ model) on one text, and what else was measured on it."""
+    """Perplexity, KL(dense ‖ model) and further figures on one text."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -20,14 +20,14 @@ class TextQuality(BaseModel):
 
 
 class MeasuredText(Figures):
-    """A text that models are measured on."""
+    """An evaluation text."""
 
     source: str
     tokens: int
 
 
 class ComparedBudget(Figures):
-    """The bound of all methods; `upper` and `dense` are amounts of `unit`."""
+    """The budget of all methods; `upper` and `dense` are amounts of `unit`."""
 
     kind: str
     unit: str
@@ -37,23 +37,23 @@ class ComparedBudget(Figures):
 
 
 class ComparedMethod(Figures):
-    """A row: how a model was made, and its figures.
+    """A row: a method and the figures of its model.
 
     Attributes:
-        method: as `--methods` takes it; `dense` for the dense model.
-        title: for the table.
-        source: the paper.
-        seconds: of the method and its steps; None for the dense model.
-        database_seconds: of the pruning database, where the method uses it.
-        resumed: whether a part was interrupted, so that only its last part was timed.
-        training_tokens: tokens that the method trains on.
-        allocation: level of each module.
-        record: what the method says of itself.
-        params: parameters.
-        block_params: parameters inside the blocks.
-        bytes: of its weights.
-        texts: quality by the name of the text.
-        tasks: scores, as `evaluation.harness` writes them.
+        method: Name for `--methods`; `dense` for the dense model.
+        title: Name for the table.
+        source: Paper of the method.
+        seconds: Time of the method and its steps; None for the dense model.
+        database_seconds: Time of the pruning database, if the method uses it.
+        resumed: Whether a stage was interrupted, so that only its last part was timed.
+        training_tokens: Number of tokens in the method's training.
+        allocation: Level of each module.
+        record: Details reported by the method.
+        params: Number of parameters.
+        block_params: Number of parameters inside the blocks.
+        bytes: Size of its weights.
+        texts: Quality by name of the text.
+        tasks: Scores in the format of `evaluation.harness`.
     """
 
     method: str
@@ -73,7 +73,7 @@ class ComparedMethod(Figures):
 
 
 class ComparisonRecord(Figures):
-    """A comparison, finished or so far; the dense model is the first row."""
+    """A comparison, possibly unfinished; the dense model is the first row."""
 
     format: Literal[1] = FORMAT
     version: str
@@ -86,11 +86,11 @@ class ComparisonRecord(Figures):
     rows: tuple[ComparedMethod, ...] = ()
 
     def with_row(self, row: ComparedMethod) -> ComparisonRecord:
-        """One row more."""
+        """The comparison with an additional row."""
         return self.model_copy(update={"rows": (*self.rows, row)})
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The comparison as plain values."""
         return self.model_dump(mode="json")
 
 

@@ -1,8 +1,8 @@
-"""Sheared-LLaMA's pruning: masks over heads and MLP channels learned together with the weights, under constraints.
+"""Sheared-LLaMA's pruning: constrained masks over heads and MLP channels, learned together with the weights.
 
-min over weights and masks, max over λ and φ, of  cross-entropy + Σ λ (s - t) + φ (s - t)²  where s is the expected
-share of units that a module keeps and t the target's, which falls from 1 during the first part of the training (arXiv
-2310.06694, section 2.1). The residual width and the number of layers, which it can prune too, stay here.
+The objective is  cross-entropy + Σ λ (s - t) + φ (s - t)²,  minimised over weights and masks and maximised over λ and
+φ. s is the expected share of kept units of a module, and t is its target, which falls from 1 in the first part of the
+training (arXiv 2310.06694, section 2.1). The original can also prune the residual width and the number of layers.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from darwinlm.families.shapes import ModuleShape
 
 @dataclass(frozen=True)
 class Shearing:
-    """Settings.
+    """Settings of the training.
 
     Attributes:
-        mask_rate: learning rate of the masks; the paper's is 1, over 3200 steps.
-        rate: learning rate of the weights; the paper's is 1e-4. 0 leaves them alone.
-        ascent: learning rate of the multipliers.
-        pull: φ at the start. The paper starts at 0, which lets short trainings swing around the target.
-        warmup: share of the steps in which the target falls from everything to what is wanted.
-        seed: of the masks' noise.
+        mask_rate: Learning rate of the masks; the paper's is 1, over 3200 steps.
+        rate: Learning rate of the weights; the paper's is 1e-4. With 0 they don't change.
+        ascent: Learning rate of the multipliers.
+        pull: Initial φ. The paper starts at 0, with which short trainings oscillate around the target.
+        warmup: Share of the steps in which the target falls from 1 to its final value.
+        seed: Seed of the masks' noise.
     """
 
     mask_rate: float = 0.3
@@ -46,12 +46,12 @@ class Shearing:
 
 
 class ModuleMask(nn.Module):
-    """Masks of one module, spread over the columns of its output projection.
+    """Masks of one module, expanded to the columns of its output projection.
 
     Args:
-        shape: of the module.
-        level: what it is to keep.
-        generator: of the noise.
+        shape: Shape of the module.
+        level: Target level.
+        generator: Generator of the noise.
     """
 
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
@@ -72,7 +72,7 @@ class ModuleMask(nn.Module):
         self.targets[name] = target
 
     def columns(self, z: dict[str, Tensor]) -> Tensor:
-        """Masks of units spread over columns, [width]."""
+        """Masks of units expanded to columns, [width]."""
         if self.shape.kind == "mlp":
             return z["channels"]
         spread = z["groups"].repeat_interleave(self.shape.heads)
@@ -90,11 +90,11 @@ class ModuleMask(nn.Module):
             yield name, part
 
     def gaps(self, progress: float) -> list[Tensor]:
-        """Expected minus wanted share of each kind of unit, the target having come so far."""
+        """Expected minus target share of each kind of unit, at this progress of the target."""
         return [part.expected() - (1 - (1 - self.targets[name]) * progress) for name, part in self._named()]
 
     def scores(self) -> UnitScores:
-        """What was learned, as scores of units and the masks that stay."""
+        """Learned scores of units, and the final masks as scale."""
         z = {name: part.final().cpu() for name, part in self._named()}
         alpha = {name: part.log_alpha.detach().cpu() for name, part in self._named()}
         scale = self.columns(z)
@@ -102,7 +102,7 @@ class ModuleMask(nn.Module):
             return UnitScores(alpha["channels"], scale=scale)
         heads = alpha.get("heads", torch.zeros(self.shape.groups * self.shape.heads))
         units = heads.view(self.shape.groups, self.shape.heads)
-        # Groups are ranked by their own masks alone, however good their heads are.
+        # Groups are only ranked by their masks, not by the scores of their heads.
         weight = 1e3 * float(units.abs().max() + 1) * self.shape.heads
         return UnitScores(units, groups=weight * alpha["groups"], scale=scale)
 
@@ -116,26 +116,26 @@ def shear(
     settings: Shearing,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[Place, UnitScores], dict[str, Any]]:
-    """Learn which units to keep; the model's weights are trained along, in place.
+    """Learn masks of units; the model's weights are trained with them, in place.
 
     Args:
-        model: the dense causal LM in float32; its weights change.
-        family: its description.
-        shapes: of its modules.
-        levels: what each of them is to keep.
-        batches: [n, t] tokens of each step.
-        settings: learning rates and schedule.
-        progress: called with finished and total steps.
+        model: The dense causal LM in float32; its weights change.
+        family: Family of the model.
+        shapes: Shapes of its modules.
+        levels: Target level of each module.
+        batches: [n, t], tokens of each step.
+        settings: Learning rates and schedule.
+        progress: Callback with the numbers of finished and total steps.
 
     Returns:
         Scores of every module's units, and the record: losses and the largest gap to the target at the end.
 
     Raises:
-        NumericsError: the loss isn't finite.
-        FamilyError: the model is a mixture of experts.
+        NumericsError: The loss isn't finite.
+        FamilyError: The model is a mixture of experts.
     """
     if any(shape.experts for shape in shapes):
-        raise FamilyError("sheared knows no mixture of experts: leave it out")
+        raise FamilyError("sheared does not support mixtures of experts: leave it out")
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(model.parameters()).device
     masks = [ModuleMask(s, level, generator).to(device) for s, level in zip(shapes, levels, strict=True)]
@@ -171,7 +171,7 @@ def shear(
             if settings.rate > 0:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            # Gradient ascent on the multipliers; Adam's steps of equal length swing around the target in short runs.
+            # Plain gradient ascent on the multipliers, because Adam oscillates around the target in short runs.
             multipliers += settings.ascent * torch.stack((stacked.detach(), stacked.detach().square()))
             losses.append(float(loss.detach()))
             progress(step + 1, len(batches))

@@ -1,4 +1,4 @@
-"""A comparison as one table, and what a reader must know to trust it."""
+"""A comparison as a table with remarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from darwinlm.evaluation.summary import Table
 
 
 def comparison_cells(compared: ComparisonRecord) -> Table:
-    """Headings, cells and remarks, from what `darwinlm.comparison.compare` wrote."""
+    """Headings, cells and remarks from the record of `darwinlm.comparison.compare`."""
     places = list(compared.texts)
     trains = any(row.training_tokens for row in compared.rows)
     headings = ["method", "block params", "kept, %", "MB", "minutes", *(["trained on, tokens"] if trains else [])]
@@ -47,22 +47,22 @@ def _minutes(row: ComparedMethod) -> str:
 
 
 def _footing(compared: ComparisonRecord) -> list[str]:
-    """What is the same for all rows, and what each of them was given."""
+    """Remarks about the common conditions, and about the resources of each row."""
     recipe, names = compared.recipe, [row.method for row in compared.rows]
     text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
     lines = [
         f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
         f"{text['fitness_tokens']:,} fitness tokens of {text['source']}; measured on other documents: "
         + "; ".join(f"{place}, {part.tokens:,} tokens of {part.source}" for place, part in compared.texts.items()),
-        "minutes: the method with all of its steps and, where it uses the pruning database, building that"
+        "minutes: the method with all of its steps, including the pruning database if it uses one"
         + ("; ≥: interrupted, only the last part was timed" if any(row.resumed for row in compared.rows) else ""),
     ]
     if search["minutes"] is not None:
         tries = _tries(compared)
-        random = f", and random tries until then at most ({tries} allocations)" if tries else ""
-        lines.append(f"searches end after {search['minutes']:g} minutes at the latest{random}")
+        random = f", and so are random tries ({tries} allocations)" if tries else ""
+        lines.append(f"searches are limited to {search['minutes']:g} minutes{random}")
     else:
-        lines.append("the wall-clock of searches has no bound (search.minutes): compare the minutes")
+        lines.append("searches have no time limit (search.minutes): compare the minutes")
     if any(name.startswith("sheared") for name in names):
         tokens = recipe["baselines"]["sheared_tokens"]
         lines.append(f"sheared learns masks and weights on {tokens:,} tokens of the calibration text")
@@ -70,7 +70,7 @@ def _footing(compared: ComparisonRecord) -> list[str]:
         source = recovery["text"] or text["source"]
         weights = f"{recovery['distillation']:g} x KL to the dense model, {recovery['cross_entropy']:g} x cross-entropy"
         lines.append(
-            f"recovery: {recovery['tokens']:,} tokens of {source}, the same text in the same order in every row "
+            f"recovery: {recovery['tokens']:,} tokens of {source}, in the same order in every row "
             f"({weights}, learning rate {recovery['learning_rate']:g})"
         )
     return lines

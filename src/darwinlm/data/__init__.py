@@ -1,4 +1,4 @@
-"""Text: where it comes from, whose it is, and proof that search never sees evaluation text."""
+"""Text: sources, disjoint splits, packing, and checks that search never sees evaluation text."""
 
 from darwinlm.data.blocks import TokenBlocks
 from darwinlm.data.files import EXTENSIONS, TEXT_FIELDS

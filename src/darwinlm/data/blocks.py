@@ -1,4 +1,4 @@
-"""Blocks of tokens of one purpose, in memory and on disk.
+"""Blocks of tokens for one purpose, in memory and on disk.
 
 Letters: B blocks, T tokens in a block.
 """
@@ -20,14 +20,14 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class TokenBlocks:
-    """Tokens of one purpose, cut into blocks of equal length.
+    """Tokens for one purpose, cut into blocks of equal length.
 
-    Two are equal when their tokens, documents and source are.
+    Two are equal if their tokens, documents and sources are.
 
     Attributes:
         tokens: Token ids, int64 [B, T].
-        document_hashes: `document_hash` of every document that gave at least one token, in the order of the tokens.
-        source: Where the text came from, for reports.
+        document_hashes: `document_hash` of every document with at least one token, in the order of the tokens.
+        source: Source of the text, for reports.
         digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
     """
 
@@ -43,14 +43,14 @@ class TokenBlocks:
 
     @property
     def n_tokens(self) -> int:
-        """The number of tokens in all blocks together."""
+        """Number of tokens in all blocks together."""
         return self.tokens.numel()
 
     def save(self, folder: Path | str) -> None:
-        """Write the blocks as ``tokens.safetensors`` and ``blocks.json``, the latter last.
+        """Write the blocks as ``tokens.safetensors`` and then ``blocks.json``.
 
         Args:
-            folder: Where to write; it is made if need be, and earlier blocks in it are replaced.
+            folder: Target folder; it is created if needed, and earlier blocks in it are replaced.
 
         Raises:
             StorageError: The disk is full or can't be written.
@@ -71,7 +71,7 @@ class TokenBlocks:
         """Read what `save` wrote.
 
         Args:
-            folder: Where the blocks lie.
+            folder: Folder of the blocks.
 
         Returns:
             The same blocks.

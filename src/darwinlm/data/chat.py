@@ -1,4 +1,4 @@
-"""Chats as text: records whose field holds messages, written out as the model's own chat template does it."""
+"""Chats as text: records with a list of messages, rendered by the model's chat template."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHAT_FIELD = "messages"
-"""Field that holds a chat where a record has no text."""
+"""Field for the chat of a record without text."""
 
 
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
-    """Write a chat as the model reads it, without the bos token, which packing adds.
+    """Render a chat with the model's template, without the bos token, which packing adds.
 
     Args:
-        messages: A list of records with a `role` and a `content`, both text.
-        tokenizer: The model's, with a chat template.
-        where: The record, for messages.
+        messages: List of records with a `role` and a `content`, both text.
+        tokenizer: The model's tokenizer, with a chat template.
+        where: Name of the record, for messages.
 
     Raises:
         DataError: It isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
@@ -33,7 +33,7 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
         )
     if tokenizer is None or not tokenizer.chat_template:
         raise DataError(
-            f"{where}: this is a chat, but the model's tokenizer has no chat template to write it with. Give plain "
+            f"{where}: this is a chat, but the model's tokenizer has no chat template to render it. Give plain "
             "text, or a model with a chat template."
         )
     if not messages:
@@ -42,7 +42,9 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where
     try:
         text = str(template(messages, tokenize=False))
     except TemplateError as error:
-        raise DataError(f"{where}: the model's chat template refuses this chat ({error}). Mend or drop it.") from error
+        raise DataError(
+            f"{where}: the model's chat template refuses this chat ({error}). Correct or remove it."
+        ) from error
     bos = tokenizer.bos_token
     return text.removeprefix(str(bos)) if bos else text
 

@@ -1,4 +1,4 @@
-"""Read documents out of the files of one source: text, JSON lines, Parquet and Arrow."""
+"""Read documents from the files of a source: text, JSON lines, Parquet and Arrow."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ if TYPE_CHECKING:
     from darwinlm.data.shuffle import Shuffle
 
 TEXT_FIELDS = ("text", "passage", "page", "content", CHAT_FIELD)
-"""Fields that may hold a record's text, the most likely first; `messages` hold a chat."""
+"""Fields that may hold a record's text, in order of preference; `messages` holds a chat."""
 
 _TEXT_EXTENSIONS = (".txt", ".txt.gz")
 _JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
 _ARROW_EXTENSIONS = (".parquet", ".arrow")
 EXTENSIONS = _TEXT_EXTENSIONS + _JSON_EXTENSIONS + _ARROW_EXTENSIONS
-"""Ends of the file names that can be read."""
+"""Supported file extensions."""
 
 OPEN_FILES = 64
-"""Most files of a folder that are read at once."""
+"""Maximum number of files of a folder that are read at once."""
 
 DOCUMENT_CHARACTERS = 1 << 24
-"""Longest document in characters; what follows is left out and counted."""
+"""Maximum length of a document in characters; longer ones are cut and counted."""
 LINE_BYTES = 1 << 26
-"""Longest line of a file in bytes: of text, the rest is left out; of records, it is refused."""
+"""Maximum length of a line in bytes; longer lines of text are cut, longer records are refused."""
 BLANK_LINES = 10**6
-"""Most blank lines in a row."""
+"""Maximum number of consecutive blank lines."""
 FREE_BYTES, RATIO = 1 << 26, 200
-"""How much a packed file may hold: so many bytes, and beyond them so many times its own size. Text packs to a third."""
+"""Maximum unpacked size of a compressed file: this number of bytes, or this multiple of its size (text: about 3)."""
 COLUMN_BYTES = 1 << 32
-"""Largest column of one row group of a Parquet file, unpacked."""
+"""Maximum unpacked size of a column in one row group of a Parquet file."""
 
 _ROWS_PER_BATCH = 256
 
 
 @dataclass
 class Tally:
-    """What reading left out; filled while documents are read.
+    """Counts of text that was left out; updated while documents are read.
 
     Attributes:
-        cut: documents that were longer than `DOCUMENT_CHARACTERS`.
-        empty: documents without a visible character.
+        cut: Number of documents longer than `DOCUMENT_CHARACTERS`.
+        empty: Number of documents without a visible character.
     """
 
     cut: int = 0
     empty: int = 0
 
     def words(self) -> str | None:
-        """For people; None where nothing was left out."""
+        """A message about the counts; None if nothing was left out."""
         parts = []
         if self.cut:
             parts.append(f"{self.cut} documents were cut to {DOCUMENT_CHARACTERS:,} characters")
@@ -69,13 +69,13 @@ class Tally:
 
 
 def extension_of(path: Path) -> str | None:
-    """Which of `EXTENSIONS` a file's name ends in."""
+    """The extension of a file among `EXTENSIONS`."""
     name = path.name.lower()
     return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a message lists them: a, b or c."""
+    """Names as a list for messages: a, b or c."""
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -85,19 +85,19 @@ def read_files(
     shuffle: Shuffle | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[str]:
-    """Read the documents of files, one of each in turn, so that what is read first comes from all of them.
+    """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
-    A file that ends makes room for the next one; no more than `OPEN_FILES` are read at once.
+    At most `OPEN_FILES` are read at once; when one ends, the next one is opened.
 
     Args:
-        files: in order.
-        field: of a record, holds the text; none looks for one of `TEXT_FIELDS`.
-        shuffle: of the files, and of the documents in each; none keeps their order.
-        tokenizer: writes chats out; only they need one.
+        files: Files in reading order.
+        field: Field of a record that holds the text; None tries `TEXT_FIELDS`.
+        shuffle: Shuffle of the files and of the documents in each; None keeps their order.
+        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
 
     Raises:
-        DataError: a file is unreadable or damaged, or a record has no text.
-        MissingExtraError: the format needs an optional package that isn't installed.
+        DataError: A file is unreadable or damaged, or a record has no text.
+        MissingExtraError: The format needs an optional package that isn't installed.
     """
     waiting = [_read_file(path, field, tokenizer) for path in files]
     if shuffle is not None:
@@ -127,9 +127,9 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
 
 
 def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked when its name ends in ``.gz``.
+    """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
-    A line that is longer than `LINE_BYTES` is cut to that, or refused.
+    A line longer than `LINE_BYTES` is cut or refused.
     """
     try:
         with _opened(path) as handle:
@@ -170,7 +170,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
     end = len(raw)
     while not whole and end and end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
-        end -= 1  # a cut may go through a character
+        end -= 1  # the cut may be inside a character
     if not whole and raw[end - 1] >= 0xC0:
         end -= 1
     try:
@@ -190,7 +190,7 @@ def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
 
 
 def _split_text(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file: what stands between runs of two or more blank lines."""
+    """Yield the documents of a text file, which are separated by two or more blank lines."""
     kept: list[str] = []
     blank, held = 0, 0
     for number, line in _lines(path, cut=True):
@@ -204,7 +204,7 @@ def _split_text(path: Path) -> Iterator[str]:
             kept, held = [], 0
         elif kept and blank == 1:
             kept.append("")
-        if held <= DOCUMENT_CHARACTERS:  # one line more than allowed shows that the document is too long
+        if held <= DOCUMENT_CHARACTERS:  # one line beyond the limit shows that the document is too long
             kept.append(line)
             held += len(line) + 1
         blank = 0
@@ -260,7 +260,7 @@ def _read_arrow(
 
 
 def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
-    """Yield (names of the text's columns, a batch of the values of each); no other column is read."""
+    """Yield (names of the text columns, a batch of the values of each); other columns aren't read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
@@ -279,7 +279,7 @@ def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str,
 
 
 def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, ...], list[list[Any]]]]:
-    """Yield (names of the text's columns, a batch of the values of each) of an Arrow stream or an Arrow file."""
+    """Yield (names of the text columns, a batch of the values of each) of an Arrow stream or file."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
@@ -302,13 +302,13 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
 
 
 def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
-    """Choose the fields that hold the text.
+    """Choose the text fields.
 
     Args:
         names: Fields of a record.
-        wanted: Field that the user named, or two joined by a plus: a question and its answer. None takes the first of
-            `TEXT_FIELDS` that is there.
-        where: Record or file, for the message.
+        wanted: Field given by the user, or two joined by a plus: a question and its answer. None uses the first
+            existing one of `TEXT_FIELDS`.
+        where: Record or file, for messages.
 
     Raises:
         DataError: There is no such field.
@@ -321,7 +321,7 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
     if chosen is None:
         there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
         raise DataError(
-            f"{where}: there is no field {listed(candidates)}; the fields there are: {there}. "
+            f"{where}: there is no field {listed(candidates)}; the existing fields are: {there}. "
             "Name the one that holds the text after a '#' at the end of the source."
         )
     return (chosen,)
@@ -330,16 +330,16 @@ def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[s
 def text_of(
     values: Sequence[object], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
-    """Text of a record: text as it stands; a list of messages, or a question and its answer, as a chat.
+    """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
 
     Args:
-        values: Of the fields, in their order.
-        fields: One, or two that hold a question and its answer.
-        where: Record, for the message.
-        tokenizer: The model's; only chats need one.
+        values: Values of the fields, in their order.
+        fields: One field, or two with a question and its answer.
+        where: Record, for messages.
+        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
 
     Raises:
-        DataError: A value is something else, or a chat that the tokenizer can't write.
+        DataError: A value is something else, or a chat that the template can't render.
     """
     if len(values) == 2:
         parts = [text_of([value], [field], where) for value, field in zip(values, fields, strict=True)]

@@ -1,4 +1,4 @@
-"""Guards against judging a model by text that it was made with."""
+"""Guards against evaluating a model on text that it was made with."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _BENCHMARKS = {
     "BoolQ": r"boolq",
     "MMLU": r"mmlu|hendrycks[-_ ]?test",
 }
-"""Benchmarks that results are reported on, and what their paths look like in lower case."""
+"""Evaluation benchmarks, and patterns of their lower-case paths."""
 
 _TEXT_BENCHMARKS = {"WikiText": r"wikitext|wiki(?=\.test)"}
-"""Ordinary text of which only the test split is reserved."""
+"""Ordinary text whose test split is reserved."""
 
 _TRAINING_WORDS = frozenset({"train", "training"})
 _EVALUATION_WORDS = frozenset({"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "all"})
@@ -42,7 +42,7 @@ def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
         named: The blocks of each purpose.
 
     Raises:
-        DataError: Two purposes share documents; the message names them and says how many.
+        DataError: Two purposes share documents; the message names the purposes and the number.
     """
     for (first, one), (second, other) in combinations(named.items(), 2):
         shared = len(set(one.document_hashes) & set(other.document_hashes))
@@ -57,13 +57,13 @@ def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
 def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") -> None:
     """Refuse a source that looks like the evaluation split of a known benchmark.
 
-    The names decide, not the content: ids, configurations and splits of hub data sets, and the components of absolute
-    local paths (of a folder, those of every file in it; of a link that says nothing, those of what it points to). A
-    question benchmark has to say that it is its training split; of WikiText only the test split is refused.
+    Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
+    For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
+    benchmark must be named as a training split; for WikiText only the test split is refused.
 
     Args:
-        source: A source as `read_documents` takes it.
-        allow_benchmark_text: Why such text is fine here, in the user's words. Blank, there is no reason.
+        source: Source in the syntax of `read_documents`.
+        allow_benchmark_text: Reason in the user's words for allowing such text; blank means none.
 
     Raises:
         DataError: The source looks like evaluation text and no reason is given, or there is no such source.
@@ -71,9 +71,9 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
     if allow_benchmark_text.strip():
         return
     parsed = parse_source(source)
-    found = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
-    if found is not None:
-        benchmark, where = found
+    match = _in_hub_name(parsed) if isinstance(parsed, HubSource) else _in_local_files(parsed)
+    if match is not None:
+        benchmark, where = match
         raise DataError(
             f"Text source {source!r}: {where} looks like evaluation text of {benchmark}, which would flatter a model "
             "made with it. Give other text or the training split, or write the reason why it's fine in "
@@ -109,7 +109,7 @@ def _names_benchmark(path: Path) -> bool:
 
 
 def _in_path(path: Path) -> str | None:
-    """Name the benchmark whose evaluation split a file looks like, if any."""
+    """Name of the benchmark whose evaluation split a file resembles, if any."""
     parts = [part.lower() for part in path.parts]
     for benchmark, pattern in _BENCHMARKS.items():
         words = _split_words(parts, pattern)
@@ -123,9 +123,9 @@ def _in_path(path: Path) -> str | None:
 
 
 def _split_words(parts: list[str], pattern: str) -> list[str] | None:
-    """List the names of splits that go with a benchmark's name in a path, in order; None if the name isn't there.
+    """Names of splits that belong to a benchmark's name in a path, in order; None if the name isn't in it.
 
-    They stand in the component that has the benchmark's name or below it, or are the whole name of the folder above:
+    They are in the component with the benchmark's name, below it, or are the full name of the folder above:
     ``boolq/validation/0.arrow``, ``boolq_train.jsonl``, ``test/boolq.jsonl``.
     """
     first = next((index for index, part in enumerate(parts) if _mention(part, pattern) is not None), None)

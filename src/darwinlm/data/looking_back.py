@@ -1,9 +1,8 @@
-"""Text that has to be looked back at: passages of a block stand in it again, further on.
+"""Repeated passages: a share of a block's tokens repeats earlier passages of the same block.
 
-Plain text says little twice, so a model that no longer reads its own context loses little on it. Here a share of every
-block's tokens repeats passages from before, at once or later, half of them with their tokens shuffled where they first
-stand, as lists are. What repeats comes from the block itself: no document gets a second purpose, and any prefix of the
-text has the same mix.
+Plain text rarely repeats itself, so a model that ignores its context loses little on it. Here passages are repeated at
+once or later. Half of them have their tokens shuffled at the first occurrence, so that they resemble lists. Passages
+are only copied within a block. So each document keeps a single purpose, and any prefix of the text has the same mix.
 
 Letters: B blocks, T tokens in a block.
 """
@@ -20,26 +19,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHORTEST = 8
-"""Tokens of the shortest passage that is repeated, where the share leaves room for as many."""
+"""Tokens of the shortest repeated passage, if the share allows as many."""
 
 LONGEST = 128
-"""Tokens of the longest one."""
+"""Tokens of the longest repeated passage."""
 
 
 def with_repeats(tokens: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """Blocks in which a share of the tokens repeats what stands before.
+    """Blocks in which a share of the tokens repeats earlier passages.
 
-    Passages of 8 to 128 tokens, short ones as likely as long ones by their logarithm, are said again: one half at
-    once, the others anywhere behind. Half of all are shuffled before they are said for the first time. Text that
-    no longer fits is left out at the end of the block. A block's first token stays.
+    Passages have 8 to 128 tokens, with a log-uniform distribution. Half of them are repeated at once, the others
+    anywhere later. Half of all passages are shuffled at their first occurrence. Text that no longer fits is dropped at
+    the end of the block. The first token of a block stays.
 
     Args:
         tokens: Blocks of text, int64 [B, T].
-        share: Part of each block's tokens that repeats, from 0 to below 1.
-        seed: Decides, together with a block's tokens, which passages are repeated and where.
+        share: Share of each block's tokens that repeats, from 0 to below 1.
+        seed: Seed; together with a block's tokens it determines the repeated passages and their positions.
 
     Returns:
-        New blocks, int64 [B, T]; the same ones where the share is 0.
+        New blocks, int64 [B, T]; the given ones if the share is 0.
     """
     if share == 0:
         return tokens
@@ -53,17 +52,17 @@ def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[
     digest = blake2b(block.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
     rng = np.random.default_rng(int.from_bytes(digest.digest(), "little"))
     length = len(block)
-    lacking = round(share * length)
-    plain = block[: length - lacking].copy()
+    remaining = round(share * length)
+    plain = block[: length - remaining].copy()
     repeats: list[tuple[int, slice]] = []
-    while lacking:
-        size = _size(rng, min(lacking, (len(plain) - 1)))
+    while remaining:
+        size = _size(rng, min(remaining, (len(plain) - 1)))
         if size == 0:
             return block
         place = int(rng.integers(1 + size, len(plain) + 1))
         start = place - size if rng.random() < 0.5 else int(rng.integers(1, place - size + 1))
         repeats.append((place, slice(start, start + size)))
-        lacking -= size
+        remaining -= size
         if rng.random() < 0.5:
             rng.shuffle(plain[start : start + size])
     pieces, done = [], 0
@@ -74,7 +73,7 @@ def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[
 
 
 def _size(rng: np.random.Generator, most: int) -> int:
-    """Tokens of a passage, at most `most`; no rest is left that is shorter than the shortest passage."""
+    """Number of tokens of a passage, at most `most`; the remainder is never shorter than the shortest passage."""
     if most < 2 * SHORTEST:
         return most
     size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(min(LONGEST, most) + 1))))

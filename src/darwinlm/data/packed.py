@@ -1,8 +1,8 @@
-"""Training text as a row of packed blocks on disk: any length, read by number, made once and resumable.
+"""Training text as packed blocks on disk, of any length, with random access, and resumable.
 
-A source is read once, tokenised, and written into shards of plain little-endian integers; which documents belong to
-other purposes is known by their hashes. Training can then start anywhere, in any order, without reading what came
-before, and text that runs out is found before training begins.
+A source is read once, tokenised, and written into shards of plain little-endian integers. Documents of other purposes
+are excluded by their hashes. Training can then start anywhere, in any order, without reading earlier text. A shortage
+of text is detected before training.
 
 Letters: B blocks, T tokens in a block.
 """
@@ -33,19 +33,19 @@ _BATCH = 64
 
 
 class PackedText(Dataset[dict[str, torch.Tensor]]):
-    """Blocks of tokens on disk, as `pack_documents` wrote them.
+    """Blocks of tokens on disk, written by `pack_documents`.
 
     Args:
-        folder: where they lie.
-        seq_len: T; any length will do, whatever the shards were written for.
-        blocks: B; as many must be there.
-        skip: tokens that are passed over first.
-        bos: takes the place of every block's first token; None leaves it.
-        looking_back: share of each block's tokens that repeat what stands before; see `looking_back.with_repeats`.
-        seed: decides which these are.
+        folder: Folder of the shards.
+        seq_len: T; it may differ from the length for which the shards were written.
+        blocks: B; the shards must hold enough tokens.
+        skip: Number of tokens to skip at the beginning.
+        bos: Token that replaces every block's first token; None leaves it.
+        looking_back: Share of each block's tokens that repeats earlier passages; see `looking_back.with_repeats`.
+        seed: Seed of the repeated passages.
 
     Raises:
-        ArtifactError: a shard is missing, or its bytes aren't those that were written.
+        ArtifactError: A shard is missing or was changed.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
             except (OSError, ValueError, LookupError) as error:
                 raise damaged(path, str(error)) from error
             if not intact:
-                raise damaged(path, "its bytes aren't those that were written")
+                raise damaged(path, "it was changed after it was written")
         there = sum(len(shard) for shard in self._shards)
         if there < skip + blocks * seq_len:
-            raise damaged(folder / INDEX, f"{skip + blocks * seq_len} tokens are wanted, but the shards hold {there}")
+            raise damaged(folder / INDEX, f"{skip + blocks * seq_len} tokens are needed, but the shards hold {there}")
 
     def __len__(self) -> int:
         return self.blocks
@@ -112,24 +112,24 @@ def pack_documents(
     shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the first `tokens` tokens of a source, without repeated and reserved documents, packed end to end.
+    """Pack the first `tokens` tokens of a source, without repeated and reserved documents.
 
-    What an interrupted call has finished is kept: its documents are read over, but not tokenised again.
+    Finished shards of an interrupted call are kept; their documents are read again but not tokenised.
 
     Args:
-        documents: texts, in the same order every time.
-        folder: where the shards go.
-        tokens: how many are wanted.
-        tokenizer: the model's tokenizer.
-        reserved: hashes of documents that serve another purpose.
-        vocabulary: size of the model's vocabulary: decides how many bytes a token takes.
-        source: where the documents come from; for messages.
-        shard_tokens: tokens in a shard.
-        progress: called with written and wanted tokens.
+        documents: Texts, in the same order every time.
+        folder: Target folder of the shards.
+        tokens: Number of tokens to pack.
+        tokenizer: The model's tokenizer.
+        reserved: Hashes of documents of other purposes.
+        vocabulary: Size of the model's vocabulary, which determines the bytes per token.
+        source: Source of the documents, for messages.
+        shard_tokens: Tokens in a shard.
+        progress: Callback with the numbers of written and requested tokens.
 
     Raises:
-        DataError: the source ends too early; nothing is trained then.
-        StorageError: the disk has too little room, or can't be written.
+        DataError: The source has too few tokens.
+        StorageError: The disk has too little room, or can't be written.
     """
     writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
     if writer.lacks <= 0:
@@ -158,14 +158,14 @@ def pack_documents(
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"
         raise DataError(
-            f"{named} runs out: training wants {tokens} tokens, but {writer.there} are there ({count} documents were "
-            "read; those that serve another purpose are left out). Give more text, lower recovery.tokens, or allow "
-            "recovery.epochs above 1."
+            f"{named} is too short: training needs {tokens} tokens, but there are only {writer.there} ({count} "
+            "documents were read; those of other purposes are excluded). Give more text, lower recovery.tokens, or "
+            "allow recovery.epochs above 1."
         )
 
 
 class _Writer:
-    """Fills shards in order, and knows how far it got."""
+    """Fills shards in order, and tracks the progress."""
 
     def __init__(
         self, folder: Path, wanted: int, dtype: np.dtype[Any], shard_tokens: int, progress: Callable[[int, int], None]
@@ -184,21 +184,21 @@ class _Writer:
 
     @property
     def documents(self) -> int:
-        """How many of the source's documents are in what is finished."""
+        """Number of the source's documents in finished shards."""
         return int(self.index["documents"])
 
     @property
     def lacks(self) -> int:
-        """Tokens that are still to be written."""
+        """Number of tokens still to be written."""
         return self.wanted - int(self.index["written"])
 
     @property
     def there(self) -> int:
-        """Tokens that were found so far."""
+        """Number of tokens so far."""
         return int(self.index["written"]) + self._held
 
     def add(self, documents: list[Document], count: int) -> None:
-        """Take tokenised documents, the last of which is number `count` of the source; write what fills a shard."""
+        """Add tokenised documents, the last of which is number `count` of the source, and write full shards."""
         for document in documents:
             assert document.tokens is not None, "documents are tokenised before they are written"
             self._pieces.append(document.tokens)

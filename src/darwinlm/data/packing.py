@@ -1,4 +1,4 @@
-"""One document: its name and its tokens, as splits and packed text of any length take them."""
+"""Documents: their hashes and tokens, for splits and packed text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 PIECE = 1 << 18
-"""Most characters that a tokenizer gets at once: some libraries abort the process on a line of 50 MB."""
+"""Maximum number of characters that a tokenizer gets at once; some libraries abort the process on a line of 50 MB."""
 
 
 def document_hash(document: str) -> str:
-    """Name a document by its words: white space and case make no difference.
+    """Hash of a document's words, independent of white space and case.
 
     Args:
         document: Any text.
@@ -33,7 +33,7 @@ def document_hash(document: str) -> str:
 
 @dataclass
 class Document:
-    """A document on its way; its tokens are int64 [number of them] once it has been tokenised."""
+    """A document; its tokens are an int64 vector once it is tokenised."""
 
     hashed: str
     text: str
@@ -41,9 +41,9 @@ class Document:
 
 
 def added_bos(tokenizer: Any) -> int | None:
-    """The bos token, if the tokenizer puts it in front of every text by default; else None.
+    """The bos token, if the tokenizer adds it to every text by default; else None.
 
-    Models with such a tokenizer are run with it, so every block of text begins with it.
+    Models with such a tokenizer are used with bos, so every block of text begins with it.
     """
     bos: int | None = tokenizer.bos_token_id
     bare, by_default = (tokenizer("a", **how)["input_ids"] for how in ({"add_special_tokens": False}, {}))
@@ -51,7 +51,7 @@ def added_bos(tokenizer: Any) -> int | None:
 
 
 class Packer:
-    """Tokenises documents and joins a document's tokens as `splits.split_documents` describes."""
+    """Tokenises documents and joins their tokens as described in `splits.split_documents`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer: Any = tokenizer
@@ -60,7 +60,7 @@ class Packer:
         self._after = [] if eos is None else [eos]
 
     def tokenise(self, documents: list[Document]) -> None:
-        """Fill in the tokens of the documents that have none yet."""
+        """Tokenise the documents without tokens."""
         waiting = [document for document in documents if document.tokens is None]
         if not waiting:
             return
@@ -73,16 +73,16 @@ class Packer:
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Tokens of each text without special ones; a long text is given to the tokenizer in pieces."""
+    """Tokens of each text without special ones; long texts are tokenised in pieces."""
     pieces = [list(_pieces(text)) for text in texts]
     flat = [piece for parts in pieces for piece in parts]
     encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    found = iter(encoded["input_ids"])
-    return [[token for _ in parts for token in next(found)] for parts in pieces]
+    ids = iter(encoded["input_ids"])
+    return [[token for _ in parts for token in next(ids)] for parts in pieces]
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most `PIECE` characters, cut before white space where there is any in the last eighth."""
+    """Pieces of at most `PIECE` characters, cut before white space if there is any in the last eighth."""
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE

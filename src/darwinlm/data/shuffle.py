@@ -1,4 +1,4 @@
-"""Take documents in a random order without holding all of them."""
+"""Random order of documents without holding all of them in memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from darwinlm.errors import RecipeError
 
 BUFFER_CHARACTERS = 1 << 28
-"""Most characters that are held, whatever the number of documents: whole books may be records of one file."""
+"""Maximum number of characters in the buffer, because single records may be whole books."""
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How documents are drawn at random: files are often ordered, by book or by date, and a run reads little of them.
+    """Random sampling of documents, because files are often sorted by book or date and a run reads only a part of them.
 
     Attributes:
-        documents: That are held and drawn from, of all files together; as a file is read on, each one drawn makes room
-            for the next. A source with fewer is shuffled as a whole.
-        seed: Another seed gives another order.
+        documents: Maximum number of documents in the buffer, all files together. Each document drawn makes room for the
+            next one. A source with fewer documents is shuffled as a whole.
+        seed: Seed of the order.
 
     Raises:
-        RecipeError: No document may be held.
+        RecipeError: The buffer has no room for a document.
     """
 
     documents: int
@@ -30,10 +30,10 @@ class Shuffle:
 
     def __post_init__(self) -> None:
         if self.documents < 1:
-            raise RecipeError(f"text.shuffle_documents is {self.documents}: at least one document has to be held.")
+            raise RecipeError(f"text.shuffle_documents is {self.documents}: it must be at least 1.")
 
     def order(self, items: list[str]) -> list[int]:
-        """Numbers of the items in a random order, which depends on nothing but the items and the seed."""
+        """Indices of the items in a random order, which depends only on the items and the seed."""
         numbers = list(range(len(items)))
         self._generator("order", *items).shuffle(numbers)
         return numbers
@@ -42,9 +42,9 @@ class Shuffle:
         """Yield all documents of one file in a random order.
 
         Args:
-            documents: Of the file, read as they are needed.
-            name: Of the file; two files with one name are shuffled alike.
-            files: That are read at once, and share what may be held.
+            documents: Documents of the file, read on demand.
+            name: Name of the file; two files with the same name are shuffled alike.
+            files: Number of files that are read at once and share the buffer.
         """
         generator = self._generator("file", name)
         most = max(1, self.documents // files)
@@ -66,7 +66,7 @@ class Shuffle:
 
 
 def _take(held: list[str], generator: random.Random) -> str:
-    """Remove one at random; the last takes its place."""
+    """Remove a random document; the last one moves to its place."""
     place = generator.randrange(len(held))
     held[place], held[-1] = held[-1], held[place]
     return held.pop()

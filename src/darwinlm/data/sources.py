@@ -1,18 +1,17 @@
-"""Where text comes from: one string names a source, one function reads it as documents.
+"""Text sources: a string names a source, and a function reads its documents.
 
 A source is one of
 
 - a text file, ``.txt`` or ``.txt.gz``;
 - a file of records, ``.jsonl``, ``.jsonl.gz``, ``.json`` (one record per line), ``.parquet`` or ``.arrow`` (stream or
-  file format), whose text lies in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named
-  after a ``#``: ``reviews.jsonl#body``; a field ``messages``, or any named one that holds a list of messages, is a
-  chat, and so are two fields with a question and its answer, ``faq.jsonl#question+answer``; the model's chat template
-  writes chats out;
+  file format), with text in the field ``text``, else ``passage``, ``page`` or ``content``, or in the field named after
+  a ``#``: ``reviews.jsonl#body``; a field ``messages``, or a named field with a list of messages, is a chat, and so are
+  two fields with a question and its answer, ``faq.jsonl#question+answer``; the model's chat template renders chats;
 - a folder of such files, read in sorted order, subfolders included;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed.
 
-Everything is read lazily: a consumer that stops early has paid only for what it took, and where documents are shuffled
-for as many more as are held to be drawn from.
+Everything is read lazily. A consumer that stops early only pays for the documents that it took and, with shuffling, for
+those in the buffer.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from darwinlm.data.shuffle import Shuffle
 
 DEFAULT_SOURCE = "hf:HuggingFaceFW/fineweb-edu"
-"""Broad web text of good quality: what a model is calibrated and searched on unless the user says otherwise."""
+"""Default source: broad web text of good quality."""
 
 _DATASET_METADATA = frozenset({"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"})
 _HUB_PATTERN = re.compile(
@@ -57,36 +56,36 @@ class LocalSource:
     """A file or a folder on this machine.
 
     Attributes:
-        path: The file or folder; it exists.
-        field: The records' field that holds the text, or None to look for one of `TEXT_FIELDS`.
+        path: Existing file or folder.
+        field: Text field of records; None tries `TEXT_FIELDS`.
     """
 
     path: Path
     field: str | None = None
 
     def files(self) -> list[Path]:
-        """List the files to read, sorted by their path; hidden files and metadata of `datasets` are left out.
+        """List the files to read, sorted by path, without hidden files and metadata of `datasets`.
 
         Returns:
             The file itself, or a folder's readable files.
 
         Raises:
-            DataError: The file's extension is unknown, or the folder has no readable file.
+            DataError: The file's extension isn't supported, or the folder has no readable file.
         """
         if not self.path.is_dir():
             if extension_of(self.path) is None:
                 raise DataError(
-                    f"Text source {self.path}: the extension isn't one that can be read. "
+                    f"Text source {self.path}: the extension isn't supported. "
                     f"Give a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
-        found = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
-        if not found:
+        paths = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
+        if not paths:
             raise DataError(
-                f"Text source {self.path}: the folder has no file that can be read. "
+                f"Text source {self.path}: the folder has no readable file. "
                 f"Put files there that end in {listed(EXTENSIONS)}."
             )
-        return sorted(found, key=lambda path: path.relative_to(self.path).parts)
+        return sorted(paths, key=lambda path: path.relative_to(self.path).parts)
 
     def _is_text(self, path: Path) -> bool:
         hidden = any(part.startswith(".") for part in path.relative_to(self.path).parts)
@@ -99,9 +98,9 @@ class HubSource:
 
     Attributes:
         name: ``owner/name``.
-        config: The data set's configuration, or None for its default.
-        split: The split to stream.
-        field: The field that holds the text, or None to look for one of `TEXT_FIELDS`.
+        config: Configuration of the data set; None is its default.
+        split: Split to stream.
+        field: Text field; None tries `TEXT_FIELDS`.
     """
 
     name: str
@@ -115,12 +114,12 @@ class HubSource:
 
 
 def parse_source(source: str) -> LocalSource | HubSource:
-    """Read what a source string means; nothing is opened.
+    """Parse a source string without opening the source.
 
-    A local path that exists is taken as it stands, even when it has a ``#`` in it.
+    An existing local path is used as it is, even if it contains a ``#``.
 
     Args:
-        source: See the top of this module.
+        source: Source in the syntax at the top of this module.
 
     Returns:
         The source's parts.
@@ -154,7 +153,7 @@ def parse_source(source: str) -> LocalSource | HubSource:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # such as a name of 5,000 letters
+    except OSError as error:  # for example a name of 5,000 letters
         raise DataError(f"Text source '{shorten(str(path))}': {error.strerror}. Check the path.") from error
 
 
@@ -168,31 +167,30 @@ def read_documents(
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
-    A ``.txt`` file is split where two or more blank lines stand in a row (a line of white space is blank), so that
-    one blank line still separates paragraphs of the same document, and a file that strings many articles together, as
-    WikiText does, gives many documents. In every other format one record is one document. Documents without any
-    visible character are left out. A byte-order mark is removed; half a surrogate pair, which JSON can carry and no
-    tokenizer takes, becomes U+FFFD.
+    A ``.txt`` file is split at two or more consecutive blank lines (a line of white space is blank). So a single blank
+    line separates paragraphs, and a file with many articles, such as WikiText, gives many documents. In all other
+    formats a record is a document. Documents without a visible character are skipped. A byte-order mark is removed. An
+    unpaired surrogate, which JSON allows and tokenizers refuse, becomes U+FFFD.
 
     Args:
-        source: A file, a folder or a data set of the hub; see the top of this module.
-        limit: The most documents to read; None reads them all.
-        shuffle: Takes the documents of each file, and the files, in a random order that its seed decides; of a data
-            set of the hub its shards and the rows, as `datasets` does it. None keeps the source's order.
-        tokenizer: The model's; its template writes chats out. Plain text needs none.
-        tally: Counts what is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are skipped.
+        source: Source in the syntax at the top of this module.
+        limit: Maximum number of documents; None reads all.
+        shuffle: Random order of the files and of the documents in each, by its seed. For a data set of the hub,
+            `datasets` shuffles shards and rows. None keeps the source's order.
+        tokenizer: Tokenizer whose template renders chats; plain text doesn't need it.
+        tally: Counter of text that is left out: documents are cut to `files.DOCUMENT_CHARACTERS`, empty ones are
+            skipped.
 
     Returns:
-        The documents. What is wrong with the source's name is raised by the call; what is wrong with its content is
-        raised when the iterator gets there.
+        The documents. Errors of the source's name are raised by the call, errors of its content by the iterator.
 
     Raises:
         DataError: The source is missing, unreadable, damaged or empty, a record has no text, or the hub can't be
-            reached; or a chat can't be written out.
+            reached; or a chat can't be rendered.
         MissingExtraError: The format needs an optional package that isn't installed.
     """
     if limit is not None and limit < 1:
-        raise DataError(f"Text source {source!r}: limit is {limit}, but at least one document has to be read.")
+        raise DataError(f"Text source {source!r}: limit is {limit}: it must be at least 1.")
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
         documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
@@ -202,7 +200,7 @@ def read_documents(
 
 
 def _visible(documents: Iterator[str], source: str, limit: int | None, tally: Tally) -> Iterator[str]:
-    """Pass on at most `limit` documents that have a visible character; complain when there is none."""
+    """Yield at most `limit` documents with a visible character. Raises DataError if there is none."""
     count = 0
     for document in documents:
         if not document or document.isspace():
@@ -240,7 +238,7 @@ def _read_hub(
 
 
 def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> Iterator[dict[str, Any]]:
-    """Stream the rows; whatever the library's several network stacks raise becomes one `DataError`."""
+    """Stream the rows; all network errors of the library become a `DataError`."""
     try:
         rows = load_dataset(source.name, source.config, split=source.split, streaming=True)
         if shuffle is not None:
@@ -255,7 +253,7 @@ def _hub_error(source: HubSource, error: Exception) -> DataError:
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if _is_set(name)]
     reason = str(error).strip() or type(error).__name__
     if offline:
-        return DataError(f"{source}: {offline[0]} is set, so the hub can't be asked ({reason}). Unset it. {local}")
+        return DataError(f"{source}: {offline[0]} is set, so the hub can't be reached ({reason}). Unset it. {local}")
     if isinstance(error, FileNotFoundError):
         return DataError(f"{source}: the hub has no such data set, or it asks for a log-in ({reason}). {local}")
     if isinstance(error, ValueError):

@@ -1,8 +1,8 @@
 """Text for each purpose, disjoint by document, as blocks of tokens.
 
-Search data is never evaluation data: every document serves one purpose only. Which one is read off the document
-itself, by a seeded hash, whatever the order of the documents and however many are read. Only when a source ends before
-every purpose has its text may a document that its own purpose had no room for serve another.
+Search data is never evaluation data: every document has a single purpose. A seeded hash of the document determines it,
+independent of the order and number of documents. There is one exception: if a source ends before every purpose has
+enough text, surplus documents of full purposes are given to others.
 
 Letters: B blocks, T tokens in a block (`seq_len`).
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
-"""What text is needed for, in the order of the stages; training is the only one whose share may be 0."""
+"""Purposes of text in the order of the stages; only training may have a share of 0."""
 
 
 class TextTooShortError(DataError):
-    """The documents ended before every purpose had its text.
+    """The source has too little text for all purposes.
 
     Attributes:
-        available: Tokens that the purposes got together.
+        available: Total number of tokens of all purposes.
     """
 
     def __init__(self, message: str, available: int) -> None:
@@ -43,35 +43,36 @@ class TextTooShortError(DataError):
 
 
 _SMALLEST_WEIGHT = 0.02
-"""Part of the documents that even the smallest purpose gets: with less, a long stream would be read to fill it."""
+"""Minimum share of documents of a purpose; with less, filling it would read too much of a stream."""
 
 _FIRST_BATCH_CHARACTERS = 1 << 12
-"""Text that is tokenised to learn how many characters make a token."""
+"""Characters of the first batch, which gives the average length of a token."""
 
 _BATCH_CHARACTERS = 1 << 18
-"""The most text that is tokenised in one go, but for the last document of it."""
+"""Maximum number of characters in a batch for the tokenizer, except for its last document."""
 
 _SPARE_CHARACTERS_PER_TOKEN = 16
-"""How much text of full purposes is kept for the end, for each token that is wanted."""
+"""Characters of surplus documents that are kept for each requested token."""
 
 _LEFT = 4
-"""What is kept of documents that gave a part only, for the end: so many times the tokens that a purpose wants."""
+"""Limit on the unused parts of documents, as a multiple of the tokens of their purpose."""
 
 
 def _setting(purpose: str) -> str:
-    """Name the field of the recipe that says how many tokens a purpose gets."""
+    """Name of the recipe field for the number of tokens of a purpose."""
     return f"text.{purpose}_tokens"
 
 
 @dataclass(frozen=True)
 class TextPlan:
-    """How much text each purpose gets, and how documents are dealt out.
+    """Amount of text for each purpose, and the assignment of documents.
 
     Attributes:
-        shares: Tokens wanted for each purpose, some of `PURPOSES`; rounded up to whole blocks.
+        shares: Number of tokens for each purpose in `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
-        seed: Another seed deals the documents out differently.
-        document_tokens: Most tokens taken from one document, while there are others; None takes documents whole.
+        seed: Seed of the assignment.
+        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
+            documents.
 
     Raises:
         RecipeError: A purpose is unknown, or a number is out of range.
@@ -98,14 +99,14 @@ class TextPlan:
                 raise RecipeError(f"{_setting(purpose)} is {tokens}: it has to be at least {least}.")
 
     def blocks_wanted(self, purpose: str) -> int:
-        """Count the blocks of a purpose, B: its share, rounded up to whole blocks."""
+        """Number of blocks of a purpose, B: its share, rounded up to whole blocks."""
         return -(-self.shares[purpose] // self.seq_len)
 
     def purpose_of(self, hashed: str) -> str:
-        """Assign a document to a purpose, by the seed and its hash alone.
+        """Purpose of a document, by the seed and its hash alone.
 
-        Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins: the purposes get documents
-        in proportion to their weights, and changing one share moves no document between two others. A weight is the
+        Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins. So purposes get documents in
+        proportion to their weights, and changing one share never moves documents between two others. A weight is the
         share of the tokens, but at least 2 %.
 
         Args:
@@ -122,7 +123,7 @@ class TextPlan:
                 uniform = (int.from_bytes(digest, "big") + 1) / 2**64
                 draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
         if not draws:
-            raise RecipeError(f"No text is wanted: raise {' or '.join(map(_setting, self.shares))}.")
+            raise RecipeError(f"All shares of text are 0: raise {' or '.join(map(_setting, self.shares))}.")
         return min(draws)[1]
 
 
@@ -136,34 +137,34 @@ def split_documents(
     source: str = "",
     document_tokens: int | None = None,
 ) -> dict[str, TokenBlocks]:
-    """Deal documents out to the purposes, disjointly, and pack each purpose's text into blocks.
+    """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
-    Documents are read until every purpose has its tokens, and no further (but for the batch at hand). A repeated
-    document (see `document_hash`) is dropped. One whose purpose is full is set aside; when the documents end while
-    purposes still lack text, what was set aside is handed to them in the order of the hashes. Each document is
-    tokenised at most once.
+    Documents are read until every purpose has its tokens, in batches. A repeated document (see `document_hash`) is
+    dropped. Documents of full purposes are kept as surplus. If the source ends and other purposes need text, they get
+    the surplus in the order of the hashes. Each document is tokenised at most once.
 
-    Packing: a document becomes the tokenizer's bos token (if the tokenizer adds one by default), its own tokens without
-    special ones, and the eos token (if there is one); these are joined end to end and cut into blocks of exactly T
-    tokens, and where the tokenizer adds bos it takes the place of every block's first token. What is left at the end is
-    dropped. Of a document with more than `document_tokens` tokens so many go in, in
-    a row, from a place that its hash decides: a few thousand tokens would otherwise be a handful of documents. More of
-    the same documents follows, as much of each in turn, only where the documents end while purposes still lack text.
+    Packing: a document becomes the bos token (if the tokenizer adds one by default), its tokens without special ones,
+    and the eos token (if there is one). These are joined and cut into blocks of exactly T tokens; the remainder is
+    dropped. If the tokenizer adds bos, it replaces the first token of every block. A document with more than
+    `document_tokens` tokens contributes a passage of this length, from a position given by its hash, so that a few
+    thousand tokens come from many documents. Only if the source ends and a purpose needs more text, further tokens of
+    the same documents are used, in turn.
 
     Args:
         documents: Texts, read lazily.
-        shares: Tokens wanted for each purpose; see `TextPlan`.
+        shares: Number of tokens for each purpose; see `TextPlan`.
         tokenizer: The model's tokenizer.
         seq_len: Tokens in a block, T.
-        seed: Decides, together with a document's hash, whose it is.
-        source: Where the documents come from; goes into messages and into the result.
-        document_tokens: Most tokens taken from one document while there are others; None takes documents whole.
+        seed: Seed; together with a document's hash it determines the document's purpose.
+        source: Source of the documents, for messages and for the result.
+        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
+            documents.
 
     Returns:
-        For each purpose of `shares`, blocks [B, T]; B is 0 where the share is.
+        For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
 
     Raises:
-        TextTooShortError: There is too little text; the message says what lacks how much and which settings to lower.
+        TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
         RecipeError: A purpose is unknown, or a number is out of range.
     """
     plan = TextPlan(shares, seq_len, seed, document_tokens)
@@ -178,11 +179,11 @@ def split_documents(
     bos = added_bos(tokenizer)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
-        lacking = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
+        shortages = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
         read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
-            f"{named} is too short: {lacking} ({read}; no document serves two purposes). "
+            f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
             f"Give more text, or lower {' and '.join(map(_setting, short))}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
         )
@@ -193,15 +194,15 @@ def split_documents(
 
 
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
-    """Shares that shrink by one factor to what a short text holds, in whole blocks.
+    """Shares scaled down to a short text, in whole blocks.
 
     Args:
-        shares: Tokens wanted for each purpose.
-        available: Tokens that there are.
+        shares: Number of tokens for each purpose.
+        available: Number of available tokens.
         seq_len: Tokens in a block, T.
 
     Returns:
-        At least a block for each purpose; None where there is less than that.
+        At least a block for each purpose; None if there is too little text for that.
     """
     most = available // seq_len
     if most < len(shares):
@@ -214,7 +215,7 @@ def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> di
 
 
 class _Shelf:
-    """The text that one purpose has so far."""
+    """The text of one purpose so far."""
 
     def __init__(self, wanted: int, document_tokens: int | None) -> None:
         self.wanted = wanted
@@ -227,16 +228,16 @@ class _Shelf:
 
     @property
     def lacks(self) -> int:
-        """Tokens still needed."""
+        """Number of tokens still needed."""
         return self.wanted - self.n_tokens
 
     @property
     def progress(self) -> str:
-        """Tokens there are, and tokens wanted."""
+        """Present and requested numbers of tokens, for messages."""
         return f"{self.n_tokens} of {self.wanted}"
 
     def put(self, hashed: str, tokens: NDArray[np.int64]) -> int:
-        """Add a document's tokens, as many as are needed and may be taken; returns how many may."""
+        """Add as many of a document's tokens as are needed and allowed; returns the allowed number."""
         most = min(self.document_tokens or len(tokens), len(tokens))
         start = int(hashed, 16) % (len(tokens) - most + 1)
         self.hashes.append(hashed)
@@ -248,7 +249,7 @@ class _Shelf:
         return most
 
     def fill(self) -> None:
-        """Add what is left of the documents, as much of each in turn, as far as tokens are needed."""
+        """Add unused parts of the documents in turn until there are enough tokens."""
         most = self.document_tokens or self.wanted
         while self.lacks and self._left:
             for left in self._left:
@@ -261,7 +262,7 @@ class _Shelf:
         self.n_tokens += len(kept)
 
     def blocks(self, seq_len: int, bos: int | None) -> torch.Tensor:
-        """Join the tokens, cut them, and put bos in front if there is one: [B, T]."""
+        """Join and cut the tokens, and set the bos token if there is one, [B, T]."""
         joined = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int64)
         blocks = torch.from_numpy(joined.reshape(-1, seq_len))
         if bos is not None:
@@ -270,7 +271,7 @@ class _Shelf:
 
 
 class _Dealer:
-    """Hands documents to the shelves, a batch at a time."""
+    """Assigns documents to the shelves in batches."""
 
     def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: Packer) -> None:
         self.n_documents = 0
@@ -284,7 +285,7 @@ class _Dealer:
         self._spare_room = _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
 
     def deal(self, documents: Iterable[str]) -> None:
-        """Fill the shelves from the documents; then, if they ended too early, from what was set aside."""
+        """Fill the shelves from the documents and, if these are too few, from the surplus."""
         batch: list[tuple[str, Document]] = []
         waiting_characters = 0
         for document in self._new(documents):
@@ -297,13 +298,13 @@ class _Dealer:
             if waiting_characters >= self._batch_size():
                 self._place(batch)
                 batch, waiting_characters = [], 0
-                if self._lacking() == 0:
+                if self._missing() == 0:
                     return
         self._place(batch)
         self._hand_out_spare()
 
     def _new(self, documents: Iterable[str]) -> Iterator[Document]:
-        """Yield each document once, by its hash."""
+        """Yield each distinct document once, by its hash."""
         seen: set[str] = set()
         for text in documents:
             self.n_documents += 1
@@ -314,15 +315,15 @@ class _Dealer:
             seen.add(hashed)
             yield Document(hashed, text)
 
-    def _lacking(self) -> int:
+    def _missing(self) -> int:
         return sum(shelf.lacks for shelf in self._shelves.values())
 
     def _batch_size(self) -> int:
-        """Characters to tokenise at once: many for speed, but hardly more than the tokens still needed."""
+        """Number of characters to tokenise at once: many for speed, but not many more than needed."""
         if self._tokenised_tokens == 0:
-            return min(_FIRST_BATCH_CHARACTERS, self._lacking())
+            return min(_FIRST_BATCH_CHARACTERS, self._missing())
         characters_per_token = self._tokenised_characters / self._tokenised_tokens
-        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._lacking()))
+        return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
 
     def _place(self, batch: list[tuple[str, Document]]) -> None:
         self._packer.tokenise([document for _, document in batch])
@@ -339,7 +340,7 @@ class _Dealer:
         return shelf.put(document.hashed, document.tokens) if len(document.tokens) else 0
 
     def _set_aside(self, document: Document) -> None:
-        """Keep a document of a full purpose for the end, unless so much is kept already that it can't be needed."""
+        """Keep a document of a full purpose as surplus, unless there is already enough."""
         if self._spare_room > 0:
             self._spare_room -= len(document.text)
             self._spare.append(document)

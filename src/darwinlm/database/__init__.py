@@ -1,1 +1,1 @@
-"""Every module at every level from one factorisation."""
+"""The pruning database: every module at every level from one factorisation."""

@@ -1,4 +1,4 @@
-"""Fill the database: walk the model once, order and factorise each module, write one file per block."""
+"""Build the database: run the model once, order and factorise each module, write one file per block."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
+from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
 from darwinlm.database.order import Removal, damp, damp_, ordered_moment, removal_order
-from darwinlm.database.spill import Parked
-from darwinlm.database.store import Curve, block_file, experts_tensors, module_tensors, order_tensors
+from darwinlm.database.spill import Spilled
 from darwinlm.errors import ArtifactError
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
@@ -25,14 +25,14 @@ from darwinlm.recipe import UnitsSettings
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How modules are ordered and factorised.
+    """Settings of ordering and factorisation.
 
     Attributes:
-        units: what is removed at once.
-        damping: relative to the mean of the diagonal of the second moment.
-        saliency: second moments [r, r] of the output gradients of a block's modules, where the order is weighted.
-        device: where it is computed.
-        folder: for matrices that have to wait.
+        units: Units of removal.
+        damping: Damping relative to the mean diagonal of the second moment.
+        saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
+        device: Device of the computation.
+        folder: Folder for matrices that are moved out of memory.
     """
 
     units: UnitsSettings
@@ -50,21 +50,21 @@ def build_database(
     saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the factors of every module; blocks that an interrupted run has finished are kept.
+    """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
-    Of several processes each streams its part of the text, and factorises its part of the blocks.
+    Each process runs its part of the text and factorises its part of the blocks.
 
     Args:
-        stage: begun; its key describes model, text, units and damping.
-        stream: the calibration text before the first block.
-        units: what is removed at once.
-        damping: relative to the mean of the diagonal of the second moment.
-        saliency: see `Method`.
-        progress: called with finished and total blocks.
+        stage: Stage folder, opened for writing; its key describes model, text, units and damping.
+        stream: The calibration text before the first block.
+        units: Units of removal.
+        damping: Damping relative to the mean diagonal of the second moment.
+        saliency: As in `BuildSettings`.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     method = BuildSettings(units, damping, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
@@ -92,46 +92,46 @@ def _factorise_together(
     blocks: Sequence[int],
     mine: BlockMoments | None,
 ) -> None:
-    """Each process factorises at most one of the blocks; the first one writes all of them."""
+    """Each process factorises at most one of the blocks; the first process writes all of them."""
     tensors: dict[str, Tensor] = {}
-    own = None if mine is None else mine.block
+    own_block = None if mine is None else mine.block
     with parallel.agree():
         if mine is not None:
-            own_shapes = [shape for shape in shapes if shape.block == own and shape.kind in mine.moments]
+            own_shapes = [shape for shape in shapes if shape.block == own_block and shape.kind in mine.moments]
             tensors = _block_factors(method, own_shapes, mine)
     for block in blocks:
-        found = parallel.collect(tensors if block == own else {})
+        collected = parallel.collect(tensors if block == own_block else {})
         with parallel.agree():
             if parallel.is_main():
-                write_tensors(stage.folder / block_file(block), found)
+                write_tensors(stage.folder / block_file(block), collected)
 
 
 def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments: BlockMoments) -> dict[str, Tensor]:
-    """What the database stores of a block; its second moments are used up.
+    """Tensors that the database stores for a block; its second moments are used up.
 
-    They wait in files, so that only what belongs to the module at hand is in memory.
+    Moments of other modules are moved to files, so that only those of the current module are in memory.
     """
     tensors: dict[str, Tensor] = {}
     with ExitStack() as files:
         kinds = list(moments.moments)
-        parked = {kind: files.enter_context(Parked(moments.moments.pop(kind), method.folder)) for kind in kinds}
+        spilled = {kind: files.enter_context(Spilled(moments.moments.pop(kind), method.folder)) for kind in kinds}
         for shape in shapes:
-            tensors.update(module_factors(method, shape, parked[shape.kind], moments.weights[shape.output]))
+            tensors.update(module_factors(method, shape, spilled[shape.kind], moments.weights[shape.output]))
     return tensors if moments.experts is None else tensors | order_tensors(moments.experts)
 
 
-def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor) -> dict[str, Tensor]:
-    """What the database stores of one module.
+def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor) -> dict[str, Tensor]:
+    """Tensors that the database stores for one module.
 
     Args:
-        method: how it is computed.
-        shape: of the module.
+        method: Settings of the computation.
+        shape: Shape of the module.
         moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
         W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     S = method.saliency(shape.block).get(shape.kind)
     if shape.experts:
@@ -146,35 +146,35 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Parked, W:
     check_energy(float(errors[0]), shape.name)
     curves[variant] = Curve(columns, errors, losses)
     if shape.kind == "attention":
-        packed = packed.clone()  # without the memory of A: the MLP comes next
+        packed = packed.clone()  # frees the memory of A before the MLP
     return module_tensors(shape.kind, curves, packed)
 
 
 def expert_factors(
-    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None = None
+    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None = None
 ) -> Iterator[tuple[Curve, Tensor]]:
-    """Curve and factor of each expert of a mixture: all are cut to one width, but each loses its own channels.
+    """Curve and factor of each expert of a mixture. All experts have the same width, but each keeps different channels.
 
-    An expert that no token asked for has a second moment of zero: its channels go by the size of their weights, and
-    what remains of it stays as it is.
+    An unused expert has a second moment of zero. Its channels are removed by the size of their weights, and the
+    remaining weights are unchanged.
     """
     channels = torch.arange(shape.width, device=method.device)[:, None]
     for expert in range(shape.experts):
         name = f"{shape.name} expert {expert}"
-        H, own = moment.read(expert), W[expert].to(method.device, torch.float32)
-        seen = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(seen, own, channels, damping=method.damping, name=name).units
+        H, weight = moment.read(expert), W[expert].to(method.device, torch.float32)
+        damped_input = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        columns = removal_order(damped_input, weight, channels, damping=method.damping, name=name).units
         A = damp_(ordered_moment(H, columns), method.damping)
-        packed, errors, losses = whole_factor_(A, own, columns, S, name=name)
-        if seen is H:
+        packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
+        if damped_input is H:
             check_energy(float(errors[0]), name)
-        yield Curve(columns, errors, losses), packed.clone()  # without the memory of A
+        yield Curve(columns, errors, losses), packed.clone()  # frees the memory of A
 
 
 def _narrow_curves(
-    method: BuildSettings, shape: ModuleShape, moment: Parked, W: Tensor, S: Tensor | None
+    method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor, S: Tensor | None
 ) -> tuple[dict[int, Curve], tuple[int, Tensor]]:
-    """Curves of a module's variants but the last, and the last with the columns [n, u] of its units."""
+    """Curves of a module's variants except the last one, and the last variant with the columns [n, u] of its units."""
     if shape.kind == "mlp":
         return {}, (1, torch.arange(shape.width, device=method.device)[:, None])
     H = moment.read()
@@ -183,10 +183,10 @@ def _narrow_curves(
 
 
 def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None) -> dict[int, Tensor]:
-    """Columns [n, u] of every unit, for each variant of an attention; the last variant has all columns."""
+    """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
     heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
-    found = variants(shape, method.units)
-    if found == [0]:
+    known = variants(shape, method.units)
+    if known == [0]:
         return {0: heads}
     if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
@@ -195,23 +195,23 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
     ranked = torch.tensor(by_rank, device=H.device)
     if method.units.attention == "group_heads":
         return {shape.heads: heads[ranked.T].reshape(shape.heads, -1)}
-    best = {count: ranked[:, :count].sort(dim=1).values for count in found}
+    best = {count: ranked[:, :count].sort(dim=1).values for count in known}
     return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
 
 
 def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
-    """Curve over units [n, u] of some columns, the others being gone before."""
+    """Curve over units [n, u] of some columns; the other columns are already removed."""
     damped = damp(H, method.damping)
     flat = units.reshape(-1)
     W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
     order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, damping=method.damping, name=name)
-    found = nested_factors(damped, W, order.columns(units), name=name)
-    return Curve(found.columns, found.errors, None if S is None else estimated_losses(found, damped, W, S))
+    factors = nested_factors(damped, W, order.columns(units), name=name)
+    return Curve(factors.columns, factors.errors, None if S is None else estimated_losses(factors, damped, W, S))
 
 
 def _finished(stage: StageFolder, total: int) -> int:
-    """Blocks that an interrupted run has finished."""
+    """Number of blocks finished by an interrupted run."""
     done = 0
     while done < total and _readable(stage, done):
         done += 1

@@ -1,15 +1,14 @@
-"""Backward elimination of units: the loop of `order`, where the letters r, d, n, u, m, H, S, C and G are explained.
+"""Backward elimination of units: the loop of `order`, which explains the letters r, d, n, u, m, H, S, C and G.
 
-Backward elimination: with the weights at their optimum on the columns kept so far, removing unit g, which is u columns,
-and moving the other columns to their new optimum adds ``tr(C_gg⁻¹ G_gg)`` to the squared output error. The cheapest
-unit goes, then::
+Let the weights be optimal on the columns kept so far. Removing unit g (u columns), with the other columns at their new
+optimum, adds ``tr(C_gg⁻¹ G_gg)`` to the squared output error. Each step removes the cheapest unit. Then::
 
     W ← W (I - E),   C ← C - Qᵀ Q,   G ← (I - E)ᵀ G (I - E) = G - Pᵀ A - Aᵀ P
     with  C_gg = K Kᵀ,  Q = K⁻¹ C_g:,  P = K⁻ᵀ Q = C_gg⁻¹ C_g:,  E = e_g P,  A = G_g: - ½ G_gg P
 
-W is never formed again: C and G are enough. Their updates have rank u and 2u, so they are kept as lists of rows and
-applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and the
-diagonal blocks of all units, which are kept current.
+W is never recomputed, since C and G are enough. Their updates have rank u and 2u. They are collected as lists of rows
+and applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and
+the diagonal blocks of all units, which are updated at once.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ import torch
 from torch import Tensor
 
 ROWS: Final = 256
-"""Rows of a matrix that are worked on at once where memory counts."""
+"""Rows of a matrix that are processed at once to save memory."""
 
 COMPACT_SHARE: Final = 1 / 8
-"""Share of removed columns from which the arrays are rid of them."""
+"""Share of removed columns at which the arrays are compacted."""
 
 SHORT_STEP: Final = 1e7
-"""Operations in a step up to which it runs on one CPU thread.
+"""Maximum number of operations in a step that runs on one CPU thread.
 
-Threads gain little on operations of microseconds, and on a busy machine they wait for each other: on two cores shared
-with two other jobs, d = 4096 took 100 s with two threads throughout and 33 s with one for the steps. The inversion and
-the matrix products use all threads.
+Threads gain little on operations of microseconds, and on a busy machine they wait for each other. On two cores shared
+with two other jobs, d = 4096 took 100 s with two threads throughout and 33 s with one thread for the steps. The
+inversion and the matrix products use all threads.
 """
 
 
@@ -40,10 +39,10 @@ def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]
     """Remove all units, cheapest first.
 
     Args:
-        C: [d, d] inverse second moment, unit after unit, contiguous; overwritten.
-        G: [d, d] Gram matrix of the weights, likewise.
-        n: number of units, each d / n neighbouring columns.
-        block: columns removed between two applications of the pending updates.
+        C: [d, d], inverse second moment with the columns of each unit adjacent, contiguous; overwritten.
+        G: [d, d], Gram matrix of the weights in the same order, contiguous; overwritten.
+        n: Number of units, each d / n neighbouring columns.
+        block: Columns removed between two applications of the pending updates.
 
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.
@@ -68,7 +67,7 @@ def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Use that many CPU threads inside the block."""
+    """Use `count` CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -78,10 +77,10 @@ def _threads(count: int) -> Iterator[None]:
 
 
 class _Elimination:
-    """C and G, with the updates that they have yet to receive.
+    """C and G with their pending updates.
 
     Attributes:
-        ids: [m] int64, the unit at every place of the arrays.
+        ids: [m] int64, unit at each index of the arrays.
     """
 
     def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
@@ -95,7 +94,7 @@ class _Elimination:
         self._reset()
 
     def _reset(self) -> None:
-        """Set up what depends on the size of the arrays: diagonal blocks, marks and room for pending terms."""
+        """Allocate everything that depends on the size of the arrays: diagonal blocks, marks and pending terms."""
         m, u = len(self.ids), self.u
         self.C_blocks, self.G_blocks = (
             X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() for X in (self.C, self.G)
@@ -107,7 +106,7 @@ class _Elimination:
         self.PA = self.C.new_empty(self.steps, 2, u, m * u)
 
     def cheapest(self) -> tuple[Tensor, Tensor]:
-        """Place [1] of the unit that costs least to remove, and its cost [1]; no host synchronisation."""
+        """Index [1] of the cheapest unit and its cost [1]; no host synchronisation."""
         if self.u == 1:
             costs = self.G_blocks.view(-1) / self.C_blocks.view(-1)
         else:
@@ -118,7 +117,7 @@ class _Elimination:
         return place, costs[place]
 
     def remove(self, place: Tensor) -> None:
-        """Remove the unit at a place [1]: queue its update, apply it to the diagonal blocks at once."""
+        """Remove the unit at an index [1]: queue its update, and apply it to the diagonal blocks at once."""
         g = place * self.u + self.offsets
         C_rows, G_rows = self._current_rows(g)
         K = torch.linalg.cholesky_ex(C_rows.index_select(1, g)).L
@@ -149,7 +148,7 @@ class _Elimination:
         return C_rows, G_rows
 
     def flush(self) -> None:
-        """Apply the pending terms as matrix products; drop the removed columns when they are many."""
+        """Apply the pending terms as matrix products; drop the removed columns if there are many."""
         width = self.C.shape[1]
         Q = self.Q[: self.pending].view(-1, width)
         PA = self.PA[: self.pending]
@@ -165,11 +164,11 @@ class _Elimination:
 
 
 def _compacted_(X: Tensor, columns: Tensor) -> Tensor:
-    """Some rows and columns of a matrix, at the front of its own memory.
+    """Some rows and columns of a matrix, moved to the beginning of its memory.
 
     Args:
         X: [d, d] contiguous.
-        columns: [p] int64, ascending: no row is overwritten before it is read.
+        columns: [p] int64, ascending, so that no row is overwritten before it is read.
     """
     compact = X.view(-1)[: len(columns) ** 2].view(len(columns), -1)
     for rows, chosen in zip(torch.split(compact, ROWS), torch.split(columns, ROWS), strict=True):

@@ -1,32 +1,32 @@
-"""One factorisation that holds the optimal weights and the error at every width.
+"""One factorisation that gives the optimal weights and the error at every width.
 
 Letters used below::
 
     r    outputs: rows of W                        d    inputs: columns of W, rows and columns of H
-    π    [p] the columns that may be kept, the last one to be removed first; p = d unless some are already dropped
+    π    [p] the columns that may be kept, last removed first; p = d unless some are already removed
     ρ    the columns not in π                      k    how many of π are kept, 0..p
     H    E[x xᵀ], damped                           L    [p, p] lower triangular, H_ππ = L Lᵀ
 
-Keeping the first k of π, the weights with the least squared output error ``tr((W - W_k) H (W - W_k)ᵀ)`` are
-``(W H)_k H_kk⁻¹``. Because the leading block of L is the factor of the leading block of H_ππ, one matrix serves all k::
+With the first k columns of π, the squared output error ``tr((W - W_k) H (W - W_k)ᵀ)`` is minimal for the weights
+``(W H)_k H_kk⁻¹``. The leading block of L is the factor of the leading block of H_ππ, so one matrix serves all k::
 
     T = (W H)_π L⁻ᵀ = W_π L + W_ρ H_ρπ L⁻ᵀ
     weights of width k:   T[:, :k] L[:k, :k]⁻¹
     error of width k:     Σ_{j ≥ k} ‖T[:, j]‖² + tr(W_ρ (H_ρρ - H_ρπ H_ππ⁻¹ H_πρ) W_ρᵀ)
 
-The last term is what even the widest choice can't recover; it is zero when π has every column, and T is then ``W_π L``,
-which needs no storing. Nor do L and T of any other π: the L of all columns holds H, and they follow from it.
+The last term is the error that remains at the largest width. It is zero if π has every column; then T is ``W_π L`` and
+needn't be stored. L and T of any other π aren't stored either: the L of all columns determines H, and they follow.
 
-With S the second moment of the output gradients, half of the error that S weights,
+With the second moment S of the output gradients, half of the error weighted by S,
 
     tr(S (W - W_k) H (W - W_k)ᵀ) / 2,
 
-is the second-order estimate of KL(dense ‖ pruned) in nats per token: it has no slope at the dense model, and its
-curvature there is the gradients' second moment (Fisher), taken as independent of the inputs as in K-FAC (Martens &
-Grosse 2015, arXiv 1503.05671).
+is the second-order estimate of KL(dense ‖ pruned) in nats per token. KL has no slope at the dense model. Its curvature
+there is the second moment of the gradients (Fisher), assumed independent of the inputs as in K-FAC (Martens & Grosse
+2015, arXiv 1503.05671).
 
-These are the weights and losses that removing columns one by one arrives at (Optimal Brain Surgeon, Hassibi & Stork
-1993; ZipLM, Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
+Removing columns one by one gives the same weights and losses (Optimal Brain Surgeon, Hassibi & Stork 1993; ZipLM,
+Kurtic et al. 2023, arXiv 2302.04089; DarwinLM, arXiv 2502.07780, section 3).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from darwinlm.database.order import cholesky_, halves_
 from darwinlm.errors import NumericsError
 
 LEAST_ENERGY = 1e-30
-"""Smallest energy of a module's outputs; the largest is its inverse."""
+"""Smallest allowed energy of a module's outputs; the largest is its inverse."""
 
 
 @dataclass(frozen=True)
 class NestedFactors:
-    """Every width of one linear map at once.
+    """All widths of one linear map.
 
     Attributes:
-        columns: [p] int64, the columns that may be kept, the last one to be removed first.
+        columns: [p] int64, the columns that may be kept, last removed first.
         factor: [p, p] float32, lower triangular L with H_ππ = L Lᵀ.
         target: [r, p] float32, T = (W H)_π L⁻ᵀ.
         errors: [p + 1] float64, squared output error of keeping the first k columns, k = 0..p, in units of E‖y‖² under
@@ -69,21 +69,21 @@ class NestedFactors:
 
 @torch.no_grad()
 def nested_factors(H_damped: Tensor, W: Tensor, columns: Tensor, *, name: str = "module") -> NestedFactors:
-    """Factorise once for every width.
+    """Factorise once for all widths.
 
     Args:
         H_damped: [d, d] floating, symmetric positive definite on the columns.
         W: [r, d] floating, output projection of the dense module.
-        columns: [p] integer, distinct, the last one to be removed first; all of 0..d-1 or, for a module that has
-            already lost some columns, those that it still has.
-        name: what H and W belong to, for messages.
+        columns: [p] integer, distinct, last removed first: all of 0..d-1, or the remaining ones of a module that has
+            already lost some.
+        name: Name of the module, for messages.
 
     Returns:
         The factors, computed in float64, on the device of H.
 
     Raises:
-        NumericsError: an input isn't finite, or H isn't positive definite on the columns.
-        ValueError: shapes don't agree, or columns repeat or lie outside.
+        NumericsError: An input isn't finite, or H isn't positive definite on the columns.
+        ValueError: Shapes don't agree, or columns repeat or lie outside.
     """
     kept, dropped = _split_columns(H_damped, W, columns)
     if not bool(torch.isfinite(H_damped).all()) or not bool(torch.isfinite(W).all()):
@@ -112,7 +112,7 @@ def estimated_losses(factors: NestedFactors, H_damped: Tensor, W: Tensor, S: Ten
     """KL to the dense model at every width, to second order, [p + 1] float64 in nats per token.
 
     Args:
-        factors: of H and W.
+        factors: Factors of H and W.
         H_damped: [d, d] floating.
         W: [r, d] floating.
         S: [r, r] floating, second moment of the gradient of the summed loss at the output, per token.
@@ -137,14 +137,14 @@ def _losses(squares: Tensor, energy: Tensor) -> Tensor:
 def whole_factor_(
     A: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What of `nested_factors` over every column is worth storing, in little memory.
+    """The stored part of `nested_factors` over every column, computed in little memory.
 
     Args:
-        A: [d, d] float64, damped second moment whose rows and columns are in the order of `columns`; overwritten.
+        A: [d, d] float64, damped second moment with rows and columns in the order of `columns`; overwritten.
         W: [r, d] floating, output projection of the dense module.
-        columns: [d] int64, every column once, the last one to be removed first.
+        columns: [d] int64, every column once, last removed first.
         S: [r, r] floating, second moment of the output gradients.
-        name: what A and W belong to, for messages.
+        name: Name of the module, for messages.
 
     Returns:
         [d (d + 1) / 2] float32, L as `pack_lower` writes it, in the memory of A (on a CPU), the errors [d + 1]
@@ -166,20 +166,20 @@ def whole_factor_(
         squares = torch.cat(parts)
         estimates = _losses(squares, squares.sum())
         del ordered
-    # The columns of L lie one after the other.
+    # L is stored column by column.
     transposed, room = halves_(L.mT.contiguous())
     return pack_lower(transposed.mT, room.view(-1)), errors, estimates
 
 
 def check_energy(energy: float, name: str) -> None:
-    """Refuse outputs so small or large that their squares leave float32: the order and the errors would be noise.
+    """Refuse outputs whose squares exceed the range of float32, since the order and the errors would be noise.
 
     Args:
-        energy: tr(W H Wᵀ); 0, of a module that adds nothing, is fine.
-        name: what it belongs to, for messages.
+        energy: tr(W H Wᵀ); 0 is allowed (a module without output).
+        name: Name of the module, for messages.
 
     Raises:
-        NumericsError: it is out of range.
+        NumericsError: The energy is out of range.
     """
     if energy != 0 and not LEAST_ENERGY <= energy <= 1 / LEAST_ENERGY:
         raise NumericsError(
@@ -189,7 +189,7 @@ def check_energy(energy: float, name: str) -> None:
 
 
 def _factor(A: Tensor, name: str) -> Tensor:
-    """Cholesky factor in place of a matrix on a CPU. Raises NumericsError."""
+    """Cholesky factor, in the memory of the matrix on a CPU. Raises NumericsError."""
     L, definite = cholesky_(A)
     if not definite:
         raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
@@ -198,7 +198,7 @@ def _factor(A: Tensor, name: str) -> Tensor:
 
 @torch.no_grad()
 def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
-    """Target of a module that still has every column, recomputed from its weights.
+    """Target of a module with every column, recomputed from its weights.
 
     Args:
         factor: [d, d] floating, L.
@@ -209,7 +209,7 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
         [r, d] float32, T = W_π L.
 
     Raises:
-        ValueError: columns are missing; their part of the target can't be recomputed without H.
+        ValueError: Columns are missing; their part of the target needs H.
     """
     if len(columns) != W.shape[1]:
         raise ValueError(f"the target of {len(columns)} of {W.shape[1]} columns can't be recomputed from the weights")
@@ -219,13 +219,13 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
 
 @torch.no_grad()
 def narrower_factors(whole: NestedFactors, W: Tensor, columns: Tensor, errors: Tensor) -> NestedFactors:
-    """Factors over some of the columns, or in another order, from those over all of them: H is in them.
+    """Factors over some of the columns, or in another order, from those over all of them, which determine H.
 
     Args:
-        whole: factors over every column, of which the target isn't looked at.
+        whole: Factors over every column; the target isn't used.
         W: [r, d] floating, output projection of the dense module.
-        columns: [p] integer, distinct, the last one to be removed first.
-        errors: [p + 1] float64, as `nested_factors` gave them for these columns.
+        columns: [p] integer, distinct, last removed first.
+        errors: [p + 1] float64, from `nested_factors` for these columns.
 
     Raises:
         NumericsError: H isn't positive definite on the columns.
@@ -246,8 +246,8 @@ def kept_weights(factors: NestedFactors, k: int) -> Tensor:
     """Optimal weights on the first k columns: T[:, :k] L[:k, :k]⁻¹.
 
     Args:
-        factors: factors of the module.
-        k: columns to keep, 0..p.
+        factors: Factors of the module.
+        k: Columns to keep, 0..p.
 
     Returns:
         [r, k] float32, in the order of ``factors.columns[:k]``.
@@ -264,11 +264,11 @@ def kept_weights(factors: NestedFactors, k: int) -> Tensor:
 
 
 def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
-    """Lower triangle row after row, so that the first k(k+1)/2 entries are the leading k x k block.
+    """Lower triangle by rows, so that the first k(k+1)/2 entries are the leading k x k block.
 
     Args:
-        L: [p, p] floating; what lies above the diagonal is ignored.
-        room: float32 memory for at least so many entries; None makes new.
+        L: [p, p] floating; entries above the diagonal are ignored.
+        room: Float32 memory for at least as many entries; None allocates it.
 
     Returns:
         [p (p + 1) / 2] float32.
@@ -287,13 +287,13 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
 
     Args:
         packed: [d (d + 1) / 2], as `pack_lower` writes it.
-        d: rows of the matrix.
+        d: Number of rows of the matrix.
 
     Returns:
         [d, d] in the type of the packed rows and on their device, zero above the diagonal.
 
     Raises:
-        ValueError: the length doesn't fit d.
+        ValueError: The length doesn't fit d.
     """
     if packed.shape != (d * (d + 1) // 2,):
         raise ValueError(f"{d} packed rows have {d * (d + 1) // 2} entries, not {tuple(packed.shape)}")
@@ -302,7 +302,7 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
     for top in range(0, d, ROWS):
         end = min(top + ROWS, d)
         down = torch.arange(top, end, device=packed.device)
-        # What lies above the diagonal is read from the rows below, and zeroed.
+        # Entries above the diagonal are read from the rows below, and zeroed.
         place = ((down * (down + 1)).div_(2, rounding_mode="floor")[:, None] + across[:end]).clamp_(max=len(packed) - 1)
         L[top:end, :end] = packed[place].tril_(diagonal=top)
         L[top:end, end:] = 0
@@ -310,7 +310,7 @@ def unpack_lower(packed: Tensor, d: int) -> Tensor:
 
 
 def _split_columns(H: Tensor, W: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns that may be kept, [p] int64, and the others, ascending; a ValueError if the arguments don't fit."""
+    """Columns that may be kept, [p] int64, and the others, ascending. Raises ValueError if shapes don't match."""
     d = H.shape[0]
     if H.ndim != 2 or H.shape != (d, d) or W.ndim != 2 or W.shape[1] != d:
         raise ValueError(f"H must be d x d and W r x d, not {tuple(H.shape)} and {tuple(W.shape)}")

@@ -1,4 +1,4 @@
-"""A finished database that somebody points at: found, checked against what it is to be used for, and described."""
+"""Find a finished database, check that it fits the model and the units, and describe it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from darwinlm.artifact import KEY, MANIFEST, StageFolder, damaged, read_json, stage_version
-from darwinlm.database.store import block_file
+from darwinlm.database.blocks import block_file
 from darwinlm.errors import ArtifactError
 
 TEXT = "text.json"
@@ -22,11 +22,11 @@ class ModuleCurves:
     """Error curves of one module.
 
     Attributes:
-        block: its block.
-        kind: attention or mlp.
-        variant: query heads per KV group; 0 stands for any query heads, and an MLP has 1.
-        errors: [p + 1] squared output error of keeping the first k columns, relative to the output's energy.
-        losses: [p + 1] estimated KL to the dense model then, in nats per token; None without output gradients.
+        block: Index of the block.
+        kind: Attention or mlp.
+        variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
+        errors: [p + 1], squared output error of keeping the first k columns, relative to the output's energy.
+        losses: [p + 1], estimated KL to the dense model in nats per token; None without output gradients.
     """
 
     block: int
@@ -37,20 +37,20 @@ class ModuleCurves:
 
 
 def find_database(path: Path) -> StageFolder:
-    """The database in a folder: the folder itself, or the output folder of `darwinlm database` or `darwinlm prune`.
+    """The database in a folder, which is the database itself or the output folder of `darwinlm database` or `prune`.
 
     Raises:
-        ArtifactError: there is none, it isn't finished, or its files aren't those that were written.
+        ArtifactError: There is none, it isn't finished, or its files were changed.
     """
     if not path.is_dir():
-        raise ArtifactError(f"there is no folder {path}: give what darwinlm database was told as --out")
+        raise ArtifactError(f"there is no folder {path}: give the --out folder of darwinlm database")
     folders = [folder for folder in (path / "stages" / "database", path) if (folder / KEY).is_file()]
     key = read_json(folders[0] / KEY) if folders else None
     if not isinstance(key, dict) or key.get("stage") != "database":
-        raise ArtifactError(f"{path} holds no database: make one with darwinlm database MODEL --out {path}")
+        raise ArtifactError(f"{path} holds no database: build one with darwinlm database MODEL --out {path}")
     stage = StageFolder(folders[0], key)
     if not (stage.folder / MANIFEST).is_file():
-        raise ArtifactError(f"the database in {path} isn't finished: run the command that made it again, it goes on")
+        raise ArtifactError(f"the database in {path} isn't finished: rerun the command that created it to resume")
     if not stage.is_complete():
         raise damaged(stage.folder / MANIFEST, f"its key isn't that of {KEY}")
     return stage
@@ -60,38 +60,38 @@ def check_fits(stage: StageFolder, path: Path, *, model: str, source: str, units
     """Refuse a database of another model or other units.
 
     Args:
-        stage: the database.
-        path: what the user called it.
-        model: digest of the model to be pruned.
-        source: what the user called the model.
-        units: attention units asked for.
+        stage: The database.
+        path: Path as the user gave it.
+        model: Digest of the model to be pruned.
+        source: Name of the model as the user gave it.
+        units: Requested attention units.
 
     Raises:
-        ArtifactError: it was made from another model, for other units, or by another version.
+        ArtifactError: It was made from another model, for other units, or by another version.
     """
     if stage.key.get("model") != model:
         raise ArtifactError(
-            f"the database in {path} was made from another model than {source} (other weights or configuration): make "
-            "one for this model, or prune the model it was made from"
+            f"the database in {path} was built from another model than {source} (other weights or configuration): "
+            "build one for this model, or prune the original model"
         )
     if stage.key.get("version") != stage_version("database"):
         raise ArtifactError(
-            f"the database in {path} was made by another version of darwinlm, whose databases differ: make it again "
+            f"the database in {path} was built by another version of darwinlm, whose databases differ: rebuild it "
             f"with darwinlm database {source} --out {path}"
         )
     if stage.key.get("units") != units:
         raise ArtifactError(
-            f"the database in {path} was made for units.attention={stage.key.get('units')}, not {units}: set that, or "
-            "make a database for these units"
+            f"the database in {path} was built for units.attention={stage.key.get('units')}, not {units}: set that, or "
+            "build a database for these units"
         )
 
 
 def calibration_documents(stage: StageFolder) -> set[str]:
     """Hashes of the documents that the database was calibrated on. Raises ArtifactError."""
-    found = read_json(stage.folder / TEXT)
-    if not isinstance(found, dict) or not isinstance(found.get("documents"), list):
+    record = read_json(stage.folder / TEXT)
+    if not isinstance(record, dict) or not isinstance(record.get("documents"), list):
         raise damaged(stage.folder / TEXT, "it lists no documents")
-    return set(found["documents"])
+    return set(record["documents"])
 
 
 def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
@@ -104,7 +104,7 @@ def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
                 named = {name: stream.get_tensor(name) for name in wanted}
         except (OSError, SafetensorError) as error:
             raise damaged(path, str(error)) from error
-        curves = {name: found.sum(dim=0) if found.ndim == 2 else found for name, found in sorted(named.items())}
+        curves = {name: tensor.sum(dim=0) if tensor.ndim == 2 else tensor for name, tensor in sorted(named.items())}
         for name, whole in curves.items():
             if name.endswith(".errors"):
                 kind, variant, _ = name.split(".")
@@ -113,7 +113,7 @@ def read_curves(stage: StageFolder) -> Iterator[ModuleCurves]:
 
 
 def describe(stage: StageFolder) -> dict[str, Any]:
-    """What is to be said of a database as a whole. Raises ArtifactError."""
+    """Summary of a database. Raises ArtifactError."""
     blocks = list(stage.folder.glob("block_*.safetensors"))
     text = read_json(stage.folder / TEXT)
     return {

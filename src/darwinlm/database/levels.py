@@ -1,4 +1,4 @@
-"""Levels of a module: how much of it may be kept, what each choice weighs and how far it strays."""
+"""Levels of a module: allowed sizes and their parameters."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from darwinlm.families.shapes import ModuleShape, module_parameters
 from darwinlm.recipe import UnitsSettings
 
 MOST_COUNTS = 16
-"""Numbers of experts among which a mixture's levels choose: of more experts they are multiples."""
+"""Maximum number of expert counts among a mixture's levels; with more experts, counts are multiples."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One choice for one module.
+    """One level of a module.
 
     Attributes:
-        groups: KV heads whose keys and values are kept; 1 for an MLP that is there, 0 when the module is gone.
-        heads: query heads kept in each group, 0 where groups may keep different numbers; 1 for an MLP that is there.
-        width: columns of the output projection kept.
-        params: parameters of the module, norms included.
-        query_heads: query heads kept in all; 0 for an MLP.
-        experts: experts kept, each of them `width` wide; 0 where the module isn't a mixture or is gone.
+        groups: Number of kept KV heads; 1 for an MLP, 0 if the module is removed.
+        heads: Number of kept query heads in each group, 0 if groups may differ; 1 for an MLP.
+        width: Number of kept columns of the output projection.
+        params: Parameters of the module, norms included.
+        query_heads: Total number of kept query heads; 0 for an MLP.
+        experts: Number of kept experts, each of width `width`; 0 if the module isn't a mixture or is removed.
     """
 
     groups: int
@@ -35,18 +35,13 @@ class Level:
     experts: int = 0
 
     def is_dense(self, shape: ModuleShape) -> bool:
-        """Whether everything stays."""
+        """Whether this is the dense level."""
         return self.width == shape.width and self.experts == shape.experts
-
-    @property
-    def cache_heads(self) -> int:
-        """Most heads that a KV cache stores: unevenly used groups are cached once for each of their query heads."""
-        return self.groups if self.heads else self.query_heads
 
 
 @dataclass(frozen=True)
 class ModuleLevels:
-    """A module and its levels by growing size: the first is gone, the last is dense, a single one is never cut."""
+    """A module and its levels by ascending size: removed to dense, or only dense for a module that is never cut."""
 
     block: int
     kind: ModuleKind
@@ -54,7 +49,7 @@ class ModuleLevels:
 
     @property
     def name(self) -> str:
-        """For people: `block 3 mlp`."""
+        """Name for messages: `block 3 mlp`."""
         return f"block {self.block} {self.kind}"
 
 
@@ -62,7 +57,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
     """All levels that the units allow.
 
     Raises:
-        RecipeError: the MLP is narrower than one unit, or the attention can't be cut into such units.
+        RecipeError: The MLP is narrower than one unit, or the attention can't be cut into such units.
     """
     if shape.experts:
         levels = [
@@ -94,12 +89,12 @@ def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
 
 
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    """What a module is factorised for, the one with all columns last: numbers of query heads per KV group.
+    """Variants of a module that are factorised: numbers of query heads per KV group; the last one has every column.
 
-    0 stands for any query heads at all; an MLP has the one variant 1.
+    0 stands for any query heads; an MLP only has the variant 1.
 
     Raises:
-        RecipeError: the module's KV groups are used unevenly and the units aren't query heads.
+        RecipeError: The module's KV groups are used unevenly and the units aren't query heads.
     """
     if shape.kind == "mlp":
         return [1]
@@ -114,7 +109,7 @@ def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
 
 
 def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
-    """(1, 1, width) of every level, zeros where nothing is kept."""
+    """(1, 1, width) of every level; zeros for the removed module."""
     if units.mlp_multiple > shape.width:
         raise RecipeError(
             f"units.mlp_multiple is {units.mlp_multiple}, but {shape.name} has only {shape.width} channels"
@@ -124,7 +119,7 @@ def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int
 
 
 def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    """How many experts of a mixture may stay."""
+    """Allowed numbers of experts of a mixture."""
     if shape.chosen > shape.experts:
         raise RecipeError(
             f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
@@ -145,7 +140,7 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
 
 
 def _expert_widths(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    """How wide the experts of a mixture may be."""
+    """Allowed widths of the experts of a mixture."""
     if units.experts == "whole":
         return [shape.width]
     return _near([width for _, _, width in _mlp_counts(shape, units) if width], _above_zero(units), shape.width)
@@ -156,7 +151,7 @@ def _above_zero(units: UnitsSettings) -> Sequence[float] | None:
 
 
 def _near(sizes: list[int], shares: Sequence[float] | None, full: int) -> list[int]:
-    """The sizes that are nearest to a share of the full one; of two as near, the larger. All without shares."""
+    """The sizes nearest to the given shares of the full one, the larger on ties; all sizes without shares."""
     if shares is None:
         return sizes
     return sorted({min(sizes, key=lambda size: (abs(size - share * full), -size)) for share in shares})
@@ -177,6 +172,6 @@ def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[in
 
 
 def _nearest(levels: list[Level], shares: Sequence[float], full: int) -> list[Level]:
-    """The levels whose width is nearest to a share of the full width; of two as near, the wider."""
+    """The levels whose widths are nearest to the given shares of the full width, the wider on ties."""
     chosen = _near(sorted({level.width for level in levels}), shares, full)
     return [level for level in levels if level.width in chosen]

@@ -1,4 +1,4 @@
-"""In which order the inputs of one linear map are removed.
+"""Removal order of the inputs of a linear map.
 
 Letters used below::
 
@@ -7,10 +7,10 @@ Letters used below::
     H    E[x xᵀ], second moment of the inputs  S    second moment of the output gradients, the optional saliency
     C    inverse of the damped H               G    Wᵀ S W, or Wᵀ W without a saliency
 
-The loop itself is in `elimination`; here are what goes into it, C and G, and the checks.
+The loop is in `elimination`; this module computes its inputs C and G, and checks them.
 
-Everything runs on columns scaled to ``H_jj = 1``. That changes no cost, and makes ``C_jj`` the variance inflation
-factor of column j: how much of C_jj cancels before column j goes, hence how many digits the loop loses.
+All columns are scaled to ``H_jj = 1``. This changes no cost, and makes ``C_jj`` the variance inflation factor of column
+j. It measures the cancellation before column j is removed, and so the number of digits that the loop loses.
 
 Sources: Optimal Brain Surgeon (Hassibi & Stork 1993); ZipLM (Kurtic et al. 2023, arXiv 2302.04089), which removes
 structures; DarwinLM (arXiv 2502.07780), section 3.
@@ -29,47 +29,48 @@ from darwinlm.database.elimination import ROWS, eliminate
 from darwinlm.errors import NumericsError
 
 DEAD_LEVEL: Final = 2.0**-40
-"""Diagonal that `damp` gives a dead input, as a share of the mean diagonal."""
+"""Diagonal of a dead input after `damp`, as a share of the mean diagonal."""
 
 DEAD_FLOOR: Final = 2.0**-80
-"""Diagonal that `damp` gives every input when all are dead; its root and its inverse are exact in float32."""
+"""Diagonal of every input after `damp` if all are dead; its root and its inverse are exact in float32."""
 
 FLOAT32_MAX_INFLATION: Final = 500.0
 """Largest variance inflation factor for which the loop runs in float32.
 
-Measured on decaying, low-rank and outlier-ridden spectra (d = 768, damping 1e-1 to 1e-7, channels and groups): the
-worst cost is off by about 2e-7 times the inflation, so by 1e-4 here; the median cost by under 1e-6. The order first
-differs from float64 at ten times this value, where the error at any width changes by 3e-6, and at 2e5 by 1e-2.
+Measured on decaying and low-rank spectra and on spectra with outliers (d = 768, damping 1e-1 to 1e-7, channels and
+groups). The largest error of a cost is about 2e-7 times the inflation, 1e-4 at this limit; the median is below 1e-6.
+The order first differs from float64 at ten times this value, where the error at any width changes by 3e-6; at 2e5 by
+1e-2.
 """
 
 
 @dataclass(frozen=True)
 class RemovalOrder:
-    """Units of one module in the order in which to keep them.
+    """Units of one module, last removed first.
 
     Attributes:
-        units: [n] int64, indices of units, the last one removed first: the first k are the ones to keep at level k.
-        costs: [n] float64, what removing the unit at that place added to the squared output error, in units of
-            E‖y‖² under the damped second moment (weighted by the saliency if there was one).
+        units: [n] int64, indices of units, last removed first: the first k are kept at level k.
+        costs: [n] float64, increase of the squared output error by removing each unit, in units of E‖y‖² under the
+            damped second moment (weighted by the saliency if given).
     """
 
     units: Tensor
     costs: Tensor
 
     def columns(self, units: Tensor) -> Tensor:
-        """Columns in the order in which to keep them.
+        """Columns, last removed first.
 
         Args:
             units: [n, u] integer, the columns of every unit, as given to `removal_order`.
 
         Returns:
-            [n * u] int64, unit after unit, the columns of a unit in the order given.
+            [n * u] int64, grouped by unit, with the columns of a unit in the given order.
         """
         return units.to(self.units)[self.units].reshape(-1)
 
 
 def dead_inputs(H: Tensor) -> Tensor:
-    """Inputs that were zero in every sample.
+    """Mask of inputs that were zero in every sample.
 
     Args:
         H: [d, d] second moment, not damped.
@@ -84,14 +85,14 @@ def dead_inputs(H: Tensor) -> Tensor:
 def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None) -> Tensor:
     """Second moment with ``relative * mean(diag)`` added to its diagonal.
 
-    A dead input (diagonal exactly zero) is uncoupled instead: its row and column are set to zero and its diagonal to
-    `DEAD_LEVEL` of the mean diagonal (`DEAD_FLOOR` if every input is dead). The matrix stays invertible, the weights of
-    a dead input stay what they are while it is kept, and removing it costs practically nothing.
+    A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
+    `DEAD_LEVEL` times the mean diagonal (`DEAD_FLOOR` if every input is dead). The matrix stays invertible. The weights
+    of a dead input don't change while it is kept, and removing it costs practically nothing.
 
     Args:
         H: [d, d] second moment.
-        relative: damping as a share of the mean diagonal.
-        dtype: of the result; that of H by default.
+        relative: Damping as a share of the mean diagonal.
+        dtype: Element type of the result; None is that of H.
 
     Returns:
         [d, d] damped copy.
@@ -100,7 +101,7 @@ def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None)
 
 
 def damp_(H: Tensor, relative: float = 0.01) -> Tensor:
-    """As `damp`, in place; returns H."""
+    """`damp` in place; returns H."""
     dead = dead_inputs(H)
     mean = H.diagonal().mean()
     H.diagonal().add_(relative * mean)
@@ -124,38 +125,38 @@ def removal_order(
     damping: float = 0.01,
     name: str = "module",
 ) -> RemovalOrder:
-    """Backward elimination of units: the cheapest goes first, the others make up for it.
+    """Backward elimination of units: the cheapest is removed first, and the others compensate for it.
 
-    The inverse is taken in float64. The loop runs in float32 unless the largest variance inflation factor exceeds
-    `FLOAT32_MAX_INFLATION`, or float32 matrix products are set to less than full precision; then in float64. Equal
-    costs are settled for the lowest index, so dead inputs go first, by index, at no cost.
+    The inverse is computed in float64. The loop runs in float32, or in float64 if the largest variance inflation factor
+    exceeds `FLOAT32_MAX_INFLATION` or if float32 matrix products have reduced precision. Ties are broken by the lowest
+    index, so dead inputs are removed first, by index, at no cost.
 
     Args:
         H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped.
         W: [r, d] floating, output projection.
-        units: [n, u] integer, columns of every unit; together they are each of 0..d-1 exactly once.
-        saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; identity if absent.
-        block: columns removed between two applications of the pending updates; affects time and memory only.
-        dtype: float32 or float64 for the loop, in place of the choice made from the inflation.
-        damping: relative damping of H, see `damp`.
-        name: what H and W belong to, for messages.
+        units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
+        saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; None is the identity.
+        block: Columns removed between two applications of the pending updates; affects time and memory only.
+        dtype: Float32 or float64 for the loop; None chooses by the inflation.
+        damping: Relative damping of H, see `damp`.
+        name: Name of the module, for messages.
 
     Returns:
-        The order with the cost of every step, on the device of H.
+        The order and the cost of every step, on the device of H.
 
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
-        ValueError: shapes don't agree or units don't cover the columns.
+        ValueError: Shapes don't agree or units don't cover the columns.
     """
     return Removal(H, W, units, saliency=saliency, block=block, dtype=dtype, damping=damping, name=name).run()
 
 
 class Removal:
-    """`removal_order` in two steps, so that H and W needn't be in memory in the second, long one.
+    """`removal_order` in two steps; the second, long one doesn't need H and W in memory.
 
-    It holds one float64 matrix [d, d] besides a few rows (one more where the loop runs in float64).
+    It holds one float64 matrix [d, d] besides a few rows (two if the loop runs in float64).
 
-    Args and errors: see `removal_order`; H may also be its rows, a few at a time, from top to bottom.
+    Arguments and errors: see `removal_order`. H may also be an iterable of consecutive groups of its rows.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Removal:
 
     @torch.no_grad()
     def run(self) -> RemovalOrder:
-        """Remove everything; once only, because the matrices are used up."""
+        """Remove all units. It can be called only once, because the matrices are used up."""
         picks, costs = eliminate(self.C, self.G, self.n, self.block)
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
@@ -203,10 +204,10 @@ class Removal:
 
 @torch.no_grad()
 def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
-    """Second moment in float64 with rows and columns in an order, made without another copy.
+    """Second moment in float64 with permuted rows and columns, without another copy.
 
     Args:
-        H: [d, d] floating, or its rows, a few at a time, from top to bottom.
+        H: [d, d] floating, or consecutive groups of its rows.
         columns: [d] int64, every column once.
     """
     ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=columns.device)
@@ -219,7 +220,7 @@ def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
 
 
 def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, saliency: Tensor | None) -> None:
-    """Refuse matrices that don't fit together with a ValueError."""
+    """Check the shapes of the matrices. Raises ValueError."""
     if isinstance(H, Tensor) and (
         H.ndim != 2 or H.shape[0] != H.shape[1] or len(H) == 0 or H.dtype not in (torch.float32, torch.float64)
     ):
@@ -236,25 +237,25 @@ def _check_shapes(H: Tensor | Iterable[Tensor], W: Tensor, units: Tensor, salien
 
 
 def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
-    """Refuse NaN and infinity with a NumericsError that names the module and the matrix."""
+    """Check for NaN and infinity. Raises NumericsError, naming the module and the matrix."""
     for what, tensor in tensors.items():
         if tensor is not None and not all(bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, ROWS)):
             raise NumericsError(f"{name}: the {what} holds NaN or infinity; check the weights and the input text")
 
 
 def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Inverse of the damped second moment after scaling its diagonal to one.
+    """Inverse of the damped second moment, scaled to a diagonal of one.
 
     Args:
         damped: [d, d] float64; overwritten.
-        name: what it belongs to.
+        name: Name of the module, for messages.
 
     Returns:
-        [d, d] float64 inverse, contiguous, whose diagonal is the variance inflation factors, and [d] float64 scale: the
-        roots of the damped diagonal.
+        [d, d] float64 inverse, contiguous, with the variance inflation factors on its diagonal, and [d] float64 scale,
+        the square roots of the damped diagonal.
 
     Raises:
-        NumericsError: the damped matrix isn't positive definite.
+        NumericsError: The damped matrix isn't positive definite.
     """
     scale = damped.diagonal().sqrt()
     damped /= scale
@@ -267,14 +268,14 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
         torch.cholesky_inverse(factor, out=factor)
     else:
         factor = torch.cholesky_inverse(factor)
-    # LAPACK's columns are the rows of the transpose, which is the same matrix.
+    # LAPACK uses columns, which are the rows of the transpose; the matrix is symmetric.
     return factor.mT.contiguous(), scale
 
 
 def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
     """Lower Cholesky factor of a symmetric [d, d] matrix, and whether it is positive definite.
 
-    On a CPU it takes the place of the matrix: LAPACK works on columns, and those of the transpose are the rows here.
+    On a CPU it overwrites the matrix. LAPACK works on columns, which are the rows of the transpose here.
     """
     if A.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(A)
@@ -286,7 +287,7 @@ def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix rounded to float32 in the first half of its own memory, and the second half as room for another one.
+    """A matrix rounded to float32 in the first half of its memory, and the free second half.
 
     Args:
         A: [d, d] float64, contiguous; overwritten.
@@ -296,19 +297,19 @@ def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
     """
     rounded, room = A.view(torch.float32).view(2, *A.shape)
     for rows, place in zip(torch.split(A, ROWS), torch.split(rounded, ROWS), strict=True):
-        place.copy_(rows.float())  # ends no later than the rows that it was read from
+        place.copy_(rows.float())  # never beyond the rows just read
     return rounded, room
 
 
 def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None) -> tuple[Tensor, float]:
-    """Vᵀ S V divided by a gain that keeps float32 from under- and overflow, and the gain; V is W in order and scaled.
+    """Vᵀ S V and a gain by which it is divided to avoid float32 under- and overflow; V is W permuted and scaled.
 
     Args:
         room: [d, d] float32 or float64, overwritten with the product.
         W: [r, d] floating.
         columns: [d] int64, order of its columns.
         scale: [d] float64, factors of the columns in that order.
-        S: [r, r] floating, or none for the identity.
+        S: [r, r] floating; None is the identity.
 
     Returns:
         The product and the gain.
@@ -332,13 +333,13 @@ def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | 
 
 
 def _loop_dtype(inflation: float) -> torch.dtype:
-    """Type in which to eliminate, from the largest variance inflation factor."""
+    """Element type of the elimination, by the largest variance inflation factor."""
     return torch.float32 if exact_products() and inflation <= FLOAT32_MAX_INFLATION else torch.float64
 
 
 def exact_products() -> bool:
-    """Whether float32 matrix products have float32 precision, in whichever of PyTorch's two ways it was set."""
+    """Whether float32 matrix products have float32 precision, by either of PyTorch's two settings."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was set by `fp32_precision`, of which the older question knows nothing
+    except RuntimeError:  # set by `fp32_precision`, which the older query doesn't support
         return torch.backends.cuda.matmul.fp32_precision not in ("tf32", "bf16")

@@ -1,4 +1,4 @@
-"""Large matrices that wait in a file while memory is needed for others."""
+"""Large matrices that are moved to files while memory is needed for others."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from darwinlm.artifact import damaged, write_tensors
 from darwinlm.database.elimination import ROWS
 
 SMALL = 16 << 20
-"""Bytes up to which a matrix just stays in memory."""
+"""Maximum bytes of a matrix that stays in memory."""
 
 NUMBERS = itertools.count()
 
 
-class Parked:
-    """A matrix, or several of one size, put aside until the end of a `with` block. On a GPU they stay there.
+class Spilled:
+    """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
 
     Args:
-        matrix: [d, d] or [e, d, d]; the caller lets go of it.
-        folder: where a file may lie meanwhile.
+        matrix: [d, d] or [e, d, d]; the caller should drop it.
+        folder: Folder for the temporary file.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:
         self._kept: Tensor | None = None
-        self._path = folder / f".parked-{os.getpid()}-{next(NUMBERS)}.tmp"
+        self._path = folder / f".spilled-{os.getpid()}-{next(NUMBERS)}.tmp"
         self._size = matrix.shape[-1]
         if matrix.device.type != "cpu" or matrix.nbytes <= SMALL:
             self._kept = matrix
         else:
             write_tensors(self._path, {"matrix": matrix})
 
-    def __enter__(self) -> Parked:
+    def __enter__(self) -> Spilled:
         return self
 
     def __exit__(
@@ -49,23 +49,23 @@ class Parked:
         self.close()
 
     def read(self, place: int | slice = slice(None)) -> Tensor:
-        """All of it, or what an index picks from its first dimension. Raises ArtifactError."""
+        """The whole matrix, or an index of its first dimension. Raises ArtifactError."""
         if self._kept is not None:
             return self._kept[place]
         try:
             with safe_open(self._path, framework="pt") as stream:
-                found: Tensor = stream.get_slice("matrix")[place]
+                part: Tensor = stream.get_slice("matrix")[place]
         except (OSError, SafetensorError) as error:
             raise damaged(self._path, str(error)) from error
-        return found
+        return part
 
     def rows(self) -> Iterator[Tensor]:
-        """Rows of a matrix, a few at a time; of a file only these are in memory. Raises ArtifactError."""
+        """Consecutive groups of rows; only these are loaded from a file. Raises ArtifactError."""
         for start in range(0, self._size, ROWS):
             yield self.read(slice(start, min(start + ROWS, self._size)))
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the matrix and its file."""
         if self._kept is None:
             self._path.unlink(missing_ok=True)
         self._kept = None

@@ -1,14 +1,7 @@
-"""The database on disk: one safetensors file per block, read a module at a time.
-
-For each module it holds one packed factor over all columns, and for each way to cut it (each number of query heads per
-KV group) the columns in removal order, the error of every width and, where there were output gradients, the estimated
-loss. Everything else follows from these and the weights. Of a mixture it holds these for each expert, and the order in
-which whole experts go with the error and loss of every number of them.
-"""
+"""Reader of the database on disk, which computes any module at any level from its factors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +11,7 @@ from torch import Tensor
 
 from darwinlm.artifact import damaged, file_digest, manifest_files
 from darwinlm.calibration.expert_order import ExpertOrder
+from darwinlm.database.blocks import block_file
 from darwinlm.database.factors import (
     NestedFactors,
     full_target,
@@ -25,8 +19,8 @@ from darwinlm.database.factors import (
     narrower_factors,
     unpack_lower,
 )
+from darwinlm.database.kept import Kept, kept_groups
 from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
-from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
@@ -36,91 +30,19 @@ from darwinlm.recipe import UnitsSettings
 CPU = torch.device("cpu")
 
 DEVICE_SHARE = 0.5
-"""Part of the free memory of the device that factors may take."""
+"""Share of the device's free memory for factors."""
 
 HOST_SHARE = 0.4
-"""Part of the free main memory that may hold packed factors which didn't fit on the device."""
-
-
-def block_file(block: int) -> str:
-    """File name of one block."""
-    return f"block_{block:04d}.safetensors"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One way to cut a module.
-
-    Attributes:
-        columns: [p] int64, the columns that may be kept, the last one to be removed first.
-        errors: [p + 1] float64, squared output error of keeping the first k of them.
-        losses: [p + 1] float64, estimated loss of the model then, in nats per token; None without output gradients.
-    """
-
-    columns: Tensor
-    errors: Tensor
-    losses: Tensor | None = None
-
-
-def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
-    """Named tensors of one module.
-
-    Args:
-        kind: of the module.
-        curves: by variant; the last one has every column.
-        packed: factor of the last one, as `pack_lower` writes it.
-    """
-    tensors = {f"{kind}.factor": packed}
-    for variant, curve in curves.items():
-        tensors[f"{kind}.{variant}.columns"] = curve.columns.to(torch.int32)
-        tensors[f"{kind}.{variant}.errors"] = curve.errors
-        if curve.losses is not None:
-            tensors[f"{kind}.{variant}.losses"] = curve.losses
-    return tensors
-
-
-def experts_tensors(found: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
-    """Named tensors of a mixture: curves and packed factors of its experts along a new first dimension."""
-    curves, packed = zip(*found, strict=True)
-    columns, errors = torch.stack([own.columns for own in curves]), torch.stack([own.errors for own in curves])
-    losses = [own.losses for own in curves if own.losses is not None]
-    curve = Curve(columns, errors, torch.stack(losses) if losses else None)
-    return module_tensors("mlp", {1: curve}, torch.stack(packed))
-
-
-def order_tensors(order: ExpertOrder) -> dict[str, Tensor]:
-    """Named tensors of the order in which whole experts of a mixture are removed."""
-    tensors = {"mlp.order": order.experts.to(torch.int32), "mlp.order_errors": order.errors}
-    return tensors if order.losses is None else {**tensors, "mlp.order_losses": order.losses}
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What remains of a module at one level.
-
-    Attributes:
-        columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the kept experts of a mixture.
-        weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None keeps the dense ones
-            (nothing is gone).
-        groups: [g] int64, KV heads that stay, ascending; of an attention.
-        query_groups: which of `groups` each kept query head belongs to, where they are used unevenly; else None.
-        experts: [e] int64, experts that stay, ascending; of a mixture.
-    """
-
-    columns: Tensor
-    weight: Tensor | None
-    groups: Tensor | None = None
-    query_groups: tuple[int, ...] | None = None
-    experts: Tensor | None = None
+"""Share of the free main memory for packed factors that don't fit on the device."""
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the factors of a module are made of, in main memory.
+    """Inputs of a module's factors, in main memory.
 
     Attributes:
-        packed: as `pack_lower` writes it, of experts along a new first dimension.
-        W: the dense output projection in the checkpoint's type.
+        packed: Factor as `pack_lower` writes it; for experts with a first dimension.
+        W: Dense output projection in the checkpoint's type.
     """
 
     packed: Tensor
@@ -128,24 +50,24 @@ class _Stored:
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Bytes of both."""
         return int(self.packed.nbytes + self.W.nbytes)
 
 
 class DatabaseReader:
-    """Produces any module at any level. A file is compared with its hash in the manifest before it is used.
+    """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
-    Searches ask for the factors of all modules in turn, over and over: as many as fit stay on the device, of further
-    ones what they are made of stays in main memory, pinned where a GPU reads it.
+    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device. The inputs of the
+    others stay in main memory, pinned if a GPU reads them.
 
     Args:
-        folder: of the finished database.
-        checkpoint: the model it was made from.
-        units: what its modules are cut into.
-        device: on which weights are made of factors.
+        folder: Folder of the finished database.
+        checkpoint: Checkpoint of the dense model.
+        units: Units of removal.
+        device: Device on which weights are computed from factors.
 
     Attributes:
-        reads: how often a factor came from its file.
+        reads: Number of factors read from files.
     """
 
     def __init__(
@@ -192,35 +114,35 @@ class DatabaseReader:
         return self.checkpoint.read(name)[""]
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
-        """Which of a module's factors a level is cut from."""
+        """The variant of a module that a level belongs to."""
         known = variants(self.shape(block, kind), self.units)
         return level.heads if level.heads in known else known[-1]
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
-        """Factors of one variant of a module: of the experts of a mixture one each, else a single one.
+        """Factors of one variant of a module: one for each expert of a mixture, else a single one.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         key = (block, kind, variant)
-        found = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
-        if found is None:
-            found = self._made(block, kind, variant)
-            self._factors.put(key, found)
-        self._last = key, found
-        return found
+        factors = self._last[1] if self._last is not None and self._last[0] == key else self._factors.get(key)
+        if factors is None:
+            factors = self._computed(block, kind, variant)
+            self._factors.put(key, factors)
+        self._last = key, factors
+        return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Let go of the factors on the device; they are made anew when they are asked for.
+        """Release the factors on the device; they are recomputed on demand.
 
         Args:
-            reserve: Bytes of the device that factors are to leave free from now on.
+            reserve: Bytes of device memory that factors must leave free from now on.
         """
         self._reserved = reserve
         self._last = None
         self._factors.clear()
 
-    def _made(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
+    def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shape(block, kind)
         last = variants(shape, self.units)[-1]
         columns, errors = self._curve(block, kind, variant)
@@ -236,25 +158,25 @@ class DatabaseReader:
         return tuple(map(_full_factors, columns, packed, errors, W))
 
     def _read(self, block: int, kind: ModuleKind, last: int) -> _Stored:
-        """What a module's factors are made of; kept in main memory where they don't fit on the device."""
-        found = self._stored.get((block, kind))
-        if found is None:
+        """Inputs of a module's factors, cached in main memory if the factors don't fit on the device."""
+        stored = self._stored.get((block, kind))
+        if stored is None:
             (packed,) = self._tensors(block, f"{kind}.factor")
-            found = _Stored(packed, self._dense_weight(block, kind))
+            stored = _Stored(packed, self._dense_weight(block, kind))
             self.reads += 1
             if self.device.type != "cpu" and not self._factors.has_room(self._device_bytes(block, kind)):
                 if self.device.type == "cuda":
-                    found = _Stored(found.packed.pin_memory(), found.W.pin_memory())
-                self._stored.put((block, kind), found)
-        return found
+                    stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
+                self._stored.put((block, kind), stored)
+        return stored
 
     def _device_bytes(self, block: int, kind: ModuleKind) -> int:
-        """Of a module's factor and target on the device."""
+        """Bytes of a module's factor and target on the device."""
         shape = self.shape(block, kind)
         return 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
 
     def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
-        """Columns [p] int64 and errors [p + 1] float64 of a variant, of experts along a first dimension."""
+        """Columns [p] int64 and errors [p + 1] float64 of a variant, with a first dimension for experts."""
         key = (block, kind, variant)
         if key not in self._curves:
             columns, errors = self._tensors(block, f"{kind}.{variant}.columns", f"{kind}.{variant}.errors")
@@ -272,7 +194,7 @@ class DatabaseReader:
             raise damaged(path, str(error)) from error
 
     def _estimates(self, block: int) -> dict[str, Tensor]:
-        """Estimated losses of a block's variants by name, as far as there are any. Raises ArtifactError."""
+        """Estimated losses of a block's variants by name, if there are any. Raises ArtifactError."""
         if block not in self._losses:
             path = self.folder / block_file(block)
             self._verify(block, path)
@@ -285,7 +207,7 @@ class DatabaseReader:
         return self._losses[block]
 
     def _verify(self, block: int, path: Path) -> None:
-        """Compare a file with the hash that the manifest has of it, once. Raises ArtifactError."""
+        """Compare a file with its hash in the manifest, once. Raises ArtifactError."""
         if block in self._verified:
             return
         expected = manifest_files(self.folder).get(path.name)
@@ -294,16 +216,16 @@ class DatabaseReader:
         if not path.is_file():
             raise damaged(path, "it is missing")
         if file_digest(path) != expected:
-            raise damaged(path, "its bytes aren't those that were written")
+            raise damaged(path, "it was changed after it was written")
         self._verified.add(block)
 
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
 
-        The errors of a mixture's experts add up, each being weighted by how much the expert's output counts.
+        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         key = (block, kind, variant)
         if key not in self._errors:
@@ -312,7 +234,7 @@ class DatabaseReader:
         return self._errors[key]
 
     def error(self, block: int, kind: ModuleKind, level: Level) -> float:
-        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is gone."""
+        """Squared output error of a level relative to the output's energy: 0 is dense, 1 is removed."""
         shape = self.shape(block, kind)
         if level.is_dense(shape):
             return 0.0
@@ -324,34 +246,34 @@ class DatabaseReader:
         return float(errors[level.width] / errors[0]) if errors[0] else 0.0
 
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
-        """Estimated loss of the model with this level alone, in nats per token; None where there is no estimate.
+        """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: The file is damaged.
         """
         if level.is_dense(self.shape(block, kind)):
             return 0.0
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
         if name not in self._estimates(block):
             return None
-        found = self._estimates(block)[name]
+        curves = self._estimates(block)[name]
         if level.experts:
             dropped = self._order(block).losses
             assert dropped is not None
-            return float(dropped[level.experts] + found[:, 0].sum() * self._narrowed(found, level, block))
-        return float(found[..., level.width].sum())
+            return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
+        return float(curves[..., level.width].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
-        """What narrowing costs the experts that stay, [e, p + 1], relative to what all of them give.
+        """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy.
 
-        Tokens of those that went are taken to be spread over them evenly.
+        Tokens of removed experts are assumed to be spread evenly over them.
         """
-        own = curves[self._order(block).experts[: level.experts]]
-        total = float(own[:, 0].sum())
-        return float(own[:, level.width].sum()) / total if total else 0.0
+        kept = curves[self._order(block).experts[: level.experts]]
+        total = float(kept[:, 0].sum())
+        return float(kept[:, level.width].sum()) / total if total else 0.0
 
     def _order(self, block: int) -> ExpertOrder:
-        """In which order a mixture's experts go. Raises ArtifactError."""
+        """Removal order of a mixture's experts. Raises ArtifactError."""
         if block not in self._orders:
             names = ["mlp.order", "mlp.order_errors"]
             weighted = "mlp.1.losses" in self._estimates(block)
@@ -360,13 +282,13 @@ class DatabaseReader:
         return self._orders[block]
 
     def experts(self, block: int, level: Level) -> Tensor:
-        """[e] int64, ascending, the experts of a mixture that a level keeps."""
+        """Experts of a mixture that a level keeps, [e] int64, ascending."""
         if level.experts == self.shape(block, "mlp").experts:
             return torch.arange(level.experts)
         return self._order(block).experts[: level.experts].sort().values
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
-        """[k] int64 (or [e, k] of kept experts), ascending columns of the output projection that a level keeps."""
+        """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
         shape = self.shape(block, kind)
         if level.width in (0, shape.width):
             columns = torch.arange(level.width)
@@ -386,50 +308,25 @@ class DatabaseReader:
             outputs = int(self.checkpoint.config.hidden_size)
             weight = torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
         elif level.width < shape.width:
-            found = self.factors(block, kind, self.variant(block, kind, level))
-            places = range(len(found)) if experts is None else experts.tolist()
-            made = [
-                kept_weights(found[place], level.width)[:, found[place].columns[: level.width].argsort()]
+            factors = self.factors(block, kind, self.variant(block, kind, level))
+            places = range(len(factors)) if experts is None else experts.tolist()
+            weights = [
+                kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
                 for place in places
             ]
-            weight = made[0] if experts is None else torch.stack(made)
+            weight = weights[0] if experts is None else torch.stack(weights)
         elif experts is not None and level.experts < shape.experts:
             weight = self.dense_weight(block, kind)[experts]
         groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
         return Kept(columns, weight, groups, query_groups, experts)
 
 
-def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """KV heads that stay with some columns of an attention's output projection, and how its query heads share them.
-
-    Args:
-        shape: the attention before the cut.
-        level: says how many KV heads stay: those in use, or all of them.
-        columns: [k] int64, ascending.
-
-    Returns:
-        [g] int64 KV heads, ascending, and for each query head that stays its place among them; None where every KV
-        head serves the same number of neighbouring query heads.
-    """
-    heads = (columns[:: shape.head_dim] // shape.head_dim).tolist()
-    owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
-    used = [owner[head] for head in heads]
-    groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
-    if len(groups) != level.groups:
-        raise ArtifactError(f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}: it is another database's")
-    places = tuple(groups.index(group) for group in used)
-    even = len(places) % max(len(groups), 1) == 0 and list(places) == [
-        place for place in range(len(groups)) for _ in range(len(places) // len(groups))
-    ]
-    return torch.tensor(groups, dtype=torch.int64), None if even else places
-
-
 def _full_factors(columns: Tensor, packed: Tensor, errors: Tensor, W: Tensor) -> NestedFactors:
-    """Factors over every column, whose target the dense weights give back, on the device of the packed factor."""
+    """Factors over every column, with the target from the dense weights, on the device of the packed factor."""
     factor, columns = unpack_lower(packed, len(columns)), columns.to(packed.device)
     return NestedFactors(columns, factor, full_target(factor, W, columns), errors)
 
 
 def _bytes(factors: tuple[NestedFactors, ...]) -> int:
-    tensors = (tensor for own in factors for tensor in (own.columns, own.factor, own.target, own.errors))
+    tensors = (tensor for each in factors for tensor in (each.columns, each.factor, each.target, each.errors))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Inference engines, each run in a process of its own: one that dies on a model takes nothing else with it."""
+"""Inference engines, each in a separate process, so that a crash doesn't affect the caller."""
 
 from darwinlm.engines.process import ENGINES, EngineProcess, Timing, require_engine
 

@@ -1,4 +1,4 @@
-"""llama.cpp through the package cyllama, which ships the library for processors and wraps it call by call."""
+"""llama.cpp through the package cyllama, which contains a CPU build of the library and its bindings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cyllama.llama import llama_cpp as library
 
 F32 = 0  # of ggml_type
 FTYPES = {"Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
-"""Numbers of `llama_ftype`."""
+"""Values of `llama_ftype`."""
 
 
 class _Model(library.LlamaModel):  # type: ignore[misc]
-    """cyllama reads this property of a model to size its logits, and lacks it."""
+    """Adds a property that cyllama uses for the size of logits but doesn't define."""
 
     @property
     def n_vocab(self) -> int:
@@ -26,10 +26,10 @@ class LlamaCpp:
     """One GGUF file in llama.cpp.
 
     Args:
-        model: the file.
-        threads: processor threads.
-        context: tokens that a text may have.
-        exact: keep keys and values in float32, for comparisons.
+        model: The file.
+        threads: Number of CPU threads.
+        context: Maximum number of tokens.
+        exact: Whether to keep keys and values in float32, for comparisons.
     """
 
     def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:
@@ -53,32 +53,32 @@ class LlamaCpp:
             self.batch.add(token, start + offset, [0], every or offset == len(tokens) - 1)
         self.context.decode(self.batch)
 
-    def _fresh(self) -> None:
+    def _clear_cache(self) -> None:
         self.context.kv_cache_clear(True)
 
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32."""
-        self._fresh()
+        self._clear_cache()
         self._decode(tokens, 0, every=True)
         return np.array([self.context.get_logits_ith(i) for i in range(len(tokens))], dtype=np.float32)
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation."""
-        self._fresh()
+        """The greedy continuation."""
+        self._clear_cache()
         self._decode(tokens, 0)
-        made = [int(self.sampler.sample(self.context, -1))]
-        while len(made) < new_tokens:
-            self._decode(made[-1:], len(tokens) + len(made) - 1)
-            made.append(int(self.sampler.sample(self.context, -1)))
-        return made
+        generated = [int(self.sampler.sample(self.context, -1))]
+        while len(generated) < new_tokens:
+            self._decode(generated[-1:], len(tokens) + len(generated) - 1)
+            generated.append(int(self.sampler.sample(self.context, -1)))
+        return generated
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, with those that the file says are added."""
+        """Tokens of a text, with the special tokens that the file requests."""
         return list(self.vocabulary.tokenize(text, True, False))
 
     def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` more."""
-        self._fresh()
+        """Seconds to the first token, and for `new_tokens` further ones."""
+        self._clear_cache()
         begun = time.perf_counter()
         self._decode(tokens, 0)
         token = int(self.sampler.sample(self.context, -1))
@@ -90,7 +90,7 @@ class LlamaCpp:
 
 
 def quantise(source: str, target: str, quantisation: str, threads: int) -> None:
-    """Quantise a GGUF file with the library's own quantiser."""
+    """Quantise a GGUF file with the library's quantiser."""
     parameters = library.LlamaModelQuantizeParams()
     parameters.ftype = FTYPES[quantisation]
     parameters.nthread = threads

@@ -1,6 +1,6 @@
-"""The parent's side of an engine: start it, ask it, and turn its death into a message.
+"""The parent's side of an engine: start it, send requests, and report crashes as errors.
 
-A request and its answer are one line of JSON each; arrays travel as .npy files in a temporary folder.
+Requests and answers are single lines of JSON; arrays are passed as .npy files in a temporary folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from darwinlm.errors import EngineError, MissingExtraError
 
 ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
-"""The Python package behind each engine, and the extra that brings it."""
+"""Python package of each engine, and the extra that installs it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Timing:
     """One run of an engine.
 
     Attributes:
-        first: seconds from the prompt to the first new token.
-        decode: seconds for all further tokens.
+        first: Seconds from the prompt to the first new token.
+        decode: Seconds for all further tokens.
     """
 
     first: float
@@ -41,8 +41,8 @@ def require_engine(engine: str, purpose: str) -> None:
     """Check that an engine's package is installed.
 
     Raises:
-        EngineError: there is no such engine.
-        MissingExtraError: its package isn't installed.
+        EngineError: There is no such engine.
+        MissingExtraError: Its package isn't installed.
     """
     if engine not in ENGINES:
         raise EngineError(f"there is no engine '{engine}'; the engines are {', '.join(ENGINES)}")
@@ -52,16 +52,16 @@ def require_engine(engine: str, purpose: str) -> None:
 
 
 class EngineProcess:
-    """An engine with one model loaded. Use it as a context manager.
+    """An engine with a loaded model, to be used as a context manager.
 
     Args:
-        engine: one of `ENGINES`.
-        model: folder or GGUF file.
+        engine: One of `ENGINES`.
+        model: Folder or GGUF file.
         options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `beside` (models on the GPU together).
 
     Raises:
-        MissingExtraError: the engine isn't installed.
-        EngineError: it can't load the model.
+        MissingExtraError: The engine isn't installed.
+        EngineError: The engine can't load the model.
     """
 
     def __init__(self, engine: str, model: Path, **options: Any) -> None:
@@ -100,7 +100,7 @@ class EngineProcess:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             try:
                 stream.close()
-            except BrokenPipeError:  # what it didn't read any more
+            except BrokenPipeError:  # the engine has stopped reading
                 continue
         self._folder.cleanup()
 
@@ -108,19 +108,19 @@ class EngineProcess:
         """Logits [t, v] in float32 for a text of t tokens."""
         path = Path(self._folder.name, "logits.npy")
         self._ask("logits", tokens=list(tokens), path=str(path))
-        found: np.ndarray[Any, Any] = np.load(path)
-        return found
+        logits: np.ndarray[Any, Any] = np.load(path)
+        return logits
 
     def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
-        """The tokens that follow, always the likeliest one."""
+        """The greedy continuation."""
         return [int(token) for token in self._ask("greedy", tokens=list(tokens), new_tokens=new_tokens)]
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text as the engine's own tokenizer sees it, special tokens that it adds itself included."""
+        """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
         return [int(token) for token in self._ask("tokenize", text=text)]
 
     def time(self, tokens: Sequence[int], new_tokens: int) -> Timing:
-        """Time one prompt and `new_tokens` greedy tokens after the first."""
+        """Time a prompt and `new_tokens` greedy tokens after the first."""
         answer = self._ask("time", tokens=list(tokens), new_tokens=new_tokens)
         return Timing(float(answer["first"]), float(answer["decode"]))
 
@@ -139,7 +139,7 @@ class EngineProcess:
             line = ""
         if not line:
             raise EngineError(
-                f"{self.engine} died (status {self._process.wait()}) on {self.model} while asked to {request}: "
+                f"{self.engine} died (status {self._process.wait()}) on {self.model} at the request to {request}: "
                 f"{self._last_words()}"
             )
         answer = json.loads(line)
@@ -156,11 +156,11 @@ class EngineProcess:
 
 
 def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
-    """Let llama.cpp's own quantiser turn one GGUF file into another, in a process of its own.
+    """Quantise a GGUF file with llama.cpp's quantiser, in a separate process.
 
     Raises:
-        MissingExtraError: the library isn't installed.
-        EngineError: it refuses or dies.
+        MissingExtraError: The library isn't installed.
+        EngineError: The quantiser refuses the file or dies.
     """
     require_engine("llama.cpp", f"quantising to {quantisation}")
     call = "import sys; from darwinlm.engines.llama_cpp import quantise; quantise(*sys.argv[1:4], int(sys.argv[4]))"

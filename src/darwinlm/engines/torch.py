@@ -1,4 +1,4 @@
-"""transformers on PyTorch: the engine that everything else is compared with."""
+"""transformers on PyTorch, the reference engine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Torch:
     """One model folder.
 
     Args:
-        model: the folder.
-        threads: processor threads.
-        dtype: element type of weights and arithmetic; None takes the checkpoint's.
-        device: where it runs.
-        allow_remote_code: let the checkpoint run its own code.
+        model: The folder.
+        threads: Number of CPU threads.
+        dtype: Element type of weights and arithmetic; None uses the checkpoint's.
+        device: Device of the model.
+        allow_remote_code: Whether the checkpoint may run its own code.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Torch:
     @torch.no_grad()
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32."""
-        found = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
-        array: np.ndarray[Any, Any] = found.cpu().numpy()
+        logits = self.model(input_ids=self._ids(tokens), use_cache=False).logits[0].float()
+        array: np.ndarray[Any, Any] = logits.cpu().numpy()
         return array
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation."""
+        """The greedy continuation."""
         return self._generate(tokens, new_tokens)[0]
 
     def tokenize(self, text: str) -> list[int]:
@@ -54,7 +54,7 @@ class Torch:
         return list(self.checkpoint.tokenizer()(text)["input_ids"])
 
     def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` more."""
+        """Seconds to the first token, and for `new_tokens` further ones."""
         _, first, decode = self._generate(tokens, new_tokens + 1)
         return {"first": first, "decode": decode}
 
@@ -67,10 +67,10 @@ class Torch:
         begun = time.perf_counter()
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1].argmax(-1, keepdim=True)
-        made = [int(token)]  # also waits for the device
+        generated = [int(token)]  # also synchronises with the device
         first = time.perf_counter()
-        while len(made) < new_tokens:
+        while len(generated) < new_tokens:
             output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1].argmax(-1, keepdim=True)
-            made.append(int(token))
-        return made, first - begun, time.perf_counter() - first
+            generated.append(int(token))
+        return generated, first - begun, time.perf_counter() - first

@@ -1,4 +1,4 @@
-"""vLLM, in the environment that this interpreter runs in."""
+"""vLLM in the environment of this interpreter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 GPU_SHARE = 0.9
-"""Part of a GPU's memory for the weights and caches of several models together."""
+"""Share of a GPU's memory for the weights and caches of several models together."""
 
 
 class Vllm:
     """One model folder.
 
     Args:
-        model: the folder.
-        dtype: element type; None takes the checkpoint's.
-        context: tokens that a text may have.
-        beside: how many models share the GPU: they divide it, where one alone takes
-            vLLM's default share.
-        allow_remote_code: pass `trust_remote_code`; not needed where the plugin of this package is installed.
+        model: The folder.
+        dtype: Element type; None uses the checkpoint's.
+        context: Maximum number of tokens.
+        beside: Number of models that share the GPU's memory; a single model gets vLLM's default share.
+        allow_remote_code: Whether to pass `trust_remote_code`, which the plugin of this package makes unnecessary.
     """
 
     def __init__(
@@ -53,18 +52,18 @@ class Vllm:
         return self.engine.generate(TokensPrompt(prompt_token_ids=tokens), parameters, use_tqdm=False)[0]
 
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-        """Logits [t, v] in float32; one request for each position, as the engine gives them for new tokens only."""
-        rows = []
+        """Logits [t, v] in float32, from a request per position, since the engine only gives them for new tokens."""
+        logits = []
         for end in range(1, len(tokens) + 1):
-            found = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
-            row = np.full(max(found) + 1, -np.inf, dtype=np.float32)
-            for token, value in found.items():
+            scores = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
+            row = np.full(max(scores) + 1, -np.inf, dtype=np.float32)
+            for token, value in scores.items():
                 row[token] = value.logprob
-            rows.append(row)
-        return np.stack(rows)
+            logits.append(row)
+        return np.stack(logits)
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation."""
+        """The greedy continuation."""
         return list(self._generate(tokens, new_tokens).outputs[0].token_ids)
 
     def tokenize(self, text: str) -> list[int]:
@@ -72,7 +71,7 @@ class Vllm:
         return list(self.engine.get_tokenizer()(text)["input_ids"])
 
     def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` more: two requests, one of a single token."""
+        """Seconds to the first token, and for `new_tokens` further ones, from two requests."""
         begun = time.perf_counter()
         self._generate(tokens, 1)
         first = time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""vLLM's adapter of transformers' models, for layers of which some have no attention."""
+"""vLLM's adapter of transformers' models, for models in which some layers have no attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM, Tra
 
 
 def present_runs(present: Sequence[bool], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Longest runs [first, last + 1) of layers with attention among those of this process."""
+    """Maximal ranges [first, last + 1) of layers with attention among those of this process."""
     first = None
     for index in range(start, end + 1):
         there = index < end and present[index]
@@ -21,7 +21,7 @@ def present_runs(present: Sequence[bool], start: int, end: int) -> Iterator[tupl
 
 
 class _SkipsAttention:
-    """Creates attention, and with it a KV cache, only for the layers that have one. Mixed in before vLLM's class."""
+    """Mixin that creates attention, and so a KV cache, only for layers that have one. It comes before vLLM's class."""
 
     def _create_attention_instances(self, prefix: str = "") -> None:
         config: Any = self.text_config  # type: ignore[attr-defined]
@@ -30,7 +30,7 @@ class _SkipsAttention:
         start, end = whole(len(present), self.pp_group.rank_in_group, self.pp_group.world_size)  # type: ignore[attr-defined]
         try:
             for run in present_runs(present, start, end):
-                # vLLM walks over one range of layers and refuses those without attention: give it the ranges with.
+                # vLLM iterates over a range of layers and refuses those without attention: pass ranges with attention.
                 base.get_pp_indices = lambda *_, run=run: run
                 super()._create_attention_instances(prefix)  # type: ignore[misc]
         finally:

@@ -1,4 +1,4 @@
-"""Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without pads.
+"""Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without padding.
 
 vLLM calls `register` in each of its processes before it reads a model.
 """
@@ -10,7 +10,7 @@ TESTED = ("llama", "qwen2", "qwen3")
 
 
 def register() -> None:
-    """Make every family's pruned classes known to transformers and to vLLM."""
+    """Register every family's pruned classes with transformers and vLLM."""
     from vllm import ModelRegistry
 
     from darwinlm.families.family import families

@@ -1,4 +1,4 @@
-"""The engine's side: answers requests on stdin until it is told no more. Run by `EngineProcess`."""
+"""The engine's side: answers requests on stdin until it ends. `EngineProcess` starts it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 
 
 class Engine(Protocol):
-    """What every engine can do; tokens are lists of ids."""
+    """Interface of all engines; tokens are lists of ids."""
 
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v]."""
 
     def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation."""
+        """The greedy continuation."""
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text."""
 
     def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for all further ones."""
+        """Seconds to the first token, and for all further tokens."""
 
 
 PACKAGES = {"torch": "torch", "llama.cpp": "cyllama", "vllm": "vllm"}
@@ -47,7 +47,7 @@ def load(engine: str, model: str, **options: Any) -> Engine:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+    """Peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
@@ -60,7 +60,7 @@ def peak_memory() -> int:
 
 
 def answer(engine: Engine, name: str, request: dict[str, Any], kind: str) -> Any:
-    """Serve one request."""
+    """Answer one request."""
     if name == "logits":
         np.save(request["path"], engine.logits(request["tokens"]))
         return None
@@ -85,7 +85,7 @@ def _version(package: str) -> str:
 
 
 def main() -> None:
-    """Serve until stdin ends. What libraries print goes to stderr; the channel to the parent stays clean."""
+    """Serve until stdin ends. Output of libraries goes to stderr, so that stdout only holds answers."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     engine: Engine | None = None

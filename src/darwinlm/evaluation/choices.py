@@ -1,7 +1,7 @@
-"""How likely the right answer of a multiple-choice item is: smoother than accuracy, which small models leave to luck.
+"""Likelihood of the right answers of multiple-choice items, which is less noisy than accuracy for small models.
 
-Bits per byte of the right answer, and its log-probability among the choices, as "Signal and Noise" (arXiv 2508.13144)
-and DataDecide (arXiv 2504.11393) find more telling than accuracy for small models.
+The figures are bits per byte of the right answer and its log-probability among the choices. "Signal and Noise" (arXiv
+2508.13144) and DataDecide (arXiv 2504.11393) find them more informative than accuracy for small models.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class RightAnswers:
     """Means over the items of a task, with standard errors.
 
     Attributes:
-        bits: bits per byte of the right answer, given its prompt; lower is better.
-        bits_stderr: its standard error; None for a single item.
-        log_p: natural logarithm of the right answer's probability among the choices; higher is better, and a model
-            that takes all n choices for alike has -log n.
-        log_p_stderr: its standard error.
-        items: that have one right answer out of several.
+        bits: Bits per byte of the right answer, given its prompt; lower is better.
+        bits_stderr: Standard error of `bits`; None for a single item.
+        log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
+            without preference among n choices has -log n.
+        log_p_stderr: Standard error of `log_p`.
+        items: Number of items with one right answer among several.
     """
 
     bits: float
@@ -33,18 +33,18 @@ class RightAnswers:
 
 
 def right_answers(samples: Iterable[Mapping[str, Any]]) -> RightAnswers | None:
-    """Read the harness's samples; None where no item has choices and one right answer.
+    """Means from the harness's samples; None if no item has choices and one right answer.
 
     Args:
-        samples: with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of each) and
-            `target` (number or text of the right one).
+        samples: Samples with `arguments` (context and answer of each choice), `filtered_resps` (log-probability of
+            each) and `target` (number or text of the right one).
     """
-    found = [one for one in map(_of_item, samples) if one is not None]
-    if not found:
+    items = [one for one in map(_of_item, samples) if one is not None]
+    if not items:
         return None
-    bits, bits_error = _mean([bits for bits, _ in found])
-    log_p, log_p_error = _mean([log_p for _, log_p in found])
-    return RightAnswers(bits, bits_error, log_p, log_p_error, len(found))
+    bits, bits_error = _mean([bits for bits, _ in items])
+    log_p, log_p_error = _mean([log_p for _, log_p in items])
+    return RightAnswers(bits, bits_error, log_p, log_p_error, len(items))
 
 
 def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -64,7 +64,7 @@ def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _place(target: object, answers: list[str]) -> int | None:
-    """Which answer a target means; None where it isn't one of them."""
+    """Index of the right answer; None if the target isn't one of the answers."""
     if isinstance(target, str):
         named = [place for place, answer in enumerate(answers) if answer.strip() == target.strip()]
         if len(named) == 1:

@@ -1,7 +1,7 @@
-"""A loss that is a sum over rows, with its gradients taken on the way there.
+"""A loss that is a sum over tokens, with gradients computed during the forward pass.
 
-Every piece's logits are made, used and let go of before the next one's. Left to autograd they would either all exist
-until the way back, or be made a second time there, which is a quarter of what the head costs.
+The logits of a piece are released before those of the next piece are computed. Autograd would either keep all of them
+until the backward pass, or compute them a second time, which is a quarter of the cost of the head.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ LossOf = Callable[[slice, Tensor], Tensor]
 def chunked_loss(
     loss_of: LossOf, hidden: Tensor, weights: Sequence[Tensor], chunk: int, *, again: bool = False
 ) -> Tensor:
-    """Sum of a loss over pieces of rows, which can be differentiated once with respect to `hidden` and `weights`.
+    """Sum of a loss over pieces of tokens, which can be differentiated once with respect to `hidden` and `weights`.
 
     Args:
-        loss_of: the loss, a scalar, of some rows, from those rows of `hidden`. It may use `weights`, and nothing else
-            that is to be trained.
-        hidden: [n, m] rows.
-        weights: leaves that `loss_of` uses and that are trained.
-        chunk: rows in a piece.
-        again: make each piece a second time on the way back, and differentiate it only there. That is for FSDP, which
-            takes the end of any backward pass for the end of the whole model's and deals the weights out again.
+        loss_of: Scalar loss of some tokens, from their rows of `hidden`. It may use `weights` but no other trained
+            tensors.
+        hidden: [n, m], a row for each token.
+        weights: Trained leaf tensors that `loss_of` uses.
+        chunk: Tokens in a piece.
+        again: Whether to compute each piece again in the backward pass, and differentiate it only there. FSDP needs
+            this, because it reshards all weights after any backward pass.
 
     Returns:
         A scalar, float32.
     """
     if again or not torch.is_grad_enabled():
         total = hidden.new_zeros((), dtype=torch.float32)
-        for rows in _pieces(len(hidden), chunk):
+        for piece in _pieces(len(hidden), chunk):
             if torch.is_grad_enabled():
-                total = total + checkpoint(loss_of, rows, hidden[rows], use_reentrant=False)
+                total = total + checkpoint(loss_of, piece, hidden[piece], use_reentrant=False)
             else:
-                total += loss_of(rows, hidden[rows])
+                total += loss_of(piece, hidden[piece])
         return total
-    apply: Any = _GradientsOnTheWay.apply  # without types in some releases of torch
+    apply: Any = _GradientsOnTheWay.apply  # untyped in some releases of torch
     result: Tensor = apply(loss_of, chunk, hidden, *weights)
     return result
 
@@ -51,23 +51,23 @@ def _pieces(count: int, chunk: int) -> list[slice]:
 
 
 class _GradientsOnTheWay(torch.autograd.Function):
-    """The forward pass does the backward pass of every piece; what is left for later is a factor."""
+    """Computes the gradients of every piece in the forward pass; the backward pass only scales them."""
 
     @staticmethod
     def forward(ctx: Any, loss_of: LossOf, chunk: int, hidden: Tensor, *weights: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
         summed: list[Tensor] = []
-        for rows in _pieces(len(hidden), chunk):
+        for piece in _pieces(len(hidden), chunk):
             with torch.enable_grad():
-                part = hidden[rows].detach().requires_grad_()
-                loss = loss_of(rows, part)
-            # What autocast chose for the way there is not to be chosen anew for the way back.
+                part = hidden[piece].detach().requires_grad_()
+                loss = loss_of(piece, part)
+            # The inner backward pass must use the types that autocast chose in the forward pass.
             with torch.autocast(hidden.device.type, enabled=False):
-                gradient[rows], *found = torch.autograd.grad(loss, (part, *weights))
-            for kept, new in zip(summed, found, strict=False):
+                gradient[piece], *gradients = torch.autograd.grad(loss, (part, *weights))
+            for kept, new in zip(summed, gradients, strict=False):
                 kept.add_(new)
-            summed = summed or list(found)
+            summed = summed or list(gradients)
             total += loss.detach()
         ctx.save_for_backward(gradient, *summed)
         return total

@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 ROWS = 64
-"""Most tokens that are compared at once."""
+"""Maximum number of tokens that are compared at once."""
 
 CPU_ELEMENTS = 1 << 20
-"""On a CPU, most float32 logits at once: they then stay in its caches from the first look at them to the last."""
+"""Maximum number of float32 logits at once on a CPU, so that they stay in its caches."""
 
 
 class DenseDistribution:
-    """The dense model's distributions over some tokens, ready to be compared with many candidates.
+    """The dense model's distributions for some tokens, for comparison with many candidates.
 
-    KL(p ‖ q) = Σ p log p - Σ p z + logsumexp(z) for a candidate's logits z, so p and its entropy are made once.
+    KL(p ‖ q) = Σ p log p - Σ p z + logsumexp(z) for a candidate's logits z, so p and its entropy are computed once.
 
     Args:
-        logits: [n, v] of the dense model.
+        logits: [n, v], logits of the dense model.
     """
 
     def __init__(self, logits: Tensor) -> None:
         self.probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         self.negative_entropy = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), ROWS):
-            rows = slice(start, start + ROWS)
-            log_p = torch.log_softmax(logits[rows].float(), dim=-1)
-            p = torch.exp(log_p, out=self.probabilities[rows])
-            self.negative_entropy[rows] = (p * log_p).sum(-1)
+            piece = slice(start, start + ROWS)
+            log_p = torch.log_softmax(logits[piece].float(), dim=-1)
+            p = torch.exp(log_p, out=self.probabilities[piece])
+            self.negative_entropy[piece] = (p * log_p).sum(-1)
 
     def __len__(self) -> int:
         return len(self.negative_entropy)
@@ -42,16 +42,16 @@ class DenseDistribution:
         """KL of each token, [n'] float32.
 
         Args:
-            logits: [n', v] of the candidate for the tokens from `start` on.
-            start: index of the first token.
-            normalisers: their `log_normalisers`, [n'], where the caller has them.
+            logits: [n', v], logits of the candidate for the tokens from `start` on.
+            start: Index of the first token.
+            normalisers: Their `log_normalisers`, [n'], if already known.
         """
         divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for row, z in _float_rows(logits):
-            rows, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
+            piece, at = slice(row, row + len(z)), slice(start + row, start + row + len(z))
             cross = torch.linalg.vecdot(self.probabilities[at], z)
-            total = _log_sum_exp_(z) if normalisers is None else normalisers[rows]
-            divergence[rows] = self.negative_entropy[at] - cross + total
+            total = _log_sum_exp_(z) if normalisers is None else normalisers[piece]
+            divergence[piece] = self.negative_entropy[at] - cross + total
         return divergence
 
 
@@ -64,13 +64,13 @@ def log_normalisers(logits: Tensor) -> Tensor:
 
 
 def _float_rows(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A few rows after the other in float32, each with the number of its first one; all in the same memory."""
-    rows = ROWS
+    """Groups of rows in float32 with the index of their first row; all groups share the same memory."""
+    size = ROWS
     if logits.device.type == "cpu":
-        rows = max(min(ROWS, CPU_ELEMENTS // max(logits.shape[-1], 1)), 1)
-    room = torch.empty(min(rows, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
-    for row in range(0, len(logits), rows):
-        part = logits[row : row + rows]
+        size = max(min(ROWS, CPU_ELEMENTS // max(logits.shape[-1], 1)), 1)
+    room = torch.empty(min(size, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
+    for row in range(0, len(logits), size):
+        part = logits[row : row + size]
         yield row, room[: len(part)].copy_(part)
 
 
@@ -81,9 +81,9 @@ def _log_sum_exp_(z: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor, normalisers: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each token, [n] float32, from logits [n, v] and the tokens that follow, [n].
+    """Cross-entropy of each token, [n] float32, from logits [n, v] and the next tokens [n].
 
-    `normalisers` are the logits' `log_normalisers`, [n], where the caller has them.
+    `normalisers` are the `log_normalisers` of the logits, [n], if already known.
     """
     normalisers = log_normalisers(logits) if normalisers is None else normalisers
     return normalisers - logits.gather(-1, targets[:, None])[:, 0].float()

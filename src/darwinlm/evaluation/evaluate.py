@@ -1,4 +1,4 @@
-"""One evaluation from request to result: open the model, measure what is asked, keep every part as it is done."""
+"""One evaluation from request to result: load the model, measure, and save every part when it is finished."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from darwinlm.lock import hold_target
 
 @dataclass(frozen=True)
 class Copied:
-    """How far a model copies.
+    """Copying scores of a model.
 
     Attributes:
-        model: as the user named it.
-        scores: one for each kind of sequences.
-        remarks: what was left out, and why.
+        model: Name of the model as the user gave it.
+        scores: Scores by kind of sequence.
+        remarks: Kinds of sequences that were left out, and the reasons.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is to be measured; see `darwinlm evaluate --help`."""
+    """Requested measurements; see `darwinlm evaluate --help`."""
 
     model: str
     suite: str | None = None
@@ -63,7 +63,7 @@ class EvaluationRequest:
     looking_back: bool = False
 
     def check(self) -> tuple[Wanted, ...]:
-        """The tasks; everything that can be refused without a model is. Raises DarwinLMError."""
+        """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.looking_back:
             raise RecipeError("nothing to measure: give --suite, --text or --looking-back")
         if self.against is not None and not self.texts:
@@ -77,11 +77,11 @@ class EvaluationRequest:
         return wanted
 
     def settled(self) -> EvaluationRequest:
-        """The same with the element type that `auto` stands for here."""
+        """The same request with `auto` replaced by an element type."""
         return replace(self, dtype=fast_dtype(resolve_device(self.device))) if self.dtype == "auto" else self
 
     def key(self) -> dict[str, Any]:
-        """What an earlier result must have been asked for to be used again."""
+        """Fields that must match before an earlier result is reused."""
         plain = asdict(self)
         names = ("model", "limit", "dtype", "sequence_length", "tokens", "against")
         folder = None if self.data_dir is None else str(self.data_dir)
@@ -90,14 +90,14 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """What was measured.
+    """Results of an evaluation.
 
     Attributes:
-        request: what was asked.
-        params: of the model.
-        scores: of the suite's tasks.
-        texts: one for each text.
-        copying: of the model, and of the dense one where there is one.
+        request: Request of the user.
+        params: Parameters of the model.
+        scores: Scores of the suite's tasks.
+        texts: Score of each text.
+        copying: Copying of the model, and of the dense one if there is one.
     """
 
     request: EvaluationRequest
@@ -107,7 +107,7 @@ class Evaluated:
     copying: list[Copied] = field(default_factory=list)
 
     def tables(self) -> Iterator[Table]:
-        """Headings, cells and remarks of each table."""
+        """Each table: headings, cells and remarks."""
         if self.texts:
             yield _text_table(self.texts)
             yield from _divided_tables(self.texts)
@@ -117,7 +117,7 @@ class Evaluated:
             yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: what --out holds."""
+        """Plain values for --out."""
         mean = summary.average(self.scores) if self.scores else None
         return {
             "request": self.request.key() | {"suite": self.request.suite},
@@ -146,13 +146,13 @@ def _text_table(texts: list[TextScore]) -> Table:
 
 
 def _divided_tables(texts: list[TextScore]) -> Iterator[Table]:
-    """KL by whether the next token was seen, and by position, of texts that were measured against another model."""
+    """KL for repeated and new next tokens, and by position, of texts that were measured against another model."""
     divided = [text for text in texts if text.kl_by_position]
     if divided:
         cells: list[tuple[str, ...]] = [
             (text.source, _nats(text.kl_seen), _nats(text.kl_new), summary.percent(text.seen)) for text in divided
         ]
-        yield ("KL where the next token", "stood before", "is new", "share that stood before, %"), cells, []
+        yield ("KL where the next token", "occurred before", "is new", "share that occurred before, %"), cells, []
     for text in divided:
         ends = (f"{end}" for end, _ in text.kl_by_position)
         line = (text.source, *(_nats(kl) for _, kl in text.kl_by_position))
@@ -176,15 +176,15 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     """Measure a model.
 
     Args:
-        request: what is asked.
+        request: Request of the user.
         out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-        console: told about every finished task.
+        console: Console that reports every finished task.
 
     Raises:
-        DarwinLMError: the request, the model or the data is wrong. A task that fails on the way isn't an error here: it
-            is in its score.
-        ArtifactError: the JSON file is of another request.
-        BusyError: another process writes the JSON file.
+        DarwinLMError: The request, the model or the data is wrong. A task that fails while running is recorded in its
+            score instead.
+        ArtifactError: The JSON file belongs to another request.
+        BusyError: Another process writes the JSON file.
     """
     with hold_target(out) if out is not None else nullcontext():
         return _evaluated(request, out, console)
@@ -197,19 +197,19 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
     device = resolve_device(request.device)
     dtype = DTYPES[request.dtype]
     opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
-    found = Evaluated(request, opened.params)
+    result = Evaluated(request, opened.params)
 
     def save(scores: list[harness.TaskScore]) -> None:
-        found.scores = list(scores)
+        result.scores = list(scores)
         if out is not None:
-            write_json(out, found.as_json())
+            write_json(out, result.as_json())
         if console is not None and scores:
             last = scores[-1]
             value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
             console.print(f"{last.title}: {value}", highlight=False, markup=False)
 
     if request.texts or request.looking_back:
-        found.texts, found.copying = _texts(request, opened, dtype, device)
+        result.texts, result.copying = _texts(request, opened, dtype, device)
         if not done:
             save([])
     if wanted:
@@ -223,13 +223,13 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
             done=done,
             save=save,
         )
-    return found
+    return result
 
 
 def _texts(
     request: EvaluationRequest, opened: Opened, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[TextScore], list[Copied]]:
-    """Texts, then copying of lists and of the first text's passages, by the model and by the dense one."""
+    """Scores of texts, then copying of lists and of the first text's passages, for both models."""
     if request.looking_back:
         word_lists(opened.tokenizer, LIST_LENGTHS[0])
     models = {opened.source: opened.model}

@@ -1,6 +1,6 @@
 """Benchmark tasks through EleutherAI's lm-evaluation-harness; its tasks, prompts and metrics, unchanged.
 
-Local data replaces only where a task's rows come from: the task's own `doc_to_*` lines make the prompts of them.
+Local data only replaces the source of a task's rows; the task's own `doc_to_*` fields format the prompts.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 
 @dataclass
 class TaskScore:
-    """What one task gave.
+    """Result of one task.
 
     Attributes:
-        task: the harness's name.
-        title: for tables.
-        shots: examples in the prompt.
-        metric: that `value` is of.
-        value: between 0 and 1; None when the task failed.
-        stderr: its standard error; None where the harness gives none.
-        items: that were scored.
-        total: that there are.
-        metrics: everything the harness reports, by `metric,filter`.
-        bits, bits_stderr, log_p, log_p_stderr: of the right answer, as in `RightAnswers`; None where items have no
-            choices.
-        remark: what deviates from the official data.
-        error: why the task failed; empty when it didn't.
+        task: Name in the harness.
+        title: Name for tables.
+        shots: Number of examples in the prompt.
+        metric: Name of the metric of `value`.
+        value: Score between 0 and 1; None if the task failed.
+        stderr: Standard error of `value`; None if the harness gives none.
+        items: Number of scored items.
+        total: Number of items of the task.
+        metrics: All figures of the harness, by `metric,filter`.
+        bits, bits_stderr, log_p, log_p_stderr: Likelihood of the right answer as in `RightAnswers`; None if items
+            have no choices.
+        remark: Difference from the official data.
+        error: Reason of a failure; empty on success.
     """
 
     task: str
@@ -74,23 +74,23 @@ def run_suite(
     save: Callable[[list[TaskScore]], None] = lambda scores: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[TaskScore]:
-    """Evaluate one task after the other; one that fails is recorded and the others go on.
+    """Evaluate tasks in turn; a failure is recorded, and the other tasks continue.
 
     Args:
-        model: a causal LM of transformers on its device.
-        tokenizer: its tokenizer.
-        wanted: tasks and shots.
-        data_dir: local files instead of the harness's data sets.
-        limit: items of each task; a group's, such as MMLU's, are spread over its tasks. None scores all.
-        batch_size: sequences in one forward pass.
-        done: scores of an interrupted run by task; those without an error are kept.
-        save: called after each task with all scores so far.
-        progress: called with finished and total tasks.
+        model: A causal LM of transformers on its device.
+        tokenizer: Tokenizer of the model.
+        wanted: Tasks and shots.
+        data_dir: Local files instead of the harness's data sets.
+        limit: Items of each task, spread over the tasks of a group such as MMLU; None scores all.
+        batch_size: Sequences in one forward pass.
+        done: Scores of an interrupted run by task; those without an error are kept.
+        save: Callback with all scores so far, after each task.
+        progress: Callback with the numbers of finished and total tasks.
 
     Raises:
-        MissingExtraError: the extra `eval` isn't installed.
-        RecipeError: the harness doesn't know a task.
-        DataError: a local file is missing or wrong. All are read before the first task runs.
+        MissingExtraError: The extra `eval` isn't installed.
+        RecipeError: The harness doesn't know a task.
+        DataError: A local file is missing or wrong; all are read before the first task runs.
     """
     lm_eval = _harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
@@ -111,7 +111,7 @@ def run_suite(
 
 
 def _wrapped(model: Any) -> Any:
-    """The harness's class for a model: on a CPU, where no batch is needed to use it, answers share their context."""
+    """The harness's wrapper of a model; on a CPU, answers share the forward pass of their context."""
     from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
 
     return SharedContextLM if model.device.type == "cpu" else QuietLM
@@ -119,7 +119,7 @@ def _wrapped(model: Any) -> Any:
 
 @contextmanager
 def _no_machine_report() -> Iterator[None]:
-    """Keep the harness from starting programs (git, pip, lscpu) to describe the machine in results we don't keep."""
+    """Stop the harness from running programs (git, pip, lscpu) to describe the machine."""
     from lm_eval import evaluator
 
     replaced: dict[str, Callable[..., None]] = {"add_env_info": lambda _: None, "get_git_commit_hash": lambda: None}
@@ -134,7 +134,7 @@ def _no_machine_report() -> Iterator[None]:
 
 
 def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
-    """Refuse what `run_suite` would refuse, before a model is loaded. Raises as it does."""
+    """Run the checks of `run_suite` before a model is loaded. Raises the same errors."""
     _harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)
@@ -159,7 +159,7 @@ def _harness() -> Any:
 
 @cache
 def _manager(only_known: bool) -> Any:
-    """The harness's index of tasks; reading all of its files takes ten seconds, those of the known tasks none."""
+    """The harness's index of tasks; indexing all of its files takes ten seconds, so known tasks are indexed alone."""
     import lm_eval.tasks as home
 
     folder = Path(home.__file__).parent
@@ -181,7 +181,7 @@ def _score(
         if limit is not None and hasattr(task, "get_all_tasks"):
             share = -(-limit // len(task.get_all_tasks()))
         with _no_machine_report():
-            found = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 lm, tasks=[task], limit=share, task_manager=manager, log_samples=True, bootstrap_iters=1000
             )
     except (
@@ -198,19 +198,19 @@ def _score(
         reason = first_line(error)
         score.error = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         return score
-    _read_result(score, found, getattr(task, "name", one.task))
+    _read_result(score, results, getattr(task, "name", one.task))
     return score
 
 
 def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
-    """The harness's own task or group, with the shots and the rows that are wanted."""
+    """The harness's task or group, with the requested shots and rows."""
     shots = {} if one.shots is None else {"num_fewshot": one.shots}
     if rows is None:
         return _built(manager, one.task, shots)
     known = KNOWN[one.task]
     pool = next((split for split in rows if split != known.split), None)
     if not known.by_subject:
-        # A split that isn't there is no split of the task; without shots, examples are never drawn.
+        # Splits without local rows are removed; without shots, no examples are drawn.
         splits = {
             "training_split": pool,
             "validation_split": known.split if known.split == "validation" else None,
@@ -221,8 +221,8 @@ def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
 
     group = Group(LOCAL_MMLU, aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)])
     for subject in sorted({str(row["subject"]) for row in rows[known.split]}):
-        own = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
-        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(own)}
+        of_subject = {split: [row for row in part if row["subject"] == subject] for split, part in rows.items()}
+        changes: dict[str, Any] = {**shots, "custom_dataset": _dataset(of_subject)}
         if pool is None:
             changes |= {"fewshot_split": None, "fewshot_config": None}
         group.add(_built(manager, f"{one.task}_{subject}", changes))
@@ -230,7 +230,7 @@ def _task(manager: Any, one: Wanted, rows: dict[str, Rows] | None) -> Any:
 
 
 def _built(manager: Any, name: str, changes: dict[str, Any]) -> Any:
-    # `TaskManager.load` takes a changed task only inside a group; this is what it calls there.
+    # `TaskManager.load` accepts a changed task only inside a group; this is the function that it calls there.
     return manager._factory.build(manager.task_index[name], overrides=changes, registry=manager.task_index)
 
 
@@ -243,10 +243,10 @@ def _dataset(rows: dict[str, Rows]) -> Callable[..., Any]:
     return load
 
 
-def _read_result(score: TaskScore, found: Any, name: str) -> None:
-    table = found["results"]
-    own = table.get(name) or (found.get("groups") or {}).get(name) or next(iter(table.values()))
-    score.metrics = {key: float(value) for key, value in own.items() if isinstance(value, (int, float))}
+def _read_result(score: TaskScore, results: Any, name: str) -> None:
+    table = results["results"]
+    metrics = table.get(name) or (results.get("groups") or {}).get(name) or next(iter(table.values()))
+    score.metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
     wanted = KNOWN[score.task].metric if score.task in KNOWN else None
     names = [key for key in score.metrics if "_stderr," not in key and "," in key]
     chosen = next((key for key in names if key.partition(",")[0] == wanted), names[0] if names else None)
@@ -256,22 +256,22 @@ def _read_result(score: TaskScore, found: Any, name: str) -> None:
     metric, _, filtered = chosen.partition(",")
     score.metric, score.value = metric, score.metrics[chosen]
     score.stderr = score.metrics.get(f"{metric}_stderr,{filtered}")
-    right = right_answers(chain.from_iterable(found["samples"].values()))
+    right = right_answers(chain.from_iterable(results["samples"].values()))
     if right is not None:
         score.bits, score.bits_stderr = right.bits, right.bits_stderr
         score.log_p, score.log_p_stderr = right.log_p, right.log_p_stderr
-    counts = found["n-samples"].values()
+    counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)
     if score.shots is None:
-        score.shots = next((int(shots) for shots in found.get("n-shot", {}).values()), None)
+        score.shots = next((int(shots) for shots in results.get("n-shot", {}).values()), None)
 
 
 def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
-    """Plain values."""
+    """Scores as plain values."""
     return [asdict(score) for score in scores]
 
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> dict[str, TaskScore]:
-    """Scores by task, from what `as_json` made."""
+    """Scores by task, from the result of `as_json`."""
     return {str(row["task"]): TaskScore(**row) for row in rows}

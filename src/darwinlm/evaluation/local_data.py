@@ -1,6 +1,6 @@
-"""Data sets of the known tasks from local files, in the form that the harness's tasks read.
+"""Data sets of the known tasks from local files, in the format of the harness's tasks.
 
-`DIR/TASK/SPLIT.jsonl`, or `.jsonl.gz`; a suffix after the split is fine (`train_1996.jsonl.gz`).
+Paths are `DIR/TASK/SPLIT.jsonl` or `.jsonl.gz`; a suffix after the split is allowed (`train_1996.jsonl.gz`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Rows = list[dict[str, Any]]
 
 
 def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
-    """Rows of a task's splits, checked.
+    """Checked rows of a task's splits.
 
     Args:
-        folder: what --data-dir names.
-        wanted: the task and its shots.
+        folder: Folder given as --data-dir.
+        wanted: The task and its shots.
 
     Returns:
-        Rows of the split that is scored and, with shots, of the one that examples are drawn from; and a remark where
-        that isn't the official one, else empty.
+        Rows of the scored split and, with shots, of the split for examples; and a remark if the latter isn't the
+        official one, else an empty string.
 
     Raises:
-        RecipeError: files of this task aren't known, or the folder is missing.
-        DataError: a file is missing, unreadable or empty, or a row lacks a field.
+        RecipeError: The file layout of this task isn't known, or the folder is missing.
+        DataError: A file is missing, unreadable or empty, or a row lacks a field.
     """
     if wanted.task not in KNOWN:
         raise RecipeError(
@@ -56,14 +56,14 @@ def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
 
 
 def _check_shots(pool: Path, wanted: Wanted, scored: Rows, examples: Rows) -> None:
-    """Refuse a pool with fewer examples than shots, subject by subject where the task has subjects."""
+    """Check that there are enough examples for the shots, for each subject of the task."""
     by_subject = KNOWN[wanted.task].by_subject
     for subject in sorted({str(row["subject"]) for row in scored}) if by_subject else [""]:
         count = sum(not by_subject or str(row["subject"]) == subject for row in examples)
         if count < (wanted.shots or 0):
             where = f" of {subject}" if subject else ""
             raise DataError(
-                f"{pool} has {count} examples{where}, but '{wanted.task}' is asked for {wanted.shots} shots"
+                f"{pool} has {count} examples{where}, but '{wanted.task}' needs {wanted.shots} for its shots"
             )
 
 

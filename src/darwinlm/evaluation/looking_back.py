@@ -1,10 +1,9 @@
-"""Looking back: does a model still read its context? Copying of lists and passages, by length and distance.
+"""Use of context: copying of lists and passages, by length and distance.
 
-A list of random words, or a passage of text, is given twice; of the second time every token but the first can be read
-off the first time. Accuracy is the share of these that the model holds for the likeliest; loss is their mean
-cross-entropy.
+A list of random words, or a passage of text, is given twice. All tokens of the second occurrence but the first can be
+copied. Accuracy is the share of them that the model ranks first; loss is their mean cross-entropy.
 
-Letters: b sequences, t tokens in each, n tokens that are given twice.
+Letters: b sequences, t tokens in each, n repeated tokens.
 """
 
 from __future__ import annotations
@@ -22,57 +21,57 @@ from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
 
 LISTS = 16
-"""Sequences of each kind and length."""
+"""Number of sequences of each kind and length."""
 
 SEED = 0
-"""Of the lists: all models and runs with one tokenizer get the same ones."""
+"""Seed of the lists, so that all models with the same tokenizer get the same ones."""
 
 FEWEST_WORDS = 256
-"""Words that a tokenizer must know for lists: of fewer, too many would come twice."""
+"""Minimum number of words in a vocabulary for lists; with fewer, too many would repeat."""
 
 SHORTEST_WORD = 3
-"""Letters of it."""
+"""Letters of the shortest word."""
 
 MARKS = ("Ġ", "▁", " ")
-"""What a token begins with that begins a word."""
+"""Prefixes of tokens that begin a word."""
 
 LIST_LENGTHS = (16, 64)
 PASSAGES = ((64, 0), (64, 192))
-"""Tokens of passages, and between their first and second time."""
+"""Tokens of a passage, and tokens between its two occurrences."""
 
 
 @dataclass(frozen=True)
 class Copying:
-    """Sequences that say something twice.
+    """Sequences that repeat a list or a passage.
 
     Attributes:
-        kind: words or text.
-        n: tokens that come twice.
-        apart: tokens of other text between the first and the second time.
-        tokens: int64 [b, t]; the last n of each are the second time.
+        kind: Words or text.
+        n: Number of repeated tokens.
+        gap: Tokens of other text between the two occurrences.
+        tokens: Int64 [b, t]; the last n of each are the second occurrence.
     """
 
     kind: str
     n: int
-    apart: int
+    gap: int
     tokens: Tensor
 
     @property
     def name(self) -> str:
-        """For tables: `64 words`, `64 tokens of text, 192 apart`."""
+        """Name for tables: `64 words`, `64 tokens of text, 192 apart`."""
         what = "words" if self.kind == "words" else "tokens of text"
-        return f"{self.n} {what}" + (f", {self.apart} apart" if self.apart else "")
+        return f"{self.n} {what}" + (f", {self.gap} apart" if self.gap else "")
 
 
 @dataclass(frozen=True)
 class CopyingScore:
-    """What a model made of it.
+    """Copying score of a model.
 
     Attributes:
-        name: of the sequences.
-        accuracy: share of the tokens that can be read off the context and are the model's likeliest.
-        loss: their mean cross-entropy, nats.
-        tokens: how many they are.
+        name: Name of the sequences.
+        accuracy: Share of the tokens that can be copied and are ranked first.
+        loss: Their mean cross-entropy, nats.
+        tokens: Number of these tokens.
     """
 
     name: str
@@ -82,7 +81,7 @@ class CopyingScore:
 
 
 def word_tokens(tokenizer: Any) -> list[int]:
-    """Tokens that are whole words: three small letters or more, behind the mark of a word's beginning if any."""
+    """Tokens that are whole words: three or more lower-case letters, after the prefix of a word's beginning if any."""
     special = set(tokenizer.all_special_ids)
     marked: list[int] = []
     bare: list[int] = []
@@ -98,7 +97,7 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
     """Lists of n different random words of the tokenizer's vocabulary, each twice.
 
     Raises:
-        DataError: the tokenizer has too few words.
+        DataError: The tokenizer has too few words.
     """
     words = word_tokens(tokenizer)
     if len(words) < FEWEST_WORDS:
@@ -107,29 +106,29 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
     draw = random.Random(f"{seed}:{n}")  # noqa: S311 - no secret hangs on it
-    rows = [draw.sample(words, n) for _ in range(lists)]
+    drawn = [draw.sample(words, n) for _ in range(lists)]
     before = _bos(tokenizer)
-    return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in rows]))
+    return Copying("words", n, 0, torch.tensor([[*before, *row, *row] for row in drawn]))
 
 
-def passages(tokenizer: Any, text: Tensor, n: int, apart: int = 0, *, lists: int = LISTS) -> Copying | None:
-    """Passages of a text, each twice, with other text of the same block between.
+def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
+    """Passages of a text, each given twice, with other text of the same block in between.
 
     Args:
-        tokenizer: says whether sequences begin with bos.
-        text: blocks of it, [B, T].
-        n: tokens of a passage.
-        apart: tokens between.
-        lists: sequences, at most one from a block.
+        tokenizer: Tokenizer; it determines whether sequences begin with bos.
+        text: Blocks of text, [B, T].
+        n: Number of tokens in a passage.
+        gap: Number of tokens between the occurrences.
+        lists: Number of sequences, at most one from a block.
 
     Returns:
-        None where the text's blocks are shorter than n + apart.
+        None if the text's blocks are shorter than n + gap.
     """
-    rows = text[:lists, 1 : 1 + n + apart]
-    if rows.shape[1] < n + apart or not len(rows):
+    blocks = text[:lists, 1 : 1 + n + gap]
+    if blocks.shape[1] < n + gap or not len(blocks):
         return None
-    before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(rows), -1)
-    return Copying("text", n, apart, torch.cat([before, rows, rows[:, :n]], dim=1))
+    before = torch.tensor(_bos(tokenizer), dtype=torch.int64).expand(len(blocks), -1)
+    return Copying("text", n, gap, torch.cat([before, blocks, blocks[:, :n]], dim=1))
 
 
 def _bos(tokenizer: Any) -> list[int]:
@@ -138,7 +137,7 @@ def _bos(tokenizer: Any) -> list[int]:
 
 
 def longest_sequence(config: Any) -> int | None:
-    """Tokens that a model takes at most, by its configuration; None where it doesn't say."""
+    """Maximum sequence length by the configuration of a model; None if it isn't stated."""
     longest: int | None = getattr(config, "max_position_embeddings", None)
     return longest
 
@@ -146,32 +145,32 @@ def longest_sequence(config: Any) -> int | None:
 def all_copying(
     tokenizer: Any, text: Tensor | None, longest: int | None, *, lists: int = LISTS
 ) -> tuple[list[Copying], list[str]]:
-    """What is measured of any model: lists of 16 and 64 words, passages of 64 tokens said at once and 192 later.
+    """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
 
     Args:
-        tokenizer: of the model.
-        text: blocks of it, [B, T]; None leaves passages out.
-        longest: tokens that the model takes at most; None knows no bound.
-        lists: sequences of each length.
+        tokenizer: Tokenizer of the model.
+        text: Blocks of text, [B, T]; None leaves passages out.
+        longest: Maximum sequence length of the model; None has no limit.
+        lists: Number of sequences of each length.
 
     Returns:
-        The sequences, and in words what is left out and why.
+        The sequences, and remarks about those that were left out.
     """
-    found: list[Copying] = []
+    sequences: list[Copying] = []
     remarks = []
     try:
-        found += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
+        sequences += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
     except DataError as error:
         remarks.append(str(error))
     if text is not None:
-        for n, apart in PASSAGES:
-            passage = passages(tokenizer, text, n, apart, lists=lists)
+        for n, gap in PASSAGES:
+            passage = passages(tokenizer, text, n, gap, lists=lists)
             if passage is None:
-                remarks.append(f"copying of text wasn't measured over {n + apart} tokens: blocks of text are shorter")
+                remarks.append(f"copying of text wasn't measured over {n + gap} tokens: blocks of text are shorter")
             else:
-                found.append(passage)
+                sequences.append(passage)
     kept = []
-    for each in found:
+    for each in sequences:
         if longest is None or each.tokens.shape[1] <= longest:
             kept.append(each)
         else:
@@ -184,7 +183,7 @@ def measure_copying(
     models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences, one score for each entry of `copying`."""
-    found: dict[str, list[CopyingScore]] = {name: [] for name in models}
+    scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:
         rows = max(1, batch_tokens // each.tokens.shape[1])
         for name, model in models.items():
@@ -196,5 +195,5 @@ def measure_copying(
                 right += int((logits.argmax(-1) == targets).sum())
                 lost += float(token_losses(logits, targets).sum(dtype=torch.float64))
                 count += len(targets)
-            found[name].append(CopyingScore(each.name, right / count, lost / count, count))
-    return found
+            scores[name].append(CopyingScore(each.name, right / count, lost / count, count))
+    return scores

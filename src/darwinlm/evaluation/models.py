@@ -1,4 +1,4 @@
-"""Any causal LM that transformers can load, for measuring: dense, ours, GGUF, or of a family that can't be pruned."""
+"""Models for evaluation: any causal LM that transformers can load, also of families that can't be pruned."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from darwinlm.families.resolve import resolve_model
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready for inference.
+    """A loaded model.
 
     Attributes:
-        source: what the user called it.
-        model: of transformers, in evaluation mode.
-        tokenizer: its tokenizer.
+        source: Name of the model as the user gave it.
+        model: Model of transformers, in evaluation mode.
+        tokenizer: Tokenizer of the model.
     """
 
     source: str
@@ -30,7 +30,7 @@ class Opened:
 
     @property
     def params(self) -> int:
-        """Parameters; a tied embedding counts once."""
+        """Number of parameters; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -40,27 +40,27 @@ def open_model(
     """Load a model and its tokenizer.
 
     Args:
-        source: hub id, folder, output folder of a run, or GGUF file.
-        dtype: of its weights.
-        device: where it goes.
-        allow_remote_code: let the checkpoint run its own code.
+        source: Hub id, folder, output folder of a run, or GGUF file.
+        dtype: Element type of its weights.
+        device: Device of the model.
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
-        ModelError: nothing of that name exists, it can't be loaded, or its tokenizer is missing.
-        MissingExtraError: a GGUF file without the extra `gguf`.
+        ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.
+        MissingExtraError: A GGUF file without the extra `gguf`.
     """
-    found = _inside_run(source)
+    path = _inside_run(source)
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
         try:
-            checkpoint = resolve_model(found, Path(work) / "model", allow_remote_code=allow_remote_code)
+            checkpoint = resolve_model(path, Path(work) / "model", allow_remote_code=allow_remote_code)
         except FamilyError:
-            return _unknown_family(found, dtype, device, allow_remote_code=allow_remote_code)
+            return _unknown_family(path, dtype, device, allow_remote_code=allow_remote_code)
         tokenizer = checkpoint.tokenizer()
         return Opened(source, checkpoint.load(dtype, device), tokenizer)
 
 
 def _inside_run(source: str) -> str:
-    """The model of an output folder, where that is what was named."""
+    """The path of the model inside a run's output folder; other sources are unchanged."""
     folder = Path(source).expanduser()
     if (folder / "darwinlm.json").is_file():
         if not (folder / "model" / "config.json").is_file():
@@ -70,7 +70,7 @@ def _inside_run(source: str) -> str:
 
 
 def _unknown_family(source: str, dtype: torch.dtype, device: torch.device | str, *, allow_remote_code: bool) -> Opened:
-    """A model that can't be pruned can still be measured."""
+    """Load a model of a family that can't be pruned."""
     folder: Path | str = Path(source).expanduser()
     folder = folder if Path(folder).is_dir() else source
     model = load_model(folder, dtype, allow_remote_code=allow_remote_code)

@@ -15,22 +15,22 @@ from darwinlm.evaluation.divergence import DenseDistribution, log_normalisers, t
 from darwinlm.malloc import kept_memory
 
 FIRST_POSITIONS = 64
-"""Tokens of the first range of positions; each further one ends at twice the last one's end."""
+"""End of the first range of positions; each further range ends at twice the previous end."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured on held-out text.
+    """Figures on held-out text.
 
     Attributes:
-        perplexity: exp of the mean cross-entropy of a token given those before it in its block.
-        kl: mean KL(dense ‖ model) in nats per token.
-        tokens: predictions that the perplexity is the mean of.
-        kl_seen: mean KL where the token that follows stood in the block before; None where none did.
-        kl_new: mean KL where it didn't; None where all did.
-        seen: share of the predictions whose token stood before.
-        kl_by_position: mean KL of the tokens from the last entry's position (of the first entry: the block's begin) up
-            to the named one, as (position, KL); positions double from 64 on.
+        perplexity: Exponential of the mean cross-entropy of a token, given the earlier ones in its block.
+        kl: Mean KL(dense ‖ model) in nats per token.
+        tokens: Number of predictions.
+        kl_seen: Mean KL where the next token occurred earlier in the block; None without such tokens.
+        kl_new: Mean KL where it did not; None without such tokens.
+        seen: Share of next tokens that occurred earlier in the block.
+        kl_by_position: Entries (position, KL): mean KL from the previous entry's position, or the beginning of the
+            block, up to this position; positions double from 64 on.
     """
 
     perplexity: float
@@ -51,35 +51,35 @@ def measure_quality(
     batch_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Quality]:
-    """Measure several models side by side.
+    """Measure several models on the same tokens.
 
     Args:
-        dense: the model that the others are compared with.
-        models: by name; the dense one may be among them.
+        dense: Reference model of the KL.
+        models: Models by name; the dense one may be among them.
         tokens: [n, t] held-out text.
-        batch_tokens: tokens in one forward pass.
-        progress: called with finished and total batches.
+        batch_tokens: Tokens in one forward pass.
+        progress: Callback with the numbers of finished and total batches.
     """
-    rows = max(1, batch_tokens // tokens.shape[1])
+    sequences = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
     n_seen = 0
-    starts = range(0, len(tokens), rows)
+    starts = range(0, len(tokens), sequences)
     with kept_memory(dense.device):
         for done, start in enumerate(starts):
-            batch = tokens[start : start + rows].to(dense.device)
+            batch = tokens[start : start + sequences].to(dense.device)
             seen = seen_before(batch)
             n_seen += int(seen.sum())
-            for name, found in _measure_batch(dense, models, batch, seen).items():
-                sums[name] += found
+            for name, batch_sums in _measure_batch(dense, models, batch, seen).items():
+                sums[name] += batch_sums
             progress(done + 1, len(starts))
     predictions = len(tokens) * (tokens.shape[1] - 1)
     return {name: _quality(sums[name], len(tokens), predictions, n_seen) for name in models}
 
 
 def seen_before(tokens: Tensor) -> Tensor:
-    """Whether the token that follows stands in the block already, [n, t] -> [n, t - 1] bool."""
+    """Whether the next token already occurred in the block, [n, t] -> [n, t - 1] bool."""
     n, t = tokens.shape
-    # Sorted by token and place, all but the first of a run of equals have been seen.
+    # Sorted by token and position, all but the first of equal tokens have occurred before.
     order = tokens.argsort(dim=1, stable=True)
     ordered = tokens.gather(1, order)
     again = torch.zeros(n, t, dtype=torch.bool, device=tokens.device)
@@ -87,10 +87,10 @@ def seen_before(tokens: Tensor) -> Tensor:
     return torch.zeros_like(again).scatter_(1, order, again)[:, 1:]
 
 
-def _quality(sums: Tensor, rows: int, predictions: int, n_seen: int) -> Quality:
-    """The figures, from what `_measure_batch` adds up over all batches."""
+def _quality(sums: Tensor, sequences: int, predictions: int, n_seen: int) -> Quality:
+    """The figures, from the sums of `_measure_batch` over all batches."""
     loss, kl_seen, kl_new = sums[:3].tolist()
-    by_position = sums[3:] / rows
+    by_position = sums[3:] / sequences
     return Quality(
         _perplexity(loss / predictions),
         max(float(by_position.mean()), 0.0),
@@ -103,7 +103,7 @@ def _quality(sums: Tensor, rows: int, predictions: int, n_seen: int) -> Quality:
 
 
 def _ranges(length: int) -> list[tuple[int, int]]:
-    """0 to 64, 64 to 128, 128 to 256 and so on up to the length."""
+    """Ranges 0 to 64, 64 to 128, 128 to 256 and so on up to the length."""
     ends = [0]
     while ends[-1] < length:
         ends.append(min(max(2 * ends[-1], FIRST_POSITIONS), length))
@@ -111,11 +111,11 @@ def _ranges(length: int) -> list[tuple[int, int]]:
 
 
 def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch, float64 [3 + t]: cross-entropy, KL where the next token was seen and wasn't, KL by position.
+    """Sums over a batch, float64 [3 + t]: cross-entropy, KL for seen and for new next tokens, KL by position.
 
-    On its own, so that no logits outlive their batch.
+    A separate function, so that logits are released after each batch.
     """
-    # What follows a block's last token isn't known; its row is left out below: cutting it off here would copy.
+    # The last position has no next token. It is skipped below, because slicing here would copy.
     following = batch.roll(-1, 1).flatten()
     reference = dense(input_ids=batch, use_cache=False).logits.flatten(0, 1)
     distribution = DenseDistribution(reference)
@@ -134,5 +134,5 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: T
 
 
 def _perplexity(mean_loss: float) -> float:
-    """exp, capped where a float64 would overflow: such a model predicts nothing."""
+    """Exponential of the mean loss, capped to avoid overflow."""
     return math.exp(min(mean_loss, 700.0))

@@ -1,8 +1,8 @@
-"""The harness's model with the context of a question read once for all of its answers.
+"""The harness's model with one forward pass over the context for all answers to a question.
 
-The harness runs context and answer together for every answer. Here the context's keys and values are kept, and logits
-are made of answers only, so that four answers to one question cost about one. What is computed is the same, up to
-rounding. Worth it where a single sequence keeps the device busy: on a CPU.
+The harness runs context and answer together for every answer. Here the keys and values of the context are kept, and
+logits are only computed for answers. So four answers to a question cost about as much as one. Results are the same, up
+to rounding. This pays off if a single sequence keeps the device busy, as on a CPU.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Answer = tuple[float, bool]
 
 
 class QuietLM(HFLM):  # type: ignore[misc]
-    """A causal LM of the harness without its bars, which it shows whatever the environment says."""
+    """A causal LM of the harness without progress bars, which it would always show."""
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        """As the harness's."""
+        """As in the harness."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
 
 class SharedContextLM(QuietLM):
-    """The same, and requests with equal contexts share that context's forward pass."""
+    """A quiet LM in which requests with equal contexts share the forward pass of the context."""
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        """Log-likelihood of each answer, and whether it is the likeliest; in the order of the requests."""
+        """Log-likelihood of each answer, and whether it is the greedy choice, in the order of the requests."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, _) in enumerate(requests):
             groups.setdefault(tuple(context), []).append(index)
@@ -41,11 +41,11 @@ class SharedContextLM(QuietLM):
         alone: list[int] = []
         for shared, members in groups.items():
             continuations = [requests[index][2] for index in members]
-            found = self._shared(list(shared), continuations) if len(members) > 1 else None
-            if found is None:
+            shared_answers = self._shared(list(shared), continuations) if len(members) > 1 else None
+            if shared_answers is None:
                 alone += members
                 continue
-            for index, answer in zip(members, found, strict=True):
+            for index, answer in zip(members, shared_answers, strict=True):
                 answers[index] = answer
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
         if alone:
@@ -55,7 +55,7 @@ class SharedContextLM(QuietLM):
 
     @torch.no_grad()
     def _shared(self, context: list[int], continuations: list[list[int]]) -> list[Answer] | None:
-        """Answers to one context; None where it must be cut, or the model keeps something else than keys and values."""
+        """Answers to one context; None if it must be cut, or the model's cache isn't keys and values."""
         longest = max(len(continuation) for continuation in continuations)
         if len(context) + longest > self.max_length or "logits_to_keep" not in _arguments(self.model):
             return None
@@ -67,19 +67,19 @@ class SharedContextLM(QuietLM):
         logits = read.logits.expand(count, -1, -1)
         if longest > 1:
             past.batch_repeat_interleave(count)
-            # Each answer without its last token, which predicts nothing; what fills shorter ones up comes after them.
+            # Each answer without its last token, which predicts nothing; padding comes after shorter answers.
             padded = [continuation[:-1] + [0] * (longest - len(continuation)) for continuation in continuations]
             kept = "cache" if "cache" in _arguments(self.model) else "past_key_values"
             more = self.model(input_ids=self._tensor(padded), use_cache=True, **{kept: past}).logits
             logits = torch.cat([logits, more], 1)
         scores = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
-        found = []
+        answers = []
         for row, continuation in zip(scores, continuations, strict=True):
             tokens = torch.tensor(continuation, device=row.device)
-            own = row[: len(tokens)]
-            likely = own.gather(-1, tokens[:, None]).sum()
-            found.append((float(likely), bool((own.argmax(-1) == tokens).all())))
-        return found
+            predictions = row[: len(tokens)]
+            likely = predictions.gather(-1, tokens[:, None]).sum()
+            answers.append((float(likely), bool((predictions.argmax(-1) == tokens).all())))
+        return answers
 
     def _tensor(self, rows: list[list[int]]) -> Any:
         return torch.tensor(rows, dtype=torch.long, device=self.device)

@@ -1,4 +1,4 @@
-"""Saved evaluations of several models in one table, and what keeps them from being compared."""
+"""Saved evaluations of several models in one table, with remarks about figures that can't be compared."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from darwinlm.evaluation.summary import Table, average, notes, percent
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """What `darwinlm evaluate --out` wrote, by the files' names.
+    """Results of `darwinlm evaluate --out`, by file name.
 
     Raises:
-        RecipeError: a file is named twice.
-        ArtifactError: a file is missing or holds something else.
+        RecipeError: A file is named twice.
+        ArtifactError: A file is missing or holds something else.
     """
     if len(set(paths)) < len(paths):
         raise RecipeError(f"a file is named twice: {', '.join(map(str, paths))}")
     stems = [path.stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    found = {}
+    results = {}
     for name, path in zip(names, paths, strict=True):
         if not path.is_file():
-            raise ArtifactError(f"there is no file {path}: give what darwinlm evaluate was told as --out")
+            raise ArtifactError(f"there is no file {path}: give the --out file of darwinlm evaluate")
         saved = read_json(path)
         if not isinstance(saved, dict) or not {"request", "tasks", "texts"} <= set(saved):
-            raise ArtifactError(f"{path} holds no evaluation: give what darwinlm evaluate was told as --out")
-        found[name] = saved
-    return found
+            raise ArtifactError(f"{path} holds no evaluation: give the --out file of darwinlm evaluate")
+        results[name] = saved
+    return results
 
 
 def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Scores by task, one column for each model; of two, their difference too. None where no tasks were scored.
+    """Scores by task, one column for each model, and the difference of two models. None without tasks.
 
-    Tasks are taken as independent samples: the standard error of a difference is that of two unpaired ones.
+    Scores are treated as independent, so the standard error of a difference is that of unpaired samples.
     """
     scores = {name: from_json(one["tasks"]) for name, one in saved.items()}
     tasks = list(dict.fromkeys(task for each in scores.values() for task in each))
@@ -68,7 +68,7 @@ def task_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
 
 
 def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Perplexity, and KL where it was measured, by text. None where no text was measured."""
+    """Perplexity, and KL if it was measured, by text. None without texts."""
     sources = list(dict.fromkeys(text["source"] for one in saved.values() for text in one["texts"]))
     if not sources:
         return None
@@ -83,22 +83,22 @@ def text_table(saved: Mapping[str, Mapping[str, Any]]) -> Table | None:
         cells.append(tuple(line))
         counts = {name: text["tokens"] for name, text in zip(saved, row, strict=True) if text is not None}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
-            remarks.append(f"{source}: not the same predictions: {told}")
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            remarks.append(f"{source}: not the same predictions: {listed}")
     return headings, cells, remarks
 
 
 def _unlike(names: Sequence[str], row: Sequence[TaskScore | None]) -> str:
-    """Why scores of one task can't be compared, in words; empty where they can."""
+    """Reason why scores of a task can't be compared; empty if they can."""
     there = [(name, score) for name, score in zip(names, row, strict=True) if score is not None]
     title = there[0][1].title
     if len(there) < len(names):
         missing = ", ".join(name for name, score in zip(names, row, strict=True) if score is None)
         return f"{title}: not scored in {missing}"
     scored = [(name, score) for name, score in there if score.value is not None]
-    told = {name: f"{score.items} items, {score.shots} shots, {score.metric}" for name, score in scored}
-    if len(set(told.values())) > 1:
-        return f"{title}: not alike: " + "; ".join(f"{name} {how}" for name, how in told.items())
+    descriptions = {name: f"{score.items} items, {score.shots} shots, {score.metric}" for name, score in scored}
+    if len(set(descriptions.values())) > 1:
+        return f"{title}: measured differently: " + "; ".join(f"{name} {how}" for name, how in descriptions.items())
     return "" if len(scored) == len(there) else f"{title}: failed in one of them"
 
 

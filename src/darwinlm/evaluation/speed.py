@@ -1,4 +1,4 @@
-"""Tokens per second of several models, timed in turn so that a machine's drift falls on all of them."""
+"""Tokens per second of several models, timed alternately so that drift of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the runs.
+    """Medians of the runs.
 
     Attributes:
-        prompt: tokens per second of one forward pass over a prompt.
-        decode: tokens per second of greedy decoding after it, one sequence.
-        prompt_runs: every run's figure.
-        decode_runs: every run's figure.
+        prompt: Tokens per second in one forward pass over a prompt.
+        decode: Tokens per second in greedy decoding of one sequence after it.
+        prompt_runs: Figures of all runs.
+        decode_runs: Figures of all runs.
     """
 
     prompt: float
@@ -30,38 +30,15 @@ class Speed:
     decode_runs: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class CallTiming:
-    """Seconds of one call.
-
-    Attributes:
-        median: of the runs.
-        low: the shortest.
-        high: the longest.
-        runs: all of them.
-    """
-
-    median: float
-    low: float
-    high: float
-    runs: tuple[float, ...]
-
-
-def time_call(action: Callable[[], Any], *, device: torch.device, warm_up: int = 1, runs: int = 5) -> CallTiming:
-    """Time a call: `warm_up` calls that don't count, then `runs` that do; a GPU is waited for."""
-    seconds = [_seconds(action, device) for _ in range(warm_up + runs)][warm_up:]
-    return CallTiming(statistics.median(seconds), min(seconds), max(seconds), tuple(seconds))
-
-
 @torch.no_grad()
 def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int, runs: int) -> dict[str, Speed]:
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
 
     Args:
-        models: by name.
+        models: Models by name.
         prompt: [1, t] tokens.
-        new_tokens: tokens decoded after the prompt.
-        runs: rounds.
+        new_tokens: Number of tokens decoded after the prompt.
+        runs: Number of rounds.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -85,7 +62,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
 
 
 def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
-    # min_new_tokens: a model that ends its text early must not look fast.
+    # min_new_tokens, so that a model that ends its text early doesn't look fast.
     model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
@@ -110,7 +87,7 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 @torch.no_grad()
 def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_tokens: int) -> list[str]:
-    """What a model makes of each prompt, without the prompt."""
+    """Greedy continuation of each prompt, without the prompt."""
     continuations = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -118,7 +95,7 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             do_sample=False,
-            num_beams=1,  # whatever the checkpoint's generation_config.json asks for
+            num_beams=1,  # overrides the checkpoint's generation_config.json
             num_return_sequences=1,
             max_new_tokens=new_tokens,
             pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,

@@ -1,8 +1,8 @@
-"""What is evaluated: the suites, the metric that tables show, and how local data files are laid out.
+"""The benchmark suites: tasks, metrics for tables, and the layout of local data files.
 
 The paper (arXiv 2502.07780, section 4) reports SciQ, PIQA, WinoGrande (5 shots), ARC-Easy, ARC-Challenge (25),
-HellaSwag (10), LogiQA, BoolQ and MMLU (5), the others without shots, and their mean. It doesn't name the metrics; its
-dense Llama-2-7B row is reproduced by those below, which are also Sheared-LLaMA's (arXiv 2310.06694).
+HellaSwag (10), LogiQA, BoolQ and MMLU (5), the others without shots, and their mean. It doesn't name the metrics. Those
+below reproduce its dense Llama-2-7B row; they are also Sheared-LLaMA's (arXiv 2310.06694).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from darwinlm.errors import RecipeError
 
 @dataclass(frozen=True)
 class Known:
-    """A task whose data files we know.
+    """A task with a known layout of data files.
 
     Attributes:
-        metric: the harness's metric that tables show.
-        split: what is scored.
-        pool: split that examples are drawn from.
-        spare: split that they are drawn from when there is no file of `pool`; empty where there is none.
-        fields: that every row of a file must have.
-        by_subject: whether the file joins the harness's subtasks, told apart by the field `subject`.
+        metric: Metric of the harness for tables.
+        split: Split that is scored.
+        pool: Split from which examples are drawn.
+        spare: Replacement if there is no file of `pool`, or empty.
+        fields: Fields that every row of a file must have.
+        by_subject: Whether the file joins the harness's subtasks, identified by the field `subject`.
     """
 
     metric: str
@@ -51,7 +51,7 @@ KNOWN = {
     "hellaswag": Known("acc_norm", "validation", "train", "", ("activity_label", "ctx_a", "ctx_b", "endings", "label")),
     "mmlu": Known("acc", "test", "dev", "", ("question", "subject", "choices", "answer"), by_subject=True),
 }
-"""By the harness's name; the fields are those that its task reads."""
+"""Tasks by their names in the harness; the fields are those that the task reads."""
 
 TITLES = {
     "sciq": "SciQ",
@@ -71,8 +71,8 @@ class Wanted:
     """One task of a suite.
 
     Attributes:
-        task: the harness's name.
-        shots: examples in the prompt; None leaves the number to the harness's own configuration.
+        task: Name in the harness.
+        shots: Number of examples in the prompt; None uses the harness's configuration.
     """
 
     task: str
@@ -80,7 +80,7 @@ class Wanted:
 
     @property
     def title(self) -> str:
-        """For tables: `ARC-C (25)`."""
+        """Name for tables: `ARC-C (25)`."""
         name = TITLES.get(self.task, self.task)
         return f"{name} ({self.shots})" if self.shots else name
 
@@ -105,8 +105,8 @@ def parse_suite(text: str) -> tuple[Wanted, ...]:
     """Read the name of a suite, or tasks: `piqa,arc_challenge:25`.
 
     Raises:
-        RecipeError: a number of shots isn't one, a task is named twice, or nothing is named. Whether the harness knows
-            a task is checked by `darwinlm.evaluation.harness`.
+        RecipeError: A number of shots is invalid, a task is named twice, or no task is named. Task names are checked by
+            `darwinlm.evaluation.harness`.
     """
     if text in SUITES:
         return SUITES[text]
@@ -126,7 +126,7 @@ def parse_suite(text: str) -> tuple[Wanted, ...]:
 
 
 def check_names(wanted: Sequence[Wanted], known: Collection[str]) -> None:
-    """Refuse tasks that the harness doesn't have, with a near name. Raises RecipeError."""
+    """Refuse unknown tasks, and suggest a similar name. Raises RecipeError."""
     import difflib
 
     for one in wanted:

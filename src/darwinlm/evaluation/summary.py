@@ -1,4 +1,4 @@
-"""A suite's scores as one table: for the terminal, as Markdown, and what is missing from it in words."""
+"""Scores of a suite as a table for the terminal or Markdown, with remarks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Average:
     """Mean of a suite's scores.
 
     Attributes:
-        value: the plain mean over tasks, as the paper's; None while a task is missing.
-        stderr: of the mean, tasks being independent; None as `value` or when a task gives none.
-        missing: titles of tasks that failed.
-        partial: why the whole table is no full result, in words; empty when it is one.
+        value: Unweighted mean over tasks, as in the paper; None if a task is missing.
+        stderr: Standard error of the mean, for independent tasks; None if `value` is None or a task gives none.
+        missing: Titles of tasks that failed.
+        partial: Reason why the table is incomplete; empty if it is complete.
     """
 
     value: float | None
@@ -31,7 +31,7 @@ class Average:
 
 
 def average(scores: Sequence[TaskScore]) -> Average:
-    """Mean over all tasks; none at all when one failed, because a mean over the others would be another figure."""
+    """Mean over all tasks; None if one failed, because the mean of the others isn't comparable."""
     missing = tuple(score.title for score in scores if score.value is None)
     reasons = []
     if missing:
@@ -83,23 +83,23 @@ def rows(scores: Sequence[TaskScore]) -> list[tuple[str, ...]]:
 
 
 def plain(value: float | None, stderr: float | None) -> str:
-    """A figure with its standard error; a dash for nothing."""
+    """A figure with its standard error; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.3f}" if stderr is None or not math.isfinite(stderr) else f"{value:.3f} ± {stderr:.3f}"
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage with two digits after the point; a dash for nothing."""
+    """A share as a percentage with two decimals; a dash for None."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
 
 
 def notes(scores: Sequence[TaskScore]) -> list[str]:
-    """What a reader must know: what is partial, what failed and why, what deviates from the official data."""
-    found = [average(scores).partial] if scores and average(scores).partial else []
-    found += [f"{score.title} failed: {score.error}" for score in scores if score.error]
-    found += [f"{score.title}: {score.remark}" for score in scores if score.remark]
-    return found
+    """Remarks: incomplete tables, failures with reasons, deviations from the official data."""
+    remarks = [average(scores).partial] if scores and average(scores).partial else []
+    remarks += [f"{score.title} failed: {score.error}" for score in scores if score.error]
+    remarks += [f"{score.title}: {score.remark}" for score in scores if score.remark]
+    return remarks
 
 
 def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
@@ -116,7 +116,7 @@ def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
 
 
 def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
-    """The same as Markdown, the remarks below."""
+    """A table as Markdown, with remarks below."""
     lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
     lines += ["| " + " | ".join(row) + " |" for row in cells]
     lines += [line for remark in remarks for line in ("", remark)]

@@ -16,16 +16,16 @@ from darwinlm.evaluation.quality import Quality, measure_quality
 
 @dataclass(frozen=True)
 class TextScore:
-    """What was measured on a text.
+    """Figures on a text.
 
     Attributes:
-        source: of the text.
-        tokens: predictions that the perplexity is the mean of.
-        blocks: sequences that the text was cut into.
-        perplexity: of the model.
-        dense_perplexity: of the other model, where there is one.
-        kl: KL(other ‖ model) in nats per token, where there is one.
-        kl_seen, kl_new, seen, kl_by_position: as in `Quality`, where there is another model.
+        source: Source of the text.
+        tokens: Number of predictions.
+        blocks: Number of blocks.
+        perplexity: Perplexity of the model.
+        dense_perplexity: Perplexity of the other model, if there is one.
+        kl: KL(other ‖ model) in nats per token, if there is another model.
+        kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
     """
 
     source: str
@@ -41,18 +41,18 @@ class TextScore:
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
-    """The text's documents, each followed by the end mark, joined and cut into blocks [n, t].
+    """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
-    Where the tokenizer adds bos, it takes the place of every block's first token.
+    If the tokenizer adds bos, it replaces the first token of every block.
 
     Args:
-        source: as `darwinlm.data.read_documents` takes it.
-        tokenizer: of the model.
+        source: Source in the syntax of `darwinlm.data.read_documents`.
+        tokenizer: Tokenizer of the model.
         sequence_length: t.
-        max_tokens: read no further; None reads all.
+        max_tokens: Maximum number of tokens to read; None reads all.
 
     Raises:
-        DataError: the text is missing, unreadable, or shorter than one block.
+        DataError: The text is missing, unreadable, or shorter than one block.
     """
     wanted = None if max_tokens is None else max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
@@ -75,29 +75,29 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
 
 
 def check_same_vocabulary(model: Any, dense: Any) -> None:
-    """Refuse two models whose tokens mean different things. Raises ModelError."""
+    """Refuse two models with different vocabularies. Raises ModelError."""
     ours, theirs = model.tokenizer.get_vocab(), dense.tokenizer.get_vocab()
     if ours != theirs:
         raise ModelError(
             f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
-            "must be the model that the other was made from"
+            "must be the model from which the other was pruned"
         )
 
 
 def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
     """Measure one model, alone or against another, on tokens [n, t]."""
     named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    found: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
-    against = found.get("dense")
+    quality: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    against = quality.get("dense")
     return TextScore(
         source=source,
-        tokens=found["model"].tokens,
+        tokens=quality["model"].tokens,
         blocks=len(tokens),
-        perplexity=found["model"].perplexity,
+        perplexity=quality["model"].perplexity,
         dense_perplexity=against.perplexity if against else None,
-        kl=found["model"].kl if against else None,
-        kl_seen=found["model"].kl_seen if against else None,
-        kl_new=found["model"].kl_new if against else None,
-        seen=found["model"].seen if against else None,
-        kl_by_position=found["model"].kl_by_position if against else (),
+        kl=quality["model"].kl if against else None,
+        kl_seen=quality["model"].kl_seen if against else None,
+        kl_new=quality["model"].kl_new if against else None,
+        seen=quality["model"].seen if against else None,
+        kl_by_position=quality["model"].kl_by_position if against else (),
     )

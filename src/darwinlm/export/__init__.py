@@ -1,1 +1,1 @@
-"""A finished model in the form that engines read."""
+"""Export of a finished model to the formats of engines."""

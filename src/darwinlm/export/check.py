@@ -1,7 +1,7 @@
-"""The check that ends every export: what was written computes what was meant, on real text, layer by layer.
+"""The check of every export: the written model is compared with the original on real text, layer by layer.
 
-A chain of comparisons leads from the dense-shaped model with zeros to the artifact as its engine reads it. Each
-compares the residual stream after every attention and every MLP, and the logits; the first place that differs is named.
+A chain of comparisons leads from the dense-shaped model with zeros to the exported file as its engine reads it. Each
+compares the residual stream after every attention and every MLP, and the logits. Errors name the first difference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Streams = dict[str, Tensor]
 LOGITS = "logits"
 TOKENS = 128
 SAME_ARITHMETIC = 1e-4
-"""Relative difference that reordered float32 sums may make."""
+"""Tolerance for reordered float32 sums, as a relative difference."""
 TEXT = (
     "The ferry leaves the old harbour at seven in the morning and needs a little over two hours to reach the island. "
     "Most of its passengers are people who work there: three teachers, a doctor, the woman who repairs the radio mast. "
@@ -37,7 +37,7 @@ TEXT = (
     'just grew." Her recipe needs only flour, water, salt, and time. In 2021 the town council bought a second oven, '
     "and since then the queue in front of the shop has become shorter, though not by much."
 )
-"""Prose, figures and quotation marks, written for this purpose."""
+"""Text for the check, with figures and quotation marks."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Comparison:
     """Two models on the same tokens.
 
     Attributes:
-        left: one.
-        right: the other.
-        tokens: number of tokens.
-        relative: the norm of the difference of their logits (each token's mean taken off) over that of the logits.
-        largest: the largest difference of two logits.
-        same_top: share of tokens for which both find the same next token likeliest.
-        tolerance: what `relative` may be, here and after every sub-layer.
+        left: Name of the first model.
+        right: Name of the second model.
+        tokens: Number of tokens.
+        relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
+        largest: Largest difference of two logits.
+        same_top: Share of tokens with the same most likely next token.
+        tolerance: Largest allowed `relative`, here and after every sub-layer.
     """
 
     left: str
@@ -65,15 +65,15 @@ class Comparison:
 
 @dataclass
 class ExportReport:
-    """What an export did and what was compared.
+    """Result of an export and its comparisons.
 
     Attributes:
-        format: hf, dense, vllm or gguf.
-        path: what was written.
-        bytes: of its weights.
-        notes: what differs from the model in shape, for people.
-        comparisons: the chain.
-        details: further facts by format.
+        format: Format: hf, dense, vllm or gguf.
+        path: Path of the exported model.
+        bytes: Size of its weights.
+        notes: Differences in shape from the model, for the user.
+        comparisons: Chain of comparisons.
+        details: Further facts by format.
     """
 
     format: str
@@ -84,12 +84,12 @@ class ExportReport:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The report as plain values for JSON."""
         return asdict(self)
 
 
 def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
-    """Tokens [t] to compare on: the check's text, or random ones, which the report then says, without a tokenizer."""
+    """Tokens [t] for the check: its text, or random tokens (noted in the report) without a tokenizer."""
     length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
     try:
         ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
@@ -101,7 +101,7 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
         return torch.randint(int(checkpoint.config.vocab_size), (length,), generator=generator)
     if max(ids) >= int(checkpoint.config.vocab_size):
         raise ExportError(
-            f"{checkpoint.folder}: its tokenizer makes the token {max(ids)}, but the embedding has "
+            f"{checkpoint.folder}: its tokenizer gives the token {max(ids)}, but the embedding has "
             f"{checkpoint.config.vocab_size} rows"
         )
     return torch.tensor(ids)
@@ -109,17 +109,17 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
 
 @torch.no_grad()
 def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
-    """Run a model of transformers and keep the residual stream after each sub-layer, in float32.
+    """Run a model of transformers and record the residual stream after each sub-layer, in float32.
 
     Args:
-        model: in evaluation mode.
-        family: names of its parts.
+        model: Model in evaluation mode.
+        family: Names of its parts.
         tokens: [t].
     """
-    found: Streams = {}
-    with _watched(model, family, lambda name, stream: found.__setitem__(name, stream[0].float().cpu())):
-        found[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
-    return found
+    streams: Streams = {}
+    with _watched(model, family, lambda name, stream: streams.__setitem__(name, stream[0].float().cpu())):
+        streams[LOGITS] = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float().cpu()
+    return streams
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) ->
         def after(name: str, _: Any, __: Any, output: Any) -> None:
             keep(name, output[0] if isinstance(output, tuple) else output)
 
-        reads = getattr(block, family.mlp.input_norm or family.mlp.name)  # its input is the stream after the attention
+        reads = getattr(block, family.mlp.input_norm or family.mlp.name)  # its input is the stream after attention
         handles.append(reads.register_forward_pre_hook(partial(before, f"block {number} attention")))
         handles.append(block.register_forward_hook(partial(after, f"block {number} mlp")))
     try:
@@ -144,10 +144,10 @@ def _watched(model: Any, family: Family, keep: Callable[[str, Tensor], None]) ->
 
 
 def compare_streams(left: tuple[str, Streams], right: tuple[str, Streams], tolerance: float) -> Comparison:
-    """Compare two runs place by place.
+    """Compare two runs sub-layer by sub-layer.
 
     Raises:
-        ExportError: a place differs by more than `tolerance`; the first one is named.
+        ExportError: A difference exceeds `tolerance`; the message names the first sub-layer.
     """
     ours, theirs = left[1], right[1]
     for name in ours:
@@ -159,7 +159,7 @@ def compare_streams(left: tuple[str, Streams], right: tuple[str, Streams], toler
 
 
 def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], tolerance: float) -> Comparison:
-    """Compare logits [t, v] only. Raises ExportError where they differ by more than `tolerance`."""
+    """Compare only logits [t, v]. Raises ExportError if they differ by more than `tolerance`."""
     ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (left[1], right[1]))
     relative = _relative(ours, theirs)
     if not relative <= tolerance:
@@ -178,7 +178,7 @@ def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], toleranc
 def _relative(left: Tensor, right: Tensor) -> float:
     if left.shape != right.shape:
         return float("inf")
-    # The median over tokens is blind to a few odd tokens, the whole norm is ruled by them: both must be small.
+    # The median over tokens ignores a few outliers, which dominate the whole norm, so both must be small.
     difference, size = (left - right).norm(dim=-1), right.norm(dim=-1).clamp_min(1e-12)
     return float(torch.maximum(difference.norm() / size.norm(), (difference / size).median()))
 
@@ -186,13 +186,13 @@ def _relative(left: Tensor, right: Tensor) -> float:
 def _differs(left: str, right: str, place: str, difference: float, tolerance: float) -> ExportError:
     where = place if place == "the logits" else f"the residual stream after {place}"
     return ExportError(
-        f"the export fails its check: {right} and {left} differ by {difference:.2g} in {where} (allowed is "
+        f"the export fails its check: {right} and {left} differ by {difference:.2g} in {where} (allowed: "
         f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
     )
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """Logits of an engine as a tensor."""
+    """Convert the logits of an engine to a tensor."""
     return torch.from_numpy(np.ascontiguousarray(array)).float()
 
 

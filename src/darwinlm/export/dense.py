@@ -1,4 +1,4 @@
-"""The dense-shaped model with zeros where something was pruned: for tools that need stock shapes, and as an oracle."""
+"""The model in dense shapes with zeros for pruned units, for tools that need stock shapes and as a test oracle."""
 
 from __future__ import annotations
 
@@ -11,46 +11,36 @@ from darwinlm.errors import ExportError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, Streams, compare_streams, model_streams
 from darwinlm.export.hf import is_custom
 from darwinlm.export.reshape import Reshaper
-from darwinlm.families.checkpoint import Checkpoint
 
 
 def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
-    """The stock class at the sizes before pruning; what was pruned is zero, so that it computes the same.
+    """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
 
     Args:
-        reshaper: the pruned model.
-        dtype: element type of the weights.
+        reshaper: The pruned model.
+        dtype: Element type of the weights.
 
     Raises:
-        ExportError: whole experts are gone, or the model lacks tensors.
+        ExportError: Whole experts were removed, or tensors are missing.
     """
-    checkpoint = reshaper.checkpoint
     if reshaper.lacking_experts:
         raise ExportError(
-            f"--to dense: block {reshaper.lacking_experts[0]} lost whole experts, and the stock model would send "
-            "tokens to them even if they were zeros. Use --to hf"
+            f"--to dense: block {reshaper.lacking_experts[0]} lost whole experts, and the stock model would "
+            "still send tokens to them, even to zeros. Use --to hf"
         )
-    model = Checkpoint(checkpoint.folder, reshaper.stock, reshaper.family, checkpoint.source).skeleton()
-    targets = [reshaper.full(sizes.block) for sizes in reshaper.sizes]
-    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise ExportError(f"the stock model has tensors that the pruned one lacks: {', '.join(left)}")
-    return model
+    return reshaper.model(reshaper.stock, [reshaper.full(sizes.block) for sizes in reshaper.sizes], dtype)
 
 
 def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:
-    """Compare the pruned model with its masked dense form, where its shapes differ from the stock ones.
+    """Compare the pruned model with its masked dense form, if its shapes differ from the stock ones.
 
     Raises:
-        ExportError: they differ; the layer is named.
+        ExportError: They differ; the message names the layer.
     """
     if not is_custom(reshaper.checkpoint.config):
         return
     if reshaper.lacking_experts:
-        report.notes.append("not compared with a masked dense model: there is none for experts that are gone")
+        report.notes.append("not compared with a masked dense model: there is none for removed experts")
         return
     masked = model_streams(masked_dense(reshaper, torch.float32), reshaper.family, tokens)
     report.comparisons.append(compare_streams(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

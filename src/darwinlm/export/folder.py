@@ -1,4 +1,4 @@
-"""Exports that are model folders: another element type (hf), stock shapes with zeros (dense), pads for vLLM (vllm)."""
+"""Exports to model folders: another element type (hf), stock shapes with zeros (dense), padded for vLLM (vllm)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from darwinlm.families.pruned import pruned_classes
 
 REPORT = "export.json"
 FORMATS = ("hf", "dense", "vllm")
-SLOW = (
-    "stock shapes with zeros: as large and as slow as the model before pruning; for tools that need those shapes only"
-)
+SLOW = "stock shapes with zeros: as large and slow as before pruning; only for tools that need these shapes"
 
 
 def export_folder(
@@ -36,19 +34,19 @@ def export_folder(
     tensor_parallel: int = 1,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Write a model as a folder of another form and check it.
+    """Write a model as a folder in another format, and check it.
 
     Args:
-        checkpoint: the model.
-        out: the folder; it appears, by rename, after it has passed its check.
-        to: one of `FORMATS`.
-        dtype: element type; None keeps the checkpoint's.
-        tensor_parallel: processes among which vLLM shall split every layer.
-        say: told what is going on.
+        checkpoint: The model.
+        out: Output folder; it appears by rename, after a successful check.
+        to: One of `FORMATS`.
+        dtype: Element type; None keeps the checkpoint's.
+        tensor_parallel: Number of processes over which vLLM splits every layer.
+        say: Receiver of progress messages.
 
     Raises:
-        ExportError: the model doesn't fit the format, or the check fails.
-        StorageError: the disk is full.
+        ExportError: The model doesn't fit the format, or the check fails.
+        StorageError: The disk is full.
     """
     dtype = dtype or checkpoint.dtype
     report = ExportReport(to, str(out), details={"dtype": str(dtype).removeprefix("torch.")})
@@ -76,7 +74,7 @@ def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
     except CheckpointError:
         raise
     except ModelError:
-        tokenizer = None  # the check's report says so
+        tokenizer = None  # the report of the check mentions it
     card = checkpoint.folder / "README.md"
     save_model(
         model,
@@ -88,7 +86,7 @@ def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportReport) -> None:
-    """The chain: masked dense, pruned in memory, its weights rounded to the new type, the folder read again."""
+    """Compare masked dense, pruned in memory, rounded to the new type, and the folder read again."""
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)
     model = checkpoint.load(torch.float32)
@@ -106,13 +104,13 @@ def _check(reshaper: Reshaper, folder: Path, dtype: torch.dtype, report: ExportR
 
 
 def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, report: ExportReport) -> Any:
-    """The model with one zero head where attention is gone and every query head under a KV head of its own engine."""
+    """The model with a zero head in place of each removed attention, and with evenly shared KV heads."""
     checkpoint = reshaper.checkpoint
     targets = [_with_attention(reshaper, plain_sizes(sizes)) for sizes in reshaper.sizes]
     check_divisible(targets, tensor_parallel)
     report.details["tensor_parallel"] = tensor_parallel
     if not is_custom(checkpoint.config):
-        report.notes.append("the layers are equal: vLLM runs its own class of this family")
+        report.notes.append("the layers are equal: vLLM uses its class of this family")
         return checkpoint.load(dtype)
     gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
     if gone:
@@ -122,21 +120,14 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     if copied:
         report.notes.append(f"every query head gets a copy of its KV head: blocks {', '.join(copied)}")
     report.notes.append(
-        "serve it with `vllm serve` where darwinlm is installed beside vLLM, or else with --trust-remote-code"
+        "serve it with `vllm serve` if darwinlm is installed beside vLLM, otherwise with --trust-remote-code"
     )
     if len({sizes.experts for sizes in targets if sizes.experts}) > 1:
         raise ExportError(
-            "--to vllm: blocks keep different numbers of experts, and vLLM makes all mixtures of a model with one "
-            "number. Use --to hf, or prune every block to as many experts"
+            "--to vllm: blocks keep different numbers of experts, but vLLM builds all mixtures of a model with the "
+            "same number. Use --to hf, or prune every block to the same number of experts"
         )
-    config = _padded_config(checkpoint, targets)
-    model = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
-    tensors = {name: tensor.to(dtype) for name, tensor in reshaper.whole(targets)}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert not left, left
-    return model
+    return reshaper.model(_padded_config(checkpoint, targets), targets, dtype)
 
 
 def _with_attention(reshaper: Reshaper, sizes: BlockSizes) -> BlockSizes:
@@ -170,10 +161,10 @@ def _padded_config(checkpoint: Checkpoint, targets: Sequence[BlockSizes]) -> Any
 
 
 def check_divisible(targets: Sequence[BlockSizes], parts: int) -> None:
-    """Refuse sizes that can't be split evenly; vLLM itself wouldn't notice.
+    """Refuse sizes that can't be split evenly, since vLLM doesn't check this.
 
     Raises:
-        ExportError: naming the blocks.
+        ExportError: A size can't be split; the message names the blocks.
     """
     if parts < 1:
         raise ExportError(f"--tensor-parallel {parts}: must be 1 or more")

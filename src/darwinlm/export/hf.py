@@ -1,4 +1,4 @@
-"""Save a smaller model as a folder that transformers loads, and check that what was saved is what was meant."""
+"""Save a smaller model as a folder for transformers, and verify it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from darwinlm.lock import ASIDE
 
 
 def is_custom(config: Any) -> bool:
-    """True when the model needs the modelling file that is saved beside it."""
+    """Whether the model needs the modelling file beside it."""
     return str(config.model_type).startswith(PREFIX)
 
 
 def save_model(
     model: Any, folder: Path, *, tokenizer: Any = None, card: str | None = None, source: Path | None = None
 ) -> None:
-    """Write configuration, weights, modelling file (where layers differ), tokenizer and model card.
+    """Write configuration, weights, modelling file (if layers differ), tokenizer and model card.
 
-    The folder appears whole, by rename, or not at all.
+    The folder appears by rename when it is complete.
 
     Args:
-        model: the smaller model, in the element type to be saved.
-        folder: where it goes; an older one of the same name is replaced.
-        tokenizer: saved along.
-        card: text of README.md.
-        source: folder of the model that it was made of, whose generation settings and licence files go along.
+        model: The smaller model, in the element type to be saved.
+        folder: Target folder; an older one of the same name is replaced.
+        tokenizer: Tokenizer to save.
+        card: Text of README.md.
+        source: Folder of the original model, whose generation settings and licence files are copied.
 
     Raises:
-        CheckpointError: the source's generation settings aren't JSON.
-        NumericsError: a weight isn't finite.
-        StorageError: the disk is full or the folder can't be written.
+        CheckpointError: The source's generation settings aren't JSON.
+        NumericsError: A weight isn't finite.
+        StorageError: The disk is full or the folder can't be written.
     """
     for name, parameter in model.named_parameters():
         if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
@@ -68,10 +68,10 @@ def save_model(
 
 @contextmanager
 def unchecked(out: Path) -> Iterator[Path]:
-    """A folder to write and check beside `out`, which it replaces when the body ends well; else nothing is left of it.
+    """A temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
 
     Raises:
-        StorageError: the disk is full or the folder can't be written.
+        StorageError: The disk is full or the folder can't be written.
     """
     temporary = out.with_name(f".{out.name}.unchecked")
     try:
@@ -99,7 +99,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 
 def saved_bytes(folder: Path) -> int:
-    """Bytes of the weights in a folder."""
+    """Size of the weights in a folder in bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -108,12 +108,12 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
     Args:
-        model: what was saved, in float32 on the CPU or as it stands.
-        folder: what `save_model` wrote.
-        tokens: [n, t] text to compare on.
+        model: Saved model, in float32 on the CPU or unchanged.
+        folder: Folder written by `save_model`.
+        tokens: [n, t], text for the comparison.
 
     Raises:
-        CheckpointError: the logits differ; the message names the first layer that does.
+        CheckpointError: The logits differ; the message names the first differing layer.
     """
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)

@@ -1,12 +1,15 @@
-"""A model's tensors at the sizes that a format asks for: blocks widened with zeros, absent sub-layers filled in."""
+"""A model's tensors at the sizes of a format: blocks padded with zeros, absent sub-layers filled in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from darwinlm.errors import ExportError
 from darwinlm.export.sizes import (
     BlockSizes,
     Tensors,
@@ -27,8 +30,7 @@ class Reshaper:
     """Reads a checkpoint's blocks at other sizes.
 
     Args:
-        checkpoint: the pruned model.
-
+        checkpoint: The pruned model.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -43,15 +45,15 @@ class Reshaper:
         """Names and shapes of every block of the stock model, without data."""
         model = Checkpoint(self.checkpoint.folder, self.stock, self.family, "").skeleton()
         state = model.state_dict()
-        found = []
+        blocks = []
         for block in range(self.checkpoint.n_blocks):
             prefix = self.checkpoint.block_prefix(block)
-            found.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return found
+            blocks.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return blocks
 
     @property
     def lacking_experts(self) -> list[int]:
-        """Blocks with fewer experts than the stock model: tokens would be sent to the missing ones, even to zeros."""
+        """Blocks with fewer experts than the stock model, which would send tokens to the missing ones."""
         names = self.family.mlp.experts
         count = 0 if names is None else int(getattr(self.stock, names.count))
         return [sizes.block for sizes in self.sizes if 0 < sizes.experts < count]
@@ -67,31 +69,33 @@ class Reshaper:
     def block(self, target: BlockSizes) -> Tensors:
         """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
 
-        A sub-layer that the target doesn't have is left out; one that the model doesn't have is zeros.
+        Sub-layers that the target doesn't have are left out; those that the model doesn't have are zeros.
         """
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
-        made: Tensors = {}
+        result: Tensors = {}
         for kind in KINDS:
             part = self.family.module(kind)
             attention = isinstance(part, Attention)
             if not (target.heads if attention else target.width):
                 continue
-            own, norms = split_block(inside, part)
+            tensors, norms = split_block(inside, part)
             if not (sizes.heads if attention else sizes.width):
-                made |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
+                result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
             if _same(sizes, target, attention=attention):
-                made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
+                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
                 continue
             if isinstance(part, Attention):
-                own, plain = expand_groups(own, part, sizes, self.columns) if _expands(sizes, target) else (own, sizes)
+                tensors, plain = (
+                    expand_groups(tensors, part, sizes, self.columns) if _expands(sizes, target) else (tensors, sizes)
+                )
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
-                    own = widen_attention(own, part, plain, self.columns, target)
+                    tensors = widen_attention(tensors, part, plain, self.columns, target)
             else:
-                own = widen_mlp(own, part, target.width)
-            made |= {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
-        return made
+                tensors = widen_mlp(tensors, part, target.width)
+            result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
+        return result
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""
@@ -106,6 +110,26 @@ class Reshaper:
             for name, tensor in self.block(target).items():
                 yield prefix + name, tensor
 
+    def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
+        """A model in memory with its blocks at the targets' sizes.
+
+        Args:
+            config: Configuration with these sizes.
+            targets: Sizes of all blocks.
+            dtype: Element type of the weights.
+
+        Raises:
+            ExportError: The checkpoint lacks tensors of such a model.
+        """
+        model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
+        tensors = {name: tensor.to(dtype) for name, tensor in self.whole(targets)}
+        model.load_state_dict(tensors, assign=True, strict=False)
+        model.tie_weights()
+        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if missing:
+            raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
+        return model
+
 
 def _same(sizes: BlockSizes, target: BlockSizes, *, attention: bool) -> bool:
     if attention:
@@ -118,10 +142,10 @@ def _expands(sizes: BlockSizes, target: BlockSizes) -> bool:
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:
-    """The same block with heads shared evenly: a KV head for each query head where they weren't."""
+    """The same block with evenly shared heads: a KV head for each query head if they weren't."""
     return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
 
 
 def rounded(width: int, multiple: int) -> int:
-    """The width, up to a multiple."""
+    """The width, rounded up to a multiple."""
     return -(-width // multiple) * multiple

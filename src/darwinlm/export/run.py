@@ -1,4 +1,4 @@
-"""One entrance to every export: Python's and the command's."""
+"""Entry point of all exports, for Python and the command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from darwinlm.export.check import ExportReport
 from darwinlm.export.folder import FORMATS, export_folder
 from darwinlm.export.gguf.export import export_gguf
 from darwinlm.export.source import check_target, open_source
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.lock import hold_target
 
 ALL_FORMATS = (*FORMATS, "gguf")
@@ -32,24 +31,24 @@ def export_model(
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Export a model folder or a finished run, and check the result; nothing is left behind where it fails.
+    """Export a model folder or a finished run, and check the result. A failed export leaves no files.
 
     Args:
-        model: folder of a model or of a finished run.
-        out: folder (hf, dense, vllm) or file (gguf) to be written; the report of a file lies beside it.
-        to: hf, dense, vllm or gguf.
-        quantisation: of gguf; None is f16.
-        dtype: element type of hf, dense and vllm; None keeps the model's.
-        tensor_parallel: of vllm.
-        tokenizer_from: GGUF file whose tokenizer a gguf shall have.
-        mlp_multiple: of gguf: MLP widths are padded to a multiple of it.
-        threads: processor threads.
-        overwrite: replace what lies at `out`.
-        allow_remote_code: let the checkpoint run its own code.
-        say: told what is going on.
+        model: Folder of a model or of a finished run.
+        out: Output folder (hf, dense, vllm) or file (gguf); the report of a file is saved beside it.
+        to: Format: hf, dense, vllm or gguf.
+        quantisation: Type of the weights for gguf; None is f16.
+        dtype: Element type for hf, dense and vllm; None keeps the model's.
+        tensor_parallel: Number of tensor-parallel processes for vllm.
+        tokenizer_from: GGUF file whose tokenizer is copied, for gguf.
+        mlp_multiple: Multiple to which MLP widths are padded for gguf.
+        threads: Number of CPU threads.
+        overwrite: Whether to replace an existing `out`.
+        allow_remote_code: Whether the checkpoint may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
-        ModelError, ExportError, MissingExtraError, StorageError, BusyError: see `darwinlm.errors`.
+        ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.errors`.
     """
     if to not in ALL_FORMATS:
         raise ExportError(f"--to {to}: there is no such format; the formats are {', '.join(ALL_FORMATS)}")
@@ -57,46 +56,18 @@ def export_model(
     checkpoint = open_source(model, allow_remote_code=allow_remote_code)
     check_target(out, checkpoint.folder, folder=to != "gguf", overwrite=overwrite)
     with hold_target(out):
-        return _written(
+        if to != "gguf":
+            element = DTYPES[dtype] if dtype else None
+            return export_folder(checkpoint, out, to=to, dtype=element, tensor_parallel=tensor_parallel, say=say)
+        return export_gguf(
             checkpoint,
             out,
-            to=to,
-            quantisation=quantisation,
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
+            quantisation=quantisation or "f16",
             tokenizer_from=tokenizer_from,
             mlp_multiple=mlp_multiple,
             threads=threads,
             say=say,
         )
-
-
-def _written(
-    checkpoint: Checkpoint,
-    out: Path,
-    *,
-    to: str,
-    quantisation: str | None,
-    dtype: str | None,
-    tensor_parallel: int,
-    tokenizer_from: Path | None,
-    mlp_multiple: int,
-    threads: int,
-    say: Callable[[str], None],
-) -> ExportReport:
-    if to != "gguf":
-        return export_folder(
-            checkpoint, out, to=to, dtype=DTYPES[dtype] if dtype else None, tensor_parallel=tensor_parallel, say=say
-        )
-    return export_gguf(
-        checkpoint,
-        out,
-        quantisation=quantisation or "f16",
-        tokenizer_from=tokenizer_from,
-        mlp_multiple=mlp_multiple,
-        threads=threads,
-        say=say,
-    )
 
 
 def _check_options(

@@ -1,6 +1,6 @@
-"""Sizes of a model's blocks as the shapes of its weights state them, and sub-layers made wider with zeros.
+"""Sizes of a model's blocks from the shapes of its weights, and sub-layers padded with zeros.
 
-A wider sub-layer computes the same: added query heads and channels have zero columns in the output projection.
+A padded sub-layer has the same output, since added query heads and channels have zero columns in the output projection.
 
 Letters: m residual width, h columns of a head.
 """
@@ -25,15 +25,15 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """What a block keeps.
+    """Sizes of a block.
 
     Attributes:
-        block: its index.
-        heads: query heads; 0 where there is no attention.
-        groups: KV heads.
-        width: MLP channels; 0 where there is no MLP.
-        owners: KV head of each query head, where they aren't shared evenly in order; else None.
-        experts: experts of a mixture, each of them `width` wide; 0 where the MLP is none.
+        block: Index of the block.
+        heads: Number of query heads; 0 without attention.
+        groups: Number of KV heads.
+        width: Number of MLP channels; 0 without MLP.
+        owners: KV head of each query head; None if they are shared evenly in order.
+        experts: Number of experts of a mixture, each of width `width`; 0 if the MLP isn't a mixture.
     """
 
     block: int
@@ -45,12 +45,12 @@ class BlockSizes:
 
     @property
     def empty(self) -> bool:
-        """Neither attention nor MLP: the block hands its input on."""
+        """Whether the block has neither attention nor MLP and returns its input."""
         return self.heads == 0 and self.width == 0
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Query heads, KV heads and channels."""
+        """Numbers of query heads, KV heads and channels."""
         return self.heads, self.groups, self.width
 
 
@@ -59,19 +59,19 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
     stored = checkpoint.stored_shapes()
     shapes = {name: parts.shape(stored.__getitem__) for name, parts in checkpoint.tensors.items()}
     modules = {(module.block, module.kind): module for module in module_shapes(checkpoint, shapes)}
-    found = []
+    blocks = []
     for block in range(checkpoint.n_blocks):
         attention, mlp = modules.get((block, "attention")), modules.get((block, "mlp"))
         heads = attention.width // attention.head_dim if attention else 0
         groups = attention.groups if attention else 0
         owners = attention.query_groups if attention else None
         width, experts = (mlp.width, mlp.experts) if mlp else (0, 0)
-        found.append(BlockSizes(block, heads, groups, width, owners, experts))
-    return found
+        blocks.append(BlockSizes(block, heads, groups, width, owners, experts))
+    return blocks
 
 
 def stock_config(checkpoint: Checkpoint) -> Any:
-    """Configuration of the family's own class at the sizes that the model had before it was pruned."""
+    """Configuration of the family's class at the sizes before pruning."""
     tree = checkpoint.config.to_dict()
     for name in ("per_layer_config", "auto_map", "architectures"):
         tree.pop(name, None)
@@ -91,7 +91,7 @@ def head_owners(sizes: BlockSizes) -> tuple[int, ...]:
 
 
 def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns: int) -> tuple[Tensors, BlockSizes]:
-    """Give every query head a KV head of its own where they aren't shared evenly: the same function, plain shapes."""
+    """Give every query head its own KV head if they aren't shared evenly, without changing the result."""
     if sizes.owners is None:
         return tensors, sizes
     rows = {"query": _rows(range(sizes.heads), columns), "key_value": _rows(sizes.owners, columns)}
@@ -108,17 +108,17 @@ def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns:
 def widen_attention(
     tensors: Mapping[str, Tensor], part: Attention, sizes: BlockSizes, columns: int, target: BlockSizes
 ) -> Tensors:
-    """Put the heads of an attention into a larger one, each under its own KV head.
+    """Copy the heads of an attention into a larger one, each to its KV head.
 
     Args:
-        tensors: of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
-        part: names of its projections.
-        sizes: heads and KV heads as they are.
+        tensors: Tensors of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
+        part: Names of its projections.
+        sizes: Present heads and KV heads.
         columns: h.
-        target: heads and KV heads as they shall be, shared evenly.
+        target: Target heads and KV heads, shared evenly.
 
     Raises:
-        ExportError: a KV head has more query heads than the target gives it.
+        ExportError: A KV head has more query heads than in the target.
     """
     share = target.heads // target.groups
     taken = [0] * target.groups
@@ -137,7 +137,7 @@ def widen_attention(
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
-    """Add zero channels to an MLP, or to each of its experts, up to `width`; rows of inputs are channels."""
+    """Add zero channels to an MLP, or to each of its experts, up to `width`."""
     output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     assert output is not None
     have = tensors[output.removeprefix(f"{part.name}.")].shape[-1]
@@ -151,7 +151,7 @@ def _widened(
     want: Mapping[RowUnit, int],
     places: Mapping[RowUnit, Tensor],
 ) -> Tensors:
-    """Rows of projections and columns of the output put into larger ones of zeros."""
+    """Copy rows of input projections and columns of the output projection into larger ones of zeros."""
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     wider: Tensors = {}
@@ -169,12 +169,12 @@ def _widened(
 
 
 def row_axis(tensor: Tensor) -> int:
-    """The dimension that counts a projection's rows: the first, or the second behind that which counts experts."""
+    """The dimension of a projection's rows: the first, or the second after that of experts."""
     return max(tensor.ndim - 2, 0)
 
 
 def split_rows(tensor: Tensor, segments: Sequence[RowUnit], sizes: Mapping[RowUnit, int]) -> list[Tensor]:
-    """The parts of a projection, which is one tensor for all of them where several segments are named."""
+    """The parts of a projection; a fused tensor has several segments."""
     return list(torch.split(tensor, [sizes[kind] for kind in segments], row_axis(tensor))) if segments else []
 
 
@@ -185,22 +185,22 @@ def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
 def zero_sublayer(
     template: Mapping[str, Tensor], part: Attention | Mlp, sizes: BlockSizes, columns: int, dtype: torch.dtype
 ) -> Tensors:
-    """A sub-layer that adds nothing: zero matrices and biases, norms of ones.
+    """A sub-layer with zero output: zero matrices and biases, norms of ones.
 
     Args:
-        template: the stock block's tensors by name inside the block, for names and sizes; their values aren't read.
-        part: which sub-layer.
-        sizes: heads, KV heads and channels that it shall have.
-        columns: of a head.
-        dtype: element type.
+        template: Tensors of the stock block by name, for names and sizes; their values aren't read.
+        part: Sub-layer.
+        sizes: Target heads, KV heads and channels.
+        columns: Columns of a head.
+        dtype: Element type.
 
     Returns:
-        Its tensors, norms included, by name inside the block.
+        Its tensors, including norms, by name inside the block.
     """
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}
     output = output_name(part, template)
-    made: Tensors = {}
+    tensors: Tensors = {}
     for name, tensor in template.items():
         if name.partition(".")[0] not in (part.name, *part.norms):
             continue
@@ -211,15 +211,15 @@ def zero_sublayer(
         elif rows:
             shape[row_axis(tensor)] = sum(each[row] for row in rows)
         norm = len(shape) == 1 and name.endswith(".weight")
-        made[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
-    return made
+        tensors[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
+    return tensors
 
 
 def split_block(inside: Mapping[str, Tensor], part: Attention | Mlp) -> tuple[Tensors, Tensors]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
-    own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+    tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
     norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
-    return own, norms
+    return tensors, norms
 
 
 def _rows(heads: Sequence[int] | range, columns: int) -> Tensor:

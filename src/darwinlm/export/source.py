@@ -1,4 +1,4 @@
-"""What is exported: a model folder, or the output folder of a finished run."""
+"""Input of an export: a model folder, or the output folder of a finished run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MARKER = "darwinlm.json"
 
 
 def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Open a model folder; of a run's output folder, the model in it.
+    """Open a model folder, or the model in a run's output folder.
 
     Raises:
-        ModelError: there is no such folder, it holds no model, or its run isn't finished.
-        CheckpointError: its files are damaged.
-        FamilyError: its architecture isn't known.
+        ModelError: There is no such folder, it holds no model, or its run isn't finished.
+        CheckpointError: Its files are damaged.
+        FamilyError: Its architecture isn't known.
     """
     if not path.exists():
         raise ModelError(f"there is no model at '{path}': give the folder of a model or of a finished run")
@@ -28,29 +28,29 @@ def open_source(path: Path, *, allow_remote_code: bool = False) -> Checkpoint:
         finished = (path / "stages" / "export" / MANIFEST).is_file() and (path / "model" / "config.json").is_file()
         if not finished:
             raise ModelError(
-                f"the run in {path} isn't finished: it holds no exported model yet. Run the same `darwinlm prune` "
-                "command again, it goes on where it stopped"
+                f"the run in {path} isn't finished: it holds no exported model yet. Rerun the same "
+                "`darwinlm prune` command to resume it"
             )
         path = path / "model"
     return Checkpoint.open(path, allow_remote_code=allow_remote_code)
 
 
 def check_target(path: Path, source: Path, *, folder: bool, overwrite: bool) -> None:
-    """Refuse a target that would destroy something.
+    """Refuse a target that would overwrite something.
 
     Raises:
-        ExportError: the target exists, is the source, or is of the wrong kind.
-        BusyError: another process is writing it.
+        ExportError: The target exists, is the source, or is of the wrong kind.
+        BusyError: Another process is writing it.
     """
     if path.resolve() == source.resolve() or path.resolve() in source.resolve().parents:
-        raise ExportError(f"--out {path} is where the model itself lies: choose another place")
+        raise ExportError(f"--out {path} is the folder of the model itself: choose another path")
     if folder and path.is_file():
         raise ExportError(f"--out {path} is a file: this format needs a folder")
     if not folder and path.is_dir():
         raise ExportError(f"--out {path} is a folder: this format is one file, such as {path / 'model.gguf'}")
     occupied = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if occupied and not overwrite:
-        hold_target(path).release()  # what a process left that was killed at its very end goes now
-        raise ExportError(f"--out {path} exists: choose another place, or pass --overwrite to replace it")
+        hold_target(path).release()  # removes leftover files of a process that was killed at its very end
+        raise ExportError(f"--out {path} exists: choose another path, or pass --overwrite to replace it")
     if occupied and folder and not (path / "config.json").is_file():
-        raise ExportError(f"--out {path} holds something that is no model: choose another place")
+        raise ExportError(f"--out {path} holds something other than a model: choose another path")

@@ -1,1 +1,1 @@
-"""What model families look like, and their checkpoints as blocks."""
+"""Descriptions of model families, and access to their checkpoints."""

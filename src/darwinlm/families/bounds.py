@@ -1,7 +1,7 @@
-"""What a model's description may ask for, checked before anything is allocated or looped over.
+"""Bounds on the numbers of a model's description, checked before allocations and loops.
 
-The one check for configurations of checkpoints, GGUF headers and imported models: numbers must be of a size that
-models have, and a model can't have more blocks than its files hold tensors for.
+This check covers configurations of checkpoints, GGUF headers and imported models. Numbers must have realistic sizes,
+and a model can't have more blocks than its files have tensors for.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LIMITS = {
     "vocab_size": VOCABULARY,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "context_length"), CONTEXT),
 }
-"""Largest value of each number that decides how much is allocated, by its name in config.json or a GGUF header."""
+"""Largest value of each number that determines allocations, by its name in config.json or a GGUF header."""
 MAY_BE_ZERO = frozenset(
     {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
     | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
@@ -62,23 +62,23 @@ BY_LAYER = frozenset(
     {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
     | {"head_count_kv", "hidden_size"}
 )
-"""Numbers that may be a list, one for each layer."""
+"""Numbers that may be a list with an entry for each layer."""
 LARGEST_INTEGER = 1 << 53
-"""No integer of a configuration is larger, whatever its name."""
+"""Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 
 
 def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a configuration whose numbers no model has.
+    """Refuse a configuration with unrealistic numbers.
 
     Args:
-        plain: config.json, or the keys of a GGUF header without their prefix.
-        path: where it stands.
+        plain: Contents of config.json, or the keys of a GGUF header without their prefix.
+        path: Path of the configuration, for messages.
 
     Raises:
-        CheckpointError: naming the field and its value.
+        CheckpointError: A number is out of range; the message names the field.
     """
     waiting: list[tuple[str, Any, int]] = [("", plain, 0)]
     while waiting:
@@ -125,7 +125,7 @@ def _check_numbers(values: Iterable[Any], where: str, path: Path | str) -> None:
 
 
 def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
-    """The sizes of single layers are a mapping of layer numbers to fields."""
+    """Check that `per_layer_config` maps layer numbers to fields."""
     layers = plain.get("per_layer_config")
     if layers is None:
         return
@@ -148,11 +148,11 @@ def _check_layers(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a checkpoint whose weights are packed integers or 8-bit floats. Raises CheckpointError."""
-    found = plain.get("quantization_config")
-    if found is None:
+    """Refuse a checkpoint with packed integer or 8-bit float weights. Raises CheckpointError."""
+    quantisation = plain.get("quantization_config")
+    if quantisation is None:
         return
-    method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else found
+    method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
     raise CheckpointError(
         f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
         "pruned: use the model that it was made from, or one that was dequantised to bfloat16"
@@ -160,34 +160,34 @@ def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
 
 
 def check_blocks(stated: int, names: Iterable[str], layers: str, path: Path | str, *, absent: int = 0) -> None:
-    """Refuse a number of blocks that the tensors don't have.
+    """Refuse a number of blocks that doesn't match the tensors.
 
     Args:
-        stated: by the configuration.
-        names: of the stored tensors.
-        layers: prefix of the blocks.
-        path: what states it.
-        absent: blocks that may be without any tensor.
+        stated: Number of blocks in the configuration.
+        names: Names of the stored tensors.
+        layers: Prefix of the blocks.
+        path: Path of the configuration, for messages.
+        absent: Number of blocks that may have no tensors.
 
     Raises:
-        CheckpointError: there are fewer or more blocks, or blocks between are missing.
+        CheckpointError: There are fewer or more blocks, or some are missing.
     """
     pattern = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.")
-    found = {int(match[1]) for name in names if (match := pattern.match(name))}
-    if stated > len(found) + absent or (found and max(found) >= stated):
-        have = f"{len(found)} blocks" + (f", the last being number {max(found)}" if found else "")
+    blocks = {int(match[1]) for name in names if (match := pattern.match(name))}
+    if stated > len(blocks) + absent or (blocks and max(blocks) >= stated):
+        have = f"{len(blocks)} blocks" + (f", the last being number {max(blocks)}" if blocks else "")
         raise CheckpointError(f"{path} states {stated} blocks, but the files hold {have}: fetch the model again")
 
 
 def check_types(types: Mapping[str, str], where: Path | str) -> None:
-    """Refuse weights that aren't floats.
+    """Refuse weights that aren't floating-point numbers.
 
     Args:
-        types: element type of each tensor, as safetensors name it.
-        where: the checkpoint.
+        types: Element type of each tensor, as safetensors name it.
+        where: Path of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: naming the first tensor.
+        CheckpointError: A tensor has another type; the message names the first one.
     """
     for name, kind in types.items():
         if kind not in WEIGHTS:

@@ -1,7 +1,7 @@
-"""A dense (or already pruned) model on disk: configuration, tokenizer, and tensors read one at a time.
+"""A dense or pruned model on disk: configuration, tokenizer, and tensors that are read one at a time.
 
-Hub ids are downloaded to the hub's own cache, GGUF files are dequantised once into a folder; from then on everything
-reads a local folder of safetensors shards, so no stage needs more of the weights in memory than it uses.
+Hub ids are downloaded to the hub's cache, and GGUF files are dequantised once into a folder. So all stages read a local
+folder of safetensors shards, and none loads more weights than it uses.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.artifact import digest_of, file_digest
 from darwinlm.errors import CheckpointError, ModelError, first_line
-from darwinlm.families.bounds import check_blocks, check_config, check_quantised, check_types
-from darwinlm.families.family import PREFIX, Family, families, family_of
+from darwinlm.families.bounds import check_blocks, check_quantised, check_types
+from darwinlm.families.config import open_config, read_config
+from darwinlm.families.family import PREFIX, Family, family_of
 from darwinlm.families.layout import Parts, tensor_parts
-from darwinlm.families.loading import load_model, load_tokenizer, remote_code
-from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.loading import load_model, load_tokenizer
 from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
-"""Buffers that old releases saved; they are computed anew."""
+"""Buffers that old releases saved; they are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
     Attributes:
-        folder: where the files lie.
-        config: its transformers configuration.
-        family: how its architecture is described.
-        source: what the user called it.
-        allow_remote_code: its tokenizer may run code of its own.
+        folder: Folder of the files.
+        config: Configuration of transformers.
+        family: Family of the architecture.
+        source: Name of the model as the user gave it.
+        allow_remote_code: Whether its tokenizer may run its own code.
     """
 
     folder: Path
@@ -56,9 +56,9 @@ class Checkpoint:
         """Open a folder.
 
         Raises:
-            ModelError: the folder holds no readable model or wants to run its own code.
-            FamilyError: its architecture isn't known.
-            CheckpointError: shards are missing or reach outside the folder.
+            ModelError: The folder holds no readable model or wants to run its own code.
+            FamilyError: Its architecture isn't known.
+            CheckpointError: Shards are missing or reach outside the folder.
         """
         checkpoint = cls.describe(folder, source, allow_remote_code=allow_remote_code)
         missing = [shard for shard in sorted(set(checkpoint.shards.values())) if not (folder / shard).is_file()]
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @classmethod
     def describe(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
-        """Read a folder's configuration alone; whether it holds weights isn't asked. Raises as `open`."""
+        """Read only the configuration of a folder, without checking for weights. Raises as `open`."""
         path = folder / "config.json"
         if not path.is_file():
             raise ModelError(f"{folder} holds no model: there is no config.json in it")
@@ -79,51 +79,51 @@ class Checkpoint:
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
-        config = _read_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
+        config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
         family = family_of(config)
         check_quantised(plain, path)
         return cls(folder, config, family, source or str(folder), allow_remote_code)
 
     def _check_tensors(self) -> None:
-        """Compare names, types and shapes in the shards' headers with what the configuration asks for."""
+        """Compare names, types and shapes in the shards' headers with the configuration."""
         stored = self.stored_shapes()
-        rows = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
-        absent = sum(1 for row in rows if len(set(getattr(row, "skip", ()))) > 1)
+        layers = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
+        absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)
         model = self.skeleton()
         tied = getattr(model, "_tied_weights_keys", None) or {}
         parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
-        found = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
+        shapes = {name: part.shape(stored.__getitem__) for name, part in parts.items()}
         for name, tensor in model.state_dict().items():
-            if name not in found:
+            if name not in shapes:
                 if name in tied and getattr(self.config, "tie_word_embeddings", False):
                     continue
                 raise CheckpointError(
-                    f"{self.folder} lacks the tensor {name}, which its config.json asks for: fetch the model again"
+                    f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
                 )
-            if found[name] != tuple(tensor.shape):
+            if shapes[name] != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{self.folder}: the tensor {name} is {_sizes(found[name])}, but config.json asks for "
+                    f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
         self._check_no_more(set(self.tensors) - set(model.state_dict()), model)
 
     def _check_no_more(self, names: set[str], model: Any) -> None:
-        """Weights that the model has no place for would be left out without a word."""
+        """Refuse surplus weights, which would be ignored silently."""
         ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *NO_WEIGHTS]
         tied = getattr(model, "_tied_weights_keys", None) or {}
         for name in sorted(names):
             if name not in tied and not _matches(name, ignored):
                 raise CheckpointError(
-                    f"{self.folder} holds the tensor {shorten(name)}, for which a {self.family.model_type} model with "
-                    "its config.json has no place: fetch the model again, or use darwinlm import for pruned ones"
+                    f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
+                    "config.json does not have: fetch the model again, or use darwinlm import for pruned ones"
                 )
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every stored tensor, from the headers of the shards.
 
         Raises:
-            CheckpointError: a shard is damaged, or holds numbers that aren't floats.
+            CheckpointError: A shard is damaged, or a tensor isn't floating-point.
         """
         shards = {shard: _tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
@@ -132,10 +132,10 @@ class Checkpoint:
         return {name: shape for name, (_, shape) in stored.items()}
 
     def check_embeddings(self) -> None:
-        """Refuse infinite numbers outside the blocks: rows of unused tokens are met by no text.
+        """Refuse values outside the blocks that aren't finite, also in rows of tokens that calibration doesn't use.
 
         Raises:
-            CheckpointError: naming the tensor.
+            CheckpointError: A value isn't finite; the message names the tensor.
         """
         for name in self.names_outside_blocks():
             for tensor in self.read(name).values():
@@ -171,7 +171,7 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, Parts]:
-        """What is stored for each tensor of the model, by the model's name for it."""
+        """Stored parts of each tensor of the model, by its name in the model."""
         return tensor_parts(self.family, self.shards)
 
     @cached_property
@@ -181,7 +181,7 @@ class Checkpoint:
         return digest_of({"config": self.plain_config(), "files": files})
 
     def plain_config(self) -> dict[str, Any]:
-        """The configuration without what says where it lies or who wrote it."""
+        """The configuration without its path and version."""
         tree: dict[str, Any] = self.config.to_dict()
         return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
 
@@ -191,18 +191,18 @@ class Checkpoint:
         return int(self.config.num_hidden_layers)
 
     def block_prefix(self, block: int) -> str:
-        """Start of the tensor names of one block, with the dot."""
+        """Prefix of the tensor names of a block, including the dot."""
         return f"{self.family.layers}.{block}."
 
     def read(self, prefix: str = "", *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """Read all tensors whose name in the model starts with `prefix`, which is cut off.
+        """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
         Args:
-            prefix: start of the names.
-            dtype: what they are turned into; None keeps their own.
+            prefix: Prefix of the names.
+            dtype: Element type to convert to; None keeps the stored one.
 
         Raises:
-            CheckpointError: a shard is damaged.
+            CheckpointError: A shard is damaged.
         """
         wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         by_shard: dict[str, list[str]] = {}
@@ -216,19 +216,19 @@ class Checkpoint:
                     stored |= {name: stream.get_tensor(name) for name in names}
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.folder / shard} is damaged ({error}): fetch the model again") from error
-        found = {}
+        tensors = {}
         for name, parts in wanted.items():
             tensor = parts.join(stored.__getitem__)
             for part in parts.flat():
                 del stored[part]
-            found[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
-        return found
+            tensors[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
+        return tensors
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-        """Some rows of one tensor; the others aren't read.
+        """Read some rows of a tensor.
 
         Raises:
-            CheckpointError: a shard is damaged.
+            CheckpointError: A shard is damaged.
         """
         shard = self.folder / self.shards[name]
         try:
@@ -244,31 +244,31 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Element type that the configuration states, float32 where it states none."""
+        """Element type in the configuration; float32 if it has none."""
         return getattr(self.config, "dtype", None) or torch.float32
 
     def tokenizer(self) -> Any:
         """The model's tokenizer.
 
         Raises:
-            ModelError: the folder holds none that can be read.
-            CheckpointError: transformers would read it as one of another kind.
+            ModelError: The folder has no readable tokenizer.
+            CheckpointError: Transformers would read it as a tokenizer of another kind.
         """
         return load_tokenizer(self.folder, self.config, allow_remote_code=self.allow_remote_code)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-        """The whole model, ready for inference.
+        """The whole model, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights don't fit the configuration.
+            CheckpointError: The weights don't fit the configuration.
         """
         if torch.device(device).type != "cpu":
             return self._load_onto(torch.device(device), dtype)
-        model = load_model(self.folder, dtype, allow_remote_code=False)  # families are read by known classes
+        model = load_model(self.folder, dtype, allow_remote_code=False)  # known families never need remote code
         return model.eval().requires_grad_(requires_grad=False).to(device)
 
     def _load_onto(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """As `load`, a block after the other: main memory never holds more than one. Raises CheckpointError."""
+        """Load one block at a time, so that main memory never holds more than one. Raises CheckpointError."""
         model = self.skeleton()
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -293,7 +293,7 @@ class Checkpoint:
         return model.eval().requires_grad_(requires_grad=False)
 
     def skeleton(self) -> Any:
-        """The model without weights: every parameter on the meta device, buffers that aren't saved in place."""
+        """The model with parameters on the meta device, and with the buffers that aren't saved."""
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
@@ -308,72 +308,17 @@ class Checkpoint:
             ImportError,
             StrictDataclassError,
         ) as error:
-            raise CheckpointError(f"{self.folder / 'config.json'} makes no model: {first_line(error)}") from error
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
+            ) from error
         for module in model.modules():
-            own = {f"{name}" for name, _ in module.named_buffers(recurse=False)}
-            if own & module._non_persistent_buffers_set:
-                for name in own:
+            names = {name for name, _ in module.named_buffers(recurse=False)}
+            if names & module._non_persistent_buffers_set:
+                for name in names:
                     module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
                 model._init_weights(module)
         model.tie_weights()
         return model.eval().requires_grad_(requires_grad=False)
-
-
-def _read_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_code: bool) -> Any:
-    family = families().get(model_type.removeprefix(PREFIX))
-    if family is not None:
-        # Families that transformers knows are read by its classes: Phi-3 still carries code from before it did.
-        own_code = False
-        if model_type.startswith(PREFIX):
-            pruned_classes(*family.class_names)
-    elif model_type in CONFIG_MAPPING:
-        own_code = False  # it will be refused, with a reason that is read from its configuration
-    if own_code and not allow_remote_code:
-        raise remote_code(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        ArithmeticError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
-        if "does not recognize this architecture" in str(error):
-            family_of(type("Unknown", (), {"model_type": model_type}))
-        raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a config.json whose numbers a model can have.
-
-    Raises:
-        CheckpointError: it is damaged, or asks for what no model has.
-    """
-    try:
-        plain = load_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
-    check_config(plain, path)
-    beside = path.parent / "generation_config.json"
-    if beside.is_file():
-        try:
-            check_config(_mapping(load_json(beside)), beside)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{beside} is damaged ({shorten(error)}): remove it or fetch it again") from error
-    return plain
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not a mapping")  # noqa: TRY004 - of a file, not a type
-    return value
 
 
 def _is_ours(config: Any) -> bool:
@@ -381,7 +326,7 @@ def _is_ours(config: Any) -> bool:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is one of those that are computed anew."""
+    """Whether a stored tensor is a buffer that is recomputed."""
     return _matches(name, NO_WEIGHTS)
 
 
@@ -391,15 +336,15 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Element type and shape of each tensor of a shard."""
-    found = {}
+    tensors = {}
     try:
         with safe_open(shard, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118
                 part = stream.get_slice(name)
-                found[name] = str(part.get_dtype()), tuple(part.get_shape())
+                tensors[name] = str(part.get_dtype()), tuple(part.get_shape())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
-    return found
+    return tensors
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

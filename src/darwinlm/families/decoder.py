@@ -1,8 +1,8 @@
-"""A causal LM seen as a row of blocks that can be run, swapped and resumed one by one.
+"""A causal LM as a sequence of blocks that can be run and swapped one by one.
 
-What a block is called with (masks, rotary embeddings, cache positions) differs between families, so it isn't rebuilt
-here: the model's own forward is run with recorders in place of its blocks. Likewise the way from the last block to the
-logits (norm, head, soft caps) is the model's own, entered with a stored residual stream.
+The arguments of a block (masks, rotary embeddings, cache positions) differ between families. So they are recorded: the
+model's forward is run with recorders in place of its blocks. Likewise, the computation from the last block to the
+logits (norm, head, soft caps) is the model's forward, run on a stored residual stream.
 
 Letters: b sequences, t tokens, m residual width, v vocabulary.
 """
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from darwinlm.families.family import Family, ModuleKind
 
 LARGE = 1e4
-"""Made-up logits, far above any soft cap."""
+"""Size of artificial logits, far above any soft cap."""
 
 
 class _AllRecorded(Exception):  # noqa: N818
-    """Ends a forward pass in which all that was wanted has been seen."""
+    """Ends a forward pass once everything is recorded."""
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block and keeps what it is called with."""
+    """Replaces a block and records its arguments."""
 
     def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], *, last: bool) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Recorder(nn.Module):
 
 
 class _Pass(nn.Module):
-    """Stands in for a block that is skipped over, or puts a stored residual stream in place of its own."""
+    """Replaces a skipped block; returns its input or a stored residual stream."""
 
     def __init__(self, stored: Tensor | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Pass(nn.Module):
 
 
 class Absent(nn.Module):
-    """Stands in for a removed sub-layer whose block still adds its output: adds nothing."""
+    """Replaces a removed sub-layer and returns zeros, which its block adds."""
 
     def __init__(self, kind: ModuleKind) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class Absent(nn.Module):
 
 
 class Decoder:
-    """Blocks of a model that is held once and never copied.
+    """Access to the blocks of a model, which is never copied.
 
     Args:
-        model: a causal LM of transformers in evaluation mode.
-        family: its description.
+        model: A causal LM of transformers in evaluation mode.
+        family: Family of the model.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -85,7 +85,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding lies, and so where tokens go."""
+        """Device of the embedding, and so of the tokens."""
         device: torch.device = next(self.model.get_submodule(self.family.embedding).parameters()).device
         return device
 
@@ -101,7 +101,7 @@ class Decoder:
         return self._record(tokens)[0][0]
 
     def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
-        """What the model would call each of its blocks with, for unpadded tokens of this shape [b, t]."""
+        """Arguments of each block's call, for unpadded tokens of this shape [b, t]."""
         shape = (tokens.shape[0], tokens.shape[1])
         if shape not in self._arguments:
             self._arguments[shape] = [arguments for _, arguments in self._record(tokens)]
@@ -125,7 +125,7 @@ class Decoder:
         return result
 
     def logits(self, tokens: Tensor, hidden: Tensor | None = None, first: int = 0) -> Tensor:
-        """Logits [b, t, v]; with `hidden`, the residual stream before block `first`, only what follows is run."""
+        """Logits [b, t, v]; `hidden`, if given, is the residual stream before block `first`, where the pass begins."""
         stand_ins: dict[int, nn.Module] = {}
         if hidden is not None and first > 0:
             stand_ins = {i: _Pass() for i in range(first - 1)}
@@ -135,43 +135,43 @@ class Decoder:
         return result
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [n, v] of residual streams behind the last block, [n, m]."""
+        """Logits [n, v] of residual streams after the last block, [n, m]."""
         return self.logits(torch.zeros(1, 1, dtype=torch.int64), hidden[None], len(self.blocks))[0]
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
-        """What reaches the output embedding, [n, m], of residual streams behind the last block, [n, m]."""
-        found: list[Tensor] = []
+        """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
+        inputs: list[Tensor] = []
 
         def record(_: nn.Module, given: tuple[Tensor]) -> None:
-            found.append(given[0])
+            inputs.append(given[0])
             raise _AllRecorded
 
         hook = self.model.get_output_embeddings().register_forward_pre_hook(record)
         try:
             self.head(hidden)
         except _AllRecorded:
-            return found[0][0]
+            return inputs[0][0]
         finally:
             hook.remove()
         raise AssertionError("the model's forward never reached its output embedding")
 
     @torch.no_grad()
     def logit_scale(self) -> float | None:
-        """What the model multiplies its output embedding's results by; None where logits aren't a multiple of them."""
-        made: list[Tensor] = []
+        """Factor on the results of the output embedding; None if the logits aren't a multiple of them."""
+        inputs: list[Tensor] = []
 
         def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            made.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
-            return made[0].view(output.shape)
+            inputs.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return inputs[0].view(output.shape)
 
         hook = self.model.get_output_embeddings().register_forward_hook(replace)
         try:
-            seen = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
+            logits = self.logits(torch.zeros(1, 1, dtype=torch.int64)).flatten().double()
         finally:
             hook.remove()
-        given = made[0].double()
-        scale = float(seen @ given / (given @ given))  # over all of them, so that rounding averages out
-        return scale if torch.allclose(seen, scale * given, rtol=2.0**-6, atol=0.0) else None
+        given = inputs[0].double()
+        scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
+        return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
 
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
@@ -185,10 +185,10 @@ class Decoder:
                 self.blocks[i] = original
 
     def module(self, block: int, kind: ModuleKind) -> nn.Module:
-        """One attention or MLP sub-layer as it stands."""
-        found: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
-        return found
+        """The current attention or MLP of a block."""
+        module: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
+        return module
 
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
-        """Put another sub-layer in its place."""
+        """Replace the attention or MLP of a block."""
         setattr(self.blocks[block], self.family.module(kind).name, module)

@@ -1,7 +1,7 @@
-"""What a model family looks like, as data: one small YAML file a family beside this module.
+"""Model families as data: one small YAML file for each family beside this module.
 
-An architecture is described by the names of its sub-layers and of the projections in them; how they are cut follows
-from the names. `family_of` finds the description for a configuration.
+A description holds the names of sub-layers and of their projections, which determine how they are cut. `family_of`
+finds the description for a configuration.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ class Closed(BaseModel):
 
 
 def _by_name(places: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUnit]]:
-    found: dict[str, list[RowUnit]] = {}
+    segments: dict[str, list[RowUnit]] = {}
     for name, rows in places:
-        found.setdefault(name, []).append(rows)
-    return found
+        segments.setdefault(name, []).append(rows)
+    return segments
 
 
 class SubLayer(Closed):
-    """What attention and MLP have in common: x + a * post_norm(output(...(norm(x)))), a being 1 in most families."""
+    """Common part of attention and MLP: x + a * post_norm(output(...(norm(x)))), with a = 1 in most families."""
 
     name: str
-    """The sub-layer in the block."""
+    """Name of the sub-layer in the block."""
     output: str
     """Projection whose columns belong to query heads (attention) or are channels (MLP)."""
     norms: tuple[str, ...]
-    """Norms of the block that go when the sub-layer goes. The first, unless it is `post_norm`, is that of its input."""
+    """Norms of the block that are removed with the sub-layer. The first is applied to its input, unless it is
+    `post_norm`."""
     post_norm: str | None = None
-    """The last of `norms`, where the output projection's result goes through it before it is added to the residual
-    stream (Gemma 2 and 3; in OLMo 2 it is the only norm). It maps zero to zero. A least-squares fit of the projection
-    has its target before this norm."""
+    """The last of `norms`, if it is applied to the output projection's result before this is added to the residual
+    stream (Gemma 2 and 3; the only norm in OLMo 2). It maps zero to zero. Least-squares fits of the projection have
+    their target before this norm."""
 
     bias: str | None = None
-    """Field of the configuration that gives each projection of the sub-layer a bias, if there is one."""
+    """Configuration field that gives each projection of the sub-layer a bias, if there is one."""
 
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
@@ -61,54 +62,54 @@ class SubLayer(Closed):
 
     @property
     def input_norm(self) -> str | None:
-        """The norm of its input; None where it reads the residual stream itself."""
+        """Norm of the input; None if the sub-layer reads the residual stream directly."""
         return None if self.norms[0] == self.post_norm else self.norms[0]
 
 
 class Attention(SubLayer):
-    """Names inside a block that make up its attention."""
+    """Names of an attention inside its block."""
 
     cut: Literal["heads", "whole", "never"] = "heads"
-    """What goes of it: single heads; all of it or nothing, where fewer heads wouldn't compute the same (norms that span
-    all heads, an output projection of fixed size); or never anything, as in mixtures of experts, of which only the MLPs
-    are pruned (DarwinLM's section on them does the same)."""
+    """Units of removal: single heads, the whole attention, or none. `whole` is for attentions that depend on the number
+    of heads (norms over all heads, an output projection of fixed size). `never` is for mixtures of experts, where only
+    MLPs are cut, as in DarwinLM."""
     query: tuple[str, ...]
     """Projections whose rows belong to query heads."""
     key_value: tuple[str, ...]
-    """Projections whose rows belong to KV heads. A name that stands here and in `query`, or twice, is one fused tensor:
-    its rows are those of each place, queries first."""
+    """Projections whose rows belong to KV heads. A name that is also in `query`, or that is listed twice, is a fused
+    tensor: its rows are those of each occurrence in order, queries first."""
 
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
-        """What the rows of each projection into the attention belong to: one entry, or several where it is fused."""
+        """Kinds of rows of each input projection of the attention: one entry, or several for a fused one."""
         return _by_name([*((name, "query") for name in self.query), *((name, "key_value") for name in self.key_value)])
 
 
 class Experts(Closed):
-    """Names inside the MLP of a mixture of experts, all of which are cut to one width in a block."""
+    """Names inside the MLP of a mixture of experts. All experts of a block are cut to the same width."""
 
     name: str
-    """What holds all experts, each weight as one tensor whose first dimension counts them."""
+    """Module of all experts; the first dimension of each of its tensors counts experts."""
     router: str
-    """What chooses among them: each of its tensors has a row for every expert, and its softmax makes the weights. What
-    else the mixture has, such as a shared expert, stays as it is."""
+    """Router: each of its tensors has a row for every expert, and its softmax gives the weights. Other parts of the
+    mixture, such as a shared expert, are never changed."""
     normalised: bool | str = True
-    """Whether the weights of the chosen experts add up to one, or the field of the configuration that says so. Where
-    they don't, they are shares of the softmax over all experts."""
+    """Whether the weights of the chosen experts sum to one, or the configuration field that determines this. Otherwise
+    they are shares of the softmax over all experts."""
     count: str
-    """Field of the configuration that holds the number of experts."""
+    """Configuration field for the number of experts."""
     chosen: str = "num_experts_per_tok"
-    """Field of the configuration that holds how many are chosen for a token: fewer can't be kept."""
+    """Configuration field for the number of experts chosen for a token, which is the minimum to keep."""
     inputs: tuple[str, ...]
-    """Tensors [experts, rows, columns] whose rows are channels. A name that stands twice is one fused tensor."""
+    """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor."""
     output: str
     """Tensor [experts, rows, columns] whose columns are channels."""
     width: str
-    """Field of the configuration that holds the channels of an expert."""
+    """Configuration field for the number of channels of an expert."""
 
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
-        """What the rows of each tensor into the experts belong to: one entry, or several where it is fused."""
+        """Kinds of rows of each input tensor of the experts: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
 
     def counted(self, name: str) -> bool:
@@ -116,34 +117,34 @@ class Experts(Closed):
         return name.rpartition(".")[0] in (self.name, self.router)
 
     def sums_to_one(self, config: Any) -> bool:
-        """Whether the weights of the chosen experts add up to one."""
+        """Whether the weights of the chosen experts sum to one."""
         return bool(getattr(config, self.normalised)) if isinstance(self.normalised, str) else self.normalised
 
 
 class Mlp(SubLayer):
-    """Names inside a block that make up its MLP."""
+    """Names of an MLP inside its block."""
 
     inputs: tuple[str, ...]
-    """Projections whose rows are channels: gate and up, or one where there is no gate. A name that stands twice is one
-    fused tensor: all rows of the one, then all of the other."""
+    """Projections whose rows are channels: gate and up, or one without a gate. A name that is listed twice is a fused
+    tensor: all rows of the first, then all rows of the second."""
     width: str = "intermediate_size"
-    """Field of the configuration that holds the number of channels."""
+    """Configuration field for the number of channels."""
     experts: Experts | None = None
-    """How the experts are named in blocks whose MLP is a mixture of them."""
+    """Names of the experts if the MLP is a mixture."""
 
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
-        """What the rows of each projection into the MLP belong to: one entry, or several where it is fused."""
+        """Kinds of rows of each input projection of the MLP: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
 
 
 class Stored(Closed):
-    """How checkpoints name tensors inside a block, where that isn't how the model names them."""
+    """Names of tensors inside a block of a checkpoint, if they differ from those of the model."""
 
     renamed: dict[str, str] = {}
-    """A part of a stored name, between dots, and what the model calls it."""
+    """Parts of stored names (between dots) and their names in the model."""
     experts: dict[str, tuple[str, ...]] = {}
-    """A tensor over all experts, and the names of the projections of a single expert that it is put together from:
+    """Tensors over all experts, and the stored projections of a single expert from which they are assembled:
     `gate_up_proj: [w1, w3]` for `experts.0.w1.weight`, `experts.0.w3.weight` and so on."""
 
 
@@ -151,17 +152,17 @@ class Family(Closed):
     """One architecture of transformers."""
 
     title: str
-    """What people call the models, for the documentation."""
+    """Usual name of the models, for the documentation."""
     model_type: str
-    """As config.json states it."""
+    """Model type in config.json."""
     class_prefix: str
-    """Of the classes in transformers: `Llama` for LlamaForCausalLM."""
+    """Prefix of the classes in transformers: `Llama` for LlamaForCausalLM."""
     class_infix: str = ""
-    """What follows the prefix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
+    """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
     package: str = ""
-    """The package in `transformers.models`, where it isn't called like the model type."""
+    """Package in `transformers.models`, if its name differs from the model type."""
     layers: str = "model.layers"
-    """The list of blocks."""
+    """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
     """Token embedding."""
     final_norm: str = "model.norm"
@@ -169,25 +170,24 @@ class Family(Closed):
     head: str = "lm_head"
     """Output projection to the vocabulary."""
     residual_multiplier: str | None = None
-    """Field of the configuration that holds the number a by which every sub-layer's output is multiplied before it is
-    added to the residual stream (Granite); none means 1. A least-squares fit of an output projection divides its
-    target by it."""
+    """Configuration field for the factor a on every sub-layer's output before it is added to the residual stream
+    (Granite); none means 1. Least-squares fits of an output projection divide their target by it."""
     attention: Attention
-    """How attention is named."""
+    """Names of the attention."""
     mlp: Mlp
-    """How the MLP is named."""
+    """Names of the MLP."""
 
     stored: Stored = Stored()
-    """Other names in checkpoints."""
+    """Differing names in checkpoints."""
 
     @property
     def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Class prefix, package, class infix and norms: what the modelling file makes its classes from."""
+        """Class prefix, package, class infix and norms, which define the classes of the modelling file."""
         norms = self.attention.norms, self.mlp.norms
         return self.class_prefix, self.package or self.model_type, self.class_infix, norms
 
     def residual_scale(self, config: Any) -> float:
-        """The number that every sub-layer's output is multiplied by before it is added to the residual stream."""
+        """Factor on every sub-layer's output before it is added to the residual stream."""
         return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
 
     def module(self, kind: ModuleKind) -> Attention | Mlp:
@@ -199,19 +199,19 @@ class Family(Closed):
 def families() -> dict[str, Family]:
     """All known families by model type."""
     folder = resources.files("darwinlm.families") / "data"
-    found = {}
+    by_type = {}
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".yaml"):
             family = Family.model_validate(yaml.safe_load(entry.read_text(encoding="utf-8")))
-            found[family.model_type] = family
-    return found
+            by_type[family.model_type] = family
+    return by_type
 
 
 def family_of(config: Any) -> Family:
-    """The family of a transformers configuration, ours included.
+    """The family of a transformers configuration, including our own configurations.
 
     Raises:
-        FamilyError: no description exists for the model type; the message says why not, or what it must hold.
+        FamilyError: No description exists for the model type; the message gives the reason or the fields of a new one.
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:
@@ -231,7 +231,7 @@ def family_of(config: Any) -> Family:
 
 
 def _required(description: type[Closed]) -> list[str]:
-    """Names of the fields that a description must have, with those of the descriptions inside it."""
+    """Names of the required fields of a description, including nested ones."""
     names = []
     for name, field in description.model_fields.items():
         if field.is_required():

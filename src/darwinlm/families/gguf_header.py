@@ -1,7 +1,7 @@
-"""The header of a GGUF file, read with every count and length checked against the file before it is used.
+"""The header of a GGUF file; every count and length is checked against the file before use.
 
-Libraries trust these numbers: a count of 2^40 keeps them busy for days, an offset of 2^64 - 32 wraps around. What
-passes here can be given to them.
+Libraries trust these numbers: a count of 2^40 keeps them busy for days, an offset of 2^64 - 32 wraps around. Files that
+pass this check are safe for them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ VERSIONS = (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 KEPT = 4096
-"""Longest array of numbers that is kept; the lists of a tokenizer are only counted."""
+"""Maximum length of a stored array of numbers; the lists of a tokenizer are only counted."""
 TOKEN_LISTS = ("tokens", "scores", "token_type")
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a file says about itself.
+    """Contents of the header.
 
     Attributes:
-        keys: numbers, strings and short arrays of either by name.
-        counts: length of every array by name.
-        tensors: shape of every tensor, rows first, by name.
+        keys: Numbers, strings and short arrays of either by name.
+        counts: Length of every array by name.
+        tensors: Shape of every tensor, rows first, by name.
     """
 
     keys: dict[str, Any] = field(default_factory=dict)
@@ -44,11 +44,11 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """Name of the architecture, empty where none is stated."""
+        """Name of the architecture; empty if there is none."""
         return str(self.keys.get("general.architecture", ""))
 
     def sizes(self) -> dict[str, Any]:
-        """The architecture's own keys without its name."""
+        """The architecture's keys without their prefix."""
         prefix = f"{self.architecture}."
         return {name.removeprefix(prefix): value for name, value in self.keys.items() if name.startswith(prefix)}
 
@@ -57,12 +57,12 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     """Read and check the header of a file.
 
     Args:
-        path: the file.
-        weights: it must hold a whole model; otherwise a tokenizer alone will do.
+        path: The file.
+        weights: Whether the file must hold a whole model; otherwise a tokenizer is enough.
 
     Raises:
-        CheckpointError: it isn't GGUF, is damaged, or states what it doesn't hold.
-        MissingExtraError: without the extra `gguf`.
+        CheckpointError: The file isn't GGUF, is damaged, or contradicts its header.
+        MissingExtraError: Without the extra `gguf`.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -81,7 +81,7 @@ def _bad(path: Path, reason: str) -> CheckpointError:
 
 
 class _Reader:
-    """Reads forwards through a file and never behind its end."""
+    """Sequential reader that never reads beyond the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.place, self.order = path, data, 0, "<"
@@ -124,7 +124,7 @@ class _Reader:
         for _ in range(keys):
             name = self.text()
             if name in header.keys or name in header.counts:
-                raise _bad(self.path, f"the key {shorten(name)} stands in it twice")
+                raise _bad(self.path, f"the key {shorten(name)} is duplicated")
             self._value(header, name)
         for _ in range(tensors):
             self._tensor(header)
@@ -134,15 +134,15 @@ class _Reader:
         return header, -(-self.place // alignment) * alignment
 
     def _tensor(self, header: GgufHeader) -> None:
-        name, found = self.text(), header.tensors
+        name, tensors = self.text(), header.tensors
         dimensions = self.number("I")
         if not 1 <= dimensions <= 4:
             raise _bad(self.path, f"the tensor {shorten(name)} has {dimensions} dimensions")
-        if name in found:
-            raise _bad(self.path, f"the tensor {shorten(name)} stands in it twice")
+        if name in tensors:
+            raise _bad(self.path, f"the tensor {shorten(name)} is duplicated")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         self.places[name] = self.number("I"), self.number("Q")
-        found[name] = shape[::-1]
+        tensors[name] = shape[::-1]
 
     def _value(self, header: GgufHeader, name: str) -> None:
         kind = self.number("I")
@@ -175,7 +175,7 @@ class _Reader:
 
 
 def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int, int]], start: int, size: int) -> None:
-    """Each tensor lies inside the file, and no two share a byte."""
+    """Check that each tensor lies inside the file, and that none overlap."""
     if not header.tensors:
         return
     try:
@@ -209,7 +209,7 @@ def _check_places(path: Path, header: GgufHeader, kinds: Mapping[str, tuple[int,
 
 
 def _check_model(path: Path, header: GgufHeader) -> None:
-    """The file holds a whole language model, with as many blocks as it states."""
+    """Check that the file holds a whole language model with the stated number of blocks."""
     if not header.architecture:
         raise CheckpointError(f"{path} names no architecture: it isn't a language model. Give another file")
     parts = header.keys.get("split.count", 1)
@@ -235,10 +235,10 @@ def _check_model(path: Path, header: GgufHeader) -> None:
 
 
 def _check_block_numbers(path: Path, sizes: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    found = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
+    blocks = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     stated = sizes.get("block_count")
-    if not isinstance(stated, int) or found != set(range(stated)):
-        last = f", the last being number {max(found)}" if found else ""
+    if not isinstance(stated, int) or blocks != set(range(stated)):
+        last = f", the last being number {max(blocks)}" if blocks else ""
         raise CheckpointError(
-            f"{path} states {shorten(stated)} blocks (block_count), but holds {len(found)}{last}: fetch it again"
+            f"{path} states {shorten(stated)} blocks (block_count), but holds {len(blocks)}{last}: fetch it again"
         )

@@ -1,7 +1,7 @@
-"""Which stored tensors make up each tensor of a model.
+"""Stored parts of each tensor of a model.
 
-For most checkpoints it is the tensor of the same name. Mixtures of experts are stored an expert at a time, and partly
-under other names, while the model holds one tensor over all experts; a model that was pruned is stored as it is held.
+In most checkpoints this is the tensor of the same name. Mixtures of experts are stored by expert, and partly under
+other names, while the model has one tensor over all experts. Pruned models are stored with the model's names.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from darwinlm.families.family import Family
 
 @dataclass(frozen=True)
 class Parts:
-    """What is read for one tensor of the model.
+    """Stored parts of one tensor of the model.
 
     Attributes:
-        names: stored names. With more than one expert or more than one part they are joined: parts one under the other
-            along dimension 0, experts along a new first dimension.
-        stacked: whether the first dimension counts experts.
+        names: Stored names. Several parts are concatenated along dimension 0; several experts are stacked along a new
+            first dimension.
+        stacked: Whether the first dimension counts experts.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -51,26 +51,28 @@ def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
     """Parts of each tensor of the model by its name there.
 
     Args:
-        family: says how its checkpoints name things.
-        stored: names of the stored tensors.
+        family: Family, which defines the names in its checkpoints.
+        stored: Names of the stored tensors.
     """
-    found: dict[str, Parts] = {}
+    result: dict[str, Parts] = {}
     experts: dict[str, dict[int, dict[str, str]]] = {}
     fused = {part: whole for whole, parts in family.stored.experts.items() for part in parts}
     for name in stored:
-        own = name
+        renamed = name
         for theirs, ours in family.stored.renamed.items():
-            own = own.replace(f".{theirs}.", f".{ours}.")
-        match = re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", own) if own.startswith(family.layers + ".") else None
+            renamed = renamed.replace(f".{theirs}.", f".{ours}.")
+        match = (
+            re.fullmatch(r"(.+)\.(\d+)\.(\w+)\.weight", renamed) if renamed.startswith(family.layers + ".") else None
+        )
         if match and match[3] in fused:
             whole = f"{match[1]}.{fused[match[3]]}"
             experts.setdefault(whole, {}).setdefault(int(match[2]), {})[match[3]] = name
         else:
-            found[own] = Parts(((name,),), stacked=False)
+            result[renamed] = Parts(((name,),), stacked=False)
     for whole, by_expert in experts.items():
         wanted = family.stored.experts[whole.rpartition(".")[2]]
         complete = sorted(by_expert) == list(range(len(by_expert)))
-        if complete and all(own.keys() == set(wanted) for own in by_expert.values()):
+        if complete and all(renamed.keys() == set(wanted) for renamed in by_expert.values()):
             names = tuple(tuple(by_expert[expert][part] for part in wanted) for expert in range(len(by_expert)))
-            found[whole] = Parts(names, stacked=True)
-    return found
+            result[whole] = Parts(names, stacked=True)
+    return result

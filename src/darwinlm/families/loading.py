@@ -1,7 +1,7 @@
-"""Whole models and tokenizers through transformers, without its prompts, its pickles, and its random weights.
+"""Whole models and tokenizers through transformers, without prompts, pickles and random weights.
 
-transformers fills in random numbers where a weight is missing, and asks on the terminal before it runs a checkpoint's
-code. Here both are one clear refusal.
+transformers initialises missing weights at random, and asks on the terminal before it runs a checkpoint's code. Here
+both are refused with a clear message.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
 from darwinlm.limits import TOKENIZER_BYTES, load_json, shorten
 
 TOKENS = 1 << 22
-"""Highest number that a token may have."""
+"""Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 LISTED = 3
 
 
 def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
-    """What to raise where a checkpoint wants to run code and may not."""
+    """The error for a checkpoint that wants to run its own code without permission."""
     whose = f"{what} of {where}" if what else f"{where}"
     return RemoteCodeError(
-        f"{whose} wants to run Python code of its own: look at it, then pass --allow-remote-code if you trust it"
+        f"{whose} wants to run its own Python code: inspect it, then pass --allow-remote-code if you trust it"
     )
 
 
@@ -37,18 +37,18 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
     """A causal language model with all of its weights.
 
     Args:
-        model: folder or hub id.
-        dtype: of its weights.
-        allow_remote_code: let it run its own code.
-        more: for transformers.
+        model: Folder or hub id.
+        dtype: Element type of its weights.
+        allow_remote_code: Whether it may run its own code.
+        more: Further arguments for transformers.
 
     Raises:
-        RemoteCodeError: it wants to run code and may not.
-        CheckpointError: the weights don't fit the configuration, or some are missing.
+        RemoteCodeError: It wants to run its own code without permission.
+        CheckpointError: The weights don't fit the configuration, or some are missing.
     """
     local = {"local_files_only": True} if isinstance(model, Path) else {}
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             model,
             dtype=dtype,
             trust_remote_code=allow_remote_code,
@@ -73,32 +73,32 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
         if _wants_code(error):
             raise remote_code(model) from error
         raise CheckpointError(f"can't load the weights in {model}: {first_line(error)}") from error
-    missing = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks {listed(missing)}: its weights aren't complete. Fetch the model again")
     return loaded
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    found = list(names)
-    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return f"the tensor{'s' if len(found) > 1 else ''} {', '.join(map(shorten, found[:LISTED]))}{more}"
+    """The first few names, and the number of further ones."""
+    all_names = list(names)
+    more = f" and {len(all_names) - LISTED} more" if len(all_names) > LISTED else ""
+    return f"the tensor{'s' if len(all_names) > 1 else ''} {', '.join(map(shorten, all_names[:LISTED]))}{more}"
 
 
 def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code: bool, **more: Any) -> Any:
     """The tokenizer of a model.
 
     Args:
-        folder: of the model, or its hub id.
-        config: of the model; its own configuration's code is then not asked for.
-        allow_remote_code: let the tokenizer run its own code.
-        more: for transformers.
+        folder: Folder of the model, or its hub id.
+        config: Configuration of the model; code of the checkpoint's own configuration is then not needed.
+        allow_remote_code: Whether the tokenizer may run its own code.
+        more: Further arguments for transformers.
 
     Raises:
-        ModelError: there is none.
-        RemoteCodeError: it wants to run code and may not.
-        CheckpointError: its files are damaged, or transformers would read it as one of another kind.
+        ModelError: There is no tokenizer.
+        RemoteCodeError: It wants to run its own code without permission.
+        CheckpointError: Its files are damaged, or transformers would read it as a tokenizer of another kind.
     """
     if isinstance(folder, Path):
         check_tokenizer_files(folder)
@@ -106,7 +106,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
     if config is not None:
         more["config"] = config
     try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -115,8 +115,8 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
             raise remote_code(folder, "the tokenizer") from error
         raise no_tokenizer(folder, error) from error
     if isinstance(folder, Path):
-        check_sentence_piece(folder, found)
-    return found
+        check_sentence_piece(folder, tokenizer)
+    return tokenizer
 
 
 def _wants_code(error: BaseException) -> bool:
@@ -124,10 +124,10 @@ def _wants_code(error: BaseException) -> bool:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse tokenizer files that are damaged or number their tokens as no tokenizer does.
+    """Refuse tokenizer files that are damaged or have unrealistic token ids.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: A file is wrong; the message names it.
     """
     for name in FILES:
         path = folder / name
@@ -165,7 +165,7 @@ def _token_ids(name: str, tree: dict[str, Any]) -> Iterable[Any]:
 
 
 def no_tokenizer(where: Path | str, error: BaseException) -> ModelError:
-    """What to raise where a model has no tokenizer that can be read."""
+    """The error for a model without a readable tokenizer."""
     there = isinstance(where, Path) and any((where / name).is_file() for name in (*FILES, MODEL))
     return (CheckpointError if there else ModelError)(
         f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "

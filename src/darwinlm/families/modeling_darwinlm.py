@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder-only models whose layers differ in size: other head counts, other MLP widths, sub-layers left out.
+"""Decoder-only models whose layers differ in size: head counts, MLP widths, missing sub-layers.
 
-This one file travels beside every such checkpoint and needs transformers >= 5.16 and nothing else. A family is made by
-one line, such as `define_classes("Llama", "llama")`, which stands at the end of a checkpoint's copy.
+This file is saved beside every such checkpoint and only needs transformers >= 5.16. One line defines a family, such as
+`define_classes("Llama", "llama")`; it is the last line of a checkpoint's copy.
 
-The sizes are in `config.per_layer_config`, the per-layer overrides of transformers. Everything that is not size (rotary
-embedding, masks, caches, generation, attention kernels) is the family's own code.
+The sizes are in `config.per_layer_config`, the per-layer overrides of transformers. Everything else (rotary embedding,
+masks, caches, generation, attention kernels) is the family's own code.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 SUBLAYERS = ("attention", "mlp")
-Norms = Sequence[Sequence[str]]  # of a layer: those that go with its attention, those that go with its MLP
+Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 
 
 @contextmanager
 def _uniform(config: Any, **values: int) -> Iterator[None]:
-    """Let the family's code see this very object as the configuration of a uniform model, with `values` if given.
+    """Temporarily turn this object into the configuration of a uniform model, with `values` if given.
 
-    The object must stay the same: on a copy the model's choice of an attention implementation would be lost.
+    It must be the same object, because a copy would lose the model's choice of an attention implementation.
     """
     fields = config.__dict__
     hidden = {name: fields[name] for name in ("_heterogeneity_spec", *values) if name in fields}
@@ -46,14 +46,14 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
 
 
 class PrunedConfig:
-    """Makes a family's configuration fit for layers that differ. Mixed in before the family's class."""
+    """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
 
     _definition: tuple[str, str, str, Norms]
-    query_groups = None  # of a layer whose key-value heads serve different numbers of query heads
+    query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fix the head size first: a layer's head count must not decide it."""
+        """Set the head size first, so that it doesn't depend on a layer's number of heads."""
         per_layer = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if getattr(self, "head_dim", None) is None:
@@ -62,12 +62,12 @@ class PrunedConfig:
 
     @property
     def per_layer_config(self) -> Sequence[Any]:
-        """Every layer's own configuration. Set it from a mapping of layer index to overrides, `skip` among them."""
+        """Configuration of every layer. Set it from a mapping of layer index to overrides, including `skip`."""
         return PreTrainedConfig.per_layer_config.fget(self)  # type: ignore[no-any-return]
 
     @per_layer_config.setter
     def per_layer_config(self, layers: Mapping[int | str, dict[str, Any]] | None) -> None:
-        # A layer without attention counts one head, so that no cache reserves more than that for it.
+        # A layer without attention has one head, so that caches reserve no more for it.
         one = {"num_attention_heads": 1, "num_key_value_heads": 1}
         if layers is not None:
             layers = {i: {**own, **(one if "attention" in own.get("skip", ()) else {})} for i, own in layers.items()}
@@ -75,7 +75,7 @@ class PrunedConfig:
 
     @property
     def _attn_implementation(self) -> str | None:
-        """A layer's copy of the configuration follows the whole one, however and whenever that is changed."""
+        """Attention implementation; a layer's copy of the configuration follows later changes of the whole one."""
         whole = self.__dict__.get("_whole", self)
         return whole._attn_implementation_internal  # type: ignore[no-any-return]
 
@@ -85,7 +85,7 @@ class PrunedConfig:
 
     @property
     def _experts_implementation(self) -> str | None:
-        """The same for the kernels of a mixture of experts."""
+        """Implementation of experts; it follows the whole configuration too."""
         whole = self.__dict__.get("_whole", self)
         return whole._experts_implementation_internal  # type: ignore[no-any-return]
 
@@ -94,11 +94,11 @@ class PrunedConfig:
         PreTrainedConfig._experts_implementation.fset(self, value)
 
     def validate_architecture(self) -> None:
-        """Check each layer; run when a configuration is made or saved and when a model is built.
+        """Check each layer. It runs when a configuration is created or saved, and when a model is built.
 
         Raises:
-            ValueError: A layer has heads that don't divide into groups, no channel, fewer experts than a token is sent
-                to, or skips an unknown sub-layer.
+            ValueError: A layer has heads that don't divide into groups, no channels, fewer experts than a token uses,
+                or skips an unknown sub-layer.
         """
         for i, layer in enumerate(self.per_layer_config):
             if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
@@ -119,12 +119,12 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
     def validate_rope(self) -> None:
-        """The family's check of the rotary embedding, which all layers share."""
+        """Run the family's check of the rotary embedding, which all layers share."""
         with _uniform(self):
             super().validate_rope()  # type: ignore[misc]
 
     def layer(self, index: int) -> Any:
-        """The configuration that layer `index` is built from, tied to this one in the attention implementation."""
+        """Configuration of layer `index`; it follows this one's attention implementation."""
         config = copy.copy(self.per_layer_config[index])
         config.__dict__["_whole"] = self
         return config
@@ -138,11 +138,11 @@ class PrunedConfig:
 
 
 class Absent(nn.Module):
-    """Stands where an attention or an MLP was, and adds nothing to the residual stream.
+    """Replaces a removed attention or MLP and adds nothing to the residual stream.
 
-    Caches and masks take the number of tokens seen from the first layer of each kind (full, sliding), and a sliding
-    layer's cache can't be cropped before it was used. There the stand-in of an attention keeps count by storing one
-    zero head.
+    Caches and masks read the number of tokens from the first layer of each kind (full, sliding), and a sliding layer's
+    cache can't be cropped before its first use. In these layers, the replacement of an attention counts tokens by
+    storing one zero head.
     """
 
     def __init__(self, counter: tuple[int, int] | None = None, attention: bool = False) -> None:
@@ -151,7 +151,7 @@ class Absent(nn.Module):
         self.counter = counter  # (layer index, head size)
 
     def forward(self, hidden_states: torch.Tensor | float, **kwargs: Any) -> Any:
-        """Return the number 0.0, in the form of an attention's or of an MLP's result."""
+        """Return 0.0, in the format of an attention's or an MLP's result."""
         past = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
         if self.counter is not None and past is not None and isinstance(hidden_states, torch.Tensor):
             index, head_dim = self.counter
@@ -161,25 +161,25 @@ class Absent(nn.Module):
 
 
 class SharedHeads(nn.Linear):
-    """Projects onto the heads that are stored, and hands each of them out as often as it is used."""
+    """Projects onto the stored heads, and repeats each of them as often as it is used."""
 
     def __init__(self, like: nn.Linear, used: list[int], stored: int, head_dim: int) -> None:
         bias = like.bias is not None
         super().__init__(like.in_features, stored * head_dim, bias, like.weight.device, like.weight.dtype)
-        self.used = used  # [heads] the stored head behind each one
+        self.used = used  # [heads] stored head of each head
         self.sizes = [head_dim] * stored
-        self.out_features = len(used) * head_dim  # what comes out, which adapters beside this layer must match
+        self.out_features = len(used) * head_dim  # width of the result, which adapters need
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] to [..., heads * head_dim]."""
+        """Project [..., in_features] to [..., heads * head_dim]."""
         stored: list[torch.Tensor] = list(super().forward(hidden_states).split_with_sizes(self.sizes, dim=-1))
         return torch.cat([stored[head] for head in self.used], dim=-1)
 
 
 def share_kv_heads(attention: nn.Module, config: Any) -> None:
-    """Store only the `stored_kv_heads` key and value heads of an attention that `query_groups` refers to.
+    """Store only the `stored_kv_heads` key and value heads that `query_groups` refers to.
 
-    To the attention itself each query head has a key and a value head of its own, so that all kernels and caches fit.
+    In the attention each query head still has its own key and value head, so that all kernels and caches work.
     """
     used, stored, size = config.query_groups, config.stored_kv_heads, config.head_dim
     if used is None:
@@ -193,7 +193,7 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
 
 
 class PrunedBlock:
-    """A family's decoder layer with sub-layers left out or heads shared unevenly. Mixed in before its own class."""
+    """Mixin for a decoder layer with missing sub-layers or unevenly shared heads; before the family's class."""
 
     _norms: Norms
 
@@ -218,12 +218,12 @@ class PrunedBlock:
         self.empty = set(config.skip) == set(SUBLAYERS) and not counts
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the family's layer; a layer with neither sub-layer hands its input on."""
+        """Run the family's layer; a layer without sub-layers returns its input."""
         return hidden_states if self.empty else super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
 
 class FromFamily:
-    """Asks the family's class what transformers finds out by reading the source file of a class."""
+    """Gets from the family's class what transformers reads from a class's source file."""
 
     _parent: Any
 
@@ -233,7 +233,7 @@ class FromFamily:
 
 
 class PrunedModel(FromFamily):
-    """A family's decoder with each layer built from its own configuration. Mixed in before the family's class."""
+    """Mixin for a decoder whose layers have their own configurations. It comes before the family's class."""
 
     _blocks: tuple[type, type]
 
@@ -253,26 +253,26 @@ class PrunedModel(FromFamily):
 
 
 class PrunedForCausalLM(FromFamily):
-    """A family's language model around a `PrunedModel`. Mixed in before the family's class."""
+    """Mixin for a language model around a `PrunedModel`. It comes before the family's class."""
 
     _decoder: type
 
     def __init__(self, config: Any) -> None:
         with _uniform(config, num_hidden_layers=0):
             super().__init__(config)  # type: ignore[call-arg]
-        self.model = None  # let go of the empty decoder before the real one takes its memory
+        self.model = None  # release the empty decoder before the real one is built
         self.model = self._decoder(config)
         self.post_init()  # type: ignore[attr-defined]
 
 
 def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
-    """Define a family's classes in this module, once; the same ones come back the next time.
+    """Define a family's classes in this module; later calls return the same ones.
 
     Args:
-        prefix: How the family's class names begin, "Llama"; the new ones begin with "DarwinLlama".
+        prefix: Prefix of the family's class names, "Llama"; the new ones begin with "DarwinLlama".
         module: The family's package in `transformers.models`, "llama".
-        infix: What stands between in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
-        norms: Names of the norms that go with a layer's attention, and of those that go with its MLP.
+        infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
+        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
@@ -283,7 +283,7 @@ def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer")
         made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms)}
-        # The decorator again, or the family's checks would run in place of the ones above.
+        # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
         pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms)
         shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
@@ -295,7 +295,7 @@ def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
 
 
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
-    """Make a class and keep it in this module, where saving, loading and pickling look for it."""
+    """Create a class and store it in this module, where saving, loading and pickling look for it."""
     about = {
         "__module__": __name__,
         "__qualname__": name,
@@ -307,13 +307,13 @@ def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
 
 
 def auto_map(prefix: str) -> dict[str, str]:
-    """The `auto_map` of config.json: which class of the file beside it answers to which Auto class."""
+    """The `auto_map` of config.json: the class of the modelling file for each Auto class."""
     autos = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
 
 
 def modeling_source(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> str:
-    """The text of a checkpoint's copy of this file: all of it, and the line that defines the family."""
+    """Source of a checkpoint's copy of this file, with the line that defines the family."""
     arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
     same = [list(names) for names in norms] == [list(names) for names in LLAMA]
     line = f"define_classes({', '.join(arguments + ([] if same else [f'norms={json.dumps(norms)}']))})"

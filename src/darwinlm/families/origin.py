@@ -1,4 +1,4 @@
-"""What goes with a model wherever it goes: how it likes to generate, its licence, and which model it comes from."""
+"""Files that accompany a model: generation settings, licence, and origin."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from darwinlm.errors import CheckpointError, first_line
 
 GENERATION = "generation_config.json"
 FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
-"""Files beside the weights that the licence asks to keep."""
+"""Files beside the weights that licences require to keep."""
 
 RECORD = "origin.json"
-"""What a GGUF file says about itself, beside the weights that were read from it."""
+"""Metadata of a GGUF file, saved beside the weights from it."""
 
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as far as its files say.
+    """Origin of a model according to its files.
 
     Attributes:
-        base_model: its name on the hub, `owner/name`.
-        license: identifier of its licence, as model cards state it.
-        license_name: of a licence without an identifier of its own.
-        license_link: where that is.
-        languages: codes of the languages it is for.
+        base_model: Name on the hub, `owner/name`.
+        license: Identifier of its licence in model cards.
+        license_name: Name of a licence without a standard identifier.
+        license_link: Link to that licence.
+        languages: Codes of its languages.
     """
 
     base_model: str | None = None
@@ -45,23 +45,23 @@ class Origin:
 
 
 def origin_of(folder: Path, source: str) -> Origin:
-    """Where a model comes from.
+    """Origin of a model.
 
     Args:
-        folder: where its files lie.
-        source: what the user called it.
+        folder: Folder of its files.
+        source: Name of the model as the user gave it.
 
     Raises:
-        CheckpointError: a record of its origin isn't JSON.
+        CheckpointError: A record of its origin isn't JSON.
     """
     if (folder / RECORD).is_file():
-        said = _json(folder / RECORD)
+        record = _json(folder / RECORD)
         return Origin(
-            base_model=_word(said.get("base_model")),
-            license=_word(said.get("license")),
-            license_name=_word(said.get("license_name")),
-            license_link=_word(said.get("license_link")),
-            languages=_words(said.get("languages")),
+            base_model=_word(record.get("base_model")),
+            license=_word(record.get("license")),
+            license_name=_word(record.get("license_name")),
+            license_link=_word(record.get("license_link")),
+            languages=_words(record.get("languages")),
         )
     card = _front_matter(folder / "README.md")
     named = None
@@ -83,14 +83,14 @@ def origin_of(folder: Path, source: str) -> Origin:
 
 
 def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Keep what a GGUF file says about licence, languages, base model and end tokens beside the weights read from it.
+    """Save licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
 
     Args:
-        folder: holds config.json already.
-        fields: the file's metadata by key.
+        folder: Folder that already holds config.json.
+        fields: The file's metadata by key.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     urls = (fields.get(f"general.{name}") for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
@@ -110,15 +110,15 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Copy a model's generation settings and licence files to the model that is made of it.
+    """Copy a model's generation settings and licence files to a model derived from it.
 
     Args:
-        source: folder of the model.
-        target: folder of the other one.
+        source: Folder of the model.
+        target: Folder of the derived model.
 
     Raises:
-        CheckpointError: the generation settings aren't JSON.
-        OSError: a file can't be written.
+        CheckpointError: The generation settings aren't JSON.
+        OSError: A file can't be written.
     """
     if (source / GENERATION).is_file():
         _json(source / GENERATION)
@@ -140,7 +140,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; nothing where there is none that can be read, since cards are free text."""
+    """The metadata of a model card; empty if it can't be read, since cards are free text."""
     if not path.is_file():
         return {}
     match = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
@@ -156,6 +156,6 @@ def _word(value: Any) -> str | None:
 
 
 def _words(value: Any) -> tuple[str, ...]:
-    """One word or several."""
+    """A value that is one word or a list of words."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return tuple(each for each in values if isinstance(each, str))

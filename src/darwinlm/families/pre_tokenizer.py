@@ -1,4 +1,4 @@
-"""How byte-level tokenizers split text before they merge, under the names that GGUF files have for it."""
+"""Pre-tokenisation of byte-level tokenizers by its names in GGUF files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PATTERNS = {
     rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}": "tekken",
     rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}": "gpt-4o",
 }
-"""Names under which llama.cpp knows the splitting patterns of byte-level tokenizers."""
+"""Names of llama.cpp for the splitting patterns of byte-level tokenizers."""
 MERGED = {"llama-bpe": "dbrx"}
-"""The name of the same pattern where words are always merged; `llama-bpe` takes a word that is one token as it is."""
+"""Name of the same pattern if words are always merged; `llama-bpe` uses a word that is a token directly."""
 WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
-"""Splittings with which llama.cpp takes a word that is one token as it is, whatever merges lead to it."""
+"""Patterns with which llama.cpp uses a word that is a token directly, without merges."""
 PLAIN, DIGITS = "gpt-2", "smollm"
-"""GPT-2's own pattern, and the same after every digit was set apart."""
+"""GPT-2's pattern, and the same with single digits."""
 ALIASES = {
     "phi-2": PLAIN,
     "olmo": PLAIN,
@@ -37,18 +37,18 @@ ALIASES = {
     "llama-v3": "llama-bpe",
     "deepseek-r1-qwen": "qwen2",
 }
-"""Further names of the same splittings in llama.cpp."""
+"""Other names of the same patterns in llama.cpp."""
 
 
 def split_as_named(tokenizer: Any, name: str | None) -> None:
-    """Let a byte-level tokenizer split text as a GGUF file names it: transformers reads the name and doesn't use it.
+    """Make a byte-level tokenizer split text as its GGUF file states, since transformers ignores this name.
 
     Args:
-        tokenizer: as transformers makes it of a GGUF file; changed in place.
-        name: the file's `tokenizer.ggml.pre`.
+        tokenizer: Tokenizer that transformers built from a GGUF file; changed in place.
+        name: The file's `tokenizer.ggml.pre`.
 
     Raises:
-        CheckpointError: the file names none, or one that isn't known here.
+        CheckpointError: The name is missing or unknown.
     """
     known = ALIASES.get(str(name), str(name))
     regexes = {other: regex for regex, other in PATTERNS.items()}

@@ -1,6 +1,6 @@
-"""Classes of models whose layers differ, ready for transformers' Auto classes and for a checkpoint of their own.
+"""Registered classes of models whose layers differ.
 
-The classes themselves are in `modeling_darwinlm`, which is also the file that a checkpoint carries.
+The classes are in `modeling_darwinlm`, which is also the file beside a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def pruned_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
     Args:
-        prefix: How the family's class names begin, "Llama".
+        prefix: Prefix of the family's class names, "Llama".
         module: The family's package in `transformers.models`, "llama".
         infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
-        norms: Names of the norms that go with a layer's attention, and of those that go with its MLP.
+        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
@@ -41,8 +41,9 @@ def pruned_config(
 
     Args:
         config_class: The first of `pruned_classes`.
-        dense: Configuration of the model that is cut.
-        per_layer: For each layer that differs num_attention_heads, num_key_value_heads, intermediate_size or `skip`.
+        dense: Configuration of the dense model.
+        per_layer: Values of num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that
+            differs.
         changes: Fields of the whole model that differ from those of `dense`.
 
     Returns:

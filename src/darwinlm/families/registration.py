@@ -1,9 +1,9 @@
-"""Let transformers' Auto classes know our model types once there are Auto classes, and import nothing before.
+"""Register our model types with transformers' Auto classes, without importing transformers.
 
-Importing transformers takes seconds and `import darwinlm` must not, whichever of the two a program imports first. So
-registration waits for the one module of transformers that holds the table of configurations. The finder that waits
-answers for that module alone and leaves as soon as it was imported. What is registered then is a stand-in for each
-configuration class; the family's modelling code is imported when a checkpoint of that family is opened.
+Importing transformers takes seconds, which `import darwinlm` must not, in either order of imports. So registration
+waits for the module of transformers with the table of configurations. An import finder handles only this module and is
+removed after its import. It registers a stand-in for each configuration class. The family's modelling code is imported
+when a checkpoint of that family is opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TABLE = "transformers.models.auto.configuration_auto"
 
 
 def register_when_imported() -> None:
-    """Register all families with the Auto classes: now if they were imported, else right after they are."""
+    """Register all families with the Auto classes: now if they are imported, else right after their import."""
     if TABLE in sys.modules:
         register_families()
     elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
@@ -42,7 +42,7 @@ def register_families() -> None:
 
 
 def _stand_in(model_type: str, family: Family) -> type:
-    """A class that makes configurations of the family's real class, which is defined and registered on first use."""
+    """A class that creates configurations of the family's real class, which is defined and registered on first use."""
 
     def real() -> Any:
         from darwinlm.families.pruned import pruned_classes
@@ -67,7 +67,7 @@ def _stand_in(model_type: str, family: Family) -> type:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds one module as the other finders do, and has the families registered behind its import."""
+    """Finds one module with the other finders, and registers the families after its import."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != TABLE:
@@ -81,7 +81,7 @@ class _Waiting(MetaPathFinder):
 
 
 class _ThenRegister(Loader):
-    """Loads as the given loader does, then registers the families and removes all traces of the waiting."""
+    """Loads with the given loader, then registers the families and removes the finder."""
 
     def __init__(self, loader: Loader, waiting: _Waiting) -> None:
         self.loader = loader

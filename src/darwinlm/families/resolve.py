@@ -1,4 +1,4 @@
-"""From what the user typed (hub id, folder, GGUF file) to a local checkpoint."""
+"""From a hub id, folder or GGUF file to a local checkpoint."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ BYTE_LEVEL = "gpt2"
 
 
 def resolve_model(model: str, work: Path, *, allow_remote_code: bool = False) -> Checkpoint:
-    """Find a model and make it a local checkpoint.
+    """Find a model and return it as a local checkpoint.
 
     Args:
-        model: hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
-        work: folder for what must be converted first.
-        allow_remote_code: let the checkpoint run its own code.
+        model: Hub id (`owner/name`, optionally `@revision`), folder, or GGUF file.
+        work: Folder for converted files.
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
-        ModelError: nothing of that name exists or can be reached.
-        FamilyError: its architecture isn't known.
-        CheckpointError: its files are damaged.
-        MissingExtraError: a GGUF file without the extra `gguf`.
+        ModelError: The model doesn't exist or can't be reached.
+        FamilyError: Its architecture isn't known.
+        CheckpointError: Its files are damaged.
+        MissingExtraError: A GGUF file without the extra `gguf`.
     """
     path = Path(model).expanduser()
     try:
@@ -85,8 +85,8 @@ def _download(model: str) -> Path:
 
 
 def _dequantise(path: Path, work: Path) -> Path:
-    """Turn a GGUF file into a folder of float32 safetensors, once."""
-    for package in ("gguf", "accelerate"):  # transformers wants both, and says so late
+    """Convert a GGUF file to a folder of float32 safetensors, once."""
+    for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         try:
             import_module(package)
         except ImportError as error:
@@ -107,12 +107,12 @@ def _dequantise(path: Path, work: Path) -> Path:
         config.rope_parameters = _scaling(path, factors, config)
     stage.begin()
     try:
-        # A model loaded from GGUF refuses to be saved, so its weights move to a fresh one.
-        fresh = type(quantised)(config)
-        fresh.load_state_dict(quantised.state_dict())
-        fresh.save_pretrained(work)
+        # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
+        plain = type(quantised)(config)
+        plain.load_state_dict(quantised.state_dict())
+        plain.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        # What a GGUF file was quantised from isn't recorded in it: the product saves such models as bfloat16.
+        # GGUF files don't record their original type; such models are saved as bfloat16.
         config = read_json(work / "config.json")
         write_json(work / "config.json", config | {"dtype": "bfloat16"})
         write_gguf_origin(work, header.keys)
@@ -129,7 +129,7 @@ def _plain_config(config: Any) -> Any:
 
 
 def _readable(path: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a GGUF file; whatever it stumbles over is said of that file."""
+    """Result of `read`; its errors are reported as errors of the GGUF file."""
     try:
         return read()
     except MissingExtraError:
@@ -140,13 +140,13 @@ def _readable(path: Path, read: Callable[[], T]) -> T:
 
 
 def _check_all_read(path: Path, header: GgufHeader, model: Any) -> list[str]:
-    """Every weight of the file is in the model: transformers leaves out, without a word, what it has no name for.
+    """Check that the model has every weight of the file, since transformers silently ignores unknown names.
 
     Returns:
         Tensors that aren't weights, but scale the rotary embedding.
 
     Raises:
-        CheckpointError: the file holds more or fewer numbers than the model.
+        CheckpointError: The file holds more or fewer numbers than the model.
     """
     factors = sorted(name for name in header.tensors if name.startswith("rope_"))
     there = sum(prod(shape) for name, shape in header.tensors.items() if name not in factors)

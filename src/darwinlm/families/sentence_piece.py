@@ -1,7 +1,7 @@
-"""SentencePiece models that transformers reads wrongly, found before a token of theirs is used.
+"""Detection of SentencePiece models that transformers reads wrongly.
 
-The tokenizer classes of Llama, Gemma and others make BPE of any `tokenizer.model`, without a word and without its
-Unigram scores: text is then split into other tokens than the model was trained on (seen in transformers 5.24).
+The tokenizer classes of Llama, Gemma and others silently read any `tokenizer.model` as BPE and ignore its Unigram
+scores. Text is then split into other tokens than in the model's training (seen in transformers 5.24).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ UNIGRAM = 1  # of sentencepiece.TrainerSpec.ModelType
 
 
 def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
-    """Refuse a Unigram model that became something else.
+    """Refuse a Unigram model that was read as another kind.
 
     Args:
-        folder: of the checkpoint.
-        tokenizer: what transformers made of it.
+        folder: Folder of the checkpoint.
+        tokenizer: Tokenizer that transformers built from it.
 
     Raises:
-        CheckpointError: it was read wrongly, or isn't a SentencePiece model at all.
+        CheckpointError: It was read wrongly, or isn't a SentencePiece model at all.
     """
     path = folder / MODEL
     backend = getattr(tokenizer, "backend_tokenizer", None)

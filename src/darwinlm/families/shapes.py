@@ -1,4 +1,4 @@
-"""Sizes of a block's modules, and what a module weighs at any level: exact, from the shapes of its tensors."""
+"""Shapes of a block's modules, and exact parameter counts at any level."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """One attention or MLP module as it is in the checkpoint.
+    """Shape of one attention or MLP module in the checkpoint.
 
     Attributes:
-        block: index of its block.
-        kind: attention or mlp.
-        tensors: shape of each of its tensors, norms included, by name inside the block.
-        groups: KV groups of an attention; 1 for an MLP.
-        heads: query heads in each group; 1 for an MLP.
-        head_dim: columns of a query head; 1 for an MLP.
-        width: columns of the output projection: groups x heads x head_dim, or MLP channels.
-        output: name of the output projection's weight inside the block.
-        experts: experts of the MLP, each of them that wide; 0 where it isn't a mixture.
-        chosen: experts that a token is sent to; 0 where it isn't a mixture.
-        query_groups: KV head of each query head, where KV heads serve different numbers of them (heads is then 0).
+        block: Index of its block.
+        kind: Attention or mlp.
+        tensors: Shape of each of its tensors, norms included, by name inside the block.
+        groups: Number of KV groups of an attention; 1 for an MLP.
+        heads: Number of query heads in each group; 1 for an MLP.
+        head_dim: Columns of a query head; 1 for an MLP.
+        width: Columns of the output projection: groups x heads x head_dim, or MLP channels.
+        output: Name of the output projection's weight inside the block.
+        experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
+        chosen: Number of experts that a token uses; 0 if it isn't a mixture.
+        query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
     """
 
     block: int
@@ -45,25 +45,25 @@ class ModuleShape:
 
     @property
     def name(self) -> str:
-        """For people: `block 3 mlp`."""
+        """Name for messages: `block 3 mlp`."""
         return f"block {self.block} {self.kind}"
 
 
 def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[ModuleShape]:
-    """All modules of a model in order, removed ones left out.
+    """All existing modules of a model in order.
 
     Args:
-        checkpoint: the model.
-        shapes: shapes of its tensors; None reads them from the skeleton.
+        checkpoint: The model.
+        shapes: Shapes of its tensors; None reads them from the skeleton.
 
     Raises:
-        CheckpointError: the tensors of a module don't fit each other.
+        CheckpointError: The tensors of a module have inconsistent shapes.
     """
     if shapes is None:
         parameters = checkpoint.skeleton().named_parameters(remove_duplicate=False)
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     family = checkpoint.family
-    found: list[ModuleShape] = []
+    modules: list[ModuleShape] = []
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -72,12 +72,12 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         for part in (family.attention, family.mlp):
             output = output_name(part, inside)
             if output is not None:
-                found.append(_module_shape(block, checkpoint, part, inside, output, shared))
-    return found
+                modules.append(_module_shape(block, checkpoint, part, inside, output, shared))
+    return modules
 
 
 def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
-    """Name of the output projection's weight among the tensors of a block; None where the sub-layer is gone."""
+    """Name of the output projection's weight among the tensors of a block; None if the sub-layer is absent."""
     names = [f"{part.name}.{part.output}.weight"]
     if isinstance(part, Mlp) and part.experts is not None:
         names.append(f"{part.name}.{part.experts.name}.{part.experts.output}")
@@ -85,7 +85,7 @@ def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
 
 
 def head_dim(config: object) -> int:
-    """Columns of one head: stated by the configuration, else hidden size over heads as transformers does."""
+    """Columns of one head: from the configuration, else the hidden size divided by heads as in transformers."""
     stated = getattr(config, "head_dim", None)
     return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)  # type: ignore[attr-defined]
 
@@ -129,24 +129,19 @@ def _module_shape(
 
 
 def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
-    """Parameters of a module that keeps so many KV heads and columns of its output projection; norms included.
+    """Number of parameters of a module with these KV heads and columns of its output projection, including norms.
 
-    A module that keeps nothing has none: its norms go with it. Of a mixture so many experts are kept; None keeps all.
+    A removed module has none, since its norms are removed too. `experts` is the number of kept experts; None keeps all.
     """
     if width == 0:
         return 0
-    part = family.module(shape.kind)
-    sizes: dict[RowUnit, int] = {
-        "query": width,
-        "key_value": groups * shape.head_dim,
-        "channel": width,
-    }
+    part, sizes = family.module(shape.kind), _row_counts(shape, groups, width)
     total = 0
     for name, size in shape.tensors.items():
-        own = name.removeprefix(part.name + ".")
-        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(own):
-            size = (experts, *size[1:])  # noqa: PLW2901 - the size that is left
-        segments = row_segments(part, own)
+        inner = name.removeprefix(part.name + ".")
+        if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(inner):
+            size = (experts, *size[1:])  # noqa: PLW2901 - the remaining size
+        segments = row_segments(part, inner)
         if name == shape.output:
             total += prod(size[:-1]) * width
         elif segments:
@@ -158,18 +153,21 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
 
 
 def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
-    """Parameters that a module gains when each of its projections gets a bias; those that it has don't count again."""
+    """Number of parameters that a module gains if each of its projections gets a bias; existing ones don't count."""
     if width == 0:
         return 0
-    part = family.module(shape.kind)
-    sizes: dict[RowUnit, int] = {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+    part, sizes = family.module(shape.kind), _row_counts(shape, groups, width)
     rows = {name: sum(sizes[segment] for segment in segments) for name, segments in part.segments.items()}
     rows[part.output] = shape.tensors[shape.output][0]
     return sum(count for name, count in rows.items() if f"{part.name}.{name}.bias" not in shape.tensors)
 
 
+def _row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
+    return {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+
+
 def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:
-    """What the rows of a tensor inside a sub-layer belong to, in order; nothing where none of them is ever cut."""
+    """Kinds of rows of a tensor inside a sub-layer, in order; empty if they are never cut."""
     owner = name.rpartition(".")[0]
     if isinstance(part, Mlp) and part.experts is not None:
         holder, _, leaf = name.rpartition(".")

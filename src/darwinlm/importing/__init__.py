@@ -1,4 +1,4 @@
-"""Other tools' pruned checkpoints, converted into this package's layout."""
+"""Import of pruned checkpoints from other tools."""
 
 from darwinlm.importing.convert import import_model
 

@@ -1,4 +1,4 @@
-"""Cut what does nothing, save the rest in this package's layout, and check that it computes the same."""
+"""Remove units without effect, save the model in this package's layout, and compare it with the original."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def import_model(
     allow_remote_code: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Convert a pruned checkpoint: zeros are cut out, layers of other shapes get a configuration that says so.
+    """Convert a pruned checkpoint: zeros are removed, and layers of other shapes are described in the configuration.
 
     Args:
-        folder: the checkpoint.
-        out: folder to be written; it appears, by rename, after it has passed its check.
-        family: model type of the dense model; None finds it out.
-        head_size: columns of a head; None takes the configuration's.
-        query_groups: `first` or `spread`, see `darwinlm.importing.foreign.QUERY_GROUPS`.
-        overwrite: replace what lies at `out`.
-        allow_remote_code: let the checkpoint's tokenizer run its own code.
-        say: told what is going on.
+        folder: Folder of the checkpoint.
+        out: Output folder; it appears by rename, after a successful check.
+        family: Model type of the dense model; None detects it.
+        head_size: Columns of a head; None uses the configuration.
+        query_groups: `first` or `spread`; see `darwinlm.importing.foreign.QUERY_GROUPS`.
+        overwrite: Whether to replace an existing `out`.
+        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
+        say: Receiver of progress messages.
 
     Raises:
-        ModelError, FamilyError, CheckpointError: the checkpoint can't be understood.
-        ExportError: the result computes something else; the layer is named.
-        StorageError: the disk is full.
+        ModelError, FamilyError, CheckpointError: The checkpoint isn't supported.
+        ExportError: The result differs from the original; the message names the layer.
+        StorageError: The disk is full.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model at '{folder}': give the folder of a pruned model")
@@ -80,7 +80,7 @@ def import_model(
     more = [name for name in more if not is_buffer(name)]
     if more:
         raise CheckpointError(
-            f"{folder} holds {listed(more)}, for which a {checkpoint.family.model_type} model has no place: state the "
+            f"{folder} holds {listed(more)}, which a {checkpoint.family.model_type} model does not have: give the "
             "right --family"
         )
     model.tie_weights()
@@ -105,14 +105,14 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     except CheckpointError:
         raise
     except ModelError:
-        return None  # the check's report says so
+        return None  # the report of the check mentions it
 
 
 def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
-    """The sizes of every layer and all tensors, without what does nothing."""
+    """The sizes of every layer and all tensors, without units that have no effect."""
     checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
     family = checkpoint.family
-    found: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
+    tensors: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
     table: dict[int, dict[str, Any]] = {}
     before, after = [0, 0], [0, 0]
     for block in range(checkpoint.n_blocks):
@@ -126,31 +126,33 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
         }
         for kind in KINDS:
             part = family.module(kind)
-            own, norms = split_block(inside, part)
+            part_tensors, norms = split_block(inside, part)
             if isinstance(part, Attention):
                 there = foreign.heads[block]
-                kept = useful_heads(own, part, rows, foreign.owners[block], columns) if there else []
+                kept = useful_heads(part_tensors, part, rows, foreign.owners[block], columns) if there else []
             else:
                 there = foreign.widths[block]
-                kept = useful_channels(own, part) if there else []
+                kept = useful_channels(part_tensors, part) if there else []
             before[isinstance(part, Attention)] += there
             after[isinstance(part, Attention)] += len(kept)
             if not kept:
                 gone.append(kind)
                 continue
             if isinstance(part, Attention):
-                own, sizes = _cut_attention(own, part, kept, rows, foreign.owners[block], columns)
+                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, foreign.owners[block], columns)
                 row |= sizes
             else:
-                own = _take(own, part, {"channel": there}, {"channel": kept}, kept)
+                part_tensors = _take(part_tensors, part, {"channel": there}, {"channel": kept}, kept)
                 row[part.width] = len(kept)
-            found |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in own.items()}
-            found |= {prefix + name: tensor for name, tensor in norms.items()}
+            tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
+            tensors |= {prefix + name: tensor for name, tensor in norms.items()}
         table[block] = row | ({SKIP: gone} if gone else {})
         if gone:
             report.notes.append(f"block {block}: no {' and no '.join(gone)}")
-    report.notes.insert(0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels do something")
-    return table, found
+    report.notes.insert(
+        0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels have an effect"
+    )
+    return table, tensors
 
 
 def _cut_attention(
@@ -172,7 +174,7 @@ def _cut_attention(
 def _take(
     tensors: Tensors, part: Attention | Mlp, have: Sizes, kept: Mapping[RowUnit, list[int]], columns: list[int]
 ) -> Tensors:
-    """Some rows of the projections, `have` counting all of each, and some columns of the output."""
+    """Some rows of the input projections, with the sizes `have`, and some columns of the output projection."""
     cut: Tensors = {}
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
@@ -188,7 +190,7 @@ def _take(
 
 
 def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
-    """The checkpoint's weights in the family's stock class against the folder that was written."""
+    """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
     left = ("the checkpoint's weights in stock shapes", model_streams(_stock(foreign), checkpoint.family, tokens))
@@ -198,7 +200,7 @@ def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
 
 
 def _stock(foreign: Foreign) -> Any:
-    """The family's own class with the checkpoint's weights, widened with zeros where layers are smaller."""
+    """The family's class with the checkpoint's weights; smaller layers are padded with zeros."""
     checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
     config, family = checkpoint.config, checkpoint.family
     model = checkpoint.skeleton()
@@ -215,16 +217,16 @@ def _stock(foreign: Foreign) -> Any:
         target = BlockSizes(block, *full)
         for kind in KINDS:
             part = family.module(kind)
-            own, norms = split_block(inside, part)
+            part_tensors, norms = split_block(inside, part)
             if not (sizes.heads if isinstance(part, Attention) else sizes.width):
-                made = zero_sublayer(template, part, target, columns, torch.float32)
+                layer = zero_sublayer(template, part, target, columns, torch.float32)
             else:
                 if isinstance(part, Attention):
-                    own = widen_attention(own, part, sizes, columns, target)
+                    part_tensors = widen_attention(part_tensors, part, sizes, columns, target)
                 else:
-                    own = widen_mlp(own, part, target.width)
-                made = {f"{part.name}.{name}": tensor for name, tensor in own.items()} | norms
-            tensors |= {prefix + name: tensor for name, tensor in made.items()}
+                    part_tensors = widen_mlp(part_tensors, part, target.width)
+                layer = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
+            tensors |= {prefix + name: tensor for name, tensor in layer.items()}
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
     return model

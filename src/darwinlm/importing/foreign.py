@@ -1,7 +1,7 @@
-"""A checkpoint whose layers may have sizes of their own and whose configuration may say nothing useful about them.
+"""Checkpoints whose layers may differ in size and whose configuration may not describe this.
 
-The weights decide: the family by the tensors that are there, every layer's sizes by the shapes. No code of the
-checkpoint's is run.
+The family is detected from the tensor names, and the sizes of every layer from the shapes. Code in the checkpoint never
+runs.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
 from darwinlm.families.bounds import BLOCKS, check_quantised
-from darwinlm.families.checkpoint import Checkpoint, read_config
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.config import read_config
 from darwinlm.families.family import PREFIX, Attention, Family, Mlp, families
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
 QUERY_GROUPS = ("first", "spread")
-"""How query heads meet KV heads where their number isn't a multiple: `first`, the i-th query head uses the KV head that
-it had when none was removed before it; `spread`, they are shared out as evenly as they go."""
+"""Assignment of query heads to KV heads if their number isn't a multiple. `first`: the i-th query head uses the KV head
+of the i-th head in the dense model. `spread`: they are distributed as evenly as possible."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint as its weights describe it.
+    """A checkpoint, described by its weights.
 
     Attributes:
-        checkpoint: the folder, with the stock configuration that its layers were cut from.
-        heads: query heads of each block.
-        groups: KV heads of each block.
-        widths: MLP channels of each block.
+        checkpoint: Checkpoint with the stock configuration of the dense model.
+        heads: Number of query heads of each block.
+        groups: Number of KV heads of each block.
+        widths: Number of MLP channels of each block.
         owners: KV head of each query head of each block.
     """
 
@@ -56,21 +57,21 @@ def open_foreign(
     """Read a checkpoint's shapes.
 
     Args:
-        folder: with config.json and safetensors.
-        family: model type of the dense model; None finds it out.
-        head_dim: columns of a head; None takes the configuration's.
-        query_groups: one of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
-        allow_remote_code: let the checkpoint's tokenizer run its own code.
+        folder: Folder with config.json and safetensors.
+        family: Model type of the dense model; None detects it.
+        head_dim: Columns of a head; None uses the configuration.
+        query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
+        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
 
     Raises:
-        ModelError: the folder holds no model, or one that is ours already.
-        FamilyError: the family isn't known.
-        CheckpointError: the weights fit no such model; the message says what to state.
+        ModelError: The folder holds no model, or one of this package.
+        FamilyError: The family isn't known.
+        CheckpointError: The weights don't fit the family; the message names the option to give.
     """
     raw = _read(folder)
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
-        raise ModelError(f"{folder} is a model of this package already: nothing needs to be converted")
+        raise ModelError(f"{folder} is already a model of this package and needs no import")
     check_quantised(raw, folder / "config.json")
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
@@ -83,7 +84,7 @@ def open_foreign(
         if count % columns:
             raise CheckpointError(
                 f"{folder}: block {block % blocks} has {count} rows of queries or keys, and heads of {columns} columns "
-                "don't fit: state the right one with --head-dim"
+                "don't fit: give the right one with --head-dim"
             )
     heads, groups = (tuple(count // columns for count in counts) for counts in (query, key))
     for block, (some, of) in enumerate(zip(heads, groups, strict=True)):
@@ -104,7 +105,7 @@ def open_foreign(
 def _rows(
     folder: Path, family: Family, shapes: dict[str, tuple[int, ...]], blocks: int
 ) -> tuple[list[int], list[int], tuple[int, ...]]:
-    """Columns of the output projection, rows of keys and channels of the MLP in each block, 0 where it is gone."""
+    """Columns of the output projection, rows of keys, and channels of the MLP in each block; 0 for absent ones."""
 
     def shape(part: Attention | Mlp, name: str, axis: int) -> list[int]:
         names = [f"{family.layers}.{i}.{part.name}.{name}.weight" for i in range(blocks)]
@@ -117,8 +118,8 @@ def _rows(
     query, widths = shape(attention, attention.output, 1), tuple(shape(mlp, mlp.output, 1))
     segments = attention.segments[attention.key_value[0]]
     key = [
-        (rows - segments.count("query") * own) // segments.count("key_value")
-        for rows, own in zip(shape(attention, attention.key_value[0], 0), query, strict=True)
+        (rows - segments.count("query") * queries) // segments.count("key_value")
+        for rows, queries in zip(shape(attention, attention.key_value[0], 0), query, strict=True)
     ]
     return query, key, widths
 
@@ -131,7 +132,7 @@ def _check_shapes(
     key_value: Sequence[int],
     widths: Sequence[int],
 ) -> None:
-    """Every projection has the rows and columns that the others ask for. Raises CheckpointError."""
+    """Check that the shapes of all projections fit each other. Raises CheckpointError."""
     hidden = shapes[f"{family.embedding}.weight"][-1]
     for block in range(len(query)):
         rows = {"query": query[block], "key_value": key_value[block], "channel": widths[block]}
@@ -144,7 +145,7 @@ def _check_shapes(
                 if shapes.get(full) != shape:
                     has = " x ".join(map(str, shapes.get(full, ()))) or "missing"
                     raise CheckpointError(
-                        f"{folder}: the tensor {full} is {has}, but the others ask for {shape[0]} x {shape[1]}: fetch "
+                        f"{folder}: the tensor {full} is {has}, but the others require {shape[0]} x {shape[1]}: fetch "
                         "the model again"
                     )
 
@@ -171,16 +172,16 @@ def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ..
     if any(name.endswith("q_proj.weight") for name in layer):
         return known["llama"]
     raise FamilyError(
-        f"the model type '{model_type}' isn't known, and its tensors look like no known family: state --family, one of "
+        f"the model type '{model_type}' isn't known, and its tensors fit no known family: give --family, one of "
         f"{', '.join(known)}"
     )
 
 
 def _count_blocks(family: Family, shapes: dict[str, tuple[int, ...]], raw: dict[str, Any], folder: Path) -> int:
     pattern = re.compile(rf"{re.escape(family.layers)}\.(\d{{1,1000}})\.")
-    numbers = {int(found[1]) for name in shapes if (found := pattern.match(name))}
+    numbers = {int(match[1]) for name in shapes if (match := pattern.match(name))}
     if not numbers or f"{family.embedding}.weight" not in shapes:
-        raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: state the right --family")
+        raise CheckpointError(f"{folder} holds no tensors of a {family.model_type} model: give the right --family")
     blocks = max(numbers) + 1
     stated = raw.get("num_hidden_layers")
     if blocks > BLOCKS or (numbers != set(range(blocks)) and blocks != stated):
@@ -196,20 +197,20 @@ def _columns(raw: dict[str, Any], folder: Path) -> int:
     heads, hidden = raw.get("num_attention_heads"), raw.get("hidden_size")
     if isinstance(heads, int) and isinstance(hidden, int) and 0 < heads <= hidden:
         return hidden // heads
-    raise CheckpointError(f"{folder / 'config.json'} doesn't say how large a head is: state it with --head-dim")
+    raise CheckpointError(f"{folder / 'config.json'} doesn't give the size of a head: give it with --head-dim")
 
 
 def _stock_sizes(
     raw: dict[str, Any], heads: tuple[int, ...], groups: tuple[int, ...], widths: tuple[int, ...]
 ) -> dict[str, int]:
-    """Sizes that every layer fits into: the configuration's where it states numbers."""
-    found = {}
+    """Sizes of a stock model that every layer fits into, from the configuration and the largest layers."""
+    sizes = {}
     for name, largest in zip(SIZES, (max(heads), max(groups), max(widths)), strict=False):
         stated = raw.get(name)
-        found[name] = max(stated if isinstance(stated, int) else 1, largest, 1)
-    share = -(-found["num_attention_heads"] // found["num_key_value_heads"])
-    found["num_attention_heads"] = share * found["num_key_value_heads"]
-    return found
+        sizes[name] = max(stated if isinstance(stated, int) else 1, largest, 1)
+    share = -(-sizes["num_attention_heads"] // sizes["num_key_value_heads"])
+    sizes["num_attention_heads"] = share * sizes["num_key_value_heads"]
+    return sizes
 
 
 def _config(
@@ -231,7 +232,9 @@ def _config(
         config = AutoConfig.for_model(family.model_type, **{**plain, **sizes, "tie_word_embeddings": tied})
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         reason = first_line(error)
-        raise CheckpointError(f"{folder / 'config.json'} makes no {family.model_type} model: {reason}") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no valid {family.model_type} model: {reason}"
+        ) from error
     first = f"{family.layers}.0."
     inside = [name.removeprefix(first) for name in shapes if name.startswith(first)]
     for field, part in (("attention_bias", family.attention), ("mlp_bias", family.mlp)):
@@ -241,23 +244,23 @@ def _config(
 
 
 def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None:
-    """A list in the configuration that names this block's query heads among the dense model's, if there is one."""
+    """Indices of this block's query heads in the dense model, if the configuration has such a list."""
     for value in raw.values():
         if isinstance(value, dict):
-            found = value.get(str(block))
+            heads = value.get(str(block))
         elif isinstance(value, list) and len(value) > block:
-            found = value[block]
+            heads = value[block]
         else:
             continue
-        if isinstance(found, dict):
-            found = next((inner for inner in found.values() if isinstance(inner, list)), None)
-        if isinstance(found, list) and len(found) == count and _are_heads(found):
-            return found
+        if isinstance(heads, dict):
+            heads = next((inner for inner in heads.values() if isinstance(inner, list)), None)
+        if isinstance(heads, list) and len(heads) == count and _are_heads(heads):
+            return heads
     return None
 
 
-def _are_heads(found: list[Any]) -> bool:
-    return all(isinstance(head, int) and head >= 0 for head in found) and sorted(set(found)) == found
+def _are_heads(heads: list[Any]) -> bool:
+    return all(isinstance(head, int) and head >= 0 for head in heads) and sorted(set(heads)) == heads
 
 
 def _owners(
@@ -274,6 +277,6 @@ def _owners(
     if chosen == "spread":
         return tuple(head * groups // heads for head in range(heads))
     raise CheckpointError(
-        f"block {block}: {heads} query heads over {groups} KV heads, and nothing says which belong together: state "
-        f"--query-groups {' or '.join(QUERY_GROUPS)} as the model's own code does it"
+        f"block {block}: {heads} query heads over {groups} KV heads, and their assignment isn't known: give "
+        f"--query-groups {' or '.join(QUERY_GROUPS)}, depending on the model's code"
     )

@@ -1,4 +1,4 @@
-"""What of a sub-layer does nothing, read from its weights.
+"""Detection of units without effect, from their weights.
 
 Letters: m residual width, h columns of a head.
 """
@@ -17,12 +17,12 @@ Sizes = Mapping[RowUnit, int]
 
 
 def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[int, ...], columns: int) -> list[int]:
-    """Query heads that add something: their columns of the output aren't zero, nor are their values.
+    """Query heads with an effect: their output columns and their values aren't zero.
 
     Args:
-        tensors: of the attention by name inside it.
-        part: names of its projections.
-        sizes: rows of its queries and of its keys.
+        tensors: Tensors of the attention by name inside it.
+        part: Names of its projections.
+        sizes: Rows of its queries and of its keys.
         owners: KV head of each query head.
         columns: h.
     """
@@ -34,7 +34,7 @@ def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[
 
 
 def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
-    """Channels that add something: no projection into or out of them is zero; silu and gelu map zero to zero."""
+    """Channels with an effect: none of their projections is zero (silu and gelu map zero to zero)."""
     useful = tensors[f"{part.output}.weight"].ne(0).any(0)
     for name in dict.fromkeys(part.inputs):
         for rows in _rows(tensors, part, name, {"channel": len(useful)}):
@@ -44,10 +44,10 @@ def useful_channels(tensors: Tensors, part: Mlp) -> list[int]:
 
 
 def _rows(tensors: Tensors, part: Attention | Mlp, name: str, sizes: Sizes) -> list[Tensor]:
-    """Which rows of a projection aren't zero, bias included; of each of those that one tensor holds."""
-    found = tensors[f"{name}.weight"].ne(0).any(1)
+    """Masks of the nonzero rows of a projection, including its bias; one mask for each fused part."""
+    nonzero = tensors[f"{name}.weight"].ne(0).any(1)
     bias = tensors.get(f"{name}.bias")
-    return split_rows(found if bias is None else found | bias.ne(0), part.segments[name], sizes)
+    return split_rows(nonzero if bias is None else nonzero | bias.ne(0), part.segments[name], sizes)
 
 
 def _has_bias(tensors: Tensors, name: str) -> bool:

@@ -1,1 +1,1 @@
-"""Measured times of modules, for budgets in milliseconds."""
+"""Measured times of modules, for budgets in time."""

@@ -1,4 +1,4 @@
-"""Decoding on a GPU as engines do it: a cache of fixed size, and the kernels of a step launched at once.
+"""Decoding on a GPU as in inference engines: a cache of fixed size, and one launch for all kernels of a step.
 
 Eagerly a step of one token takes as long as Python needs to launch its kernels, however small they are, and a smaller
 model would seem no faster. A CUDA graph is recorded once for a model and replayed for every step.
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Steps before a graph is recorded, in which libraries set up what they need."""
+"""Warm-up steps before a graph is recorded, for the initialisation of libraries."""
 
 WINDOW_COUNT = "cumulative_length_int"
 """Attribute of transformers' caches of sliding windows: their count of tokens in Python."""
 
 
 def cache_name(model: Any) -> str:
-    """What the model calls its cache: the name changed between releases of transformers."""
+    """Name of the model's cache argument, which differs between releases of transformers."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -28,9 +28,9 @@ class StaticDecoding:
     """Steps of one token after some text, each with the same tensors.
 
     Args:
-        model: a causal LM of transformers.
-        tokens: [b, t] the text; the first token of each sequence stands for those that are written.
-        steps: most that are made before `rewind`.
+        model: Causal language model of transformers.
+        tokens: Text [b, t]; the first token of each sequence stands for the generated ones.
+        steps: Largest number of steps before `rewind`.
     """
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
@@ -52,7 +52,7 @@ class StaticDecoding:
         return logits
 
     def rewind(self) -> None:
-        """Take back all steps: the text's end is where the next one begins.
+        """Undo all steps: the next one starts at the end of the text.
 
         A sliding window that was full has lost what the steps pushed out; that changes results, but not their time.
         """
@@ -66,9 +66,9 @@ class GraphedDecoding:
     """The same steps as a CUDA graph.
 
     Args:
-        model: as above, on a CUDA device.
-        tokens: as above, on the same device.
-        steps: as above.
+        model: Model as above, on a CUDA device.
+        tokens: Text as above, on the same device.
+        steps: Number of steps as above.
 
     Raises:
         RuntimeError: a step can't be recorded, as one that reads the device's results (a mixture's routing).
@@ -93,5 +93,5 @@ class GraphedDecoding:
         return self.logits
 
     def rewind(self) -> None:
-        """Take back all steps."""
+        """Undo all steps."""
         self._decoding.rewind()

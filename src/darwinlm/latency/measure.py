@@ -1,4 +1,4 @@
-"""Measure a latency table: the models that are timed, and how well it predicts whole models."""
+"""Measure a latency table, and the error of its predictions for whole models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from darwinlm.search.problem.cost import CostModel, time_costs
 from darwinlm.search.problem.space import Allocation, SearchSpace
 
 CHECKS = 3
-"""Random allocations that predictions are checked on."""
+"""Number of random allocations for checking predictions."""
 
 
 def measure_table(
@@ -27,17 +27,17 @@ def measure_table(
     record: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Time the models that a table needs.
+    """Time the models for a table.
 
     Args:
         space: Modules and levels.
         timer: Times whole models against the dense one.
-        points: Most widths of one kind of module that are timed.
+        points: Maximum number of timed widths for one kind of module.
         record: File of the measured ratios; those of an interrupted run are kept.
-        progress: Called with the models timed so far and their expected number.
+        progress: Callback with the number of models timed so far and the expected total.
 
     Returns:
-        The table as `read_table` takes it, with predicted and measured times of a few random allocations.
+        The table for `read_table`, with predicted and measured times of a few random allocations.
     """
     dense = _choice(space, space.dense)
     known: dict[str, list[float]] = read_json(record) if record.exists() else {}
@@ -64,7 +64,7 @@ def measure_table(
     of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in space.modules)
     table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
     cost = table_costs(table, space)
-    rows = [
+    comparisons = [
         {
             "predicted": cost.of(each) / 1e9,
             "measured": ratio_of * seconds,
@@ -77,13 +77,13 @@ def measure_table(
         "dense": seconds,
         "fixed": table.fixed,
         "models_timed": len(known),
-        "checks": rows,
-        "worst_error": max(abs(row["error"]) for row in rows),
+        "checks": comparisons,
+        "worst_error": max(abs(row["error"]) for row in comparisons),
     }
 
 
 def read_table(path: Path) -> tuple[LatencyTable, float]:
-    """A table that was measured, and the largest error of its predictions. Raises ArtifactError where it is damaged."""
+    """A measured table, and the largest error of its predictions. Raises ArtifactError."""
     tree = read_json(path)
     try:
         lines = {
@@ -96,7 +96,7 @@ def read_table(path: Path) -> tuple[LatencyTable, float]:
 
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
-    """Nanoseconds of every level."""
+    """Costs in nanoseconds of every level."""
     times = {
         (module.block, module.kind): [table.seconds(module.kind, size_of(level)) for level in module.levels]
         for module in space.modules
@@ -112,7 +112,7 @@ def _choice(space: SearchSpace, allocation: Allocation) -> Choice:
 def _ratios_of(
     kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Choice], float], points: int
 ) -> dict[Size, float]:
-    """Whole-model times with all modules of a kind at one size, over the dense model's."""
+    """Times of whole models with all modules of a kind at one size, relative to the dense model."""
     levels = {size_of(level): level for module in space.modules if module.kind == kind for level in module.levels}
     others = {place: level for place, level in _choice(space, space.dense).items() if place[1] != kind}
     places = [(module.block, module.kind) for module in space.modules if module.kind == kind]

@@ -1,8 +1,8 @@
-"""Times of single modules from times of whole models, with as few models as are needed.
+"""Times of single modules from times of a few whole models.
 
-All modules of one kind are put at one level, the others stay as they are. With T the time of such a model, n the number
-of modules of the kind and T₀ the time with none of them, one module at that level takes (T - T₀) / n. Levels in between
-are interpolated over their width, and a width is measured where interpolation would be off.
+All n modules of one kind are set to the same level; the others stay dense. If this model takes T, and the model without
+these modules takes T₀, one module at that level takes (T - T₀) / n. Other levels are interpolated over their width.
+Further widths are measured where the interpolation is inaccurate.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 from darwinlm.database.levels import Level
 
 Size = tuple[int, int, int]
-"""KV groups, query heads per group (of a mixture its experts), width."""
+"""KV groups, query heads per group (or experts of a mixture), width."""
 
 ABSENT: Size = (0, 0, 0)
 GOOD_ENOUGH = 0.01
-"""Interpolation that is off by no more than this part of the whole model's time is left."""
+"""Accepted interpolation error, as a share of the whole model's time."""
 
 
 def size_of(level: Level) -> Size:
-    """What the time of a level depends on."""
+    """The properties of a level that determine its time."""
     return level.groups, level.experts or level.heads, level.width
 
 
 def measured_lines(sizes: Sequence[Size]) -> list[list[Size]]:
-    """Sizes in lines of equal query heads per group, each by growing width; a module that is gone is in none."""
+    """Sizes grouped by query heads per group, each by ascending width, without the removed module."""
     lines: dict[int, list[Size]] = {}
     for size in sorted(set(sizes)):
         if size[2]:
@@ -39,13 +39,13 @@ def measured_lines(sizes: Sequence[Size]) -> list[list[Size]]:
 def refine(
     lines: Sequence[Sequence[Size]], measure: Callable[[Size], float], *, points: int, known: Mapping[Size, float]
 ) -> dict[Size, float]:
-    """Measure the ends of each line, then the middle of every interval in which interpolation isn't proven.
+    """Measure the ends of each line, then the middle of every interval with inaccurate interpolation.
 
     Args:
-        lines: sizes by growing width.
-        measure: time of the whole model with all modules of the kind at a size, in units of the dense model's.
-        points: most sizes to measure, ends and known ones aside from the count of two a line.
-        known: sizes whose time is known without measuring.
+        lines: Sizes by ascending width.
+        measure: Time of the whole model with all modules of the kind at a size, in units of the dense model's.
+        points: Maximum number of sizes to measure on a single line; each further line adds its two ends.
+        known: Known times.
 
     Returns:
         The measured times.
@@ -82,9 +82,9 @@ class LatencyTable:
     """Seconds of one module at each size.
 
     Attributes:
-        lines: widths and seconds of each number of query heads per group, growing.
-        dense: seconds of the whole model as it is.
-        fixed: seconds of everything that isn't a module.
+        lines: Ascending widths and seconds for each number of query heads per group.
+        dense: Seconds of the dense model.
+        fixed: Seconds of everything that isn't a module.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
@@ -100,12 +100,12 @@ class LatencyTable:
 
 
 def lines_of(ratios: Mapping[Size, float], count: int, dense: float) -> dict[int, tuple[tuple[int, float], ...]]:
-    """Seconds of one module over its width, for each number of query heads per group, never falling with the width.
+    """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
 
     Args:
-        ratios: time of the whole model at each size over the dense model's; `ABSENT` among them.
-        count: modules of the kind.
-        dense: seconds of the dense model.
+        ratios: Time of the whole model at each size relative to the dense model, including `ABSENT`.
+        count: Number of modules of the kind.
+        dense: Seconds of the dense model.
     """
     lines: dict[int, list[tuple[int, float]]] = {}
     for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):

@@ -1,6 +1,6 @@
-"""Time whole models of given sizes on the device at hand: built as they will be saved, with random weights.
+"""Time whole models of given sizes on the present device, in their saved form but with random weights.
 
-On a CUDA device decoding is timed as a CUDA graph (`graphs.py`), elsewhere as it is.
+On a CUDA device decoding is timed as a CUDA graph (`graphs.py`), elsewhere in eager mode.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
-from darwinlm.database.store import kept_groups
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape
@@ -27,23 +27,23 @@ from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
 
 Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
-"""Decoded tokens whose median time stands for all of them."""
+"""Number of decoded tokens whose median time is used for all."""
 
 STEADY = 0.01
-"""Standard error of a ratio of times below which no more passes are timed."""
+"""Standard error of the ratio of times at which timing ends."""
 
 PATIENCE = 3
-"""How many times as many passes are timed where the ratios don't agree."""
+"""Largest factor on the number of passes if the ratios disagree."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: a prompt, and tokens written after it.
+    """Timed workload: a prompt, and tokens generated after it.
 
     Attributes:
-        prefill: tokens of the prompt; 0 leaves its time out.
-        decode: tokens written; 0 leaves them out.
-        batch: sequences at once.
+        prefill: Number of tokens in the prompt; 0 skips its time.
+        decode: Number of generated tokens; 0 skips their time.
+        batch: Number of parallel sequences.
     """
 
     prefill: int
@@ -52,18 +52,18 @@ class Workload:
 
 
 class ModelTimer:
-    """Times models against the dense one, in turn, so that a machine's drift falls on both.
+    """Times models alternately with the dense one, so that drift of the machine affects both.
 
     Args:
-        checkpoint: the dense model; its weights aren't read.
-        shapes: its modules.
-        request: what is timed.
-        dtype: of the weights.
-        device: where.
-        runs: timed passes of each model, up to three times as many where the machine's speed changes meanwhile.
+        checkpoint: The dense model; its weights aren't read.
+        shapes: Shapes of its modules.
+        request: Timed workload.
+        dtype: Element type of the weights.
+        device: Device of the models.
+        runs: Number of timed passes of each model, up to three times as many if the machine's speed changes.
 
     Attributes:
-        graphs: whether decoding is timed as a CUDA graph; no more once a model's couldn't be recorded.
+        graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ModelTimer:
         self._tokens = torch.randint(vocabulary, (request.batch, length), generator=generator).to(device)
 
     def compare(self, dense: Choice, choice: Choice) -> tuple[float, float]:
-        """Time of a model over the dense one's (median of paired passes), and the dense one's in seconds."""
+        """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
         if self._reference is None:
             self._reference = self.build(dense)
             self.seconds(self._reference)
@@ -105,7 +105,7 @@ class ModelTimer:
         return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
     def build(self, choice: Choice) -> Any:
-        """A model whose modules are at the given levels; those that aren't named are gone."""
+        """A model with modules at the given levels; other modules are removed."""
         table: dict[int, dict[str, Any]] = {}
         for block in range(self.checkpoint.n_blocks):
             row: dict[str, Any] = {}
@@ -125,7 +125,7 @@ class ModelTimer:
     def _sizes(self, shape: ModuleShape, level: Level) -> dict[str, Any]:
         query_groups = None
         if shape.kind == "attention" and not level.heads:
-            # Which query heads stay isn't known yet, and hardly matters to the time: take the first ones.
+            # The choice of query heads isn't known yet and hardly affects the time, so use the first ones.
             _, query_groups = kept_groups(shape, level, torch.arange(level.width))
         return layer_overrides(self.checkpoint.family, shape, level, query_groups)
 
@@ -135,7 +135,7 @@ class ModelTimer:
 
     @torch.inference_mode()
     def seconds(self, model: Any) -> float:
-        """One pass: the prompt's time and the written tokens' time, as the request weighs them."""
+        """Time of one pass: the prompt, and the generated tokens."""
         prompt = max(self.request.prefill, 1)
         begun = self._now()
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
@@ -148,7 +148,7 @@ class ModelTimer:
             step: Callable[[], Any] = graphed.step
         else:
             cache = {cache_name(model): output.past_key_values}
-            if self._tokens.shape[1] > prompt:  # tokens are timed with the cache that they find on average
+            if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
                 model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
             step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
         steps = []
@@ -159,7 +159,7 @@ class ModelTimer:
         return total + self.request.decode * statistics.median(steps)
 
     def _graph_of(self, model: Any) -> GraphedDecoding | None:
-        """A model's decoding as a CUDA graph; None where there is none, for this model and all that come."""
+        """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""
         if self.graphs and id(model) not in self._graphed:
             try:
                 self._graphed[id(model)] = GraphedDecoding(model, self._tokens, DECODE_STEPS)
@@ -177,8 +177,8 @@ class ModelTimer:
 
 
 def steady(ratios: Sequence[float]) -> bool:
-    """Whether the median of the ratios is known well enough, by their median distance from it; a single one is."""
+    """Whether the standard error of the ratios' median is small enough; a single ratio always is."""
     middle = statistics.median(ratios)
     spread = statistics.median(abs(each - middle) for each in ratios)
-    # For normal errors the deviation is 1.48 median distances, and a median's standard error 1.25 of a mean's.
+    # For normal errors, the deviation is 1.48 median distances, and a median has 1.25 times the error of a mean.
     return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle

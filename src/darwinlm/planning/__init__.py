@@ -1,1 +1,1 @@
-"""What a run will need, before it runs and without weights."""
+"""Predicted memory, disk and time of a run, without weights."""

@@ -1,4 +1,4 @@
-"""What training its candidates adds to a search: see `search/evaluate/training.py`."""
+"""Needs of a search for the training of its candidates (`search/evaluate/training.py`)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ STATE_BYTES = 12
 """Bytes of one weight's state: float32 master weight, AdamW's two moments."""
 
 TRANSFER = 25e9
-"""Bytes a second between a GPU and pinned memory; our choice, what PCI Express 4 with 16 lanes reaches."""
+"""Bytes per second between a GPU and pinned memory; our choice, reached by PCI Express 4 with 16 lanes."""
 
 
 def train_candidates(sizes: Sizes, need: StageNeed, size: int, device: Device, ram: float | None) -> list[Item]:
-    """Add tokens, operations and main memory; returns what lies on the device beside model and caches.
+    """Add tokens, operations and main memory; return the items on the device in addition to model and caches.
 
     Args:
-        sizes: of model and recipe.
-        need: of the search.
-        size: bytes of a number in passes.
-        device: on a CPU the candidates of a round learn side by side, elsewhere one at a time.
-        ram: bytes of the machine's memory; None takes it to have room for all states that wait.
+        sizes: Sizes of model and recipe.
+        need: Needs of the search.
+        size: Bytes of a number in passes.
+        device: Device; candidates of a round train together on a CPU, and one at a time elsewhere.
+        ram: Bytes of the machine's memory; None means room for all waiting states.
     """
     settings, recipe = sizes.recipe.search, sizes.recipe.search.training
     small = sizes.kept * sizes.blocks

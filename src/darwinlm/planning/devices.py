@@ -25,17 +25,17 @@ GIGA, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do.
+    """Throughput and memory of a device.
 
     Attributes:
-        name: as `--device` takes it.
-        memory: bytes.
-        rates: operations per second of dense matrix products by type.
-        bandwidth: bytes per second.
-        efficiency: share of `rates` that a forward pass reaches, by type.
-        product_efficiency: share of `rates` that other large matrix products reach.
-        block_seconds: that a pass through one block takes however few its tokens are.
-        source: where the figures come from.
+        name: Name for `--device`.
+        memory: Memory in bytes.
+        rates: Operations per second of dense matrix products, by element type.
+        bandwidth: Memory bandwidth in bytes per second.
+        efficiency: Share of `rates` that a forward pass reaches, by element type.
+        product_efficiency: Share of `rates` that other large matrix products reach.
+        block_seconds: Minimum time of a pass through one block, even with few tokens.
+        source: Source of the figures.
     """
 
     name: str
@@ -49,45 +49,45 @@ class Device:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether what is on the device is in RAM."""
+        """Whether the device's memory is the machine's RAM."""
         return self.name == "cpu"
 
     @property
     def kind(self) -> torch.device:
-        """What PyTorch would call it."""
+        """The device in PyTorch."""
         return torch.device("cpu" if self.is_cpu else "cuda")
 
 
 GPU_EFFICIENCY = 0.4
-"""Share of the stated throughput that forward and backward passes of language models reach; our choice, what well-tuned
-training reports as its model FLOPs utilisation (PaLM, arXiv 2204.02311, section 4.1, reached 0.46)."""
+"""Share of the nominal throughput that forward and backward passes reach. Our choice, similar to the model FLOPs
+utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached 0.46)."""
 
 GPU_BLOCK_SECONDS = 4e-4
-"""Seconds that a block's pass takes on a GPU at least: about forty kernels that Python launches; our choice."""
+"""Minimum time of a block's pass on a GPU in seconds, for about forty kernel launches; our choice."""
 
 BLOCK_CALLS = 90
-"""Small operations that take as long as a block's pass over one token; measured on a Llama of hardly any width."""
+"""Number of small operations that take as long as a block's pass over one token; measured on a very narrow Llama."""
 
 CPU_EFFICIENCY = 0.57
-"""Share of a large product's speed that passes reach on a CPU, in float32 and bfloat16; docs/notebook/speed.md."""
+"""Share of a large product's speed that passes reach on a CPU in float32 and bfloat16; see docs/notebook/speed.md."""
 
 TILES_EFFICIENCY = 0.8
-"""The same in bfloat16 where the CPU multiplies tiles of it."""
+"""The same for bfloat16 on a CPU with matrix tiles."""
 
 
 REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 TRIALS, LONG_ENOUGH = 6, 0.3
-"""Trials of a measurement at most, and seconds after which no further one is begun."""
+"""Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
 
 
 def find_device(name: str) -> Device:
-    """A device by name; `cpu` is measured, `cuda` is the card at hand, a YAML file is what benchmarks/gpu.py measured.
+    """A device by name; `cpu` is measured, `cuda` is this machine's GPU, a YAML file comes from benchmarks/gpu.py.
 
     Raises:
-        RecipeError: the device isn't known, the message names those that are; there is no such card; or the file holds
-            no device.
+        RecipeError: The device isn't known (the message lists the known ones), this machine has no such GPU, or the
+            file has no device.
     """
     if name == "cpu":
         return measure_cpu()
@@ -133,24 +133,24 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
 
 
 def _card_at_hand(table: dict[str, dict[str, Any]]) -> Device:
-    """The row of this machine's GPU, with the memory that it has."""
+    """The entry of this machine's GPU, with its memory."""
     if not torch.cuda.is_available():
         raise RecipeError(f"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of {', '.join(table)}")
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    spelled = "".join(filter(str.isalnum, found.name.lower()))
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    spelled = "".join(filter(str.isalnum, card.name.lower()))
     alike = [name for name in table if name.partition("-")[0] in spelled]
     if not alike:
-        raise RecipeError(f"--device cuda: nothing is known of '{found.name}': give the nearest of {', '.join(table)}")
-    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - found.total_memory))
-    return replace(_from_row(name, table[name]), memory=float(found.total_memory))
+        raise RecipeError(f"--device cuda: '{card.name}' isn't known: give the most similar of {', '.join(table)}")
+    name = min(alike, key=lambda each: abs(table[each]["memory"] * GIGA - card.total_memory))
+    return replace(_from_row(name, table[name]), memory=float(card.total_memory))
 
 
 @cache
 def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
-    """This machine with PyTorch's present number of threads: matrix products and a copy, about two seconds.
+    """Measure this machine with PyTorch's number of threads: matrix products and a copy, about two seconds.
 
     Args:
-        clock: gives seconds; that of the process doesn't see what other programs take, with one thread.
+        clock: Clock in seconds; with one thread, process time excludes the load of other programs.
     """
 
     def best(action: Callable[[], object]) -> float:
@@ -175,7 +175,7 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
 
 
 def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:
-    """Operations per second of a product, as large as can be done quickly: some types are emulated."""
+    """Operations per second of a product, whose size is limited because some types are emulated."""
     for size in (128, 256, 512, 1024):
         a, b = torch.randn(size, size).to(dtype), torch.randn(size, 2 * size).to(dtype)
         seconds = best(partial(torch.matmul, a, b))

@@ -1,8 +1,8 @@
-"""Memory, operations and time of every stage, counted from sizes; each line beside what it counts.
+"""Memory, operations and time of every stage, counted from sizes.
 
-Times are operations over the device's throughput and bytes over its bandwidth, and what a pass through a block takes
-however small it is. Operations, tokens and bytes moved are those of all processes together, memory is that of one; the
-stages that several processes share are database, search and recovery.
+Times are operations divided by the device's throughput, bytes divided by its bandwidth, and the minimum time of a pass
+through a block. Operations, tokens and bytes moved are totals of all processes; memory is that of one process. Several
+processes share database, search and recovery.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from darwinlm.planning.refit import refit_need
 from darwinlm.planning.training import LOSS_BYTES, recovery_need, saved
 
 REUSED = 0.55
-"""Share of the blocks that a candidate runs on average: its first changed block lies anywhere, its loss comes last."""
+"""Average share of the blocks that a candidate runs, from its first changed block on."""
 
 KL_BYTES = 40
-"""Bytes moved for one logit of a model: written, read as float32, exponentiated, multiplied with the dense side."""
+"""Bytes moved per logit of a model: written, read as float32, exponentiated, multiplied with the dense distribution."""
 
 NORMALISER_BYTES = 12
-"""The same where only the logits' normaliser is made, a part of the vocabulary after the other, within the caches."""
+"""The same if only the log-sum-exp is computed, for one part of the vocabulary at a time, within the caches."""
 
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
 LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers before there is a model; measured, see docs/notebook/speed.md."""
+"""Memory of Python, PyTorch and transformers without a model; measured, see docs/notebook/speed.md."""
 
 IMPROVED = 0.5
-"""Share of the generations without gradients that find a better allocation, whose block inputs are made anew."""
+"""Share of generations without gradients that find a better allocation, whose block inputs are then recomputed."""
 
 SOLVED = 3
-"""Children of a generation with gradients that are solved for; the level switch joins them after two without gain."""
+"""Solved children of a generation with gradients; the level switch adds children after two without improvement."""
 
 CONFIRMED = 1.5
-"""Children that are evaluated on the rest of the text too: two at most, those that did well on the window."""
+"""Average number of children that are evaluated on the whole text; at most two."""
 
 STREAMS = 2 << 30
-"""Bytes of residual streams up to which they count as lying on the device. Larger ones do where a quarter of its free
-memory holds them; here they count as lying in files, where the rest of the machine needn't hold them either."""
+"""Maximum bytes of residual streams that count as device memory. Larger ones are there too if they fit into a quarter
+of its free memory, but they are counted as files, which need no memory."""
 
 GRADIENT_TOKENS = 128
-"""Tokens whose logits the output gradients make at once."""
+"""Tokens whose logits the output gradients compute at once."""
 
 HEAD_TOKENS = 512
-"""Tokens whose logits the search makes at once."""
+"""Tokens whose logits the search computes at once."""
 
 
 def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[StageNeed]:
-    """Needs of the stages that work, in order.
+    """Needs of the stages with work, in order.
 
     Args:
-        sizes: of model and recipe.
-        device: that they work on.
-        ram: bytes of the machine's memory, which what may wait there is counted by; None takes it to have enough.
+        sizes: Sizes of model and recipe.
+        device: Device of the stages.
+        ram: Bytes of the machine's memory, for states that wait there; None means enough.
     """
 
     def search(sizes: Sizes) -> StageNeed:
@@ -82,13 +82,13 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[Sta
 
 
 def _gradients(sizes: Sizes) -> StageNeed:
-    """Gradients of the loss at the outputs of modules: a walk, and back through every block, which is run again."""
+    """Gradients of the loss at the outputs of modules: a forward pass, then a backward pass with recomputed blocks."""
     recipe = sizes.recipe
     kind, size = forward_type(sizes)
     length, width = recipe.text.sequence_length, sizes.width
     wanted = min(recipe.database.saliency_tokens, recipe.text.calibration_tokens)
     tokens = -(-wanted // length) * length
-    # Weights get no gradients, so the way back costs as much as the way there.
+    # Weights get no gradients, so the backward pass costs as much as the forward pass.
     need = StageNeed("saliency", tokens, tokens * (3 * sizes.forward + 2 * sizes.head), kind)
     need.calls, need.processes = 3 * batches(sizes, tokens) * sizes.depth, sizes.processes
     outputs = len(sizes.shapes)
@@ -97,14 +97,14 @@ def _gradients(sizes: Sizes) -> StageNeed:
     need.disk = 4.0 * width**2 * outputs
     streams = tokens * width * size * (sizes.depth + 1) / sizes.processes
     if streams > STREAMS:
-        need.scratch = Item("residual streams in front of every block", streams * sizes.processes)
+        need.scratch = Item("residual streams before every block", streams * sizes.processes)
         streams = 0.0
     batch = pass_tokens(sizes)
-    # The head is let go of before the first block is read for the way back. What the passes before it freed stays with
-    # the process on a CPU, in pieces between the streams.
+    # The head is released before the backward pass through the blocks. On a CPU, memory freed by earlier passes stays
+    # with the process, in fragments between the streams.
     freed = sum(item.bytes for item in pass_items(sizes, size))
     at_the_head = [
-        Item("activations freed by the passes before", freed, "compute.batch_tokens", batch, on_gpu=-freed),
+        Item("freed activations of earlier passes", freed, "compute.batch_tokens", batch, on_gpu=-freed),
         Item("embedding and head", float(sizes.outside * size)),
         Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (size + 12))),
     ]
@@ -119,7 +119,7 @@ def _gradients(sizes: Sizes) -> StageNeed:
         Item("second moments of one block", 2 * 4.0 * width**2),
     ]
     need.device = [
-        Item("residual streams in front of every block", streams, "database.saliency_tokens", tokens),
+        Item("residual streams before every block", streams, "database.saliency_tokens", tokens),
         *max(at_the_head, in_a_block, key=lambda items: sum(item.bytes for item in items)),
     ]
     return need
@@ -157,34 +157,34 @@ def _database(sizes: Sizes) -> StageNeed:
 
 
 def _block_items(sizes: Sizes, cut: list[ModuleShape], size: int) -> list[Item]:
-    """What a block takes while it is run through or while its modules are factorised, whichever is more.
+    """Memory of a block while it runs or while its modules are factorised, whichever is more.
 
-    On a CPU the moments wait in files, and a module is factorised in the memory of one float64 matrix, or of two where
-    there are fewer tokens than columns and its order needs float64. On a GPU the moments stay, and matrix, factor and
-    inverse lie side by side.
+    On a CPU, moments are moved to files, and a module is factorised in the memory of one float64 matrix. It takes two
+    if there are fewer tokens than columns and its order needs float64. On a GPU, moments stay, and matrix, factor and
+    inverse are separate.
     """
     tokens, r = sizes.recipe.text.calibration_tokens, sizes.width
     inside: dict[int, list[ModuleShape]] = {}
     for shape in cut:
         inside.setdefault(shape.block, []).append(shape)
-    largest = max(inside.values(), key=lambda own: sum(max(each.experts, 1) * each.width**2 for each in own))
+    largest = max(inside.values(), key=lambda extra: sum(max(each.experts, 1) * each.width**2 for each in extra))
     moments, outputs, work, squares = 0.0, 0.0, 0.0, 0.0
     for shape in largest:
         d, experts = shape.width, max(shape.experts, 1)
         moments += experts * d * d * 4
         outputs += experts * r * d * sizes.element
         squares = max(squares, d * d)
-        # Packed factors of experts, alone and together; float64 copies of moment, weights and target of each variant.
-        own = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
-        own += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
-        work = max(work, own)
+        # Packed factors of experts, separate and joined; float64 copies of moment, weights and target of each variant.
+        extra = (4 * experts if shape.experts else 0) * d * d + (0 if tokens > d else 8 * d * d)
+        extra += 8 * d * d if sizes.factor_count(shape) == experts else 16 * d * d + 24 * r * d
+        work = max(work, extra)
     read = sizes.block * sizes.element
     ordered = max((min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 for shape in cut if shape.experts), default=0)
     passing = [
         Item("weights of one block", sizes.block * size if size == sizes.element else sizes.block * size + read),
         Item("second moments of one block", moments),
         *pass_items(sizes, size),
-        *([Item("outputs of experts while they are ordered", float(ordered))] if ordered else []),
+        *([Item("outputs of experts for the removal order", float(ordered))] if ordered else []),
     ]
     factorising = [Item("output projections of one block", outputs), Item("factors of one module", work)]
     passes, factors = (sum(item.bytes for item in items) for items in (passing, factorising))
@@ -211,16 +211,16 @@ def _search(sizes: Sizes, device: Device, ram: float | None) -> StageNeed:
     first = min(SOLVED, settings.offspring) if guided else settings.offspring
     a_generation, runs, last, before = 0.0, 0.0, float(first), 0
     for stage in settings.stages:
-        # Losses of a round before are kept by sequence: only what is new is run, unless candidates are trained.
+        # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
         new = whole(stage.tokens) if stage.training_tokens else whole(stage.tokens) - before
         a_generation += last * new
         runs += last * batches(sizes, new)
         last, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, whole(stage.tokens)
-    # The parent's losses are known; its block inputs are made anew where it has changed.
+    # The parent's losses are known; its block inputs are recomputed after a change.
     fitness = whole(settings.fitness_needed)
     evolution = settings.generations * a_generation
     tokens = uniform + evolution + fitness
-    # Children that are solved for move most modules, so that few blocks of their parent serve them.
+    # Solved children move most modules, so they share few blocks with their parent.
     reused = 1.0 if guided else REUSED
     bases = 0.0 if guided else settings.generations * IMPROVED * before * sizes.kept
     blocks = (evolution * reused + uniform) * sizes.kept
@@ -240,15 +240,15 @@ def _search(sizes: Sizes, device: Device, ram: float | None) -> StageNeed:
     passing = [*pass_items(sizes, size), Item("logits", 10.0 * HEAD_TOKENS * sizes.vocabulary)]
     need.device = [
         Item("dense model", float(sizes.params * size)),
-        Item("dense model's side of the loss", fitness * kept * 4.0, "text.fitness_tokens", fitness),
+        Item("dense model's distributions", fitness * kept * 4.0, "text.fitness_tokens", fitness),
         Item(
             "block inputs of the parent",
             float(fitness * sizes.width * inputs * size),
             "text.fitness_tokens",
             fitness,
         ),
-        Item("modules in use and kept for later", min(2.0 * cache, sizes.blocks * size * 4.0)),
-        Item("factors kept for later", min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes))),
+        Item("current and cached modules", min(2.0 * cache, sizes.blocks * size * 4.0)),
+        Item("cached factors", min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes))),
     ]
     if guided:
         _slopes(sizes, need, min(window, fitness), settings.generations)
@@ -267,20 +267,20 @@ def _search(sizes: Sizes, device: Device, ram: float | None) -> StageNeed:
 
 
 def _kl_bytes(sizes: Sizes) -> float:
-    """Bytes moved for the loss of one token of a candidate."""
+    """Bytes moved per token for the loss of a candidate."""
     return float(sizes.vocabulary) * (NORMALISER_BYTES if sizes.linear_head else KL_BYTES)
 
 
 def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
-    """Gradients at new best allocations: their blocks twice forward and once back, what dense modules make of it."""
+    """Gradients at new best allocations: two forward passes, a backward pass, and passes of dense modules."""
     need.tokens += times * tokens
     need.passes += times * tokens * ((3 * sizes.kept + 1) * sizes.forward + 3 * sizes.head)
-    # A module's product of gradients and inputs, and one triangular solve for all of its widths.
+    # The product of a module's gradients and inputs, and one triangular solve for all of its widths.
     products = sum(2.0 * tokens * shape.width + shape.width**2 for shape in sizes.shapes) * sizes.width
     need.operations["float32"] = need.operations.get("float32", 0.0) + times * products
     need.calls += times * 4 * batches(sizes, tokens) * sizes.depth
     depth = sizes.checkpoint.n_blocks
-    need.device.append(Item("block inputs on the way back", float(pass_tokens(sizes)) * sizes.width * depth * 2))
+    need.device.append(Item("block inputs in the backward pass", float(pass_tokens(sizes)) * sizes.width * depth * 2))
 
 
 def _evaluate(sizes: Sizes) -> StageNeed:
@@ -300,7 +300,7 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     need.calls = (1 + smaller) * sizes.depth * (batches(sizes, tokens) + runs + decoded)
     need.moved = tokens * (1 + smaller) * sizes.vocabulary * float(KL_BYTES) + decoded * weights
     need.device = [
-        Item("dense model and one of the others", pair),
+        Item("dense model and one other model", pair),
         *pass_items(sizes, size),
         *logit_items(sizes),
         *logit_items(sizes),

@@ -1,4 +1,4 @@
-"""Sizes of a model from its configuration alone: what plans are made of.
+"""Sizes of a model from its configuration alone, for plans.
 
 Letters: m residual width, v vocabulary, d columns of an output projection, r its rows.
 """
@@ -29,12 +29,12 @@ from darwinlm.stages.dtype import saved_dtype
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is counted of a model and a recipe.
+    """Sizes of a model and a recipe.
 
     Attributes:
-        checkpoint: configuration and family; no weights are there.
-        recipe: units and budget.
-        processes: that share the work, each on a device of its own.
+        checkpoint: Configuration and family, without weights.
+        recipe: Units and budget.
+        processes: Number of processes that share the work, each with its own device.
     """
 
     checkpoint: Checkpoint
@@ -42,7 +42,7 @@ class Sizes:
     processes: int = 1
 
     def with_settings(self, assignments: Sequence[str], processes: int) -> Sizes:
-        """The same model under settings that leave units and budget alone."""
+        """The same model with other settings, except units and budget."""
         other = Sizes(self.checkpoint, merge(self.recipe, assignments, {}), processes)
         for name in ("shapes", "space", "cost", "budget", "params"):
             other.__dict__[name] = getattr(self, name)
@@ -50,7 +50,7 @@ class Sizes:
 
     @cached_property
     def shapes(self) -> list[ModuleShape]:
-        """Of all modules."""
+        """Shapes of all modules."""
         return module_shapes(self.checkpoint)
 
     @cached_property
@@ -60,7 +60,7 @@ class Sizes:
 
     @cached_property
     def cost(self) -> CostModel:
-        """What the budget counts. Raises RecipeError when it would have to be measured."""
+        """Costs in the unit of the budget. Raises RecipeError if they would have to be measured."""
         if self.recipe.budget.kind in ("speedup", "latency"):
             raise RecipeError(
                 f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
@@ -78,27 +78,27 @@ class Sizes:
 
     @cached_property
     def params(self) -> int:
-        """Parameters of the dense model; a tied embedding counts once."""
+        """Number of parameters of the dense model; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.checkpoint.skeleton().parameters())
 
     @property
     def blocks(self) -> int:
-        """Parameters in its blocks."""
+        """Number of parameters in its blocks."""
         return dense_parameters(self.checkpoint, self.shapes)
 
     @property
     def outside(self) -> int:
-        """Parameters outside its blocks: embedding, head, last norm."""
+        """Number of parameters outside its blocks: embedding, head, last norm."""
         return self.params - self.blocks
 
     @property
     def kept(self) -> float:
-        """Share of the block parameters that stay at most; of a budget in bytes, of the modules' bytes."""
+        """Largest share of block parameters to keep; for a budget in bytes, share of the modules' bytes."""
         return self.budget.upper / (self.cost.dense - self.cost.fixed)
 
     @property
     def kept_blocks(self) -> tuple[int, int]:
-        """Block parameters that stay, at least and at most; with a budget in bytes, about."""
+        """Smallest and largest number of block parameters to keep; approximate for a budget in bytes."""
         if self.cost.unit == "bytes":
             return round(self.kept * self.blocks * self.budget.lower / self.budget.upper), round(
                 self.kept * self.blocks
@@ -107,7 +107,7 @@ class Sizes:
 
     @property
     def block(self) -> int:
-        """Parameters of the largest block."""
+        """Number of parameters of the largest block."""
         inside: dict[int, int] = {}
         for module in self.space.modules:
             inside[module.block] = inside.get(module.block, 0) + module.levels[-1].params
@@ -115,7 +115,7 @@ class Sizes:
 
     @property
     def depth(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         return self.checkpoint.n_blocks
 
     @property
@@ -125,26 +125,26 @@ class Sizes:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that the head tells apart."""
+        """Size of the vocabulary."""
         return int(self.checkpoint.config.vocab_size)
 
     @property
     def linear_head(self) -> bool:
-        """Whether logits are a linear function of what reaches the head (`search/evaluate/dense_side.py`)."""
+        """Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`)."""
         return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
 
     @property
     def element(self) -> int:
-        """Bytes of one saved weight; of float32 where the configuration states none."""
+        """Bytes of one saved weight; those of float32 if the configuration has no type."""
         return int(getattr(self.checkpoint.dtype, "itemsize", 4))
 
     def is_cut(self, shape: ModuleShape) -> bool:
-        """Whether a module has levels to choose from."""
+        """Whether a module has several levels."""
         levels = next(m.levels for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind))
         return len(levels) > 1
 
     def active(self, shape: ModuleShape) -> float:
-        """Parameters of a module that a token meets: of a mixture, the experts that it is sent to."""
+        """Number of a module's parameters that a token uses; for a mixture, those of the chosen experts."""
         levels = next(m for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind)).levels
         if not shape.experts:
             return levels[-1].params
@@ -153,9 +153,9 @@ class Sizes:
 
     @cached_property
     def forward(self) -> float:
-        """Operations of one token's pass through all dense blocks, attention over the context included.
+        """Operations of one token's pass through all dense blocks, including attention over the context.
 
-        Attention multiplies queries with all keys of the block of text, masked ones too, and weights with values.
+        Attention multiplies queries with all keys of the text block, including masked ones, and weights with values.
         """
         length = self.recipe.text.sequence_length
         products = sum(2 * self.active(shape) for shape in self.shapes)
@@ -167,11 +167,11 @@ class Sizes:
         return 2.0 * self.width * self.vocabulary
 
     def factor_count(self, shape: ModuleShape) -> int:
-        """How often a module is ordered: once for each way to cut it, and once more where heads are ranked first."""
+        """Number of removal orders of a module: one for each variant, and one more if heads are ranked first."""
         if shape.kind == "mlp":
             return max(shape.experts, 1)
-        found = len(variants(shape, self.recipe.units))
-        return found if found == 1 else found + 1
+        count = len(variants(shape, self.recipe.units))
+        return count if count == 1 else count + 1
 
 
 @contextlib.contextmanager
@@ -179,12 +179,12 @@ def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkp
     """A model's configuration, without its weights.
 
     Args:
-        model: hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
-        allow_remote_code: let the checkpoint run its own code.
+        model: Hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
+        allow_remote_code: Whether the checkpoint may run its own code.
 
     Raises:
-        ModelError: there is no such model, or it can't be reached.
-        FamilyError: its architecture isn't known.
+        ModelError: There is no such model, or it can't be reached.
+        FamilyError: Its architecture isn't known.
     """
     path = Path(model).expanduser()
     if path.is_dir():

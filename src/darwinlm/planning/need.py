@@ -1,4 +1,4 @@
-"""What one stage needs, and how long that takes on a device."""
+"""Needs of a stage, and its time on a device."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
 
 STEP = 3e-4
-"""Seconds that one removal takes besides its operations: about twenty small calls."""
+"""Overhead of one removal in seconds, for about twenty small calls."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that takes memory or disk.
+    """An item that takes memory or disk.
 
     Attributes:
-        name: what it is.
-        bytes: how much; on a CPU, where a GPU needs more.
-        on_gpu: how much more a GPU needs.
-        setting: field of the recipe that it is proportional to; empty where nothing shrinks it.
-        value: of that field now.
-        least: below which that field makes no sense.
+        name: Name for tables.
+        bytes: Bytes on a CPU; a GPU may need more.
+        on_gpu: Additional bytes on a GPU.
+        setting: Recipe field that it is proportional to; empty if there is none.
+        value: Current value of that field.
+        least: Smallest reasonable value of that field.
     """
 
     name: str
@@ -40,25 +40,25 @@ class Item:
 
 @dataclass
 class StageNeed:
-    """What one stage needs.
+    """Needs of one stage.
 
     Attributes:
-        name: of the stage.
-        tokens: that it reads, over and over ones counted each time.
-        passes: operations of passes through blocks and head.
-        kind: arithmetic type of the passes.
-        operations: of other matrix products, by arithmetic type.
-        moved: bytes through memory besides those of matrix products.
-        steps: that wait for each other and take a while however small they are.
-        calls: passes through one block, each of which takes a while however few its tokens are.
-        host: seconds on one processor that no device makes shorter.
-        bound: minutes after which the stage ends, whatever is left.
-        processes: that share its work; the figures above are those of all together.
-        device: what lies in the device's memory at the peak.
-        ram: what lies in the machine's memory besides.
-        disk: bytes that it leaves.
-        scratch: what takes disk only while the stage works; None where nothing does.
-        note: how the stage adapts to the machine; empty where there is nothing to say.
+        name: Name of the stage.
+        tokens: Number of tokens that it reads; repeated ones count each time.
+        passes: Operations of forward and backward passes.
+        kind: Arithmetic type of the passes.
+        operations: Operations of other matrix products, by arithmetic type.
+        moved: Bytes moved through memory besides those of matrix products.
+        steps: Number of dependent steps, each of which has a minimum duration.
+        calls: Number of passes through one block, each of which has a minimum duration.
+        host: Seconds on one CPU core, independent of the device.
+        bound: Time limit of the stage in minutes.
+        processes: Number of processes that share its work; the figures above are totals.
+        device: Items in the device's memory at the peak.
+        ram: Items in the machine's memory, in addition.
+        disk: Bytes of its output files.
+        scratch: Item that takes disk only during the stage, or None.
+        note: Adaptation of the stage to the machine, as text; may be empty.
     """
 
     name: str
@@ -80,7 +80,7 @@ class StageNeed:
 
     @property
     def disk_bytes(self) -> float:
-        """Disk at the peak of the stage, without what others leave."""
+        """Peak disk use of the stage, without output of other stages."""
         return self.disk + (self.scratch.bytes if self.scratch else 0)
 
     @property
@@ -89,23 +89,23 @@ class StageNeed:
         return self.passes + sum(self.operations.values())
 
     def unbounded_seconds(self, on: Device) -> float:
-        """Time on a device, each process on one of its own, if nothing ended it early."""
+        """Time on a device without a time limit; each process has its own device."""
         passes = self.passes / (on.rates[self.kind] * on.efficiency[self.kind])
         products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
         waits = STEP * self.steps + on.block_seconds * self.calls
         return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host
 
     def seconds(self, on: Device) -> float:
-        """Time on a device, each process on one of its own."""
+        """Time on a device; each process has its own device."""
         seconds = self.unbounded_seconds(on)
         return seconds if self.bound is None else min(seconds, 60 * self.bound)
 
     def device_bytes(self, on: Device) -> float:
-        """Memory of the device at the peak; on a CPU that is all memory of one process."""
+        """Peak memory of the device; on a CPU, all memory of one process."""
         items = [*self.device, *(self.ram if on.is_cpu else [])]
         return sum(item.on(on) for item in items)
 
     def ram_bytes(self, on: Device) -> float:
-        """Memory of the machine at the peak, of all processes together."""
+        """Peak memory of the machine for all processes together."""
         items = (*self.device, *self.ram) if on.is_cpu else self.ram
         return self.processes * sum(item.bytes for item in items)

@@ -1,4 +1,4 @@
-"""What every pass through blocks takes: its type, its batches, and the memory that it holds."""
+"""Needs of passes through blocks: element type, batches, and memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item
 
 ACTIVATIONS = 12
-"""Widths of the residual stream that a block's pass holds at once, beside its MLP's channels."""
+"""Activations of a block's pass in multiples of the residual width, besides its MLP's channels."""
 
 
 def forward_type(sizes: Sizes) -> tuple[str, int]:
-    """The type of forward passes and the bytes of a number in it."""
+    """Element type of forward passes and its bytes."""
     return ("float32", 4) if sizes.recipe.compute.dtype == "float32" else ("bfloat16", 2)
 
 
 def pass_items(sizes: Sizes, size: int) -> list[Item]:
-    """What a pass through a block holds besides its weights, in a type of so many bytes."""
+    """Memory of a pass through a block besides its weights, with `size` bytes per element."""
     batch = pass_tokens(sizes)
     widest = max(shape.width for shape in sizes.shapes)
     activations = batch * (ACTIVATIONS * sizes.width + 4 * widest) * size
@@ -23,7 +23,7 @@ def pass_items(sizes: Sizes, size: int) -> list[Item]:
 
 
 def batches(sizes: Sizes, tokens: float) -> float:
-    """Passes that so many tokens are cut into."""
+    """Number of passes for `tokens` tokens."""
     return -(-tokens // pass_tokens(sizes))
 
 

@@ -1,4 +1,4 @@
-"""The plan: needs of the stages against a device, what doesn't fit, and which setting would make it fit."""
+"""The plan: needs of the stages, parts that don't fit a device, and settings that would make them fit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from darwinlm.recipe import merge
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need and give.
+    """Predicted needs of a run.
 
     Attributes:
-        sizes: of model and recipe.
-        device: it is planned for.
-        needs: of the stages.
-        problems: what doesn't fit, and what would make it fit.
+        sizes: Sizes of model and recipe.
+        device: Device of the plan.
+        needs: Needs of the stages.
+        problems: Parts that do not fit, and settings that would make them fit.
     """
 
     sizes: Sizes
@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all stages."""
+        """Time of all stages."""
         return sum(need.seconds(self.device) for need in self.needs)
 
     @property
@@ -40,7 +40,7 @@ class Plan:
         return [need.note for need in self.needs if need.note]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The plan as plain values."""
         sizes = self.sizes
         return {
             "model": sizes.checkpoint.source,
@@ -71,16 +71,16 @@ class Plan:
 
 
 def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
-    """Count everything.
+    """Plan a run.
 
     Args:
-        sizes: of model and recipe.
-        device: to plan for.
-        ram: bytes of the machine's memory; None doesn't check it. On a CPU it is the device's.
-        disk: bytes that are free where the run writes; None doesn't check them.
+        sizes: Sizes of model and recipe.
+        device: Device of the plan.
+        ram: Bytes of the machine's memory; None skips the check. On a CPU it is the device's memory.
+        disk: Free bytes on the disk of the run; None skips the check.
 
     Raises:
-        BudgetError, RecipeError: as the run itself would.
+        BudgetError, RecipeError: As in the run.
     """
     _ = sizes.budget
     needs = tuple(estimate(sizes, device, ram))
@@ -93,7 +93,7 @@ ADAPTERS, CANDIDATES = "recovery.lora_rank=16", "search.training.lora_rank=16"
 
 
 def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
-    """Settings that need less memory, with a number of processes; what changes the result least comes first."""
+    """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
     if stage == "search":
         return [((CANDIDATES,), sizes.processes)] if sizes.recipe.search.training_needed else []
     if stage != "recover":
@@ -103,16 +103,16 @@ def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
     base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
     more = [processes for processes in (1, 2, 4, 8, 16, 32) if processes > sizes.processes]
     sharded = () if recovery.sharding == "fsdp" else (SHARDING,)
-    found = [((*base, *small), sizes.processes) for small in ((), (micro,))]
+    remedies = [((*base, *small), sizes.processes) for small in ((), (micro,))]
     for processes in (sizes.processes, *more):
-        found += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
-    if recovery.sharding == "fsdp":  # deals out no adapters
-        return found
-    return [*found, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
+        remedies += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
+    if recovery.sharding == "fsdp":  # doesn't shard adapters
+        return remedies
+    return [*remedies, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
 
 
 def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) -> list[str]:
-    found = []
+    problems = []
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
     room = device.memory * RESERVE / (need.processes if device.is_cpu else 1)
     if need.device_bytes(device) > room:
@@ -120,32 +120,32 @@ def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) 
         items = [replace(item, bytes=item.on(device), on_gpu=0) for item in items]
         over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
         over += f"{gigabytes(room)} to spare" + (" for each process" if device.is_cpu and shared else "")
-        found.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
+        problems.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
     if ram is not None and not device.is_cpu and need.ram_bytes(device) > ram * RESERVE:
         over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM{shared}, but the machine has "
         over += f"{gigabytes(ram * RESERVE)} to spare"
-        found.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
+        problems.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
     whole = need.unbounded_seconds(device)
     if need.bound is not None and whole > 60 * need.bound:
         share, minutes = 60 * need.bound / whole, math.ceil(whole / 60)
-        found.append(
-            f"{need.name} takes {hours(whole)}, but search.minutes={need.bound:g} ends it after {share:.0%} of that: "
+        problems.append(
+            f"{need.name} takes {hours(whole)}, but search.minutes={need.bound:g} ends it after {share:.0%} of it: "
             f"search.minutes={minutes} lets it finish, or lower search.generations"
         )
-    return found
+    return problems
 
 
 SAVING = 0.8
-"""Share of its planned memory that a stage may take after it ran out of memory although the plan said that it fits."""
+"""Target share of the planned memory after a stage ran out of memory although its plan fits."""
 
 
 def advice(sizes: Sizes, stage: str, device: Device) -> str:
-    """The setting that lets a stage fit which ran out of memory.
+    """Setting with which a stage that ran out of memory would fit.
 
     Args:
-        sizes: of model and recipe.
-        stage: its name.
-        device: where it ran, with all of its memory.
+        sizes: Sizes of model and recipe.
+        stage: Name of the stage.
+        device: Device on which it ran, with all of its memory.
     """
     need = next((need for need in estimate(sizes, device) if need.name == stage), None)
     if need is None:
@@ -153,17 +153,17 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
     room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
     items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
     smaller, wanted = replace(device, memory=room / RESERVE), room
-    while said := _proportional(items, wanted):
-        # What a setting takes isn't quite proportional to it: what is said must hold in the plan.
-        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [said.partition(" ")[0]], {}), sizes.processes)
+    while setting := _proportional(items, wanted):
+        # Needs aren't quite proportional to settings, so verify the advice with the plan.
+        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [setting.partition(" ")[0]], {}), sizes.processes)
         if next(one for one in estimate(changed, device) if one.name == stage).device_bytes(device) <= room:
-            return said
+            return setting
         wanted *= 0.9
     return _tried(sizes, need, smaller) or _hopeless(items)
 
 
 def _proportional(items: list[Item], room: float) -> str:
-    """The one setting that makes it fit by being smaller; empty where none does."""
+    """A single setting that makes the stage fit with a smaller value; empty if none does."""
     used = sum(item.bytes for item in items)
     by_setting: dict[str, tuple[float, int, int]] = {}
     for item in items:
@@ -178,7 +178,7 @@ def _proportional(items: list[Item], room: float) -> str:
 
 
 def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
-    """Other settings, each planned anew, the first that fits; empty where none does."""
+    """The first of several changes of settings with which the plan fits; empty if none does."""
     for settings, processes in _remedies(sizes, need.name):
         if SHARDING in settings and device.is_cpu:
             continue
@@ -192,11 +192,11 @@ def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
 
 def _hopeless(items: list[Item]) -> str:
     largest = max(items, key=lambda item: item.bytes)
-    return f"no single setting makes it fit; the most goes to '{largest.name}' ({gigabytes(largest.bytes)})"
+    return f"no single setting makes it fit; the largest item is '{largest.name}' ({gigabytes(largest.bytes)})"
 
 
 def disk_of(needs: tuple[StageNeed, ...]) -> float:
-    """Disk that a run takes at its peak: what stages leave, and what the hungriest takes while it works."""
+    """Peak disk use of a run: the output of stages, and the largest temporary files."""
     left, most = 0.0, 0.0
     for need in needs:
         most = max(most, left + need.disk_bytes)
@@ -211,21 +211,21 @@ def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
     largest = max(needs, key=lambda need: need.disk_bytes)
     over = f"the run takes {gigabytes(wanted)} of disk, but {gigabytes(disk)} are free"
     part = largest.scratch
-    # One checkpoint stays, and one is on its way.
+    # One checkpoint is kept, and one is being written.
     if part is not None and part.setting and wanted - part.bytes * (1 - 2 / (part.value + 1)) <= disk:
         return [f"{over}: {part.setting}=1 would fit (it is {part.value}, {gigabytes(part.bytes)})"]
     most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
-    return [f"{over}: no single setting makes it fit; the most goes to {most}"]
+    return [f"{over}: no single setting makes it fit; the largest item is {most}"]
 
 
 def _rounded(count: int) -> int:
-    """Down to a multiple of a power of two that is a sixteenth of it or less."""
+    """Round down to a multiple of a power of two that is at most a sixteenth of the number."""
     step = 1 << max(0, count.bit_length() - 5)
     return count // step * step
 
 
 def gigabytes(count: float) -> str:
-    """With three digits."""
+    """Gigabytes with three digits."""
     return f"{count / 1e9:.3g} GB"
 
 
@@ -233,7 +233,7 @@ HEADINGS = ("stage", "device memory", "RAM", "disk", "tokens", "FLOPs", "time")
 
 
 def cells(plan: Plan) -> list[tuple[str, ...]]:
-    """Rows under `HEADINGS`, the sum last."""
+    """Rows under `HEADINGS`, with the total last."""
     rows: list[tuple[str, ...]] = [
         (
             need.name,
@@ -255,7 +255,7 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def hours(seconds: float) -> str:
-    """Seconds, minutes, hours or days, with about three digits."""
+    """A duration in seconds, minutes, hours or days, with about three digits."""
     for name, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {name}"

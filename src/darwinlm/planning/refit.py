@@ -1,4 +1,4 @@
-"""What the refit will need: both models' passes a block at a time, moments and solutions, and logits at the end."""
+"""Needs of the refit: passes of both models by block, moments and solutions, and logits at the end."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.passes import batches, forward_type, pass_items
 
 INPUTS = 4.0 * 2**30
-"""Most bytes of a module's inputs that are counted: they take what is free, and what doesn't fit is made twice."""
+"""Maximum bytes of cached inputs of a module; in a run they use free memory, and others are computed twice."""
 
 PIECE = 512
-"""Tokens whose logits the comparison makes at once."""
+"""Tokens whose logits the comparison computes at once."""
 
 
 def refit_need(sizes: Sizes) -> StageNeed:
-    """Output projections fitted anew, and the comparisons on validation text that decide how far they are taken."""
+    """Fits of output projections, and comparisons on validation text for the interpolation factor."""
     recipe = sizes.recipe
     kind, size = forward_type(sizes)
     tokens = recipe.refit.tokens
     everything = tokens + recipe.text.validation_tokens
-    # The dense stream once; the smaller one once for each of its modules' inputs and once to move on.
+    # The dense stream once; the smaller one once for the inputs of each module and once to advance.
     passes = everything * sizes.forward * (1 + sizes.kept * 2)
     strengths = {0.0, *recipe.refit.strengths}
     held_out = recipe.text.validation_tokens
-    # The fitted weights' own stream is there already; each comparison makes the dense model's logits again.
+    # The stream of the fitted weights exists already; each comparison recomputes the dense model's logits.
     again = len(strengths - {1.0})
     passes += held_out * (again * sizes.forward * sizes.kept + 2 * len(strengths) * sizes.head)
     need = StageNeed("refit", everything + again * held_out, passes, kind, {"float32": 0.0, "float64": 0.0})
@@ -42,7 +42,7 @@ def refit_need(sizes: Sizes) -> StageNeed:
         *pass_items(sizes, size),
     ]
     at_the_end = [
-        Item("residual stream on the way", float(held_out * sizes.width * size)),
+        Item("residual stream of an interpolation", float(held_out * sizes.width * size)),
         Item("heads: dense, smaller", 2.0 * sizes.vocabulary * sizes.width * size),
         Item("logits of one piece", float(PIECE) * sizes.vocabulary * (4 + 2 * size)),
     ]

@@ -1,4 +1,4 @@
-"""What recovery will need: the smaller model's forward and backward passes, the dense one's forward pass, AdamW.
+"""Needs of recovery: forward and backward passes of the smaller model, forward passes of the dense one, AdamW.
 
 Letters: P trained parameters, v vocabulary, m residual width.
 """
@@ -9,23 +9,23 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 
 TOKENISED = 4e5
-"""Tokens of text that one process reads, tokenises and packs in a second; docs/notebook/speed.md."""
+"""Tokens that one process reads, tokenises and packs per second; see docs/notebook/speed.md."""
 
 LOSS_BYTES = 120
-"""Bytes moved for one logit of training: log-softmax of both models in float32, KL and its gradient."""
+"""Bytes moved per logit in training: log-softmax of both models in float32, KL and its gradient."""
 
 UPDATE_BYTES = 60
-"""Bytes moved for one parameter in one step: norm and cut of the gradient, AdamW's two moments, the weight, zeroing."""
+"""Bytes moved per parameter in a step: gradient norm and clipping, AdamW's two moments, the weight, zeroing."""
 
 MICRO_BYTES = 18
-"""Bytes moved for one parameter each time that gradients are added up: its copy in bfloat16, and the sum."""
+"""Bytes moved per parameter for each accumulation of gradients: its copy in bfloat16, and the sum."""
 
 LOGIT_BYTES = 30
-"""Bytes of one logit that exist at once: those of both models, their float32 log-softmax, and gradients."""
+"""Peak bytes per logit: logits of both models, their float32 log-softmax, and gradients."""
 
 
 def recovery_need(sizes: Sizes) -> StageNeed:
-    """Continued training as the recipe's section `recovery` has it."""
+    """Needs of training by the section `recovery` of the recipe."""
     settings = sizes.recipe.recovery
     length = settings.sequence_length or sizes.recipe.text.sequence_length
     micro = min(
@@ -35,16 +35,16 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     distils = settings.distillation > 0
     need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
 
-    # Forward, backward (twice as much), and the inside of blocks again where it isn't kept. Of the head
-    # nothing is kept: each piece of its logits is differentiated at once, or made again where weights are dealt out.
+    # Forward, backward (twice as much), and recomputation of blocks with checkpointing. The head keeps no activations:
+    # each piece of its logits is differentiated at once, or recomputed with sharded weights.
     whole_head = settings.embeddings and not settings.lora_rank
     heads = 2 + whole_head + (_shards(sizes) > 1)
     again = 1 if settings.gradient_checkpointing else 0
     need.passes = tokens * ((3 + again) * sizes.kept * sizes.forward + heads * sizes.head)
-    seen = tokens / settings.epochs if settings.teacher_cache else tokens
+    unique_tokens = tokens / settings.epochs if settings.teacher_cache else tokens
     if distils:
         logits = (0 if not settings.distillation else 1 if settings.teacher_cache else 2) * sizes.head
-        need.passes += seen * (sizes.forward + logits)
+        need.passes += unique_tokens * (sizes.forward + logits)
     evaluations = 2 + settings.tokens // settings.evaluate_every
     held_out = evaluations * sizes.recipe.text.validation_tokens
     need.passes += held_out * (sizes.kept * sizes.forward + sizes.head)
@@ -78,7 +78,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
     size = 2 if _kind(sizes) == "bfloat16" else 4
     shards = _shards(sizes)
     distils = settings.distillation > 0
-    # Fused AdamW makes no copies, and DDP's buckets are the gradients.
+    # Fused AdamW needs no copies, and DDP's buckets are the gradients.
     need.device = [
         Item("weights of the smaller model, float32", 4.0 * small / shards),
         Item("gradients", 4.0 * trained / shards),
@@ -88,7 +88,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
         once = sizes.kept * (sizes.blocks if shards == 1 else sizes.block)
         need.device.append(Item("its weights in bfloat16", 2.0 * (once + sizes.outside)))
     if settings.embeddings and not settings.lora_rank and shards == 1:
-        # Untied it waits for the end of the way back beside the gradients that it is added to.
+        # Without tying it exists besides the accumulated gradients until the end of the backward pass.
         need.device.append(Item("gradient of the head", 4.0 * sizes.vocabulary * sizes.width))
     if distils:
         need.device.append(Item("dense model", float((sizes.blocks / shards + sizes.outside) * size)))
@@ -108,7 +108,7 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
             least=64,
         ),
     ]
-    need.ram = [Item("both models while they are read", 4.0 * small + (sizes.params * size if distils else 0))]
+    need.ram = [Item("both models during loading", 4.0 * small + (sizes.params * size if distils else 0))]
     whole = settings.keep_checkpoints + 1
     one = 12.0 * trained
     packed = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
@@ -121,18 +121,18 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
 
 
 def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False, kept: float | None = None) -> float:
-    """Bytes that one token leaves in the smaller model for the way back.
+    """Bytes per token that the smaller model saves for the backward pass.
 
-    A block keeps what went into its two norms, the same normed, and that in the type of the products; queries, keys
-    and values for every head, what attention gave, and four widths of its MLP. With checkpointing only the stream
-    between blocks stays, and one block's inside at a time.
+    A block saves the inputs of its two norms, their results, and these in the type of the products. It also saves
+    queries, keys and values of every head, the output of attention, and four widths of its MLP. With checkpointing,
+    only the stream between blocks is saved, and the activations of one block at a time.
 
     Args:
-        sizes: of the dense model.
-        size: bytes of one number in products.
-        residual: bytes of one number of the residual stream.
-        checkpointing: whether blocks are computed again on the way back.
-        kept: share of the widths that counts; none takes the budget's.
+        sizes: Sizes of the dense model.
+        size: Bytes per element in products.
+        residual: Bytes per element of the residual stream.
+        checkpointing: Whether blocks are recomputed in the backward pass.
+        kept: Share of the widths; None uses that of the budget.
     """
     inside = 0.0
     for shape in sizes.shapes:
@@ -149,7 +149,7 @@ def saved(sizes: Sizes, size: int, residual: int, *, checkpointing: bool = False
 
 
 def adapters(sizes: Sizes, rank: int) -> float:
-    """Parameters of low-rank adapters on every projection of the smaller model."""
+    """Number of parameters of low-rank adapters on every projection of the smaller model."""
     total = 0.0
     for shape in sizes.shapes:
         width = shape.width * sizes.kept

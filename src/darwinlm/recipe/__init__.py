@@ -1,4 +1,4 @@
-"""The whole configuration: its schema in stage order, and how it is read."""
+"""The configuration: its schema in stage order, and its loader."""
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BUDGETS, BudgetKind, BudgetSettings

@@ -1,4 +1,4 @@
-"""What all sections of the recipe are made of."""
+"""Base class of all sections of the recipe."""
 
 from __future__ import annotations
 

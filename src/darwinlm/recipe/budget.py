@@ -15,34 +15,34 @@ BUDGETS: tuple[BudgetKind, ...] = get_args(BudgetKind)
 
 
 class BudgetSettings(Section):
-    """The bound that the smaller model must keep: exactly one of keep, params, bytes, speedup and latency."""
+    """The bound on the smaller model: exactly one of keep, params, bytes, speedup and latency."""
 
     keep: Share | None = 0.5
-    """Share of the block parameters that may stay: 0.5 or 50%. The default where no other bound is given."""
+    """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
     params: Count | None = None
-    """Parameters of the whole saved model, a tied embedding counted once: 2.7B, 350M."""
+    """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
     bytes: ByteCount | None = None
     """Weights in the saved type, and the KV cache of `context` tokens for `batch` sequences: 4GiB, 900MB."""
     speedup: Factor | None = None
-    """How many times as fast as the dense model, on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
+    """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = None
     """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
     tolerance: Share = Field(0.005, gt=0, le=0.1)
-    """Largest share of the budget that may stay unused: 0.005 or 0.5%. In coarser units, one level."""
+    """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
     context: int = Field(4096, ge=0)
-    """Tokens in the KV cache of each sequence, for `bytes`; 0 counts the weights alone."""
+    """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
     batch: int = Field(1, ge=1)
-    """Sequences at once, for `bytes`, `speedup` and `latency`."""
+    """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
     kv_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
     """Element type of the KV cache; `auto` is the saved model's."""
     prefill_tokens: int = Field(512, ge=0)
-    """Length of the prompt whose processing is timed; 0 leaves it out."""
+    """Tokens of the timed prompt; 0 skips it."""
     decode_tokens: int = Field(128, ge=0)
-    """Tokens written after it, whose time is added; 0 leaves them out."""
+    """Number of generated tokens whose time is added; 0 skips them."""
     latency_points: int = Field(9, ge=2)
-    """Most widths of one kind of module that are timed; times between them are interpolated."""
+    """Maximum number of timed widths for one kind of module; other times are interpolated."""
     latency_runs: int = Field(3, ge=1)
-    """Timed passes at each width, of which the median counts; up to three times as many where they don't agree."""
+    """Timed passes at each width, whose median is used; up to three times as many if they disagree."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class BudgetSettings(Section):
     @classmethod
     def _speedup_is_one(cls, speedup: float | None) -> float | None:
         if speedup is not None and speedup < 1:
-            raise ValueError("must be at least 1: the smaller model is to be faster than the dense one")
+            raise ValueError("must be at least 1: the smaller model should be faster than the dense one")
         return speedup
 
     @model_validator(mode="after")
@@ -86,5 +86,5 @@ class BudgetSettings(Section):
 
     @property
     def kind(self) -> BudgetKind:
-        """Which bound is given."""
+        """Kind of the given bound."""
         return next(kind for kind in BUDGETS if getattr(self, kind) is not None)

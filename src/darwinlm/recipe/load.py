@@ -1,4 +1,4 @@
-"""Read recipes: a YAML file, `section.field=value` assignments, overrides. Errors name the field and suggest one."""
+"""Load recipes from a YAML file, `section.field=value` assignments and overrides. Errors name the field."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ OPTIONS: Mapping[str, str] = {
     "preset": "preset",
     "text": "text.source",
 }
-"""Short names of fields: options of the command `prune`, arguments of the function."""
+"""Short names of fields: options of the command `prune` and arguments of the function."""
 
 MISTAKES = 5
-"""Most wrong fields that one message names."""
+"""Maximum number of wrong fields in a message."""
 MOST, MOST_REPEATS = 10**15, 10**6
-"""Largest number of a recipe, which is one of tokens or bytes, and the largest of rounds of anything."""
+"""Largest number in a recipe (tokens or bytes), and largest number of repetitions."""
 REPEATS = frozenset(
     {"generations", "offspring", "survivors", "local_steps"}
     | {"epochs", "speed_runs", "latency_runs", "latency_points", "random_tries", "new_tokens", "keep_checkpoints"}
@@ -51,13 +51,13 @@ def load_recipe(
     """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
 
     Args:
-        path: YAML file, or the name of a recipe that comes along; None starts from the defaults.
-        assignments: as `--set` takes them; values are read as YAML.
-        overrides: dotted field names and values; None values are left out.
+        path: YAML file, or the name of a bundled recipe; None starts from the defaults.
+        assignments: Assignments in the syntax of `--set`; values are read as YAML.
+        overrides: Values by dotted field name; None values are ignored.
 
     Raises:
-        RecipeError: the file can't be read, a field is unknown (the message suggests a near one), a value is wrong, or
-            the budget has several (see `load_recipes`).
+        RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
+            or the budget has several values (see `load_recipes`).
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -73,12 +73,12 @@ def load_recipes(
     """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
 
     Args:
-        path: as in `load_recipe`.
-        assignments: as in `load_recipe`.
-        overrides: as in `load_recipe`.
+        path: As in `load_recipe`.
+        assignments: As in `load_recipe`.
+        overrides: As in `load_recipe`.
 
     Raises:
-        RecipeError: as in `load_recipe`, or a value is there twice.
+        RecipeError: As in `load_recipe`, or a value is duplicated.
     """
     tree = read_yaml(find_recipe(path)) if path is not None else {}
     where = str(path) if path else "the options"
@@ -90,12 +90,12 @@ def load_recipes(
     recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in _values(budget[kind])]
     bounds = [getattr(recipe.budget, kind) for recipe in recipes]
     if len(set(bounds)) < len(bounds):
-        raise RecipeError(f"budget.{kind}: a value is there twice in '{shorten(budget[kind])}'")
+        raise RecipeError(f"budget.{kind}: duplicate value in '{shorten(budget[kind])}'")
     return recipes
 
 
 def _several(tree: Mapping[str, Any]) -> str | None:
-    """The kind of budget that has several values."""
+    """The kind of budget with several values, if any."""
     budget = tree.get("budget")
     if not isinstance(budget, dict):
         return None
@@ -113,14 +113,14 @@ def _complete(tree: dict[str, Any], where: str, assignments: Sequence[str], over
     kind = _several(tree)
     if kind is not None:
         raise RecipeError(
-            f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several make a family of "
-            "models, with darwinlm prune, or in Python with load_recipes and prune_sweep"
+            f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several sizes need "
+            "darwinlm prune, or load_recipes and prune_sweep in Python"
         )
     return parse_recipe(tree, where)
 
 
 def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Put assignments and overrides into the tree; a budget among them displaces the tree's own of another kind."""
+    """Add assignments and overrides to the tree; a budget among them replaces one of another kind."""
     named = {assignment.partition("=")[0].strip() for assignment in assignments}
     named |= {name for name, value in overrides.items() if value is not None}
     budget = tree.get("budget")
@@ -143,7 +143,7 @@ def _assemble(tree: dict[str, Any], assignments: Sequence[str], overrides: Mappi
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
-    """Validate a tree of plain values. Raises RecipeError, naming each wrong field and `where` it stands."""
+    """Validate a tree of plain values. Raises RecipeError, which names wrong fields and `where` they are."""
     try:
         recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
@@ -154,7 +154,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _check_sizes(section: BaseModel, prefix: str, where: str) -> None:
-    """Refuse counts that no run could ever finish, before anything is counted up to them. Raises RecipeError."""
+    """Refuse counts that are too large for any run. Raises RecipeError."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -174,7 +174,7 @@ def merge(recipe: Recipe, assignments: Sequence[str], overrides: Mapping[str, An
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The tree of a recipe file, empty where the file is. Raises RecipeError."""
+    """The tree of a recipe file; empty for an empty file. Raises RecipeError."""
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -224,7 +224,7 @@ def _fields_at(location: Sequence[str]) -> list[str]:
 
 
 def describe_fields() -> list[tuple[str, str, str]]:
-    """Every field of the recipe in stage order as (dotted name, default, meaning): what `darwinlm schema` prints."""
+    """Every field of the recipe in stage order as (dotted name, default, meaning), for `darwinlm schema`."""
     rows: list[tuple[str, str, str]] = []
 
     def walk(section: type[BaseModel], prefix: str) -> None:

@@ -1,7 +1,7 @@
-"""Numbers with units as people write them: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
+"""Numbers with units: 50%, 2.7B, 4GiB, 30ms, 2x, 30m.
 
-Each parser hands a text that it reads on as a number, passes other values through to the type check, and refuses a unit
-that it doesn't know by naming those that it does.
+Each parser converts a text to a number and leaves other values to the type check. For an unknown unit, the message
+lists the known ones.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     """Read a number with one of the units.
 
     Args:
-        value: a text, or anything else, which is passed on.
-        units: factor of each unit; the empty one lets a plain number through.
-        example: shown in messages.
+        value: Text; other values are returned unchanged.
+        units: Factor of each unit; the empty unit allows plain numbers.
+        example: Example for messages.
 
     Raises:
-        ValueError: the text is no number, its unit isn't known, or a plain number needs one.
+        ValueError: The text is no number, its unit isn't known, or a plain number needs one.
     """
     known = ", ".join(unit for unit in units if unit)
     if isinstance(value, bool):
@@ -56,10 +56,10 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
         if isinstance(value, int | float) and "" not in units:
             raise ValueError(f"needs a unit, as in {example}; known are {known}")
         return value
-    found = _NUMBER.fullmatch(value)
-    if found is None:
+    match = _NUMBER.fullmatch(value)
+    if match is None:
         raise ValueError(f"must be a number with a unit, such as {example}; known units are {known}")
-    number, unit = found.groups()
+    number, unit = match.groups()
     if unit not in units:
         missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
         raise ValueError(f"{missing}; known are {known}, as in {example}")

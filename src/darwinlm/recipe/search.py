@@ -1,4 +1,4 @@
-"""The search section, and the preset with the paper's own numbers."""
+"""The search section, and the preset with the paper's settings."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from darwinlm.recipe.quantities import Minutes
 
 
 class SearchStage(Section):
-    """One round of selection inside a generation: all of its candidates are judged on the same tokens."""
+    """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
     tokens: int = Field(gt=0)
-    """Fitness tokens that each candidate is judged on; at most `text.fitness_tokens`."""
+    """Fitness tokens for each candidate; at most `text.fitness_tokens`."""
     survivors: int = Field(gt=0)
-    """How many candidates go on."""
+    """Number of candidates that survive the round."""
     training_tokens: int = Field(0, ge=0)
-    """Training text that each candidate learns from before it is judged, on top of earlier rounds; 0 for none."""
+    """Training tokens of each candidate before its evaluation, in addition to earlier rounds; 0 for none."""
 
 
 class TrainingSettings(Section):
-    """How candidates are trained before they are judged: AdamW on float32 master weights, KL to the dense model."""
+    """Training of candidates before their evaluation: AdamW on float32 master weights, KL to the dense model."""
 
     learning_rate: float = Field(1e-4, gt=0)
-    """Largest step size; it rises over the first four steps and stays."""
+    """Learning rate after a warm-up of four steps."""
     lora_rank: int = Field(0, ge=0)
-    """Rank of low-rank adapters that are trained in place of the weights; 0 trains the weights themselves."""
+    """Rank of low-rank adapters that are trained instead of the weights; 0 trains the weights."""
     batch_tokens: int = Field(2048, gt=0)
     """Training tokens in one step."""
 
@@ -37,23 +37,23 @@ class SearchSettings(Section):
     """Evolution over allocations: one level for every module."""
 
     minutes: Minutes | None = Field(None, gt=0)
-    """Wall-clock bound (30, 30m, 1h, 90s): the search then ends with the best allocation found so far."""
+    """Time limit (30, 30m, 1h, 90s); the search then returns the best allocation so far."""
     method: Literal["gradient", "paper"] = "gradient"
-    """`gradient`: children that a gradient of the loss and the database's estimates speak for; attention and MLP may
-    trade, and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
+    """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
+    and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
     generations: int = Field(40, ge=1)
-    """Rounds of offspring and selection."""
+    """Maximum number of generations."""
     offspring: int = Field(12, ge=1)
-    """Most candidates of a generation."""
+    """Maximum number of candidates in a generation."""
     stages: tuple[SearchStage, ...] = (
         SearchStage(tokens=2048, survivors=2),
         SearchStage(tokens=8192, survivors=1),
     )
-    """Rounds of selection. With `gradient` the first one reads another part of the text in each generation."""
+    """Rounds of selection. With `gradient` the first one uses a different part of the text in each generation."""
     training: TrainingSettings = TrainingSettings()
-    """How candidates are trained, where a stage asks for it."""
+    """Training of candidates, if a stage asks for it."""
     seed: int = 0
-    """Seed of every random choice of the search and of the split of the text."""
+    """Seed of all random choices of the search, and of the split of the text."""
 
     @model_validator(mode="after")
     def _survivors_shrink(self) -> SearchSettings:
@@ -64,12 +64,12 @@ class SearchSettings(Section):
 
     @property
     def training_needed(self) -> int:
-        """Tokens of training text that the search reads."""
+        """Number of training tokens that the search needs."""
         return sum(stage.training_tokens for stage in self.stages)
 
     @property
     def fitness_needed(self) -> int:
-        """Tokens of fitness text that the search reads."""
+        """Number of fitness tokens that the search needs."""
         return max(stage.tokens for stage in self.stages)
 
 
@@ -96,13 +96,13 @@ PAPER: dict[str, Any] = {
         ],
     },
 }
-"""The numbers and rules of DarwinLM (arXiv 2502.07780): one level between modules of one kind, from a uniform start."""
+"""The settings of DarwinLM (arXiv 2502.07780): level switches between modules of one kind, from a uniform model."""
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
 
 
 def apply_preset(tree: Any) -> Any:
-    """A recipe's tree with the fields of its preset filled in where the user gave none."""
+    """A recipe's tree, completed by the fields of its preset that the user didn't give."""
     if not isinstance(tree, dict) or tree.get("preset") not in PRESETS:
         return tree
     return _fill(tree, PRESETS[tree["preset"]])

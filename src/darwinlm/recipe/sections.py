@@ -1,7 +1,7 @@
-"""The whole configuration, in stage order. One schema serves Python, YAML files and the command line.
+"""The whole configuration in stage order: one schema for Python, YAML files and the command line.
 
 Every field has a default that suits a first run; `darwinlm schema` prints them. Unknown fields are errors, with a
-suggestion when one is near.
+suggestion if a similar one exists.
 """
 
 from __future__ import annotations
@@ -22,61 +22,63 @@ ExpertUnit = Literal["both", "whole", "width"]
 
 
 class ComputeSettings(Section):
-    """Where and how exactly the arithmetic is done."""
+    """Device and precision of the computation."""
 
     device: str = "auto"
     """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of forward passes. `auto` is bfloat16 on a GPU and on a processor that is quick with it (AMX, or AMD's AVX-512),
-    float32 on other ones. Second moments, factors and KL are float32 or better in any case."""
+    """Element type of forward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it (AMX, or AMD's
+    AVX-512), else float32. Second moments, factors and KL are always float32 or better."""
     batch_tokens: int = Field(4096, gt=0)
     """Tokens in one forward pass."""
 
 
 class TextSettings(Section):
-    """The text that is calibrated, searched and measured on; the parts are disjoint by document."""
+    """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
     source: str | None = "hf:HuggingFaceFW/fineweb-edu"
     """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in one block of packed text."""
     document_tokens: int = Field(512, gt=0)
-    """Most tokens taken from one document, so that a few thousand tokens come from many documents. Only a source that
-    is too short gives more of each."""
+    """Maximum number of tokens from one document, so that a few thousand tokens come from many documents. If the source
+    is too short, documents contribute more."""
     shuffle_documents: int = Field(10000, ge=0)
-    """Documents that are held at once and drawn from at random, of all files together, since files are often ordered by
-    book, topic or date. 0 takes documents in the order of the files."""
+    """Size of the buffer from which documents are drawn at random, for all files together, since files are often sorted
+    by book, topic or date. 0 keeps the order of the files."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
-    """Share of the tokens of all text but evaluation text that repeat passages from before in the same block, so that
-    the smaller model still reads its context. 0 leaves the text plain."""
+    """Share of tokens that repeat earlier passages of the same block, in all text except evaluation text, so that the
+    smaller model still uses its context. 0 turns repetition off."""
     calibration_tokens: int = Field(65536, gt=0)
-    """For the second moments of the database, and for the refit."""
+    """Tokens for the second moments of the database, and for the refit."""
     fitness_tokens: int = Field(8192, gt=0)
-    """For scoring modules and candidates."""
+    """Tokens for the evaluation of candidates in the search."""
     validation_tokens: int = Field(8192, gt=0)
-    """For choices that must not be made on the text that was fitted: refit or not, and how strongly."""
+    """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
     training_tokens: int = Field(0, ge=0)
-    """For training candidates of the search, where it trains any; recovery reads text of its own (`recovery.text`)."""
+    """Tokens for training candidates of the search; recovery has a separate text (`recovery.text`)."""
     evaluation_tokens: int = Field(16384, gt=0)
-    """For the figures in the report; nothing is chosen by them."""
+    """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
-    """The reason, in words, for using a benchmark's own evaluation text. Without one it is refused."""
+    """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
 
 
 class UnitsSettings(Section):
-    """The smallest things that are removed, and how many levels there are of each module."""
+    """Units of removal, and levels of each module."""
 
     attention: AttentionUnit = "lattice"
     """`kv_group`: whole KV groups. `group_heads`: one query head of every KV group. `lattice`: KV groups times query
-    heads per group. `query_head`: any query head, K and V stay (the paper's; with as many KV heads they go too)."""
+    heads per group. `query_head`: any query head, while K and V stay (the paper's; without grouping, K and V are
+    removed too)."""
     experts: ExpertUnit = "both"
-    """Of a mixture of experts. `whole`: experts with their rows of the router. `width`: channels, as many of every
-    expert. `both`: the two together. As many experts as a token is sent to stay, unless the mixture goes as a whole."""
+    """Units of a mixture of experts. `whole`: experts with their rows of the router. `width`: equally many channels of
+    every expert. `both`: both together. At least as many experts as a token uses stay, or the whole mixture is
+    removed."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
     levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
-    """`all` that the units allow; `paper`: 0, 10 % ... 100 % removed; or the shares that may be kept, such as
-    [75%, 50%, 25%]. Nothing and everything are always among the levels."""
+    """`all` levels of the units; `paper`: 0, 10 % ... 100 % removed; or a list of shares to keep, such as
+    [75%, 50%, 25%]. Removed and dense are always among the levels."""
 
     @field_validator("levels")
     @classmethod
@@ -87,7 +89,7 @@ class UnitsSettings(Section):
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """Shares of a module that may be kept; None where every level may."""
+        """Allowed shares of a module; None if every level is allowed."""
         if self.levels == "all":
             return None
         if self.levels == "paper":
@@ -99,17 +101,18 @@ class DatabaseSettings(Section):
     """Second-order pruning of every module at every level."""
 
     damping: float = Field(0.01, gt=0)
-    """Added to the diagonal of the second moment, relative to its mean."""
+    """Damping of the second moment, relative to the mean of its diagonal."""
     saliency: Literal["output", "loss"] = "loss"
-    """What the removal order spares: what the `loss` feels, or all errors of an `output` alike (as in the paper)."""
+    """Weighting of output errors in the removal order: by their effect on the `loss`, or equal (`output`, as in the
+    paper)."""
     saliency_tokens: int = Field(8192, gt=0)
-    """Calibration tokens whose gradients say what the loss feels; at most `text.calibration_tokens` are used."""
+    """Calibration tokens for the gradients of the loss; at most `text.calibration_tokens` are used."""
     folder: str | None = None
-    """A finished database of this model to search in, instead of making one."""
+    """Finished database of this model to use, instead of building one."""
 
 
 def _modules(value: Any) -> Any:
-    """True and false as all kinds of modules and none."""
+    """Convert true and false to all kinds of modules and none."""
     if isinstance(value, bool):
         return ("attention", "mlp") if value else ()
     return value
@@ -119,66 +122,66 @@ Modules = Annotated[tuple[Literal["attention", "mlp"], ...], BeforeValidator(_mo
 
 
 class RefitSettings(Section):
-    """Least-squares correction of the stitched model's output projections toward the dense residual stream."""
+    """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
     enabled: bool = True
-    """False leaves the stitched model as it is."""
+    """Whether to refit the stitched model."""
     tokens: int = Field(65536, gt=0)
-    """Calibration tokens used; at most `text.calibration_tokens`."""
+    """Calibration tokens for the fit; at most `text.calibration_tokens`."""
     ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
-    """Strengths that are tried for the pull toward the stitched weights, relative to the mean of the diagonal."""
+    """Candidate values of λ, which regularises towards the stitched weights, relative to the mean of the diagonal."""
     strengths: tuple[Annotated[Share, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    """Shares of the way from the stitched weights to the fitted ones that are tried for the whole model; it takes the
-    best of them on validation text, or none."""
+    """Candidate factors of interpolation from the stitched to the fitted weights of the whole model. The best one on
+    validation text is used, or the stitched weights are kept."""
     bias: Modules = ()
-    """Fit a bias of the output projection along: false, true, or a list of attention and mlp. The family's
-    configuration must have a field for it. The projections into such a module get biases of zeros, and all count."""
+    """Modules whose output projection gets a fitted bias: false, true, or a list of attention and mlp. The family's
+    configuration must have a field for it. Input projections get biases of zeros; all biases count for the budget."""
     inputs: Modules = ()
-    """Fit the projections into a module too, kept where the module comes out better: false, true, or a list. Experts of
-    a mixture stay as they are."""
+    """Modules whose input projections are fitted too, and kept if the module improves: false, true, or a list. Experts
+    are not changed."""
     local_steps: int = Field(0, ge=0)
-    """Steps of distillation of each block's weights toward the dense block after its fit, kept where they help."""
+    """Steps of local distillation of each block after its fit; the result is kept if it is better."""
     local_rate: float = Field(2e-4, gt=0)
-    """Learning rate of those steps."""
+    """Learning rate of local distillation."""
     local_tokens: int = Field(2048, gt=0)
-    """Tokens in one of them."""
+    """Tokens in one step of local distillation."""
 
 
 class EvaluationSettings(Section):
-    """What the report measures."""
+    """Measurements for the report."""
 
     prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
-    """Continued greedily by every model."""
+    """Prompts that every model continues greedily."""
     new_tokens: int = Field(32, gt=0)
-    """Tokens of each continuation."""
+    """Number of tokens of each continuation."""
     speed_runs: int = Field(3, ge=1)
     """Timed passes per model; the median is reported."""
     copying_lists: int = Field(16, ge=1)
-    """Lists of words, and passages, of each length that every model has to copy."""
+    """Number of lists of words, and of passages, of each length for copying."""
 
 
 class ExportSettings(Section):
-    """The form of the saved model."""
+    """Format of the saved model."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """`auto` is the checkpoint's own type; bfloat16 where the model came from a GGUF file."""
+    """Element type; `auto` is the checkpoint's, or bfloat16 if the model came from a GGUF file."""
 
 
 class BaselinesSettings(Section):
     """Settings of the other methods that `darwinlm compare` runs."""
 
     random_tries: int = Field(16, ge=1)
-    """Random allocations of which the best is taken; with `search.minutes`, at most as many as there is time for."""
+    """Number of random allocations, of which the best is used; `search.minutes` limits it too."""
     sheared_tokens: int = Field(65536, gt=0)
-    """Calibration tokens that masks and weights are trained on; the text is repeated when it is shorter."""
+    """Calibration tokens for training masks and weights; shorter text is repeated."""
     sheared_batch_tokens: int = Field(2048, gt=0)
-    """Tokens in one of those steps."""
+    """Tokens in one of these steps."""
     sheared_rate: float = Field(1e-4, ge=0)
-    """Learning rate of the weights; 0 learns the masks alone."""
+    """Learning rate of the weights; 0 only trains the masks."""
     sheared_mask_rate: float = Field(0.3, gt=0)
     """Learning rate of the masks."""
     sheared_warmup: Share = Field(0.5, gt=0, le=1)
-    """Share of the steps in which the target falls from everything to the budget."""
+    """Share of the steps in which the target falls from the dense size to the budget."""
 
 
 class Recipe(Section):
@@ -187,26 +190,26 @@ class Recipe(Section):
     model: str | None = None
     """Hub id, local folder, or GGUF file."""
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the numbers and rules of DarwinLM, where a field isn't given otherwise."""
+    """`paper`: the settings of DarwinLM, for fields that aren't given."""
     teacher: str | None = None
-    """The original dense model: what recovery distils from and the report compares with; none takes `model`."""
+    """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
     rounds: tuple[Share, ...] = ()
-    """Shares of the block parameters, falling: prune to the first, recover, prune what came of it to the next ...
-    `budget.keep` is the last of them, and every round gets its part of `recovery.tokens`."""
+    """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
+    `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
     allow_remote_code: bool = False
-    """Let a checkpoint run Python code that it brings along."""
+    """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()
     """Device and arithmetic."""
     text: TextSettings = TextSettings()
-    """Calibration, fitness, validation and evaluation text."""
+    """Text of all stages."""
     units: UnitsSettings = UnitsSettings()
-    """What is removed at once."""
+    """Units and levels."""
     database: DatabaseSettings = DatabaseSettings()
-    """Pruning of single modules."""
+    """The pruning database."""
     budget: BudgetSettings = BudgetSettings()
-    """How small."""
+    """Size of the result."""
     search: SearchSettings = SearchSettings()
-    """Which levels."""
+    """Search for the levels."""
     refit: RefitSettings = RefitSettings()
     """Correction of the stitched model."""
     recovery: RecoverySettings = RecoverySettings()
@@ -214,9 +217,9 @@ class Recipe(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     """Measurements for the report."""
     export: ExportSettings = ExportSettings()
-    """What is saved."""
+    """The saved model."""
     baselines: BaselinesSettings = BaselinesSettings()
-    """Other methods to compare with."""
+    """Other methods for comparison."""
 
     @model_validator(mode="before")
     @classmethod

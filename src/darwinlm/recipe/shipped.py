@@ -1,4 +1,4 @@
-"""Recipes that come along: `recipes/` of the repository, `darwinlm/recipes` of an installed wheel."""
+"""Bundled recipes: `recipes/` of the repository, `darwinlm/recipes` of an installed wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "re
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Files of the recipes that come along, by name."""
+    """Files of the bundled recipes, by name."""
     home = next((home for home in _HOMES if (home / "llama2-7b-2.7b.yaml").is_file()), None)
     return (
         {}
@@ -21,13 +21,13 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """A recipe's file, from a path or the name of one that comes along.
+    """File of a recipe, from a path or the name of a bundled recipe.
 
     Args:
-        recipe: a path, which goes first when it exists, or a name such as "llama2-7b-2.7b".
+        recipe: Path, which has precedence if it exists, or a name such as "llama2-7b-2.7b".
 
     Raises:
-        RecipeError: it is neither a path nor a known name; the message names the recipes that come along.
+        RecipeError: It is neither a path nor a known name; the message lists the bundled recipes.
     """
     path = Path(recipe)
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:

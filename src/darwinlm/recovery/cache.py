@@ -1,12 +1,12 @@
-"""The dense model's likeliest tokens, stored once for every training on the same text.
+"""The dense model's most likely tokens, stored once for all trainings on the same text.
 
-A shard holds some sequences. Its name is the digest of all that its numbers depend on: the tokens, the dense model and
-the type of its passes, k and the temperature. So epochs, seeds, smaller models and longer trainings on text that begins
-alike share shards, and a shard of something else is never taken.
+A shard holds some sequences. Its name is a digest of all inputs: the tokens, the dense model, the element type, k and
+the temperature. So different epochs, seeds and smaller models share shards, and so do longer trainings on text with the
+same beginning. A shard of other inputs is never used.
 
-Letters: b sequences, t tokens, k of the vocabulary. A token takes k · (2 + 2) + 4 bytes, or k · (2 + 4) + 4 where the
-vocabulary has more than 65,536 tokens. A float16 log-probability is off by less than 0.4 % of the probability wherever
-that is above 10⁻⁷.
+Letters: b sequences, t tokens, k of the vocabulary. A token takes k · (2 + 2) + 4 bytes, or k · (2 + 4) + 4 if the
+vocabulary has more than 65,536 tokens. Rounding a log-probability to float16 changes the probability by less than
+0.4 % if it is above 10⁻⁷.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from darwinlm.errors import ArtifactError, StorageError
 from darwinlm.recovery.heads import dense_top
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
-"""What a batch carries besides its tokens, in the order of `TopK`'s fields."""
+"""Keys of a batch besides its tokens, in the order of `TopK`'s fields."""
 SHARD_TOKENS = 1 << 16
 _SMALL_VOCABULARY = 1 << 16
 _LEAST = -6e4
@@ -38,13 +38,13 @@ _LEAST = -6e4
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What stored log-probabilities depend on, besides the tokens.
+    """Inputs of stored log-probabilities besides the tokens.
 
     Attributes:
-        teacher: digest of the dense model.
-        dtype: of its passes.
-        top_k: how many tokens are kept at each place.
-        temperature: of the distribution.
+        teacher: Digest of the dense model.
+        dtype: Element type of the dense model's passes.
+        top_k: Number of tokens stored at each position.
+        temperature: Temperature of the distribution.
     """
 
     teacher: str
@@ -54,12 +54,12 @@ class CacheKey:
 
 
 class CachedText(Dataset[dict[str, Tensor]]):
-    """Training text with what the dense model says about it, as `cached_text` stored it.
+    """Training text with the dense model's log-probabilities, stored by `cached_text`.
 
     Args:
-        text: blocks of tokens.
-        shards: files, in the order of the blocks.
-        shard_blocks: blocks in each of them.
+        text: Blocks of tokens.
+        shards: Files, in the order of the blocks.
+        shard_blocks: Blocks in each of them.
     """
 
     def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
@@ -73,11 +73,11 @@ class CachedText(Dataset[dict[str, Tensor]]):
     def __getitem__(self, block: int) -> dict[str, Tensor]:
         """`input_ids` [t], and `top_log_p` [t, k] float16, `top_places` [t, k] int64, `top_log_rest` [t] float32."""
         shard, row = divmod(block, self.shard_blocks)
-        found = dict(self.text[block])
+        item = dict(self.text[block])
         for name in STORED:
-            found[name] = self._shards[shard].get_slice(name)[row]
-        found["top_places"] = found["top_places"].to(torch.int64)
-        return found
+            item[name] = self._shards[shard].get_slice(name)[row]
+        item["top_places"] = item["top_places"].to(torch.int64)
+        return item
 
 
 def cached_text(
@@ -92,24 +92,24 @@ def cached_text(
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CachedText:
-    """Take what the folder holds of a text, let the dense model run over the rest, and check all of it.
+    """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
-    Several processes share the work. An interrupted call leaves whole shards, which the next one takes.
+    Several processes share the work. An interrupted call leaves complete shards, which the next call uses.
 
     Args:
-        text: blocks of tokens of one length, `input_ids` [t].
-        teacher: the dense model, where it is to run.
-        folder: of the cache; it may hold shards of other texts and models.
-        key: what is stored.
-        batch_rows: blocks in one pass.
-        chunk: tokens whose logits exist at once.
-        shard_tokens: tokens in a shard.
-        say: told what it takes before it is made.
-        progress: called with finished and total shards.
+        text: Blocks of tokens of one length, `input_ids` [t].
+        teacher: The dense model on its device.
+        folder: Folder of the cache; it may hold shards of other texts and models.
+        key: Key of the stored distributions.
+        batch_rows: Blocks in one pass.
+        chunk: Tokens whose logits are in memory at once.
+        shard_tokens: Tokens in a shard.
+        say: Receiver of a message about the size and time of the cache, before it is built.
+        progress: Callback with the numbers of finished and total shards.
 
     Raises:
-        ArtifactError: a shard is damaged or another one's, or the folder isn't one.
-        StorageError: there is too little room, or the disk can't be written.
+        ArtifactError: A shard is damaged or belongs to other inputs, or the folder is a file.
+        StorageError: There is too little room, or the disk can't be written.
     """
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file, but the teacher cache needs a folder: choose another teacher_cache")
@@ -138,7 +138,7 @@ def cached_text(
 
 
 def bytes_per_token(top_k: int, vocabulary: int) -> int:
-    """What a token takes on disk, without the few bytes of a shard's header."""
+    """Bytes of a token on disk, without the header of a shard."""
     return min(top_k, vocabulary) * (2 + _places_type(vocabulary).itemsize) + 4
 
 
@@ -150,7 +150,7 @@ def _announcement(folder: Path, key: CacheKey, tokens: int, missing: int, total:
     what = f"teacher cache: top {key.top_k} of {tokens:,} tokens in {folder}"
     if not missing:
         return f"{what}: all there"
-    return f"{what}: {missing} of {total} shards are made now, which take {size / 1e9:.2f} GB on disk"
+    return f"{what}: {missing} of {total} shards are computed now and take {size / 1e9:.2f} GB on disk"
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -185,11 +185,11 @@ def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
 def _write(
     teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], key: CacheKey, batch_rows: int, chunk: int
 ) -> None:
-    """Run the dense model over tokens [b, t] and store what it gave."""
+    """Run the dense model on tokens [b, t] and store its log-probabilities."""
     tops = []
     for batch in torch.split(tokens, batch_rows):
         top = dense_top(teacher, batch.to(teacher.device), key.top_k, key.temperature, chunk)
-        # What is less likely than float16 can say has no probability anyway.
+        # Log-probabilities below the range of float16 are negligible.
         log_p = top.log_p.clamp_min(_LEAST).to(torch.float16)
         places = top.places.cpu().to(_places_type(int(teacher.config.vocab_size)))
         tops.append((log_p.cpu(), places, top.log_rest.cpu()))
@@ -210,11 +210,11 @@ def _check(path: Path, wanted: dict[str, Any]) -> None:
     except (OSError, ValueError, SafetensorError) as error:
         raise _damaged(path, str(error)) from error
     if not intact:
-        raise _damaged(path, "its numbers aren't those that were written")
+        raise _damaged(path, "its contents were changed")
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{path}, a shard of the teacher cache, is damaged ({reason}): delete that file and run the same command "
-        "again; it is then made afresh"
+        f"{path}, a shard of the teacher cache, is damaged ({reason}): delete that file and rerun the same "
+        "command, which computes it again"
     )

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: safetensors and JSON, whole or not there, and refused when a byte is wrong.
+"""Checkpoints of a training: safetensors and JSON, written atomically, and verified by hash.
 
 A checkpoint holds the trained weights, AdamW's two moments and `state.json`. Rates, the order of the text and random
-numbers depend on the step alone. Tensors are whole, so that any number of processes can go on from them.
+numbers depend only on the step. Tensors aren't sharded, so any number of processes can resume from them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _PREFIX, _PARTIAL = "checkpoint-", "partial"
 
 
 class TrainingState(BaseModel):
-    """What a training knows besides tensors.
+    """State of a training besides tensors.
 
     Attributes:
-        guard: its view of the loss.
-        step: finished steps.
-        seconds: spent on them.
-        log: losses and held-out figures by step.
-        unlogged: losses of the steps since the last line of the log.
-        updates: of each trained tensor, as AdamW counts them.
+        guard: State of the loss guard.
+        step: Number of finished steps.
+        seconds: Time of these steps.
+        log: Losses and held-out figures by step.
+        unlogged: Losses of the steps since the last line of the log.
+        updates: Number of AdamW updates of each trained tensor.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -60,9 +60,9 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        folder: where they lie, as `checkpoint-STEP`.
-        run: what identifies the training: JSON-like.
-        keep: how many stay.
+        folder: Folder of the checkpoints, named `checkpoint-STEP`.
+        run: Identity of the training, as JSON.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
@@ -71,10 +71,10 @@ class Checkpoints:
         self.keep = keep
 
     def newest(self) -> Path | None:
-        """The newest checkpoint, every file of it checked; in all processes.
+        """The newest checkpoint, with all files verified; the same in all processes.
 
         Raises:
-            ArtifactError: it belongs to another training, or a file is missing or damaged.
+            ArtifactError: It belongs to another training, or a file is missing or damaged.
         """
         with parallel.agree():
             path = self._found()[-1] if parallel.is_main() and self._found() else None
@@ -83,12 +83,12 @@ class Checkpoints:
         return parallel.broadcast(path)
 
     def _found(self) -> list[Path]:
-        found = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+        paths = [path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+        return sorted(paths, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
     def _check(self, path: Path) -> None:
         if not (path / MANIFEST).is_file():
-            raise _damaged(path, f"it has no {MANIFEST}: no recovery finished it")
+            raise _damaged(path, f"it has no {MANIFEST}: it wasn't completed")
         try:
             manifest = _Manifest.model_validate_json((path / MANIFEST).read_bytes())
         except (OSError, ValidationError) as error:
@@ -97,7 +97,7 @@ class Checkpoints:
             names = sorted(name for name in {*manifest.run, *self.run} if manifest.run.get(name) != self.run.get(name))
             raise ArtifactError(
                 f"{path} belongs to another run ({', '.join(names)} differ): choose another output folder, or delete "
-                f"{self.folder} to start afresh"
+                f"{self.folder} to start again"
             )
         there = {name: path / name for name in sorted(_FILES) if (path / name).is_file()}
         missing = sorted(_FILES - there.keys())
@@ -109,24 +109,24 @@ class Checkpoints:
             raise _damaged(path, str(error)) from error
         wrong = sorted(name for name, digest in digests.items() if digest != manifest.files.get(name))
         if wrong:
-            raise _damaged(path, f"the bytes of {wrong[0]} aren't those that were written")
+            raise _damaged(path, f"{wrong[0]} was changed")
 
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a checkpoint beside the others, rename it when it is whole, and let go of old ones.
+        """Write a checkpoint under a temporary name, rename it, and delete old ones.
 
         Args:
-            state: to be kept.
-            tensors: weights and moments by name, in float32; of sharded ones every process gives its own part.
+            state: State to save.
+            tensors: Weights and moments by name, in float32; each process passes its part of sharded ones.
 
         Raises:
-            StorageError: the disk is full or can't be written; the checkpoints before are kept.
+            StorageError: The disk is full or can't be written; the checkpoints before are kept.
         """
         partial, target = self.folder / _PARTIAL, self.folder / f"{_PREFIX}{state.step}"
         if parallel.is_main():
             shutil.rmtree(partial, ignore_errors=True)
         try:
-            for part, own in tensors.items():
-                whole = gathered(own)
+            for part, named in tensors.items():
+                whole = gathered(named)
                 with parallel.agree():
                     if parallel.is_main():
                         write_tensors(partial / f"{part}.safetensors", whole)
@@ -153,18 +153,18 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
-        """Copy a checkpoint that `newest` has checked into tensors of the same names; returns its state."""
-        for part, own in tensors.items():
+        """Copy a checkpoint verified by `newest` into tensors of the same names; returns its state."""
+        for part, named in tensors.items():
             with safe_open(path / f"{part}.safetensors", framework="pt") as file:
-                for name, tensor in own.items():
+                for name, tensor in named.items():
                     _fill(tensor, file.get_tensor(name))
         return TrainingState.model_validate_json((path / STATE).read_bytes())
 
     def check_room(self, model: nn.Module) -> None:
-        """Refuse to begin when the checkpoints won't fit: trained weights and two moments of each.
+        """Check the free space for checkpoints: trained weights and two moments of each.
 
         Raises:
-            StorageError: too little is free.
+            StorageError: There is too little free space.
         """
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (self.keep + 1)
         try:
@@ -174,39 +174,39 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if wanted > free:
             raise StorageError(
-                f"{self.folder}: {self.keep} checkpoints and one on its way take {wanted / 1e9:.1f} GB, but "
+                f"{self.folder}: {self.keep} checkpoints and a temporary one take {wanted / 1e9:.1f} GB, but "
                 f"{free / 1e9:.1f} GB are free: free some space, choose another output folder, or lower "
                 "recovery.keep_checkpoints"
             )
 
 
 def _digests(files: dict[str, Path]) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{path} is damaged ({reason}): delete that folder and run the same command again; training then goes on from "
-        "the checkpoint before, or starts afresh where there is none"
+        f"{path} is damaged ({reason}): delete that folder and rerun the same command; training then resumes from the "
+        "previous checkpoint, or starts from the beginning if there is none"
     )
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors in main memory of the first process; all processes take part, the others get none."""
-    found = {}
+    """Unsharded tensors in main memory of the first process. All processes must call it; the others get none."""
+    collected = {}
     for name, tensor in tensors.items():
         whole = tensor.detach()
         if hasattr(whole, "full_tensor"):
             whole = whole.full_tensor()
         if parallel.is_main():
-            found[name] = whole.cpu()
-    return found
+            collected[name] = whole.cpu()
+    return collected
 
 
 @torch.no_grad()
 def _fill(tensor: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded."""
+    """Copy an unsharded tensor into one that may be sharded."""
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -1,4 +1,4 @@
-"""What would spoil a training is found before it begins."""
+"""Checks before a training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOGS = {"tensorboard": ("tensorboard", "train"), "trackio": ("trackio", "tracki
 
 
 def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
-    """Refuse a dense model whose tokens mean something else than the smaller model's.
+    """Refuse a dense model whose tokens differ from the smaller model's.
 
     Raises:
-        ModelError: vocabulary or tokenizer differ.
+        ModelError: Vocabulary or tokenizer differ.
     """
     sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
     if sizes[0] != sizes[1]:
@@ -27,7 +27,7 @@ def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> N
         )
     if _spoken(teacher.tokenizer()) != _spoken(tokenizer):
         raise ModelError(
-            f"the tokenizer of the teacher {teacher.source} makes other tokens than that of {student.source}: "
+            f"the tokenizer of the teacher {teacher.source} gives different tokens than that of {student.source}: "
             "distillation needs the model that the smaller one was cut from"
         )
 
@@ -37,7 +37,7 @@ def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
 
 
 def check_length(settings: RecoverySettings, length: int, *checkpoints: Checkpoint) -> None:
-    """Refuse sequences that a model doesn't allow. Raises RecipeError."""
+    """Refuse sequences longer than a model allows. Raises RecipeError."""
     for checkpoint in checkpoints:
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
         if longest and length > longest:
@@ -49,14 +49,14 @@ def check_sharding(settings: RecoverySettings) -> None:
     """Refuse to shard adapters. Raises RecipeError."""
     if settings.sharding == "fsdp" and settings.lora_rank:
         raise RecipeError(
-            "recovery.sharding=fsdp deals out weights that are trained, not adapters (recovery.lora_rank="
-            f"{settings.lora_rank}): set recovery.sharding to none, which shares the work of a step over the processes "
-            "(DDP), or recovery.lora_rank to 0"
+            "recovery.sharding=fsdp shards trained weights, not adapters (recovery.lora_rank="
+            f"{settings.lora_rank}): set recovery.sharding to none, which splits each step over the processes (DDP), "
+            "or recovery.lora_rank to 0"
         )
 
 
 def check_packages(settings: RecoverySettings) -> None:
-    """Refuse what needs a package that isn't installed. Raises MissingExtraError."""
+    """Refuse settings whose packages aren't installed. Raises MissingExtraError."""
     if settings.lora_rank and find_spec("peft") is None:
         raise MissingExtraError("peft", "train", "recovery.lora_rank")
     if settings.log_to and find_spec("accelerate") is None:

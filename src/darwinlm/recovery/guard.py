@@ -1,4 +1,4 @@
-"""A stop before harm: the loss of every step is looked at before its update."""
+"""A check of the loss before every update."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SETTLED = 10
 
 
 class LossGuard(BaseModel):
-    """Watches the loss: stops at the first one that isn't finite, and when the smoothed loss diverges.
+    """Stops training before an update if the loss is not finite or the smoothed loss diverges.
 
     Attributes:
-        factor: how many times its lowest value the smoothed loss may be.
-        smoothed: exponentially weighted mean of the last losses.
-        lowest: the lowest smoothed loss so far.
-        steps: losses seen.
+        factor: Largest allowed ratio of the smoothed loss to its lowest value.
+        smoothed: Exponentially weighted mean of the last losses.
+        lowest: The lowest smoothed loss so far.
+        steps: Number of losses so far.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -30,7 +30,7 @@ class LossGuard(BaseModel):
     steps: int = 0
 
     def see(self, loss: float, step: int) -> None:
-        """Take note of a step's loss, before its update. Raises NumericsError."""
+        """Record the loss of a step before its update. Raises NumericsError."""
         if not math.isfinite(loss):
             raise NumericsError(self._message(step, f"the loss is {loss}"))
         self.steps += 1
@@ -52,5 +52,5 @@ class LossGuard(BaseModel):
     def _message(step: int, what: str) -> str:
         return (
             f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
-            "recovery.learning_rate, or raise recovery.warmup, and delete the stage's folder to start afresh"
+            "recovery.learning_rate, or raise recovery.warmup, and delete the stage's folder to start again"
         )

@@ -1,7 +1,7 @@
-"""From the last residual stream to losses a piece at a time, so that no logits of a whole batch exist at once.
+"""From the last residual stream to losses in pieces, so that the logits of a whole batch never exist at once.
 
-What a family does between its decoder and its logits (head, scaling, soft caps) is its own forward, entered with a
-stored result in place of the decoder's.
+The computation between decoder and logits (head, scaling, soft caps) is the family's own forward pass, with a stored
+result in place of the decoder's.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Objective:
-    """What training makes small.
+    """The training objective.
 
     Attributes:
-        distillation: weight of the KL to the dense model.
-        cross_entropy: weight of the loss of the next token.
-        temperature: of both distributions.
-        top_k: logits of the dense model that are used; None uses all.
-        chunk: tokens whose logits exist at once.
-        again: make them a second time on the way back, see `chunked_loss`.
+        distillation: Weight of the KL to the dense model.
+        cross_entropy: Weight of the next-token loss.
+        temperature: Temperature of both distributions.
+        top_k: Number of the dense model's logits that are used; None uses all.
+        chunk: Tokens whose logits are in memory at once.
+        again: Whether to compute them again in the backward pass; see `chunked_loss`.
     """
 
     distillation: float = 1.0
@@ -43,12 +43,12 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a dense model takes part."""
+        """Whether the dense model is needed."""
         return self.distillation > 0
 
 
 class _Stored(nn.Module):
-    """Stands in for a decoder whose result is known."""
+    """Replaces a decoder whose result is known."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -70,32 +70,32 @@ def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Logits [n, v] of residual streams [n, m] behind the last block and the final norm."""
+    """Logits [n, v] of residual streams [n, m] after the last block and the final norm."""
     with _stored(model, hidden[None]):
-        # The class's own forward: the instance's may be the one that calls this.
+        # The forward of the class, since that of the instance may be the caller.
         tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         result: Tensor = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
     return result
 
 
 def _head_weights(model: Any) -> list[Tensor]:
-    """The trained weights between the last residual stream and the logits, be they the embedding's as well."""
+    """The trained weights between the last residual stream and the logits, including a tied embedding."""
     return [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
 
 
 def decoder_of(model: Any) -> nn.Module:
     """The model without its head."""
-    found: nn.Module = getattr(model, model.base_model_prefix)
-    return found
+    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    return decoder
 
 
 @dataclass(frozen=True)
 class Dense:
-    """What the dense model gave for a batch: just now, or when its likeliest tokens were stored.
+    """Outputs of the dense model for a batch: residual streams, or stored most likely tokens.
 
     Attributes:
-        hidden: [b, t, m] behind its final norm; None where `top` stands for it.
-        top: [b, t, k] its likeliest tokens at the objective's temperature, as they were stored.
+        hidden: [b, t, m], streams after its final norm; None if `top` is given.
+        top: [b, t, k], its stored most likely tokens at the objective's temperature.
     """
 
     hidden: Tensor | None
@@ -103,47 +103,58 @@ class Dense:
 
     @property
     def flat(self) -> Tensor | TopK:
-        """What the model's logits are compared with, a row for each token."""
+        """The reference for the model's logits, a row for each token."""
         if self.top is not None:
             return self.top.flatten()
-        assert self.hidden is not None, "a dense model's result is its residual streams or its likeliest tokens"
+        assert self.hidden is not None, "the dense model's outputs are residual streams or most likely tokens"
         return self.hidden.flatten(0, 1)
 
 
 @torch.no_grad()
 def run_dense(teacher: Any, tokens: Tensor) -> Dense:
-    """Run the dense model over tokens [b, t]."""
+    """Run the dense model on tokens [b, t]."""
     return Dense(decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state)
 
 
 @torch.no_grad()
 def dense_top(teacher: Any, tokens: Tensor, k: int, temperature: float, chunk: int) -> TopK:
-    """The dense model's k likeliest tokens behind every one of tokens [b, t], as [b, t, k]."""
-    hidden = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    """The dense model's k most likely next tokens after each of tokens [b, t], [b, t, k]."""
+    hidden = _streams(teacher, tokens)
     parts = [top_of(logits_of(teacher, part), k, temperature) for part in torch.split(hidden, chunk)]
     joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
     log_p, places, log_rest = (tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined)
     return TopK(log_p, places, log_rest)
 
 
+def _streams(model: Any, tokens: Tensor) -> Tensor:
+    """Residual streams [b·t, m] of tokens [b, t] after the final norm."""
+    hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def _next_tokens(tokens: Tensor) -> Tensor:
+    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+
+
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
-    """Mean loss per token of a batch, a scalar that can be differentiated with respect to the model.
+    """Mean loss per token of a batch, a differentiable scalar.
 
     Args:
-        model: the smaller model.
-        teacher: the dense model; None where the objective needs none.
+        model: The smaller model.
+        teacher: The dense model; None if the objective doesn't need it.
         tokens: [b, t].
-        dense: what the dense model gave for them.
-        objective: what is summed up.
+        dense: Outputs of the dense model for them.
+        objective: Terms of the loss.
     """
-    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+    hidden = _streams(model, tokens)
+    following = _next_tokens(tokens)
     counts = (len(hidden), int((following >= 0).sum()))
-    reference = None if dense is None else dense.flat
+    flat = None if dense is None else dense.flat
 
     def loss_of(rows: slice, part: Tensor) -> Tensor:
-        behind = None if reference is None else reference[rows]
-        return _chunk_loss(model, teacher, part, behind, following[rows], objective, counts)
+        reference = None if flat is None else flat[rows]
+        return _chunk_loss(model, teacher, part, reference, following[rows], objective, counts)
 
     return chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
 
@@ -152,19 +163,19 @@ def _chunk_loss(
     model: Any,
     teacher: Any,
     hidden: Tensor,
-    behind: Tensor | TopK | None,
+    reference: Tensor | TopK | None,
     following: Tensor,
     objective: Objective,
     counts: tuple[int, int],
 ) -> Tensor:
     logits = logits_of(model, hidden)
     loss = logits.new_zeros((), dtype=torch.float32)
-    if objective.distillation > 0 and behind is not None:
-        if isinstance(behind, TopK):
-            divergence = top_k_kl(logits, behind, temperature=objective.temperature)
+    if objective.distillation > 0 and reference is not None:
+        if isinstance(reference, TopK):
+            divergence = top_k_kl(logits, reference, temperature=objective.temperature)
         else:
             with torch.no_grad():
-                dense = logits_of(teacher, behind)
+                dense = logits_of(teacher, reference)
             divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
         loss = loss + objective.distillation * divergence / counts[0]
     if objective.cross_entropy > 0:
@@ -174,17 +185,17 @@ def _chunk_loss(
 
 @torch.no_grad()
 def held_out_sums(model: Any, teacher: Any, tokens: Tensor, chunk: int) -> tuple[float, float]:
-    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; without one it is 0."""
-    hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    behind = None
+    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t]; KL is 0 without a dense model."""
+    hidden = _streams(model, tokens)
+    reference = None
     if teacher is not None:
-        behind = decoder_of(teacher)(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
-    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+        reference = _streams(teacher, tokens)
+    following = _next_tokens(tokens)
     loss = divergence = 0.0
     for start in range(0, len(hidden), chunk):
-        rows = slice(start, start + chunk)
-        logits = logits_of(model, hidden[rows])
-        loss += float(next_token_loss(logits, following[rows]))
-        if behind is not None:
-            divergence += float(forward_kl(logits, logits_of(teacher, behind[rows])))
+        piece = slice(start, start + chunk)
+        logits = logits_of(model, hidden[piece])
+        loss += float(next_token_loss(logits, following[piece]))
+        if reference is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, reference[piece])))
     return loss, divergence

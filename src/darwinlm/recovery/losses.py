@@ -1,6 +1,6 @@
 """Losses of recovery, from logits, in float32.
 
-Letters: n tokens, v vocabulary, k of it. Distillation is the forward KL of Hinton et al. (arXiv 1503.02531),
+Letters: n tokens, v vocabulary, k of its entries. Distillation is the forward KL of Hinton et al. (arXiv 1503.02531),
 T² · KL(softmax(z_dense / T) ‖ softmax(z / T)), in nats per token.
 """
 
@@ -15,12 +15,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class TopK:
-    """The likeliest tokens of the dense distributions over some tokens, at one temperature.
+    """The most likely tokens of the dense distributions, at one temperature.
 
     Attributes:
         log_p: [..., k] floating, their log-probabilities.
-        places: [..., k] int64, which tokens they are.
-        log_rest: [...] float32, log of the probability of all others together.
+        places: [..., k] int64, their token ids.
+        log_rest: [...] float32, logarithm of the total probability of all others.
     """
 
     log_p: Tensor
@@ -28,16 +28,16 @@ class TopK:
     log_rest: Tensor
 
     def __getitem__(self, rows: slice) -> TopK:
-        """Those of some tokens."""
+        """The entries of some tokens."""
         return TopK(self.log_p[rows], self.places[rows], self.log_rest[rows])
 
     def flatten(self) -> TopK:
-        """[b, t, k] as [b·t, k]."""
+        """Reshape [b, t, k] to [b·t, k]."""
         return TopK(self.log_p.flatten(0, 1), self.places.flatten(0, 1), self.log_rest.flatten())
 
 
 def top_of(dense: Tensor, k: int, temperature: float = 1.0) -> TopK:
-    """The k likeliest tokens, from logits [n, v] of the dense model."""
+    """The k most likely tokens, from logits [n, v] of the dense model."""
     log_p, places = _log_softmax(dense, temperature).topk(min(k, dense.shape[-1]), dim=-1)
     return TopK(log_p, places, _log_rest(log_p))
 
@@ -46,10 +46,10 @@ def forward_kl(logits: Tensor, dense: Tensor, *, temperature: float = 1.0, top_k
     """Sum over tokens of T² · KL(dense ‖ model).
 
     Args:
-        logits: [n, v] of the model.
-        dense: [n, v] of the dense model.
+        logits: [n, v], logits of the model.
+        dense: [n, v], logits of the dense model.
         temperature: T.
-        top_k: k, see `top_k_kl`; None compares the whole distributions.
+        top_k: k as in `top_k_kl`; None compares the whole distributions.
 
     Returns:
         A scalar, float32.
@@ -62,14 +62,14 @@ def forward_kl(logits: Tensor, dense: Tensor, *, temperature: float = 1.0, top_k
 
 
 def top_k_kl(logits: Tensor, top: TopK, *, temperature: float = 1.0) -> Tensor:
-    """Sum over tokens of T² · KL(dense ‖ model), the dense distribution being known at its k likeliest tokens only.
+    """Sum over tokens of T² · KL(dense ‖ model), from the k most likely tokens of the dense distribution.
 
-    What is left of it, and of the model's, counts as one further token. That is never more than the full KL, and equals
-    it for k = v - 1.
+    All other tokens count as one token in both distributions. The result is at most the full KL, and equals it for
+    k = v - 1.
 
     Args:
-        logits: [n, v] of the model.
-        top: of the dense model, [n, k], at the same temperature.
+        logits: [n, v], logits of the model.
+        top: Values of the dense model, [n, k], at the same temperature.
         temperature: T.
 
     Returns:
@@ -82,15 +82,15 @@ def top_k_kl(logits: Tensor, top: TopK, *, temperature: float = 1.0) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """In float32. Dividing all logits by 1 would take a tenth of a training step on a CPU."""
+    """Log-softmax in float32; division by 1 is skipped, since it takes a tenth of a training step on a CPU."""
     return torch.log_softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
 
 
 def _log_rest(log_part: Tensor) -> Tensor:
-    """log(1 - Σ exp), finite even where nothing is left."""
+    """log(1 - Σ exp), finite even if the sum is 1."""
     return torch.log1p(-log_part.exp().sum(-1).clamp(max=1 - 1e-6))
 
 
 def next_token_loss(logits: Tensor, following: Tensor) -> Tensor:
-    """Sum over tokens of the cross-entropy, float32, from logits [n, v] and the next tokens, [n]; -1 is left out."""
+    """Summed cross-entropy, float32, from logits [n, v] and next tokens [n]; tokens of -1 are skipped."""
     return functional.cross_entropy(logits.float(), following, ignore_index=-1, reduction="sum")

@@ -1,4 +1,4 @@
-"""The model that is trained: which of its weights, behind which call, and spread over which devices."""
+"""The trained model: its trainable weights, its losses, and its distribution over devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from darwinlm.recovery.heads import Dense, Objective, batch_loss, decoder_of, he
 
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
-    """What is trained: everything, everything but the embedding and the head, or adapters on every projection."""
+    """The model with its trainable weights: all, all but embedding and head, or adapters on every projection."""
     if settings.gradient_checkpointing:
         options = {"use_reentrant": False}
         if hasattr(model, "activation_checkpointing_enable"):
@@ -39,18 +39,18 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        # peft asks transformers by names that newer releases have given up.
+        # peft uses names that newer releases of transformers have removed.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
 
 
 class Losses(nn.Module):
-    """A model whose call returns losses: DDP and FSDP act on a module's call and on nothing else."""
+    """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
     def __init__(self, model: Any, teacher: Any, settings: RecoverySettings, *, sharded: bool) -> None:
         super().__init__()
         self.model = model
-        self.teacher = (teacher,)  # not a part of this module
+        self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
         self.objective = Objective(
             settings.distillation,
             settings.cross_entropy,
@@ -73,9 +73,9 @@ class Losses(nn.Module):
 
 
 def spread(losses: Losses, device: torch.device) -> nn.Module:
-    """The module to call, on this process's device: the model alone, as one of several copies, or sharded.
+    """The module to call on this process's device: alone, as one of several copies (DDP), or sharded.
 
-    Sharding moves a block at a time, so that no device holds the whole model.
+    Sharding moves one block at a time, so that no device holds the whole model.
     """
     if losses.sharded:
         (teacher,) = losses.teacher
@@ -91,7 +91,7 @@ def spread(losses: Losses, device: torch.device) -> nn.Module:
 
 
 def _shard(root: nn.Module, model: Any, device: torch.device, low: torch.dtype | None) -> None:
-    """Deal a model's weights out over all processes, a block at a time (FSDP2)."""
+    """Shard a model's weights over all processes, one block at a time (FSDP2)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -1,4 +1,4 @@
-"""Which tokens each step has, and its learning rate."""
+"""Tokens and learning rate of each step."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from darwinlm.errors import RecipeError
 from darwinlm.recipe import RecoverySettings
 
 LEAST_STEPS = 10
-"""AdamW's first steps move every weight by the whole rate, whatever its gradient: a short warm-up has so many."""
+"""Minimum warm-up of short trainings, because AdamW's first steps move every weight by the full rate."""
 
 SHORT_STEPS = 8
-"""Steps of a training that has fewer tokens than `batch_tokens`, so that its rate can rise and fall."""
+"""Steps of a training with fewer tokens than `batch_tokens`, so that its rate can rise and fall."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How a training is cut into steps.
+    """Division of a training into steps.
 
     Attributes:
-        length: tokens in a sequence.
-        rows: sequences that one process runs at once.
-        accumulation: how often it does so in a step.
-        count: steps of the optimizer.
-        per_epoch: steps after which the text begins again.
-        step_rows: sequences in one step over all processes.
+        length: Tokens in a sequence.
+        rows: Sequences in one micro-batch of a process.
+        accumulation: Number of micro-batches of each process in a step.
+        count: Number of optimizer steps.
+        per_epoch: Steps in an epoch.
+        step_rows: Sequences in one step over all processes.
     """
 
     length: int
@@ -47,18 +47,18 @@ class Steps:
 
 
 def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: int = 1) -> Steps:
-    """Cut the tokens into steps of `batch_tokens`; what doesn't fill one is left out.
+    """Divide the tokens into steps of `batch_tokens`; the remainder is dropped.
 
-    Fewer tokens than that are cut into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
+    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
 
     Args:
-        settings: the recipe's section.
-        length: tokens in a sequence.
-        micro: tokens that one process may run at once.
-        processes: how many share a step.
+        settings: The recipe's section.
+        length: Tokens in a sequence.
+        micro: Tokens that one process may run at once.
+        processes: Number of processes that share a step.
 
     Raises:
-        RecipeError: a step can't be divided like that, or there is too little for one.
+        RecipeError: A step can't be divided evenly, or there are too few tokens for one.
     """
     batch, least = settings.batch_tokens, length * processes
     if settings.tokens < batch:
@@ -73,15 +73,15 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
             f"recovery.batch_tokens is {batch}, which {processes} process(es) can't share evenly in sequences of "
             f"{length} tokens: make it a multiple of {least}"
         )
-    own = batch // least
-    most = max(1, min(micro // length, own))
-    rows = next(rows for rows in range(most, 0, -1) if own % rows == 0)
+    sequences = batch // least
+    most = max(1, min(micro // length, sequences))
+    per_batch = next(per_batch for per_batch in range(most, 0, -1) if sequences % per_batch == 0)
     count = max(1, settings.tokens // batch)
-    return Steps(length, rows, own // rows, count, -(-count // settings.epochs), batch // length)
+    return Steps(length, per_batch, sequences // per_batch, count, -(-count // settings.epochs), batch // length)
 
 
 def warm_up_steps(settings: RecoverySettings, steps: int) -> int:
-    """Steps in which the rate rises: `warmup` of all, but in a short training no less than ten, or a quarter of it."""
+    """Warm-up steps: the share `warmup`, but at least ten or, in a short training, a quarter of the steps."""
     if not settings.warmup:
         return 0
     return max(round(settings.warmup * steps), min(LEAST_STEPS, steps // 4))
@@ -90,8 +90,8 @@ def warm_up_steps(settings: RecoverySettings, steps: int) -> int:
 def rate_share(settings: RecoverySettings, steps: int, step: int) -> float:
     """Share of `learning_rate` at a step, counted from 0.
 
-    It rises in equal parts, the first step's among them. Then `constant` stays, `cosine` falls to `min_rate` at the
-    end, and `wsd` stays until `decay` of the steps are left, in which it falls to `min_rate` in a straight line.
+    The rate rises linearly from the first step on. Then `constant` keeps it, and `cosine` lowers it to `min_rate` at
+    the end. `wsd` keeps it and lowers it linearly to `min_rate` in the last `decay` of the steps.
     """
     warm = warm_up_steps(settings, steps)
     if step < warm:

@@ -1,4 +1,4 @@
-"""Where else the log goes: accelerate's adapters of TensorBoard, Trackio and Weights & Biases."""
+"""External logs: accelerate's adapters of TensorBoard, Trackio and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step
 
     Args:
         names: `tensorboard`, `trackio` or `wandb`.
-        folder: for TensorBoard's files.
-        run: what identifies the training, which a service then goes on with.
-        step: finished steps; what TensorBoard has of later ones is hidden.
+        folder: Folder for TensorBoard's files.
+        run: Identity of the training; a service continues the run with this identity.
+        step: Number of finished steps; TensorBoard hides later entries.
     """
     if not names or not parallel.is_main():
         return []

@@ -32,8 +32,8 @@ class Trained:
     """The result of a training.
 
     Attributes:
-        model: the better of the trained model and the one before, float32, adapters merged; in the first process.
-        record: steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
+        model: The better of the trained and the original model, float32, adapters merged; only in the first process.
+        record: Steps, tokens, seconds, which model was kept, and the log: losses and held-out figures by step.
     """
 
     model: Any
@@ -56,28 +56,28 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     each_step: Callable[[int, Any], None] = lambda tokens, model: None,
 ) -> Trained:
-    """Train, or go on from the last checkpoint in `folder`.
+    """Train, or resume from the last checkpoint in `folder`.
 
     Args:
-        student: makes the smaller model, float32 in main memory, the same one each time.
-        teacher: the dense model in the type of the forward pass; None where the objective needs none.
-        text: training text, one epoch of it; with what the dense model says about it where that was stored
+        student: Function that builds the smaller model, float32 in main memory, the same one each time.
+        teacher: The dense model in the type of the forward pass; None if the objective doesn't need it.
+        text: One epoch of training text; with the dense model's log-probabilities if they were stored
             (`darwinlm.recovery.cache`).
         held_out: [n, t] validation tokens.
-        steps: how the text is cut.
-        settings: the recipe's section.
-        folder: for checkpoints.
-        run: what identifies this training: JSON-like.
-        device: where; of several processes each has its own.
-        logs: folder for TensorBoard's files; None puts them beside the checkpoints.
-        say: prints a line.
-        progress: called with finished and total steps.
-        each_step: called with the tokens so far and the model after each step, before a checkpoint of it is written.
+        steps: Division of the text into steps.
+        settings: The recipe's section.
+        folder: Folder for checkpoints.
+        run: Identity of the training, as JSON.
+        device: Device of the model; each process has its own.
+        logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
+        say: Receiver of log lines.
+        progress: Callback with the numbers of finished and total steps.
+        each_step: Callback with the number of tokens so far and the model, after each step and before its checkpoint.
 
     Raises:
-        NumericsError: the loss isn't finite or diverges; the last good checkpoint is kept.
-        StorageError: the disk is full; the last checkpoint is kept.
-        ArtifactError: a checkpoint is another training's, or damaged.
+        NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
+        StorageError: The disk is full; the last checkpoint is kept.
+        ArtifactError: A checkpoint belongs to another training, or is damaged.
     """
     checkpoints = Checkpoints(folder, run, settings.keep_checkpoints)
     newest = checkpoints.newest()
@@ -87,7 +87,7 @@ def train(
     training = _Training(model, teacher, text, held_out, steps, settings, checkpoints, device)
     training.say, training.progress, training.each_step = say, progress, each_step
     if newest is not None:
-        say(f"recovery: going on from {newest.name}")
+        say(f"recovery: resuming from {newest.name}")
         training.load(newest)
     training.trackers = start_trackers(settings.log_to, logs or folder, run, training.state.step)
     with kept_memory(device):
@@ -98,7 +98,7 @@ def train(
 
 
 class _Training:
-    """One training in this process: weights, optimizer and state, a step at a time."""
+    """One training in this process: weights, optimizer and state."""
 
     say: Callable[[str], None]
     progress: Callable[[int, int], None]
@@ -126,7 +126,7 @@ class _Training:
         matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
         others = [weight for weight in self.trained.values() if weight.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        # Fused, it needs no copies of what it updates.
+        # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
         self.state = TrainingState(guard=LossGuard(factor=settings.divergence))
         self.trackers: list[Any] = []
@@ -134,7 +134,7 @@ class _Training:
     # ------------------------------------------------------------------------------------------------- a step
 
     def run(self) -> None:
-        """All steps that are left, with evaluations and checkpoints among them."""
+        """Run all remaining steps with their evaluations and checkpoints."""
         self.begun, self.first = time.monotonic(), self.state.step
         self.before = self.state.seconds
         if not self.state.step:
@@ -152,7 +152,7 @@ class _Training:
                 self.save()
 
     def update(self, step: int) -> None:
-        """One step: gradients of all its batches, a look at the loss, and the optimizer. Raises NumericsError."""
+        """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
         torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
         rate = self.settings.learning_rate * rate_share(self.settings, self.steps.count, step)
         for group in self.optimizer.param_groups:
@@ -174,13 +174,13 @@ class _Training:
             self._log_loss(step + 1, rate, norm)
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
-        """DDP adds up gradients of a step in each process, and sums over processes once."""
+        """Let DDP accumulate gradients in each process and sum over processes only once per step."""
         waits = hasattr(self.call, "no_sync") and number + 1 < self.steps.accumulation
         held: AbstractContextManager[None] = cast(Any, self.call).no_sync() if waits else nullcontext()
         return held
 
     def _batch(self, step: int, number: int) -> dict[str, Tensor]:
-        """Of a step's sequences this process's pass `number`; the order of an epoch depends on seed and epoch."""
+        """Micro-batch `number` of this process in a step; the order depends on seed and epoch."""
         epoch, place = divmod(step, self.steps.per_epoch)
         generator = torch.Generator().manual_seed(self.settings.seed + epoch)
         order = torch.randperm(len(cast(Sized, self.text)), generator=generator)
@@ -193,7 +193,7 @@ class _Training:
         }
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean loss per token of a batch; the dense model runs unless the batch carries what it gave."""
+        """Mean loss per token of a batch; the dense model runs unless the batch holds its outputs."""
         tokens = batch["input_ids"]
         dense: Dense | None = None
         if STORED[0] in batch:
@@ -210,7 +210,7 @@ class _Training:
         """Log perplexity, and KL to the dense model in nats per token, on validation text."""
         self.call.eval()
         rows, sums = self.steps.rows, torch.zeros(3, dtype=torch.float64)
-        # Every process makes as many passes: under FSDP they gather weights together.
+        # All processes run equally many passes, because FSDP gathers weights collectively.
         most = -(-len(self.held_out) // parallel.size())
         share = self.held_out[parallel.place() :: parallel.size()]
         for start in range(0, most, rows):
@@ -245,14 +245,14 @@ class _Training:
     # ------------------------------------------------------------------------------------- checkpoints and the end
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights and moments by name; moments of what no gradient has reached yet are zeros."""
+        """Weights and moments by name; moments of weights without a gradient so far are zeros."""
         for weight in self.trained.values():
             if not self.optimizer.state[weight]:
                 step = torch.zeros((), device=weight.device)
                 moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[weight].update(step=step, **moments)
         kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
-        first, second = ({name: own[kind] for name, own in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
+        first, second = ({name: state[kind] for name, state in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
         return {WEIGHTS: dict(self.trained), FIRST: first, SECOND: second}
 
     def save(self) -> None:
@@ -263,13 +263,13 @@ class _Training:
         self.checkpoints.save(self.state, tensors)
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint."""
+        """Load a checkpoint."""
         self.state = self.checkpoints.load(checkpoint, self._tensors())
         for weight, updates in zip(self.trained.values(), self.state.updates, strict=True):
             self.optimizer.state[weight]["step"].fill_(updates)
 
     def _better(self) -> bool:
-        """Whether held-out text speaks for the training, by the objective."""
+        """Whether training lowered the objective on held-out text."""
         held_out = [entry for entry in self.state.log if "eval_perplexity" in entry]
         distillation, cross_entropy = self.settings.distillation, self.settings.cross_entropy
         goals = [
@@ -279,7 +279,7 @@ class _Training:
         return goals[1] <= goals[0]
 
     def record(self) -> dict[str, Any]:
-        """What is told of the training."""
+        """Record of the training for the report."""
         return {
             "steps": self.state.step,
             "tokens": self.state.step * self.steps.tokens,
@@ -291,10 +291,10 @@ class _Training:
         }
 
     def result(self, student: Callable[[], Any]) -> Any:
-        """The better model as a plain one, in the first process; of a sharded one weights are gathered."""
+        """The better model with plain weights, in the first process; sharded weights are gathered."""
         model = self.model
         if not self._better():
-            self.say("recovery: no better on held-out text: the weights before training are kept")
+            self.say("recovery: no improvement on held-out text, so the weights before training are kept")
             model = student() if parallel.is_main() else None
         elif self.sharded:
             weights = gathered(self.trained)

@@ -1,1 +1,1 @@
-"""What users start: a sweep of sizes, rounds of pruning, recovery on its own."""
+"""Entry points: a sweep of sizes, rounds of pruning, recovery without pruning."""

@@ -1,4 +1,4 @@
-"""Prune one model to one size: what `darwinlm.prune` does, and what it returns."""
+"""Prune a model to one size: `darwinlm.prune` and its result."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: the output folder.
-        model: folder of the smaller model.
-        report: the page.
-        summary: everything the page shows, as summary.json holds it.
+        folder: Output folder.
+        model: Folder of the smaller model.
+        report: Path of the report.
+        summary: Figures of the report, as in summary.json.
     """
 
     folder: Path
@@ -38,34 +38,34 @@ class Result:
 
     @property
     def allocation(self) -> tuple[BlockFigures, ...]:
-        """What is left of each block."""
+        """The remaining part of each block."""
         return self.summary.allocation
 
     def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
-        """Load the smaller model and its tokenizer, as transformers has them.
+        """Load the smaller model and its tokenizer as transformers objects.
 
         Args:
-            device: auto, cpu, cuda ...
-            dtype: auto, bfloat16, float16 or float32.
+            device: Auto, cpu, cuda ...
+            dtype: Auto, bfloat16, float16 or float32.
 
         Raises:
-            ModelError: the model isn't there any more.
-            RecipeError: there is no such device or element type.
+            ModelError: The model no longer exists.
+            RecipeError: There is no such device or element type.
         """
         opened = self._opened(device, dtype)
         return opened.model, opened.tokenizer
 
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
-        """Answer a prompt, through the chat template where the model has one. The model is loaded on every call.
+        """Answer a prompt, with the chat template if the model has one. Every call loads the model.
 
         Args:
-            prompt: what the user says.
-            max_tokens: longest answer.
-            temperature: 0 takes the likeliest token; None does what the model's generation config says.
+            prompt: Message of the user.
+            max_tokens: Maximum length of the answer in tokens.
+            temperature: Sampling temperature; 0 is greedy, None uses the model's generation config.
 
         Raises:
-            DataError: the prompt doesn't fit into the model's context.
-            ModelError, RecipeError: see `load`.
+            DataError: The prompt doesn't fit into the model's context.
+            ModelError, RecipeError: As in `load`.
         """
         from darwinlm.chat import AnswerSettings, Conversation
 
@@ -101,28 +101,28 @@ def prune(
     assignments: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Result:
-    """Make a model smaller: the whole pipeline, the same code as `darwinlm prune`.
+    """Prune a model: the whole pipeline of `darwinlm prune`.
 
     For several sizes from one database see `darwinlm.prune_sweep`.
 
     Args:
-        model: hub id, folder or GGUF file; overrides the recipe's.
-        out: output folder, new or of an earlier run of the same kind, which is then resumed.
-        keep: share of the block parameters that may stay, 0.5 or "50%". At most one of this and the next four may be
-            given; it takes the place of the recipe's budget, of whatever kind. Without any, the recipe's holds.
-        params: parameters of the whole smaller model, 350_000_000 or "350M".
-        bytes: bytes of its weights and KV cache, 4_000_000_000 or "4GB".
-        speedup: how many times as fast as the dense model on this machine, 2 or "2x".
-        latency: time of a request on this machine, with a unit: "30ms".
-        time: wall-clock bound of the search, in minutes or as "90s" or "1h"; it ends with the best that it found.
-        text: source of the text; overrides the recipe's.
-        recipe: a recipe, the path of one, or the name of one that comes along; None starts from the defaults.
+        model: Hub id, folder or GGUF file; overrides the recipe's.
+        out: Output folder; an earlier run of the same kind is resumed.
+        keep: Share of the block parameters to keep, 0.5 or "50%". At most one of this and the next four may be given;
+            it replaces the recipe's budget of any kind. Without any, the recipe's budget is used.
+        params: Parameters of the whole smaller model, 350_000_000 or "350M".
+        bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
+        speedup: Speed relative to the dense model on this machine, 2 or "2x".
+        latency: Time of a request on this machine, with a unit: "30ms".
+        time: Time limit of the search, in minutes or as "90s" or "1h"; it then returns the best result so far.
+        text: Source of the text; overrides the recipe's.
+        recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
-        reporter: tells the user; None prints to the terminal.
+        reporter: Receiver of progress; None prints to the terminal.
 
     Raises:
-        RecipeError: two budgets are given, or a value has no meaning.
-        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+        RecipeError: Two budgets are given, or a value has no meaning.
+        DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
     resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, text=text))

@@ -1,4 +1,4 @@
-"""Recovery on its own: train a model that was pruned earlier against the dense model it was cut from."""
+"""Recovery of a model that was pruned earlier, by distillation from its dense model."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ def recover(
     assignments: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Summary:
-    """Train a smaller model, the same code as `darwinlm recover`; the same call again goes on or reuses.
+    """Train a smaller model, as `darwinlm recover`. Repeating the call resumes or reuses the training.
 
     Args:
-        model: folder of the smaller model, or output folder of a run, whose recipe is then the starting point:
-            text that served another purpose there isn't trained on.
-        out: output folder.
-        teacher: the dense model; overrides the recipe's.
-        tokens: how many are trained on, 300000 or "10B"; overrides the recipe's.
-        text: source of the training text; overrides the recipe's.
-        recipe: a recipe or the path of one; None starts from the run's, or from the defaults.
+        model: Folder of the smaller model, or output folder of a run. The recipe of a run is the starting point, and
+            text of its other purposes is excluded.
+        out: Output folder.
+        teacher: The dense model; overrides the recipe's.
+        tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
+        text: Source of the training text; overrides the recipe's.
+        recipe: Recipe or path of one; None starts from that of the run, or from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
-        reporter: tells the user; None prints to the terminal.
+        reporter: Receiver of progress; None prints to the terminal.
 
     Returns:
-        What summary.json holds: figures of the dense model and of the smaller one before and after, the training, and
-        what the run that made the smaller one says of its search and refit.
+        The contents of summary.json: figures of the dense model and of the smaller one before and after training, the
+        record of the training, and search and refit of the pruning run.
 
     Raises:
-        DarwinLMError: the input is wrong; see `darwinlm.errors`.
+        DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
     of_a_run = (folder / MARKER).is_file()
     small = folder / "model" if of_a_run else folder
     if of_a_run and not small.is_dir():
-        raise ModelError(f"{folder} holds no finished model: run the same `darwinlm prune` command again to finish it")
-    made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
+        raise ModelError(f"{folder} holds no finished model: rerun the same `darwinlm prune` command to finish it")
+    summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    resolved = _resolve(made, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
+    resolved = _resolve(summary, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
-        raise RecipeError("no dense model is named: give --teacher, the model that this one was cut from")
+        raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
@@ -84,11 +84,11 @@ def recover(
         lambda: student.load(torch.float32),
         {"student": student.digest},
     )
-    return _finish(run, texts, student, recovered, made)
+    return _finish(run, texts, student, recovered, summary)
 
 
 def _resolve(
-    made: Summary | None,
+    summary: Summary | None,
     path: Path,
     recipe: Recipe | str | Path | None,
     assignments: Sequence[str],
@@ -96,13 +96,13 @@ def _resolve(
 ) -> Recipe:
     if isinstance(recipe, Recipe):
         return merge(recipe, assignments, overrides)
-    if recipe is not None or made is None:
+    if recipe is not None or summary is None:
         return load_recipe(recipe, assignments, overrides)
-    return merge(parse_recipe(made.recipe, str(path)), assignments, overrides)
+    return merge(parse_recipe(summary.recipe, str(path)), assignments, overrides)
 
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
-    """Save the model in its own type, check it, measure what was gained, and write the report."""
+    """Save the model in its element type, check it, measure it, and write the report."""
     dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else _dtype(student.dtype)
     target = run.folder / "model"
     key = {

@@ -1,4 +1,4 @@
-"""The page of sizes that a database alone allows to predict: what `darwinlm inspect --html` writes."""
+"""Page with the predicted sizes of a model, from its database alone: `darwinlm inspect --html`."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 
 SHARES = tuple(share / 20 for share in range(4, 21))
-"""Of the block parameters, smallest first; below a fifth the estimates mean nothing."""
+"""Shares of the block parameters, smallest first; below a fifth the estimates are meaningless."""
 
 SECONDS = 3.0
-"""For the choice of levels of each size."""
+"""Time limit for the choice of levels of each size."""
 
 
 def write_sizes(folder: Path, out: Path) -> int:
-    """Predict sizes of a model from its database and write the page; the model itself isn't read.
+    """Predict sizes of a model from its database and write the page, without reading the model.
 
     Args:
-        folder: output folder of `darwinlm database` or `darwinlm prune`.
-        out: the page's file.
+        folder: Output folder of `darwinlm database` or `darwinlm prune`.
+        out: File of the page.
 
     Returns:
-        How many sizes the page shows.
+        Number of sizes on the page.
 
     Raises:
-        ArtifactError: there is no finished database, it predicts no losses, or the plan beside it is missing, damaged
+        ArtifactError: There is no finished database, it predicts no losses, or the plan beside it is missing, damaged
             or of another model.
-        StorageError: the page can't be written.
+        StorageError: The page can't be written.
     """
     stage = find_database(folder)
     plan = _plan(stage, folder)
@@ -54,7 +54,7 @@ def write_sizes(folder: Path, out: Path) -> int:
     sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
     if not sizes:
         raise ArtifactError(
-            f"the database in {folder} predicts no losses (it was made with database.saliency=output): make one with "
+            f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one with "
             "database.saliency=loss"
         )
     itemsize = checkpoint.dtype.itemsize
@@ -74,22 +74,22 @@ def write_sizes(folder: Path, out: Path) -> int:
 
 
 def _plan(stage: StageFolder, folder: Path) -> StageFolder:
-    """The plan of the run that made a database. Raises ArtifactError."""
-    beside = [stage.folder.parent / "plan", *sorted(folder.glob("*/stages/plan"))]
-    found = next((plan for plan in beside if (plan / MANIFEST).is_file()), None)
-    if found is None:
+    """Plan of the run that built a database. Raises ArtifactError."""
+    candidates = [stage.folder.parent / "plan", *sorted(folder.glob("*/stages/plan"))]
+    path = next((plan for plan in candidates if (plan / MANIFEST).is_file()), None)
+    if path is None:
         raise ArtifactError(
-            f"{folder} holds no plan beside the database, which tells the model's sizes: give the output folder of "
+            f"{folder} has no plan with the model's sizes beside the database: give the output folder of "
             "darwinlm database or darwinlm prune"
         )
-    plan = StageFolder(found, read_record(found / KEY))
+    plan = StageFolder(path, read_record(path / KEY))
     if not plan.is_complete():
-        raise damaged(found / MANIFEST, f"its key isn't that of {KEY}")
+        raise damaged(path / MANIFEST, f"its key differs from {KEY}")
     return plan
 
 
 def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int]:
-    """Configuration and units that a plan was made for, and parameters outside the blocks. Raises ArtifactError."""
+    """Configuration and units of a plan, and the number of parameters outside the blocks. Raises ArtifactError."""
     record: dict[str, Any] = read_record(plan.folder / "plan.json")
     try:
         units = UnitsSettings.model_validate(plan.key.get("units"))
@@ -103,14 +103,14 @@ def _model(plan: StageFolder) -> tuple[Checkpoint, UnitsSettings, int]:
 
 
 def _check_same_model(stage: StageFolder, reader: DatabaseReader, folder: Path) -> None:
-    """Refuse a plan whose modules aren't the database's. Raises ArtifactError."""
+    """Refuse a plan with other modules than the database. Raises ArtifactError."""
     widths: dict[tuple[int, str], int] = {}
-    for found in read_curves(stage):
-        key = (found.block, found.kind)
-        widths[key] = max(widths.get(key, 0), len(found.errors) - 1)
+    for curve in read_curves(stage):
+        key = (curve.block, curve.kind)
+        widths[key] = max(widths.get(key, 0), len(curve.errors) - 1)
     cut = [(module.block, module.kind) for module in reader.modules if len(module.levels) > 1]
     same = all(widths.get(key) == reader.shapes[key].width for key in cut) and widths.keys() <= reader.shapes.keys()
     if not same or stage.key.get("units") != reader.units.attention:
         raise ArtifactError(
-            f"the plan and the database in {folder} are of different models: run the command that made them again"
+            f"the plan and the database in {folder} belong to different models: rerun the command that made them"
         )

@@ -1,4 +1,4 @@
-"""A sweep: several budgets from one database, each search starting from its neighbour's answer."""
+"""A sweep: several budgets from one database; each search may start from the neighbouring result."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ PAGE = "index.html"
 def prune_sweep(
     recipes: Sequence[Recipe], out: str | Path, *, until: str = "report", reporter: Reporter | None = None
 ) -> SweepSummary:
-    """Make a model smaller in several sizes, the largest first; text, database and scores are made once.
+    """Prune a model to several sizes, the largest first, with the same text, database and scores.
 
-    It is what `darwinlm prune --keep 75%,50%` does.
+    `darwinlm prune --keep 75%,50%` calls this.
 
     Args:
-        recipes: equal but for the bound, which is of one kind; `darwinlm.load_recipes` makes them of a recipe whose
-            bound has several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
-        out: output folder; each model has a folder of its own in it, such as `keep-75`.
-        until: last stage, as in `run_stages`.
-        reporter: tells the user; None prints to the terminal.
+        recipes: Recipes that differ only in their bound, which is of the same kind. `darwinlm.load_recipes` returns
+            them for a bound with several values, such as `load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])`.
+        out: Output folder; each model has a subfolder, such as `keep-75`.
+        until: Last stage as in `run_stages`.
+        reporter: Receiver of progress; None prints to the terminal.
 
     Returns:
-        What sweep.json holds: a row for each model, the dense one first; none when the last stage isn't the report.
+        The contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
+        report.
 
     Raises:
-        DarwinLMError: as in `darwinlm.prune`.
-        RecipeError: the recipes differ in more than their bound, or two are the same.
+        DarwinLMError: As in `darwinlm.prune`.
+        RecipeError: The recipes differ in more than their bound, or two are the same.
     """
     folder, reporter = Path(out), reporter or Reporter()
     ordered = _ordered(recipes)
-    Run(ordered[0], folder, reporter)  # refuses a folder that isn't ours
+    Run(ordered[0], folder, reporter)  # refuses a foreign folder
     summaries: list[tuple[str, Summary]] = []
     neighbour = None
     for recipe in ordered:
         name = member_name(recipe.budget)
         reporter.say(name)
-        made = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
+        results = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
         if STAGES.index(until) >= STAGES.index("search"):
-            neighbour = made.search.allocation
+            neighbour = results.search.allocation
         if until == "report":
-            summaries.append((name, made.report))
+            summaries.append((name, results.report))
     if not summaries:
         return SweepSummary()
     sweep = SweepSummary.of(summaries)
@@ -65,7 +66,7 @@ def prune_sweep(
 
 
 def member_name(budget: BudgetSettings) -> str:
-    """Folder of a member: `keep-75`, `params-2.7B`, `bytes-4GiB`, `speedup-2x`, `latency-30ms`."""
+    """Subfolder of a model: `keep-75`, `params-2.7B`, `bytes-4GiB`, `speedup-2x`, `latency-30ms`."""
     bound = getattr(budget, budget.kind)
     if budget.kind == "keep":
         return f"keep-{100 * bound:.10g}"
@@ -81,7 +82,7 @@ def member_name(budget: BudgetSettings) -> str:
 
 
 def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The largest model first. Raises RecipeError."""
+    """Recipes sorted by size, the largest first. Raises RecipeError."""
     kinds = {recipe.budget.kind for recipe in recipes}
     if len(kinds) != 1:
         raise RecipeError("a sweep has budgets of one kind; these are " + (" and ".join(sorted(kinds)) or "none"))
@@ -90,6 +91,6 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
         raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
     plain = {"budget": BudgetSettings()}
     if any(recipe.model_copy(update=plain) != recipes[0].model_copy(update=plain) for recipe in recipes):
-        raise RecipeError("a sweep's recipes may differ in their bound only")
+        raise RecipeError("a sweep's recipes may only differ in their bound")
     kind = recipes[0].budget.kind
     return sorted(recipes, key=lambda recipe: getattr(recipe.budget, kind), reverse=kind != "speedup")

@@ -1,4 +1,4 @@
-"""Whether the output folder of a run is what its records claim: bytes, the chain of stages, sizes, budget."""
+"""Verification of a run's output folder: file hashes, the chain of stages, sizes and budget."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import MARKER
 
 CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
-"""Fields of the key of the export, and the stages whose digests they hold."""
+"""Fields of the export's key, and the stages whose digests they hold."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """Result of one check.
 
     Attributes:
-        what: for people.
-        wrong: how it differs from what is recorded; None where it doesn't.
+        what: Description for the user.
+        wrong: Difference from the record; None if there is none.
     """
 
     what: str
@@ -33,23 +33,23 @@ def verify_run(folder: Path) -> list[Finding]:
     """Check a finished run.
 
     Args:
-        folder: its output folder.
+        folder: Output folder of the run.
 
     Returns:
-        Everything that was checked, in the order of the stages.
+        All checks in the order of the stages.
 
     Raises:
-        ArtifactError: it isn't the folder of a run.
+        ArtifactError: The folder isn't the output folder of a run.
     """
     if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
-        raise ArtifactError(f"{folder} isn't the output folder of a run: give what darwinlm prune was told as --out")
-    found = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
-    found += list(_model(folder))
-    return found
+        raise ArtifactError(f"{folder} isn't the output folder of a run: give the --out folder of darwinlm prune")
+    findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]
+    findings += list(_model(folder))
+    return findings
 
 
 def _stage(stage: Path) -> Finding:
-    """The files of a stage against their hashes, and its key against the one that it was begun with."""
+    """Compare the files of a stage with their hashes, and its key with the initial one."""
     title = f"stage {stage.name}"
     if not (stage / MANIFEST).is_file():
         return Finding(title, "it isn't finished")
@@ -57,24 +57,24 @@ def _stage(stage: Path) -> Finding:
         key = read_record(stage / MANIFEST).get("key", {})
         whole = StageFolder(stage, key)
         if not whole.is_complete() or read_json(stage / KEY) != key:
-            return Finding(title, f"{MANIFEST} and {KEY} name different work")
+            return Finding(title, f"{MANIFEST} and {KEY} have different keys")
     except DarwinLMError as error:
         return Finding(title, str(error))
     return Finding(title)
 
 
 def _model(folder: Path) -> Iterator[Finding]:
-    """The model against the record of its export, and the summary against the model."""
+    """Compare the model with the record of its export, and the summary with the model."""
     export, model = folder / STAGES / "export", folder / "model"
     if not (export / MANIFEST).is_file() or not (folder / "summary.json").is_file():
-        yield Finding("model", "the run hasn't written it yet: run the same darwinlm prune command again")
+        yield Finding("model", "the run hasn't written it yet: rerun the same darwinlm prune command")
         return
     key = read_record(export / MANIFEST).get("key", {})
     for field, name in CHAIN.items():
         if key.get(field) is not None and (folder / STAGES / name / MANIFEST).is_file():
             digest = digest_of(read_record(folder / STAGES / name / MANIFEST).get("key"))
             same = digest == key[field]
-            yield Finding(f"export follows {name}", None if same else f"it was made of another result of {name}")
+            yield Finding(f"export follows {name}", None if same else f"it belongs to another result of {name}")
     yield from _files(model, export)
     try:
         yield from _sizes(model, read_record(folder / "summary.json"))
@@ -84,28 +84,28 @@ def _model(folder: Path) -> Iterator[Finding]:
 
 def _files(model: Path, export: Path) -> Iterator[Finding]:
     if not (export / "export.json").is_file():
-        return  # a recovery on its own keeps no hashes of its model
+        return  # a recovery without pruning stores no hashes of its model
     files = read_record(export / "export.json").get("files", {})
     for name, digest in files.items():
         there = (model / name).is_file()
-        wrong = None if there and file_digest(model / name) == digest else "its bytes aren't those that were exported"
+        wrong = None if there and file_digest(model / name) == digest else "it was changed after the export"
         yield Finding(f"model/{name}", wrong if there else "it is missing")
 
 
 def _sizes(model: Path, summary: dict[str, Any]) -> Iterator[Finding]:
-    """Parameters counted anew, and the budget that they must keep."""
+    """Recount the parameters, and compare them with the budget."""
     checkpoint = Checkpoint.open(model)
     made = checkpoint.skeleton()
     counted = sum(parameter.numel() for parameter in made.parameters())
     blocks = sum(parameter.numel() for parameter in made.get_submodule(checkpoint.family.layers).parameters())
     budget, models = summary.get("budget"), summary.get("models")
     if not isinstance(budget, dict) or not isinstance(models, dict) or not models:
-        yield Finding("summary.json", "it lacks the budget or the models")
+        yield Finding("summary.json", "the budget or the models are missing")
         return
     stated = list(models.values())[-1].get("params")
-    yield Finding("parameters", None if counted == stated else f"{counted:,} are there, {stated} are stated")
+    yield Finding("parameters", None if counted == stated else f"{counted:,} exist, {stated} are stated")
     stated = budget.get("block_params")
-    yield Finding("block parameters", None if blocks == stated else f"{blocks:,} are there, {stated} are stated")
+    yield Finding("block parameters", None if blocks == stated else f"{blocks:,} exist, {stated} are stated")
     used, upper = budget.get("used", 0), budget.get("upper", 0)
     yield Finding("budget", None if used <= upper else f"{used} of {upper} are used")
     if budget.get("unit") == "params" and budget.get("kind") == "params":

@@ -1,1 +1,1 @@
-"""Which level each module gets: budget, start, mutation, fitness, evolution."""
+"""The search for an allocation: budget, first parent, mutation, fitness, evolution."""

@@ -1,9 +1,9 @@
 """The search for an allocation (DarwinLM, section 3.2): one level for every module, within the budget.
 
-`search` reads like that section. The first parent has equal layers (`propose/start.py`). In every generation children
-are made of the parent (`propose/`), within the exact budget (`problem/`). They are selected in rounds, fewer and fewer
-of them on more and more text, by KL to the dense model (`evaluate/`), after training where the recipe asks for it. The
-best becomes the next parent (`evolve/`). What predicts good children (`predict/`) isn't in the paper.
+`search` follows that section. The first parent has equal layers (`propose/start.py`). Every generation derives children
+from the parent (`propose/`), within the exact budget (`problem/`). Selection rounds evaluate fewer and fewer of them on
+more and more text, by KL to the dense model (`evaluate/`), after training if the recipe asks for it. The best child
+becomes the next parent (`evolve/`). The prediction of good children (`predict/`) is not in the paper.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ STATE = "evolution.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the search settled on.
+    """Result of the search.
 
     Attributes:
-        allocation: The answer.
-        uniform: Best allocation with equal layers at the same budget.
+        allocation: Best allocation.
+        uniform: Best uniform allocation at the same budget.
         record: Start, history and figures for the report.
     """
 
@@ -74,12 +74,12 @@ def search(
         model: Dense model.
         database: Pruned modules.
         problem: Space, costs and budget.
-        texts: Fitness text, [n, t]; and training text where candidates are trained.
+        texts: Fitness text, [n, t], and training text if candidates are trained.
         settings: Recipe's section.
         folder: Folder for the state.
         reporter: Reporter for progress.
         batch_tokens: Tokens in one forward pass.
-        neighbour: Answer at another budget on the same database, to start from where that is better.
+        neighbour: Result at another budget with the same database; the search starts from it if it is better.
 
     Raises:
         ArtifactError: The state is damaged or another search's.
@@ -88,15 +88,15 @@ def search(
     """
     clock = Clock(math.inf if settings.minutes is None else 60 * settings.minutes)
     placed = PlacedModules(model, database, problem.space)
-    rows = -(-settings.fitness_needed // texts["fitness"].shape[1])
-    fitness = Fitness(placed, texts["fitness"][:rows], batch_tokens=batch_tokens)
+    sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
+    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens)
     estimates = estimated_losses(problem.space, database)
     losses = local_errors(problem.space, database) if estimates is None else estimates
     guide = None
     if settings.method == "gradient":
         if estimates is None:
             reporter.say(
-                "search: the database estimates no losses (database.saliency=output), local errors stand for them"
+                "search: the database has no estimated losses (database.saliency=output), so local errors are used"
             )
         gradients = Gradients(placed, fitness.tokens, batch_tokens=batch_tokens, clock=clock)
         guide = Guide(Curvature(losses, removed_together(problem.space, database)), gradients.around)
@@ -123,7 +123,7 @@ def search(
 
 
 def best_uniform(problem: Problem, fitness: Fitness, n_tokens: int, clock: Clock) -> Allocation:
-    """The best allocation with equal layers; of the first few where time is short. Raises BudgetError."""
+    """The best uniform allocation, or the best of the first few if time is short. Raises BudgetError."""
     choices = uniform_allocations(problem)
     losses: list[float] = []
     while len(losses) < len(choices) and (not losses or parallel.broadcast(clock.left) > 0):
@@ -139,25 +139,25 @@ def first_parent(
     uniform: Allocation,
     neighbour: Allocation | None,
 ) -> Allocation:
-    """Equal layers brought within the budget, or a neighbour's answer moved there where that loses less.
+    """Equal layers adjusted to the budget, or the neighbouring result moved to it if its loss is lower.
 
     Raises:
-        BudgetError: No allocation keeps the budget and uses it.
+        BudgetError: No allocation lies within the budget's bounds.
     """
-    own = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
+    start = uniform_start(problem, losses, uniform, random.Random(settings.seed))  # noqa: S311
     if neighbour is None:
-        return own
+        return start
     try:
         moved = neighbour_start(problem, losses, neighbour)
-    except BudgetError:  # nothing between the neighbour and this budget
-        return own
+    except BudgetError:  # no allocation between the neighbour and this budget
+        return start
     fitness.set_base(None)
-    own_kl, moved_kl = fitness.kls([own, moved], settings.stages[-1].tokens)
-    return moved if moved_kl < own_kl else own
+    own_kl, moved_kl = fitness.kls([start, moved], settings.stages[-1].tokens)
+    return moved if moved_kl < own_kl else start
 
 
 def _progress(reporter: Reporter, settings: SearchSettings, clock: Clock) -> Callable[[SearchState], None]:
-    """One line after every generation."""
+    """A callback that prints one line after every generation."""
 
     def tell(state: SearchState) -> None:
         reporter.step(

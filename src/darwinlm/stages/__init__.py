@@ -1,1 +1,1 @@
-"""One thin file per stage: what it reads, what its key is, what it leaves behind."""
+"""The stages, a thin file for each: inputs, key and output."""

@@ -1,4 +1,4 @@
-"""Calibrate and factorise: every module at every level, block by block; or a database that is ready."""
+"""Database: calibrate and factorise every module, block by block, or use a finished database."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
+from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
-from darwinlm.database.store import DatabaseReader, block_file
+from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
 from darwinlm.malloc import kept_memory
@@ -26,7 +27,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class PruningDatabase:
-    """A finished database and the stage that holds it."""
+    """A finished database and its stage."""
 
     stage: StageFolder
     reader: DatabaseReader
@@ -35,9 +36,9 @@ class PruningDatabase:
 def stream_of(
     run: Run, text: TokenBlocks, n_tokens: int | None = None, memory: HiddenMemory | None = None
 ) -> BlockStream:
-    """The dense model's residual stream over some text, before the first block."""
-    rows = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
-    return _stream(run, text.tokens[:rows], memory)
+    """The dense model's residual stream on some text, before the first block."""
+    sequences = None if n_tokens is None else -(-n_tokens // text.tokens.shape[1])
+    return _stream(run, text.tokens[:sequences], memory)
 
 
 def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> BlockStream:
@@ -47,18 +48,18 @@ def _stream(run: Run, tokens: Tensor, memory: HiddenMemory | None = None) -> Blo
 
 
 def database_stage(run: Run, texts: Texts) -> PruningDatabase:
-    """Build the database, reuse it, or take the one that the recipe points at.
+    """Build the database, reuse it, or use the one named in the recipe.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
-        ArtifactError: the database that the recipe points at is another model's, or damaged.
-        DataError: it was calibrated on text that is now to be searched or measured on.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
+        ArtifactError: The database named in the recipe belongs to another model, or is damaged.
+        DataError: It was calibrated on text that is now search or evaluation text.
     """
     recipe = run.recipe
     if recipe.database.folder is not None:
         with parallel.agree():
-            stage = _ready_database(run, Path(recipe.database.folder), texts)
+            stage = _finished_database(run, Path(recipe.database.folder), texts)
         return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
     key = {
         "model": run.checkpoint.digest,
@@ -88,16 +89,16 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
 
 
 def _without_effect(settings: DatabaseSettings) -> set[str]:
-    """Fields that the pruned modules don't depend on."""
+    """Fields that don't affect the pruned modules."""
     return {"folder"} if settings.saliency == "loss" else {"folder", "saliency_tokens"}
 
 
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
-    """Second moments of output gradients on the first of the calibration text, one file for each block."""
+    """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
-    rows = min(max(wanted, parallel.size()), len(text.tokens))
-    tokens = text.tokens[:rows][parallel.place() :: parallel.size()]
-    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": rows, "arithmetic": run.arithmetic}
+    sequences = min(max(wanted, parallel.size()), len(text.tokens))
+    tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
+    key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": sequences, "arithmetic": run.arithmetic}
     with run.stage("saliency", key, "output gradients", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
@@ -117,17 +118,17 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     return of_block  # type: ignore[return-value]
 
 
-def _ready_database(run: Run, path: Path, texts: Texts) -> StageFolder:
+def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
     stage = find_database(path)
     model, units = run.checkpoint, run.recipe.units.attention
     check_fits(stage, path, model=model.digest, source=model.source, units=units)
-    seen = calibration_documents(stage)
+    calibrated = calibration_documents(stage)
     for purpose, text in texts.items():
-        shared = seen & set(text.document_hashes) if purpose != "calibration" else set()
+        shared = calibrated & set(text.document_hashes) if purpose != "calibration" else set()
         if shared:
             raise DataError(
                 f"the database in {path} was calibrated on {len(shared)} documents that are now {purpose} text: use "
-                "other text, or the text settings and the seed that it was made with"
+                "other text, or the text settings and the seed of the database"
             )
     run.reporter.say(f"calibration and database: {path} is used")
     return stage

@@ -1,4 +1,4 @@
-"""The element type of the saved model: the export's, and what a budget in bytes counts with."""
+"""Element type of the saved model, for the export and for budgets in bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def export_dtype(run: Run) -> torch.dtype:
 
 
 def saved_dtype(recipe: Recipe, checkpoint: Checkpoint) -> torch.dtype:
-    """Element type of the saved model: the recipe's, else the dense checkpoint's."""
+    """Element type of the saved model: from the recipe, else from the dense checkpoint."""
     chosen = recipe.export.dtype
     dtype = checkpoint.dtype if chosen == "auto" else DTYPES[chosen]
     return dtype if isinstance(dtype, torch.dtype) else DTYPES[str(dtype).removeprefix("torch.")]

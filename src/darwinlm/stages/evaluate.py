@@ -1,4 +1,4 @@
-"""Evaluate: dense, uniform, stitched and final model on held-out text, side by side."""
+"""Evaluate: dense, uniform, stitched and final model on held-out text."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ FIGURES = "models.json"
 Measured = dict[ModelKey, ModelFigures]
 
 
-def evaluate_stage(run: Run, made: StageResults) -> Measured:
+def evaluate_stage(run: Run, results: StageResults) -> Measured:
     """Figures of each model.
 
     Args:
-        run: the run.
-        made: what the stages before returned.
+        run: The run.
+        results: Results of the earlier stages.
     """
-    exported, stitched, refitted = made.export, made.stitch, made.refit
+    exported, stitched, refitted = results.export, results.stitch, results.refit
     key = {
         "model": run.checkpoint.digest,
         "exported": exported.digest,
-        "uniform": made.search.uniform,
+        "uniform": results.search.uniform,
         "stitched": stitched.stage.digest,
         "refit": refitted.stage.digest if refitted is not None else None,
-        "recover": made.recover is not None,
+        "recover": results.recover is not None,
         "teacher": run.teacher.digest,
-        "evaluation_text": made.text["evaluation"].digest,
+        "evaluation_text": results.text["evaluation"].digest,
         "evaluation": run.recipe.evaluation.model_dump(),
         "dtype": str(exported.dtype),
         "arithmetic": run.arithmetic,
@@ -52,17 +52,17 @@ def evaluate_stage(run: Run, made: StageResults) -> Measured:
         if work:
             models: dict[ModelKey, Any] = {
                 "dense": run.teacher.load(run.dtype),
-                "uniform": as_dtype(stitch(made.database.reader, made.search.uniform), run.dtype),
+                "uniform": as_dtype(stitch(results.database.reader, results.search.uniform), run.dtype),
                 "stitched": stitched.checkpoint.load(run.dtype),
             }
             final = Checkpoint.open(exported.folder).load(run.dtype)
-            if refitted is not None and made.recover is not None:
+            if refitted is not None and results.recover is not None:
                 models["refit"] = as_dtype(refitted.model(stitched.checkpoint), run.dtype)
             elif refitted is not None:
                 models["refit"] = final
-            if made.recover is not None:
+            if results.recover is not None:
                 models["recovered"] = final
-            save_figures(stage.folder / FIGURES, measure_models(run, models, made.text, exported.dtype))
+            save_figures(stage.folder / FIGURES, measure_models(run, models, results.text, exported.dtype))
         return read_figures(stage.folder / FIGURES)
 
 
@@ -72,7 +72,7 @@ def save_figures(path: Path, measured: Measured) -> None:
 
 
 def read_figures(path: Path) -> Measured:
-    """Read them again. Raises ArtifactError."""
+    """Read figures of models. Raises ArtifactError."""
     try:
         return {key: ModelFigures.model_validate(tree) for key, tree in read_json(path).items()}
     except (AttributeError, ValidationError) as error:
@@ -80,12 +80,12 @@ def read_figures(path: Path) -> Measured:
 
 
 def room_for_models(device: torch.device) -> float | None:
-    """Bytes of a GPU that models may fill, half of what is free being left to passes; None where it is all RAM."""
+    """Bytes of a GPU for models, half of its free memory; None on a CPU."""
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else None
 
 
 def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelKey]]:
-    """Models that are measured side by side: all of them, or each with the dense one where there is no room for all."""
+    """Groups of models to measure together: all of them, or each with the dense one if memory is short."""
     names = list(sizes)
     if room is None or sum(sizes.values()) <= room:
         return [names]
@@ -93,13 +93,13 @@ def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelK
 
 
 def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
-    """Measure models side by side, the dense one among them.
+    """Measure models on the same text, including the dense one.
 
     Args:
-        run: the run.
-        models: in the run's element type, on the CPU.
-        texts: `evaluation` among them.
-        dtype: element type that their bytes are counted in.
+        run: The run.
+        models: Models in the run's element type, on the CPU.
+        texts: Texts of the run, including `evaluation`.
+        dtype: Element type for their size in bytes.
     """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}

@@ -1,4 +1,4 @@
-"""Export: the final model as a folder that transformers loads, checked after it was written."""
+"""Export: the final model as a folder for transformers, verified after it is written."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Exported:
     """The final model.
 
     Attributes:
-        folder: where it lies.
-        dtype: element type of its weights.
-        custom_code: whether it needs the modelling file beside it.
-        digest: of its weights and configuration.
+        folder: Folder of the model.
+        dtype: Element type of its weights.
+        custom_code: Whether it needs a modelling file.
+        digest: Digest of its weights and configuration.
     """
 
     folder: Path
@@ -43,8 +43,8 @@ def export_stage(
     """Save the final model into `model/` of the output folder.
 
     Raises:
-        CheckpointError: what was saved isn't what is in memory.
-        StorageError: the disk is full.
+        CheckpointError: The saved model differs from the model in memory.
+        StorageError: The disk is full.
     """
     dtype = export_dtype(run)
     folder = run.folder / "model"
@@ -81,7 +81,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _intact(folder: Path, record: Path) -> bool:
-    """Whether the model folder still holds what was exported: users move and delete it."""
+    """Whether the model folder still holds the exported files, since users may move or delete it."""
     from darwinlm.artifact import read_json
 
     return (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]

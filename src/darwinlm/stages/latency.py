@@ -1,4 +1,4 @@
-"""Latency: what one module takes at each level on this machine, and how well that predicts whole models."""
+"""Latency: time of a module at each level on this machine, and the error of predictions for whole models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.space import SearchSpace
 
 WORRYING = 0.05
-"""Error of a prediction above which the user is told."""
+"""Prediction error above which the user is warned."""
 
 TABLE = "table.json"
 RATIOS = "ratios.json"
@@ -26,10 +26,10 @@ RATIOS = "ratios.json"
 def latency_stage(
     run: Run, space: SearchSpace, shapes: dict[tuple[int, ModuleKind], ModuleShape], dtype: torch.dtype
 ) -> CostModel:
-    """Measure the table, or reuse it; costs are nanoseconds of the request that the recipe describes.
+    """Measure the table, or reuse it; costs are nanoseconds of the recipe's workload.
 
     Raises:
-        ArtifactError: the table is damaged.
+        ArtifactError: The table is damaged.
     """
     budget = run.recipe.budget
     key = {

@@ -1,4 +1,4 @@
-"""Plan: what may be kept of each module, what it costs, and whether the budget can be met; no weights are read."""
+"""Plan: levels of each module, their costs, and a check of the budget; no weights are read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from darwinlm.stages.latency import latency_stage
 
 
 def plan_stage(run: Run) -> Problem:
-    """Lay out the search space; for a budget in time, measure it first.
+    """Define the search space and its costs; for a budget in time, measure them.
 
     Raises:
-        BudgetError: the budget is below the smallest or above the largest model.
-        RecipeError: the units don't fit the model.
+        BudgetError: The budget is below the smallest or above the largest model.
+        RecipeError: The units don't fit the model.
     """
     recipe = run.recipe
     shapes = module_shapes(run.checkpoint)

@@ -1,4 +1,4 @@
-"""Recover: train the smaller model, from its refitted weights on, against the original dense one."""
+"""Recover: train the smaller model from its refitted weights, by distillation from the original dense one."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Recovered:
     """The trained model.
 
     Attributes:
-        stage: holds it.
-        checkpoint: the model, float32.
-        record: steps, tokens, and the log.
+        stage: Stage folder.
+        checkpoint: The model, float32.
+        record: Steps, tokens, and the log.
     """
 
     stage: StageFolder
@@ -48,10 +48,10 @@ class Recovered:
 
 
 def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted | None) -> Recovered | None:
-    """Train the refitted (or stitched) model; None when the recipe leaves recovery out.
+    """Train the refitted (or stitched) model; None if the recipe skips recovery.
 
     Raises:
-        DarwinLMError: see `recover_model`.
+        DarwinLMError: See `recover_model`.
     """
     if not run.recipe.recovery.tokens:
         return None
@@ -66,20 +66,20 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
 
 
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
-    """Refuse what can be refused before anything is trained, or pruned.
+    """Check everything that can be checked before training or pruning.
 
     Args:
-        run: the run.
-        described: the model that is trained and its tokenizer; None where it will be cut from the run's model.
+        run: The run.
+        described: The model to train and its tokenizer; None if it will be pruned from the run's model.
 
     Returns:
-        How the text is cut into steps.
+        The division of the text into steps.
 
     Raises:
-        RecipeError: sequences are too long, a step can't be divided, or weights can't be dealt out.
-        ModelError: the dense model's tokens mean something else.
-        DataError: the text is a benchmark's own.
-        MissingExtraError: a package isn't installed.
+        RecipeError: Sequences are too long, a step can't be divided, or weights can't be sharded.
+        ModelError: The dense model has another vocabulary or tokenizer.
+        DataError: The text belongs to a benchmark.
+        MissingExtraError: A package isn't installed.
     """
     settings, text, teacher = run.recipe.recovery, run.recipe.text, run.teacher
     small, tokenizer = described or (run.checkpoint, run.checkpoint.tokenizer())
@@ -105,31 +105,31 @@ def recover_model(
     """Train a model, in one process or several, as the stage `recover`.
 
     Args:
-        run: the run.
-        texts: text that serves other purposes; `validation` among them.
-        described: the smaller model, for its configuration, and its tokenizer.
-        student: makes the smaller model in float32.
-        before: digests of what the training starts from.
+        run: The run.
+        texts: Texts of other purposes, including `validation`.
+        described: The smaller model (for its configuration) and its tokenizer.
+        student: Function that builds the smaller model in float32.
+        before: Digests of the initial weights.
 
     Raises:
-        ModelError: the dense model speaks other tokens.
-        RecipeError: sequences are too long, or a step can't be divided.
-        DataError: the text runs out.
-        NumericsError: the loss isn't finite or comes apart.
-        StorageError: the disk is full.
-        ArtifactError: a checkpoint is another run's.
-        MissingExtraError: a package isn't installed.
+        ModelError: The dense model has another vocabulary or tokenizer.
+        RecipeError: Sequences are too long, or a step can't be divided.
+        DataError: There is too little text.
+        NumericsError: The loss isn't finite or diverges.
+        StorageError: The disk is full.
+        ArtifactError: A checkpoint belongs to another run.
+        MissingExtraError: A package isn't installed.
     """
     settings = run.recipe.recovery
     distils, teacher = settings.distillation > 0, run.teacher
     with parallel.agree():
         steps = check_recovery(run, described)
     source = settings.text or run.recipe.text.source
-    assert source is not None, "the stage text refuses that"
+    assert source is not None, "the text stage checks this"
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
-    # Nothing in here depends on how many processes share the work or how they divide it.
-    apart = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
-    how = settings.model_dump(exclude=apart) | {"cached": settings.teacher_cache is not None}
+    # The key doesn't depend on the number of processes or the division of work.
+    without_effect = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
+    how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
         "teacher": teacher.digest if distils else None,
@@ -147,7 +147,7 @@ def recover_model(
         key["looking_back"] = run.recipe.text.looking_back
     work = _work_folder(run)
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
-        shutil.rmtree(work, ignore_errors=True)  # of a training that was killed when all was done
+        shutil.rmtree(work, ignore_errors=True)  # left by a training that was killed at its end
     with run.stage("recover", key, "recovery", shared=True) as (stage, work_to_do):
         if work_to_do:
             _train(run, stage, texts, teacher if distils else None, described, student, (source, reserved, steps))
@@ -208,8 +208,8 @@ def _train(
             write_json(stage.folder / RECORD, trained.record)
 
 
-def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) -> PackedText | CachedText:
-    """The text with what the dense model says about it, where the recipe asks for that to be stored."""
+def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows: int) -> PackedText | CachedText:
+    """The text with the dense model's stored log-probabilities, if the recipe has a cache."""
     from darwinlm.recovery.cache import CacheKey, cached_text
 
     settings = run.recipe.recovery
@@ -220,7 +220,7 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) 
         dense,
         Path(settings.teacher_cache).expanduser(),
         CacheKey(digest, settings.dtype, settings.top_k, settings.temperature),
-        batch_rows=rows,
+        batch_rows=batch_rows,
         chunk=settings.logit_chunk,
         say=run.reporter.say,
         progress=run.reporter.advance,
@@ -228,7 +228,7 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, rows: int) 
 
 
 def _work_folder(run: Run) -> Path:
-    """Checkpoints and packed text: beside the stages, and gone when the training is done."""
+    """Folder of checkpoints and packed text, beside the stages; deleted after the training."""
     return run.folder / "stages" / "recover-work"
 
 
@@ -240,8 +240,8 @@ def _pack(
         begun = sorted((work / "training").glob("checkpoint-*"))
         if begun:
             raise ArtifactError(
-                f"{begun[-1]} belongs to a recovery with other settings, text or weights, which wasn't finished: go on "
-                f"with those, choose another output folder, or delete {work} to give it up"
+                f"{begun[-1]} belongs to an unfinished recovery with other settings, text or weights: resume with "
+                f"those, choose another output folder, or delete {work} to discard it"
             )
         shutil.rmtree(work)
     write_json(marker, digest)

@@ -1,8 +1,7 @@
-"""Refit: output projections corrected toward the dense residual stream, as far as the whole model is better for it.
+"""Refit: output projections corrected towards the dense residual stream, as far as the whole model improves.
 
-Each module's fit is the best linear answer to all the error in front of it, yet the model with all of them overshoots:
-somewhere on the straight line from the stitched weights to the fitted ones it is nearer to the dense model than at
-either end. How far to go is one number for the whole model, taken from a few by KL on validation text.
+Each module's fit compensates all earlier error linearly, but all fits together overshoot. The best model lies between
+the stitched and the fitted weights. One interpolation factor for the whole model is chosen by KL on validation text.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from darwinlm.surgery.refit import Options, Outcome, Streams, put_weights, refit
 
 RECORD = "record.json"
 HEAD_TOKENS = 512
-"""Tokens whose logits exist at once, in whole sequences."""
+"""Tokens whose logits are in memory at once, in whole sequences."""
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """What the refit changed.
+    """Result of the refit.
 
     Attributes:
-        stage: holds it.
-        choices: what was decided for each module.
-        record: KL to the dense model on validation text before, after and by strength, what was kept, how far the
-            weights go toward the fitted ones (`strength`), and local distillation.
+        stage: Stage folder.
+        choices: Decision for each module.
+        record: KL to the dense model on validation text before, after and by interpolation factor; the chosen factor
+            (`strength`); and results of local distillation.
     """
 
     stage: StageFolder
@@ -50,16 +49,16 @@ class Refitted:
     record: dict[str, Any]
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The corrected weights by tensor name, float32; none where the stitched model was the better one.
+        """The corrected weights by tensor name, float32; empty if the stitched model was better.
 
         Args:
-            checkpoint: the stitched model.
+            checkpoint: The stitched model.
         """
         corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
             return corrected
         for block in range(checkpoint.n_blocks):
-            weights = _on_the_way(self.stage.folder, checkpoint, block, self.record["strength"])
+            weights = _interpolated(self.stage.folder, checkpoint, block, self.record["strength"])
             corrected |= {checkpoint.block_prefix(block) + name: weight for name, weight in weights.items()}
         return corrected
 
@@ -73,11 +72,11 @@ class Refitted:
 
 
 def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
-    """Refit the stitched model; None when the recipe leaves it out.
+    """Refit the stitched model; None if the recipe skips it.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     settings = run.recipe.refit
     if not settings.enabled:
@@ -91,10 +90,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         "arithmetic": run.arithmetic,
     }
 
-    def small(text: TokenBlocks, memory: HiddenMemory, rows: int | None = None) -> BlockStream:
+    def small(text: TokenBlocks, memory: HiddenMemory, sequences: int | None = None) -> BlockStream:
         return BlockStream(
             stitched.checkpoint,
-            text.tokens[:rows],
+            text.tokens[:sequences],
             dtype=run.dtype,
             device=run.device,
             batch_tokens=run.batch_tokens,
@@ -105,7 +104,7 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         if work:
             memory = HiddenMemory(stage.folder)
             dense = stream_of(run, texts["calibration"], settings.tokens, memory)
-            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.rows))
+            fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
             held_out = stream_of(run, texts["validation"], memory=memory)
             validation = Streams(held_out, small(texts["validation"], memory))
             options = Options(
@@ -123,18 +122,18 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
             )
             for strength in sorted({0.0, *settings.strengths} - losses.keys()):
                 between = small(texts["validation"], memory)
-                run_through(between, partial(_on_the_way, stage.folder, stitched.checkpoint, strength=strength))
+                run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(outcome, losses)
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
             write_json(stage.folder / RECORD, summed_up)
             _tell(run, outcome, summed_up)
-        made, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
-    return Refitted(stage, made, record)
+        choices, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
+    return Refitted(stage, choices, record)
 
 
-def _on_the_way(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
-    """A block's weights between those of the stitched checkpoint (0) and the fitted ones (1), float32 by name in it."""
+def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
+    """Weights of a block interpolated between the stitched (0) and the fitted ones (1), float32 by name in it."""
     path = folder / weights_file(block)
     if strength == 0 or not path.exists():
         return {}
@@ -146,7 +145,7 @@ def _on_the_way(folder: Path, checkpoint: Checkpoint, block: int, strength: floa
 
 
 def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]] = lambda block: {}) -> None:
-    """Move a residual stream behind the last block, with other weights by name inside a block. Raises NumericsError."""
+    """Move a residual stream through all blocks, with replaced weights by name in a block. Raises NumericsError."""
     for block in range(stream.checkpoint.n_blocks):
         stream.load(block)
         put_weights(stream.decoder.blocks[block], weights(block))
@@ -156,7 +155,7 @@ def run_through(stream: BlockStream, weights: Callable[[int], dict[str, Tensor]]
 
 @torch.no_grad()
 def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[float]:
-    """KL(dense ‖ other) in nats per token of residual streams behind the last block, over the same text."""
+    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text."""
     sums = [0.0] * len(others)
     tokens = 0
     for stream in (dense, *others):
@@ -164,10 +163,10 @@ def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[fl
     for index, hidden in enumerate(dense.hidden):
         step = max(1, HEAD_TOKENS // hidden.shape[1])
         for start in range(0, len(hidden), step):
-            rows = slice(start, start + step)
-            reference = DenseDistribution(_logits(dense, hidden[rows]))
+            part = slice(start, start + step)
+            reference = DenseDistribution(_logits(dense, hidden[part]))
             for number, other in enumerate(others):
-                divergence = reference.kl(_logits(other, other.hidden[index][rows]))
+                divergence = reference.kl(_logits(other, other.hidden[index][part]))
                 sums[number] += float(divergence.sum(dtype=torch.float64))
             tokens += len(reference)
     for stream in others:
@@ -176,13 +175,13 @@ def stream_divergences(dense: BlockStream, others: list[BlockStream]) -> list[fl
 
 
 def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
-    """[b, t, m] -> [b t, v]."""
+    """Logits of residual streams, [b, t, m] -> [b t, v]."""
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
     return stream.decoder.logits(tokens, hidden, stream.checkpoint.n_blocks).flatten(0, 1)
 
 
 def _record(outcome: Outcome, losses: dict[float, float]) -> dict[str, Any]:
-    """What was decided, from KL on validation text by strength; 0 is the stitched model."""
+    """The decision, from KL on validation text by interpolation factor; 0 is the stitched model."""
     strength = min(sorted(losses), key=losses.__getitem__)
     return {
         "kept": "refit" if strength > 0 else "stitched",
@@ -198,8 +197,8 @@ def _tell(run: Run, outcome: Outcome, record: dict[str, Any]) -> None:
     fitted = sum(choice.ridge is not None for choice in outcome.modules)
     distilled = sum(choice.steps > 0 for choice in outcome.local.values())
     local = f", {distilled} of {len(outcome.local)} blocks distilled" if outcome.local else ""
-    far = f", {record['strength']:.0%} of the way taken" if record["kept"] == "refit" else ""
-    kept = "" if record["kept"] == "refit" else ": no better, the stitched weights stay"
+    far = f", interpolation {record['strength']:.0%}" if record["kept"] == "refit" else ""
+    kept = "" if record["kept"] == "refit" else ": no improvement, so the stitched weights are kept"
     run.reporter.say(
         f"refit: {fitted} of {len(outcome.modules)} modules fitted{local}{far}; KL on validation text "
         f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"

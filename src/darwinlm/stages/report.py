@@ -43,25 +43,25 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 
 
-def report_stage(run: Run, made: StageResults) -> Summary:
-    """Write the summary, the page and the card; always done afresh.
+def report_stage(run: Run, results: StageResults) -> Summary:
+    """Write the summary, the page and the card, on every run.
 
     Raises:
-        BudgetError: the saved model doesn't keep the budget.
-        StorageError: the disk is full.
+        BudgetError: The saved model exceeds the budget.
+        StorageError: The disk is full.
     """
-    summary = summarise(run, made)
-    write_report(run.folder, made.export.folder, summary)
+    summary = summarise(run, results)
+    write_report(run.folder, results.export.folder, summary)
     return summary
 
 
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
     """Write summary.json and report.html into an output folder, and the card beside the weights.
 
-    Of several processes only the first one writes.
+    Among several processes only the first one writes.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: The disk is full.
     """
     if parallel.is_main():
         write_json(folder / FILE, summary.as_json())
@@ -69,36 +69,36 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
         write_text(model / "README.md", model_card(summary))
 
 
-def summarise(run: Run, made: StageResults) -> Summary:
-    """All facts of a run. Raises BudgetError when the saved model is too large."""
-    models, refitted, recovered = made.evaluate, made.refit, made.recover
+def summarise(run: Run, results: StageResults) -> Summary:
+    """Summary of a run. Raises BudgetError if the saved model is too large."""
+    models, refitted, recovered = results.evaluate, results.refit, results.recover
     final = list(models.values())[-1]
     return Summary(
         version=__version__,
         model=run.teacher.source,
         from_pruned=run.teacher is not run.checkpoint,
-        budget=_budget(run, made, models["dense"], final),
+        budget=_budget(run, results, models["dense"], final),
         models=models,
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, Checkpoint.describe(made.export.folder)),
+        allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
         sensitivity=tuple(
-            SensitivityFigures(**vars(found)) for found in sensitivities(made.plan.space, made.database.reader)
+            SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
         ),
-        search=SearchFigures.model_validate({"method": run.recipe.search.method, **made.search.record}),
+        search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
-        text=text_figures(run, made.text),
+        text=text_figures(run, results.text),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
-        export=export_figures(made.export),
+        export=export_figures(results.export),
         machine=machine_figures(run),
         recipe=run.recipe.model_dump(mode="json"),
     )
 
 
-def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
-    """The budget, and what the saved model uses of it. Raises BudgetError when that isn't what was planned."""
-    settings, plan, allocation = run.recipe.budget, made.plan, made.search.allocation
+def _budget(run: Run, results: StageResults, dense: ModelFigures, final: ModelFigures) -> BudgetFigures:
+    """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
+    settings, plan, allocation = run.recipe.budget, results.plan, results.search.allocation
     planned = plan.space.params(allocation)
     used = plan.cost.of(allocation)
     if (final.block_params, final.params) != (planned, planned + plan.outside) or used > plan.budget.limit:
@@ -110,7 +110,7 @@ def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigur
     return BudgetFigures(
         kind=settings.kind,
         bound=getattr(settings, settings.kind),
-        # Of a later round, the share of the original.
+        # In a later round, the share of the original model.
         keep=settings.keep if run.teacher is run.checkpoint else planned / dense.block_params,
         unit=plan.cost.unit,
         dense=plan.cost.dense,
@@ -123,20 +123,20 @@ def _budget(run: Run, made: StageResults, dense: ModelFigures, final: ModelFigur
 
 
 def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
-    """What is left of each block of the original model, from the shapes of both models' tensors."""
-    rows: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
+    """The remaining part of each block of the original model, from the shapes of both models' tensors."""
+    blocks: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
     for checkpoint, prefix in ((dense, "dense_"), (small, "")):
         for shape in module_shapes(checkpoint):
-            row = rows[shape.block]
+            row = blocks[shape.block]
             if shape.kind == "attention":
                 row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
             else:
                 row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
-    return tuple(BlockFigures.model_validate(row) for row in rows)
+    return tuple(BlockFigures.model_validate(row) for row in blocks)
 
 
 def text_figures(run: Run, texts: Texts) -> TextFigures:
-    """How much text served which purpose."""
+    """Amount of text for each purpose."""
     recipe = run.recipe
     return TextFigures(
         source=recipe.text.source,
@@ -150,7 +150,7 @@ def text_figures(run: Run, texts: Texts) -> TextFigures:
 
 
 def export_figures(exported: Exported) -> ExportFigures:
-    """The saved model."""
+    """Figures of the saved model."""
     return ExportFigures(
         folder=exported.folder.name,
         custom_code=exported.custom_code,
@@ -159,7 +159,7 @@ def export_figures(exported: Exported) -> ExportFigures:
 
 
 def machine_figures(run: Run) -> MachineFigures:
-    """The machine that this process runs on."""
+    """Description of this machine."""
     return MachineFigures(
         device=str(run.device),
         threads=torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""What the stages of a run hand on, with a field for each."""
+"""Results of the stages of a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from darwinlm.stages.text import Texts
 
 @dataclass(eq=False, repr=False)
 class StageResults:
-    """What each stage returned, by the stage's name; a field is there once its stage has run.
+    """Result of each stage, by its name; a field exists once its stage has run.
 
     Attributes:
-        text: blocks of tokens by purpose.
-        plan: the space, its costs and the budget.
-        database: pruned modules.
-        search: the allocation.
-        stitch: the smaller model.
-        refit: None where the recipe leaves it out.
-        recover: None where the recipe leaves it out.
-        export: the saved model.
-        evaluate: figures of each model.
-        report: the summary.
+        text: Blocks of tokens by purpose.
+        plan: Space, costs and budget.
+        database: Pruned modules.
+        search: Allocation.
+        stitch: Smaller model.
+        refit: Refitted model; None if the recipe skips it.
+        recover: Trained model; None if the recipe skips it.
+        export: Saved model.
+        evaluate: Figures of each model.
+        report: Summary.
     """
 
     text: Texts = field(init=False)

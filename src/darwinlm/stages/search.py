@@ -1,4 +1,4 @@
-"""Search: what it reads, its key, and the allocation that it leaves."""
+"""Search: the stage that finds the allocation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search settled on.
+    """Result of the search.
 
     Attributes:
-        stage: holds it.
-        allocation: the answer.
-        uniform: the best allocation with equal layers at the same budget.
-        record: start, history and figures for the report.
+        stage: Stage folder.
+        allocation: Best allocation.
+        uniform: Best uniform allocation at the same budget.
+        record: Start, history and figures for the report.
     """
 
     stage: StageFolder
@@ -41,15 +41,15 @@ def search_stage(
     """Find the allocation, or reuse it.
 
     Args:
-        run: the run.
-        texts: fitness text, and training text where candidates are trained.
-        database: pruned modules.
-        problem: space, costs and budget.
-        neighbour: the answer at another budget on the same database, to start from where that is better.
+        run: The run.
+        texts: Fitness text, and training text if candidates are trained.
+        database: Pruned modules.
+        problem: Space, costs and budget.
+        neighbour: Result at another budget with the same database; the search starts from it if it is better.
 
     Raises:
-        BudgetError: no allocation keeps the budget.
-        NumericsError: losses aren't finite.
+        BudgetError: No allocation keeps the budget.
+        NumericsError: Losses aren't finite.
     """
     recipe = run.recipe
     key = {

@@ -23,7 +23,7 @@ class Stitched:
 
 
 def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> Stitched:
-    """Make and save the smaller model in the dense checkpoint's own element types. Raises StorageError."""
+    """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
     biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {"database": database.stage.digest, "allocation": search.allocation, "bias": biased}
     with run.stage("stitch", key, "stitch") as (stage, work):

@@ -1,4 +1,4 @@
-"""Text: read, split by document into disjoint purposes, cut into blocks of tokens."""
+"""Text: read, split into disjoint purposes by document, cut into blocks of tokens."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
 
 
 def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
-    """Blocks of tokens for calibration, fitness, validation, evaluation, and training where it is wanted.
+    """Blocks of tokens for calibration, fitness, validation, evaluation and, if needed, training.
 
     Raises:
-        DataError: the text is missing, empty, unreadable, too short, or a benchmark's own.
-        RecipeError: no text is named, or its blocks are longer than the model allows.
+        DataError: The text is missing, empty, unreadable, too short, or belongs to a benchmark.
+        RecipeError: No text is given, or its blocks are longer than the model allows.
     """
     settings = run.recipe.text
     if not settings.source:
-        raise RecipeError("text.source: no text is named; give a file, a folder, or hf:owner/name")
+        raise RecipeError("text.source: no text is given; name a file, a folder, or hf:owner/name")
     longest = getattr(run.checkpoint.config, "max_position_embeddings", None)
     if longest and settings.sequence_length > longest:
         raise RecipeError(
@@ -89,7 +89,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     largest = max(int(part.tokens.max()) for part in texts.values())
     if largest >= vocabulary:
         raise DataError(
-            f"the tokenizer of {run.checkpoint.source} makes the token {largest}, but the model's vocabulary ends at "
+            f"the tokenizer of {run.checkpoint.source} gives the token {largest}, but the model's vocabulary ends at "
             f"{vocabulary - 1}: it belongs to another model"
         )
     return texts
@@ -98,12 +98,13 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
 def _split(
     run: Run, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase, tally: Tally
 ) -> dict[str, TokenBlocks]:
-    """Text for every purpose; of a short text less for each, in the recipe's proportions.
+    """Text for every purpose; a short text is divided in the recipe's proportions.
 
     Raises:
-        DataError: There is less than a block for each purpose, or too little for candidates that are trained.
+        DataError: There is less than a block for each purpose, or too little for training candidates.
     """
     settings, wanted = run.recipe.text, shares
+    assert settings.source is not None, "text_stage checks this"
     while True:
         left_out = Tally()
         try:
@@ -119,7 +120,7 @@ def _split(
         except TextTooShortError as error:
             if "training" in wanted:
                 raise
-            # Documents don't end where shares do: what one purpose can't use is lost to the others.
+            # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
             available = min(error.available, sum(shares.values()) - settings.sequence_length)
             within = shares_within(wanted, available, settings.sequence_length)
             if within is None:
@@ -141,13 +142,13 @@ def _split(
 
 
 def shuffle_of(run: Run) -> Shuffle | None:
-    """In which order the run takes documents; None where it is that of the files."""
+    """Random order of documents; None keeps the order of the files."""
     documents = run.recipe.text.shuffle_documents
     return Shuffle(documents, run.recipe.search.seed) if documents else None
 
 
 def fingerprint(source: str) -> dict[str, object]:
-    """What a source is, for keys: the hashes of local files, the name of a data set of the hub."""
+    """Identity of a source for keys: hashes of local files, or the name of a data set of the hub."""
     parsed = parse_source(source)
     if not isinstance(parsed, LocalSource):
         return {"hub": source}

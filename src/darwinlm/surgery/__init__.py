@@ -1,1 +1,1 @@
-"""Modules and models made physically smaller."""
+"""Construction of physically smaller modules and models."""

@@ -1,7 +1,7 @@
-"""Biases of the smaller model that the dense one hasn't got: which sub-layers can have them, and how they come in.
+"""Biases that the smaller model has and the dense one does not.
 
-A bias of an output projection carries the mean of what was removed, as FLAP's does (arXiv 2312.11983). Configurations
-know one switch for all projections of a sub-layer, so those that feed it get biases of zeros.
+As in FLAP (arXiv 2312.11983), the bias of an output projection holds the mean of the removed part. Configurations have
+one switch for all projections of a sub-layer, so the input projections get biases of zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def biased_kinds(settings: RefitSettings, checkpoint: Checkpoint) -> tuple[Modul
     """Modules whose output projections the refit gives a bias.
 
     Raises:
-        RecipeError: the family has no field for such a bias.
+        RecipeError: The family's configuration has no field for such a bias.
     """
     if not settings.enabled:
         return ()
@@ -44,12 +44,12 @@ def _can(family: Family, kind: ModuleKind) -> bool:
 
 
 def bias_fields(family: Family, kinds: Collection[ModuleKind]) -> dict[str, Any]:
-    """What these biases change in the configuration."""
+    """Configuration fields that enable these biases."""
     return {str(family.module(kind).bias): True for kind in kinds}
 
 
 def fill_biases(model: nn.Module) -> None:
-    """Give parameters called bias that are still on the meta device zeros, in the type of their weight."""
+    """Replace biases on the meta device by zeros, in the type of their weight."""
     for module in model.modules():
         bias, weight = getattr(module, "bias", None), getattr(module, "weight", None)
         if isinstance(bias, nn.Parameter) and bias.is_meta and isinstance(weight, nn.Parameter):

@@ -1,9 +1,9 @@
-"""Fit the output projections of a mixture's experts toward the dense residual stream.
+"""Fit the output projections of a mixture's experts towards the dense residual stream.
 
-An expert adds its projection of g x to the residual stream, x being its channels and g the router's weight for it, on
-the tokens that are routed to it. With the other experts as they stand, what it should add to a token is its own share
-plus all that the smaller stream lacks there, and the fit is the same ridge regression as for a single projection. The
-experts take turns, each one seeing what those before it have mended.
+On the tokens routed to it, an expert adds its projection of g x to the residual stream. Here x are its channels and g
+is the router's weight. With the other experts fixed, the target is its present contribution plus the remaining
+difference to the dense stream. The fit is the same ridge regression as for a single projection. Experts are fitted in
+turn; each fit takes the earlier ones into account.
 
 Letters: n tokens, m residual width, d channels of an expert, e experts.
 """
@@ -24,19 +24,19 @@ from darwinlm.surgery.projection_fit import Fit, Moments, fit_output
 from darwinlm.surgery.sublayers import BlockWalk
 
 ROUNDS = 2
-"""How often each expert is fitted: the first fits are made while later experts are still to be mended."""
+"""Number of fits of each expert; a second round corrects fits that were made before later experts changed."""
 
 
 @dataclass
 class Mixture:
-    """A mixture in the smaller stream, over one text.
+    """A mixture in the smaller stream, on one text.
 
     Attributes:
-        module: holds the experts.
-        experts: names of its tensors.
-        routing: for each batch, what the experts are asked.
-        missing: for each batch [n, m] float32, the dense residual stream behind the mixture minus the smaller one.
-        scale: what the experts' output is multiplied by before it is added to the residual stream.
+        module: Module of the experts.
+        experts: Names of its tensors.
+        routing: Routing of each batch.
+        missing: Dense residual stream after the mixture minus the smaller one, [n, m] float32 for each batch.
+        scale: Factor on the experts' output before it is added to the residual stream.
     """
 
     module: Any
@@ -45,46 +45,46 @@ class Mixture:
     missing: list[Tensor]
     scale: float
 
-    def asked(self, expert: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """For each batch the tokens [n] that ask an expert, what goes into its projection [n, d], what is missing."""
+    def batches_of(self, expert: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """For each batch: tokens [n] of an expert, inputs of its projection [n, d], and `missing`."""
         for routing, missing in zip(self.routing, self.missing, strict=True):
             token, x = expert_inputs(self.module, self.experts, routing, expert)
             yield token, self.scale * x, missing
 
     def moments(self, expert: int, W: Tensor) -> Moments:
-        """Moments of an expert's inputs and of what it should add, its weights being W [m, d]."""
-        found = Moments(W.shape[1], W.shape[0], W.device)
-        for token, x, missing in self.asked(expert):
-            found.add(x, x @ W.T + missing[token])
-        return found
+        """Moments of an expert's inputs and targets, for its weights W [m, d]."""
+        moments = Moments(W.shape[1], W.shape[0], W.device)
+        for token, x, missing in self.batches_of(expert):
+            moments.add(x, x @ W.T + missing[token])
+        return moments
 
-    def mend(self, expert: int, change: Tensor) -> None:
-        """Count a change [m, d] of an expert's weights in."""
-        for token, x, missing in self.asked(expert):
+    def apply_change(self, expert: int, change: Tensor) -> None:
+        """Update `missing` after a change [m, d] of an expert's weights."""
+        for token, x, missing in self.batches_of(expert):
             missing.index_add_(0, token, x @ change.T, alpha=-1)
 
     @property
-    def lacking(self) -> float:
-        """Summed squares of what is missing."""
+    def remaining_error(self) -> float:
+        """Summed squares of `missing`."""
         return sum(float(missing.double().square().sum()) for missing in self.missing)
 
 
 @torch.no_grad()
 def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, float]:
-    """The mixture of the block at hand, and the summed squares of what it should add to the residual stream.
+    """The mixture of the current block, and the summed squares of its target.
 
-    It keeps the mixture's input and what is missing for the whole text, beside the residual streams.
+    It stores the mixture's input and the missing part for the whole text, besides the residual streams.
 
     Args:
-        walk: the smaller stream, before the mixture.
-        targets: the dense residual stream behind it, [b, t, m] for each batch.
+        walk: The smaller stream, before the mixture.
+        targets: The dense residual stream after it, [b, t, m] for each batch.
     """
     checkpoint = walk.stream.checkpoint
     part = checkpoint.family.mlp
     module = expert_module(getattr(walk.stream.decoder.blocks[walk.block], part.name), part.experts)
     assert module is not None
     assert part.experts is not None
-    assert part.post_norm is None, "a norm behind the experts isn't linear in their weights"
+    assert part.post_norm is None, "a norm after the experts isn't linear in their weights"
     routing: list[Routing] = []
     missing, energy = [], 0.0
     handle = watch_routing(module, routing.append)
@@ -100,36 +100,36 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, flo
 
 @torch.no_grad()
 def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, ridges: Sequence[float], name: str) -> Fit:
-    """The best weights of all experts; the error on held-out text falls with every fit that is taken.
+    """The best weights of all experts; every accepted fit lowers the error on held-out text.
 
-    An expert that none of the held-out tokens ask keeps its weights.
+    An expert without held-out tokens keeps its weights.
 
     Args:
-        seen: over the text that is fitted.
-        held_out: over validation text.
-        energy: summed squares of what the mixture should add on validation text.
-        W0: [e, m, d] float32, the weights at hand.
-        ridges: strengths to try.
-        name: what is fitted, for messages.
+        seen: Mixture on the fitted text.
+        held_out: Mixture on validation text.
+        energy: Summed squares of the mixture's target on validation text.
+        W0: [e, m, d] float32, the stitched weights.
+        ridges: Candidate values of λ.
+        name: Name of the mixture, for messages.
 
     Returns:
-        Weights [e, m, d]; the strength that served most of the fits; errors of the whole mixture.
+        Weights [e, m, d], the most frequent λ, and errors of the whole mixture.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
-    weights, chosen, before = W0.clone(), Counter[float](), held_out.lacking
+    weights, chosen, before = W0.clone(), Counter[float](), held_out.remaining_error
     for expert in list(range(len(W0))) * ROUNDS:
         W = weights[expert].clone()
-        own, unseen = seen.moments(expert, W), held_out.moments(expert, W)
-        if own.count == 0 or unseen.count == 0:
+        fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
+        if fitted.count == 0 or unseen.count == 0:
             continue
-        fit = fit_output(own, unseen, W, None, ridges, f"{name} expert {expert}")
+        fit = fit_output(fitted, unseen, W, None, ridges, f"{name} expert {expert}")
         if fit.ridge is not None:
             chosen[fit.ridge] += 1
             weights[expert] = fit.weight
             for mixture in (seen, held_out):
-                mixture.mend(expert, fit.weight - W)
+                mixture.apply_change(expert, fit.weight - W)
     ridge = chosen.most_common(1)[0][0] if chosen else None
     share = 1 / energy if energy else 0.0
-    return Fit(weights, ridge, before * share, held_out.lacking * share)
+    return Fit(weights, ridge, before * share, held_out.remaining_error * share)

@@ -1,9 +1,9 @@
-"""Fit the projections into a sub-layer: from the smaller stream they are to see what the dense ones see.
+"""Fit the input projections of a sub-layer to the pre-activations of the dense model.
 
-A kept row of such a projection is the dense row w itself, and its pre-activation on the dense stream is w n, n being
-the stream behind the sub-layer's norm. The smaller model has n' there, so each row is fitted to
-E(w' n' - w n)² + λ ‖w' - w‖². Every row's solution is the same linear map: w' = w A with
-A = (E[n n'ᵀ] + λ I)(E[n' n'ᵀ] + λ I)⁻¹, one ridge regression for all projections of a sub-layer.
+A kept row of such a projection equals the dense row w. Its pre-activation on the dense stream is w n, where n is the
+stream after the sub-layer's norm. The smaller model has n' there. So each row w' minimises
+E(w' n' - w n)² + λ ‖w' - w‖². The solution for every row is the same linear map: w' = w A with
+A = (E[n n'ᵀ] + λ I)(E[n' n'ᵀ] + λ I)⁻¹. One ridge regression fits all projections of a sub-layer.
 
 Letters: m residual width, b sequences, t tokens.
 """
@@ -23,11 +23,11 @@ from darwinlm.surgery.ridge import ridge_solution
 
 @dataclass(frozen=True)
 class InputFit:
-    """What came of one sub-layer.
+    """Result for one sub-layer.
 
     Attributes:
-        weights: of the projections into it, float32 by name inside the block.
-        ridge: the strength that was best on validation text.
+        weights: Weights of the projections into it, float32 by name inside the block.
+        ridge: Best λ on validation text.
     """
 
     weights: dict[str, Tensor]
@@ -36,7 +36,7 @@ class InputFit:
 
 @dataclass(frozen=True)
 class InputMoments:
-    """What a sub-layer's projections see in both streams.
+    """Moments of the input of a sub-layer's projections in both streams.
 
     Attributes:
         small: E[n' n'ᵀ], [m, m].
@@ -60,14 +60,14 @@ class InputMoments:
 def input_moments(
     norm: nn.Module, dense: Iterable[Tensor], small: Iterable[Tensor], width: int, device: torch.device
 ) -> InputMoments:
-    """Moments of two residual streams [b, t, m] before a sub-layer, behind its norm."""
+    """Moments of two residual streams [b, t, m] before a sub-layer, after its norm."""
     of_small, of_dense = SecondMoment(width, device), SecondMoment(width, device)
     cross = CrossMoment(width, width, device)
     for theirs, ours in zip(dense, small, strict=True):
-        n, seen = norm(theirs), norm(ours)
-        of_small.add(seen)
+        n, small_input = norm(theirs), norm(ours)
+        of_small.add(small_input)
         of_dense.add(n)
-        cross.add(n, seen)
+        cross.add(n, small_input)
     return InputMoments(of_small.take(), cross.mean(), of_dense.take())
 
 
@@ -79,18 +79,18 @@ def fit_inputs(
     ridges: Sequence[float],
     label: str,
 ) -> InputFit | None:
-    """The projections that give pre-activations nearest to the dense ones on held-out text; None: the given ones do.
+    """The projections with the lowest pre-activation error on held-out text; None if the given ones are best.
 
     Args:
-        part: names of the projections.
-        weights: the block's weights, float32 by name inside it.
-        seen: moments of the text that is fitted.
-        held_out: moments of validation text.
-        ridges: strengths to try.
-        label: what is fitted, for messages.
+        part: Names of the projections.
+        weights: The block's weights, float32 by name inside it.
+        seen: Moments on the fitted text.
+        held_out: Moments on validation text.
+        ridges: Candidate values of λ.
+        label: Name of the sub-layer, for messages.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
     device = seen.small.device
     names = [f"{part.name}.{projection}.weight" for projection in part.segments]

@@ -1,7 +1,8 @@
-"""Local distillation: a few optimiser steps on all weights of one smaller block toward the dense residual stream.
+"""Local distillation: a few optimiser steps on all weights of a pruned block towards the dense residual stream.
 
-Source: the blockwise distillation of Puzzle (arXiv 2411.19146), on the streams of the refit: the smaller block gets the
-smaller model's own residual stream, with the error that it carries, and is to give the dense stream behind the block.
+Source: the blockwise distillation of Puzzle (arXiv 2411.19146), applied to the streams of the refit. The input of the
+block is the smaller model's residual stream, with its accumulated error. The target is the dense stream after the
+block.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _CHECKS = 4
 
 @dataclass(frozen=True)
 class LocalChoice:
-    """What local distillation gave in one block.
+    """Result of local distillation in one block.
 
     Attributes:
-        steps: the step whose weights were kept; 0 kept those from before.
-        before: validation error before it, E‖dense - small‖² relative to E‖dense - before the block‖².
-        after: validation error of what was kept.
+        steps: Step of the kept weights; 0 for the original weights.
+        before: Validation error before training, E‖dense - small‖² relative to E‖dense - before the block‖².
+        after: Validation error of the kept weights.
     """
 
     steps: int
@@ -45,30 +46,30 @@ def distil_block(
     batch_rows: int,
     seed: int,
 ) -> tuple[dict[str, Tensor], LocalChoice]:
-    """Train the block at hand; it is left as it came, and both streams stay before it.
+    """Train a block. The block is restored afterwards, and both streams stay before it.
 
     Args:
-        fit: the smaller stream over the text that is fitted, before the block, which is loaded.
-        validation: the smaller stream over other text, likewise.
-        block: the block.
-        targets: the dense stream behind the block, over both texts.
-        weights: the block's weights in float32 by name inside it; those in the block may be rounded.
-        steps: of AdamW, with a cosine to zero.
-        learning_rate: at the start.
-        batch_rows: sequences in one step.
-        seed: of the order of the text.
+        fit: The smaller stream on the fitted text, before the loaded block.
+        validation: The smaller stream on validation text, before the block.
+        block: The block.
+        targets: The dense stream after the block, on both texts.
+        weights: The block's weights, float32 by name inside it; those in the block may be rounded.
+        steps: Number of AdamW steps, with a cosine schedule to zero.
+        learning_rate: Initial learning rate.
+        batch_rows: Sequences in one step.
+        seed: Seed of the sampling order.
 
     Returns:
-        The block's weights, float32 by name inside the block (empty where none were better), and what was decided.
+        The block's weights, float32 by name inside the block (empty if none were better), and the decision.
 
     Raises:
-        NumericsError: the loss isn't finite.
+        NumericsError: The loss isn't finite.
     """
     module = fit.decoder.blocks[block]
     given = {name: parameter.data for name, parameter in module.named_parameters()}
     if not given:
         return {}, LocalChoice(0, 0.0, 0.0)
-    rows = min(batch_rows, fit.hidden.rows)
+    sequences = min(batch_rows, fit.hidden.sequences)
     before = _error(validation, block, targets[1])
     best: dict[str, Tensor] = {}
     choice = LocalChoice(0, before, before)
@@ -77,10 +78,12 @@ def distil_block(
     optimiser = torch.optim.AdamW(masters.values(), lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     order = torch.Generator().manual_seed(seed + block)
-    arguments = fit.arguments_for(rows)[block]
+    arguments = fit.arguments_for(sequences)[block]
     for step in range(1, steps + 1):
-        picked = torch.randperm(fit.hidden.rows, generator=order)[:rows].tolist()
-        x, target = (torch.stack([_row(of, fit.rows, index) for index in picked]) for of in (fit.hidden, targets[0]))
+        picked = torch.randperm(fit.hidden.sequences, generator=order)[:sequences].tolist()
+        x, target = (
+            torch.stack([_row(of, fit.batch_sequences, index) for index in picked]) for of in (fit.hidden, targets[0])
+        )
         with torch.enable_grad():
             cast = {name: master.to(fit.dtype) for name, master in masters.items()}
             output = torch.func.functional_call(module, cast, (x,), arguments)
@@ -106,9 +109,9 @@ def distil_block(
     return best, choice
 
 
-def _row(states: Sequence[Tensor], rows: int, index: int) -> Tensor:
-    """One sequence [t, m] of a stream in batches of so many rows."""
-    return states[index // rows][index % rows]
+def _row(states: Sequence[Tensor], batch_sequences: int, index: int) -> Tensor:
+    """One sequence [t, m] of a stream whose batches have `rows` sequences."""
+    return states[index // batch_sequences][index % batch_sequences]
 
 
 def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -119,7 +122,7 @@ def _set(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype) -> N
 
 @torch.no_grad()
 def _error(stream: BlockStream, block: int, targets: Sequence[Tensor]) -> float:
-    """E‖dense - small‖² behind the block, relative to what the dense stream is away from the smaller one before it."""
+    """E‖dense - small‖² after the block, relative to E‖dense after it - small before it‖²."""
     difference = energy = 0.0
     for hidden, target in zip(stream.hidden, targets, strict=True):
         result = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])

@@ -1,10 +1,10 @@
-"""Fit one output projection toward what would bring the smaller residual stream onto the dense one.
+"""Fit one output projection so that the smaller residual stream matches the dense one.
 
 A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
-a: c = a. Gemma 2 and 3 put a root-mean-square norm behind the projection: c is its gain times a, and s, different for
-each token, the root mean square of W x, taken from the dense model. With V = diag(c) W the fit of V (x / s) to the
-residual stream's wanted increment is least squares in every case. Where a bias is fitted along, x has one more column,
-of ones, and W one more, the bias.
+a: c = a. In Gemma 2 and 3 a root-mean-square norm follows the projection. Then c is its gain times a, and s is the root
+mean square of W x in the dense model, for each token. With V = diag(c) W, fitting V (x / s) to the desired increment of
+the residual stream is a least-squares problem in every case. For a bias, x gets an additional column of ones, and W an
+additional column, the bias.
 
 Letters: b sequences, t tokens, r outputs, d inputs.
 """
@@ -29,7 +29,7 @@ _SMALL_GAIN = 1e-4
 
 
 class Moments:
-    """Moments of one module's inputs and of what they should give, over everything that was added."""
+    """Moments of one module's inputs and targets over all added tokens."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         self.inputs = SecondMoment(inputs, device)
@@ -38,7 +38,7 @@ class Moments:
         self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Add inputs [..., d] and the outputs [..., r] that are wanted for them."""
+        """Add inputs [..., d] and their target outputs [..., r]."""
         self.inputs.add(x)
         self.cross.add(y, x)
         self.energy += float(y.double().square().sum())
@@ -54,13 +54,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of one module.
+    """Result for one module.
 
     Attributes:
         weight: [r, d] float32, the best weights on validation text.
-        ridge: the strength that gave them; None: they are the given ones.
-        before: validation error of the given weights, relative to E‖y‖².
-        after: validation error of the best weights.
+        ridge: Their λ; None if they are the given weights.
+        before: Validation error of the given weights, relative to E‖y‖².
+        after: Validation error of the best weights.
     """
 
     weight: Tensor
@@ -79,19 +79,19 @@ def fit_output(
     *,
     bias: bool = False,
 ) -> Fit:
-    """The best weights on held-out text: the given ones or those of one of the ridges.
+    """The best weights on held-out text: the given ones or a ridge solution.
 
     Args:
-        seen: moments of the text that is fitted.
-        held_out: moments of validation text.
-        W0: [r, d] float32, where the weights are pulled to.
-        gain: c, [r]; None where it is 1.
-        ridges: strengths to try.
-        name: what is fitted, for messages.
-        bias: whether the last column is a bias.
+        seen: Moments on the fitted text.
+        held_out: Moments on validation text.
+        W0: [r, d] float32, centre of the regularisation.
+        gain: c, [r]; None if it is 1.
+        ridges: Candidate values of λ.
+        name: Name of the module, for messages.
+        bias: Whether the last column is a bias.
 
     Raises:
-        NumericsError: moments aren't finite or can't be factorised.
+        NumericsError: Moments aren't finite or can't be factorised.
     """
     V0 = W0 if gain is None else gain[:, None] * W0
     best, chosen, before = W0, None, held_out.error(V0)
@@ -100,7 +100,7 @@ def fit_output(
         V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, bias=bias, name=name)
         W = V
         if gain is not None:
-            # Where the gain is nearly zero the residual stream sees nothing of the output.
+            # If the gain is nearly zero, the output doesn't reach the residual stream.
             seen_by = gain.abs() > _SMALL_GAIN * gain.abs().max()
             W = torch.where(seen_by[:, None], V / torch.where(seen_by, gain, 1.0)[:, None], W0)
             V = gain[:, None] * W
@@ -112,7 +112,7 @@ def fit_output(
 
 @torch.no_grad()
 def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
-    """C of a module in a loaded block, [r] float32; None where it is 1."""
+    """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
     family = checkpoint.family
     part = family.module(kind)
     scale = family.residual_scale(checkpoint.config)
@@ -120,7 +120,7 @@ def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor |
     assert output is not None
     if part.post_norm is None:
         return None if scale == 1 else torch.full((output.out_features,), scale, device=output.weight.device)
-    # Of a vector of ones such a norm makes its gain, whichever way it stores it.
+    # The norm of a vector of ones is its gain, however the norm stores it.
     ones = torch.ones(1, 1, output.out_features, dtype=output.weight.dtype, device=output.weight.device)
     gain: Tensor = getattr(layer, part.post_norm)(ones)[0, 0].float() * scale
     return gain
@@ -128,7 +128,7 @@ def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor |
 
 @contextmanager
 def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
-    """While the dense stream finishes a module: s for each batch, [b, t, 1]; stays empty where s is 1."""
+    """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1."""
     family = walk.stream.checkpoint.family
     output = output_projection(walk.stream.decoder.blocks[walk.block], family, kind)
     spread: list[Tensor] = []
@@ -153,15 +153,15 @@ def module_moments(
     *,
     fits_bias: bool = False,
 ) -> Moments:
-    """Moments of a module's inputs in the smaller stream, against what would bring it onto the dense stream.
+    """Moments of a module's inputs in the smaller stream and of the increments that would match the dense stream.
 
     Args:
-        walk: the smaller stream, before the module.
-        kind: the module; it must be there.
-        targets: the dense residual stream behind the module, [b, t, m] for each batch.
-        spread: s for each batch, or nothing.
+        walk: The smaller stream, before the module.
+        kind: The module; it must exist.
+        targets: The dense residual stream after the module, [b, t, m] for each batch.
+        spread: s of each batch; empty if s is 1.
         gain: c, [r] or None.
-        fits_bias: whether the bias is fitted along; else the one that is there stays, and its part is taken off.
+        fits_bias: Whether the bias is fitted too; otherwise an existing bias stays and is subtracted from the targets.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)

@@ -1,10 +1,10 @@
-"""Least-squares correction of a stitched model toward the dense one, block by block.
+"""Least-squares correction of a stitched model towards the dense one, block by block.
 
-Two residual streams walk the blocks together, the dense model's and the smaller one's. Each output projection is
-fitted so that the smaller stream, with all the error that it already carries, lands where the dense stream is after
-that module. The strength of the pull toward the stitched weights is chosen on validation text, and where no fit
-beats the stitched weights there, they stay. On request biases are fitted along, the projections into a module before,
-and all weights of a block take a few steps of distillation at last, under the same condition.
+The residual streams of the dense and the smaller model pass through the blocks together. Each output projection is
+fitted so that the smaller stream, with its accumulated error, matches the dense stream after that module. λ regularises
+towards the stitched weights and is chosen on validation text. If no fit is better there, the stitched weights stay.
+Options also fit biases and input projections, and train all weights of a block by local distillation; results are kept
+under the same condition.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ from darwinlm.surgery.sublayers import BlockWalk
 
 @dataclass(frozen=True)
 class FitChoice:
-    """What was decided for one module.
+    """Decision for one module.
 
     Attributes:
-        block: its block.
-        kind: attention or mlp.
-        ridge: the strength that was best on validation text, of a mixture for most of its experts; None kept the
-            stitched weights.
-        before: validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
-        after: validation error of the chosen weights.
-        inputs: the strength at which the projections into the module were fitted; None kept the stitched ones.
+        block: Index of the block.
+        kind: Attention or mlp.
+        ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
+        before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
+        after: Validation error of the chosen weights.
+        inputs: λ of the fitted input projections; None if the stitched ones were kept.
     """
 
     block: int
@@ -52,7 +51,7 @@ class FitChoice:
 
 @dataclass
 class Streams:
-    """The dense and the smaller model's residual streams over the same text."""
+    """Residual streams of the dense and the smaller model on the same text."""
 
     dense: BlockStream
     small: BlockStream
@@ -60,16 +59,16 @@ class Streams:
 
 @dataclass(frozen=True)
 class Options:
-    """How a block is fitted.
+    """Options of the fit.
 
     Attributes:
-        ridges: strengths to try.
-        local_steps: steps of local distillation; 0 leaves it out.
-        local_rate: its learning rate.
-        local_tokens: tokens in one of its steps.
-        seed: of its order.
-        bias: modules whose output projection's bias is fitted along; it must have one.
-        inputs: modules whose input projections are fitted too.
+        ridges: Candidate values of λ.
+        local_steps: Number of local distillation steps; 0 skips it.
+        local_rate: Learning rate of local distillation.
+        local_tokens: Tokens in one step of local distillation.
+        seed: Seed of the sampling order of local distillation.
+        bias: Modules whose bias of the output projection is fitted too; it must exist.
+        inputs: Modules whose input projections are fitted too.
     """
 
     ridges: tuple[float, ...]
@@ -83,11 +82,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided.
+    """Decisions of the refit.
 
     Attributes:
-        modules: for each module that is still there.
-        local: for each block that was distilled, by its number.
+        modules: Decision for each module that exists.
+        local: Decision for each distilled block, by its number.
     """
 
     modules: list[FitChoice]
@@ -101,18 +100,19 @@ def refit(
     options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Fit every output projection of the smaller model; blocks that an interrupted run has finished are kept.
+    """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
     Args:
-        stage: begun; one file of weights (by name inside the block) and one of choices is written for each block.
-        fit: streams over the text that is fitted, before the first block; they end behind the last.
-        validation: streams over other text, likewise.
-        options: how.
-        progress: called with finished and total blocks.
+        stage: Stage folder, opened for writing; each block gets a file of weights (by name inside the block) and one of
+            decisions.
+        fit: Streams on the fitted text, before the first block; they end after the last one.
+        validation: Streams on validation text, before the first block.
+        options: Options of the fit.
+        progress: Callback with the numbers of finished and total blocks.
 
     Raises:
-        NumericsError: values aren't finite.
-        StorageError: the disk is full.
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
     """
     outcome = Outcome([], {})
     total = fit.dense.checkpoint.n_blocks
@@ -147,7 +147,7 @@ def refit(
 
 
 def weights_file(block: int) -> str:
-    """Name of the file of a block's fitted weights; there is none where all stitched ones stay."""
+    """File name of a block's fitted weights; the file doesn't exist if all stitched weights were kept."""
     return f"block_{block:04d}.safetensors"
 
 
@@ -160,7 +160,7 @@ def _notes_of(stage: StageFolder, block: int) -> Any:
 
 
 def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
-    """What an interrupted run noted about a block, if its files are whole."""
+    """Decisions of an interrupted run about a block, if its files are intact."""
     path = _notes_of(stage, block)
     if not path.exists():
         return None
@@ -175,7 +175,7 @@ def _finished(stage: StageFolder, block: int) -> dict[str, Any] | None:
 
 
 def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a block other weights, by name inside it, in its own type."""
+    """Set weights of a block by name, converted to the block's type."""
     parameters = dict(block.named_parameters())
     for name, weight in weights.items():
         parameters[name].data = weight.to(parameters[name].device, parameters[name].dtype)
@@ -184,7 +184,7 @@ def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
 def _refit_block(
     block: int, fit: Streams, validation: Streams, options: Options
 ) -> tuple[dict[str, Tensor], list[FitChoice], LocalChoice | None]:
-    """Advance all streams through one block, fitting its modules on the way."""
+    """Move all streams through one block and fit its modules."""
     both = (fit, validation)
     checkpoint = fit.small.checkpoint
     dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
@@ -195,7 +195,7 @@ def _refit_block(
     choices: list[FitChoice] = []
     for kind in KINDS:
         name = output_name(checkpoint.family.module(kind), stitched)
-        # What both streams see before the module, while the dense one is still there.
+        # Moments of both streams before the module, while the dense stream is still there.
         inputs = None if name is None else _fitted_inputs(block, kind, both, stitched, options)
         spreads = []
         for walk in dense:
@@ -203,16 +203,16 @@ def _refit_block(
                 walk.finish(kind)
             spreads.append(spread)
         if name is not None:
-            choice, found = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
+            choice, fitted = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
             choices.append(choice)
-            weights |= found
+            weights |= fitted
         for walk in small:
             walk.finish(kind)
     if not options.local_steps or not choices:
         return weights, choices, None
     for streams, hidden in zip(both, start, strict=True):
         streams.small.hidden[:] = hidden
-    rows = max(1, options.local_tokens // fit.small.hidden[0].shape[1])
+    sequences = max(1, options.local_tokens // fit.small.hidden[0].shape[1])
     trained, local = distil_block(
         fit.small,
         validation.small,
@@ -221,7 +221,7 @@ def _refit_block(
         stitched | weights,
         steps=options.local_steps,
         learning_rate=options.local_rate,
-        batch_rows=rows,
+        batch_rows=sequences,
         seed=options.seed,
     )
     for streams in both:
@@ -233,7 +233,7 @@ def _refit_block(
 def _fitted_inputs(
     block: int, kind: ModuleKind, both: tuple[Streams, Streams], stitched: dict[str, Tensor], options: Options
 ) -> InputFit | None:
-    """The projections into a module of the smaller model, where fitting them helps them; experts aren't fitted."""
+    """Fitted input projections of a module if they are better, else None; experts aren't fitted."""
     checkpoint = both[0].small.checkpoint
     part = checkpoint.family.module(kind)
     if kind not in options.inputs or any(f"{part.name}.{name}.weight" not in stitched for name in part.segments):
@@ -253,16 +253,16 @@ def _fitted_inputs(
 
 @dataclass(frozen=True)
 class _Module:
-    """One module on its way.
+    """The fit of one module.
 
     Attributes:
-        kind: attention or mlp.
-        output: name of the output projection's weight inside the block.
-        small: the smaller streams before the module, over the text that is fitted and over validation text.
-        dense: the dense streams behind it, likewise.
-        spreads: see `watched_spread`, likewise.
-        stitched: the block's weights, float32 by name inside it.
-        options: how.
+        kind: Attention or mlp.
+        output: Name of the output projection's weight inside the block.
+        small: The smaller streams before the module, on the fitted text and on validation text.
+        dense: The dense streams after it, in the same order.
+        spreads: Spreads as in `watched_spread`, in the same order.
+        stitched: The block's weights, float32 by name inside it.
+        options: Options of the fit.
     """
 
     kind: ModuleKind
@@ -274,14 +274,14 @@ class _Module:
     options: Options
 
     def fit(self, inputs: InputFit | None) -> tuple[FitChoice, dict[str, Tensor]]:
-        """Fit what the module ends in, also behind fitted inputs, and leave the better of the two in the block."""
+        """Fit the output projection, with and without fitted inputs, and leave the better variant in the block."""
         chosen, ridge = self._fit_output(), None
         before, weights = chosen.before, self._named(chosen)
         if inputs is not None:
             self._put(inputs.weights)
-            found = self._fit_output()
-            if found.after < chosen.after:
-                chosen, ridge, weights = found, inputs.ridge, inputs.weights | self._named(found)
+            fit = self._fit_output()
+            if fit.after < chosen.after:
+                chosen, ridge, weights = fit, inputs.ridge, inputs.weights | self._named(fit)
             else:
                 self._put({name: self.stitched[name] for name in inputs.weights})
                 for walk in self.small:
@@ -311,12 +311,12 @@ class _Module:
     def _bias(self) -> str:
         return self.output.removesuffix("weight") + "bias"
 
-    def _named(self, found: Fit) -> dict[str, Tensor]:
-        if found.ridge is None:
+    def _named(self, fit: Fit) -> dict[str, Tensor]:
+        if fit.ridge is None:
             return {}
         if self.kind not in self.options.bias:
-            return {self.output: found.weight}
-        return {self.output: found.weight[:, :-1], self._bias: found.weight[:, -1]}
+            return {self.output: fit.weight}
+        return {self.output: fit.weight[:, :-1], self._bias: fit.weight[:, -1]}
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         for walk in self.small:

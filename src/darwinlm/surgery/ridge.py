@@ -1,9 +1,9 @@
-"""Ridge regression toward given weights, from second moments.
+"""Ridge regression towards given weights, from second moments.
 
-Letters: r outputs, d inputs. X are inputs and Y the wanted outputs; ‖W X - Y‖² + λ ‖W - W₀‖² is least at
-W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹, and everything needed of X and Y is in H = E[x xᵀ], C = E[y xᵀ] and E‖y‖². A bias is
-the weight of one more input, which is always 1 and isn't pulled anywhere: the other weights are then those of the
-centred regression.
+Letters: r outputs, d inputs. With inputs X and target outputs Y, ‖W X - Y‖² + λ ‖W - W₀‖² is minimal at
+W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹. H = E[x xᵀ], C = E[y xᵀ] and E‖y‖² are all that is needed of X and Y. A bias is the
+weight of an additional input that is always 1. It isn't regularised, so the other weights are those of the centred
+regression.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from darwinlm.errors import NumericsError
 def ridge_solution(
     H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, bias: bool = False, name: str = "module"
 ) -> Tensor:
-    """Weights that fit the outputs while staying near the given ones.
+    """Weights that fit the outputs, regularised towards given weights.
 
     Args:
         H: [d, d] floating, E[x xᵀ].
         C: [r, d] floating, E[y xᵀ].
-        W0: [r, d] floating, where the weights are pulled to.
+        W0: [r, d] floating, centre of the regularisation.
         ridge: λ relative to the mean of the diagonal of H.
-        bias: the last input is the bias's: it isn't pulled, and doesn't count in that mean.
-        name: what is fitted, for messages.
+        bias: Whether the last input belongs to a bias, which isn't regularised and doesn't count in that mean.
+        name: Name of the module, for messages.
 
     Returns:
         [r, d] float32.
 
     Raises:
-        NumericsError: an input isn't finite, or H + λI can't be factorised.
+        NumericsError: An input isn't finite, or H + λI can't be factorised.
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")

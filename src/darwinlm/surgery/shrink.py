@@ -1,4 +1,4 @@
-"""Cut one module down to what a level keeps: rows of the projections that feed it, columns of its output."""
+"""Cut one module to a level: rows of its input projections, columns of its output projection."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
-from darwinlm.database.store import Kept
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments
@@ -26,10 +26,10 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     """Cut the tensors of one sub-layer (names inside it, without the block's norms).
 
     Args:
-        family: names of the projections.
-        shape: sizes before the cut.
-        tensors: the dense sub-layer's tensors by name inside it.
-        kept: what remains.
+        family: Names of the projections.
+        shape: Shape before the cut.
+        tensors: The dense sub-layer's tensors by name inside it.
+        kept: Kept columns and weights.
 
     Returns:
         The smaller sub-layer's tensors, in the types of the dense ones.
@@ -64,7 +64,7 @@ def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
-    """Rows that remain of each kind: of query heads, of KV heads, of MLP channels (for each expert)."""
+    """Kept rows of query heads, KV heads and MLP channels (for each expert)."""
     if kept.groups is None:
         return {"channel": kept.columns}
     key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
@@ -74,13 +74,13 @@ def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
 def layer_overrides(
     family: Family, shape: ModuleShape, level: Level, query_groups: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What a level changes in the configuration of its layer.
+    """Configuration fields of a layer that a level changes.
 
     Args:
-        family: names of the sizes.
-        shape: sizes before the cut.
-        level: what remains.
-        query_groups: KV head of each query head that remains, where KV heads serve different numbers of them.
+        family: Names of the sizes.
+        shape: Shape before the cut.
+        level: Level of the module.
+        query_groups: KV head of each kept query head, if KV heads serve different numbers of them.
     """
     if shape.kind == "mlp":
         experts = family.mlp.experts
@@ -94,7 +94,7 @@ def layer_overrides(
 
 
 def layer_config(config: Any, block: int, overrides: Mapping[str, Any]) -> Any:
-    """A copy of the configuration for one layer that shares the attention implementation."""
+    """A copy of the configuration for one layer, with the same attention implementation."""
     one = copy.copy(config.per_layer_config[block])
     one.__dict__.pop("_heterogeneity_spec", None)
     for name, value in overrides.items():
@@ -111,16 +111,16 @@ def small_module(
     tensors: Mapping[str, Tensor],
     query_groups: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Build the sub-layer at a level, of the family's own class, around the given tensors.
+    """Build the sub-layer at a level, in the family's class, around the given tensors.
 
     Args:
-        block: a block of the dense model, for its class.
-        config: configuration of the dense model.
-        family: names of the sub-layers.
-        shape: sizes before the cut.
-        level: what remains; must keep something.
-        tensors: the smaller sub-layer's tensors by name inside it; they are used, not copied.
-        query_groups: as in `layer_overrides`.
+        block: A block of the dense model, for its class.
+        config: Configuration of the dense model.
+        family: Names of the sub-layers.
+        shape: Shape before the cut.
+        level: Level of the module; it must keep something.
+        tensors: The smaller sub-layer's tensors by name inside it; they are used, not copied.
+        query_groups: As in `layer_overrides`.
     """
     kind: ModuleKind = shape.kind
     overrides = layer_overrides(family, shape, level, query_groups)

@@ -1,4 +1,4 @@
-"""Make the physically smaller model of an allocation (DarwinLM §3.2): plain classes when all layers are equal."""
+"""Build the physically smaller model of an allocation (DarwinLM §3.2); equal layers use the family's class."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.database.store import DatabaseReader, kept_groups
+from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
@@ -31,7 +32,7 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
 
 
 def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict[int, dict[str, Any]]:
-    """`per_layer_config` of the smaller model: the sizes of every layer, and what it skips."""
+    """`per_layer_config` of the smaller model: sizes of every layer, and the sub-layers that it skips."""
     table: dict[int, dict[str, Any]] = {}
     for block in range(n_blocks):
         row: dict[str, Any] = {}
@@ -56,12 +57,12 @@ def smaller_config(
 ) -> Any:
     """Configuration of the smaller model.
 
-    Equal layers give the family's own configuration class, unequal ones ours with `per_layer_config`.
+    Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`.
 
     Args:
-        checkpoint: the dense model.
-        table: as `layer_table` makes it.
-        changes: fields of the whole model that differ from the dense one's.
+        checkpoint: The dense model.
+        table: Table from `layer_table`.
+        changes: Fields of the whole model that differ from the dense model's.
     """
     changes = dict(changes or {})
     family = checkpoint.family
@@ -71,14 +72,14 @@ def smaller_config(
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
         tree |= sizes | changes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
-        # Some families refuse, in their own class, head counts that don't divide the hidden size; ours takes them.
+        # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
             config.architectures = [f"{family.class_prefix}ForCausalLM"]
             return config
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
-        changes["output_router_logits"] = False  # transformers' balancing loss wants as many experts in every layer
+        changes["output_router_logits"] = False  # transformers' balancing loss needs equal numbers of experts
     config_class, _, causal = pruned_classes(*family.class_names)
     config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]
@@ -86,7 +87,7 @@ def smaller_config(
 
 
 def _common_sizes(table: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-    """Sizes that hold for every layer; None where layers differ. A size that a layer hasn't got doesn't count."""
+    """Sizes common to all layers; None if layers differ. Layers without a size don't count for it."""
     sizes: dict[str, Any] = {}
     for row in table.values():
         unlike = any(sizes.setdefault(name, value) != value for name, value in row.items())
@@ -96,14 +97,14 @@ def _common_sizes(table: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
-    """The smaller model on the meta device, but for buffers that aren't saved."""
+    """The smaller model on the meta device, except for buffers that aren't saved."""
     if str(config.model_type).startswith(PREFIX):
         pruned_classes(*checkpoint.family.class_names)
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
 
 def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the smaller model, a block at a time, in the checkpoint's own types."""
+    """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
     checkpoint = database.checkpoint
     family = checkpoint.family
     for name in checkpoint.names_outside_blocks():
@@ -116,9 +117,9 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
             level = chosen.get((block, kind))
             if level is None or level.width == 0:
                 continue
-            own = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
+            tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
             kept = database.kept(block, kind, level)
-            for name, tensor in shrink_tensors(family, database.shape(block, kind), own, kept).items():
+            for name, tensor in shrink_tensors(family, database.shape(block, kind), tensors, kept).items():
                 yield f"{prefix}{part.name}.{name}", tensor
             for name, tensor in inside.items():
                 if name.partition(".")[0] in part.norms:
@@ -126,12 +127,12 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
 
 
 def stitch(database: DatabaseReader, allocation: tuple[int, ...], biased: Collection[ModuleKind] = ()) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's own types.
+    """The smaller model of an allocation, in memory, in the checkpoint's types.
 
     Args:
-        database: pruned modules and the dense checkpoint.
-        allocation: level index of each of `database.modules`.
-        biased: modules whose projections get biases of zeros where they have none.
+        database: Pruned modules and the dense checkpoint.
+        allocation: Level index of each of `database.modules`.
+        biased: Modules whose projections get biases of zeros if they have none.
     """
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
@@ -152,12 +153,12 @@ def stitch(database: DatabaseReader, allocation: tuple[int, ...], biased: Collec
 
 
 def block_parameters(model: nn.Module, layers: str) -> int:
-    """Parameters inside a model's blocks."""
+    """Number of parameters inside a model's blocks."""
     return sum(parameter.numel() for parameter in model.get_submodule(layers).parameters())
 
 
 def as_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model with its parameters in another type; buffers stay as they are."""
+    """The model with parameters in another type; buffers are unchanged."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model

@@ -1,8 +1,7 @@
-"""One block run a sub-layer at a time, so that each is run once although its output projection changes on the way.
+"""Run a block one sub-layer at a time, so that each runs once although its output projection changes in between.
 
-A sub-layer runs inside its own block, with the other sub-layer adding nothing: norms, residual multipliers and whatever
-else the family puts around it are the family's own code. Adding zero is exact, so both halves together give the block's
-result bit for bit.
+A sub-layer runs inside its block while the other sub-layer adds zero. So norms, residual multipliers and everything
+else around it are the family's code. Adding zero is exact, so both halves together give the block's result bit for bit.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.memory import free_bytes
 
 SHARE = 0.2
-"""Part of the device's free memory that one walk's inputs of a projection may take."""
+"""Share of the device's free memory for the projection inputs of one walk."""
 
 
 class _Reached(Exception):  # noqa: N818
-    """Ends the pass through a block whose module's input has been seen."""
+    """Ends the pass through a block once the module's input is known."""
 
 
 class _Given(nn.Module):
-    """Stands in for a sub-layer whose output is known."""
+    """Replaces a sub-layer whose output is known."""
 
     def __init__(self, kind: ModuleKind, output: Tensor) -> None:
         super().__init__()
@@ -41,11 +40,11 @@ class _Given(nn.Module):
 
 
 class BlockWalk:
-    """A residual stream on its way through one loaded block.
+    """A residual stream moving through one loaded block.
 
     Args:
-        stream: before the block; after both sub-layers have been finished it is behind it.
-        block: the block.
+        stream: Stream before the block; it is after the block once both sub-layers are finished.
+        block: The block.
     """
 
     def __init__(self, stream: BlockStream, block: int) -> None:
@@ -57,7 +56,7 @@ class BlockWalk:
     def inputs(self, kind: ModuleKind) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch the input [b, t, d] of a sub-layer's output projection, and the residual stream before it.
 
-        Inputs are kept for `finish` as far as there is room; the others are computed a second time.
+        Inputs are kept for `finish` if there is room; the others are computed a second time.
         """
         held, room = 0, SHARE * free_bytes(self.stream.device)
         self._kept.clear()
@@ -69,15 +68,15 @@ class BlockWalk:
             yield x, hidden
 
     def forget(self) -> None:
-        """Let go of kept inputs, because what feeds the output projection has changed."""
+        """Drop kept inputs, because the input projections have changed."""
         self._kept.clear()
 
     @torch.no_grad()
     def finish(self, kind: ModuleKind) -> None:
-        """Move the stream past a sub-layer, with the output projection as it is now.
+        """Move the stream past a sub-layer, with the current output projection.
 
         Raises:
-            NumericsError: the stream isn't finite any more.
+            NumericsError: The stream is no longer finite.
         """
         stream = self.stream
         output = output_projection(stream.decoder.blocks[self.block], stream.checkpoint.family, kind)
@@ -97,12 +96,12 @@ class BlockWalk:
 
     @torch.no_grad()
     def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:
-        """For each batch the residual stream behind a sub-layer, which isn't moved there, [b, t, m]."""
+        """For each batch the residual stream after a sub-layer, [b, t, m]; the stream itself isn't moved."""
         for hidden in self.stream.hidden:
             yield self._half(kind, hidden)
 
     def _half(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
-        """The residual stream behind one sub-layer."""
+        """The residual stream after one sub-layer."""
         (other,) = (k for k in KINDS if k != kind)
         with self._standing_in(other, Absent(other)):
             return self.stream.decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])

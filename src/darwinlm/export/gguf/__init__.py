@@ -1,1 +1,1 @@
-"""GGUF files for stock llama.cpp: which architecture holds a model, its tensors, its tokenizer, and a reader."""
+"""GGUF files for stock llama.cpp: architecture, tensors, tokenizer, and an independent reader."""

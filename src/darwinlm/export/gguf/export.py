@@ -1,4 +1,4 @@
-"""From a model folder to a checked GGUF file."""
+"""Export of a model folder to a checked GGUF file."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ TYPE_ERROR = {
     "F32": 1e-7, "F16": 2e-3, "BF16": 6e-3, "Q8_0": 0.02, "Q6_K": 0.06, "Q5_K": 0.1, "Q5_0": 0.1, "Q5_1": 0.1,
     "Q4_K": 0.2, "Q4_0": 0.2, "Q4_1": 0.2, "IQ4_NL": 0.2, "Q3_K": 0.35,
 }  # fmt: skip
-"""Largest relative error of a tensor that its element type explains."""
+"""Largest relative rounding error of a tensor by element type."""
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
-"""What llama.cpp's arithmetic may add: it rounds activations to the type of the weights, or to 8 bits."""
+"""Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 QUANTISED_ERROR = 0.2
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -60,18 +60,18 @@ def export_gguf(
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
     Args:
-        checkpoint: the model.
-        out: the file; it appears, by rename, after it has passed its check.
-        quantisation: one of `QUANTISATIONS`.
-        tokenizer_from: a GGUF file whose tokenizer is copied instead of converting the folder's.
-        mlp_multiple: widths of MLPs are padded to a multiple of it.
-        threads: for quantising and checking.
-        say: told what is going on.
+        checkpoint: The model.
+        out: Output file; it appears by rename, after a successful check.
+        quantisation: One of `QUANTISATIONS`.
+        tokenizer_from: GGUF file whose tokenizer is copied; None converts the folder's tokenizer.
+        mlp_multiple: Multiple to which MLP widths are padded.
+        threads: Number of threads for quantising and checking.
+        say: Receiver of progress messages.
 
     Raises:
-        ExportError: no architecture holds the model, the quantisation doesn't fit it, or the check fails.
-        MissingExtraError: a package that is needed isn't installed.
-        StorageError: the disk is full.
+        ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
+        MissingExtraError: A required package isn't installed.
+        StorageError: The disk is full.
     """
     if quantisation not in QUANTISATIONS:
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(QUANTISATIONS)}")
@@ -135,7 +135,7 @@ def _check(
     threads: int,
     report: ExportReport,
 ) -> None:
-    """The chain: masked dense, pruned, the file's tensors before they were quantised, the file, llama.cpp."""
+    """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)[: layout.features.context]
     blocks = [target.block for target in layout.targets]
@@ -165,7 +165,7 @@ def _check(
 
 
 class _Meant:
-    """The tensors that a file should hold, before rounding; one block in memory at a time."""
+    """The expected tensors of a file before rounding, with one block in memory at a time."""
 
     def __init__(self, reshaper: Reshaper, layout: Layout) -> None:
         self.reshaper, self.layout = reshaper, layout
@@ -187,26 +187,24 @@ class _Meant:
 
 
 def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
-    """Each tensor of the file is the one that was meant, within the error of its element type."""
+    """Compare each tensor of the file with the expected one, within the error of its element type."""
     types: Counter[str] = Counter()
     missing = set(file.names)
     for name, meant in gguf_tensors(reshaper, layout):
-        found = file.get(name)
-        if found is None or found.shape != meant.shape:
-            raise ExportError(
-                f"the export fails its check: {name} isn't in the file as it was meant; nothing was written"
-            )
+        tensor = file.get(name)
+        if tensor is None or tensor.shape != meant.shape:
+            raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
         kind = file.kind(name)
         types[kind] += 1
-        error = float((found - meant).norm() / meant.norm().clamp_min(1e-12))
+        error = float((tensor - meant).norm() / meant.norm().clamp_min(1e-12))
         if not error <= TYPE_ERROR.get(kind, 0.5):
             raise ExportError(
-                f"the export fails its check: {name} differs by {error:.2g} from what was meant, more than rounding to "
-                f"{kind} explains; nothing was written"
+                f"the export fails its check: {name} differs by {error:.2g} from the expected tensor, more than "
+                f"rounding to {kind} explains; nothing was written"
             )
         missing.discard(name)
     if missing:
-        raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't meant")
+        raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't expected")
     return types
 
 
@@ -238,7 +236,7 @@ def _check_engine(
     checkpoint: Checkpoint,
     report: ExportReport,
 ) -> None:
-    """Load the file into llama.cpp itself, where it is installed."""
+    """Load the file into llama.cpp, if it is installed."""
     try:
         require_engine(ENGINE, "checking the file in llama.cpp itself")
     except MissingExtraError as missing:
@@ -268,10 +266,10 @@ def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys
         return
     report.details["tokenizer_agrees"] = False
     place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
-    message = f"llama.cpp splits the check's text into other tokens than transformers does, from token {place} on"
+    message = f"llama.cpp splits the check's text into other tokens than transformers, from token {place} on"
     if not keys.copied:
         raise ExportError(
             f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
             "as --tokenizer-from F.gguf"
         )
-    report.notes.append(f"{message}; the tokenizer was copied from another file as asked")
+    report.notes.append(f"{message}; the tokenizer was copied from another file as requested")

@@ -1,4 +1,4 @@
-"""What a model's configuration asks of an architecture of llama.cpp; what none of them computes is refused."""
+"""Features of a model that an architecture of llama.cpp must support; unsupported ones are refused."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text"
 SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
-"""Families whose architecture has sliding layers: the last of every so many layers doesn't slide."""
+"""Families whose architecture has sliding windows, with the period of the layers without one."""
 EXPERTS = ("mixtral", "qwen3_moe")
 PARTIAL = ("phi3", "glm4")
-"""Families whose architecture rotates a part of each head."""
+"""Families whose architecture rotates only a part of each head."""
 SLIDING_EXAONE = 64
-"""Number of blocks by which llama.cpp knows the EXAONE 4 whose layers slide."""
+"""Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What goes into a file's keys.
+    """Features for the keys of a file.
 
     Attributes:
-        rope: the rotary embedding.
-        context: tokens up to which the file computes what the model does.
-        window: tokens that sliding layers see, where the architecture has such layers.
-        notes: for people.
+        rope: Rotary embedding.
+        context: Maximum context in which the file and the model give the same results.
+        window: Window of sliding layers, if the architecture has such layers.
+        notes: Remarks for the user.
     """
 
     rope: Rope
@@ -39,15 +39,15 @@ class Features:
 
 
 def read_features(model_type: str, config: Any, columns: int) -> Features:
-    """Read what the file must say, from the configuration.
+    """Read the features from the configuration.
 
     Args:
-        model_type: the family.
-        config: of the model.
-        columns: of a head.
+        model_type: Model type of the family.
+        config: Configuration of the model.
+        columns: Columns of a head.
 
     Raises:
-        ExportError: no architecture of stock llama.cpp computes this; the message says why.
+        ExportError: No architecture of stock llama.cpp supports this; the message gives the reason.
     """
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in ACTIVATIONS.get(model_type, SILU):
@@ -65,28 +65,28 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
         window = _window_of_some(model_type, config)
     elif (seen := _window_of_all(config)) is not None:
         notes.append(
-            f"its attention slides over a window of {seen} tokens, which llama.cpp has no layers for: up to so many "
-            f"tokens both compute the same, so the file's context is {seen} instead of {context}"
+            f"its attention slides over a window of {seen} tokens, which llama.cpp doesn't support in all layers: up "
+            f"to this length results are the same, so the file's context is {seen} instead of {context}"
         )
         context = seen
     if model_type == "ministral3" and rope.values.get("llama_4_scaling_beta") and context > rope.original:
         notes.append(
-            f"its queries grow with their position from {rope.original} tokens on, which a Llama in llama.cpp doesn't "
-            f"compute: the file's context is {rope.original} instead of {context}"
+            f"its queries are scaled with their position from {rope.original} tokens on, which llama.cpp doesn't "
+            f"support in a Llama: the file's context is {rope.original} instead of {context}"
         )
         context = rope.original
     if rope.kind == "dynamic":
         notes.append(f"its rope scaling of the type dynamic starts after the file's context of {context} tokens")
     if rope.kind == "longrope" and context > rope.original:
         notes.append(
-            f"rope factors for long texts: llama.cpp takes them where its context is larger than {rope.original} "
-            "tokens, transformers where the text is longer"
+            f"rope factors for long texts: llama.cpp uses them if its context is larger than {rope.original} "
+            "tokens, transformers if the text is longer"
         )
     return Features(rope, context, window, tuple(notes))
 
 
 def _window_of_all(config: Any) -> int | None:
-    """Tokens that sliding layers see, where there are such layers."""
+    """Window of sliding layers; None if there are none."""
     window = int(getattr(config, "sliding_window", None) or 0)
     kinds = getattr(config, "layer_types", None)
     slides = 0 < window < config.max_position_embeddings and (not kinds or "sliding_attention" in kinds)
@@ -94,14 +94,12 @@ def _window_of_all(config: Any) -> int | None:
 
 
 def _window_of_some(model_type: str, config: Any) -> int:
-    """The same for an architecture that knows which layers slide."""
+    """The same for an architecture with a fixed order of sliding layers."""
     period = PERIODS[model_type]
     slide = [kind == "sliding_attention" for kind in config.layer_types]
     as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
     if not as_known and (model_type == "gemma3_text" or _window_of_all(config) is not None):
-        raise refused(
-            model_type, f"llama.cpp lets all layers slide but every {period}. one, this model has them in another order"
-        )
+        raise refused(model_type, f"in llama.cpp every {period}. layer has no window, this model has another order")
     return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
 
 
@@ -110,25 +108,25 @@ def _check_family(model_type: str, config: Any) -> None:
         step = [int((i + 1) % NO_ROPE_STEP != 0) for i in range(config.num_hidden_layers)]
         if list(config.no_rope_layers) != step:
             raise refused(
-                model_type, "llama.cpp leaves out the rotary embedding in every fourth layer, this model elsewhere"
+                model_type, "llama.cpp omits the rotary embedding in every fourth layer, this model in others"
             )
     if model_type == "exaone4" and (config.num_hidden_layers == SLIDING_EXAONE or config.sliding_window is not None):
-        raise refused(model_type, "some of its layers slide over a window, which the export doesn't write yet")
+        raise refused(model_type, "some of its layers have a sliding window, which the export doesn't support yet")
     if model_type == "gemma3_text":
         if config.final_logit_softcapping or config.attn_logit_softcapping:
-            raise refused(model_type, "it caps scores or logits, which llama.cpp does for Gemma 2 only")
+            raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")
         if getattr(config, "use_bidirectional_attention", False):
-            raise refused(model_type, "its attention looks in both directions")
+            raise refused(model_type, "its attention is bidirectional")
     if model_type == "qwen3_moe":
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
-            raise refused(model_type, "some of its MLPs aren't mixtures of experts, in llama.cpp all of them are")
+            raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
         if not config.norm_topk_prob:
-            raise refused(model_type, "the weights of the chosen experts don't add up to one, in llama.cpp they do")
+            raise refused(model_type, "the weights of the chosen experts don't sum to one, but in llama.cpp they do")
 
 
 def refused(model_type: str, reason: str) -> ExportError:
-    """The message for people."""
+    """The error for a model that GGUF can't represent."""
     return ExportError(
-        f"no architecture of stock llama.cpp can hold this {model_type} model: {reason}. Use --to vllm or --to hf, or "
-        "--to dense for a model of stock shapes that any converter takes"
+        f"no architecture of stock llama.cpp supports this {model_type} model: {reason}. Use --to vllm or --to hf, or "
+        "--to dense for a model of stock shapes, which any converter accepts"
     )

@@ -1,10 +1,10 @@
-"""Which architecture of stock llama.cpp holds a model, and with which pads.
+"""Choice of the architecture of stock llama.cpp for a model, and of the padding.
 
-Equal layers go to the family's own architecture. Unequal ones go to `deci`, which reads head counts and MLP widths per
-layer and is otherwise a Llama, or to `openelm`, which also norms queries and keys and has a tied output. Blocks without
-any sub-layer are left out of the file. What llama.cpp can't load, or would compute wrongly without a word, is padded
-with zeros here: an attention-free first block in `deci` (it reads the head size there), an absent attention in
-`openelm`, an absent MLP anywhere (with width 0 the block's attention result is dropped).
+Equal layers use the family's architecture. Unequal ones use `deci`, a Llama with head counts and MLP widths per layer,
+or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are omitted.
+Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
+(which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
+attention's result).
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from darwinlm.export.sizes import BlockSizes
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of llama.cpp, as far as it concerns how tensors are written.
+    """Properties of an architecture of llama.cpp that affect tensors.
 
     Attributes:
         name: `general.architecture`.
-        permuted: rows of Q and K are reordered, because its rope turns neighbouring columns instead of halves.
-        whole_heads: its rope turns all columns of a head.
-        fused: Q, K and V are one tensor.
-        fused_mlp: both inputs of an MLP are one tensor.
-        per_layer: head counts and widths may differ between layers.
-        skips_attention: layers after the first may have no head.
-        unit_norms: norm weights are stored with 1 added (Gemma).
-        biases: projections may have biases.
-        frequencies: it reads divisors of the rotary frequencies.
-        square: query heads fill the residual width.
+        permuted: Whether rows of Q and K are reordered, because its rope rotates neighbouring columns instead of
+        halves.
+        whole_heads: Whether its rope rotates all columns of a head.
+        fused: Whether Q, K and V are one tensor.
+        fused_mlp: Whether both inputs of an MLP are one tensor.
+        per_layer: Whether head counts and widths may differ between layers.
+        skips_attention: Whether layers after the first may have no heads.
+        unit_norms: Whether norm weights are stored with 1 added (Gemma).
+        biases: Whether projections may have biases.
+        frequencies: Whether it reads divisors of the rotary frequencies.
+        square: Whether query heads must fill the residual width.
     """
 
     name: str
@@ -76,32 +77,32 @@ STOCK = {
 }
 """Architecture of a model with equal layers, by model type."""
 TIED = ("qwen3",)
-"""Families whose unequal layers an architecture with a tied output holds."""
+"""Families with an architecture for unequal layers that requires a tied output."""
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
-"""Families whose blocks a Llama computes, after their tensors were rearranged."""
+"""Families whose blocks are equivalent to Llama's after rearranging tensors."""
 
 UNKNOWN = {
     "vaultgemma": "llama.cpp has no architecture for this family",
-    "apertus": "its MLPs use xielu, whose parameters the export doesn't write yet",
-    "nemotron": "its norms are LayerNorms, which the export doesn't write yet",
-    "hunyuan_v1_dense": "it norms queries and keys behind the rotary embedding, which the export doesn't check yet",
-    "olmoe": "it norms queries and keys over all heads, which the export doesn't write for mixtures yet",
-    "glm": "its fused projections have an architecture of their own, which the export doesn't write yet",
-    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't write yet",
+    "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
+    "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
+    "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
+    "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
+    "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
+    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
-"""Why a family has no architecture here."""
+"""Reasons for families without an architecture."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model is laid out in a file.
+    """Layout of a model in a file.
 
     Attributes:
-        architecture: of llama.cpp.
-        targets: sizes of the blocks in the file, in order, each with its index in the model.
-        features: what else the keys say.
-        notes: what was padded, left out or expanded, for people.
-        scaled: multipliers of Granite that are multiplied into the weights.
+        architecture: Architecture of llama.cpp.
+        targets: Sizes of the blocks in the file, in order, each with its index in the model.
+        features: Further features that the keys describe.
+        notes: Padded, omitted or expanded parts, for the user.
+        scaled: Multipliers of Granite that are folded into the weights.
     """
 
     architecture: Architecture
@@ -112,14 +113,14 @@ class Layout:
 
 
 def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
-    """Choose the architecture and the pads.
+    """Choose the architecture and the padding.
 
     Args:
-        reshaper: the model.
-        mlp_multiple: widths of MLPs are rounded up to a multiple of it.
+        reshaper: The model.
+        mlp_multiple: Multiple to which MLP widths are rounded up.
 
     Raises:
-        ExportError: no architecture of stock llama.cpp computes this model; the message says why.
+        ExportError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
@@ -127,7 +128,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     features = read_features(family, config, reshaper.columns)
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
     if not kept:
-        raise refused(family, "nothing is left in any block")
+        raise refused(family, "all blocks are empty")
     why = _unfit(reshaper, kept, features)
     architecture = STOCK[family] if why is None else _unequal(family, config, features, why)
     notes = [
@@ -137,7 +138,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     ]
     left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty]
     if left_out:
-        notes.append(f"left out: {_blocks(left_out)}, of which nothing was left ({len(kept)} blocks in the file)")
+        notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
     notes += _pad_notes(kept, targets)
     scaled = family == "granite" and architecture is DECI
@@ -145,15 +146,15 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
-    """Why the family's own architecture doesn't hold the model; None where it does."""
-    family, own = reshaper.family.model_type, STOCK[reshaper.family.model_type]
+    """Reason why the family's architecture doesn't support the model; None if it does."""
+    family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
     if len({(sizes.sizes, sizes.experts) for sizes in kept}) > 1 or 0 in kept[0].sizes:
         return "its layers differ"
-    if own.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    if stock.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (family == "smollm3" or family in PERIODS) and len(kept) < len(reshaper.sizes):
-        return "whole blocks are gone"
-    if features.rope.per_frequency and not own.frequencies:
+        return "whole blocks were removed"
+    if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     return None
 
@@ -191,13 +192,12 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
     if family in LIKE_LLAMA:
         return DECI
     if family in EXPERTS:
-        raise refused(
-            family, f"{why}, and in llama.cpp all experts of a model are of one width, and every block has as many"
-        )
+        raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
     if family in TIED:
         if not config.tie_word_embeddings:
             raise refused(
-                family, f"{why}, and the only architecture with normed queries and keys per layer has a tied output"
+                family,
+                f"{why}, and the only architecture per layer with normed queries and keys has a tied output",
             )
         if features.rope.per_frequency:
             kind = features.rope.kind
@@ -207,4 +207,4 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
                 "normed queries and keys reads",
             )
         return OPENELM
-    raise refused(family, f"{why}, and no architecture with sizes per layer computes this family's blocks")
+    raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")

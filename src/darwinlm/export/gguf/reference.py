@@ -1,7 +1,7 @@
-"""Compute from a GGUF file's keys and tensors what llama.cpp documents its architectures to compute, in float32.
+"""A reference implementation of llama.cpp's architectures on a GGUF file, in float32.
 
-It shares no code with the writer: where a row was permuted wrongly or a bias was left out, its residual streams differ
-from the model's. Letters: t tokens, m residual width, h columns of a head.
+It shares no code with the writer, so a wrong permutation or a missing bias changes its residual streams. Letters: t
+tokens, m residual width, h columns of a head.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn.functional import gelu, linear, relu, rms_norm, silu
 from darwinlm.export.gguf.rotation import Get, rotate
 
 PERIODS = {"gemma2": 2, "gemma3": 6}
-"""Architectures with sliding layers: all but every so many."""
+"""Architectures with sliding windows, with the period of the layers without one."""
 
 
 class GgufFile:
     """Keys and dequantised tensors of a file.
 
     Args:
-        path: the file.
+        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,30 +50,30 @@ class GgufFile:
         return str(self._tensors[name].tensor_type.name)
 
     def get(self, name: str) -> Tensor | None:
-        """A tensor in float32, None where the file has none of that name."""
+        """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize
 
-        found = self._tensors.get(name)
-        return None if found is None else torch.from_numpy(dequantize(found.data, found.tensor_type).copy()).float()
+        tensor = self._tensors.get(name)
+        return None if tensor is None else torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
 
 
 @torch.no_grad()
 def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks: list[int]) -> dict[str, Tensor]:
-    """Run the model that keys and tensors describe.
+    """Run the model of a file.
 
     Args:
-        keys: of the file.
-        get: reads a tensor.
+        keys: Keys of the file.
+        get: Function that reads a tensor.
         tokens: [t].
-        blocks: the model's own number of each block in the file, for the names.
+        blocks: Index in the model of each block in the file, for names.
 
     Returns:
-        The residual stream [t, m] after each sub-layer that is there, and the logits [t, v].
+        The residual stream [t, m] after each existing sub-layer, and the logits [t, v].
     """
     runner = _Runner(keys, get)
     embedding = runner.need("token_embd.weight")
     x = embedding[tokens] * runner.embedding_scale
-    found: dict[str, Tensor] = {}
+    streams: dict[str, Tensor] = {}
     for number, block in enumerate(blocks):
         heads, groups = (
             runner.per_layer("attention.head_count", number),
@@ -81,15 +81,15 @@ def reference_streams(keys: Mapping[str, Any], get: Get, tokens: Tensor, blocks:
         )
         if heads:
             x = x + runner.residual_scale * runner.attention(x, number, heads, groups)
-        found[f"block {block} attention"] = x
+        streams[f"block {block} attention"] = x
         if runner.per_layer("feed_forward_length", number):
             x = x + runner.residual_scale * runner.mlp(x, number)
-        found[f"block {block} mlp"] = x
+        streams[f"block {block} mlp"] = x
     head = get("output.weight")
     x = runner.norm(x, "output_norm")
     logits = x @ (embedding if head is None else head).T / runner.logit_scale
-    found["logits"] = logits if runner.logit_cap is None else runner.logit_cap * torch.tanh(logits / runner.logit_cap)
-    return found
+    streams["logits"] = logits if runner.logit_cap is None else runner.logit_cap * torch.tanh(logits / runner.logit_cap)
+    return streams
 
 
 class _Runner:
@@ -120,10 +120,10 @@ class _Runner:
         return int(value[number] if isinstance(value, list) else value)
 
     def need(self, name: str) -> Tensor:
-        found = self.get(name)
-        if found is None:
+        tensor = self.get(name)
+        if tensor is None:
             raise KeyError(name)
-        return found
+        return tensor
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return linear(x, self.need(f"{name}.weight"), self.get(f"{name}.bias"))
@@ -134,7 +134,7 @@ class _Runner:
         )
 
     def normed(self, x: Tensor, name: str) -> Tensor:
-        """Behind a norm, where there is one."""
+        """Apply the norm, if there is one."""
         return x if self.get(f"{name}.weight") is None else self.norm(x, name)
 
     def slides(self, number: int) -> bool:
@@ -164,10 +164,10 @@ class _Runner:
             scores = self.score_cap * torch.tanh(scores / self.score_cap)
         place = torch.arange(len(x))
         distance = place[:, None] - place
-        seen = distance >= 0
+        visible = distance >= 0
         if self.slides(number):
-            seen = seen & (distance < int(self.keys["attention.sliding_window"]))
-        mixed = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+            visible = visible & (distance < int(self.keys["attention.sliding_window"]))
+        mixed = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
         return self.normed(
             self.linear(mixed.transpose(0, 1).flatten(1), f"{prefix}attn_output"), f"{prefix}post_attention_norm"
         )
@@ -186,13 +186,13 @@ class _Runner:
         return self.normed(self.linear(self.activation(gate) * up, f"{prefix}ffn_down"), f"{prefix}post_ffw_norm")
 
     def experts(self, x: Tensor, prefix: str) -> Tensor:
-        """Each token's best experts, weighted by their share of the router's softmax."""
+        """Output of each token's best experts, weighted by the router."""
         chosen = self.linear(x, f"{prefix}ffn_gate_inp").softmax(-1).topk(int(self.keys["expert_used_count"]), -1)
         weights = chosen.values / chosen.values.sum(-1, keepdim=True)
         gate, up, down = (self.need(f"{prefix}ffn_{part}_exps.weight") for part in ("gate", "up", "down"))
-        made = torch.zeros_like(x)
+        total = torch.zeros_like(x)
         for expert in range(len(down)):
             share = (weights * (chosen.indices == expert)).sum(-1, keepdim=True)
             inner = self.activation(linear(x, gate[expert])) * linear(x, up[expert])
-            made += share * linear(inner, down[expert])
-        return made
+            total += share * linear(inner, down[expert])
+        return total

@@ -1,8 +1,8 @@
-"""The rotary embedding of a model as a GGUF file states it: keys, and tensors of divisors.
+"""The rotary embedding in a GGUF file: keys, and tensors of divisors.
 
-llama.cpp turns pair j of a head's h columns by `position · base^(-2j/h) / divisor_j`. Architectures that always turn
-whole heads hold a rotation of the first r columns too: a pair's divisor makes up for the other exponent, and that of a
-pair which isn't turned is so large that nothing moves.
+llama.cpp rotates pair j of a head's h columns by `position · base^(-2j/h) / divisor_j`. Architectures that rotate whole
+heads can also represent a rotation of the first r columns. A pair's divisor compensates for the different exponent, and
+pairs without rotation get a very large divisor.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 STILL = 1e30
-"""Divisor of a pair that isn't turned."""
+"""Divisor of a pair without rotation."""
 KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")
 FAST, SLOW = 32.0, 1.0
-"""Turns that bound YaRN's ramp. llama.cpp ignores a file's other lower bound (seen in b9190)."""
+"""Rotations that bound YaRN's ramp. llama.cpp ignores a different lower bound in the file (seen in b9190)."""
 SLIDING_BASE = 10000.0
-"""Base that Gemma 3 in llama.cpp takes for sliding layers, whatever the file says in older versions."""
+"""Base for sliding layers of Gemma 3 in llama.cpp; older versions ignore the file's value."""
 
 
 class UnknownRopeError(Exception):
-    """llama.cpp has no such rotary embedding; the text is the reason."""
+    """llama.cpp doesn't support the rotary embedding; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Rope:
     """A rotary embedding.
 
     Attributes:
-        kind: one of `KINDS`.
-        base: of the frequencies.
-        turned: columns of a head that are turned, from the first on.
-        columns: of a head.
-        attention: what cosines and sines are multiplied by.
-        values: the configuration's own fields.
+        kind: One of `KINDS`.
+        base: Base of the frequencies.
+        turned: Number of rotated columns of a head, from the first on.
+        columns: Columns of a head.
+        attention: Factor on cosines and sines.
+        values: Fields of the configuration.
     """
 
     kind: str
@@ -50,29 +50,29 @@ class Rope:
 
     @property
     def per_frequency(self) -> bool:
-        """Every pair has a divisor of its own: a tensor, which not all architectures read."""
+        """Whether every pair has its own divisor, stored in a tensor that not all architectures read."""
         return self.kind in ("llama3", "longrope") or (self.kind == "yarn" and not self.plain_yarn)
 
     @property
     def plain_yarn(self) -> bool:
-        """The bounds of its ramp are those that llama.cpp takes."""
+        """Whether the bounds of its ramp are those of llama.cpp."""
         return _yarn_bounds(self.values) == (FAST, SLOW) and bool(self.values.get("truncate", True))
 
     @property
     def original(self) -> int:
-        """Tokens that the model was first trained on (yarn and longrope)."""
+        """Original context length of the model (yarn and longrope)."""
         return int(self.values["original_max_position_embeddings"])
 
 
 def read_rope(config: Any, columns: int) -> Rope:
-    """Read it from a configuration of transformers.
+    """Read the rotary embedding from a configuration of transformers.
 
     Args:
-        config: of the model.
-        columns: of a head.
+        config: Configuration of the model.
+        columns: Columns of a head.
 
     Raises:
-        UnknownRopeError: llama.cpp can't compute it.
+        UnknownRopeError: Llama.cpp doesn't support it.
     """
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
@@ -99,7 +99,7 @@ def read_rope(config: Any, columns: int) -> Rope:
 
 
 def _yarn_attention(rope: Mapping[str, Any]) -> float:
-    """YaRN, arXiv 2309.00071, section 3.4: 0.1 ln(s) + 1, or what the configuration states."""
+    """YaRN, arXiv 2309.00071, section 3.4: 0.1 ln(s) + 1, or the value in the configuration."""
     stated, factor = rope.get("attention_factor"), float(rope["factor"])
     if stated is not None:
         return float(stated)
@@ -113,7 +113,7 @@ def _magnitude(factor: float, weight: float) -> float:
 
 
 def _long_attention(rope: Mapping[str, Any], longest: int) -> float:
-    """LongRoPE, arXiv 2402.13753: sqrt(1 + ln(s) / ln(original length)), or what the configuration states."""
+    """LongRoPE, arXiv 2402.13753: sqrt(1 + ln(s) / ln(original length)), or the value in the configuration."""
     stated, original = rope.get("attention_factor"), int(rope["original_max_position_embeddings"])
     if stated is not None:
         return float(stated)
@@ -125,9 +125,9 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
     """Add the keys to a file.
 
     Args:
-        writer: of the package `gguf`.
-        rope: what is stated.
-        whole_heads: the architecture turns whole heads only.
+        writer: Writer of the package `gguf`.
+        rope: Rotary embedding to write.
+        whole_heads: Whether the architecture only rotates whole heads.
     """
     from gguf import RopeScalingType
 
@@ -137,7 +137,7 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope.values["factor"]))
     elif rope.kind == "yarn" and not rope.plain_yarn:
-        writer.add_rope_scaling_attn_factors(rope.attention)  # the rest is in the divisors
+        writer.add_rope_scaling_attn_factors(rope.attention)  # everything else is in the divisors
     elif rope.kind == "yarn":
         factor = float(rope.values["factor"])
         writer.add_rope_scaling_type(RopeScalingType.YARN)
@@ -166,7 +166,7 @@ def rope_tensors(rope: Rope, *, whole_heads: bool) -> dict[str, Tensor]:
 
 
 def _divisors(rope: Rope, stretched: Tensor, whole_heads: bool) -> Tensor:
-    """From divisors [turned / 2] of the model's own frequencies to those of the file's."""
+    """Convert divisors [turned / 2] of the model's frequencies to those of the file's frequencies."""
     if not whole_heads or rope.turned == rope.columns:
         return stretched.float()
     pairs = torch.arange(0, rope.turned, 2, dtype=torch.float64)
@@ -176,7 +176,7 @@ def _divisors(rope: Rope, stretched: Tensor, whole_heads: bool) -> Tensor:
 
 
 def _llama3(rope: Rope) -> Tensor:
-    """Divisors of Llama 3.1: none for high frequencies, the factor for low ones, a blend between."""
+    """Divisors of Llama 3.1: 1 for high frequencies, the factor for low ones, interpolated in between."""
     plain = rope.base ** -(torch.arange(0, rope.turned, 2, dtype=torch.float64) / rope.turned)
     factor, low, high = (float(rope.values[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = rope.original * plain / (2 * torch.pi)
@@ -189,7 +189,7 @@ def _yarn_bounds(rope: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _yarn(rope: Rope) -> Tensor:
-    """Divisors of YaRN: none for pairs that turn often within the original length, the factor for those that don't."""
+    """Divisors of YaRN: 1 for pairs with many rotations in the original length, the factor for those with few."""
     factor = float(rope.values["factor"])
 
     def place(turns: float) -> float:

@@ -1,4 +1,4 @@
-"""The rotary embedding that llama.cpp computes from a file's keys and tensors; it shares no code with the writer."""
+"""llama.cpp's rotary embedding from a file's keys and tensors, without code of the writer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 Get = Callable[[str], Tensor | None]
 NEIGHBOURS = ("llama", "deci", "granite", "smollm3", "glm4", "arcee")
-"""Architectures whose rotary embedding turns neighbouring columns together; the others turn halves."""
+"""Architectures whose rotary embedding pairs neighbouring columns; the others pair halves."""
 SLIDING_BASE = 10000.0
 
 
 def rotate(x: Tensor, keys: Mapping[str, Any], get: Get, *, slides: bool) -> Tensor:
-    """Turn queries or keys.
+    """Rotate queries or keys.
 
     Args:
         x: [t, heads, h], from position 0 on.
-        keys: of the file, without its architecture's prefix.
-        get: reads a tensor.
-        slides: the layer sees a window only (Gemma 3 turns it otherwise).
+        keys: Keys of the file, without its architecture's prefix.
+        get: Function that reads a tensor.
+        slides: Whether the layer has a sliding window (Gemma 3 rotates it differently).
     """
     architecture, count = str(keys["general.architecture"]), int(keys["rope.dimension_count"])
     turned, rest = x[..., :count], x[..., count:]
@@ -34,12 +34,12 @@ def rotate(x: Tensor, keys: Mapping[str, Any], get: Get, *, slides: bool) -> Ten
     else:
         first, second = turned.chunk(2, -1)
     pair = first * cosine - second * sine, first * sine + second * cosine
-    made = torch.stack(pair, -1).flatten(-2) if architecture in NEIGHBOURS else torch.cat(pair, -1)
-    return torch.cat([made, rest], -1)
+    rotated = torch.stack(pair, -1).flatten(-2) if architecture in NEIGHBOURS else torch.cat(pair, -1)
+    return torch.cat([rotated, rest], -1)
 
 
 def _frequencies(keys: Mapping[str, Any], get: Get, count: int, *, local: bool) -> tuple[Tensor, float]:
-    """Angles per position [count / 2], and what cosines and sines are multiplied by."""
+    """Angles per position [count / 2], and the factor on cosines and sines."""
     steps = torch.arange(0, count, 2, dtype=torch.float32)
     if local:
         return SLIDING_BASE ** -(steps / count), 1.0

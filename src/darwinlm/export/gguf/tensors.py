@@ -1,4 +1,4 @@
-"""Tensors of a model under their names in a GGUF file, reordered and folded as its architecture wants them.
+"""Tensors of a model under their names in a GGUF file, rearranged for its architecture.
 
 Letters: m residual width, h columns of a head.
 """
@@ -22,21 +22,21 @@ NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
 NEIGHBOURS = ("ernie4_5", "glm4", "helium")
-"""Families that turn neighbouring columns in transformers too: their rows keep their order."""
+"""Families that also pair neighbouring columns in transformers, so that their rows keep their order."""
 LARGE = {46: "gemma2", 62: "gemma3"}
-"""Numbers of blocks by which llama.cpp knows the Gemma of 27B, whose scores it scales in another way."""
+"""Numbers of blocks by which llama.cpp recognises Gemma 27B, whose scores it scales differently."""
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
     """Reorder the rows of Q or K from halves to neighbours: row j of a head's first half, then of its second.
 
-    A rotary embedding of transformers turns columns j and j + h/2 together, that of llama.cpp's older architectures
-    columns 2j and 2j + 1.
+    The rotary embedding of transformers pairs columns j and j + h/2, that of llama.cpp's older architectures columns 2j
+    and 2j + 1.
 
     Args:
         tensor: [heads · h, ...].
-        heads: in it.
-        turned: rows of a head that are turned, from the first on; None means all. The others keep their places.
+        heads: Number of heads.
+        turned: Number of rotated rows of a head, from the first on; None is all. The others are not moved.
     """
     by_head = tensor.reshape(heads, -1, *tensor.shape[1:])
     turned = turned or by_head.shape[1]
@@ -46,10 +46,10 @@ def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tenso
 
 
 def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the file in order, a block in memory at a time, in float32.
+    """Every tensor of the file in order, in float32, with one block in memory at a time.
 
     Raises:
-        ExportError: the model has a tensor that the architecture has no place for.
+        ExportError: The model has a tensor that the architecture doesn't support.
     """
     yield from _outside(reshaper, layout)
     yield from rope_tensors(layout.features.rope, whole_heads=layout.architecture.whole_heads).items()
@@ -85,43 +85,43 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """One block's tensors under the names that follow `blk.N.`."""
     places = _places(reshaper)
-    made: Tensors = {}
+    tensors: Tensors = {}
     for name, raw in _separate(reshaper, target).items():
         owner, _, leaf = name.rpartition(".")
         known = name in places
         if (not known and owner not in places) or (leaf == "bias" and not layout.architecture.biases):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
         place = places[name if known else owner]
-        made[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
+        tensors[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
     if layout.architecture.fused:
-        made = _joined(made, PARTS, "attn_qkv", layout)
-    return _joined(made, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else made
+        tensors = _joined(tensors, PARTS, "attn_qkv", layout)
+    return _joined(tensors, MLP_PARTS, "ffn_up", layout) if layout.architecture.fused_mlp else tensors
 
 
 def _places(reshaper: Reshaper) -> dict[str, str]:
-    """Where projections and norms go, by their names in a block whose fused tensors were taken apart."""
+    """Names of projections and norms in the file, by their names in a block with split tensors."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
-    found = {
+    places = {
         **{f"{attention.name}.{part}": part for part in PARTS},
         f"{attention.name}.{attention.output}": "attn_output",
         **{f"{attention.name}.{old}": new for old, new in NORMS.items()},
         **{f"{mlp.name}.{part}": part for part in MLP_PARTS},
         f"{mlp.name}.{mlp.output}": "ffn_down",
     }
-    found |= {
+    places |= {
         norm: place for norm, place in ((attention.input_norm, "attn_norm"), (mlp.input_norm, "ffn_norm")) if norm
     }
     if attention.post_norm and mlp.post_norm:
-        found |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
+        places |= {attention.post_norm: "post_attention_norm", mlp.post_norm: "post_ffw_norm"}
     if mlp.experts is not None:
         experts = f"{mlp.name}.{mlp.experts.name}"
-        found |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
-        found |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
-    return found
+        places |= {f"{experts}.{part}": f"{part}_exps" for part in MLP_PARTS}
+        places |= {f"{experts}.{mlp.experts.output}": "ffn_down_exps", f"{mlp.name}.gate": "ffn_gate_inp"}
+    return places
 
 
 def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
-    """A block's tensors with Q, K, V, gate and up each by itself, under the file's names for them."""
+    """A block's tensors under the file's names, with Q, K, V, gate and up split."""
     attention, mlp = reshaper.family.attention, reshaper.family.mlp
     projections: list[tuple[Attention | Mlp, str, Sequence[str], tuple[str, ...]]] = [
         (attention, attention.name, (*attention.query, *attention.key_value), PARTS),
@@ -134,20 +134,20 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
         "key_value": target.groups * reshaper.columns,
         "channel": target.width,
     }
-    made = dict(reshaper.block(target))
+    tensors = dict(reshaper.block(target))
     for part, holder, stored, names in projections:
-        for name in [name for name in made if name.startswith(holder + ".")]:
-            own, dot, leaf = name.removeprefix(holder + ".").partition(".")
-            places = [i for i, each in enumerate(stored) if each == own]
+        for name in [name for name in tensors if name.startswith(holder + ".")]:
+            inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
+            places = [i for i, each in enumerate(stored) if each == inner]
             if places:
                 segments = row_segments(part, name.removeprefix(part.name + "."))
-                pieces = split_rows(made.pop(name), segments, sizes)
-                made |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
-    return made
+                pieces = split_rows(tensors.pop(name), segments, sizes)
+                tensors |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
+    return tensors
 
 
 def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
-    """One tensor of a block as the architecture wants it."""
+    """One tensor of a block, rearranged for the architecture."""
     config, rope = reshaper.checkpoint.config, layout.features.rope
     if place.endswith("_norm"):
         tensor = _norm(tensor, layout)
@@ -158,7 +158,7 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
         if layout.architecture.permuted and reshaper.family.model_type not in NEIGHBOURS:
             tensor = permute_rows(tensor, heads, rope.turned)
         if layout.architecture.whole_heads and rope.turned < rope.columns:
-            # llama.cpp multiplies all columns by the rotation's factor, transformers those that it turns.
+            # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
             still = torch.ones(rope.columns)
             still[rope.turned :] /= rope.attention
             tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
@@ -172,7 +172,7 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
 
 
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
-    """What queries are multiplied by so that llama.cpp's scale of the scores becomes the configuration's."""
+    """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
     config, target = reshaper.checkpoint.config, layout.targets[0]
     largest = LARGE.get(len(layout.targets)) == layout.architecture.name
     assumed = config.hidden_size // target.heads if largest else reshaper.columns
@@ -180,7 +180,7 @@ def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
 
 
 def _joined(tensors: Tensors, parts: Sequence[str], name: str, layout: Layout) -> Tensors:
-    """Several projections as one tensor, one under the other."""
+    """Several projections concatenated into one tensor."""
     for odd in [odd for odd in tensors if odd.startswith(tuple(parts)) and odd.endswith(".bias")]:
         raise _no_place(odd, layout)
     pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
@@ -193,5 +193,5 @@ def _norm(tensor: Tensor, layout: Layout) -> Tensor:
 
 def _no_place(name: str, layout: Layout) -> ExportError:
     return ExportError(
-        f"the model has a tensor {name}, for which the llama.cpp architecture {layout.architecture.name} has no place"
+        f"the model has a tensor {name}, which the llama.cpp architecture {layout.architecture.name} does not support"
     )

@@ -20,13 +20,13 @@ PREFIX = "tokenizer."
 
 @dataclass(frozen=True)
 class TokenizerKeys:
-    """What a file says about its tokenizer.
+    """Keys of a tokenizer.
 
     Attributes:
         model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
-        values: further keys without the prefix `tokenizer.ggml.`, plain JSON values.
-        chat_template: as the tokenizer states it.
-        copied: keys were copied from another GGUF file.
+        values: Further keys without the prefix `tokenizer.ggml.`, plain JSON values.
+        chat_template: Chat template of the tokenizer.
+        copied: Whether the keys were copied from another GGUF file.
     """
 
     model: str
@@ -39,12 +39,12 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     """Describe the tokenizer of a model folder.
 
     Args:
-        folder: where tokenizer.json or tokenizer.model lies.
-        tokenizer: it, as transformers loads it.
-        vocabulary: rows of the embedding; the list of tokens is filled up to it.
+        folder: Folder of tokenizer.json or tokenizer.model.
+        tokenizer: Tokenizer as transformers loads it.
+        vocabulary: Number of rows of the embedding; the list of tokens is padded to it.
 
     Raises:
-        ExportError: llama.cpp has no tokenizer of this kind.
+        ExportError: Llama.cpp has no tokenizer of this kind.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -57,7 +57,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     model = tree["model"]
     if model.get("type") == "Unigram":
         raise _unknown(
-            folder, "its model is Unigram, and llama.cpp's SentencePiece merges pieces as BPE does, into other tokens"
+            folder, "its model is Unigram, but llama.cpp's SentencePiece merges like BPE and gives other tokens"
         )
     if model.get("type") != "BPE":
         raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
@@ -80,10 +80,10 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
 
 
 def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
-    """Copy the tokenizer's keys of another GGUF file.
+    """Copy the tokenizer's keys from another GGUF file.
 
     Raises:
-        ExportError: the file can't be read or has a tokenizer of another size.
+        ExportError: The file can't be read or has a tokenizer of another size.
     """
     from gguf import GGUFReader
 
@@ -92,14 +92,14 @@ def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
         fields = GGUFReader(path).fields
     except (OSError, ValueError, LookupError) as error:
         raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
-    found = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
-    own = {name.removeprefix("tokenizer.ggml."): value for name, value in found.items() if ".ggml." in name}
-    if "model" not in own or len(own.get("tokens", ())) != vocabulary:
+    copied = {name: value.contents() for name, value in fields.items() if name.startswith(PREFIX)}
+    values = {name.removeprefix("tokenizer.ggml."): value for name, value in copied.items() if ".ggml." in name}
+    if "model" not in values or len(values.get("tokens", ())) != vocabulary:
         raise ExportError(
-            f"the tokenizer in {path} has {len(own.get('tokens', ()))} tokens, the model {vocabulary}: give the GGUF "
-            "file that the model comes from"
+            f"the tokenizer in {path} has {len(values.get('tokens', ()))} tokens, the model {vocabulary}: give the "
+            "GGUF file of this model"
         )
-    return TokenizerKeys(str(own.pop("model")), own, found.get("tokenizer.chat_template"), copied=True)
+    return TokenizerKeys(str(values.pop("model")), values, copied.get("tokenizer.chat_template"), copied=True)
 
 
 def write_tokenizer(writer: Any, keys: TokenizerKeys) -> None:
@@ -142,7 +142,7 @@ def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[s
             kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     if by_id and max(by_id) >= vocabulary:
         raise ExportError(
-            f"{folder}: the tokenizer knows {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
+            f"{folder}: the tokenizer has {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
         )
     tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocabulary)]
     return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]
@@ -162,7 +162,7 @@ def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
-    """Name of the splitting in llama.cpp."""
+    """Name of the pre-tokenizer in llama.cpp."""
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return PLAIN
@@ -173,7 +173,7 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
         if pattern in PATTERNS:
             name = PATTERNS[pattern]
             return name if ignores_merges else MERGED.get(name, name)
-    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't one that llama.cpp is known to have")
+    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
 
 
 def _merge(merge: str | list[str]) -> str:
@@ -181,7 +181,7 @@ def _merge(merge: str | list[str]) -> str:
 
 
 def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
-    """SentencePiece's score of a token: the earlier its merge, the higher; characters come last, bytes never."""
+    """SentencePiece scores of tokens: higher for earlier merges, then characters, lowest for bytes."""
     rank: dict[str, float] = {}
     for number, merge in enumerate(model["merges"]):
         rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), -float(number + 1))
@@ -197,15 +197,15 @@ def _prepends_space(tree: dict[str, Any]) -> bool:
 
 def _special(tokenizer: Any) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    found: dict[str, Any] = {}
+    special: dict[str, Any] = {}
     for short, name in names.items():
         index = getattr(tokenizer, f"{short}_token_id", None)
         if index is not None:
-            found[f"{name}_token_id"] = int(index)
+            special[f"{name}_token_id"] = int(index)
     ids = tokenizer("a")["input_ids"]
-    found["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
-    found["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
-    return found
+    special["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
+    special["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
+    return special
 
 
 def _unknown(folder: Path, reason: str) -> ExportError:

@@ -1,8 +1,7 @@
-"""Write a GGUF file: keys, tokenizer, and tensors one by one, so that the model is never in memory as a whole."""
+"""Write a GGUF file: keys, tokenizer, and tensors one by one, without holding the whole model in memory."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ BY_LIBRARY = {"q3_k_m": "Q3_K_M", "q4_k_s": "Q4_K_S", "q4_k_m": "Q4_K_M", "q5_k_
 QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
 ROUTER = "ffn_gate_inp.weight"
-"""Chooses experts: small, and a rounded choice would be another one."""
+"""The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
 LARGEST_F16 = 65504.0
 NO_CAP = 1e5
-"""A soft cap that changes nothing: cap · tanh(x / cap) is x to six digits up to x = 170."""
+"""A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
 def require_gguf() -> Any:
@@ -43,16 +42,16 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     """Refuse a quantisation whose blocks of 32 don't fit the rows of a matrix.
 
     Raises:
-        ExportError: naming the tensor.
+        ExportError: A matrix doesn't fit; the message names it.
     """
     if quantisation in ("f32", "f16", "bf16"):
         return
     columns = reshaper.columns
-    rows = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
+    lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
     for target in layout.targets:
-        rows |= {f"block {target.block}'s attention output": target.heads * columns}
-        rows |= {f"block {target.block}'s MLP output": target.width}
-    for what, length in rows.items():
+        lengths |= {f"block {target.block}'s attention output": target.heads * columns}
+        lengths |= {f"block {target.block}'s MLP output": target.width}
+    for what, length in lengths.items():
         if length % BLOCK:
             raise ExportError(
                 f"{quantisation} needs rows whose length is a multiple of {BLOCK}, but {what} has rows of {length}: "
@@ -64,15 +63,15 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
     """Write the file.
 
     Args:
-        path: a temporary place; the caller renames it.
-        reshaper: the model.
-        layout: architecture and pads.
-        tokenizer: its keys.
-        quantisation: one of `PLAIN`.
+        path: Temporary path; the caller renames it.
+        reshaper: The model.
+        layout: Architecture and padding.
+        tokenizer: Keys of the tokenizer.
+        quantisation: One of `PLAIN`.
 
     Raises:
-        ExportError: a weight doesn't fit the number format.
-        OSError: the disk is full.
+        ExportError: A weight is out of the type's range.
+        OSError: The disk is full.
     """
     gguf = require_gguf()
     writer = gguf.GGUFWriter(path, layout.architecture.name)
@@ -96,16 +95,11 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
         writer.close()
 
 
-def types_in(path: Path) -> Counter[str]:
-    """How many tensors of each element type a file holds."""
-    return Counter(tensor.tensor_type.name for tensor in require_gguf().GGUFReader(path).tensors)
-
-
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
     if tensor.ndim == 1 or name.endswith(ROUTER):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
-        return "Q8_0"  # embedding and head suffer most, and most engines keep them finer
+        return "Q8_0"  # embedding and head are the most sensitive to rounding
     return PLAIN[quantisation]
 
 

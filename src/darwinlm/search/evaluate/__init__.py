@@ -1,1 +1,1 @@
-"""What an allocation loses: modules in place, the dense model's side, KL, training of candidates."""
+"""Evaluation of allocations: modules in place, the dense model's distributions, KL, training of candidates."""

@@ -1,4 +1,4 @@
-"""The time that a search may take, across interruptions."""
+"""The time limit of a search, across interruptions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Clock:
     """Wall-clock time of a search.
 
     Attributes:
-        limit: Seconds that the search may take.
-        before: Seconds that it took before it was interrupted.
-        begun: Start of this process's part, on the monotonic clock.
+        limit: Maximum duration of the search in seconds.
+        before: Seconds used before an interruption.
+        begun: Start of this process on the monotonic clock.
     """
 
     limit: float = math.inf
@@ -30,10 +30,10 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, below 0 where the limit has passed."""
+        """Seconds left, negative after the limit."""
         return self.limit - self.seconds
 
     def check(self) -> None:
-        """Leave what is being done where the limit has passed. Raises TimeLimitError."""
+        """Raise TimeLimitError after the limit."""
         if self.left < 0:
             raise TimeLimitError("the search has used its time")

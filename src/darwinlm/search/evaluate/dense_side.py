@@ -1,15 +1,15 @@
-"""The dense model's distributions, as candidates of a search are compared with them.
+"""The dense model's distributions, with which candidates are compared.
 
-A candidate's head is the dense model's. With logits z_v = s (w_v·x + b_v) of what reaches it, x,
+Candidates share the dense model's head. For its input x the logits are z_v = s (w_v·x + b_v), and
 
     KL(p ‖ q) = Σ_v p_v log p_v - s (x·Σ_v p_v w_v + Σ_v p_v b_v) + logsumexp_v z_v,
 
-so of the dense model m + 4 numbers a token have to be kept instead of a vocabulary's, and a candidate's logits are
-needed for nothing but their normaliser, which is made for a part of the vocabulary after the other.
+So m + 4 numbers per token represent the dense model, instead of one per vocabulary entry. A candidate's logits are
+only needed for their log-sum-exp, which is computed for one part of the vocabulary at a time.
 
-Logits of half precision are rounded after the product. Where the same rounded logit stands in both terms it cancels,
-but the mean above is exact; so the likeliest token's logit is put there as it is rounded. On a trained model, 2,048
-tokens in bfloat16, 0.0001 is left of a difference of 0.001.
+Logits of half precision are rounded after the product. A rounding error in both terms would cancel, but the mean
+above is exact. So the logit of the most likely token is rounded there too. On a trained model (2,048 tokens in
+bfloat16) this reduces the difference from 0.001 to 0.0001.
 
 Letters: n tokens, m residual width, v vocabulary.
 """
@@ -27,20 +27,20 @@ from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.decoder import Decoder
 
 LOGIT_TOKENS = 512
-"""Tokens whose logits over the whole vocabulary are made at once."""
+"""Tokens whose logits over the whole vocabulary are computed at once."""
 
 CPU_LOGITS = 24 << 20
-"""Most bytes of such logits on a CPU: larger pieces of memory go back to the system each time (glibc), and come back
-page by page."""
+"""Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
+slow."""
 
 CPU_PART = 1 << 21
-"""Most float32 logits of a part of the vocabulary, all tokens together, on a CPU: what stays in its caches."""
+"""Maximum number of float32 logits of a vocabulary part for all tokens on a CPU, so that they stay in its caches."""
 
 GPU_PART = 1 << 28
-"""The same on a GPU, where only memory bounds them: 1 GiB."""
+"""The same on a GPU, where only memory limits them: 1 GiB."""
 
 FEWEST = 256
-"""Least tokens of the vocabulary in a part."""
+"""Minimum number of vocabulary entries in a part."""
 
 
 class Reference(Protocol):
@@ -50,20 +50,20 @@ class Reference(Protocol):
         """KL(dense ‖ candidate) of each token, [n'] float32.
 
         Args:
-            hidden: [n', m] the candidate's residual stream behind the last block, for the tokens from `start` on.
-            start: index of the first token.
+            hidden: [n', m], the candidate's residual stream after the last block, for the tokens from `start` on.
+            start: Index of the first token.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits that are a linear function of what reaches the head.
+    """Logits that are a linear function of the head's input.
 
     Attributes:
         weight: [v, m].
         bias: [v].
-        scale: what the model multiplies them by.
+        scale: Factor on the logits.
     """
 
     weight: Tensor
@@ -72,7 +72,7 @@ class LinearHead:
 
     @classmethod
     def of(cls, decoder: Decoder) -> LinearHead | None:
-        """A model's head; None where something else is done with the logits, as a soft cap."""
+        """The head of a model; None if the logits are processed further, as by a soft cap."""
         head = decoder.model.get_output_embeddings()
         scale = decoder.logit_scale() if type(head) is nn.Linear else None
         return None if scale is None else cls(head.weight.detach(), _detached(head.bias), scale)
@@ -84,8 +84,8 @@ class LinearHead:
         top = x.new_full((len(x),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
         for start in range(0, len(self.weight), size):
-            rows = slice(start, start + size)
-            z = functional.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows]).float()
+            piece = slice(start, start + size)
+            z = functional.linear(x, self.weight[piece], None if self.bias is None else self.bias[piece]).float()
             if self.scale != 1:
                 z *= self.scale
             largest = torch.maximum(z.amax(-1), top)
@@ -94,7 +94,7 @@ class LinearHead:
         return total.log_().add_(top)
 
     def rounding(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """What rounding adds to the logit of one token each, [n, m] and [n] -> [n] float32."""
+        """Rounding error of the logit of one token each, [n, m] and [n] -> [n] float32."""
         if self.weight.dtype == torch.float32:
             return torch.zeros(len(x), device=x.device)
         z = torch.linalg.vecdot(x.float(), self.weight[tokens].float())
@@ -115,12 +115,12 @@ class LinearHead:
 
 
 class ExpectedRows:
-    """The dense model as its expected row of the head.
+    """The dense model as the expected row of the head's weight.
 
     Args:
-        decoder: the dense model.
-        head: of it.
-        hidden: [n, m] its residual stream behind the last block.
+        decoder: The dense model.
+        head: Head of the dense model.
+        hidden: [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
@@ -132,13 +132,15 @@ class ExpectedRows:
             rows, bias = head.cross(distribution.probabilities)
             likeliest = distribution.probabilities.max(-1)
             parts.append((rows, distribution.negative_entropy - bias, likeliest.values, likeliest.indices))
-        self.rows, self.constant, self.largest, self.likeliest = (torch.cat(each) for each in zip(*parts, strict=True))
+        self.expected, self.constant, self.largest, self.likeliest = (
+            torch.cat(each) for each in zip(*parts, strict=True)
+        )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
         """As `Reference.kl`."""
         x = self.decoder.head_inputs(hidden)
         at = slice(start, start + len(x))
-        cross = torch.linalg.vecdot(self.rows[at], x.float())
+        cross = torch.linalg.vecdot(self.expected[at], x.float())
         cross += self.largest[at] * self.head.rounding(x, self.likeliest[at])
         kl: Tensor = self.constant[at] - cross + self.head.normalisers(x)
         return kl
@@ -148,8 +150,8 @@ class Distributions:
     """The dense model as its distributions, for heads that aren't linear.
 
     Args:
-        decoder: the dense model.
-        hidden: [n, m] its residual stream behind the last block.
+        decoder: The dense model.
+        hidden: [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
@@ -167,7 +169,7 @@ class Distributions:
 
 
 def head_tokens(decoder: Decoder) -> int:
-    """Tokens whose logits over the whole vocabulary are made at once."""
+    """Tokens whose logits over the whole vocabulary are computed at once."""
     if decoder.device.type != "cpu":
         return LOGIT_TOKENS
     embedding: Tensor = decoder.model.get_input_embeddings().weight

@@ -1,18 +1,17 @@
-"""How far candidates stray from the dense model, evaluated from their first changed block on.
+"""KL of candidates to the dense model, evaluated from their first changed block on.
 
-Block inputs of one allocation, the base, are kept. A candidate shares everything before its first changed block with
-it, so only the rest is run; the base itself is run no further than the candidates at hand share it. All candidates see
-the same tokens: differences between them are paired. What a candidate lost on each sequence is remembered, so that a
-later round on more text runs only the text that is new. Several processes share the candidates of a round.
+The block inputs of one allocation, the base, are kept. A candidate shares everything before its first changed block
+with the base, so only the rest is run. The base is run only as far as the current candidates share it. All candidates
+see the same tokens, so their differences are paired. The loss of a candidate on each sequence is stored; a later round
+on more text only runs the new text. Several processes share the candidates of a round.
 
-A loss depends on the candidate and the sequences alone, never on the base, nor on which process measured it or when.
+A loss depends only on the candidate and the sequences, never on the base, the process or the order of evaluations.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -26,28 +25,26 @@ from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 CPU_TOKENS = 1024
-"""Most tokens in one forward pass on a CPU, whose caches hold no more of the residual stream."""
+"""Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
 
 Piece = tuple[int, int]
-"""Sequences from the first number on, up to the second, that are run in one forward pass."""
+"""Range of sequences that are run in one forward pass: first index, end."""
 
 Window = tuple[int, int]
-"""Sequences from the first number on, up to the second, that candidates are compared on."""
+"""Range of sequences on which candidates are compared: first index, end."""
 
 
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
     Args:
-        placed: swaps candidates into the one model.
+        placed: Decoder with swappable modules.
         tokens: [n, t] fitness text.
-        batch_tokens: tokens in one forward pass.
+        batch_tokens: Tokens in one forward pass.
 
     Attributes:
-        evaluations: times that a candidate was run on some text.
-        seconds: of wall-clock that they took.
-        tokens_run: candidates' tokens in them.
-        clock: Limit of time at which an evaluation is left; None until there is a result to end with.
+        evaluations: Number of evaluations of a candidate.
+        clock: Time limit that stops an evaluation; None until there is a first result.
     """
 
     def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int) -> None:
@@ -57,10 +54,10 @@ class Fitness:
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
-        self.seconds = 0.0
-        self.tokens_run = 0
         self.clock: Clock | None = None
-        self._rows = max(1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length)
+        self._batch_sequences = max(
+            1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
+        )
         self._known: dict[Allocation, dict[int, float]] = {}
         self._dense: list[Reference] = []
         self._base: Allocation | None = None
@@ -78,44 +75,39 @@ class Fitness:
             else:
                 self._dense.append(ExpectedRows(self.decoder, head, hidden))
 
-    @property
-    def seconds_per_token(self) -> float:
-        """What one token of one candidate took so far."""
-        return self.seconds / max(self.tokens_run, 1)
-
     def set_base(self, allocation: Allocation | None) -> None:
-        """Take this allocation as the one whose block inputs are kept: candidates near it are then cheap.
+        """Keep the block inputs of this allocation, so that candidates near it are cheap.
 
         Args:
-            allocation: the base; None keeps no block's inputs.
+            allocation: The base; None keeps no block's inputs.
         """
         if allocation != self._base:
             self._base = allocation
-            # What goes into the first block is the same for all.
+            # The input of the first block is the same for all.
             self._inputs = {piece: inputs[:1] for piece, inputs in self._inputs.items()}
 
     def _pieces(self, begin: int, end: int) -> Iterator[Piece]:
-        """Sequences in parts for one forward pass each, whose borders are always at the same places."""
+        """Parts of a range for one forward pass each, with fixed borders."""
         while begin < end:
-            border = min((begin // self._rows + 1) * self._rows, end)
+            border = min((begin // self._batch_sequences + 1) * self._batch_sequences, end)
             yield begin, border
             begin = border
 
     def sequences(self, n_tokens: int) -> int:
-        """Whole sequences that hold so many tokens, as far as there are any."""
+        """Number of whole sequences with `n_tokens` tokens, limited to the text."""
         return min(-(-n_tokens // self.sequence_length), self.n_sequences)
 
     def windows(self, n_tokens: int) -> list[Window]:
-        """The text in windows of whole sequences that hold so many tokens; the last one may be longer."""
-        rows = self.sequences(n_tokens)
-        starts = range(0, max(self.n_sequences - rows, 0) + 1, rows)
-        return [(start, self.n_sequences if start == starts[-1] else start + rows) for start in starts]
+        """Windows of whole sequences with `n_tokens` tokens; the last one may be longer."""
+        length = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - length, 0) + 1, length)
+        return [(start, self.n_sequences if start == starts[-1] else start + length) for start in starts]
 
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
 
         Raises:
-            NumericsError: the candidate's logits aren't finite.
+            NumericsError: The candidate's logits aren't finite.
         """
         mean = self.kls([allocation], n_tokens)[0]
         if math.isinf(mean):
@@ -136,22 +128,19 @@ class Fitness:
         """
         wanted = range(*window)
         missing = [each for each in dict.fromkeys(allocations) if not self._known.get(each, {}).keys() >= {*wanted}]
-        begun = time.monotonic()
         with parallel.agree():
-            own = parallel.mine(missing)
-            self._run_base(own, window)
-            measured = {each: self._evaluate(each, window) for each in own}
+            share = parallel.mine(missing)
+            self._run_base(share, window)
+            measured = {each: self._evaluate(each, window) for each in share}
         for part in parallel.gather(measured):
             for each, losses in part.items():
                 self._known.setdefault(each, {}).update(losses)
         self.evaluations += len(missing)
-        self.seconds += time.monotonic() - begun
-        self.tokens_run += len(missing) * len(wanted) * self.sequence_length
         return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
 
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
-        """Mean KL of whatever the decoder holds now, in this process; infinite where its logits aren't finite."""
+        """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
         losses = [
             loss
             for piece in self._pieces(0, self.sequences(n_tokens))
@@ -160,17 +149,17 @@ class Fitness:
         return _mean(losses, self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
-        """The sum of a candidate's KL over each sequence, from the first one on as far as they were measured."""
+        """Summed KL of a candidate for each sequence, up to the first one that wasn't measured."""
         known = self._known.get(allocation, {})
         return [known[number] for number in itertools.takewhile(known.__contains__, itertools.count())]
 
     def remember(self, allocation: Allocation, losses: Sequence[float]) -> None:
-        """Take the losses from an earlier run of the same search as measured."""
+        """Store losses that an earlier run of the same search measured."""
         self._known[allocation] = dict(enumerate(losses))
 
     @torch.no_grad()
     def _run_base(self, candidates: Sequence[Allocation], window: Window) -> None:
-        """Block inputs of the base as far as any of these candidates shares them."""
+        """Compute the block inputs of the base that any of these candidates shares."""
         shared: dict[Piece, int] = {}
         for each in candidates:
             for piece in self._missing(each, window):
@@ -196,7 +185,7 @@ class Fitness:
         return by_sequence
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Piece]:
-        """What of a window isn't known of a candidate."""
+        """Parts of a window that weren't evaluated for a candidate."""
         known = self._known.get(allocation, {})
         for piece in self._pieces(*window):
             unknown = [number for number in range(*piece) if number not in known]
@@ -204,29 +193,29 @@ class Fitness:
                 yield unknown[0], unknown[-1] + 1
 
     def _embedded(self, piece: Piece) -> list[Tensor]:
-        """What is kept of a piece: the base's inputs of the first blocks, of the very first one at least."""
+        """Kept block inputs of the base on a piece; at least that of the first block."""
         if piece not in self._inputs:
             self._inputs[piece] = [self.decoder.embed(self.tokens[slice(*piece)])]
         return self._inputs[piece]
 
     def _through(self, piece: Piece, hidden: Tensor, first: int, end: int) -> Iterator[Tensor]:
-        """The residual stream behind each of the blocks from `first` on up to `end`."""
+        """The residual stream after each block from `first` up to `end`."""
         arguments = self.decoder.block_arguments(self.tokens[slice(*piece)])
         for block in range(first, end):
             hidden = self.decoder.run_block(block, hidden, arguments[block])
             yield hidden
 
     def _last(self, piece: Piece, inputs: Sequence[Tensor]) -> Tensor:
-        """The stream behind the last block, given what goes into the first blocks, of which the last is run first."""
+        """The stream after the last block, from the last of the given block inputs on."""
         hidden = inputs[-1]
         for behind in self._through(piece, hidden, len(inputs) - 1, len(self.decoder.blocks)):
             hidden = behind
         return hidden
 
     def _run(self, piece: Piece, inputs: Sequence[Tensor]) -> list[float]:
-        """Losses of the sequences of a piece, given what goes into the first blocks."""
-        start = piece[0] % self._rows * self.sequence_length
-        divergence = self._dense[piece[0] // self._rows].kl(self._last(piece, inputs).flatten(0, 1), start)
+        """Losses of the sequences of a piece, from the last of the given block inputs on."""
+        start = piece[0] % self._batch_sequences * self.sequence_length
+        divergence = self._dense[piece[0] // self._batch_sequences].kl(self._last(piece, inputs).flatten(0, 1), start)
         losses = divergence.view(-1, self.sequence_length).sum(1, dtype=torch.float64).tolist()
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 

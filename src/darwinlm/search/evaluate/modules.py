@@ -1,4 +1,4 @@
-"""Small modules on demand: each is cut from the one dense model in memory, and those used last are kept."""
+"""Pruned modules on demand, cut from the single dense model in memory, with a cache of recent ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from darwinlm.search.problem.space import Allocation, SearchSpace
 from darwinlm.surgery.shrink import shrink_tensors, small_module
 
 SHARE = 0.3
-"""Part of the device's free memory that small modules may take."""
+"""Share of the device's free memory for pruned modules."""
 
 PLACED = -1
-"""Level of a place whose module isn't the placed's own."""
+"""Level of a place that holds a module set by `place`."""
 
 
 class PlacedModules:
     """Puts allocations into a decoder by swapping modules; the dense model is never copied.
 
     Args:
-        decoder: the dense model in the type that candidates are evaluated in.
-        database: where pruned modules come from.
-        space: the order of modules.
+        decoder: The dense model in the element type of the evaluation.
+        database: Source of the pruned modules.
+        space: The order of modules.
     """
 
     def __init__(self, decoder: Decoder, database: DatabaseReader, space: SearchSpace) -> None:
@@ -50,14 +50,14 @@ class PlacedModules:
         self.database.release(size)
 
     def module(self, index: int, level: int) -> nn.Module:
-        """The module of this place in the allocation at a level."""
+        """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        found = self._small.get((index, level))
-        if found is None:
-            found = self._cut(index, level)
-            self._small.put((index, level), found)
-        return found
+        module = self._small.get((index, level))
+        if module is None:
+            module = self._cut(index, level)
+            self._small.put((index, level), module)
+        return module
 
     @torch.no_grad()
     def _cut(self, index: int, level: int) -> nn.Module:
@@ -73,7 +73,7 @@ class PlacedModules:
         return small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
 
     def apply(self, allocation: Allocation) -> None:
-        """Make the decoder compute this allocation."""
+        """Put the modules of this allocation into the decoder."""
         for index, level in enumerate(allocation):
             if self.current[index] != level:
                 module = self.space.modules[index]
@@ -81,7 +81,7 @@ class PlacedModules:
                 self.current[index] = level
 
     def place(self, modules: Sequence[nn.Module]) -> None:
-        """Put these very modules in, one for each place; the next `apply` takes all of them out again."""
+        """Put the given modules in, one for each place; the next `apply` removes them."""
         for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
             self.decoder.set_module(module.block, module.kind, new)
             self.current[index] = PLACED

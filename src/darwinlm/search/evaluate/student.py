@@ -1,4 +1,4 @@
-"""One candidate that learns: modules of its own, AdamW on float32 master weights, and its state while others learn."""
+"""One candidate in training: its modules, AdamW on float32 master weights, and its state while it waits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from darwinlm.calibration.transfers import HostCopy
 from darwinlm.recipe import TrainingSettings
 
 WARMUP = 4
-"""Steps in which the learning rate rises: the first steps of AdamW are all of full size."""
+"""Warm-up steps, because the first steps of AdamW all have full size."""
 
 CLIP = 1.0
 """Largest norm of a gradient."""
 
 PART = 1 << 28
-"""Weights whose float32 gradients exist at once."""
+"""Largest number of weights with float32 gradients at once."""
 
 
 class LowRank(nn.Module):
-    """A linear layer that stays as it is, and a low-rank correction that learns (LoRA, arXiv 2106.09685).
+    """A frozen linear layer with a trainable low-rank correction (LoRA, arXiv 2106.09685).
 
     Args:
-        linear: the layer.
-        rank: of the correction.
-        generator: of its first factor; the second starts at zero.
+        linear: The layer.
+        rank: Rank of the correction.
+        generator: Generator of the first factor; the second factor starts at zero.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
@@ -51,13 +51,13 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class Parked:
-    """What a student has learnt, in main memory: 12 bytes for each of its weights.
+    """State of a student in main memory: 12 bytes per weight.
 
     Attributes:
-        tensors: master weights, first moments, second moments.
-        updates: of each weight, as AdamW counts them.
-        steps: finished steps.
-        rounds: of training text that it has learnt from.
+        tensors: Master weights, first moments, second moments.
+        updates: AdamW's number of updates of each weight.
+        steps: Number of finished steps.
+        rounds: Number of finished rounds of training text.
     """
 
     tensors: HostCopy
@@ -67,16 +67,16 @@ class Parked:
 
 
 class Student:
-    """One candidate's own modules, their master weights and their optimiser.
+    """A copy of one candidate's modules, with master weights and an optimiser.
 
     Args:
-        modules: those of the placed, in the order of the allocation; they are not changed.
-        settings: how to train.
+        modules: Modules of the candidate in the order of the allocation; they are not changed.
+        settings: Training settings.
 
     Attributes:
-        working: weights of the passes.
-        steps: finished steps.
-        rounds: of training text that it has learnt from.
+        working: Weights of the passes.
+        steps: Number of finished steps.
+        rounds: Number of finished rounds of training text.
     """
 
     def __init__(self, modules: Iterable[nn.Module], settings: TrainingSettings) -> None:
@@ -100,12 +100,12 @@ class Student:
 
     @cached_property
     def master(self) -> list[Tensor]:
-        """Float32 weights that AdamW works on; made when they are first asked for."""
+        """Float32 weights for AdamW, created on first use."""
         return [p.detach().float() if p.dtype != torch.float32 else p for p in self.working]
 
     @cached_property
     def optimiser(self) -> torch.optim.AdamW:
-        """Its two moments are made in the first step."""
+        """The optimiser; its two moments are created in the first step."""
         rate = self.settings.learning_rate
         return torch.optim.AdamW(self.master, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=self._fused or None)
 
@@ -115,7 +115,7 @@ class Student:
 
     @property
     def wanted(self) -> int:
-        """Bytes that the master weights, moments and gradients will take beside the working weights."""
+        """Bytes of master weights, moments and gradients, in addition to the working weights."""
         return sum(
             weight.numel() * (8 + weight.element_size() + 4 * (weight.dtype != torch.float32))
             for weight in self.working
@@ -123,7 +123,7 @@ class Student:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the master weights along the gradients gathered in the working ones, and copy them back."""
+        """Update the master weights with the accumulated gradients, and copy them to the working weights."""
         learning = [
             _Update(master, working, working.grad)
             for master, working in zip(self.master, self.working, strict=True)
@@ -151,7 +151,7 @@ class Student:
                     each.working.copy_(each.master)
 
     def park(self) -> Parked:
-        """Its state in main memory."""
+        """A copy of the state in main memory."""
         states = [self.optimiser.state[master] or self._blank(master, 0.0) for master in self.master]
         moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
         updates = [float(state["step"]) for state in states]
@@ -159,7 +159,7 @@ class Student:
 
     @torch.no_grad()
     def resume(self, parked: Parked) -> None:
-        """Go on from a state that was parked."""
+        """Continue from a saved state."""
         self.steps, self.rounds = parked.steps, parked.rounds
         states = [self._blank(master, count) for master, count in zip(self.master, parked.updates, strict=True)]
         for master, state in zip(self.master, states, strict=True):
@@ -177,7 +177,7 @@ class Student:
 
 
 class _Update(NamedTuple):
-    """A weight that moves."""
+    """A trained weight."""
 
     master: Tensor
     working: Tensor
@@ -185,7 +185,7 @@ class _Update(NamedTuple):
 
 
 def _parts(updates: list[_Update]) -> Iterator[list[_Update]]:
-    """Updates in groups whose float32 gradients may exist at once."""
+    """Updates in groups with a limited number of float32 gradients."""
     part: list[_Update] = []
     size = 0
     for each in updates:

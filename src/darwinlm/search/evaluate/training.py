@@ -1,12 +1,12 @@
-"""Train candidates before they are judged, physically small: what was removed can't come back (DarwinLM §3.3).
+"""Training of candidates before their evaluation, at their small shapes (DarwinLM §3.3).
 
-All candidates of a round learn from the same batches. The loss is KL(dense ‖ candidate) of each token; the dense
-model's residual stream behind its last block is made once for the whole search, and logits of a few tokens exist at
-once. AdamW works on float32 master weights, forward and backward passes in the type that candidates are evaluated in.
+All candidates of a round learn from the same batches. The loss is KL(dense ‖ candidate) of each token. The dense
+model's residual stream after its last block is computed once for the whole search, and only logits of a few tokens
+exist at once. AdamW updates float32 master weights. Forward and backward passes use the element type of the evaluation.
 Only attention and MLP projections are trained.
 
-On a CPU the candidates of a round learn side by side. On any other device one learns and is judged at a time. What the
-best have learnt waits in main memory as far as there is room; the others learn their text once more from its beginning.
+On a CPU the candidates of a round are trained together. On other devices one candidate is trained and evaluated at a
+time. The states of the best candidates wait in main memory if there is room. The others repeat their training.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from darwinlm.search.evaluate.student import Parked, Student
 from darwinlm.search.problem.space import Allocation
 
 HOST_SHARE = 0.5
-"""Part of the free main memory that states of candidates may take while others learn."""
+"""Largest share of free main memory for states of waiting candidates."""
 
 LOGIT_BYTES = 24
-"""Bytes of one logit of training: those of both models, their float32 log-softmax, and gradients."""
+"""Bytes per logit in training: logits of both models, their float32 log-softmax, and gradients."""
 
 MARGIN = 1.1
-"""Factor on the weights of the candidate that room is reserved for: others have some more."""
+"""Safety factor on the weights of the candidate with reserved memory, since other candidates may be larger."""
 
 
 class CandidateTrainer:
-    """Trains and judges candidates; several processes share them, a survivor stays where it was trained.
+    """Trains and evaluates candidates. Several processes share them; a survivor stays in its process.
 
     Args:
-        placed: makes their modules.
-        fitness: judges them.
-        tokens: [n, t] training text.
-        settings: how to train.
-        folder: where the dense model's residual stream lies if main memory has no room for it.
+        placed: Source of their modules.
+        fitness: Evaluation after training.
+        tokens: Training text [n, t].
+        settings: Training settings.
+        folder: Folder for the dense model's residual stream if main memory is too small.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class CandidateTrainer:
         self._parked: dict[Allocation, Parked] = {}
 
     def reserve(self, parameters: int) -> None:
-        """Leave room for one candidate on a GPU, whose modules have about so many parameters."""
+        """Reserve memory on a GPU for one candidate with about this many parameters."""
         if self._alone:
             size = self.decoder.dtype.itemsize
             each = size if self.settings.lora_rank else 2 * size + (12 if size < 4 else 8)
@@ -81,7 +81,7 @@ class CandidateTrainer:
     def judge(
         self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int = 0
     ) -> list[float]:
-        """Train all of them on the same next tokens, then compare them with the dense model.
+        """Train all candidates on the same next tokens, then compare them with the dense model.
 
         Those that were trained before go on from there; new ones learn first what the others did.
 
@@ -125,7 +125,7 @@ class CandidateTrainer:
         return [losses[candidate] for candidate in candidates]
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Forget all others; with none, the training text begins anew."""
+        """Drop all other candidates; without any, the training text starts again."""
         kept = set(candidates)
         self._students = {each: student for each, student in self._students.items() if each in kept}
         self._parked = {each: parked for each, parked in self._parked.items() if each in kept}
@@ -141,20 +141,20 @@ class CandidateTrainer:
         return Student((self.placed.module(i, level) for i, level in enumerate(allocation)), self.settings)
 
     def _room_for(self, students: Sequence[Student]) -> AbstractContextManager[None]:
-        """Moves the dense modules to main memory where a candidate in training wouldn't fit beside them."""
+        """Move the dense modules to main memory if a candidate in training doesn't fit beside them."""
         if not self._alone or self.settings.lora_rank:
             return nullcontext()
         wanted = sum(student.wanted for student in students) + self._pass_bytes()
         return nullcontext() if wanted <= free_bytes(self.decoder.device) else self.placed.dense_on_host()
 
     def _pass_bytes(self) -> int:
-        """What a forward and backward pass takes, about: streams between blocks twice over, logits of a few tokens."""
+        """Approximate bytes of a forward and backward pass: streams between blocks twice, logits of a few tokens."""
         tokens = max(LOGIT_TOKENS, self.tokens.shape[1])
         stream = tokens * self._width * len(self.decoder.blocks) * self.decoder.dtype.itemsize
         return int(2 * stream + LOGIT_TOKENS * self.decoder.model.config.vocab_size * LOGIT_BYTES)
 
     def _park(self, candidate: Allocation, student: Student, best: Sequence[Allocation]) -> None:
-        """Keep the state of a student that is among the best of its round so far, before those of worse ones."""
+        """Keep the state of a student among the best of its round, in place of worse ones."""
         judged = {each for each in self._parked if self._parked[each].rounds == len(self._rounds)}
         for each in judged.difference(best):
             del self._parked[each]
@@ -180,7 +180,7 @@ class CandidateTrainer:
         return int(self.decoder.model.config.hidden_size)
 
     def _train(self, candidates: Sequence[Allocation], students: Sequence[Student]) -> None:
-        """Bring students to the end of the present round."""
+        """Train students up to the end of the current round."""
         for candidate, student in zip(candidates, students, strict=True):
             if candidate in self._parked:
                 student.resume(self._parked.pop(candidate))
@@ -190,7 +190,7 @@ class CandidateTrainer:
                 self._learn(learning, begin, end)
 
     def _learn(self, students: Sequence[Student], begin: int, end: int) -> None:
-        """One round of training text, sequences from `begin` on up to `end`; every batch is a step."""
+        """Train on one round of text, the sequences from `begin` to `end`; every batch is a step."""
         dense = iter(self._dense[begin, end])
         for batch in self._batches(begin, end):
             if self.fitness.clock is not None:
@@ -210,12 +210,12 @@ class CandidateTrainer:
         return torch.split(self.tokens[begin:end], rows) if end > begin else ()
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
-        """Sequences of a batch that are run at once."""
+        """Number of sequences in a micro-batch."""
         return torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1]))
 
     @torch.no_grad()
     def _read_dense(self) -> None:
-        """Make the dense model's residual streams behind the last block that aren't there yet."""
+        """Compute the missing residual streams of the dense model after the last block."""
         for begin, end in self._rounds:
             if (begin, end) not in self._dense:
                 self.placed.apply(self.placed.space.dense)
@@ -230,7 +230,7 @@ class CandidateTrainer:
             yield self._last(rows)
 
     def _last(self, rows: Tensor) -> Tensor:
-        """The residual stream behind the last block, [b, t] -> [b, t, m].
+        """The residual stream after the last block, [b, t] -> [b, t, m].
 
         On a GPU the way back makes the inside of each block again, as it has no room for that of all of them.
         """
@@ -244,7 +244,7 @@ class CandidateTrainer:
         return hidden
 
     def _expected(self, hidden: Tensor, *, several: bool) -> Callable[[int], Tensor]:
-        """The dense model's log-probabilities from a token on, of [n, m]; made once where several ask for them."""
+        """The dense model's log-probabilities from a token on, of [n, m]; computed once for several students."""
 
         @torch.no_grad()
         def log_p(start: int) -> Tensor:
@@ -254,7 +254,7 @@ class CandidateTrainer:
         return functools.cache(log_p) if several else log_p
 
     def _backward(self, rows: Tensor, expected: Callable[[int], Tensor], count: int) -> None:
-        """Add up the gradients of one student, which is in place, on some sequences of a batch of so many tokens."""
+        """Accumulate the gradients of the placed student on some sequences of a batch with this many tokens."""
         hidden = self._last(rows).flatten(0, 1)
         if not hidden.requires_grad:
             return

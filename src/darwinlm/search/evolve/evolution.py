@@ -1,14 +1,14 @@
-"""The evolutionary search: make children of the parent, select in rounds, keep the best (DarwinLM §3.2).
+"""The evolutionary search: derive children from the parent, select in rounds, keep the best (DarwinLM §3.2).
 
-One loop serves two methods. By the paper's rules all children come from its level switch. With gradients, which aren't
-in the paper, a generation takes the gradient of the loss on one window of the fitness text, solves for a few children
-that move all modules at once, and measures them on the next window, which the gradient didn't see. Windows take turns
-and the slopes of earlier ones fade, so that in the end all of the text has spoken. After three generations
-without gain steps shrink: curvature counts for more, and the level switch proposes children too, of ever fewer levels.
+One loop serves two methods. With the paper's rules, all children come from its level switch. The other method uses
+gradients and isn't in the paper. A generation takes the gradient of the loss on one window of the fitness text, solves
+for a few children that move all modules at once, and measures them on the next window. Windows alternate, and the
+slopes are averaged over them, so the whole text contributes. After three generations without improvement, steps become
+shorter: the curvature is weighted more, and the level switch also proposes children.
 
-An anytime algorithm: after every generation its state is written, a killed run resumes there, and a bound of time ends
-it with the best allocation so far. Randomness is drawn per generation, so that a resumed run makes the same candidates
-as an uninterrupted one.
+The state is saved after every generation, and a killed run resumes there. A time limit ends the search with the best
+allocation so far. Random numbers are drawn per generation, so a resumed run creates the same candidates as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,57 +36,58 @@ from darwinlm.search.propose.level_switch import level_switch, paper_switch
 from darwinlm.search.propose.solve import solved_children
 
 STRENGTHS = (0.8, 1.15, 1.7)
-"""Factors on the curvature that a generation is solved for: which one is best differs (results, "Children that are
+"""Factors on the curvature; a generation solves for each, since none is always best (notebook, "Children that are
 solved for")."""
 
 SLOPE_PARTS = (0.3,)
 """Factors on the slopes that are added to single-module losses in the first generation."""
 
 MEMORY = 0.5
-"""Weight of the slopes of all earlier windows beside those of the present one (log, "Steps of the descent")."""
+"""Weight of the slopes of all earlier windows in the average (notebook, "The descent, step by step")."""
 
 SHRINK = 1.4
-"""Factor on the curvature, and divisor of the level switch, for each generation without gain beyond `PATIENCE`."""
+"""Factor on the curvature and divisor of the level switch, per generation without improvement after `PATIENCE`."""
 
 PATIENCE = 2
-"""Generations without gain after which steps shrink and the level switch proposes children too: slopes from another
-window often find a gain where those of one or two found none (notebook, "One loop in place of two")."""
+"""Generations without improvement before steps shrink and the level switch proposes children. Slopes from another
+window often lead to an improvement after one or two failures (notebook, "One loop in place of descent and
+evolution")."""
 
 LONGEST = 0.25
-"""Longest level switch, as a share of a module's levels; it shrinks to one level."""
+"""Longest level switch as a share of a module's levels; it shrinks down to one level."""
 
 PROPOSALS = 16
-"""Level switches proposed for each one that is evaluated: those that the prediction speaks for, and some at random."""
+"""Proposed level switches for each evaluated one; most are selected by predicted loss, some at random."""
 
 OUT_OF_TIME = "time is up"
-"""Why a search ended that reached its bound of time."""
+"""Reason for the end of a search at its time limit."""
 
 
 class Trainer(Protocol):
-    """Trains physically small candidates before they are judged."""
+    """Training of candidates at their reduced size before their evaluation."""
 
     def judge(
         self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int
     ) -> list[float]:
-        """Train all of them on the same next tokens; those seen before go on from their trained state.
+        """Train all candidates on the same next tokens and evaluate them; known ones continue from their trained state.
 
         Args:
-            candidates: The first one will be judged again whatever it loses.
-            training_tokens: How many tokens.
-            fitness_tokens: Tokens of fitness text that they are judged on.
-            staying: How many of them will be judged again at most.
+            candidates: Candidates; the first one is always judged again.
+            training_tokens: Number of training tokens.
+            fitness_tokens: Number of fitness tokens for the evaluation.
+            staying: Largest number of candidates that are judged again.
 
         Returns:
             Mean KL of each on fitness text.
         """
 
     def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Forget all others; with none, the training text begins anew."""
+        """Drop all other candidates; if none is kept, the training text restarts."""
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What predicts losses around a parent.
+    """Prediction of losses around a parent.
 
     Attributes:
         curvature: Curvature of the modules.
@@ -102,9 +103,9 @@ class Offspring:
     """The children of one generation.
 
     Attributes:
-        children: Allocations that haven't been tried.
+        children: New allocations.
         slopes: First-order losses around the parent, averaged over windows; empty without a guide.
-        window: What the first stage judges children on; None takes the text's beginning.
+        window: Window on which the first stage evaluates children; None takes the beginning of the text.
     """
 
     children: list[Allocation]
@@ -114,13 +115,13 @@ class Offspring:
 
 @dataclass(frozen=True)
 class Selected:
-    """What came of a generation.
+    """Result of a generation.
 
     Attributes:
         best: The best of the children and the parent.
         kl: Its loss on the tokens of the last stage.
-        evaluations: Candidates evaluated.
-        observations: Changes of the loss.
+        evaluations: Number of evaluated candidates.
+        observations: Measured changes of the loss.
     """
 
     best: Allocation
@@ -144,15 +145,15 @@ def evolve(
     """Run or resume the search.
 
     Args:
-        fitness: Evaluates candidates.
+        fitness: Evaluation of candidates.
         problem: Space, costs and budget.
         settings: Recipe's section.
-        start: Makes the first parent; not called when a state is resumed.
+        start: Function that returns the first parent; not called if a state is resumed.
         state_file: File that the first process writes after every generation.
-        clock: Time that the search has taken and may take; its limit holds once there is a first parent.
-        guide: Predicts losses; None searches by the paper's rules.
-        trainer: Trains candidates, where a stage asks for it.
-        report: Called with the state before the first generation and after every one.
+        clock: Time used and time limit; the limit applies once there is a first parent.
+        guide: Prediction of losses; None searches by the paper's rules.
+        trainer: Training of candidates, if a stage asks for it.
+        report: Callback with the state, before the first generation and after every one.
 
     Returns:
         The final state; `parent` is the answer.
@@ -161,7 +162,15 @@ def evolve(
         ArtifactError: The state is damaged or another model's.
         NumericsError: The first parent's logits aren't finite.
     """
-    state = _begin(fitness, problem, settings, start, state_file, clock)
+    with parallel.agree():
+        state = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
+    if state is not None:
+        clock.before = state.seconds
+        fitness.remember(state.parent, state.parent_losses)
+    else:
+        state = _first_state(fitness, start(), settings.stages[-1].tokens, clock)
+        if parallel.is_main():
+            state.save(state_file)
     fitness.clock = clock
     latest = 0.0
     report(state)
@@ -169,7 +178,7 @@ def evolve(
         done, now = state.done, parallel.broadcast(clock.seconds)
         if done >= settings.generations:
             state.ended = "all generations done"
-        elif clock.limit - now < latest:  # the next takes about as long as the last one
+        elif clock.limit - now < latest:  # the next one takes about as long
             state.ended = OUT_OF_TIME
         else:
             try:
@@ -187,29 +196,13 @@ def evolve(
     return state
 
 
-def _begin(
-    fitness: Fitness,
-    problem: Problem,
-    settings: SearchSettings,
-    start: Callable[[], Allocation],
-    state_file: Path,
-    clock: Clock,
-) -> SearchState:
-    with parallel.agree():
-        saved = SearchState.load(state_file, problem.cost.costs) if state_file.exists() else None
-    if saved is not None:
-        clock.before = saved.seconds
-        fitness.remember(saved.parent, saved.parent_losses)
-        return saved
-    first = start()
+def _first_state(fitness: Fitness, first: Allocation, n_tokens: int, clock: Clock) -> SearchState:
+    """The state at the first parent."""
     fitness.set_base(None)
-    kl = fitness.kl(first, settings.stages[-1].tokens)
-    state = SearchState(first, kl, fitness.losses(first), seen=[first], seconds=parallel.broadcast(clock.seconds))
-    begun = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=state.seconds)
-    state.history.append(begun)
-    if parallel.is_main():
-        state.save(state_file)
-    return state
+    kl = fitness.kl(first, n_tokens)
+    seconds = parallel.broadcast(clock.seconds)
+    entry = Generation(0, kl, improved=False, moved=0, evaluations=fitness.evaluations, seconds=seconds)
+    return SearchState(first, kl, fitness.losses(first), seen=[first], seconds=seconds, history=[entry])
 
 
 def _generation(
@@ -220,7 +213,7 @@ def _generation(
     guide: Guide | None,
     trainer: Trainer | None,
 ) -> None:
-    """Make children and select; the state changes at the end only, so that a generation can be left at any time."""
+    """Create children and select. The state changes only at the end, so a generation can be abandoned at any time."""
     offspring = (
         _by_the_paper(state, problem, settings)
         if guide is None
@@ -262,11 +255,11 @@ def _by_the_paper(state: SearchState, problem: Problem, settings: SearchSettings
 def _guided(
     state: SearchState, problem: Problem, settings: SearchSettings, guide: Guide, windows: Sequence[Window]
 ) -> Offspring:
-    """Children that are solved for; and by the level switch, where those found nothing better or there are none."""
+    """Children from the knapsack; also from the level switch, after failures or if the knapsack gives none."""
     parent = state.parent
-    fresh = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
-    faded = _relative(parent, state.slopes) if state.slopes else fresh
-    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(faded, fresh, strict=True)]
+    current = _relative(parent, guide.gradient(parent, windows[state.done % len(windows)]))
+    earlier = _relative(parent, state.slopes) if state.slopes else current
+    slopes = [(MEMORY * old + (1 - MEMORY) * new).tolist() for old, new in zip(earlier, current, strict=True)]
     alone = sum(float(row[level]) for row, level in zip(guide.curvature.losses, state.seen[0], strict=True))
     surrogate = Surrogate(
         guide.curvature,
@@ -297,7 +290,7 @@ def _guided(
 def _switches(
     state: SearchState, seed: int, count: int, switch: Callable[[random.Random, set[Allocation]], Allocation]
 ) -> list[Allocation]:
-    """New allocations, as many as there are."""
+    """Up to `count` new allocations."""
     rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
     seen = set(state.seen)
     children: list[Allocation] = []
@@ -306,12 +299,12 @@ def _switches(
             children.append(switch(rng, seen))
             seen.add(children[-1])
     except BudgetError:
-        pass  # The neighbourhood is exhausted: there are no others.
+        pass  # All neighbours have been tried.
     return children
 
 
 def _relative(parent: Allocation, slopes: PerLevel) -> list[np.ndarray]:
-    """Slopes with that of the parent's own level taken off: only differences mean something."""
+    """Slopes relative to the parent's level, since only differences are meaningful."""
     rows = [np.asarray(row, dtype=np.float64) for row in slopes]
     return [row - row[level] for row, level in zip(rows, parent, strict=True)]
 
@@ -336,8 +329,8 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
         changes |= judged
         pool = sorted(judged, key=lambda child: (judged[child], child))
         if guided and not state.done:
-            continue  # The first step moves most modules, and windows are small: all of its children are confirmed.
-        # Children that lose more than the parent on one window hardly ever lose less on all of the text.
+            continue  # The first step moves most modules and windows are small, so all children go on.
+        # Children that are worse than the parent on one window are hardly ever better on the whole text.
         pool = [child for child in pool if judged[child] < 0 or not guided][: stage.survivors]
     final = settings.stages[-1].tokens
     best = min(pool, key=lambda child: (judged[child], child), default=parent)
@@ -350,7 +343,7 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
 
 
 def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: Trainer) -> Selected:
-    """Selection with training inside the generation: the parent learns from the same text as its children."""
+    """Selection with training; the parent is trained on the same text as its children."""
     parent, candidates, evaluations = state.parent, offspring.children, 0
     trainer.keep(())
     ranked: list[tuple[float, Allocation]] = []

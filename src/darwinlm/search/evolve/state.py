@@ -1,4 +1,4 @@
-"""What a search needs to resume after it was killed: written whole after every generation, checked when it is read."""
+"""State of a search for resuming: written as a whole after every generation, and validated when it is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from darwinlm.search.problem.space import Allocation
 
 @dataclass
 class Generation:
-    """One line of the history.
+    """One entry of the history.
 
     Attributes:
         number: 0 for the start.
         kl: Loss of the best allocation on the tokens of the last stage.
         improved: Whether it beat its parent.
-        moved: Modules whose level changed.
-        evaluations: Candidates evaluated so far.
+        moved: Number of modules whose level changed.
+        evaluations: Number of candidates evaluated so far.
         seconds: Wall-clock time so far.
     """
 
@@ -36,20 +36,20 @@ class Generation:
 
 @dataclass
 class SearchState:
-    """Everything that a resumed search needs.
+    """State of a search.
 
     Attributes:
         parent: Best allocation so far.
-        kl: Its loss on the tokens of the last stage.
+        kl: Loss of the parent on the tokens of the last stage.
         parent_losses: Sum of its KL over each fitness sequence.
-        done: Generations finished.
-        misses: Generations that found nothing better, less those that did since; at least 0.
+        done: Number of finished generations.
+        misses: Generations without improvement minus later ones with one; at least 0.
         seconds: Wall-clock time used.
-        seen: Every allocation that was a candidate, the start first.
-        slopes: First-order losses around the parent, from all windows so far.
-        observations: Changes of the loss on the most tokens that a child was judged on.
-        history: One entry per generation, the start first.
-        ended: Why the search is over; empty while it isn't.
+        seen: All candidates so far, the first parent first.
+        slopes: First-order losses around the parent, averaged over all windows so far.
+        observations: Change of the loss of each child, on the largest text on which it was evaluated.
+        history: One entry per generation, the first parent first.
+        ended: Reason why the search ended; empty while it runs.
     """
 
     parent: Allocation
@@ -65,7 +65,7 @@ class SearchState:
     ended: str = ""
 
     def save(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
@@ -74,7 +74,7 @@ class SearchState:
 
         Args:
             path: Path of the file.
-            costs: Cost of each level of each module; allocations and slopes must fit them.
+            costs: Cost of each level of each module; allocations and slopes must have matching shapes.
 
         Raises:
             ArtifactError: The file can't be read, or holds another search's state.

@@ -1,1 +1,1 @@
-"""What an allocation would lose, predicted from gradients, curvature and measured losses."""
+"""Prediction of losses from gradients, curvature and measured losses."""

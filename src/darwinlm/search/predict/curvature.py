@@ -1,14 +1,14 @@
-"""The second-order part of what a change of levels does to the loss, for each module by itself.
+"""Second-order effect of a change of levels on the loss, for each module separately.
 
-The best narrower output of a module is a projection of the wider one. So between two nested levels l and p its output
-changes by a vector whose mean square is the difference of their squared errors. Under the second moment of the output
-gradients, half of a squared error is the module's estimated loss f, in nats per token (`database/factors.py`), and
+The best output of a narrower level is a projection of the wider one. So between two nested levels l and p, the mean
+squared change of the output is the difference of their squared errors. Under the second moment of the output gradients,
+half of a squared error is the module's estimated loss f, in nats per token (`database/factors.py`), and
 
     curvature(l, p) = f_l + f_p - 2 s,    s = min(f_l |A ∩ B| / |A|, f_p |A ∩ B| / |B|).
 
-A and B are the columns that the two levels remove, and s is the part of the errors that both have in common. For nested
-levels the curvature is |f_l - f_p|; where the two remove nothing in common (two variants of an attention) it is
-f_l + f_p. In the dense model the loss has no slope: the curvature between a level and the dense one is f itself.
+A and B are the columns that the two levels remove, and s is the shared part of the errors. For nested levels the
+curvature is |f_l - f_p|. If the levels remove disjoint columns, as two variants of an attention may, it is f_l + f_p.
+The loss has no slope at the dense model, so the curvature between a level and the dense one is f itself.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Curvature:
     """Curvature between the levels of every module, in the unit of the losses.
 
     Args:
-        losses: f, loss of every level of every module alone; 0 is dense.
-        shared: For modules whose levels aren't nested, the share of the columns that level l removes which level p
-            removes too, [levels l, levels p]; None for the others.
+        losses: f, single-module loss of every level; 0 is dense.
+        shared: For modules without nested levels, [levels l, levels p]: share of the columns removed by level l that
+            level p removes too. None for the others.
     """
 
     def __init__(self, losses: PerLevel, shared: Sequence[np.ndarray | None]) -> None:
@@ -43,8 +43,8 @@ class Curvature:
             nested: np.ndarray = np.abs(f - f[level])
             return nested
         common = np.minimum(f * shared[:, level], f[level] * shared[level])
-        apart: np.ndarray = np.maximum(f + f[level] - 2 * common, 0.0)
-        return apart
+        curvature: np.ndarray = np.maximum(f + f[level] - 2 * common, 0.0)
+        return curvature
 
     def between(self, parent: Allocation, child: Allocation) -> np.ndarray:
         """Curvature of every module between two allocations."""
@@ -53,7 +53,7 @@ class Curvature:
 
 
 def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.ndarray | None]:
-    """`shared` of `Curvature`: columns of the output projections that two levels both remove."""
+    """`shared` of `Curvature`: shares of removed columns that two levels have in common."""
     shares: list[np.ndarray | None] = []
     for module in space.modules:
         if database.shape(module.block, module.kind).experts:
@@ -72,7 +72,7 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
 
 
 def _mixture_shared(module: ModuleLevels, shape: ModuleShape) -> np.ndarray:
-    """The same for a mixture, whose experts and whose widths are nested each for itself."""
+    """The same for a mixture: numbers of experts are nested, and so are widths."""
     experts, widths = (np.array([(level.experts, level.width) for level in module.levels])).T
     kept = experts * widths
     both = np.minimum.outer(experts, experts) * np.minimum.outer(widths, widths)

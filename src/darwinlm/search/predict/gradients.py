@@ -1,16 +1,16 @@
-"""How the loss would change, to first order, if one module of an allocation went to another level.
+"""First-order change of the loss if one module of an allocation moves to another level.
 
-The gradient of KL(dense ‖ allocation) goes back through the allocation's blocks. At the output y of a module it meets
-what the module would give at any other level on the same stream: y' = W_k x_k, x being what the dense module hands its
-output projection. With C = Σ g xᵀ over tokens, [r, d],
+The gradient g of KL(dense ‖ allocation) is propagated through the allocation's blocks. On the same stream, a module at
+another level would have the output y' = W_k x_k. Here x is the input of the dense module's output projection. With
+C = Σ g xᵀ over tokens, [r, d],
 
     loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
 
-and one triangular solve serves every width of a factor (`database/factors.py` has the letters). Only differences
-between the levels of a module mean something, and only near the allocation: curvature isn't in them.
+and one triangular solve gives all widths of a factor (`database/factors.py` explains the letters). Only differences
+between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
-First-order (Taylor) importance is known for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771); here
-it is of whole levels, with the weights that each of them would get.
+First-order (Taylor) importance was proposed for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771).
+Here it applies to whole levels, with the weights of each level.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
 LOGIT_GRADIENT_TOKENS = 128
-"""Tokens whose logits and gradients exist at once."""
+"""Tokens whose logits and gradients are in memory at once."""
 
 Slopes = list[list[float]]
-"""Of every level of every module, in nats per token."""
+"""First-order loss of every level of every module, in nats per token."""
 
 
 class Gradients:
-    """First-order losses of all levels around an allocation; those that were asked for last are kept.
+    """First-order losses of all levels around an allocation, with a cache of the last result.
 
     Args:
-        placed: swaps candidates into the one model.
+        placed: Decoder with swappable modules.
         tokens: [n, t] text.
-        batch_tokens: tokens in one pass.
-        clock: Limit of time at which a gradient is left.
+        batch_tokens: Tokens in one pass.
+        clock: Time limit that stops a computation.
     """
 
     def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
@@ -55,36 +55,39 @@ class Gradients:
         if self.decoder.device.type == "cpu":
             batch_tokens = min(batch_tokens, CPU_TOKENS)
         self.tokens = tokens
-        self._rows = max(1, batch_tokens // tokens.shape[1])
+        self._batch_sequences = max(1, batch_tokens // tokens.shape[1])
         self._places = {(module.block, module.kind): index for index, module in enumerate(placed.space.modules)}
         self._last: tuple[Allocation, Window, Slopes] | None = None
         self._dense: dict[Window, Tensor] = {}
 
     def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
-        """Of every level, zero for a mixture of experts, whose tokens take different ways.
+        """First-order losses of every level; zero for a mixture of experts, where routing would change.
 
         Processes share the text; the result doesn't depend on their number.
 
         Args:
-            allocation: level of every module.
-            window: sequences of the text; None takes all.
+            allocation: Level of every module.
+            window: Sequences of the text; None takes all.
 
         Raises:
-            NumericsError: the gradient isn't finite.
-            TimeLimitError: the clock's limit has passed.
+            NumericsError: The gradient isn't finite.
+            TimeLimitError: The clock's limit has passed.
         """
         window = window or (0, len(self.tokens))
         if self._last is None or self._last[:2] != (allocation, window):
-            pieces = [(at, min(at + self._rows, window[1])) for at in range(window[0], window[1], self._rows)]
+            pieces = [
+                (at, min(at + self._batch_sequences, window[1]))
+                for at in range(window[0], window[1], self._batch_sequences)
+            ]
             with parallel.agree():
                 mine = parallel.mine(pieces)
                 self._run_dense(mine)
                 self.placed.apply(allocation)
-                own: dict[Window, Tensor] = {}
+                by_piece: dict[Window, Tensor] = {}
                 for piece in mine:
                     self.clock.check()
-                    own[piece] = self._of_piece(piece)
-            sums = {piece: part for share in parallel.gather(own) for piece, part in share.items()}
+                    by_piece[piece] = self._of_piece(piece)
+            sums = {piece: part for share in parallel.gather(by_piece) for piece, part in share.items()}
             total = sum((sums[piece] for piece in pieces), torch.zeros(()))
             if not bool(torch.isfinite(total).all()):
                 raise NumericsError(
@@ -97,7 +100,7 @@ class Gradients:
         return self._last[2]
 
     def _run_dense(self, pieces: Sequence[Window]) -> None:
-        """The dense model's last residual stream, which is kept."""
+        """Compute and keep the dense model's residual stream after the last block."""
         missing = [piece for piece in pieces if piece not in self._dense]
         if missing:
             self.placed.apply(self.placed.space.dense)
@@ -105,7 +108,7 @@ class Gradients:
 
     @torch.no_grad()
     def _inputs(self, tokens: Tensor) -> list[Tensor]:
-        """The residual stream in front of every block, and behind the last one."""
+        """The residual stream before every block, and after the last one."""
         arguments = self.decoder.block_arguments(tokens)
         inputs = [self.decoder.embed(tokens)]
         for block in range(len(self.decoder.blocks)):
@@ -113,38 +116,38 @@ class Gradients:
         return inputs
 
     def _of_piece(self, piece: Window) -> Tensor:
-        """Slopes of all levels of all modules in a row, summed over the tokens of a piece, float64."""
+        """Concatenated slopes of all levels of all modules, summed over the tokens of a piece, float64."""
         tokens = self.tokens[slice(*piece)]
         inputs = self._inputs(tokens)
         arguments = self.decoder.block_arguments(tokens)
         gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
-        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
+        slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
             gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])
             for index, C in products.items():
-                rows[index] = self._levels(index, C)
-        return torch.cat(rows)
+                slopes[index] = self._levels(index, C)
+        return torch.cat(slopes)
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
-        """Gradient of the summed KL at the stream behind the last block."""
+        """Gradient of the summed KL at the stream after the last block."""
         gradient = torch.empty_like(hidden)
         flat, hidden, dense = gradient.view(-1, hidden.shape[-1]), hidden.flatten(0, 1), dense.flatten(0, 1)
         for start in range(0, len(flat), LOGIT_GRADIENT_TOKENS):
-            rows = slice(start, start + LOGIT_GRADIENT_TOKENS)
+            piece = slice(start, start + LOGIT_GRADIENT_TOKENS)
             with torch.no_grad():
-                p = self.decoder.head(dense[rows]).float().softmax(-1)
+                p = self.decoder.head(dense[piece]).float().softmax(-1)
             with torch.enable_grad():
-                part = hidden[rows].detach().requires_grad_()
+                part = hidden[piece].detach().requires_grad_()
                 logits = self.decoder.head(part)
                 # d KL / d logits is the difference of the distributions.
                 towards = (logits.detach().float().softmax(-1) - p).to(logits.dtype)
-                flat[rows] = torch.autograd.grad(logits, part, towards)[0]
+                flat[piece] = torch.autograd.grad(logits, part, towards)[0]
         return gradient
 
     def _back_through(
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The gradient in front of a block, and C of each of its modules by the module's place."""
+        """The gradient before a block, and C of each of its modules by module index."""
         places = [index for (at, _), index in self._places.items() if at == block]
         watched = [one for one in map(self._watched, places) if one is not None]
         with ExitStack() as hooks:
@@ -153,7 +156,7 @@ class Gradients:
             with torch.enable_grad():
                 hidden = hidden.detach().requires_grad_()
                 after = self.decoder.run_block(block, hidden, arguments)
-                if not after.requires_grad or after is hidden:  # an empty block hands its input on
+                if not after.requires_grad or after is hidden:  # an empty block returns its input
                     return gradient, {}
                 before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
         products = {}
@@ -163,15 +166,15 @@ class Gradients:
         return before, products
 
     def _watched(self, index: int) -> _Watched | None:
-        """A module whose slopes can be had: one with levels, that isn't a mixture, with a gradient where it is gone."""
+        """A module whose slopes can be computed; None for fixed modules, mixtures, and absent modules before a norm."""
         module, family = self.placed.space.modules[index], self.decoder.family
         if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
             return None
-        standing = self.decoder.module(module.block, module.kind)
+        present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
-        if isinstance(standing, Absent) and part.post_norm is not None:  # a norm has no slope at zero
+        if isinstance(present, Absent) and part.post_norm is not None:  # a norm has no derivative at zero
             return None
-        return _Watched(index, standing, self.placed.dense[index], part.output)
+        return _Watched(index, present, self.placed.dense[index], part.output)
 
     def _levels(self, index: int, C: Tensor) -> Tensor:
         """⟨W_k, C_k⟩ of every level of a module, float64."""
@@ -191,10 +194,10 @@ class Gradients:
 
 @torch.no_grad()
 def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
-    """⟨W_k, C_k⟩ of the optimal weights of every width k with the same columns of a matrix.
+    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix.
 
     Args:
-        factors: of a module, p of whose d columns may be kept.
+        factors: Factors of a module, p of whose d columns may be kept.
         C: [r, d] floating.
 
     Returns:
@@ -206,18 +209,18 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
 
 
 class _Watched:
-    """A module in its block: what it gives in a pass with gradients, and what the dense one would start from."""
+    """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection."""
 
-    def __init__(self, index: int, standing: nn.Module, dense: nn.Module, projection: str) -> None:
+    def __init__(self, index: int, present: nn.Module, dense: nn.Module, projection: str) -> None:
         self.index = index
-        self.standing = standing
+        self.standing = present
         self.dense = dense
         self.projection = projection
         self.output: Tensor
         self._call: tuple[tuple[Any, ...], dict[str, Any]]
 
     def watch(self, hooks: ExitStack) -> None:
-        """Look on until the hooks are taken away."""
+        """Install the hooks."""
 
         def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             self._call = arguments, named
@@ -238,7 +241,7 @@ class _Watched:
 
     @torch.no_grad()
     def dense_input(self) -> Tensor:
-        """What reaches the dense module's output projection on the same stream, [b, t, d]."""
+        """Input of the dense module's output projection on the same stream, [b, t, d]."""
         inputs: list[Tensor] = []
         arguments, named = self._call
         hook = getattr(self.dense, self.projection).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))

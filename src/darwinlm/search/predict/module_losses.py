@@ -1,7 +1,6 @@
-"""Single-module losses: what the whole model loses when one module alone is at a level.
+"""Single-module losses: the loss of the whole model if a single module is at a level.
 
-The database estimates them to second order where it was made with output gradients (`database/factors.py`); nothing is
-run for them.
+A database with output gradients estimates them to second order (`database/factors.py`), without running the model.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ def estimated_losses(space: SearchSpace, database: DatabaseReader) -> PerLevel |
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Estimated loss of the model, in nats per token, with one module removed, or cut to half of its parameters.
+    """Estimated loss of the model in nats per token, for one module removed or cut to half of its parameters.
 
     Attributes:
-        block: of the module.
-        kind: of the module.
-        removed: at level 0.
-        halved: at the level nearest to half; None where there is none between removed and dense.
+        block: Block of the module.
+        kind: Kind of the module.
+        removed: Loss at level 0.
+        halved: Loss at the level nearest to half; None if there is no level between removed and dense.
     """
 
     block: int
@@ -47,14 +46,14 @@ class Sensitivity:
 
 
 def sensitivities(space: SearchSpace, database: DatabaseReader) -> list[Sensitivity]:
-    """Of every module that may be cut; none where the database has no estimates."""
-    found = []
+    """Sensitivity of every module that may be cut; empty if the database has no estimates."""
+    result = []
     for module, losses in zip(space.modules, estimated_losses(space, database) or (), strict=False):
         if len(module.levels) > 1:
             half = module.levels[-1].params / 2
             between = range(1, len(losses) - 1)
             nearest = min(between, key=lambda at: abs(module.levels[at].params - half), default=None)
-            found.append(
+            result.append(
                 Sensitivity(module.block, module.kind, losses[0], None if nearest is None else losses[nearest])
             )
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""What a size would cost in loss, predicted from the database alone, before any search."""
+"""Loss at a size, predicted from the database alone, before any search."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class PredictedSize:
     """A size and its predicted loss.
 
     Attributes:
-        share: of the block parameters that stay at most.
-        params: block parameters of the best allocation within that share.
-        kl: KL(dense ‖ smaller) in nats per token that the database predicts for it, one shot.
-        allocation: that best one.
+        share: Largest share of the block parameters.
+        params: Block parameters of the best allocation within this share.
+        kl: Predicted one-shot KL(dense ‖ smaller) in nats per token.
+        allocation: The best allocation.
     """
 
     share: float
@@ -33,19 +33,19 @@ class PredictedSize:
 def predicted_sizes(
     space: SearchSpace, database: DatabaseReader, shares: Sequence[float], *, seconds: float = 30
 ) -> list[PredictedSize]:
-    """Losses of several sizes: the least sum of single-module losses, times what they grow by together.
+    """Losses of several sizes: the lowest sum of single-module losses, times an interaction factor.
 
     Args:
-        space: of allocations.
-        database: with estimates.
-        shares: of the block parameters, each above the smallest that there is.
-        seconds: for each of them; the best allocation found by then counts.
+        space: Space of allocations.
+        database: Database with estimated losses.
+        shares: Shares of the block parameters, each above the smallest possible one.
+        seconds: Time limit for each share; the best allocation until then counts.
 
     Returns:
         One for each share; none where the database has no estimates.
 
     Raises:
-        BudgetError: a share can't be met.
+        BudgetError: A share can't be met.
     """
     losses = estimated_losses(space, database)
     if losses is None:

@@ -1,13 +1,13 @@
-"""Predict what a change of levels does to the loss, from slopes, curvature and all evaluations so far.
+"""Predict the change of the loss between allocations from slopes, curvature and all evaluations so far.
 
 Between a parent and its child the change of the loss is modelled to second order,
 
     Σᵢ b (sᵢ(child) - sᵢ(parent)) + wᵢ curvatureᵢ(child, parent),
 
-with slopes s around the parent (`gradients.py`) and the curvature of each module by itself (`curvature.py`).
-Interactions between modules are left to the weights b and wᵢ. They start at common values and are corrected by ridge
-regression on the observed changes, so that modules that matter more inside a pruned model than inside the dense one are
-found out. The model only proposes: selection itself always uses measured losses.
+with slopes s around the parent (`gradients.py`) and the curvature of each module (`curvature.py`). Interactions between
+modules only enter through the weights b and wᵢ. These start at common values and are corrected by ridge regression on
+the observed changes. So modules that matter more in a pruned model than in the dense one get larger weights. The model
+only proposes children; selection always uses measured losses.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.problem.space import Allocation, PerLevel
 
 Observation = tuple[Allocation, Allocation, float, float]
-"""Parent, child, measured change of the loss, and the change that the slopes around the parent gave."""
+"""Parent, child, measured change of the loss, and the change predicted by the slopes around the parent."""
 
 INTERACTION = 1.2
-"""Factor by which the loss curves more when modules move together than each alone; used before any observation."""
+"""Initial factor on the curvature, because it is larger when modules move together than when each moves alone."""
 
 RIDGE = 4.0
-"""How many observations the starting weights are worth."""
+"""Weight of the starting values, in numbers of observations."""
 
 
 class Surrogate:
@@ -36,7 +36,7 @@ class Surrogate:
     Args:
         curvature: Curvature of the modules.
         slopes: First-order loss of every level of every module around the parent.
-        observations: Changes of the loss in earlier evaluations, of any parents.
+        observations: Changes of the loss in earlier evaluations, for any parents.
         curvature_weight: Starting value of every module's w.
     """
 
@@ -58,11 +58,11 @@ class Surrogate:
             self._fit(X, np.array([change for _, _, change, _ in known]), np.array([by for *_, by in known]))
 
     def _fit(self, X: np.ndarray, y: np.ndarray, by_slopes: np.ndarray) -> None:
-        # The further away a child is, the less a model of second order can say of it.
+        # A second-order model is less accurate for distant children, so they count less.
         size = X.sum(axis=1) + np.abs(by_slopes)
         trust = 1 / (size + np.median(size) + 1e-30)
         X, y, by_slopes = X * trust[:, None], y * trust, by_slopes * trust
-        # The common weights first: in a pruned model all single-module losses are off by one factor.
+        # Fit the common weights first: in a pruned model all single-module losses are wrong by one factor.
         both = np.stack([X.sum(axis=1), by_slopes], axis=1)
         held = np.sqrt(RIDGE * np.maximum((both**2).mean(axis=0), 1e-30))
         A, target = np.concatenate([both, np.diag(held)]), np.concatenate([y, held * (self.weights[0], 1.0)])
@@ -70,7 +70,7 @@ class Surrogate:
         residual = y - both @ np.array([weight, self.slope_weight])
         strength = RIDGE * max(float((X**2).sum(axis=1).mean()) / X.shape[1], 1e-30)
         correction = np.linalg.solve(X.T @ X + strength * np.eye(X.shape[1]), X.T @ residual)
-        # A smaller module can't help, nor a curvature lower the loss: weights below zero are noise.
+        # Curvature can't lower the loss, so negative weights are noise.
         self.weights = np.maximum(weight + correction, 0.0)
 
     def change(self, parent: Allocation, child: Allocation) -> float:
@@ -79,7 +79,7 @@ class Surrogate:
         return curved + self.slope_weight * first_order(self.slopes, parent, child)
 
     def losses(self, parent: Allocation, strength: float) -> list[np.ndarray]:
-        """Predicted loss of every level of every module around the parent, with curvature so many times as strong."""
+        """Predicted loss of every level of every module around the parent, with the curvature times `strength`."""
         return [
             self.slope_weight * np.asarray(slope) + strength * weight * self.curvature.around(index, level)
             for index, (slope, weight, level) in enumerate(zip(self.slopes, self.weights, parent, strict=True))
@@ -87,5 +87,5 @@ class Surrogate:
 
 
 def first_order(slopes: PerLevel, parent: Allocation, child: Allocation) -> float:
-    """Change of the loss by the slopes around the parent alone."""
+    """Change of the loss predicted by the slopes around the parent alone."""
     return sum(float(row[new] - row[old]) for row, old, new in zip(slopes, parent, child, strict=True))

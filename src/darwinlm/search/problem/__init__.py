@@ -1,1 +1,1 @@
-"""What a search is about: the space of allocations, their cost, and the knapsack."""
+"""The search problem: the space of allocations, their cost, the budget, and the knapsack."""

@@ -1,4 +1,4 @@
-"""The bounds that an allocation must keep."""
+"""Bounds on the cost of an allocation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from darwinlm.search.problem.cost import CostModel, Unit, amount_words
 
 @dataclass(frozen=True)
 class Budget:
-    """What the modules may cost together.
+    """Bounds on the total cost of the modules.
 
     Attributes:
-        lower: least that counts as having used the budget.
-        upper: most.
-        unit: what is counted.
-        fixed: cost of what isn't pruned, which is on top.
+        lower: Minimum cost that counts as using the budget.
+        upper: Maximum cost.
+        unit: Unit of the cost.
+        fixed: Cost of everything that isn't pruned, not included in the bounds.
     """
 
     lower: int
@@ -31,12 +31,12 @@ class Budget:
 
     @property
     def limit(self) -> int:
-        """Most that the whole model may cost."""
+        """Maximum cost of the whole model."""
         return self.upper + self.fixed
 
     @property
     def words(self) -> str:
-        """The bounds for people, in terms of the whole model."""
+        """The bounds for messages, in terms of the whole model."""
         low, high = self.lower + self.fixed, self.upper + self.fixed
         if self.unit in ("block parameters", "parameters"):
             return f"{low:,} and {high:,} {self.unit}"
@@ -44,35 +44,35 @@ class Budget:
 
 
 def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
-    """Bounds of a recipe's budget.
+    """Bounds from the budget of a recipe.
 
-    The recipe's tolerance may stay unused, and one level of the finest module where that is more: in a small model a
-    level can be larger than the tolerance, and no allocation would lie within the bounds.
+    An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
+    model a level can exceed the tolerance, so that no allocation would be within the bounds.
 
     Raises:
-        BudgetError: the budget is below the smallest or above the largest model.
+        BudgetError: The budget is below the smallest or above the largest model.
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
-    limit, said = _limit(cost, budget)
+    limit, beginning = _limit(cost, budget)
     upper = limit - cost.fixed
     if limit < cost.smallest:
         raise BudgetError(
-            f"{said}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
+            f"{beginning}, less than the smallest model that the units allow: {_with_share(cost, cost.smallest)}; the "
             f"largest is {_with_share(cost, cost.dense)}"
         )
     if limit > cost.dense:
         raise BudgetError(
-            f"{said}, more than the whole model: there is nothing to prune; the smallest is "
+            f"{beginning}, more than the whole model: there is nothing to prune; the smallest is "
             f"{_with_share(cost, cost.smallest)}, the largest {_with_share(cost, cost.dense)}"
         )
     unused = max(limit - int(limit * (1 - budget.tolerance)), cost.finest_step)
-    # A model without any module is none.
+    # At least one module must remain.
     return Budget(max(upper - unused, cost.smallest - cost.fixed), upper, cost.unit, cost.fixed)
 
 
 def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
-    """The most that the whole model may cost, and how a message begins that speaks of it."""
+    """Maximum cost of the whole model, and the beginning of messages about it."""
     if budget.keep is not None:
         limit = int(budget.keep * cost.dense)
         return limit, f"budget.keep: keeping {budget.keep:.4%} means {limit:,} of {cost.dense:,} block parameters"
@@ -83,7 +83,7 @@ def _limit(cost: CostModel, budget: BudgetSettings) -> tuple[int, str]:
         limit = round(1e9 * budget.latency)
     else:
         limit = int(budget.params if budget.params is not None else budget.bytes or 0)
-    return limit, f"budget.{budget.kind}: {cost.words(limit)} is asked for"
+    return limit, f"budget.{budget.kind}: {cost.words(limit)} requested"
 
 
 def _with_share(cost: CostModel, amount: int) -> str:

@@ -1,7 +1,7 @@
-"""What an allocation costs, in whatever the budget counts.
+"""The cost of an allocation, in the unit of the budget.
 
-A cost is a whole number: parameters, bytes or nanoseconds. It is the sum of one number for each module's level and a
-fixed part for what isn't pruned, so that knapsack, mutation and evolution work on any budget.
+A cost is an integer: parameters, bytes or nanoseconds. It is the sum of one number for each module's level and a fixed
+part for everything that isn't pruned. So knapsack, mutation and evolution work with any budget.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Unit = Literal["block parameters", "parameters", "bytes", "nanoseconds"]
 Costs = tuple[tuple[int, ...], ...]
 
 STEPS = 1_000_000
-"""Times are rounded to this part of the budget: whole numbers this small keep the knapsack's solver exact."""
+"""Resolution of times as parts of the whole; the knapsack's solver is exact for integers of this size."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class CostModel:
     """Costs of all levels of all modules.
 
     Attributes:
-        unit: what is counted.
-        costs: of each level of each module; one level means that it is never cut.
-        fixed: of everything that isn't pruned.
-        added: what the largest levels together cost more than the dense modules, because they are given biases.
+        unit: Unit of the cost.
+        costs: Cost of each level of each module; a module with one level is never cut.
+        fixed: Cost of everything that isn't pruned.
+        added: Cost of biases that the largest levels have and the dense modules do not.
     """
 
     unit: Unit
@@ -44,12 +44,12 @@ class CostModel:
 
     @property
     def dense(self) -> int:
-        """Cost of the model as it is."""
+        """Cost of the dense model."""
         return self.fixed + sum(row[-1] for row in self.costs) - self.added
 
     @property
     def smallest(self) -> int:
-        """Cost of the smallest model that has a module left: one that is never cut, else the cheapest."""
+        """Cost of the smallest model with at least one module."""
         least = self.fixed + sum(min(row) for row in self.costs)
         if any(len(row) == 1 for row in self.costs):
             return least
@@ -57,17 +57,17 @@ class CostModel:
 
     @property
     def finest_step(self) -> int:
-        """Largest difference in cost between neighbouring levels, of the module where it is least; 0 if none is cut."""
+        """Smallest value over modules of the largest cost difference between neighbouring levels; 0 if none is cut."""
         rows = [sorted(set(row)) for row in self.costs]
         return min((max(b - a for a, b in pairwise(row)) for row in rows if len(row) > 1), default=0)
 
     def words(self, amount: int) -> str:
-        """An amount for people: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
+        """An amount for messages: `1,234 parameters`, `1.50 GiB`, `30.1 ms`."""
         return amount_words(amount, self.unit)
 
 
 def amount_words(amount: int, unit: Unit) -> str:
-    """An amount with its unit for people."""
+    """An amount with its unit, for messages."""
     if unit == "bytes":
         for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
             if amount >= size:
@@ -79,9 +79,9 @@ def amount_words(amount: int, unit: Unit) -> str:
 
 
 def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int = 0) -> CostModel:
-    """Parameters of the blocks, or of the whole model when those outside the blocks are given as `fixed`.
+    """Parameters of the blocks, or of the whole model if those outside the blocks are given as `fixed`.
 
-    `added` are parameters that the largest levels have more than the dense modules.
+    `added` is the number of parameters that the largest levels have and the dense modules do not.
     """
     costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
     return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0, added)
@@ -89,14 +89,14 @@ def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int 
 
 @dataclass(frozen=True)
 class KvCache:
-    """How the KV cache of a model is counted.
+    """Sizes of the KV cache of a model.
 
     Attributes:
-        head_dim: columns of a head by block.
-        tokens: tokens that a block keeps for each sequence, by block; fewer where a sliding window bounds them.
-        batch: sequences.
-        itemsize: bytes of an element.
-        counters: blocks whose cache stores one head even without attention, because positions are read off it.
+        head_dim: Columns of a head, by block.
+        tokens: Cached tokens per sequence, by block; fewer with a sliding window.
+        batch: Number of sequences.
+        itemsize: Bytes per element.
+        counters: Blocks whose cache stores one head even without attention, because it determines positions.
     """
 
     head_dim: Sequence[int]
@@ -106,20 +106,20 @@ class KvCache:
     counters: frozenset[int]
 
     def bytes_of(self, block: int, level: Level) -> int:
-        """Keys and values of one attention at a level."""
+        """Bytes of keys and values of one attention at a level."""
         heads = level.groups or (1 if block in self.counters else 0)
         return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
 
 
 def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
-    """Bytes of weights and KV cache.
+    """Costs in bytes of weights and KV cache.
 
     Args:
-        space: modules and levels.
-        outside: parameters that aren't pruned.
-        itemsize: bytes of a saved weight.
-        cache: how the KV cache is counted.
-        added: parameters that the largest levels have more than the dense modules.
+        space: Modules and levels.
+        outside: Number of parameters that aren't pruned.
+        itemsize: Bytes per saved weight.
+        cache: Sizes of the KV cache.
+        added: Number of parameters that the largest levels have and the dense modules do not.
     """
     costs = []
     with_attention = set()
@@ -135,12 +135,12 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
 
 
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:
-    """Nanoseconds.
+    """Costs in nanoseconds.
 
     Args:
-        space: modules and levels.
-        times: seconds of each level of each module by block and kind.
-        fixed: seconds of what isn't pruned.
+        space: Modules and levels.
+        times: Seconds of each level of each module, by block and kind.
+        fixed: Seconds of everything that isn't pruned.
     """
     rows = [times[module.block, module.kind] for module in space.modules]
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))

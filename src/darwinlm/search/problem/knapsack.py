@@ -1,6 +1,6 @@
-"""The multiple-choice knapsack: one level for each module, least total loss, within the budget.
+"""The multiple-choice knapsack: one level for each module with the lowest total loss within the budget.
 
-Solved by HiGHS through scipy; Puzzle (arXiv 2411.19146) chooses its blocks in the same way.
+HiGHS solves it through scipy. Puzzle (arXiv 2411.19146) chooses its blocks in the same way.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ def solve_knapsack(
     """Choose a level for each module.
 
     Args:
-        losses: of each level of each module.
-        costs: of each level of each module, the same shape.
-        lower: least total cost.
-        upper: most total cost.
-        seconds: when the proof of optimality takes longer, the best choice found by then is returned.
-        words: how messages put the bounds; None speaks of block parameters.
+        losses: Loss of each level of each module.
+        costs: Cost of each level of each module, in the same shape.
+        lower: Minimum total cost.
+        upper: Maximum total cost.
+        seconds: Time limit for the proof of optimality; after it the best choice found is returned.
+        words: Bounds as messages should show them; None shows block parameters.
 
     Returns:
         The index of the chosen level of each module.
 
     Raises:
-        BudgetError: no choice lies within the bounds.
+        BudgetError: No choice lies within the bounds.
     """
     refusal = BudgetError(
         f"no choice of levels has between {words or f'{lower:,} and {upper:,} block parameters'}: raise "
         "budget.tolerance or choose smaller units"
     )
-    # Only differences within a module matter, and only in steps of their common divisor: small numbers keep the solver
-    # exact, and many impossible bounds show at once.
+    # Only differences within a module matter, in units of their common divisor. Small numbers keep the solver exact,
+    # and many impossible bounds are detected at once.
     base = sum(min(row) for row in costs)
     extra = [[cost - min(row) for cost in row] for row in costs]
     divisor = max(math.gcd(*(cost for row in extra for cost in row)), 1)
@@ -67,7 +67,7 @@ def solve_knapsack(
 
 
 class _Problem:
-    """The integer programme; choices that break the bounds by less than the solver's tolerance can be forbidden."""
+    """The integer programme. Choices that violate the bounds within the solver's tolerance can be forbidden."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a search is about: the space of allocations, their cost, and the budget."""
+"""The search problem: the space of allocations, their cost, and the budget."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class Problem:
-    """The search space, what its allocations cost, and the budget.
+    """The search space, the cost of allocations, and the budget.
 
     Attributes:
         space: Modules and levels.
-        cost: Cost of every level, in what the budget counts.
+        cost: Cost of every level, in the unit of the budget.
         budget: Bounds on the cost.
-        outside: Parameters that aren't pruned.
+        outside: Number of parameters that aren't pruned.
     """
 
     space: SearchSpace
@@ -37,15 +37,15 @@ class Problem:
     outside: int = 0
 
     def allows(self, allocation: Sequence[int]) -> bool:
-        """Whether an allocation keeps the budget and uses it."""
+        """Whether the cost of an allocation lies within the budget's bounds."""
         return self.budget.allows(self.cost.of(allocation) - self.cost.fixed)
 
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
-    """Modules and levels, with the biases that the refit is to give them.
+    """Modules and levels, including biases that the refit will add.
 
     Raises:
-        RecipeError: the units don't fit the model, or it can't carry such biases.
+        RecipeError: The units don't fit the model, or it can't have such biases.
     """
     kinds = biased_kinds(recipe.refit, checkpoint)
     space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
@@ -53,7 +53,7 @@ def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) 
 
 
 def dense_parameters(checkpoint: Checkpoint, shapes: list[ModuleShape]) -> int:
-    """Parameters of the dense model's modules."""
+    """Number of parameters in the dense model's modules."""
     return sum(module_parameters(checkpoint.family, shape, shape.groups, shape.width) for shape in shapes)
 
 
@@ -69,11 +69,11 @@ def counted_costs(
     """Costs in parameters or bytes, which need no measurement.
 
     Args:
-        settings: Recipe's budget; its kind decides what is counted.
+        settings: Budget of the recipe; its kind determines the unit.
         checkpoint: Configuration and family; weights aren't read.
         space: Modules and levels.
         shapes: Shapes of all modules.
-        outside: Parameters outside the blocks.
+        outside: Number of parameters outside the blocks.
         dtype: Element type of the saved model.
     """
     added = space.params(space.dense) - dense_parameters(checkpoint, shapes)
@@ -86,7 +86,7 @@ def counted_costs(
 
 
 def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
-    """How the saved model's KV cache is counted, sliding windows included."""
+    """Sizes of the saved model's KV cache, including sliding windows."""
     config = checkpoint.config
     n_blocks = checkpoint.n_blocks
     kinds = layer_kinds(config, n_blocks)
@@ -104,6 +104,6 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
 
 
 def layer_kinds(config: Any, n_blocks: int) -> list[str]:
-    """Full or sliding attention, by block."""
+    """Full or sliding attention for each block."""
     kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     return list(getattr(config, "layer_types", None) or [kind] * n_blocks)

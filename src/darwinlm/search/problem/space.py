@@ -1,7 +1,7 @@
 """The space of allocations: one level for every module.
 
-An allocation is a tuple of level indices in the order of the modules; 0 is gone, the last index is dense. A module that
-is never cut has one level, the dense one.
+An allocation is a tuple of level indices in the order of the modules. Index 0 means removed, the last index dense. A
+module that is never cut has a single level, the dense one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class SearchSpace:
     """Modules with their levels and costs.
 
     Attributes:
-        modules: in the order of the allocation.
+        modules: Modules in the order of the allocation.
     """
 
     modules: tuple[ModuleLevels, ...]
@@ -45,7 +45,7 @@ class SearchSpace:
 def biased_space(
     space: SearchSpace, shapes: Sequence[ModuleShape], family: Family, kinds: Collection[ModuleKind]
 ) -> SearchSpace:
-    """The same levels in the same order, of which those of some kinds count a bias for each projection."""
+    """The same levels in the same order; levels of the given kinds include a bias for each projection."""
     modules = []
     for module, shape in zip(space.modules, shapes, strict=True):
         if module.kind in kinds:

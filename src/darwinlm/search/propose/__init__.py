@@ -1,1 +1,1 @@
-"""Allocations worth evaluating: the start, the level switch, solved children."""
+"""Proposals for evaluation: the first parent, the level switch, children from the knapsack."""

@@ -1,7 +1,7 @@
-"""Level switch under the exact budget: some modules give, others take (DarwinLM §3.2, Algorithm 1).
+"""Level switch within the exact budget: some modules shrink, others grow (DarwinLM §3.2, Algorithm 1).
 
-The paper's switch trades one level between two modules of the same kind. Here any modules may trade, and steps may be
-longer than one level; afterwards the allocation is brought back within its bounds, one level at a time.
+The paper's switch trades one level between two modules of the same kind. Here any modules may trade, and steps may span
+several levels. Afterwards the allocation is brought back within its bounds, one level at a time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def level_switch(
     step: float,
     seen: frozenset[Allocation] | set[Allocation] = frozenset(),
 ) -> Allocation:
-    """A neighbour of the parent that keeps the budget and hasn't been seen.
+    """A new neighbour of the parent within the budget.
 
     Args:
-        parent: level index of each module.
-        costs: cost of each level of each module; where they don't grow with the level (on a lattice, or measured),
-            a step goes to the level that is next in cost.
-        budget: bounds on the total cost.
-        rng: source of randomness.
-        step: longest switch as a share of a module's levels; at least one level.
-        seen: allocations that aren't wanted again, the parent among them or not.
+        parent: Level index of each module.
+        costs: Cost of each level of each module. If costs don't grow with the level (on a lattice, or measured), a step
+            goes to the level with the next cost.
+        budget: Bounds on the total cost.
+        rng: Source of randomness.
+        step: Longest switch as a share of a module's levels; at least one level is allowed.
+        seen: Excluded allocations, besides the parent.
 
     Raises:
-        BudgetError: no new neighbour was found; everything within reach has been seen.
+        BudgetError: No new neighbour was found.
     """
     orders = [sorted(range(len(row)), key=row.__getitem__) for row in costs]
     sorted_costs = [[row[level] for level in order] for row, order in zip(costs, orders, strict=True)]
@@ -61,18 +61,18 @@ def paper_switch(
     *,
     seen: frozenset[Allocation] | set[Allocation] = frozenset(),
 ) -> Allocation:
-    """The paper's own switch: one module gives one level, another of the same kind takes one; one to three times.
+    """The paper's switch: one module shrinks by a level, another of the same kind grows by one; one to three times.
 
     Args:
-        parent: level index of each module.
-        costs: cost of each level of each module.
-        kinds: of each module; only equals trade.
-        budget: bounds on the total cost.
-        rng: source of randomness.
-        seen: allocations that aren't wanted again.
+        parent: Level index of each module.
+        costs: Cost of each level of each module.
+        kinds: Kind of each module; only modules of equal kind trade.
+        budget: Bounds on the total cost.
+        rng: Source of randomness.
+        seen: Excluded allocations.
 
     Raises:
-        BudgetError: no new neighbour was found.
+        BudgetError: No new neighbour was found.
     """
     for _ in range(ATTEMPTS * 5):
         child = list(parent)
@@ -97,10 +97,10 @@ def paper_switch(
 
 
 def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:
-    """An allocation brought within its bounds by single levels of random modules; itself where it is within them.
+    """An allocation brought within its bounds by single levels of random modules; unchanged if it is within them.
 
     Raises:
-        BudgetError: that fails.
+        BudgetError: No such allocation was found.
     """
     if budget.allows(sum(row[level] for row, level in zip(costs, allocation, strict=True))):
         return allocation
@@ -117,7 +117,7 @@ def _exhausted(budget: Budget) -> BudgetError:
 def _switched(
     ranks: Sequence[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, step: float
 ) -> list[int] | None:
-    """One attempt, in ranks of cost; None when the bounds couldn't be kept."""
+    """One attempt, in ranks of cost; None if it misses the bounds."""
     child = list(ranks)
     for index in rng.sample(range(len(child)), k=min(len(child), rng.choice((1, 1, 2, 3)))):
         longest = max(1, round(step * (len(costs[index]) - 1)))
@@ -133,10 +133,10 @@ def _clamp(level: int, costs: Sequence[int]) -> int:
 def _repair(
     child: list[int], costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random, moved: set[int]
 ) -> bool:
-    """Bring the total within the bounds by single levels of modules that haven't moved; False when that fails."""
+    """Bring the total within the bounds by single levels of modules that haven't moved; False on failure."""
     total = sum(costs[i][level] for i, level in enumerate(child))
     others = [i for i in range(len(child)) if i not in moved] or list(range(len(child)))
-    # A few partners carry the whole correction: spreading it over all modules would undo what made the parent good.
+    # A few modules take the whole correction, since a change of all modules would lose the parent's qualities.
     partners = rng.sample(others, k=min(len(others), rng.choice((1, 2, 3))))
     for pool in (partners, others):
         for _ in range(4 * len(pool) * 64):
@@ -160,7 +160,7 @@ def _steps(
     total: int,
     budget: Budget,
 ) -> list[int]:
-    """Modules of the pool that can move one level; upward only as far as the budget goes."""
+    """Modules of the pool that can move one level in a direction; upwards only within the budget."""
     movable = []
     for index in pool:
         level = child[index] + direction

@@ -1,10 +1,10 @@
-"""Children that are solved for: a knapsack over predicted losses moves all modules at once.
+"""Children from a knapsack over predicted losses, which moves all modules at once.
 
-The prediction is that of `predict/surrogate.py`. It knows the curvature of each module and no interactions between
-modules, so it is solved for several strengths of the curvature: the stronger the curvature, the shorter the step.
+`predict/surrogate.py` predicts the losses. It models the curvature of each module but no interactions between modules.
+So the knapsack is solved for several strengths of the curvature. A stronger curvature gives a shorter step.
 
-Around the first parent there is a second model, single-module losses with a part of the slopes added. It takes long
-steps that the first one finds too dear; further on, the single-module losses would only pull back.
+Around the first parent there is a second model: single-module losses plus a part of the slopes. It allows longer steps
+than the first model. Later, single-module losses would only pull the search back.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def solved_children(
     strengths: Sequence[float],
     slope_parts: Sequence[float] = (),
 ) -> list[Allocation]:
-    """Distinct answers of the models, the parent not among them.
+    """Distinct solutions of the models, without the parent.
 
     Args:
         parent: Level of each module.
         surrogate: Model of the loss around the parent.
         problem: Costs and budget.
-        strengths: Factors on the curvature: 1 for what the observations speak for, larger ones for shorter steps.
-        slope_parts: Factors on the slopes that are added to single-module losses, for the first parent alone.
+        strengths: Factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps.
+        slope_parts: Factors on the slopes that are added to single-module losses; only for the first parent.
     """
     losses = [surrogate.losses(parent, strength) for strength in strengths]
     rows = list(zip(surrogate.curvature.losses, map(np.asarray, surrogate.slopes), strict=True))
@@ -48,5 +48,5 @@ def _solved(losses: Sequence[np.ndarray], problem: Problem) -> Allocation | None
     budget, rows = problem.budget, [row.tolist() for row in losses]
     try:
         return solve_knapsack(rows, problem.cost.costs, budget.lower, budget.upper, words=budget.words)
-    except BudgetError:  # no choice of levels: the parent itself was made otherwise
+    except BudgetError:  # no solution: the parent was built in another way
         return None

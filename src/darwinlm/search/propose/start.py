@@ -1,4 +1,4 @@
-"""First parents: equal layers, or a neighbour's answer; the knapsack and random levels for other methods."""
+"""First parents: equal layers, or the result at a neighbouring budget; knapsack and random levels for other methods."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from darwinlm.search.propose.level_switch import filled
 
 
 def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
-    """The allocation with the least sum of losses within the budget. Raises BudgetError.
+    """The allocation with the lowest sum of losses within the budget. Raises BudgetError.
 
     Args:
         problem: Costs and budget.
-        losses: Single-module losses; or local errors, which is what ZipLM (arXiv 2302.04089) puts under its budget.
+        losses: Single-module losses, or local errors as in ZipLM (arXiv 2302.04089).
     """
     cost, budget = problem.cost, problem.budget
     return solve_knapsack(losses, cost.costs, budget.lower, budget.upper, words=budget.words)
 
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
-    """Equal layers brought within the budget, which they often don't use up.
+    """Equal layers, adjusted to use up the budget.
 
     Args:
         problem: Costs and budget.
-        losses: Loss of every level of every module alone.
+        losses: Single-module loss of every level.
         uniform: Allocation with equal layers.
         rng: Source of randomness.
 
     Raises:
-        BudgetError: no allocation keeps the budget and uses it.
+        BudgetError: No allocation lies within the budget's bounds.
     """
     try:
         return filled(uniform, problem.cost.costs, problem.budget, rng)
-    except BudgetError:  # few large levels: single random steps miss the bounds that some combination meets
+    except BudgetError:  # few large levels: single random steps can miss the bounds
         return knapsack_start(problem, losses)
 
 
@@ -50,15 +50,15 @@ def random_start(problem: Problem, rng: random.Random) -> Allocation:
 
 
 def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
-    """A neighbour's answer moved to this budget: the knapsack among levels on this budget's side of the neighbour's.
+    """The result at a neighbouring budget, moved to this budget by a knapsack.
 
     Args:
         problem: Costs and budget.
-        losses: Loss of every level of every module alone.
-        neighbour: The answer at another budget; every module stays at its level there or moves toward this budget.
+        losses: Single-module loss of every level.
+        neighbour: Allocation at another budget; every module keeps its level or moves towards this budget.
 
     Raises:
-        BudgetError: no such allocation exists.
+        BudgetError: No such allocation exists.
     """
     cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
@@ -77,16 +77,16 @@ def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -
 
 
 def uniform_allocations(problem: Problem) -> list[Allocation]:
-    """Every way to give all attention modules one level and all MLPs another that uses the budget as fully as it goes.
+    """Uniform allocations: one level for all attention modules, one for all MLPs, as large as the budget allows.
 
-    For each attention level, and each number of experts of a mixture, the widest MLP level that fits is taken. Where
-    modules differ in size (a model that was pruned before), levels correspond by the share of it that they keep.
+    For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
+    If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep.
 
     Args:
-        problem: Space, costs and budget; equal layers keep its upper bound, and not always its lower one.
+        problem: Space, costs and budget; uniform allocations respect its upper bound, but not always the lower one.
 
     Raises:
-        BudgetError: not even one fits.
+        BudgetError: No uniform allocation fits.
     """
     space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
@@ -113,13 +113,13 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
 
 
 def _expert_shares(space: SearchSpace, indices: Sequence[int]) -> list[float]:
-    """Shares of their experts that mixtures may keep, growing; 1 alone where there is no mixture."""
+    """Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture."""
     levels = ((level, space.modules[index].levels[-1]) for index in indices for level in space.modules[index].levels)
     return sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
 
 
 def _of_experts(module: ModuleLevels, part: float) -> list[int]:
-    """Places of a module's levels, growing; of a mixture those that keep this share of its experts, and of nothing."""
+    """Level indices of a module, ascending; for a mixture only those with this share of its experts, and 0."""
     full = module.levels[-1].experts
     counts = sorted({level.experts for level in module.levels if level.experts})
     count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
@@ -127,7 +127,7 @@ def _of_experts(module: ModuleLevels, part: float) -> list[int]:
 
 
 def _shares(modules: Iterable[Sequence[int]]) -> list[float]:
-    """Shares of the places of modules that can be told apart, growing; 0 alone where there are none."""
+    """Distinct relative positions in the lists of level indices, ascending; only 0 if there are none."""
     return sorted({at / (len(places) - 1) for places in modules for at in range(len(places))}) or [0.0]
 
 
