@@ -292,7 +292,7 @@ def test_table_cut_off(tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_tables_without_pyarrow(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow': pip install 'darwinlm\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow': pip install .*\[parquet\]'"):
         read(write(tmp_path / name, b""))
 
 
@@ -407,5 +407,5 @@ def test_empty_data_set(hub):
 
 def test_hub_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'datasets': pip install 'darwinlm\[hub\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs the package 'datasets': pip install .*\[hub\]'"):
         read_documents("hf:someone/things")
