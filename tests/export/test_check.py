@@ -149,6 +149,6 @@ def test_k_quants_without_the_library(tmp_path, quantisation):
     from darwinlm.errors import MissingExtraError
 
     model = plain_checkpoint(tmp_path / "model", "llama")
-    with pytest.raises(MissingExtraError, match=r"pip install 'darwinlm\[llama-cpp\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[llama-cpp\]'"):
         export_model(model, tmp_path / "m.gguf", to="gguf", quantisation=quantisation)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
