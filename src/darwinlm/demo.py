@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
     "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],
     "recovery.tokens": 6144,
     "recovery.batch_tokens": 1024,
-    "recovery.learning_rate": 5e-5,
+    "recovery.learning_rate": 2e-5,
     "recovery.evaluate_every": 6144,
     "evaluation.prompts": (),
     "evaluation.new_tokens": 16,

@@ -41,7 +41,7 @@ def test_text_of_a_format_that_is_not_known(prune, tmp_path):
 
 def test_a_folder_without_text(prune, tmp_path):
     (tmp_path / "texts").mkdir()
-    prune(text=tmp_path / "texts").refused("texts", "no file that can be read")
+    prune(text=tmp_path / "texts").refused("texts", "no readable file")
 
 
 def test_text_from_the_hub_without_a_network(prune):

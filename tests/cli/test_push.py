@@ -55,7 +55,7 @@ def test_a_dry_run_needs_no_token_and_reaches_nothing(command, hub: Hub, finishe
     assert ended.code == 0, ended.err
     for name in files_of(finished_llama / "model"):
         assert name in ended.out
-    assert "half-q8_0.gguf  made from the weights" in ended.out
+    assert "half-q8_0.gguf  built from the weights" in ended.out
     assert "nothing was uploaded" in ended.out
     assert hub.calls == []
 
