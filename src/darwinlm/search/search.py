@@ -118,7 +118,8 @@ def search(
         trainer=trainer,
         report=_progress(reporter, settings, clock),
     )
-    reporter.say(f"search: ended after {state.done} generations: {state.ended}")
+    generations = "1 generation" if state.done == 1 else f"{state.done} generations"
+    reporter.say(f"search: ended after {generations}: {state.ended}")
     return Outcome(state.parent, uniform, _record(state, problem, uniform_kl))
 
 
