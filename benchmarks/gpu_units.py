@@ -172,7 +172,7 @@ EQUAL = {
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),
-    "local steps": ("qwen2", ("refit.local_steps=3", "refit.inputs=true")),
+    "local steps": ("qwen2", ("refit.local_steps=3",)),
     "bias": ("llama", ("refit.bias=true",)),
     "trained candidates": (
         "llama",

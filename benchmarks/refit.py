@@ -6,7 +6,7 @@ by ``--lines`` are skipped, so that an interrupted measurement resumes.
 
     python benchmarks/refit.py DENSE SMALL --text a=texts/a.jsonl.gz --text b=texts/b.jsonl.gz --lines refit.jsonl \
         --variant tokens=32768,ridges=0.03+0.3,fit=a --variant tokens=65536,ridges=0.1,fit=a+b,local_steps=30 \
-        --variant fit=a,inputs=attention+mlp --variant fit=a,bias=mlp
+        --variant fit=a,bias=mlp
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
         )
         return Streams(*both)
 
-    kinds: dict[str, Any] = {
-        name: tuple(kind for kind in variant.get(name, "").split("+") if kind) for name in ("bias", "inputs")
-    }
+    kinds: dict[str, Any] = {"bias": tuple(kind for kind in variant.get("bias", "").split("+") if kind)}
     biased = tempfile.TemporaryDirectory()
     if kinds["bias"]:
         small = with_biases(small, kinds["bias"], Path(biased.name) / "model")
@@ -98,7 +96,6 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
             stage.begin()
             fit = streams(mixed(texts, names, "calibration", int(variant.get("tokens", 32768))))
             outcome = refit(stage, fit, streams(mixed(texts, names, "validation", 8192)), options)
-            notes["inputs_kept"] = sum(choice.inputs is not None for choice in outcome.modules)
             notes["blocks_distilled"] = sum(choice.steps > 0 for choice in outcome.local.values())
             parameters = dict(model.named_parameters())
             for path in stage.folder.glob("block_*.safetensors"):

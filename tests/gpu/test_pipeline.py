@@ -42,7 +42,7 @@ CASES = {
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
-    "options": ("qwen2", ("refit.local_steps=3", "refit.inputs=true")),
+    "options": ("qwen2", ("refit.local_steps=3",)),
 }
 
 

@@ -13,7 +13,7 @@ from darwinlm.pipeline import run_stages
 from darwinlm.planning.model import Sizes
 
 BIASED = ("o_proj.bias", "down_proj.bias")
-SETTINGS = ("refit.bias=true", "refit.inputs=[mlp]", "refit.ridges=[1e-4, 0.03]")
+SETTINGS = ("refit.bias=true", "refit.ridges=[1e-4, 0.03]")
 
 
 def test_biases_count_in_the_budget_and_are_saved(tiny_llama, make_run, tmp_path):

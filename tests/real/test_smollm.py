@@ -31,6 +31,7 @@ SMALLER = (
     "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
     "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
+    "recovery.learning_rate=1e-4",
     "recovery.evaluate_every=4096",
     "evaluation.prompts=['The capital of France is']",
     "evaluation.new_tokens=16",
@@ -75,7 +76,8 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
         losses = [models[name].perplexity for name in order]
         assert losses == sorted(losses), dict(zip(order, losses, strict=True))
     assert models["dense"].kl == pytest.approx(0, abs=1e-4)
-    assert models["recovered"].kl < models["refit"].kl < models["uniform"].kl
+    # Training that doesn't help on validation text is undone, which is then the refitted model.
+    assert models["recovered"].kl <= models["refit"].kl < models["uniform"].kl
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005

@@ -7,16 +7,14 @@ import pytest
 import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.models import tiny_model
-from tests.unit.test_refit import VALIDATION, refitted
+from tests.unit.test_refit import refitted
 
 from darwinlm.errors import RecipeError
-from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.families.shapes import added_biases, module_shapes
 from darwinlm.recipe import RefitSettings as Settings
 from darwinlm.surgery.bias import biased_kinds
-from darwinlm.surgery.inputs import InputMoments, fit_inputs
 from darwinlm.surgery.refit import Options
 from darwinlm.surgery.ridge import ridge_solution
 
@@ -108,65 +106,3 @@ def test_added_biases_are_those_of_a_model_that_has_them(tiny_llama, tmp_path):
         assert added_biases(full.family, shape, shape.groups, shape.width) == more
         assert added_biases(full.family, with_biases, shape.groups, shape.width) == 0
         assert added_biases(full.family, shape, 0, 0) == 0
-
-
-# ---------------------------------------------------------------------------------------- projections into a module
-
-
-def test_inputs_are_fitted_like_each_row_alone():
-    rng = np.random.default_rng(2)
-    m, n, ridge = 7, 400, 0.05
-    theirs = rng.standard_normal((n, m))
-    ours = theirs @ (np.eye(m) + 0.3 * rng.standard_normal((m, m))) + 0.2 * rng.standard_normal((n, m))
-    names = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
-    weights = {name: torch.from_numpy(rng.standard_normal((5, m))).float() for name in names}
-    pairs = ((ours, ours), (theirs, ours), (theirs, theirs))
-    moments = InputMoments(*(torch.from_numpy(a.T @ b / n).float() for a, b in pairs))
-    part = families()["llama"].mlp
-    found = fit_inputs(part, weights, moments, moments, (ridge, 50.0), "block 0 mlp")
-    assert found.ridge == ridge
-    strength = np.sqrt(ridge * np.mean(np.sum(ours**2, 0) / n))
-    for name, weight in weights.items():
-        W0 = weight.double().numpy()
-        A = np.vstack([ours / np.sqrt(n), strength * np.eye(m)])
-        B = np.vstack([theirs @ W0.T / np.sqrt(n), strength * W0.T])
-        expected = np.linalg.lstsq(A, B, rcond=None)[0].T
-        np.testing.assert_allclose(found.weights[name].double().numpy(), expected, rtol=1e-3, atol=1e-3)
-    misled = InputMoments(moments.small, -moments.cross, moments.dense)
-    assert fit_inputs(part, weights, misled, moments, (ridge,), "block 0 mlp") is None
-
-
-def pulled(model_type, folder):
-    """A tiny model whose streams go astray early: the first block's outputs are another's."""
-    model = tiny_model(model_type)
-    other = tiny_model(model_type, 1).state_dict()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".layers.0." in name and name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.add_(0.7 * other[name])
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "mixtral", "olmo2", "nemotron"])
-def test_fitted_inputs_are_kept_only_where_the_module_is_better_for_them(tiny_folder, tmp_path, model_type):
-    small = pulled(model_type, tmp_path / "small")
-    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", Options((1.0, 30.0), inputs=BOTH))
-    chosen = [choice for choice in found.outcome.modules if choice.inputs is not None]
-    assert chosen
-    assert all(choice.after <= choice.before for choice in found.outcome.modules)
-    family = families()[model_type]
-    stitched = Checkpoint.open(small).load(torch.float32).state_dict()
-    projections = {f"model.layers.{c.block}.{family.module(c.kind).name}.{name}.weight"
-                   for c in chosen for name in family.module(c.kind).segments}  # fmt: skip
-    changed = {name for name in found.weights if "o_proj" not in name and "down_proj" not in name}
-    assert changed == projections
-    assert all(not torch.equal(found.weights[name], stitched[name]) for name in changed)
-    if family.mlp.experts is not None:
-        assert not any(choice.kind == "mlp" for choice in chosen)
-    assert found.after < found.before
-    model, dense = (Checkpoint.open(folder).load(torch.float32) for folder in (small, tiny_folder(model_type)))
-    model.load_state_dict(found.weights, strict=False)
-    with torch.no_grad():
-        reference, logits = (made(input_ids=VALIDATION).logits.flatten(0, 1) for made in (dense, model))
-    assert float(DenseDistribution(reference).kl(logits).mean()) == pytest.approx(found.after, rel=1e-3)

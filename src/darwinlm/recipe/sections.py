@@ -136,9 +136,6 @@ class RefitSettings(Section):
     bias: Modules = ()
     """Modules whose output projection gets a fitted bias: false, true, or a list of attention and mlp. The family's
     configuration must have a field for it. Input projections get biases of zeros; all biases count for the budget."""
-    inputs: Modules = ()
-    """Modules whose input projections are fitted too, and kept if the module improves: false, true, or a list. Experts
-    are not changed."""
     local_steps: int = Field(0, ge=0)
     """Steps of local distillation of each block after its fit; the result is kept if it is better."""
     local_rate: float = Field(2e-4, gt=0)

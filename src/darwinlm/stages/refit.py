@@ -114,7 +114,6 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 settings.local_tokens,
                 run.recipe.search.seed,
                 biased_kinds(settings, run.checkpoint),
-                settings.inputs,
             )
             outcome = refit(stage, fit, validation, options, run.reporter.advance)
             losses = (

@@ -22,7 +22,6 @@ from darwinlm.errors import ArtifactError
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
-from darwinlm.surgery.inputs import InputFit, fit_inputs, input_moments
 from darwinlm.surgery.local import LocalChoice, distil_block
 from darwinlm.surgery.projection_fit import Fit, fit_output, module_moments, output_gain, watched_spread
 from darwinlm.surgery.sublayers import BlockWalk
@@ -38,7 +37,6 @@ class FitChoice:
         ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.
-        inputs: λ of the fitted input projections; None if the stitched ones were kept.
     """
 
     block: int
@@ -46,7 +44,6 @@ class FitChoice:
     ridge: float | None
     before: float
     after: float
-    inputs: float | None = None
 
 
 @dataclass
@@ -68,7 +65,6 @@ class Options:
         local_tokens: Tokens in one step of local distillation.
         seed: Seed of the sampling order of local distillation.
         bias: Modules whose bias of the output projection is fitted too; it must exist.
-        inputs: Modules whose input projections are fitted too.
     """
 
     ridges: tuple[float, ...]
@@ -77,7 +73,6 @@ class Options:
     local_tokens: int = 2048
     seed: int = 0
     bias: tuple[ModuleKind, ...] = ()
-    inputs: tuple[ModuleKind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,15 +190,13 @@ def _refit_block(
     choices: list[FitChoice] = []
     for kind in KINDS:
         name = output_name(checkpoint.family.module(kind), stitched)
-        # Moments of both streams before the module, while the dense stream is still there.
-        inputs = None if name is None else _fitted_inputs(block, kind, both, stitched, options)
         spreads = []
         for walk in dense:
             with watched_spread(walk, kind) as spread:
                 walk.finish(kind)
             spreads.append(spread)
         if name is not None:
-            choice, fitted = _Module(kind, name, small, dense, spreads, stitched, options).fit(inputs)
+            choice, fitted = _Module(kind, name, small, dense, spreads, stitched, options).fit()
             choices.append(choice)
             weights |= fitted
         for walk in small:
@@ -230,27 +223,6 @@ def _refit_block(
     return weights | trained, choices, local
 
 
-def _fitted_inputs(
-    block: int, kind: ModuleKind, both: tuple[Streams, Streams], stitched: dict[str, Tensor], options: Options
-) -> InputFit | None:
-    """Fitted input projections of a module if they are better, else None; experts aren't fitted."""
-    checkpoint = both[0].small.checkpoint
-    part = checkpoint.family.module(kind)
-    if kind not in options.inputs or any(f"{part.name}.{name}.weight" not in stitched for name in part.segments):
-        return None
-    seen, held_out = (
-        input_moments(
-            getattr(streams.small.decoder.blocks[block], part.input_norm) if part.input_norm else nn.Identity(),
-            streams.dense.hidden,
-            streams.small.hidden,
-            int(checkpoint.config.hidden_size),
-            streams.small.device,
-        )
-        for streams in both
-    )
-    return fit_inputs(part, stitched, seen, held_out, options.ridges, f"block {block} {kind}, inputs")
-
-
 @dataclass(frozen=True)
 class _Module:
     """The fit of one module.
@@ -273,21 +245,12 @@ class _Module:
     stitched: dict[str, Tensor]
     options: Options
 
-    def fit(self, inputs: InputFit | None) -> tuple[FitChoice, dict[str, Tensor]]:
-        """Fit the output projection, with and without fitted inputs, and leave the better variant in the block."""
-        chosen, ridge = self._fit_output(), None
-        before, weights = chosen.before, self._named(chosen)
-        if inputs is not None:
-            self._put(inputs.weights)
-            fit = self._fit_output()
-            if fit.after < chosen.after:
-                chosen, ridge, weights = fit, inputs.ridge, inputs.weights | self._named(fit)
-            else:
-                self._put({name: self.stitched[name] for name in inputs.weights})
-                for walk in self.small:
-                    walk.forget()
+    def fit(self) -> tuple[FitChoice, dict[str, Tensor]]:
+        """Fit the output projection and put it into the block."""
+        chosen = self._fit_output()
+        weights = self._named(chosen)
         self._put(weights)
-        return FitChoice(self.small[0].block, self.kind, chosen.ridge, before, chosen.after, ridge), weights
+        return FitChoice(self.small[0].block, self.kind, chosen.ridge, chosen.before, chosen.after), weights
 
     def _fit_output(self) -> Fit:
         walk = self.small[0]

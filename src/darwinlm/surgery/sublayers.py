@@ -67,10 +67,6 @@ class BlockWalk:
                 self._kept[index] = x
             yield x, hidden
 
-    def forget(self) -> None:
-        """Drop kept inputs, because the input projections have changed."""
-        self._kept.clear()
-
     @torch.no_grad()
     def finish(self, kind: ModuleKind) -> None:
         """Move the stream past a sub-layer, with the current output projection.
