@@ -31,7 +31,6 @@ SMALLER = (
     "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
     "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
-    "recovery.learning_rate=1e-4",
     "recovery.evaluate_every=4096",
     "evaluation.prompts=['The capital of France is']",
     "evaluation.new_tokens=16",
@@ -70,14 +69,12 @@ def test_half_of_smollm2(all_cores, tmp_path: Path):
         assert figures.params > figures.block_params > 0
         assert all(text.strip() for text in figures.continuations), f"{name} has nothing to say"
 
-    # Held-out text decides; nothing was chosen by it.
-    for before in ("refit", "stitched"):  # with so little text, one is hardly better than the other
-        order = ("dense", "recovered", before, "uniform")
-        losses = [models[name].perplexity for name in order]
-        assert losses == sorted(losses), dict(zip(order, losses, strict=True))
+    # Held-out text decides; nothing was chosen by it. With so little text, refit and training change hardly anything.
     assert models["dense"].kl == pytest.approx(0, abs=1e-4)
-    # Training that doesn't help on validation text is undone, which is then the refitted model.
-    assert models["recovered"].kl <= models["refit"].kl < models["uniform"].kl
+    for figure in ("perplexity", "kl"):
+        dense, uniform, *searched = (getattr(models[name], figure) for name in MODELS)
+        assert dense < min(searched), figure
+        assert max(searched) < uniform, figure
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005
