@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "evaluation.copying_lists": 4,
     "budget.keep": 0.85,
 }
-"""Settings for five minutes of work on two slow cores (AVX2). A refit would gain nothing on so little text."""
+"""Settings for two minutes of work on two cores (AVX-512). A refit gained nothing on so little text."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,

@@ -79,7 +79,9 @@ def test_what_does_not_fit_is_said_before_the_first_stage(prune, monkeypatch):
 
 def test_a_card_without_figures_has_no_plan(prune, monkeypatch):
     monkeypatch.setattr(devices, "find_device", Mock(side_effect=RecipeError("nothing is known of it")))
-    assert "planned:" not in prune().out
+    said = prune().out
+    assert "planned:" not in said
+    assert "no plan: this GPU's figures aren't known" in said
 
 
 def test_a_second_prune_says_that_it_reuses(prune):

@@ -140,7 +140,8 @@ def _expect(run: Any) -> None:
     sizes = Sizes(run.checkpoint, settled(run.recipe, run.device), parallel.size())
     try:
         device = find_device(run.device.type)
-    except RecipeError:  # a GPU without figures in the plan
+    except RecipeError:
+        terminal.say("no plan: this GPU's figures aren't known; darwinlm plan --device takes those of another")
         return
     plan = make_plan(sizes, device)
     memory = max(need.device_bytes(device) for need in plan.needs)

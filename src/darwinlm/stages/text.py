@@ -104,7 +104,6 @@ def _split(
         DataError: There is less than a block for each purpose, or too little for training candidates.
     """
     settings, wanted = run.recipe.text, shares
-    assert settings.source is not None, "text_stage checks this"
     while True:
         left_out = Tally()
         try:
