@@ -237,8 +237,28 @@ def _indexes() -> Iterator[Case]:
             tree = {"weight_map": value} if wrapped else value
             write = replaced("model.safetensors.index.json", json.dumps(tree))
             yield Case(f"model: an index that is {name} {wrapped}", "model", write)
+    for what in ("a tensor in two shards", "a tensor that the index leaves out"):
+        yield Case(f"model: {what}", "model", _two_shards(twice="two" in what))
     for name, content in (("deep", DEEP), ("empty file", ""), ("not UTF-8", b"\xff")):
         yield Case(f"model: an index that is {name}", "model", replaced("model.safetensors.index.json", content))
+
+
+def _two_shards(*, twice: bool) -> Callable[[Path, Path], None]:
+    def write(folder: Path, model: Path) -> None:
+        copied(model, folder)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        names = {name: f"{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+        one = "model.layers.1.self_attn.q_proj.weight"
+        more = one if twice else one.replace("weight", "bias")
+        for shard in set(names.values()):
+            part = {name: tensors[name] for name in names if names[name] == shard}
+            if names[one] != shard:
+                part[more] = np.ones(48, np.float32) if more not in tensors else 7 * np.ones_like(tensors[one])
+            save_file(part, folder / shard, metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    return write
 
 
 def _tokenizers() -> Iterator[Case]:
@@ -270,6 +290,22 @@ def _tokenizers() -> Iterator[Case]:
         for value in (None, [], {}, "x", 5, {"type": "nothing"}, {"type": "Sequence", "pretokenizers": [5]}):
             write = changed("tokenizer.json", **{field: value})
             yield Case(f"model: tokenizer.{field} is {value}", "model", write, ANY)
+    fails_on_text: dict[str, dict[str, Any]] = {
+        "WordPiece": {"model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}}},
+        "WordLevel": {"model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"a": 0}}},
+        "Unigram": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}},
+        "Precompiled": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAA="}},
+        "TemplateProcessing": {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+    }
+    for what, fields in fails_on_text.items():
+        yield Case(f"model: tokenizer.json fails on text: {what}", "model", changed("tokenizer.json", **fields))
     for key_ in ("1000000000", "-1", "x", "9" * 50):
         write = changed("tokenizer_config.json", added_tokens_decoder={key_: {"content": "<x>"}})
         yield Case(f"model: added_tokens_decoder has {key_[:12]}", "model", write)
@@ -539,6 +575,31 @@ def _mutations(rng: random.Random) -> Iterator[Case]:
     for number in range(40):
         content = _damage(line, random.Random(rng.randrange(2**32)))
         yield Case(f"text: damage {number}", "text", alone("text.jsonl", content), ANY)
+    for name, table in _tables().items():
+        for number in range(40):
+            content = _damage(table, random.Random(rng.randrange(2**32)))
+            ending = name.partition(" ")[0]
+            yield Case(f"text: damage {number} of {name}", "text", alone(f"text.{ending}", content), ANY)
+
+
+def _tables() -> dict[str, bytes]:
+    """Small tables by their endings, and how they are written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": [f"document {number} with words" for number in range(50)]})
+    found = {}
+    for kind, new in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        for compression in (None, "zstd"):
+            sink = pa.BufferOutputStream()
+            with new(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+                writer.write_table(table)
+            found[f"arrow {kind} {compression}"] = sink.getvalue().to_pybytes()
+    for compression in ("none", "zstd"):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression=compression)
+        found[f"parquet {compression}"] = sink.getvalue().to_pybytes()
+    return found
 
 
 def _damage(data: bytes, rng: random.Random) -> bytes:
