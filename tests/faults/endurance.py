@@ -50,13 +50,19 @@ class Watching(Reporter):
             raise KeyboardInterrupt
 
 
+def _prune(model: Path, text: Path, out: Path, until: str, setting: str, every: int = 0) -> None:
+    given = {"model": str(model), "text.source": str(text), "budget.keep": "60%"}
+    recipe = load_recipe(None, (*SETTINGS, "units.mlp_multiple=2", setting), given)
+    run_stages(Run(recipe, out, Watching(every)), until)
+
+
 def main(folder: Path, generations: int, recoveries: int) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True)
-    model, text, pruned = tiny_checkpoint(folder / "model"), tiny_text(folder / "text.txt"), folder / "pruned"
-    given = {"model": str(model), "text.source": str(text), "budget.keep": "60%"}
-    recipe = load_recipe(None, (*SETTINGS, f"search.generations={generations}"), given)
-    run_stages(Run(recipe, pruned, Watching(every=generations // POINTS)), "report")
+    text, pruned = tiny_text(folder / "text.txt"), folder / "pruned"
+    deep = tiny_checkpoint(folder / "deep", num_hidden_layers=12)  # 4 blocks have too few allocations
+    _prune(deep, text, folder / "searched", "search", f"search.generations={generations}", generations // POINTS)
+    _prune(tiny_checkpoint(folder / "model"), text, pruned, "report", "search.generations=3")
     stopped = 0
     for number in range(recoveries):
         for stop_at in (6, None):
@@ -70,7 +76,7 @@ def main(folder: Path, generations: int, recoveries: int) -> None:
                 )
                 continue
             stopped += 1
-        if (number + 1) % (recoveries // POINTS) == 0:
+        if (number + 1) % max(recoveries // POINTS, 1) == 0:
             print(json.dumps({"recovery": number + 1, "resumed": stopped, **used()}), flush=True)
     weights = {path.read_bytes() for path in folder.glob("recovered-*/model/model.safetensors")}
     print(json.dumps({"different weights": len(weights)}))
