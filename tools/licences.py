@@ -21,7 +21,9 @@ def needed(name: str, extras: tuple[str, ...], found: dict[str, str]) -> None:
     """Add a package's dependencies and theirs to `found`, a mapping of names to licences."""
     for line in distribution(name).requires or ():
         requirement = Requirement(line)
-        if not any(requirement.marker is None or requirement.marker.evaluate({"extra": each}) for each in ("", *extras)):
+        if not any(
+            requirement.marker is None or requirement.marker.evaluate({"extra": each}) for each in ("", *extras)
+        ):
             continue
         dependency = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if dependency in found:
@@ -46,7 +48,9 @@ def main() -> None:
     needed("darwinlm", EXTRAS, found)
     found.pop("darwinlm", None)
     rows = "".join(f"| {name} | {found[name]} |\n" for name in sorted(found))
-    PAGE.write_text(f"{HEAD.format(extras=','.join(EXTRAS))}\n| package | licence |\n| --- | --- |\n{rows}", encoding="utf-8")
+    PAGE.write_text(
+        f"{HEAD.format(extras=','.join(EXTRAS))}\n| package | licence |\n| --- | --- |\n{rows}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["darwinlm"]):
-    from tests.fuzz.cases import ANY, Case, alone, corpus, replaced
+    from tests.fuzz.case import ANY, Case, alone, replaced
+    from tests.fuzz.cases import corpus
     from tests.fuzz.test_corpus import outcome
     from tests.tiny.checkpoint import tiny_checkpoint
 
