@@ -229,7 +229,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 def refit(setup: Setup) -> None:
     """Refit one block of the smaller model to the dense one, on 65k tokens."""
-    from darwinlm.surgery.refit import Options, Streams
+    from darwinlm.surgery.refit import Streams
     from darwinlm.surgery.refit import refit as refit_blocks
 
     dense, small = model_of(setup, 1), smaller_model(setup, 1)
@@ -246,10 +246,10 @@ def refit(setup: Setup) -> None:
     stage.begin()
     fit, validation = streams(tokens), streams(tokens[:4])
     begun = time.perf_counter()
-    outcome = refit_blocks(stage, fit, validation, Options((0.03, 0.3)))
+    choices = refit_blocks(stage, fit, validation)
     setup.wait()
     setup.told("refit", "one block took", time.perf_counter() - begun, "s")
-    better = all(choice.after <= choice.before for choice in outcome.modules)
+    better = all(choice.after <= choice.before for choice in choices)
     setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
     sizes = (f"text.sequence_length={length}", f"refit.tokens={n_tokens}", f"compute.batch_tokens={4 * length}")
     setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))

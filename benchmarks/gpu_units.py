@@ -172,8 +172,7 @@ EQUAL = {
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),
-    "local steps": ("qwen2", ("refit.local_steps=3",)),
-    "bias": ("llama", ("refit.bias=true",)),
+    "biases": ("qwen2", ()),
     "trained candidates": (
         "llama",
         (

@@ -17,7 +17,7 @@ from darwinlm.planning.plan import advice, make_plan
 from darwinlm.recipe import load_recipe, merge
 from darwinlm.recovery.train import _Training
 
-TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "recovery.dtype=float32", "refit.enabled=false")
+TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "recovery.dtype=float32", "refit.tokens=0")
 
 
 def test_one_message_names_stage_and_setting(

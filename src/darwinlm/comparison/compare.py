@@ -29,7 +29,6 @@ from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
 from darwinlm.stages.text import shuffle_of, text_stage
-from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 Row = dict[str, Any]
@@ -138,7 +137,6 @@ def _dense() -> Row:
 
 def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = inputs.run, BASELINES[name]
-    biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {
         "model": run.checkpoint.digest,
         "calibration": inputs.texts["calibration"].digest,
@@ -151,7 +149,6 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": inputs.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
-        "bias": biased,
     }
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
@@ -161,7 +158,7 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
             used = cost.of(made.allocation)
             if used > inputs.plan.budget.limit:
                 raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
-            save_model(stitch(made.reader, made.allocation, biased), stage.folder / "model")
+            save_model(stitch(made.reader, made.allocation), stage.folder / "model")
             write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
         result = read_json(stage.folder / "result.json")
     return Stitched(stage, Checkpoint.open(stage.folder / "model")), {

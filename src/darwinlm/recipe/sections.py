@@ -7,9 +7,9 @@ suggestion if a similar one exists.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
@@ -111,37 +111,11 @@ class DatabaseSettings(Section):
     """Finished database of this model to use, instead of building one."""
 
 
-def _modules(value: Any) -> Any:
-    """Convert true and false to all kinds of modules and none."""
-    if isinstance(value, bool):
-        return ("attention", "mlp") if value else ()
-    return value
-
-
-Modules = Annotated[tuple[Literal["attention", "mlp"], ...], BeforeValidator(_modules)]
-
-
 class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
-    enabled: bool = True
-    """Whether to refit the stitched model."""
-    tokens: int = Field(65536, gt=0)
-    """Calibration tokens for the fit; at most `text.calibration_tokens`."""
-    ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
-    """Candidate values of λ, which regularises towards the stitched weights, relative to the mean of the diagonal."""
-    strengths: tuple[Annotated[Share, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    """Candidate factors of interpolation from the stitched to the fitted weights of the whole model. The best one on
-    validation text is used, or the stitched weights are kept."""
-    bias: Modules = ()
-    """Modules whose output projection gets a fitted bias: false, true, or a list of attention and mlp. The family's
-    configuration must have a field for it. Input projections get biases of zeros; all biases count for the budget."""
-    local_steps: int = Field(0, ge=0)
-    """Steps of local distillation of each block after its fit; the result is kept if it is better."""
-    local_rate: float = Field(2e-4, gt=0)
-    """Learning rate of local distillation."""
-    local_tokens: int = Field(2048, gt=0)
-    """Tokens in one step of local distillation."""
+    tokens: int = Field(65536, ge=0)
+    """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 
 class EvaluationSettings(Section):
