@@ -317,7 +317,7 @@ def resume(setup: Setup) -> None:
     """Recovery that is killed behind a checkpoint, and goes on from it, against one that isn't."""
     from darwinlm.recovery.train import _Training
 
-    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}", "recovery.keep_checkpoints=1")
+    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}",)
     whole = recovered(setup, 4, "uninterrupted", *settings).log[-1]
     update = _Training.update
 

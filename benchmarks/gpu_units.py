@@ -182,7 +182,7 @@ EQUAL = {
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
-    "recovery": ("llama", ("recovery.tokens=1024", "recovery.batch_tokens=128", "recovery.dtype=float32")),
+    "recovery": ("llama", ("recovery.tokens=1024", "recovery.batch_tokens=128", "compute.dtype=float32")),
 }
 """Family and assignments."""
 

@@ -106,7 +106,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(
 
 
 RECOVERY = (
-    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.dtype=float32", "recovery.evaluate_every=64",
+    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.evaluate_every=64",
     "recovery.save_every=64", "recovery.learning_rate=0.003",
 )  # fmt: skip
 

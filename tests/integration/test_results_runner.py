@@ -28,7 +28,6 @@ TINY = (
     "baselines.sheared_tokens=256",
     "baselines.sheared_batch_tokens=64",
     "recovery.batch_tokens=64",
-    "recovery.dtype=float32",
     "recovery.evaluate_every=128",
 )
 

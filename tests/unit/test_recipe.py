@@ -367,9 +367,6 @@ def test_sections_come_in_the_order_of_the_stages():
     ("assignment", "value"),
     [
         ("budget.tolerance=3%", 0.03),
-        ("recovery.min_rate=10%", 0.1),
-        ("recovery.warmup=5%", 0.05),
-        ("recovery.decay=25%", 0.25),
         ("baselines.sheared_warmup=40%", 0.4),
     ],
 )

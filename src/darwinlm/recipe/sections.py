@@ -27,10 +27,11 @@ class ComputeSettings(Section):
     device: str = "auto"
     """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Element type of forward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it (AMX, or AMD's
-    AVX-512), else float32. Second moments, factors and KL are always float32 or better."""
+    """Element type of forward and backward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it
+    (AMX, or AMD's AVX-512), else float32. Second moments, factors, KL and trained weights are always float32 or
+    better."""
     batch_tokens: int = Field(4096, gt=0)
-    """Tokens in one forward pass."""
+    """Tokens in one forward pass, and in one micro-batch of recovery."""
 
 
 class TextSettings(Section):

@@ -12,7 +12,6 @@ import torch
 
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
-from darwinlm.compute import DTYPES
 from darwinlm.data import check_not_evaluation_text, read_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
@@ -92,7 +91,7 @@ def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) ->
         check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
     if settings.distillation and teacher is not small:
         check_teacher(teacher, small, tokenizer)
-    return plan_steps(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
+    return plan_steps(settings, length, run.batch_tokens, parallel.size())
 
 
 def recover_model(
@@ -128,7 +127,7 @@ def recover_model(
     assert source is not None, "the text stage checks this"
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # The key doesn't depend on the number of processes or the division of work.
-    without_effect = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
+    without_effect = {"sharding", "log_to", "teacher_cache"}
     how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
@@ -140,7 +139,7 @@ def recover_model(
         "seed": run.recipe.search.seed,
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
-        "device": run.device.type,
+        "arithmetic": run.arithmetic,
         "blocks_begin_with": added_bos(described[1]),
     }
     if run.recipe.text.looking_back:
@@ -185,7 +184,7 @@ def _train(
             looking_back=run.recipe.text.looking_back,
             seed=run.recipe.search.seed,
         )
-        dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
+        dense = None if teacher is None else teacher.load(run.dtype, run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
     with parallel.agree():
         trained = train(
@@ -198,6 +197,7 @@ def _train(
             work / "training",
             {"key": stage.digest, "steps": steps.count},
             device=run.device,
+            dtype=run.dtype,
             logs=stage.folder / "logs",
             say=run.reporter.say,
             progress=run.reporter.advance,
@@ -219,9 +219,8 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows:
         text,
         dense,
         Path(settings.teacher_cache).expanduser(),
-        CacheKey(digest, settings.dtype, settings.top_k, settings.temperature),
+        CacheKey(digest, run.recipe.compute.dtype, settings.top_k),
         batch_rows=batch_rows,
-        chunk=settings.logit_chunk,
         say=run.reporter.say,
         progress=run.reporter.advance,
     )
