@@ -205,7 +205,6 @@ def training(setup: Setup) -> None:
         checkpoint,
         "search",
         f"text.sequence_length={length}",
-        f"text.training_tokens={n_tokens}",
         f"text.fitness_tokens={length}",
         "search.offspring=4",
         f"search.stages=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",

@@ -166,7 +166,6 @@ EQUAL = {
         "llama",
         (
             "preset=paper",
-            "text.training_tokens=256",
             "search.generations=2",
             "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
@@ -178,7 +177,6 @@ EQUAL = {
         (
             "search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",
             "search.training.lora_rank=2",
-            "text.training_tokens=256",
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),

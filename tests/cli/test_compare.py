@@ -19,7 +19,7 @@ from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
-SHEARED = ("--set", "baselines.sheared_tokens=1024", "--set", "baselines.sheared_batch_tokens=64")
+SHEARED = ("--set", "baselines.sheared_tokens=1024")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ CASES = {
         "llama",
         (
             "preset=paper",
-            "text.training_tokens=256",
             "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),

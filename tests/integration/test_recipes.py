@@ -43,8 +43,6 @@ def shrunken(name: str) -> dict[str, Any]:
     text = tree["text"]
     text |= {"sequence_length": 16, "calibration_tokens": 1024, "fitness_tokens": 128}
     text |= {"validation_tokens": 128, "evaluation_tokens": 128}
-    if "training_tokens" in text:
-        text["training_tokens"] = 128
     tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
     tree["units"]["mlp_multiple"] = 8
     # The same share of the blocks; what lies outside them is another part of so small a model.

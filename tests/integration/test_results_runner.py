@@ -26,7 +26,6 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
 TINY = (
     *SETTINGS,
     "baselines.sheared_tokens=256",
-    "baselines.sheared_batch_tokens=64",
     "recovery.batch_tokens=64",
     "recovery.evaluate_every=128",
 )

@@ -280,7 +280,7 @@ def test_one_candidate_learns_at_a_time(name: str, device: str, fits: bool, tmp_
 
 
 def test_on_a_cpu_candidates_learn_side_by_side(tiny_llama: Path) -> None:
-    settings = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]", "text.training_tokens=64")
+    settings = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",)
     need = next(need for need in estimate(sizes_of(tiny_llama, *settings), find_device("cpu")) if need.name == "search")
     assert "5 candidates in training" in [each.name for each in need.device]
     assert not need.note

@@ -367,7 +367,7 @@ def test_sections_come_in_the_order_of_the_stages():
     ("assignment", "value"),
     [
         ("budget.tolerance=3%", 0.03),
-        ("baselines.sheared_warmup=40%", 0.4),
+        ("text.looking_back=25%", 0.25),
     ],
 )
 def test_a_share_may_be_a_percentage(assignment: str, value: object) -> None:

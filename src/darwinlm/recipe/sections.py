@@ -41,12 +41,6 @@ class TextSettings(Section):
     """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in one block of packed text."""
-    document_tokens: int = Field(512, gt=0)
-    """Maximum number of tokens from one document, so that a few thousand tokens come from many documents. If the source
-    is too short, documents contribute more."""
-    shuffle_documents: int = Field(10000, ge=0)
-    """Size of the buffer from which documents are drawn at random, for all files together, since files are often sorted
-    by book, topic or date. 0 keeps the order of the files."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
     """Share of tokens that repeat earlier passages of the same block, in all text except evaluation text, so that the
     smaller model still uses its context. 0 turns repetition off."""
@@ -56,8 +50,6 @@ class TextSettings(Section):
     """Tokens for the evaluation of candidates in the search."""
     validation_tokens: int = Field(8192, gt=0)
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
-    training_tokens: int = Field(0, ge=0)
-    """Tokens for training candidates of the search; recovery has a separate text (`recovery.text`)."""
     evaluation_tokens: int = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
@@ -145,15 +137,7 @@ class BaselinesSettings(Section):
     random_tries: int = Field(16, ge=1)
     """Number of random allocations, of which the best is used; `search.minutes` limits it too."""
     sheared_tokens: int = Field(65536, gt=0)
-    """Calibration tokens for training masks and weights; shorter text is repeated."""
-    sheared_batch_tokens: int = Field(2048, gt=0)
-    """Tokens in one of these steps."""
-    sheared_rate: float = Field(1e-4, ge=0)
-    """Learning rate of the weights; 0 only trains the masks."""
-    sheared_mask_rate: float = Field(0.3, gt=0)
-    """Learning rate of the masks."""
-    sheared_warmup: Share = Field(0.5, gt=0, le=1)
-    """Share of the steps in which the target falls from the dense size to the budget."""
+    """Calibration tokens for training masks and weights in Sheared-LLaMA; shorter text is repeated."""
 
 
 class Recipe(Section):
@@ -216,12 +200,3 @@ class Recipe(Section):
         if keep is not None and keep != shares[-1]:
             raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
         return {**tree, "budget": {**budget, "keep": shares[-1]}}
-
-    @model_validator(mode="after")
-    def _tokens_suffice(self) -> Recipe:
-        if self.search.training_needed > self.text.training_tokens:
-            raise ValueError(
-                f"search: its candidates train on {self.search.training_needed} tokens, but text.training_tokens is "
-                f"{self.text.training_tokens}"
-            )
-        return self

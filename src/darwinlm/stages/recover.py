@@ -12,7 +12,7 @@ import torch
 
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
-from darwinlm.data import check_not_evaluation_text, read_documents
+from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
@@ -23,7 +23,7 @@ from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.run import Run
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts, fingerprint, shuffle_of
+from darwinlm.stages.text import Texts, fingerprint
 
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText
@@ -135,7 +135,6 @@ def recover_model(
         "recovery": how,
         "length": steps.length,
         "source": fingerprint(source),
-        "shuffle_documents": run.recipe.text.shuffle_documents,
         "seed": run.recipe.search.seed,
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
@@ -245,7 +244,7 @@ def _pack(
         shutil.rmtree(work)
     write_json(marker, digest)
     pack_documents(
-        read_documents(source, shuffle=shuffle_of(run), tokenizer=described[1]),
+        read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=described[1]),
         work / "text",
         tokens,
         described[1],
