@@ -95,16 +95,6 @@ def test_wider_is_never_worse(problem):
 
 
 @settings(deadline=None, max_examples=40)
-@given(problems(), st.integers(1, 40))
-def test_block_size_is_only_a_matter_of_speed(problem, block):
-    H, W, units = problem
-    expected = nested_factors(damp(H), W, removal_order(H, W, units, dtype=torch.float64).columns(units))
-    found = nested_factors(damp(H), W, removal_order(H, W, units, dtype=torch.float64, block=block).columns(units))
-    step = units.shape[1]
-    torch.testing.assert_close(found.errors[::step], expected.errors[::step], rtol=1e-6, atol=1e-9 * expected.total)
-
-
-@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 12), st.integers(0, 2**32 - 1))
 def test_packing_loses_nothing(d, seed):
     L = torch.randn(d, d, generator=torch.Generator().manual_seed(seed)).tril()

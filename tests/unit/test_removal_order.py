@@ -6,7 +6,6 @@ import torch
 
 from darwinlm.database.order import (
     Removal,
-    RemovalOrder,
     cholesky_,
     damp,
     dead_inputs,
@@ -380,12 +379,6 @@ def test_damp_of_nothing_is_invertible():
     damped = damp(torch.zeros(3, 3))
     assert torch.isfinite(torch.linalg.inv(damped)).all()
     assert (damped.diagonal() > 0).all()
-
-
-def test_order_is_frozen():
-    order = RemovalOrder(units=torch.arange(2), costs=torch.zeros(2))
-    with pytest.raises(AttributeError):
-        order.units = torch.arange(3)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way to ask")

@@ -86,12 +86,6 @@ def test_which_of_many_files_come_first_is_drawn_too(tmp_path, monkeypatch):
     assert len(firsts) > 5
 
 
-def test_limit_counts_shuffled_documents(tmp_path):
-    found = list(read_documents(write(tmp_path / "a.jsonl", NUMBERS), limit=5, shuffle=Shuffle(documents=1000)))
-    assert len(found) == 5
-    assert found != NUMBERS[:5]
-
-
 def test_data_set_of_the_hub_is_shuffled_by_its_library(monkeypatch):
     calls = []
 

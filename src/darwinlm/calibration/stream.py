@@ -74,7 +74,6 @@ class BlockStream:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
-        self.memory = memory
         self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
@@ -82,20 +81,11 @@ class BlockStream:
             if not name.startswith(checkpoint.family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
-        self._tokens = tokens
         with self._small_embedding(tokens) as places:
             batches = torch.split(places, self.batch_sequences)
             self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
-
-    def arguments_for(self, sequences: int) -> list[dict[str, Any]]:
-        """Arguments of each block's call, for a batch of `rows` sequences."""
-        if sequences not in self.arguments:
-            first = self._tokens[:1].expand(sequences, -1)
-            with self._small_embedding(first) as places:
-                self.arguments[sequences] = self.decoder.block_arguments(places)
-        return self.arguments[sequences]
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
