@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
 from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
@@ -180,8 +182,12 @@ def _train(
             steps.blocks,
             settings.skip_tokens,
             bos,
-            looking_back=run.recipe.text.looking_back,
-            seed=run.recipe.search.seed,
+            repeats=partial(
+                with_repeats,
+                share=run.recipe.text.looking_back,
+                seed=run.recipe.search.seed,
+                ordinary=ordinary_tokens(described[1]),
+            ),
         )
         dense = None if teacher is None else teacher.load(run.dtype, run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
