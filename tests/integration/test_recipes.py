@@ -57,7 +57,7 @@ def shrunken(name: str) -> dict[str, Any]:
     ]
     if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
-    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128, "dtype": "float32"}
+    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128}
     tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
     return tree
 
