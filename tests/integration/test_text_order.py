@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from rich.console import Console
 from tests.tiny.recovering import recover_tiny
 
 from darwinlm.console import Reporter
-from darwinlm.data import document_hash
+from darwinlm.data import document_hash, split_documents
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.stages import recover
@@ -32,7 +34,7 @@ def documents(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def short_passages():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("darwinlm.stages.text.DOCUMENT_TOKENS", 32)
+        patch.setattr("darwinlm.stages.text.split_documents", partial(split_documents, document_tokens=32))
         yield
 
 

@@ -48,7 +48,7 @@ def counting(tokenizer):
     return Counting(), seen
 
 
-def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=None):
+def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=10**6):
     return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
 
 
