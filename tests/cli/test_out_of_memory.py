@@ -1,4 +1,4 @@
-"""A device whose memory is full: one message with the stage and a setting, and the run goes on afterwards."""
+"""A device without free memory: one message with the stage and a setting; the run can be resumed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ASKED = ("text.evaluation_tokens=1024",)
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
-    """A thousand documents in a row, and where each stands by its hash."""
+    """A thousand documents, and the place of each in the file by its hash."""
     texts = [
         f"The number {number} is followed by {number + 1}, and so on without an end." * 3 for number in range(1000)
     ]
@@ -40,7 +40,7 @@ def short_passages():
 
 @pytest.fixture(scope="module")
 def places(documents, tiny_llama, tiny_run_settings):
-    """Where the evaluation text of a run stands in its file."""
+    """Places of a run's evaluation documents in their file."""
 
     def found(folder, *settings):
         overrides = {"model": str(tiny_llama), "text.source": str(documents[0]), "budget.keep": "60%"}

@@ -1,4 +1,4 @@
-"""Budgets: how they are written, which contradict each other, and what allocations cost."""
+"""Budgets: notation, contradictions, and costs of allocations."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_leading_dimensions_are_all_rows():
 
 
 def test_bfloat16_inputs_are_accumulated_in_float32():
-    """256 + 1 is 256 in bfloat16: a sum kept in it would stand still."""
+    """256 + 1 is 256 in bfloat16, so a sum in bfloat16 would stay at 256."""
     x = torch.ones(1000, 2, dtype=torch.bfloat16)
     moment = SecondMoment(2)
     for part in torch.split(x, 1):
@@ -74,7 +74,7 @@ def test_cross_moments(dtype):
 
 
 def test_bfloat16_products_are_exact_in_float32(monkeypatch):
-    """Where a device multiplies into float32, its inputs aren't converted, and the sum is that of float32."""
+    """If a device multiplies bfloat16 into float32, inputs aren't converted and the sum is the one in float32."""
     from darwinlm.calibration import moments
 
     whole = torch.mm

@@ -1,4 +1,4 @@
-"""The plan: counts against models that were built and artifacts that were written, and what doesn't fit."""
+"""The plan: counts compared with real models and artifacts, and advice for what doesn't fit."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cpu_is_measured_without_long_products(
     monkeypatch: pytest.MonkeyPatch, slowness: float, sizes: set[int]
 ) -> None:
-    """A type that is emulated may be a hundred times slower: its product stays small, and is made once."""
+    """An emulated type may be a hundred times slower, so one small product is timed once."""
     whole, made = torch.matmul, []
     clock = itertools.count()
 

@@ -1,4 +1,4 @@
-"""The plan of training: operations, what is kept for the way back, optimiser states, and what would make it fit."""
+"""The plan of training: operations, saved activations, optimiser states, and advice if it doesn't fit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def published(tmp_path: Path, name: str, *assignments: str, processes: int = 1) 
 @pytest.mark.parametrize("distillation", [1, 0])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, checkpointing: bool) -> None:
-    """The smaller model is a dense one here: keep 100 % of it, so that both are counted alike."""
+    """99.9 % is kept, so that both models count as dense."""
     settings = (f"recovery.distillation={distillation}", "recovery.cross_entropy=1", "budget.keep=99.9%")
     settings += (f"recovery.gradient_checkpointing={checkpointing}", "text.validation_tokens=32")
     sizes = sizes_of(tiny_llama, *settings)
@@ -139,7 +139,7 @@ def test_adapters_are_pefts(tiny_llama: Path) -> None:
 
 
 def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_path: Path) -> None:
-    """Two checkpoints stay while it runs: here they are counted just before they are removed."""
+    """Two checkpoints exist during training; they are counted just before they are removed."""
     from darwinlm.stages import recover
 
     assignments = (*TRAINING, "recovery.save_every=512", "recovery.evaluate_every=2048", "compute.dtype=float32")
@@ -214,7 +214,7 @@ def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:
 
 
 def test_ram_is_that_of_all_processes_on_the_machine(tmp_path: Path) -> None:
-    """Each process reads both models: what one has room for, eight don't."""
+    """Each process reads both models, so eight processes need eight times the memory of one."""
     settings = ("llama2-7b-2.7b-fast", "recovery.tokens=1B")
     one, eight = (published(tmp_path, *settings, processes=number) for number in (1, 8))
     device = find_device("h200")
@@ -227,7 +227,7 @@ def test_ram_is_that_of_all_processes_on_the_machine(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_dealt_out(tmp_path: Path) -> None:
-    """What the plan says would fit is planned again, and fits."""
+    """The plan's advice is planned again, and fits."""
 
     def problems(*assignments: str, processes: int = 1) -> list[str]:
         sizes = published(tmp_path, "qwen2.5-14b-8.4b-fast", "recovery.tokens=10B", *assignments, processes=processes)
@@ -269,7 +269,7 @@ def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
     ],
 )
 def test_one_candidate_learns_at_a_time(name: str, device: str, fits: bool, tmp_path: Path) -> None:
-    """The paper's search, as docs/gpu.md says; what doesn't fit is told what would."""
+    """The paper's search as in docs/gpu.md, with advice if it doesn't fit."""
     plan = make_plan(published(tmp_path, name), find_device(device))
     problems = [each for each in plan.problems if each.startswith("search")]
     assert bool(problems) != fits
@@ -287,7 +287,7 @@ def test_on_a_cpu_candidates_learn_side_by_side(tiny_llama: Path) -> None:
 
 
 def test_states_wait_where_there_is_room(tmp_path: Path) -> None:
-    """With less memory fewer wait, and more text is learnt again; the rest of the plan stays."""
+    """With less memory fewer states wait and more training is repeated; the rest of the plan is the same."""
     sizes, device = published(tmp_path, "llama2-7b-2.7b"), find_device("h100")
     none, some, all_of_them = (need_of(make_plan(sizes, device, ram=ram), "search") for ram in (32e9, 256e9, 1024e9))
     assert "states of 0 of the 9" in none.note

@@ -1,4 +1,4 @@
-"""The recipe: defaults that are valid, and errors that name the field, what is wrong and what was probably meant."""
+"""The recipe: valid defaults, and errors with the field, the mistake and the probable intention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from darwinlm.recipe import Recipe, SearchStage, describe_fields, load_recipe, m
 
 
 def message(tree: dict[str, Any]) -> str:
-    """What the error says about a tree."""
+    """The error message about a tree."""
     with pytest.raises(RecipeError) as caught:
         parse_recipe(tree, "here")
     return str(caught.value)

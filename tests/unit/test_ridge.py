@@ -11,7 +11,7 @@ from darwinlm.surgery.ridge import ridge_solution, squared_error
 
 
 def sample(n=200, d=12, r=5, seed=0, noise=0.3):
-    """Inputs [n, d], outputs [n, r] that depend on them, and weights [r, d] to be pulled to."""
+    """Inputs [n, d], outputs [n, r] that depend on them, and the weights [r, d] of the regularisation."""
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.4 * rng.standard_normal((d, d)))
     Y = X @ rng.standard_normal((d, r)) + noise * rng.standard_normal((n, r))

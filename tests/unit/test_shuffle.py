@@ -1,4 +1,4 @@
-"""Documents in a random order: all of them, always the same one, and never more than so many held."""
+"""Random order of documents: complete, reproducible, and with a bounded buffer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_order_depends_on_the_seed_and_the_file_alone():
 
 
 def test_a_file_that_fits_is_shuffled_as_a_whole():
-    """A twentieth of it is no more from its start than from its end: the mean of 50 places has a deviation of 40."""
+    """The first 50 documents come from the whole file; the mean of 50 places has a standard deviation of 40."""
     means = [sum(map(int, list(Shuffle(seed, 1000).draw(NUMBERS, "a"))[:50])) / 50 for seed in range(20)]
     assert abs(sum(means) / 20 - 499.5) < 40
     assert min(means) > 300

@@ -1,4 +1,4 @@
-"""Every format is read, and everything that can be wrong with a source gets one clear message."""
+"""Every format is read, and every mistake in a source gives one clear message."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_tables_without_pyarrow(tmp_path, monkeypatch, name):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stand in for `datasets`; its `load_dataset` gives `hub.rows` or raises `hub.error`, and notes its arguments."""
+    """Replace `datasets`: its `load_dataset` returns `hub.rows` or raises `hub.error`, and records its arguments."""
     module = ModuleType("datasets")
     module.calls, module.rows, module.error, module.taken = [], ROWS, None, 0
 
