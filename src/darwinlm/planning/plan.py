@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,6 @@ from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import RESERVE, Item, StageNeed
-from darwinlm.recipe import merge
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Time of all stages."""
-        return sum(need.seconds(self.device) for need in self.needs)
+        return sum(need.seconds for need in self.needs)
 
     @property
     def notes(self) -> list[str]:
@@ -54,12 +54,12 @@ class Plan:
                     "stage": need.name,
                     "tokens": need.tokens,
                     "flops": need.flops,
-                    "seconds": need.seconds(self.device),
-                    "device_bytes": need.device_bytes(self.device),
-                    "ram_bytes": need.ram_bytes(self.device),
+                    "seconds": need.seconds,
+                    "device_bytes": need.device_bytes,
+                    "ram_bytes": need.ram_bytes,
                     "disk_bytes": need.disk,
                     "scratch_bytes": need.disk_bytes - need.disk,
-                    "items": {item.name: item.on(self.device) for item in (*need.device, *need.ram)},
+                    "items": {item.name: item.bytes for item in (*need.held, *need.ram)},
                 }
                 for need in self.needs
             ],
@@ -84,7 +84,7 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     """
     _ = sizes.budget
     needs = tuple(estimate(sizes, device, ram))
-    problems = [problem for need in needs for problem in _problems(sizes, need, device, ram)]
+    problems = [problem for need in needs for problem in _problems(need)]
     return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
 
@@ -92,47 +92,48 @@ CHECKPOINTING, SHARDING = "recovery.gradient_checkpointing=true", "recovery.shar
 ADAPTERS, CANDIDATES = "recovery.lora_rank=16", "search.training.lora_rank=16"
 
 
-def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
+def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
-    if stage == "search":
-        return [((CANDIDATES,), sizes.processes)] if sizes.recipe.search.training_needed else []
+    if stage == "search" and sizes.recipe.search.training_needed:
+        yield (CANDIDATES,), sizes.processes
     if stage != "recover":
-        return []
+        return
     recovery = sizes.recipe.recovery
-    micro = f"recovery.micro_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}"
     base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
-    more = [processes for processes in (1, 2, 4, 8, 16, 32) if processes > sizes.processes]
     sharded = () if recovery.sharding == "fsdp" else (SHARDING,)
-    remedies = [((*base, *small), sizes.processes) for small in ((), (micro,))]
-    for processes in (sizes.processes, *more):
-        remedies += [((*base, *sharded, *small), processes) for small in ((), (micro,)) if processes > 1]
-    if recovery.sharding == "fsdp":  # doesn't shard adapters
-        return remedies
-    return [*remedies, ((*base, ADAPTERS), sizes.processes), ((*base, ADAPTERS, micro), sizes.processes)]
+    small = (f"recovery.micro_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}",)
+    for micro in ((), small):
+        yield (*base, *micro), sizes.processes
+    for processes in (sizes.processes, *(more for more in (2, 4, 8, 16, 32) if more > sizes.processes)):
+        for micro in ((), small) if processes > 1 else ():
+            yield (*base, *sharded, *micro), processes
+    for micro in ((), small) if sharded else ():  # fsdp doesn't shard adapters
+        yield (*base, ADAPTERS, *micro), sizes.processes
 
 
-def _problems(sizes: Sizes, need: StageNeed, device: Device, ram: float | None) -> list[str]:
-    problems = []
+def _problems(need: StageNeed) -> Iterator[str]:
+    device, ram = need.device, need.machine
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
-    room = device.memory * RESERVE / (need.processes if device.is_cpu else 1)
-    if need.device_bytes(device) > room:
-        items = [*need.device, *(need.ram if device.is_cpu else [])]
-        items = [replace(item, bytes=item.on(device), on_gpu=0) for item in items]
-        over = f"{need.name} needs {gigabytes(need.device_bytes(device))} of memory, but {device.name} has "
+    room = _room(need)
+    if need.device_bytes > room:
+        over = f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {device.name} has "
         over += f"{gigabytes(room)} to spare" + (" for each process" if device.is_cpu and shared else "")
-        problems.append(f"{over}: {_proportional(items, room) or _tried(sizes, need, device) or _hopeless(items)}")
-    if ram is not None and not device.is_cpu and need.ram_bytes(device) > ram * RESERVE:
-        over = f"{need.name} needs {gigabytes(need.ram_bytes(device))} of RAM{shared}, but the machine has "
+        yield f"{over}: {_proportional(need.items, room) or _tried(need, device) or _hopeless(need.items)}"
+    if ram is not None and not device.is_cpu and need.ram_bytes > ram * RESERVE:
+        over = f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
         over += f"{gigabytes(ram * RESERVE)} to spare"
-        problems.append(f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}")
-    whole = need.unbounded_seconds(device)
-    if need.bound is not None and whole > 60 * need.bound:
-        share, minutes = 60 * need.bound / whole, math.ceil(whole / 60)
-        problems.append(
-            f"{need.name} takes {hours(whole)}, but search.minutes={need.bound:g} ends it after {share:.0%} of it: "
-            f"search.minutes={minutes} lets it finish, or lower search.generations"
+        yield f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}"
+    if need.unbounded_seconds > need.bound:
+        yield (
+            f"{need.name} takes {hours(need.unbounded_seconds)}, but search.minutes={need.bound / 60:g} ends it after "
+            f"{need.bound / need.unbounded_seconds:.0%} of it: search.minutes={math.ceil(need.unbounded_seconds / 60)} "
+            "lets it finish, or lower search.generations"
         )
-    return problems
+
+
+def _room(need: StageNeed) -> float:
+    """Bytes that a process may use on its device; processes share a CPU's."""
+    return need.device.memory * RESERVE / (need.processes if need.device.is_cpu else 1)
 
 
 SAVING = 0.8
@@ -147,46 +148,47 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
         stage: Name of the stage.
         device: Device on which it ran, with all of its memory.
     """
-    need = next((need for need in estimate(sizes, device) if need.name == stage), None)
+    need = _need(sizes, stage, device)
     if need is None:
         return "lower compute.batch_tokens"
-    room = min(device.memory * RESERVE, SAVING * need.device_bytes(device))
-    items = [replace(item, bytes=item.on(device), on_gpu=0) for item in need.device]
-    smaller, wanted = replace(device, memory=room / RESERVE), room
-    while setting := _proportional(items, wanted):
+    room = wanted = min(device.memory * RESERVE, SAVING * need.device_bytes)
+    while setting := _proportional(need.held, wanted):
         # Needs aren't quite proportional to settings, so verify the advice with the plan.
-        changed = Sizes(sizes.checkpoint, merge(sizes.recipe, [setting.partition(" ")[0]], {}), sizes.processes)
-        if next(one for one in estimate(changed, device) if one.name == stage).device_bytes(device) <= room:
+        changed = _need(sizes.with_settings([setting.partition(" ")[0]]), stage, device)
+        if changed is not None and changed.device_bytes <= room:
             return setting
         wanted *= 0.9
-    return _tried(sizes, need, smaller) or _hopeless(items)
+    return _tried(need, replace(device, memory=room / RESERVE)) or _hopeless(need.items)
+
+
+def _need(sizes: Sizes, stage: str, device: Device) -> StageNeed | None:
+    return next((need for need in estimate(sizes, device) if need.name == stage), None)
 
 
 def _proportional(items: list[Item], room: float) -> str:
     """A single setting that makes the stage fit with a smaller value; empty if none does."""
     used = sum(item.bytes for item in items)
-    by_setting: dict[str, tuple[float, int, int]] = {}
+    by_setting: dict[str, list[Item]] = {}
     for item in items:
         if item.setting and item.bytes:
-            before = by_setting.get(item.setting, (0.0, item.value, 1))
-            by_setting[item.setting] = (before[0] + item.bytes, item.value, max(before[2], item.least))
-    for setting, (size, value, least) in sorted(by_setting.items(), key=lambda entry: -entry[1][0]):
+            by_setting.setdefault(item.setting, []).append(item)
+    for setting, alike in sorted(by_setting.items(), key=lambda entry: -sum(item.bytes for item in entry[1])):
+        size, value = sum(item.bytes for item in alike), alike[0].value
         fits = _rounded(int(value * (room - (used - size)) / size))
-        if fits >= least:
+        if fits >= max(item.least for item in alike):
             return f"{setting}={fits} would fit (it is {value})"
     return ""
 
 
-def _tried(sizes: Sizes, need: StageNeed, device: Device) -> str:
+def _tried(need: StageNeed, device: Device) -> str:
     """The first of several changes of settings with which the plan fits; empty if none does."""
-    for settings, processes in _remedies(sizes, need.name):
+    for settings, processes in _remedies(need.sizes, need.name):
         if SHARDING in settings and device.is_cpu:
             continue
-        other = sizes.with_settings(settings, processes)
-        again = next(each for each in estimate(other, device) if each.name == need.name)
-        if again.device_bytes(device) <= device.memory * RESERVE / (processes if device.is_cpu else 1):
-            several = f" on {processes} devices" if processes > sizes.processes else ""
-            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes(device))})"
+        again = _need(need.sizes.with_settings(settings, processes), need.name, device)
+        if again is not None and again.device_bytes <= _room(again):
+            several = f" on {processes} devices" if processes > need.sizes.processes else ""
+            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
     return ""
 
 
@@ -237,12 +239,12 @@ def cells(plan: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             need.name,
-            gigabytes(need.device_bytes(plan.device)),
-            gigabytes(need.ram_bytes(plan.device)),
+            gigabytes(need.device_bytes),
+            gigabytes(need.ram_bytes),
             gigabytes(need.disk_bytes),
             f"{need.tokens:,.0f}",
             f"{need.flops:.2e}",
-            hours(need.seconds(plan.device)),
+            hours(need.seconds),
         )
         for need in plan.needs
     ]

@@ -1,0 +1,158 @@
+"""What a pass through the blocks costs: operations and memory, counted by PyTorch itself.
+
+The family's own blocks run on fake tensors, which have shapes but no data. So attention variants, fused projections,
+MLPs without a gate and mixtures of experts need no formulas. Blocks with the same parameter names differ only in their
+widths; the largest one is counted, and others cost as much per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from darwinlm.errors import FamilyError, first_line
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.families.family import KINDS, ModuleKind
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of a product of rows [n, k] with the matrix [k, c] of each row's expert."""
+    return 2 * prod(rows) * weights[-1]
+
+
+UNKNOWN = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, torch.ops.aten._grouped_mm: _grouped}
+"""Operations of kernels that PyTorch's counter doesn't know."""
+
+
+ENOUGH = 16384
+"""Tokens with which activations, not the gradient of one weight, determine the peak."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Costs for one token.
+
+    Attributes:
+        flops: Operations of matrix products in a forward pass through all blocks.
+        peak: Bytes at the peak of a pass through one block, besides weights and their gradients.
+        saved: Bytes that all blocks keep for the backward pass; 0 if there is none.
+    """
+
+    flops: float
+    peak: float
+    saved: float
+
+
+class _Thin(Absent):
+    """A sub-layer of width 1, for the costs of the stream around sub-layers."""
+
+    def __init__(self, kind: ModuleKind, width: int, dtype: torch.dtype) -> None:
+        super().__init__(kind)
+        self.input, self.output = nn.Linear(width, 1, dtype=dtype), nn.Linear(1, width, dtype=dtype)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """As the sub-layer."""
+        result = self.output(self.input(hidden_states))
+        return (result, None) if self.kind == "attention" else result
+
+
+def count_passes(
+    checkpoint: Checkpoint,
+    model: Any,
+    length: int,
+    dtype: torch.dtype,
+    *,
+    backward: bool = False,
+    low: torch.dtype | None = None,
+    thin: bool = False,
+) -> Passes:
+    """Count a pass through every block.
+
+    A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients.
+
+    Args:
+        checkpoint: Configuration and family; weights aren't read.
+        model: Skeleton of the checkpoint; it isn't changed.
+        length: Tokens in a sequence.
+        dtype: Element type of weights and residual stream.
+        backward: Whether a backward pass follows, with gradients of all weights.
+        low: Element type of products, if autocast lowers it.
+        thin: Whether sub-layers have a width of 1.
+
+    Raises:
+        FamilyError: PyTorch can't run the blocks without data.
+    """
+    decoder, totals = Decoder(model, checkpoint.family), [0.0, 0.0, 0.0]
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
+    kinds: dict[frozenset[str], list[int]] = {}
+    for index, block in enumerate(decoder.blocks):
+        kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
+    largest = {max(kind, key=sizes.__getitem__): sum(sizes[index] for index in kind) for kind in kinds.values()}
+    left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in largest)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
+    few = max(1, ENOUGH // length)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            fake = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+            model.load_state_dict(fake, assign=True, strict=False)
+            recorded = [decoder.calls(torch.zeros(count, length, dtype=torch.int64)) for count in (few, few + 1)]
+            for block, size in largest.items():
+                if not sizes[block]:
+                    continue
+                with _narrowed(decoder, block, dtype) if thin else nullcontext():
+                    one, two = (_count(decoder, block, *calls[block], low, backward=backward) for calls in recorded)
+                flops, peak, saved = (b - a for a, b in zip(one, two, strict=True))
+                totals[0] += flops * size / sizes[block]
+                totals[1] = max(totals[1], peak)
+                totals[2] += saved * size / sizes[block]
+    except RuntimeError as error:
+        raise FamilyError(f"can't count what blocks of {checkpoint.source} cost: {first_line(error)}") from error
+    return Passes(*(total / length for total in totals))
+
+
+def _count(
+    decoder: Decoder, block: int, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
+) -> tuple[float, float, float]:
+    """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
+    layer, hidden = decoder.blocks[block], hidden.detach().requires_grad_(backward)
+    for weight in layer.requires_grad_(requires_grad=True).parameters():
+        weight.grad = torch.empty_like(weight)
+    counter, memory = FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
+    memory.track_external(layer, hidden)
+    with counter, memory, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+        after = decoder.run_block(block, hidden, arguments)
+        flops, saved = float(counter.get_total_flops()), _bytes(memory, "current") - after.nbytes
+        if backward:
+            after.backward(torch.empty_like(after))  # type: ignore[no-untyped-call]
+    return flops, _bytes(memory, "peak"), saved
+
+
+def _bytes(memory: MemTracker, when: str) -> float:
+    (snapshot,) = memory.get_tracker_snapshot(when).values()
+    return float(snapshot["Total"])
+
+
+@contextmanager
+def _narrowed(decoder: Decoder, block: int, dtype: torch.dtype) -> Iterator[None]:
+    layer, width = decoder.blocks[block], int(decoder.model.config.hidden_size)
+    names = {decoder.family.module(kind).name: kind for kind in KINDS}
+    before = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    for name in before:
+        setattr(layer, name, _Thin(names[name], width, dtype))
+    yield
+    for name, module in before.items():
+        setattr(layer, name, module)
