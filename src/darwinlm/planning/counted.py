@@ -7,8 +7,8 @@ widths; the largest one is counted, and others cost as much per parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -75,9 +75,8 @@ def count_passes(
     model: Any,
     length: int,
     dtype: torch.dtype,
-    *,
-    backward: bool = False,
     low: torch.dtype | None = None,
+    backward: bool = False,
     thin: bool = False,
 ) -> Passes:
     """Count a pass through every block.
@@ -89,14 +88,17 @@ def count_passes(
         model: Skeleton of the checkpoint; it isn't changed.
         length: Tokens in a sequence.
         dtype: Element type of weights and residual stream.
-        backward: Whether a backward pass follows, with gradients of all weights.
         low: Element type of products, if autocast lowers it.
+        backward: Whether a backward pass follows, with gradients of all weights.
         thin: Whether sub-layers have a width of 1.
 
     Raises:
         FamilyError: PyTorch can't run the blocks without data.
     """
-    decoder, totals = Decoder(model, checkpoint.family), [0.0, 0.0, 0.0]
+    family, scale = checkpoint.family, 1.0
+    if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone
+        scale, dtype, low = (low or dtype).itemsize / 2, torch.bfloat16, None
+    decoder, few = Decoder(model, family), max(1, ENOUGH // length)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
     kinds: dict[frozenset[str], list[int]] = {}
     for index, block in enumerate(decoder.blocks):
@@ -104,55 +106,47 @@ def count_passes(
     largest = {max(kind, key=sizes.__getitem__): sum(sizes[index] for index in kind) for kind in kinds.values()}
     left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in largest)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
-    few = max(1, ENOUGH // length)
+    flops = peak = saved = 0.0
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
             model.load_state_dict(fake, assign=True, strict=False)
             recorded = [decoder.calls(torch.zeros(count, length, dtype=torch.int64)) for count in (few, few + 1)]
-            for block, size in largest.items():
-                if not sizes[block]:
+            for index, size in largest.items():
+                if not sizes[index]:
                     continue
-                with _narrowed(decoder, block, dtype) if thin else nullcontext():
-                    one, two = (_count(decoder, block, *calls[block], low, backward=backward) for calls in recorded)
-                flops, peak, saved = (b - a for a, b in zip(one, two, strict=True))
-                totals[0] += flops * size / sizes[block]
-                totals[1] = max(totals[1], peak)
-                totals[2] += saved * size / sizes[block]
+                layer = copy.copy(decoder.blocks[index])
+                layer._modules = dict(layer._modules)
+                for kind in KINDS if thin else ():
+                    if family.module(kind).name in layer._modules:
+                        layer._modules[family.module(kind).name] = _Thin(kind, model.config.hidden_size, dtype)
+                one, two = (_count(layer, *calls[index], low, backward=backward) for calls in recorded)
+                flops += (two[0] - one[0]) * size / sizes[index]
+                peak = max(peak, two[1] - one[1])
+                saved += (two[2] - one[2]) * size / sizes[index]
     except RuntimeError as error:
         raise FamilyError(f"can't count what blocks of {checkpoint.source} cost: {first_line(error)}") from error
-    return Passes(*(total / length for total in totals))
+    return Passes(flops / length, scale * peak / length, scale * saved / length)
 
 
 def _count(
-    decoder: Decoder, block: int, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
+    layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
 ) -> tuple[float, float, float]:
     """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
-    layer, hidden = decoder.blocks[block], hidden.detach().requires_grad_(backward)
+    hidden = hidden.detach().requires_grad_(backward)
     for weight in layer.requires_grad_(requires_grad=True).parameters():
         weight.grad = torch.empty_like(weight)
     counter, memory = FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
     memory.track_external(layer, hidden)
     with counter, memory, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
-        after = decoder.run_block(block, hidden, arguments)
+        after = layer(hidden, **arguments)
+        after = after[0] if isinstance(after, tuple) else after
         flops, saved = float(counter.get_total_flops()), _bytes(memory, "current") - after.nbytes
         if backward:
-            after.backward(torch.empty_like(after))  # type: ignore[no-untyped-call]
+            after.backward(torch.empty_like(after))
     return flops, _bytes(memory, "peak"), saved
 
 
 def _bytes(memory: MemTracker, when: str) -> float:
     (snapshot,) = memory.get_tracker_snapshot(when).values()
     return float(snapshot["Total"])
-
-
-@contextmanager
-def _narrowed(decoder: Decoder, block: int, dtype: torch.dtype) -> Iterator[None]:
-    layer, width = decoder.blocks[block], int(decoder.model.config.hidden_size)
-    names = {decoder.family.module(kind).name: kind for kind in KINDS}
-    before = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
-    for name in before:
-        setattr(layer, name, _Thin(names[name], width, dtype))
-    yield
-    for name, module in before.items():
-        setattr(layer, name, module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from darwinlm.planning import memory, work
 from darwinlm.planning.devices import Device
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import Item, StageNeed
+from darwinlm.planning.need import StageNeed
 
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model. Measured by `benchmarks/plan.py`, 2026-11-24."""
@@ -14,13 +14,14 @@ SHARED = ("saliency", "database", "search", "recover")
 """Stages whose work processes share; the first process runs the others."""
 
 
-def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[StageNeed]:
+def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
     """Needs of the stages.
 
     Args:
         sizes: Sizes of model and recipe.
         device: Device of the stages.
         ram: Bytes of the machine's memory, for states that wait there; None means enough.
+        only: The only stage to plan; None plans all.
 
     Raises:
         FamilyError: PyTorch can't count what the model's blocks cost.
@@ -36,11 +37,11 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[Sta
     }
     needs = []
     for name, (wanted, *parts) in stages.items():
-        if wanted:
+        if wanted and only in (None, name):
             kind = sizes.recovery_kind if name == "recover" else sizes.kind
-            need = StageNeed(name, sizes, device, kind, sizes.processes if name in SHARED else 1, machine=ram)
+            need = StageNeed(name, sizes, device, ram, kind, sizes.processes if name in SHARED else 1)
             for part in parts:
                 part(need)
-            need.ram.append(Item("libraries", LIBRARIES))
+            need.ram["libraries"] = LIBRARIES
             needs.append(need)
     return needs

@@ -9,7 +9,7 @@ from darwinlm.calibration.stream import ORDER_TOKENS
 from darwinlm.database.levels import variants
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import RESERVE, Item, StageNeed
+from darwinlm.planning.need import StageNeed
 from darwinlm.recipe import Recipe
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.student import PART
@@ -33,15 +33,18 @@ RECOVERY_LOGIT_BYTES = 30
 """Peak bytes per logit in recovery: logits of both models, their float32 log-softmax, and gradients."""
 
 
-def pass_items(sizes: Sizes) -> list[Item]:
+Items = dict[str, float]
+"""Bytes by name."""
+
+
+def a_pass(sizes: Sizes) -> Items:
     """Activations of a pass through a block."""
-    batch = sizes.pass_tokens
-    return [Item("activations of one pass", batch * sizes.passes().peak, "compute.batch_tokens", batch)]
+    return {"activations of one pass": sizes.pass_tokens * sizes.passes().peak}
 
 
-def largest(*alternatives: list[Item]) -> list[Item]:
+def largest(*alternatives: Items) -> Items:
     """The items that need the most memory together, of those that are never in memory at once."""
-    return max(alternatives, key=lambda items: sum(item.bytes for item in items))
+    return max(alternatives, key=lambda items: sum(items.values()))
 
 
 def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
@@ -52,36 +55,31 @@ def orders_of(sizes: Sizes, shape: ModuleShape) -> int:
     return count if count == 1 else count + 1
 
 
-def stream(need: StageNeed, name: str, count: float, setting: str, value: int) -> list[Item]:
+def streams(need: StageNeed, name: str, count: float) -> Items:
     """Residual streams with this number of elements for all processes: on the device, or in a file."""
     size = count * need.sizes.size
     if size / need.processes <= STREAMS:
-        return [Item(name, size / need.processes, setting, value)]
-    need.scratch = Item(name, size)
-    return []
+        return {name: size / need.processes}
+    need.scratch = size
+    return {}
 
 
 def saliency(need: StageNeed) -> None:
     """The stream before every block, and the head or one block."""
-    sizes, batch, tokens = need.sizes, need.sizes.pass_tokens, int(need.tokens)
-    squares = float(sizes.width) ** 2
+    sizes, batch, square = need.sizes, need.sizes.pass_tokens, float(need.sizes.width) ** 2
     # On a CPU, memory freed by earlier passes stays with the process, in fragments between the streams.
-    freed = pass_items(sizes) if need.device.is_cpu else []
-    at_the_head = [
-        *freed,
-        Item("embedding and head", float(sizes.outside * sizes.size)),
-        Item("logits of one piece", float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (sizes.size + 12))),
-    ]
-    peak = sizes.passes(backward=True).peak
-    in_a_block = [
-        Item("weights of one block", float(sizes.block * (sizes.size + sizes.saved))),
-        Item("activations of the backward pass", batch * peak, "compute.batch_tokens", batch),
-        Item("second moments of one block", 2 * 4.0 * squares),
-    ]
-    count = tokens * float(sizes.width) * (sizes.depth + 1)
-    streams = stream(need, "residual streams before every block", count, "database.saliency_tokens", tokens)
-    need.held = [*streams, *largest(at_the_head, in_a_block)]
-    need.disk = 4.0 * squares * len(sizes.shapes)
+    at_the_head = (a_pass(sizes) if need.device.is_cpu else {}) | {
+        "embedding and head": float(sizes.outside * sizes.size),
+        "logits of one piece": float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (sizes.size + 12)),
+    }
+    in_a_block = {
+        "weights of one block": float(sizes.block * (sizes.size + sizes.saved)),
+        "activations of the backward pass": batch * sizes.passes(backward=True).peak,
+        "second moments of one block": 8 * square,
+    }
+    need.held = streams(need, "residual streams before every block", need.tokens * sizes.width * (sizes.depth + 1))
+    need.held |= largest(at_the_head, in_a_block)
+    need.disk = 4.0 * square * len(sizes.shapes)
 
 
 def database(need: StageNeed) -> None:
@@ -106,17 +104,15 @@ def database(need: StageNeed) -> None:
         work, squares = max(work, own), max(squares, square)
         ordered = max(ordered, min(tokens, ORDER_TOKENS) * (shape.chosen + 2) * r * 4 if shape.experts else 0)
     read = 0 if sizes.size == sizes.saved else sizes.block * sizes.saved
-    passing = [
-        Item("weights of one block", float(sizes.block * sizes.size + read)),
-        Item("second moments of one block", max(moments.values())),
-        *pass_items(sizes),
-        Item("outputs of experts for the removal order", ordered),
-    ]
-    factorising = [Item("output projections of one block", max(outputs.values())), Item("factors of one module", work)]
+    passing = a_pass(sizes) | {
+        "weights of one block": float(sizes.block * sizes.size + read),
+        "second moments of one block": max(moments.values()),
+        "outputs of experts for the removal order": ordered,
+    }
+    factorising = {"output projections of one block": max(outputs.values()), "factors of one module": work}
     if not need.device.is_cpu:
-        factorising += [Item("second moments of one block", max(moments.values())), Item("inverses", 16 * squares)]
-    name = "residual stream of the calibration text"
-    need.held = stream(need, name, tokens * r, "text.calibration_tokens", tokens) + largest(passing, factorising)
+        factorising |= {"second moments of one block": max(moments.values()), "inverses": 16 * squares}
+    need.held = streams(need, "residual stream of the calibration text", tokens * r) | largest(passing, factorising)
 
 
 def search(need: StageNeed) -> None:
@@ -127,22 +123,20 @@ def search(need: StageNeed) -> None:
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
     inputs, cache = (1, CACHES_IN_TRAINING) if training else (sizes.depth, CACHES)
     rows = 4.0 * fitness * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary)
-    parents = float(fitness * sizes.width * inputs * sizes.size)
-    need.held = [
-        Item("dense model", float(sizes.params * sizes.size)),
-        Item("dense model's distributions", rows, "text.fitness_tokens", fitness),
-        Item("block inputs of the parent", parents, "text.fitness_tokens", fitness),
-        Item("current and cached modules", min(2.0 * cache, sizes.blocks * sizes.size * 4.0)),
-        Item("cached factors", min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes))),
-    ]
+    need.held = {
+        "dense model": float(sizes.params * sizes.size),
+        "dense model's distributions": rows,
+        "block inputs of the parent": float(fitness * sizes.width * inputs * sizes.size),
+        "current and cached modules": min(2.0 * cache, sizes.blocks * sizes.size * 4.0),
+        "cached factors": min(float(cache), sum(8.0 * shape.width**2 for shape in sizes.shapes)),
+    }
     if settings.method == "gradient":
-        kept = float(sizes.pass_tokens) * sizes.width * sizes.depth * 2
-        need.held.append(Item("block inputs in the backward pass", kept))
-    passing = [*pass_items(sizes), Item("logits", 10.0 * LOGIT_TOKENS * sizes.vocabulary)]
+        need.held["block inputs in the backward pass"] = float(sizes.pass_tokens) * sizes.width * sizes.depth * 2
+    passing = a_pass(sizes) | {"logits": 10.0 * LOGIT_TOKENS * sizes.vocabulary}
     if training:
         _candidates(need, passing)
     else:
-        need.held += passing
+        need.held |= passing
 
 
 def candidate_state(sizes: Sizes) -> float:
@@ -159,31 +153,32 @@ def waiting(need: StageNeed) -> int:
     return min(most, int(HOST_SHARE * need.machine / processes // candidate_state(need.sizes)) * processes)
 
 
-def _candidates(need: StageNeed, passing: list[Item]) -> None:
+def _candidates(need: StageNeed, passing: Items) -> None:
     """Candidates of a round train together on a CPU, and one at a time elsewhere."""
     sizes, settings, rank = need.sizes, need.sizes.recipe.search, need.sizes.recipe.search.training.lora_rank
     piece, weights = max(LOGIT_TOKENS, sizes.recipe.text.sequence_length), trained(sizes, rank)
-    logits = Item("logits of training", float(LOGIT_BYTES * LOGIT_TOKENS * sizes.vocabulary))
     learnt = sum(stage.training_tokens for stage in settings.stages)
-    text = Item("dense model's stream of the training text", float(learnt * sizes.width * sizes.size))
+    text = {"dense model's stream of the training text": float(learnt * sizes.width * sizes.size)}
     activations = piece * sizes.activations(sizes.kept, checkpointing=not need.device.is_cpu)
-    back = [Item("activations of the backward pass", activations), logits]
+    back = {
+        "activations of the backward pass": activations,
+        "logits of training": float(LOGIT_BYTES * LOGIT_TOKENS * sizes.vocabulary),
+    }
     # Weights and gradients in the type of the passes, and the state.
     own = (STATE_BYTES + 2.0 * sizes.size) * weights + (sizes.size * sizes.kept * sizes.blocks if rank else 0)
     if need.device.is_cpu:
         here = -(-(settings.offspring + 1) // sizes.processes)
-        need.held += [*passing, Item(f"{here} candidates in training", here * own), *back, text]
+        need.held |= passing | back | text | {f"{here} candidates in training": here * own}
         return
-    need.ram.append(text)
-    if count := waiting(need):
-        here = -(-count // sizes.processes)
-        need.ram.append(Item(f"states of {here} candidates that wait", here * candidate_state(sizes)))
+    need.ram |= text
+    if here := -(-waiting(need) // sizes.processes):
+        need.ram[f"states of {here} candidates that wait"] = here * candidate_state(sizes)
     # One candidate's own passes come after its gradients are gone.
-    back.append(Item("float32 gradients of a part of it", 4.0 * min(PART, weights)))
-    need.held += [Item("one candidate in training", own), *largest(passing, back)]
-    if not rank and need.device_bytes > RESERVE * need.device.memory:
-        need.held[0] = Item("dense model without its blocks", float(sizes.outside * sizes.size))
-        need.ram.append(Item("blocks of the dense model", float(sizes.blocks * sizes.size)))
+    back["float32 gradients of a part of it"] = 4.0 * min(PART, weights)
+    need.held |= {"one candidate in training": own} | largest(passing, back)
+    if not rank and need.device_bytes > need.room:
+        need.held["dense model"] = float(sizes.outside * sizes.size)
+        need.ram["blocks of the dense model"] = float(sizes.blocks * sizes.size)
 
 
 def trained(sizes: Sizes, rank: int) -> float:
@@ -202,23 +197,18 @@ def refit(need: StageNeed) -> None:
     sizes, recipe, size, r = need.sizes, need.sizes.recipe, need.sizes.size, float(need.sizes.width)
     held_out, widths = recipe.text.validation_tokens, [shape.width * sizes.kept for shape in sizes.shapes]
     everything = recipe.refit.tokens + held_out
-    both = sizes.block * (1 + sizes.kept) * (size + sizes.saved)
-    in_a_block = [
-        Item("weights of one block, dense and smaller", both),
-        Item("moments of one module", max((2 * d * d + d * r) * 4 + d * d * 16 for d in widths)),
-        Item("projection inputs", min(everything * max(widths) * size, INPUTS)),
-        *pass_items(sizes),
-    ]
-    at_the_end = [
-        Item("residual stream of an interpolation", held_out * r * size),
-        Item("heads: dense, smaller", 2.0 * sizes.vocabulary * r * size),
-        Item("logits of one piece", float(REFIT_TOKENS * sizes.vocabulary * (4 + 2 * size))),
-    ]
-    streams = 4.0 * everything * r * size
-    need.held = [
-        Item("residual streams, dense, smaller and target", streams, "refit.tokens", recipe.refit.tokens),
-        *largest(in_a_block, at_the_end),
-    ]
+    in_a_block = a_pass(sizes) | {
+        "weights of one block, dense and smaller": sizes.block * (1 + sizes.kept) * (size + sizes.saved),
+        "moments of one module": max((2 * d * d + d * r) * 4 + d * d * 16 for d in widths),
+        "projection inputs": min(everything * max(widths) * size, INPUTS),
+    }
+    at_the_end = {
+        "residual stream of an interpolation": held_out * r * size,
+        "heads: dense, smaller": 2.0 * sizes.vocabulary * r * size,
+        "logits of one piece": float(REFIT_TOKENS * sizes.vocabulary * (4 + 2 * size)),
+    }
+    need.held = {"residual streams, dense, smaller and target": 4.0 * everything * r * size}
+    need.held |= largest(in_a_block, at_the_end)
     need.disk = sum(r * d * 4 for d in widths)
 
 
@@ -248,31 +238,27 @@ def recover(need: StageNeed) -> None:
     sizes, settings, weights = need.sizes, need.sizes.recipe.recovery, trained_in_recovery(need.sizes)
     micro, count, low = micro_tokens(sizes), shards(sizes), need.kind == "bfloat16"
     size, small = 2 if low else 4, float(sizes.small)
-    need.held = [
-        Item("weights of the smaller model, float32", 4.0 * small / count),
-        Item("gradients", 4.0 * weights / count),
-        Item("AdamW's two moments", 8.0 * weights / count),
-    ]
+    each = sizes.activations(sizes.kept, recovery=True, checkpointing=settings.gradient_checkpointing)
+    need.held = {
+        "weights of the smaller model, float32": 4.0 * small / count,
+        "gradients": 4.0 * weights / count,
+        "AdamW's two moments": 8.0 * weights / count,
+        "activations of the backward pass": micro * each,
+        "logits of one piece": float(min(settings.logit_chunk, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
+    }
     if low:
         once = sizes.kept * (sizes.blocks if count == 1 else sizes.block)
-        need.held.append(Item("its weights in bfloat16", 2.0 * (once + sizes.outside)))
+        need.held["its weights in bfloat16"] = 2.0 * (once + sizes.outside)
     if settings.embeddings and not settings.lora_rank and count == 1:
         # Without tying it exists besides the accumulated gradients until the end of the backward pass.
-        need.held.append(Item("gradient of the head", 4.0 * sizes.vocabulary * sizes.width))
+        need.held["gradient of the head"] = 4.0 * sizes.vocabulary * sizes.width
     if settings.distillation:
-        need.held.append(Item("dense model", (sizes.blocks / count + sizes.outside) * size))
-    length = settings.sequence_length or sizes.recipe.text.sequence_length
-    each = sizes.activations(sizes.kept, recovery=True, checkpointing=settings.gradient_checkpointing)
-    logits = float(min(settings.logit_chunk, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES)
-    need.held += [
-        Item("activations of the backward pass", micro * each, "recovery.micro_tokens", micro, length),
-        Item("logits of one piece", logits, "recovery.logit_chunk", settings.logit_chunk, 64),
-    ]
-    need.ram = [Item("both models during loading", 4.0 * small + (sizes.params * size if settings.distillation else 0))]
+        need.held["dense model"] = (sizes.blocks / count + sizes.outside) * size
+    need.ram["both models during loading"] = 4.0 * small + (sizes.params * size if settings.distillation else 0)
     wide = sizes.vocabulary > 1 << 16
     unique = settings.tokens / settings.epochs
-    kept = (settings.keep_checkpoints + 1) * STATE_BYTES * weights + unique * (4 if wide else 2)
-    need.scratch = Item("checkpoints", kept, "recovery.keep_checkpoints", settings.keep_checkpoints)
+    # One checkpoint more is being written.
+    need.scratch = (settings.keep_checkpoints + 1) * STATE_BYTES * weights + unique * (4 if wide else 2)
     need.disk = 4.0 * small
     if settings.teacher_cache and settings.top_k:
         need.disk += unique * (settings.top_k * (6 if wide else 4) + 4.0)
@@ -290,9 +276,10 @@ def weights(sizes: Sizes, smaller: int) -> float:
 
 def evaluate(need: StageNeed) -> None:
     """Two models, and a pass with its logits; the others wait."""
-    sizes, batch = need.sizes, need.sizes.pass_tokens
-    logits = Item("logits of one pass", 2 * 4.0 * batch * sizes.vocabulary, "compute.batch_tokens", batch)
-    need.held = [Item("dense model and one other model", weights(sizes, 1)), *pass_items(sizes), logits]
-    others = weights(sizes, smaller_models(sizes.recipe)) - weights(sizes, 1)
-    need.ram = [Item("the other models", others)]
+    sizes, two = need.sizes, weights(need.sizes, 1)
+    need.held = a_pass(sizes) | {
+        "dense model and one other model": two,
+        "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
+    }
+    need.ram["the other models"] = weights(sizes, smaller_models(sizes.recipe)) - two
     need.disk = 2.0 * sizes.small * sizes.saved

@@ -3,74 +3,80 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 from darwinlm.compute import DTYPES
 from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import read_header
-from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.families.shapes import module_shapes
 from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.dtype import saved_dtype
 
 
-@dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model and a recipe.
+    """Sizes of a model and a recipe; operations and bytes are counted when they are asked for.
+
+    Args:
+        checkpoint: Configuration and family, without weights.
+        recipe: Units, budget and settings.
+        processes: Number of processes that share the work, each with its own device.
 
     Attributes:
-        checkpoint: Configuration and family, without weights.
-        recipe: Units and budget.
-        processes: Number of processes that share the work, each with its own device.
-        counted: Counts of passes that are known already.
+        skeleton: The dense model without data.
+        shapes: Shapes of all modules.
+        space: Modules and their levels.
+        cut: Shapes of modules with several levels.
+        params: Number of parameters of the dense model; a tied embedding counts once.
+        blocks: Number of parameters in its blocks.
+        block: Number of parameters of the largest block.
+        outside: Number of parameters outside its blocks: embedding, head, last norm.
+        depth: Number of blocks.
+        width: Residual width.
+        vocabulary: Size of the vocabulary.
+        linear_head: Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`).
+        saved: Bytes of one saved weight; those of float32 if the configuration has no type.
+        head: Operations of one token's logits.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    processes: int = 1
-    counted: dict[tuple[Any, ...], Passes] = field(default_factory=dict, repr=False, compare=False)
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, processes: int = 1) -> None:
+        self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
+        self.skeleton = checkpoint.skeleton()
+        names = self.skeleton.named_parameters(remove_duplicate=False)
+        self.shapes = module_shapes(checkpoint, {name: tuple(parameter.shape) for name, parameter in names})
+        self.space = space_of(recipe, checkpoint, self.shapes)
+        modules = zip(self.shapes, self.space.modules, strict=True)
+        self.cut = [shape for shape, module in modules if len(module.levels) > 1]
+        self.params = _parameters(self.skeleton)
+        self.blocks = dense_parameters(checkpoint, self.shapes)
+        self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
+        self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
+        config = checkpoint.config
+        self.width, self.vocabulary = int(config.hidden_size), int(config.vocab_size)
+        self.linear_head = not getattr(config, "final_logit_softcapping", None)
+        self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
+        self.head = 2.0 * self.width * self.vocabulary
+        self._counted: dict[tuple[Any, ...], Passes] = {}
 
     def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
-        recipe = merge(self.recipe, assignments, {})
-        other = Sizes(self.checkpoint, recipe, processes or self.processes, self.counted)
-        for name in ("skeleton", "shapes", "space", "cost", "budget"):
-            other.__dict__[name] = getattr(self, name)
+        other = copy.copy(self)
+        other.recipe, other.processes = merge(self.recipe, assignments, {}), processes or self.processes
         return other
-
-    @cached_property
-    def skeleton(self) -> Any:
-        """The dense model without data."""
-        return self.checkpoint.skeleton()
-
-    @cached_property
-    def shapes(self) -> list[ModuleShape]:
-        """Shapes of all modules."""
-        parameters = self.skeleton.named_parameters(remove_duplicate=False)
-        return module_shapes(self.checkpoint, {name: tuple(parameter.shape) for name, parameter in parameters})
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """Modules and their levels."""
-        return space_of(self.recipe, self.checkpoint, self.shapes)
-
-    @cached_property
-    def cut(self) -> list[ModuleShape]:
-        """Shapes of modules with several levels."""
-        return [shape for shape, module in zip(self.shapes, self.space.modules, strict=True) if len(module.levels) > 1]
 
     @cached_property
     def cost(self) -> CostModel:
@@ -89,27 +95,6 @@ class Sizes:
         return resolve_budget(self.cost, self.recipe.budget)
 
     @property
-    def params(self) -> int:
-        """Number of parameters of the dense model; a tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.skeleton.parameters())
-
-    @property
-    def blocks(self) -> int:
-        """Number of parameters in its blocks."""
-        return dense_parameters(self.checkpoint, self.shapes)
-
-    @property
-    def block(self) -> int:
-        """Number of parameters of the largest block."""
-        blocks = self.skeleton.get_submodule(self.checkpoint.family.layers)
-        return max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
-
-    @property
-    def outside(self) -> int:
-        """Number of parameters outside its blocks: embedding, head, last norm."""
-        return self.params - self.blocks
-
-    @property
     def kept(self) -> float:
         """Largest share of block parameters to keep; for a budget in bytes, share of the modules' bytes."""
         return self.budget.upper / (self.cost.dense - self.cost.fixed)
@@ -126,31 +111,6 @@ class Sizes:
     def small(self) -> int:
         """Largest number of parameters of the smaller model."""
         return self.kept_blocks[1] + self.outside
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.checkpoint.n_blocks
-
-    @property
-    def width(self) -> int:
-        """Residual width."""
-        return int(self.checkpoint.config.hidden_size)
-
-    @property
-    def vocabulary(self) -> int:
-        """Size of the vocabulary."""
-        return int(self.checkpoint.config.vocab_size)
-
-    @property
-    def linear_head(self) -> bool:
-        """Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`)."""
-        return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
-
-    @property
-    def saved(self) -> int:
-        """Bytes of one saved weight; those of float32 if the configuration has no type."""
-        return int(getattr(self.checkpoint.dtype, "itemsize", 4))
 
     @property
     def kind(self) -> str:
@@ -177,11 +137,6 @@ class Sizes:
         """Operations of one token's pass through all dense blocks."""
         return self.passes().flops
 
-    @property
-    def head(self) -> float:
-        """Operations of one token's logits."""
-        return 2.0 * self.width * self.vocabulary
-
     def passes(self, kept: float = 1.0, *, backward: bool = False, recovery: bool = False) -> Passes:
         """Costs of one token in the blocks.
 
@@ -194,14 +149,12 @@ class Sizes:
         if recovery:
             length = self.recipe.recovery.sequence_length or length
             dtype, low = torch.float32, torch.bfloat16 if self.recovery_kind == "bfloat16" else None
-        key = (length, dtype, low, backward, kept == 1)
-        if key not in self.counted:
-            self.counted[key] = count_passes(
-                self.checkpoint, self.skeleton, length, dtype, low=low, backward=backward, thin=kept != 1
-            )
+        key = (length, dtype, low, backward, kept != 1)
+        if key not in self._counted:
+            self._counted[key] = count_passes(self.checkpoint, self.skeleton, *key)
         if kept == 1:
-            return self.counted[key]
-        none, whole = self.counted[key], self.passes(backward=backward, recovery=recovery)
+            return self._counted[key]
+        none, whole = self._counted[key], self.passes(backward=backward, recovery=recovery)
         return Passes(*(a + kept * (b - a) for a, b in zip(astuple(none), astuple(whole), strict=True)))
 
     def activations(self, kept: float = 1.0, *, recovery: bool = False, checkpointing: bool = False) -> float:
@@ -216,6 +169,10 @@ class Sizes:
         if checkpointing:
             return self.depth * self.width * (4 if recovery else self.size) + one.peak
         return one.saved + max(one.peak - one.saved / self.depth, 0.0)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

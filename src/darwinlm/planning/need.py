@@ -15,17 +15,6 @@ STEP = 3e-4
 """Seconds that one removal takes at least, for about twenty small calls. Our choice, 2026-11-24."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """Bytes in memory or on disk, and the recipe field that they are proportional to, its value and smallest value."""
-
-    name: str
-    bytes: float
-    setting: str = ""
-    value: int = 0
-    least: int = 1
-
-
 @dataclass
 class StageNeed:
     """Needs of one stage. Operations, tokens and bytes moved are totals of all processes; memory is that of one.
@@ -34,9 +23,9 @@ class StageNeed:
         name: Name of the stage.
         sizes: Sizes of model and recipe.
         device: Device of every process.
+        machine: Bytes of the machine's memory; None means enough.
         kind: Arithmetic type of the passes.
         processes: Number of processes that share the work.
-        machine: Bytes of the machine's memory; None means enough.
         tokens: Number of tokens that the stage reads; repeated ones count each time.
         passes: Operations of forward and backward passes.
         calls: Number of passes through one block, each of which has a minimum duration.
@@ -45,19 +34,19 @@ class StageNeed:
         moved: Bytes moved through memory besides those of matrix products.
         host: Seconds on one CPU core, independent of the device.
         bound: Time limit of the stage in seconds.
-        held: Items in the device's memory at the peak.
-        ram: Items in the machine's memory, in addition.
+        held: Bytes of what is in the device's memory at the peak, by name.
+        ram: Bytes in the machine's memory, in addition.
         disk: Bytes of its output files.
-        scratch: Item that takes disk only during the stage, or None.
+        scratch: Bytes on the disk only during the stage.
         note: Adaptation of the stage to the machine, as text; may be empty.
     """
 
     name: str
     sizes: Sizes
     device: Device
+    machine: float | None
     kind: str
-    processes: int = 1
-    machine: float | None = None
+    processes: int
     tokens: float = 0
     passes: float = 0
     calls: float = 0
@@ -66,10 +55,10 @@ class StageNeed:
     moved: float = 0
     host: float = 0
     bound: float = float("inf")
-    held: list[Item] = field(default_factory=list)
-    ram: list[Item] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    ram: dict[str, float] = field(default_factory=dict)
     disk: float = 0
-    scratch: Item | None = None
+    scratch: float = 0
     note: str = ""
 
     def run(
@@ -83,15 +72,15 @@ class StageNeed:
         logit_bytes: float = 0.0,
         batch: int | None = None,
     ) -> None:
-        """Add passes.
+        """Add passes of `times` runs over some tokens.
 
         Args:
             tokens: Tokens of one run.
             kept: Share of the blocks' parameters that the model keeps.
             times: Number of runs.
-            blocks: Passes through the blocks in units of a forward pass; a backward pass is one for the inputs'
-                gradients, and another one for those of weights.
-            heads: The same for the head.
+            blocks: Passes through the blocks in units of a forward pass. A backward pass is one for the gradients of
+                inputs, and another one for those of weights.
+            heads: Passes through the head, in the same unit.
             logit_bytes: Bytes moved for each logit.
             batch: Tokens in one pass; None is the recipe's batch.
         """
@@ -103,7 +92,7 @@ class StageNeed:
     @property
     def disk_bytes(self) -> float:
         """Peak disk use of the stage, without output of other stages."""
-        return self.disk + (self.scratch.bytes if self.scratch else 0)
+        return self.disk + self.scratch
 
     @property
     def flops(self) -> float:
@@ -125,16 +114,21 @@ class StageNeed:
         return min(self.unbounded_seconds, self.bound)
 
     @property
-    def items(self) -> list[Item]:
-        """Items in the device's memory, which is the machine's on a CPU."""
-        return [*self.held, *self.ram] if self.device.is_cpu else self.held
+    def items(self) -> dict[str, float]:
+        """What is in the device's memory, which is the machine's on a CPU."""
+        return self.held | self.ram if self.device.is_cpu else self.held
 
     @property
     def device_bytes(self) -> float:
         """Peak memory of the device; on a CPU, all memory of one process."""
-        return sum(item.bytes for item in self.items)
+        return sum(self.items.values())
 
     @property
     def ram_bytes(self) -> float:
         """Peak memory of the machine for all processes together."""
-        return self.processes * sum(item.bytes for item in (self.items if self.device.is_cpu else self.ram))
+        return self.processes * sum((self.items if self.device.is_cpu else self.ram).values())
+
+    @property
+    def room(self) -> float:
+        """Bytes that a process may use on its device; processes share a CPU's."""
+        return self.device.memory * RESERVE / (self.processes if self.device.is_cpu else 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.need import RESERVE, Item, StageNeed
+from darwinlm.planning.need import RESERVE, StageNeed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
             "dense_params": sizes.params,
             "block_params": {"dense": sizes.blocks, "lower": sizes.kept_blocks[0], "upper": sizes.kept_blocks[1]},
             "params": {"lower": sizes.kept_blocks[0] + sizes.outside, "upper": sizes.kept_blocks[1] + sizes.outside},
-            "bytes": (sizes.kept_blocks[1] + sizes.outside) * sizes.element,
+            "bytes": sizes.small * sizes.saved,
             "stages": [
                 {
                     "stage": need.name,
@@ -58,8 +58,8 @@ class Plan:
                     "device_bytes": need.device_bytes,
                     "ram_bytes": need.ram_bytes,
                     "disk_bytes": need.disk,
-                    "scratch_bytes": need.disk_bytes - need.disk,
-                    "items": {item.name: item.bytes for item in (*need.held, *need.ram)},
+                    "scratch_bytes": need.scratch,
+                    "items": need.held | need.ram,
                 }
                 for need in self.needs
             ],
@@ -85,44 +85,78 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     _ = sizes.budget
     needs = tuple(estimate(sizes, device, ram))
     problems = [problem for need in needs for problem in _problems(need)]
-    return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
+    return Plan(sizes, device, needs, (*problems, *_out_of_disk(sizes, needs, disk)))
 
 
-CHECKPOINTING, SHARDING = "recovery.gradient_checkpointing=true", "recovery.sharding=fsdp"
-ADAPTERS, CANDIDATES = "recovery.lora_rank=16", "search.training.lora_rank=16"
+LOWERED = {
+    "saliency": ("compute.batch_tokens", "database.saliency_tokens"),
+    "database": ("compute.batch_tokens", "text.calibration_tokens"),
+    "search": ("compute.batch_tokens",),
+    "refit": ("compute.batch_tokens", "refit.tokens"),
+    "recover": ("recovery.micro_tokens", "recovery.logit_chunk"),
+    "evaluate": ("compute.batch_tokens",),
+}
+"""Settings whose value is halved until a stage fits, in the order in which they are tried."""
+
+LEAST = 64
+"""Smallest value to which one of them is lowered."""
 
 
 def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
-    if stage == "search" and sizes.recipe.search.training_needed:
-        yield (CANDIDATES,), sizes.processes
-    if stage != "recover":
-        return
-    recovery = sizes.recipe.recovery
-    base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
-    sharded = () if recovery.sharding == "fsdp" else (SHARDING,)
-    small = (f"recovery.micro_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}",)
-    for micro in ((), small):
-        yield (*base, *micro), sizes.processes
-    for processes in (sizes.processes, *(more for more in (2, 4, 8, 16, 32) if more > sizes.processes)):
-        for micro in ((), small) if processes > 1 else ():
-            yield (*base, *sharded, *micro), processes
-    for micro in ((), small) if sharded else ():  # fsdp doesn't shard adapters
-        yield (*base, ADAPTERS, *micro), sizes.processes
+    recipe, here = sizes.recipe, sizes.processes
+    for name in LOWERED[stage]:
+        section, _, field = name.partition(".")
+        value = getattr(getattr(recipe, section), field) or recipe.compute.batch_tokens
+        least = LEAST if field == "logit_chunk" else recipe.text.sequence_length
+        while (value := value // 2) >= least:
+            yield (f"{name}={value}",), here
+    if stage == "search" and recipe.search.training_needed:
+        yield ("search.training.lora_rank=16",), here
+    if stage == "recover":
+        recovery, adapters = recipe.recovery, "recovery.lora_rank=16"
+        base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
+        small = ((), (f"recovery.micro_tokens={recovery.sequence_length or recipe.text.sequence_length}",))
+        sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
+        yield from (((*base, *micro), here) for micro in small)
+        for processes in sorted({here, 2, 4, 8, 16, 32}):
+            if processes >= max(here, 2):
+                yield from (((*base, *sharded, *micro), processes) for micro in small)
+        if sharded:  # fsdp doesn't shard adapters
+            yield from (((*base, adapters, *micro), here) for micro in small)
+
+
+def _remedy(need: StageNeed, room: float) -> str:
+    """The first change of settings with which a stage takes at most `room` bytes per process, else what is largest."""
+    for settings, processes in _remedies(need.sizes, need.name):
+        if need.device.is_cpu and processes > need.sizes.processes:
+            continue
+        (again,) = estimate(need.sizes.with_settings(settings, processes), need.device, need.machine, need.name)
+        if again.device_bytes <= room:
+            several = f" on {processes} devices" if processes > need.sizes.processes else ""
+            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
+    return _hopeless(need.items)
+
+
+def _hopeless(items: dict[str, float]) -> str:
+    largest = max(items, key=items.__getitem__)
+    return f"no single setting makes it fit; the largest item is '{largest}' ({gigabytes(items[largest])})"
 
 
 def _problems(need: StageNeed) -> Iterator[str]:
-    device, ram = need.device, need.machine
+    ram = need.machine
     shared = f" in {need.processes} processes" if need.processes > 1 else ""
-    room = _room(need)
-    if need.device_bytes > room:
-        over = f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {device.name} has "
-        over += f"{gigabytes(room)} to spare" + (" for each process" if device.is_cpu and shared else "")
-        yield f"{over}: {_proportional(need.items, room) or _tried(need, device) or _hopeless(need.items)}"
-    if ram is not None and not device.is_cpu and need.ram_bytes > ram * RESERVE:
-        over = f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
-        over += f"{gigabytes(ram * RESERVE)} to spare"
-        yield f"{over}: {_proportional(need.ram, ram * RESERVE / need.processes) or _hopeless(need.ram)}"
+    if need.device_bytes > need.room:
+        each = " for each process" if need.device.is_cpu and shared else ""
+        yield (
+            f"{need.name} needs {gigabytes(need.device_bytes)} of memory, but {need.device.name} has "
+            f"{gigabytes(need.room)} to spare{each}: {_remedy(need, need.room)}"
+        )
+    if ram is not None and not need.device.is_cpu and need.ram_bytes > ram * RESERVE:
+        yield (
+            f"{need.name} needs {gigabytes(need.ram_bytes)} of RAM{shared}, but the machine has "
+            f"{gigabytes(ram * RESERVE)} to spare: {_hopeless(need.ram)}"
+        )
     if need.unbounded_seconds > need.bound:
         yield (
             f"{need.name} takes {hours(need.unbounded_seconds)}, but search.minutes={need.bound / 60:g} ends it after "
@@ -131,13 +165,8 @@ def _problems(need: StageNeed) -> Iterator[str]:
         )
 
 
-def _room(need: StageNeed) -> float:
-    """Bytes that a process may use on its device; processes share a CPU's."""
-    return need.device.memory * RESERVE / (need.processes if need.device.is_cpu else 1)
-
-
 SAVING = 0.8
-"""Target share of the planned memory after a stage ran out of memory although its plan fits."""
+"""Share of the planned memory to aim at after a stage ran out of memory although its plan fits. Our choice."""
 
 
 def advice(sizes: Sizes, stage: str, device: Device) -> str:
@@ -148,82 +177,30 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
         stage: Name of the stage.
         device: Device on which it ran, with all of its memory.
     """
-    need = _need(sizes, stage, device)
-    if need is None:
+    needs = estimate(sizes, device, only=stage)
+    if not needs:
         return "lower compute.batch_tokens"
-    room = wanted = min(device.memory * RESERVE, SAVING * need.device_bytes)
-    while setting := _proportional(need.held, wanted):
-        # Needs aren't quite proportional to settings, so verify the advice with the plan.
-        changed = _need(sizes.with_settings([setting.partition(" ")[0]]), stage, device)
-        if changed is not None and changed.device_bytes <= room:
-            return setting
-        wanted *= 0.9
-    return _tried(need, replace(device, memory=room / RESERVE)) or _hopeless(need.items)
+    return _remedy(needs[0], min(needs[0].room, SAVING * needs[0].device_bytes))
 
 
-def _need(sizes: Sizes, stage: str, device: Device) -> StageNeed | None:
-    return next((need for need in estimate(sizes, device) if need.name == stage), None)
-
-
-def _proportional(items: list[Item], room: float) -> str:
-    """A single setting that makes the stage fit with a smaller value; empty if none does."""
-    used = sum(item.bytes for item in items)
-    by_setting: dict[str, list[Item]] = {}
-    for item in items:
-        if item.setting and item.bytes:
-            by_setting.setdefault(item.setting, []).append(item)
-    for setting, alike in sorted(by_setting.items(), key=lambda entry: -sum(item.bytes for item in entry[1])):
-        size, value = sum(item.bytes for item in alike), alike[0].value
-        fits = _rounded(int(value * (room - (used - size)) / size))
-        if fits >= max(item.least for item in alike):
-            return f"{setting}={fits} would fit (it is {value})"
-    return ""
-
-
-def _tried(need: StageNeed, device: Device) -> str:
-    """The first of several changes of settings with which the plan fits; empty if none does."""
-    for settings, processes in _remedies(need.sizes, need.name):
-        if SHARDING in settings and device.is_cpu:
-            continue
-        again = _need(need.sizes.with_settings(settings, processes), need.name, device)
-        if again is not None and again.device_bytes <= _room(again):
-            several = f" on {processes} devices" if processes > need.sizes.processes else ""
-            return f"{' and '.join(settings)}{several} would fit ({gigabytes(again.device_bytes)})"
-    return ""
-
-
-def _hopeless(items: list[Item]) -> str:
-    largest = max(items, key=lambda item: item.bytes)
-    return f"no single setting makes it fit; the largest item is '{largest.name}' ({gigabytes(largest.bytes)})"
-
-
-def disk_of(needs: tuple[StageNeed, ...]) -> float:
+def disk_of(needs: Iterable[StageNeed]) -> float:
     """Peak disk use of a run: the output of stages, and the largest temporary files."""
     left, most = 0.0, 0.0
     for need in needs:
-        most = max(most, left + need.disk_bytes)
-        left += need.disk
+        most, left = max(most, left + need.disk_bytes), left + need.disk
     return max(most, left)
 
 
-def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
-    wanted = disk_of(needs)
-    if disk is None or wanted <= disk:
+def _out_of_disk(sizes: Sizes, needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
+    if disk is None or disk_of(needs) <= disk:
         return []
+    over = f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free"
+    fewer, kept = "recovery.keep_checkpoints=1", sizes.recipe.recovery.keep_checkpoints
+    if disk_of(estimate(sizes.with_settings([fewer]), needs[0].device)) <= disk:
+        return [f"{over}: {fewer} would fit (it is {kept})"]
     largest = max(needs, key=lambda need: need.disk_bytes)
-    over = f"the run takes {gigabytes(wanted)} of disk, but {gigabytes(disk)} are free"
-    part = largest.scratch
-    # One checkpoint is kept, and one is being written.
-    if part is not None and part.setting and wanted - part.bytes * (1 - 2 / (part.value + 1)) <= disk:
-        return [f"{over}: {part.setting}=1 would fit (it is {part.value}, {gigabytes(part.bytes)})"]
     most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
     return [f"{over}: no single setting makes it fit; the largest item is {most}"]
-
-
-def _rounded(count: int) -> int:
-    """Round down to a multiple of a power of two that is at most a sixteenth of the number."""
-    step = 1 << max(0, count.bit_length() - 5)
-    return count // step * step
 
 
 def gigabytes(count: float) -> str:
