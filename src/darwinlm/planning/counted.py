@@ -8,7 +8,7 @@ widths; the largest one is counted, and others cost as much per parameter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -25,18 +25,14 @@ from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.families.family import KINDS, ModuleKind
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+UNKNOWN = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * prod(rows) * experts[-1],
+}
+"""Operations of kernels that PyTorch's counter doesn't know, from the shapes of their arguments."""
 
-
-def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of a product of rows [n, k] with the matrix [k, c] of each row's expert."""
-    return 2 * prod(rows) * weights[-1]
-
-
-UNKNOWN = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention, torch.ops.aten._grouped_mm: _grouped}
-"""Operations of kernels that PyTorch's counter doesn't know."""
-
+ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # `FamilyError` says it
 
 ENOUGH = 16384
 """Tokens with which activations, not the gradient of one weight, determine the peak."""
@@ -85,7 +81,7 @@ def count_passes(
 
     Args:
         checkpoint: Configuration and family; weights aren't read.
-        model: Skeleton of the checkpoint; it isn't changed.
+        model: Skeleton of the checkpoint; its tensors are replaced by fake ones.
         length: Tokens in a sequence.
         dtype: Element type of weights and residual stream.
         low: Element type of products, if autocast lowers it.
@@ -124,7 +120,7 @@ def count_passes(
                 flops += (two[0] - one[0]) * size / sizes[index]
                 peak = max(peak, two[1] - one[1])
                 saved += (two[2] - one[2]) * size / sizes[index]
-    except RuntimeError as error:
+    except ERRORS as error:
         raise FamilyError(f"can't count what blocks of {checkpoint.source} cost: {first_line(error)}") from error
     return Passes(flops / length, scale * peak / length, scale * saved / length)
 
@@ -138,15 +134,14 @@ def _count(
         weight.grad = torch.empty_like(weight)
     counter, memory = FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
     memory.track_external(layer, hidden)
+
+    def held(when: str) -> float:
+        return float(sum(kinds["Total"] for kinds in memory.get_tracker_snapshot(when).values()))
+
     with counter, memory, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
         after = layer(hidden, **arguments)
         after = after[0] if isinstance(after, tuple) else after
-        flops, saved = float(counter.get_total_flops()), _bytes(memory, "current") - after.nbytes
+        flops, saved = float(counter.get_total_flops()), held("current") - after.nbytes
         if backward:
             after.backward(torch.empty_like(after))
-    return flops, _bytes(memory, "peak"), saved
-
-
-def _bytes(memory: MemTracker, when: str) -> float:
-    (snapshot,) = memory.get_tracker_snapshot(when).values()
-    return float(snapshot["Total"])
+    return flops, held("peak"), saved

@@ -8,7 +8,8 @@ from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 
 LIBRARIES = 0.45e9
-"""Memory of Python, PyTorch and transformers without a model. Measured by `benchmarks/plan.py`, 2026-11-24."""
+"""Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
+the first stage (docs/notebook/database.md)."""
 
 SHARED = ("saliency", "database", "search", "recover")
 """Stages whose work processes share; the first process runs the others."""

@@ -67,8 +67,7 @@ def streams(need: StageNeed, name: str, count: float) -> Items:
 def saliency(need: StageNeed) -> None:
     """The stream before every block, and the head or one block."""
     sizes, batch, square = need.sizes, need.sizes.pass_tokens, float(need.sizes.width) ** 2
-    # On a CPU, memory freed by earlier passes stays with the process, in fragments between the streams.
-    at_the_head = (a_pass(sizes) if need.device.is_cpu else {}) | {
+    at_the_head = {
         "embedding and head": float(sizes.outside * sizes.size),
         "logits of one piece": float(min(GRADIENT_TOKENS, batch) * sizes.vocabulary * (sizes.size + 12)),
     }
@@ -79,6 +78,8 @@ def saliency(need: StageNeed) -> None:
     }
     need.held = streams(need, "residual streams before every block", need.tokens * sizes.width * (sizes.depth + 1))
     need.held |= largest(at_the_head, in_a_block)
+    if need.device.is_cpu:  # memory freed by earlier passes stays with the process, in fragments between the streams
+        need.held |= a_pass(sizes)
     need.disk = 4.0 * square * len(sizes.shapes)
 
 
@@ -269,17 +270,17 @@ def smaller_models(recipe: Recipe) -> int:
     return 2 + recipe.refit.enabled + bool(recipe.recovery.tokens)
 
 
-def weights(sizes: Sizes, smaller: int) -> float:
+def model_bytes(sizes: Sizes, smaller: int) -> float:
     """Bytes of the dense and of some smaller models."""
     return ((1 + smaller * sizes.kept) * sizes.blocks + (1 + smaller) * sizes.outside) * sizes.size
 
 
 def evaluate(need: StageNeed) -> None:
     """Two models, and a pass with its logits; the others wait."""
-    sizes, two = need.sizes, weights(need.sizes, 1)
+    sizes, two = need.sizes, model_bytes(need.sizes, 1)
     need.held = a_pass(sizes) | {
         "dense model and one other model": two,
         "logits of one pass": 2 * 4.0 * sizes.pass_tokens * sizes.vocabulary,
     }
-    need.ram["the other models"] = weights(sizes, smaller_models(sizes.recipe)) - two
+    need.ram["the other models"] = model_bytes(sizes, smaller_models(sizes.recipe)) - two
     need.disk = 2.0 * sizes.small * sizes.saved

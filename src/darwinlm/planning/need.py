@@ -12,7 +12,7 @@ RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
 STEP = 3e-4
-"""Seconds that one removal takes at least, for about twenty small calls. Our choice, 2026-11-24."""
+"""Seconds that one removal takes at least, for about twenty small calls. Set on a run on two cores, 2026-11-24."""
 
 
 @dataclass

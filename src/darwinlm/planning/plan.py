@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from darwinlm.errors import FamilyError, RecipeError
 from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
@@ -114,16 +116,15 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
     if stage == "search" and recipe.search.training_needed:
         yield ("search.training.lora_rank=16",), here
     if stage == "recover":
-        recovery, adapters = recipe.recovery, "recovery.lora_rank=16"
+        recovery = recipe.recovery
         base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
-        small = ((), (f"recovery.micro_tokens={recovery.sequence_length or recipe.text.sequence_length}",))
+        smallest = f"recovery.micro_tokens={recovery.sequence_length or recipe.text.sequence_length}"
         sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
-        yield from (((*base, *micro), here) for micro in small)
-        for processes in sorted({here, 2, 4, 8, 16, 32}):
-            if processes >= max(here, 2):
-                yield from (((*base, *sharded, *micro), processes) for micro in small)
-        if sharded:  # fsdp doesn't shard adapters
-            yield from (((*base, adapters, *micro), here) for micro in small)
+        several = [(sharded, processes) for processes in sorted({here, 2, 4, 8, 16, 32}) if processes >= max(here, 2)]
+        adapters = [(("recovery.lora_rank=16",), here)] if sharded else []  # fsdp doesn't shard them
+        for more, processes in [((), here), *several, *adapters]:
+            yield (*base, *more), processes
+            yield (*base, *more, smallest), processes
 
 
 def _remedy(need: StageNeed, room: float) -> str:
@@ -177,10 +178,10 @@ def advice(sizes: Sizes, stage: str, device: Device) -> str:
         stage: Name of the stage.
         device: Device on which it ran, with all of its memory.
     """
-    needs = estimate(sizes, device, only=stage)
-    if not needs:
-        return "lower compute.batch_tokens"
-    return _remedy(needs[0], min(needs[0].room, SAVING * needs[0].device_bytes))
+    with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
+        for need in estimate(sizes, device, only=stage):
+            return _remedy(need, min(need.room, SAVING * need.device_bytes))
+    return "lower compute.batch_tokens"
 
 
 def disk_of(needs: Iterable[StageNeed]) -> float:

@@ -11,36 +11,30 @@ from math import ceil
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
+from darwinlm.search.evolve.evolution import STRENGTHS
 
 REUSED = 0.55
-"""Average share of the blocks that a candidate of the level switch runs, from its first changed block on: two or three
-modules change at random places. Expected value, 2026-11-24."""
+"""Average share of the blocks that a candidate of the level switch runs, from its first changed block on, which lies
+anywhere. Our estimate, 2026-11-24."""
 
 IMPROVED = 0.5
 """Share of generations of the level switch that find a better allocation, whose block inputs are then recomputed. Our
-guess, 2026-11-24."""
-
-SOLVED = 3
-"""Solved children of a generation with gradients (`STRENGTHS` in `search/evolve/evolution.py`); the level switch adds
-children after two without improvement."""
+estimate, 2026-11-24."""
 
 CONFIRMED = 1.5
-"""Average number of children that are evaluated on the whole text; at most two. Our guess, 2026-11-25."""
+"""Average number of children that are evaluated on the whole text; at most two. Our estimate, 2026-11-25."""
 
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
 KL_BYTES = 40
-"""Bytes moved per logit of an evaluation: written, read as float32, exponentiated, multiplied with the dense model's."""
+"""Bytes moved per logit of an evaluation: written, read as float32, exponentiated, multiplied with the dense one's."""
 
 NORMALISER_BYTES = 12
 """The same if only the log-sum-exp is computed, for one part of the vocabulary at a time (`dense_side.py`)."""
 
 GRADIENT_BYTES = 60
-"""The same with a gradient: log-softmax, loss and gradient of one model (`chunked_loss`)."""
-
-LOSS_BYTES = 120
-"""The same in recovery: log-softmax of both models, KL and its gradient (`recovery/heads.py`)."""
+"""The same in training: log-softmax, loss and gradient (`chunked_loss`); twice of it with a dense model beside it."""
 
 UPDATE_BYTES = 60
 """Bytes moved per parameter in a step: gradient norm and clipping, AdamW's two moments, the weight, zeroing."""
@@ -49,7 +43,7 @@ MICRO_BYTES = 18
 """Bytes moved per parameter for each accumulation of gradients: its copy in bfloat16, and the sum."""
 
 TOKENISED = 4e5
-"""Tokens that one process reads, tokenises and packs per second. Measured on the demo's text, 2026-11-24."""
+"""Tokens that one process reads, tokenises and packs per second. Measured on two cores, 2026-11-24."""
 
 TRANSFER = 25e9
 """Bytes per second between a GPU and pinned memory; our choice, reached by PCI Express 4 with 16 lanes."""
@@ -88,9 +82,14 @@ def search(need: StageNeed) -> None:
     window, fitness = whole(need, settings.stages[0].tokens), whole(need, settings.fitness_needed)
     uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
     need.run(fitness, heads=1, logit_bytes=kl)
-    need.run(window, kept, times=uniform, heads=1, logit_bytes=kl)
-    need.tokens = fitness + uniform * window
-    first = count = float(min(SOLVED, settings.offspring) if guided else settings.offspring)
+    need.tokens = fitness
+    # All uniform models on a quarter of the tokens, the best three on the others.
+    quarter = whole(need, settings.stages[0].tokens // 4)
+    for models, part in ((uniform, quarter), (min(uniform, 3), window - quarter)):
+        need.run(part, kept, times=models, heads=1, logit_bytes=kl)
+        need.tokens += models * part
+    # One child is solved for each strength; the level switch adds children after two without improvement.
+    first = count = float(min(len(STRENGTHS), settings.offspring) if guided else settings.offspring)
     before = 0
     for stage in settings.stages:
         # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
@@ -142,7 +141,8 @@ def _train_candidates(need: StageNeed) -> None:
     need.moved += read / max(recipe.batch_tokens, length) * memory.trained(sizes, recipe.lora_rank) * UPDATE_BYTES
     need.host += settings.generations * moves * state / TRANSFER / sizes.processes
     if most:
-        need.note = f"search: states of {waiting} of the {most} candidates that wait stay in RAM, {state / 1e9:.3g} GB each"
+        need.note = f"search: states of {waiting} of the {most} candidates that wait stay in RAM, "
+        need.note += f"{state / 1e9:.3g} GB each"
     if again:
         need.note += f"; the others learn their text again, {again / tokens:.0%} more tokens in training"
 
@@ -174,7 +174,7 @@ def recover(need: StageNeed) -> None:
     whole_head = settings.embeddings and not settings.lora_rank
     heads = 2 + whole_head + (memory.shards(sizes) > 1)
     blocks = 3 + settings.gradient_checkpointing
-    need.run(tokens, sizes.kept, blocks=blocks, heads=heads, logit_bytes=LOSS_BYTES, batch=micro)
+    need.run(tokens, sizes.kept, blocks=blocks, heads=heads, logit_bytes=2 * GRADIENT_BYTES, batch=micro)
     if distils:
         unique = tokens / settings.epochs if settings.teacher_cache else tokens
         need.run(unique, heads=1 if settings.teacher_cache else 2, batch=micro)
@@ -197,10 +197,10 @@ def evaluate(need: StageNeed) -> None:
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)
         need.calls += models * decoded * sizes.depth
     need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
-    need.moved += decoded * memory.weights(sizes, smaller)
+    need.moved += decoded * memory.model_bytes(sizes, smaller)
 
 
 def whole(need: StageNeed, tokens: int) -> int:
     """Tokens in whole sequences."""
     length = need.sizes.recipe.text.sequence_length
-    return ceil(tokens / length) * length
+    return ceil(max(tokens, 1) / length) * length
