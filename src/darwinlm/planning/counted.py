@@ -24,7 +24,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.families.family import KINDS, ModuleKind
 
-
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * prod(rows) * experts[-1],
