@@ -98,18 +98,17 @@ class Decoder:
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Residual stream before the first block, [b, t] -> [b, t, m]."""
-        return self.calls(tokens)[0][0]
+        return self._record(tokens)[0][0]
 
     def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
         """Arguments of each block's call, for unpadded tokens of this shape [b, t]."""
         shape = (tokens.shape[0], tokens.shape[1])
         if shape not in self._arguments:
-            self._arguments[shape] = [arguments for _, arguments in self.calls(tokens)]
+            self._arguments[shape] = [arguments for _, arguments in self._record(tokens)]
         return self._arguments[shape]
 
     @torch.no_grad()
-    def calls(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        """Inputs and arguments of each block's call; blocks are not run, so that all inputs are the first one's."""
+    def _record(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
         calls: list[tuple[Tensor, dict[str, Any]]] = []
         count = len(self.blocks)
         with self._stand_ins({i: _Recorder(calls, last=i == count - 1) for i in range(count)}):

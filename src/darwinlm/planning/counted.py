@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils import flop_counter
 
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
@@ -25,7 +25,9 @@ from darwinlm.families.decoder import Absent, Decoder
 from darwinlm.families.family import KINDS, ModuleKind
 
 UNKNOWN = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    ),
     torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * prod(rows) * experts[-1],
 }
 """Operations of kernels that PyTorch's counter doesn't know, from the shapes of their arguments."""
@@ -106,7 +108,8 @@ def count_passes(
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
             model.load_state_dict(fake, assign=True, strict=False)
-            recorded = [decoder.calls(torch.zeros(count, length, dtype=torch.int64)) for count in (few, few + 1)]
+            texts = [torch.zeros(count, length, dtype=torch.int64) for count in (few, few + 1)]
+            inputs = [(decoder.embed(tokens), decoder.block_arguments(tokens)) for tokens in texts]
             for index, size in largest.items():
                 if not sizes[index]:
                     continue
@@ -115,12 +118,15 @@ def count_passes(
                 for kind in KINDS if thin else ():
                     if family.module(kind).name in layer._modules:
                         layer._modules[family.module(kind).name] = _Thin(kind, model.config.hidden_size, dtype)
-                one, two = (_count(layer, *calls[index], low, backward=backward) for calls in recorded)
+                one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
                 flops += (two[0] - one[0]) * size / sizes[index]
                 peak = max(peak, two[1] - one[1])
                 saved += (two[2] - one[2]) * size / sizes[index]
     except ERRORS as error:
-        raise FamilyError(f"can't count what blocks of {checkpoint.source} cost: {first_line(error)}") from error
+        raise FamilyError(
+            f"can't plan {checkpoint.source}: PyTorch can't count what its blocks cost ({first_line(error)}): check its "
+            "config.json; darwinlm prune needs no plan"
+        ) from error
     return Passes(flops / length, scale * peak / length, scale * saved / length)
 
 
@@ -131,7 +137,7 @@ def _count(
     hidden = hidden.detach().requires_grad_(backward)
     for weight in layer.requires_grad_(requires_grad=True).parameters():
         weight.grad = torch.empty_like(weight)
-    counter, memory = FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
+    counter, memory = flop_counter.FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
     memory.track_external(layer, hidden)
 
     def held(when: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from darwinlm.planning.devices import Device
@@ -50,7 +50,7 @@ class StageNeed:
     tokens: float = 0
     passes: float = 0
     calls: float = 0
-    products: Counter[str] = field(default_factory=Counter)
+    products: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: float = 0
     moved: float = 0
     host: float = 0
