@@ -124,8 +124,8 @@ def count_passes(
                 saved += (two[2] - one[2]) * size / sizes[index]
     except ERRORS as error:
         raise FamilyError(
-            f"can't plan {checkpoint.source}: PyTorch can't count what its blocks cost ({first_line(error)}): check its "
-            "config.json; darwinlm prune needs no plan"
+            f"can't plan {checkpoint.source}: PyTorch can't count what its blocks cost ({first_line(error)}): check "
+            "its config.json; darwinlm prune needs no plan"
         ) from error
     return Passes(flops / length, scale * peak / length, scale * saved / length)
 

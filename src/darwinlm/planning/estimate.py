@@ -32,15 +32,14 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str |
         "saliency": (recipe.database.saliency == "loss", work.saliency, memory.saliency),
         "database": (True, work.database, memory.database),
         "search": (True, work.search, memory.search),
-        "refit": (recipe.refit.enabled, work.refit, memory.refit),
+        "refit": (recipe.refit.tokens, work.refit, memory.refit),
         "recover": (recipe.recovery.tokens, work.recover, memory.recover),
         "evaluate": (True, work.evaluate, memory.evaluate),
     }
     needs = []
     for name, (wanted, *parts) in stages.items():
         if wanted and only in (None, name):
-            kind = sizes.recovery_kind if name == "recover" else sizes.kind
-            need = StageNeed(name, sizes, device, ram, kind, sizes.processes if name in SHARED else 1)
+            need = StageNeed(name, sizes, device, ram, sizes.processes if name in SHARED else 1)
             for part in parts:
                 part(need)
             need.ram["libraries"] = LIBRARIES

@@ -11,6 +11,8 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 from darwinlm.recipe import Recipe
+from darwinlm.recovery.checkpoints import KEPT
+from darwinlm.recovery.heads import LOGIT_CHUNK
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.student import PART
 from darwinlm.search.evaluate.training import HOST_SHARE, LOGIT_BYTES
@@ -217,8 +219,7 @@ def micro_tokens(sizes: Sizes) -> int:
     """Tokens in one pass of recovery."""
     settings = sizes.recipe.recovery
     length = settings.sequence_length or sizes.recipe.text.sequence_length
-    wanted = max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length)
-    return min(wanted, settings.batch_tokens, settings.tokens)
+    return min(max(sizes.recipe.compute.batch_tokens, length), settings.batch_tokens, settings.tokens)
 
 
 def shards(sizes: Sizes) -> int:
@@ -237,17 +238,16 @@ def trained_in_recovery(sizes: Sizes) -> float:
 def recover(need: StageNeed) -> None:
     """Weights, gradients and moments, the dense model, and the activations of one pass. Fused AdamW needs no copies."""
     sizes, settings, weights = need.sizes, need.sizes.recipe.recovery, trained_in_recovery(need.sizes)
-    micro, count, low = micro_tokens(sizes), shards(sizes), need.kind == "bfloat16"
-    size, small = 2 if low else 4, float(sizes.small)
+    micro, count, size, small = micro_tokens(sizes), shards(sizes), sizes.size, float(sizes.small)
     each = sizes.activations(sizes.kept, recovery=True, checkpointing=settings.gradient_checkpointing)
     need.held = {
         "weights of the smaller model, float32": 4.0 * small / count,
         "gradients": 4.0 * weights / count,
         "AdamW's two moments": 8.0 * weights / count,
         "activations of the backward pass": micro * each,
-        "logits of one piece": float(min(settings.logit_chunk, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
+        "logits of one piece": float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * RECOVERY_LOGIT_BYTES),
     }
-    if low:
+    if size == 2:
         once = sizes.kept * (sizes.blocks if count == 1 else sizes.block)
         need.held["its weights in bfloat16"] = 2.0 * (once + sizes.outside)
     if settings.embeddings and not settings.lora_rank and count == 1:
@@ -259,7 +259,7 @@ def recover(need: StageNeed) -> None:
     wide = sizes.vocabulary > 1 << 16
     unique = settings.tokens / settings.epochs
     # One checkpoint more is being written.
-    need.scratch = (settings.keep_checkpoints + 1) * STATE_BYTES * weights + unique * (4 if wide else 2)
+    need.scratch = (KEPT + 1) * STATE_BYTES * weights + unique * (4 if wide else 2)
     need.disk = 4.0 * small
     if settings.teacher_cache and settings.top_k:
         need.disk += unique * (settings.top_k * (6 if wide else 4) + 4.0)
@@ -267,7 +267,7 @@ def recover(need: StageNeed) -> None:
 
 def smaller_models(recipe: Recipe) -> int:
     """Number of smaller models that are evaluated: uniform, searched, refitted, recovered."""
-    return 2 + recipe.refit.enabled + bool(recipe.recovery.tokens)
+    return 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)
 
 
 def model_bytes(sizes: Sizes, smaller: int) -> float:

@@ -24,7 +24,7 @@ from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
+from darwinlm.search.problem.problem import counted_costs, space_of
 from darwinlm.stages.dtype import saved_dtype
 
 
@@ -62,7 +62,7 @@ class Sizes:
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
         self.params = _parameters(self.skeleton)
-        self.blocks = dense_parameters(checkpoint, self.shapes)
+        self.blocks = self.space.params(self.space.dense)
         self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
         config = checkpoint.config
@@ -114,13 +114,8 @@ class Sizes:
 
     @property
     def kind(self) -> str:
-        """Element type of forward passes."""
+        """Element type of products in passes."""
         return "float32" if self.recipe.compute.dtype == "float32" else "bfloat16"
-
-    @property
-    def recovery_kind(self) -> str:
-        """Element type of products in recovery."""
-        return "float32" if self.recipe.recovery.dtype == "float32" else "bfloat16"
 
     @property
     def size(self) -> int:
@@ -148,7 +143,7 @@ class Sizes:
         length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
         if recovery:
             length = self.recipe.recovery.sequence_length or length
-            dtype, low = torch.float32, torch.bfloat16 if self.recovery_kind == "bfloat16" else None
+            dtype, low = torch.float32, None if dtype == torch.float32 else dtype
         key = (length, dtype, low, backward, kept != 1)
         if key not in self._counted:
             self._counted[key] = count_passes(self.checkpoint, self.skeleton, *key)

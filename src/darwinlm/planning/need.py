@@ -24,7 +24,6 @@ class StageNeed:
         sizes: Sizes of model and recipe.
         device: Device of every process.
         machine: Bytes of the machine's memory; None means enough.
-        kind: Arithmetic type of the passes.
         processes: Number of processes that share the work.
         tokens: Number of tokens that the stage reads; repeated ones count each time.
         passes: Operations of forward and backward passes.
@@ -45,7 +44,6 @@ class StageNeed:
     sizes: Sizes
     device: Device
     machine: float | None
-    kind: str
     processes: int
     tokens: float = 0
     passes: float = 0
@@ -103,7 +101,7 @@ class StageNeed:
     def unbounded_seconds(self) -> float:
         """Time without a limit."""
         on = self.device
-        passes = self.passes / (on.rates[self.kind] * on.efficiency[self.kind])
+        passes = self.passes / (on.rates[self.sizes.kind] * on.efficiency[self.sizes.kind])
         products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.products.items())
         waits = STEP * self.steps + on.block_seconds * self.calls
         return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host

@@ -87,38 +87,27 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     _ = sizes.budget
     needs = tuple(estimate(sizes, device, ram))
     problems = [problem for need in needs for problem in _problems(need)]
-    return Plan(sizes, device, needs, (*problems, *_out_of_disk(sizes, needs, disk)))
+    return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
 
-LOWERED = {
-    "saliency": ("compute.batch_tokens", "database.saliency_tokens"),
-    "database": ("compute.batch_tokens", "text.calibration_tokens"),
-    "search": ("compute.batch_tokens",),
-    "refit": ("compute.batch_tokens", "refit.tokens"),
-    "recover": ("recovery.micro_tokens", "recovery.logit_chunk"),
-    "evaluate": ("compute.batch_tokens",),
-}
-"""Settings whose value is halved until a stage fits, in the order in which they are tried."""
-
-LEAST = 64
-"""Smallest value to which one of them is lowered."""
+LOWERED = {"saliency": "database.saliency_tokens", "database": "text.calibration_tokens", "refit": "refit.tokens"}
+"""Setting of a stage that is halved until the stage fits, if `compute.batch_tokens` isn't enough."""
 
 
 def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Settings that need less memory, with a number of processes; those with the least effect on results come first."""
     recipe, here = sizes.recipe, sizes.processes
-    for name in LOWERED[stage]:
+    for name in filter(None, ("compute.batch_tokens", LOWERED.get(stage))):
         section, _, field = name.partition(".")
-        value = getattr(getattr(recipe, section), field) or recipe.compute.batch_tokens
-        least = LEAST if field == "logit_chunk" else recipe.text.sequence_length
-        while (value := value // 2) >= least:
+        value = getattr(getattr(recipe, section), field)
+        while (value := value // 2) >= recipe.text.sequence_length:
             yield (f"{name}={value}",), here
     if stage == "search" and recipe.search.training_needed:
         yield ("search.training.lora_rank=16",), here
     if stage == "recover":
         recovery = recipe.recovery
         base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
-        smallest = f"recovery.micro_tokens={recovery.sequence_length or recipe.text.sequence_length}"
+        smallest = f"compute.batch_tokens={recovery.sequence_length or recipe.text.sequence_length}"
         sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
         several = [(sharded, processes) for processes in sorted({here, 2, 4, 8, 16, 32}) if processes >= max(here, 2)]
         adapters = [(("recovery.lora_rank=16",), here)] if sharded else []  # fsdp doesn't shard them
@@ -192,13 +181,10 @@ def disk_of(needs: Iterable[StageNeed]) -> float:
     return max(most, left)
 
 
-def _out_of_disk(sizes: Sizes, needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
+def _out_of_disk(needs: tuple[StageNeed, ...], disk: float | None) -> list[str]:
     if disk is None or disk_of(needs) <= disk:
         return []
     over = f"the run takes {gigabytes(disk_of(needs))} of disk, but {gigabytes(disk)} are free"
-    fewer, kept = "recovery.keep_checkpoints=1", sizes.recipe.recovery.keep_checkpoints
-    if disk_of(estimate(sizes.with_settings([fewer]), needs[0].device)) <= disk:
-        return [f"{over}: {fewer} would fit (it is {kept})"]
     largest = max(needs, key=lambda need: need.disk_bytes)
     most = f"{largest.name} ({gigabytes(largest.disk_bytes)})"
     return [f"{over}: no single setting makes it fit; the largest item is {most}"]

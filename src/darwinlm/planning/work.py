@@ -11,7 +11,9 @@ from math import ceil
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
-from darwinlm.search.evolve.evolution import STRENGTHS
+from darwinlm.search.evolve import evolution
+from darwinlm.stages.refit import STRENGTHS
+from darwinlm.surgery.refit import RIDGES
 
 REUSED = 0.55
 """Average share of the blocks that a candidate of the level switch runs, from its first changed block on, which lies
@@ -89,7 +91,7 @@ def search(need: StageNeed) -> None:
         need.run(part, kept, times=models, heads=1, logit_bytes=kl)
         need.tokens += models * part
     # One child is solved for each strength; the level switch adds children after two without improvement.
-    first = count = float(min(len(STRENGTHS), settings.offspring) if guided else settings.offspring)
+    first = count = float(min(len(evolution.STRENGTHS), settings.offspring) if guided else settings.offspring)
     before = 0
     for stage in settings.stages:
         # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
@@ -150,7 +152,7 @@ def _train_candidates(need: StageNeed) -> None:
 def refit(need: StageNeed) -> None:
     """Both models by block, fits of output projections, comparisons on validation text for the interpolation factor."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    held_out, strengths = recipe.text.validation_tokens, {0.0, *recipe.refit.strengths}
+    held_out, strengths = recipe.text.validation_tokens, {0.0, *STRENGTHS}
     everything = recipe.refit.tokens + held_out
     # The smaller stream once for the inputs of each module and once to advance.
     need.run(everything)
@@ -163,7 +165,7 @@ def refit(need: StageNeed) -> None:
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
         need.products["float32"] += everything * (2 * d * d + 2 * d * r)
-        need.products["float64"] += len(recipe.refit.ridges) * (d**3 / 3 + 4 * d * d * r)
+        need.products["float64"] += len(RIDGES) * (d**3 / 3 + 4 * d * d * r)
 
 
 def recover(need: StageNeed) -> None:
