@@ -121,8 +121,7 @@ def database(need: StageNeed) -> None:
 def search(need: StageNeed) -> None:
     """The dense model, caches, and a pass; one candidate in training, or all of them on a CPU."""
     sizes, settings = need.sizes, need.sizes.recipe.search
-    length, training = sizes.recipe.text.sequence_length, settings.training_needed
-    fitness = -(-settings.fitness_needed // length) * length
+    fitness, training = sizes.whole(settings.fitness_needed), settings.training_needed
     # Where candidates are trained, no parent's block inputs are kept, and caches leave the room to training.
     inputs, cache = (1, CACHES_IN_TRAINING) if training else (sizes.depth, CACHES)
     rows = 4.0 * fitness * (sizes.width + 4 if sizes.linear_head else sizes.vocabulary)

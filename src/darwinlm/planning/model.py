@@ -127,6 +127,10 @@ class Sizes:
         """Tokens in one pass."""
         return max(self.recipe.compute.batch_tokens, self.recipe.text.sequence_length)
 
+    def whole(self, tokens: int) -> int:
+        """Tokens in whole sequences."""
+        return -(-tokens // self.recipe.text.sequence_length) * self.recipe.text.sequence_length
+
     @property
     def forward(self) -> float:
         """Operations of one token's pass through all dense blocks."""

@@ -6,8 +6,6 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 
 from __future__ import annotations
 
-from math import ceil
-
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
@@ -54,7 +52,7 @@ TRANSFER = 25e9
 def saliency(need: StageNeed) -> None:
     """Gradients of the loss at the outputs of modules; weights get none."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    need.tokens = whole(need, min(recipe.database.saliency_tokens, recipe.text.calibration_tokens))
+    need.tokens = sizes.whole(min(recipe.database.saliency_tokens, recipe.text.calibration_tokens))
     # Forward pass; then again with gradients of the stream.
     need.run(need.tokens, blocks=3, heads=2, logit_bytes=GRADIENT_BYTES)
     need.products["float32"] += 2.0 * need.tokens * sizes.width**2 * len(sizes.shapes)
@@ -81,12 +79,12 @@ def search(need: StageNeed) -> None:
     guided, kept, times = settings.method == "gradient", sizes.kept, settings.generations
     kl = NORMALISER_BYTES if sizes.linear_head else KL_BYTES
     cut = [module for module in sizes.space.modules if len(module.levels) > 1]
-    window, fitness = whole(need, settings.stages[0].tokens), whole(need, settings.fitness_needed)
+    window, fitness = sizes.whole(settings.stages[0].tokens), sizes.whole(settings.fitness_needed)
     uniform = max((len(module.levels) for module in cut if module.kind == "attention"), default=1)
     need.run(fitness, heads=1, logit_bytes=kl)
     need.tokens = fitness
     # All uniform models on a quarter of the tokens, the best three on the others.
-    quarter = whole(need, settings.stages[0].tokens // 4)
+    quarter = sizes.whole(settings.stages[0].tokens // 4)
     for models, part in ((uniform, quarter), (min(uniform, 3), window - quarter)):
         need.run(part, kept, times=models, heads=1, logit_bytes=kl)
         need.tokens += models * part
@@ -95,11 +93,12 @@ def search(need: StageNeed) -> None:
     before = 0
     for stage in settings.stages:
         # Losses of earlier rounds are stored by sequence, so only new text is run, unless candidates are trained.
-        new = whole(need, stage.tokens) - (0 if stage.training_tokens else before)
+        new = sizes.whole(stage.tokens) - (0 if stage.training_tokens else before)
         # Solved children move most modules, so they share few blocks with their parent.
-        need.run(new, kept * (1 if guided else REUSED), times=times * count, heads=1, logit_bytes=kl)
+        run = 1 if guided else REUSED
+        need.run(new, kept, times=times * count, blocks=run, heads=1, logit_bytes=kl)
         need.tokens += times * count * new
-        count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, whole(need, stage.tokens)
+        count, before = min(stage.survivors, CONFIRMED) if guided else stage.survivors, sizes.whole(stage.tokens)
     if guided:
         tokens = min(window, fitness)
         need.run(tokens, kept, times=times, blocks=3, heads=3)
@@ -200,9 +199,3 @@ def evaluate(need: StageNeed) -> None:
         need.calls += models * decoded * sizes.depth
     need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
     need.moved += decoded * memory.model_bytes(sizes, smaller)
-
-
-def whole(need: StageNeed, tokens: int) -> int:
-    """Tokens in whole sequences."""
-    length = need.sizes.recipe.text.sequence_length
-    return ceil(max(tokens, 1) / length) * length
