@@ -31,7 +31,6 @@ REFUSED = (
     ("Mamba", "mamba2"),
     ("DeepSeek V2 to V4, Kimi, MiniCPM3", "deepseek_v3"),
     ("Gemma 3n, Gemma 4", "gemma4_text"),
-    ("gpt-oss", "gpt_oss"),
     ("GLM-4.5 and other mixtures", "glm4_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),

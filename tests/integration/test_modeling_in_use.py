@@ -192,7 +192,7 @@ def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
     model = cut(tiny_model(model_type), MIXED).train()
     ids = tokens()
     output = model(ids, labels=ids, use_cache=False, output_router_logits=True)
-    routers = [name for name, _ in model.named_modules() if name.endswith("mlp.gate")]
+    routers = [name for name, _ in model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
     assert len(output.router_logits) == len(routers) > 0
     output.loss.backward()
     assert all(model.get_submodule(name).weight.grad.abs().max() > 0 for name in routers)

@@ -32,6 +32,7 @@ NAMES: dict[str, Any] = {
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
     "olmoe": ("Olmoe", "olmoe"),
+    "gpt_oss": ("GptOss", "gpt_oss"),
     "olmo2": ("Olmo2", "olmo2", "", AFTER),
     "olmo3": ("Olmo3", "olmo3", "", AFTER),
     "exaone4": ("Exaone4", "exaone4", "", AFTER),
@@ -117,9 +118,9 @@ PLANS = {
     "skips": [Kept(), Kept([]), Kept(channels=[]), Kept([], [])],
 }
 MIXED = PLANS["no attention first"]
-WHOLE = ("olmoe", "olmo2", "olmo3", "helium")
-"""Families whose query and key norms span all heads, or whose output projection has a fixed size (Helium): an attention
-stays whole or goes."""
+WHOLE = ("olmoe", "olmo2", "olmo3", "helium", "gpt_oss")
+"""Families whose query and key norms span all heads, whose output projection has a fixed size (Helium), or whose heads
+have more than rows and columns (gpt-oss): an attention stays whole or goes."""
 
 
 def plan_for(model_type: str, name: str) -> list[Kept]:
@@ -131,7 +132,9 @@ def plan_for(model_type: str, name: str) -> list[Kept]:
 
 def width_of(mlp: nn.Module) -> int:
     """Channels of an MLP, or of each of its experts."""
-    return mlp.experts.down_proj.shape[2] if hasattr(mlp, "experts") else mlp.down_proj.in_features
+    if not hasattr(mlp, "experts"):
+        return mlp.down_proj.in_features
+    return mlp.experts.down_proj.shape[1 if mlp.experts.is_transposed else 2]
 
 
 def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> torch.Tensor:
@@ -139,9 +142,9 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
-def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
-    """The rows or columns of a block's weight that stay."""
-    if kept.experts is not None and (name.endswith("mlp.gate.weight") or ".experts." in name):
+def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, alternate: bool) -> torch.Tensor:
+    """The rows or columns of a block's weight that stay; experts' rows of gate and up may alternate in the last place."""
+    if kept.experts is not None and (".mlp.gate." in name or ".mlp.router." in name or ".experts." in name):
         weight = weight[kept.experts]
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
@@ -158,6 +161,10 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tenso
             return rows(weight, heads, size, dim=1)
         case "gate_proj" | "up_proj", _:
             return rows(weight, kept.within(weight.shape[0]), 1)
+        case "experts", "gate_up_proj" | "gate_up_proj_bias" if alternate:
+            return rows(weight, kept.within(weight.shape[-1] // 2), 2, weight.ndim - 1)
+        case "experts", "down_proj" if alternate:
+            return rows(weight, kept.within(weight.shape[1]), 1, 1)
         case ("gate_up_proj", _) | ("experts", "gate_up_proj"):
             dim = weight.ndim - 2
             width = weight.shape[dim] // 2
@@ -180,7 +187,9 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     state = {name: weight for name, weight in dense.state_dict().items() if name in wanted}
     for name in state:
         if ".layers." in name:
-            state[name] = stays(name, state[name], plan[int(name.split(".")[2])], config.head_dim)
+            kept = plan[int(name.split(".")[2])]
+            alternate = config.model_type == "darwinlm_gpt_oss"
+            state[name] = stays(name, state[name], kept, config.head_dim, alternate=alternate)
     model.load_state_dict(state)
     return model
 
@@ -200,8 +209,12 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
             gone = sorted(set(range(width)) - set(kept.channels))
             if hasattr(block.mlp, "experts"):
                 if kept.experts is not None:
-                    shut_out(block.mlp, set(range(len(block.mlp.gate.weight))) - set(kept.experts))
-                block.mlp.experts.down_proj[..., gone] = 0
+                    shut_out(block.mlp, set(range(block.mlp.experts.num_experts)) - set(kept.experts))
+                down = block.mlp.experts.down_proj
+                (down.mT if block.mlp.experts.is_transposed else down)[..., gone] = 0
+                for name, tensor in block.mlp.named_parameters():
+                    if not kept.channels and "down_proj" in name:
+                        tensor.zero_()
                 continue
             down = block.mlp.down_proj
             down.weight[:, gone] = 0

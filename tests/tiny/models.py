@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
+    "gpt_oss": {**SLIDING, "num_local_experts": 5, "num_experts_per_tok": 2, "swiglu_limit": 2.0},
     "olmo2": {"attention_bias": True},
     "olmo3": SLIDING,
     "exaone4": SLIDING,

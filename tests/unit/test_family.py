@@ -54,7 +54,6 @@ REFUSED = {
     "minicpm3": "multi-head latent attention",
     "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
     "gemma4_text": "its layers share keys and values or have per-layer embeddings",
-    "gpt_oss": "its experts have biases and interleave gate and up",
     "glm4_moe": "its mixtures of experts have no description",
     "cohere2": "its attention and MLP run in parallel on the same residual stream",
     "gpt_neox": "its attention and MLP run in parallel on the same residual stream",

@@ -118,9 +118,13 @@ def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) 
     """
     token, place = torch.where(routing.chosen == expert)
     hidden = routing.hidden[token]
-    gate, up = (part for name in experts.segments for part in _halves(module, experts, name, expert, hidden))
-    return token, (module.act_fn(gate) * up).float() * routing.weights[token, place].float()[:, None]
+    (name,) = experts.segments
+    weight, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
+    gate_up = linear(hidden, weight.T if experts.transposed else weight, None if bias is None else bias[expert])
+    return token, module._apply_gate(gate_up).float() * routing.weights[token, place].float()[:, None]
 
 
-def _halves(module: Any, experts: Experts, name: str, expert: int, hidden: Tensor) -> tuple[Tensor, ...]:
-    return linear(hidden, getattr(module, name)[expert]).chunk(len(experts.segments[name]), dim=-1)
+def output_sizes(module: Any, experts: Experts) -> tuple[int, int, int]:
+    """Number of experts, residual width and channels of each expert."""
+    count, rows, columns = getattr(module, experts.output).shape
+    return (count, columns, rows) if experts.transposed else (count, rows, columns)

@@ -51,6 +51,9 @@ class SubLayer(Closed):
     stream (Gemma 2 and 3; the only norm in OLMo 2). It maps zero to zero. Least-squares fits of the projection have
     their target before this norm."""
 
+    pair: bool = False
+    """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
+
     bias: str | None = None
     """Configuration field that gives each projection of the sub-layer a bias, if there is one."""
 
@@ -68,6 +71,8 @@ class SubLayer(Closed):
 
 class Attention(SubLayer):
     """Names of an attention inside its block."""
+
+    pair: bool = True
 
     cut: Literal["heads", "whole", "never"] = "heads"
     """Units of removal: single heads, the whole attention, or none. `whole` is for attentions that depend on the number
@@ -101,7 +106,12 @@ class Experts(Closed):
     chosen: str = "num_experts_per_tok"
     """Configuration field for the number of experts chosen for a token, which is the minimum to keep."""
     inputs: tuple[str, ...]
-    """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor."""
+    """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor. The bias
+    of a tensor, if it has one, is named after it: `down_proj_bias`."""
+    transposed: bool = False
+    """Whether tensors are [experts, columns, rows] instead (gpt-oss)."""
+    interleaved: bool = False
+    """Whether the rows of a fused tensor alternate between its parts (gpt-oss)."""
     output: str
     """Tensor [experts, rows, columns] whose columns are channels."""
     width: str
@@ -111,6 +121,10 @@ class Experts(Closed):
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input tensor of the experts: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
+
+    def rows_of(self, leaf: str) -> list[RowUnit]:
+        """Kinds of rows of a tensor of the experts or of its bias; empty if they are never cut."""
+        return self.segments.get(leaf.removesuffix("_bias"), [])
 
     def counted(self, name: str) -> bool:
         """Whether the first dimension of a tensor inside the MLP counts experts."""

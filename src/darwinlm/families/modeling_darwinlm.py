@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
+PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 
 
 @contextmanager
@@ -145,19 +146,19 @@ class Absent(nn.Module):
     storing one zero head.
     """
 
-    def __init__(self, counter: tuple[int, int] | None = None, attention: bool = False) -> None:
+    def __init__(self, counter: tuple[int, int] | None = None, pair: bool = False) -> None:
         super().__init__()
-        self.attention = attention
+        self.pair = pair
         self.counter = counter  # (layer index, head size)
 
     def forward(self, hidden_states: torch.Tensor | float, **kwargs: Any) -> Any:
-        """Return 0.0, in the format of an attention's or an MLP's result."""
+        """Return 0.0, in the format of the sub-layer's result."""
         past = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
         if self.counter is not None and past is not None and isinstance(hidden_states, torch.Tensor):
             index, head_dim = self.counter
             zero = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], head_dim)
             past.update(zero, zero, index)
-        return (0.0, None) if self.attention else 0.0
+        return (0.0, None) if self.pair else 0.0
 
 
 class SharedHeads(nn.Linear):
@@ -207,10 +208,10 @@ class PrunedBlock:
             kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
-            self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, attention=True)
+            self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, pair=True)
             gone += [*self._norms[0], "resid_attn_dropout"]
         if "mlp" in config.skip:
-            self.mlp = Absent()
+            self.mlp = Absent(pair=type(self.mlp).__name__ in PAIRS)  # type: ignore[has-type]
             gone += [*self._norms[1], "resid_mlp_dropout"]
         for name in gone:
             if hasattr(self, name):

@@ -8,6 +8,7 @@ from math import prod
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, RowUnit
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,7 +21,8 @@ class ModuleShape:
     Attributes:
         block: Index of its block.
         kind: Attention or mlp.
-        tensors: Shape of each of its tensors, norms included, by name inside the block.
+        tensors: Shape of each of its tensors, norms included, by name inside the block; those of experts as [experts,
+            rows, columns].
         groups: Number of KV groups of an attention; 1 for an MLP.
         heads: Number of query heads in each group; 1 for an MLP.
         head_dim: Columns of a query head; 1 for an MLP.
@@ -100,7 +102,7 @@ def _module_shape(
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config)
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
-    tensors = {name: inside[name] for name in names}
+    tensors = {name: shape_by_rows(part, name.removeprefix(part.name + "."), inside[name]) for name in names}
     width = tensors[output][-1]
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
@@ -146,7 +148,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
             total += prod(size[:-1]) * width
         elif segments:
             rows = sum(sizes[segment] for segment in segments)
-            total += size[0] * rows * size[2] if shape.experts else rows * prod(size[1:])
+            total += size[0] * rows * prod(size[2:]) if shape.experts else rows * prod(size[1:])
         else:
             total += prod(size)
     return total
@@ -172,5 +174,5 @@ def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:
     if isinstance(part, Mlp) and part.experts is not None:
         holder, _, leaf = name.rpartition(".")
         if holder == part.experts.name:
-            return part.experts.segments.get(leaf, [])
+            return part.experts.rows_of(leaf)
     return part.segments.get(owner, [])

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.expert_tensors import as_stored, by_rows
+from darwinlm.families.family import KINDS, ModuleKind, SubLayer
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.local import LocalChoice, distil_block
@@ -255,7 +256,7 @@ class _Module:
     def _fit_output(self) -> Fit:
         walk = self.small[0]
         label = f"block {walk.block} {self.kind}"
-        W0 = self.stitched[self.output].to(walk.stream.device)
+        W0 = by_rows(self._part, self._inner, self.stitched[self.output]).to(walk.stream.device)
         pairs = list(zip(self.small, self.dense, strict=True))
         if W0.ndim == 3:
             (seen, _), (held_out, energy) = (mixture_of(walk, target.stream.hidden) for walk, target in pairs)
@@ -271,6 +272,15 @@ class _Module:
         return fit_output(fitted, unseen, W0, gain, self.options.ridges, label, bias=biased)
 
     @property
+    def _part(self) -> SubLayer:
+        return self.small[0].stream.checkpoint.family.module(self.kind)
+
+    @property
+    def _inner(self) -> str:
+        """Name of the output projection's weight inside the sub-layer."""
+        return self.output.removeprefix(f"{self._part.name}.")
+
+    @property
     def _bias(self) -> str:
         return self.output.removesuffix("weight") + "bias"
 
@@ -278,7 +288,7 @@ class _Module:
         if fit.ridge is None:
             return {}
         if self.kind not in self.options.bias:
-            return {self.output: fit.weight}
+            return {self.output: as_stored(self._part, self._inner, fit.weight)}
         return {self.output: fit.weight[:, :-1], self._bias: fit.weight[:, -1]}
 
     def _put(self, weights: dict[str, Tensor]) -> None:

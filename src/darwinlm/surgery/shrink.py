@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
+from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import share_kv_heads
 from darwinlm.families.shapes import ModuleShape, row_segments
@@ -40,6 +41,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
         counted = part.experts.counted
         tensors = {n: t.index_select(0, kept.experts.to(t.device)) if counted(n) else t for n, t in tensors.items()}
+    tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     sizes = {"query": shape.width, "key_value": shape.groups * shape.head_dim, "channel": shape.width}
     rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
@@ -53,14 +55,14 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
             cut[name] = _take_rows(tensor, torch.cat(chosen, dim=-1).to(tensor.device))
         else:
             cut[name] = tensor
-    return cut
+    return {name: as_stored(part, name, tensor) for name, tensor in cut.items()}
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c]."""
+    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c] or of biases [e, r]."""
     if rows.ndim == 1:
         return tensor.index_select(0, rows)
-    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]))
+    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]) if tensor.ndim > rows.ndim else rows)
 
 
 def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
