@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
 from torch.utils.hooks import RemovableHandle
 
 from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
@@ -100,13 +100,17 @@ def order_experts(
         S: [m, m], second moment of the gradients at its output; None for the unweighted order.
         total: Sum over processes.
     """
-    module = getattr(mlp, experts.name)
+    module, logits, scale = getattr(mlp, experts.name), router_logits(mlp, experts, hidden), experts.weight_scale(config)
+    correction = 0 if experts.correction is None else getattr(getattr(mlp, experts.router), experts.correction)
+    sigmoid = experts.scores == "sigmoid"
     return expert_order(
-        router_logits(mlp, experts, hidden),
-        lambda expert, tokens: expert_output(module, hidden[tokens], expert),
+        logsigmoid(logits) if sigmoid else logits,
+        lambda expert, tokens: scale * expert_output(module, hidden[tokens], expert),
         int(getattr(config, experts.chosen)),
         S,
         normalised=experts.sums_to_one(config),
+        choice=logits.sigmoid() + correction if sigmoid else logits,
+        beside=None if experts.shared is None else getattr(mlp, experts.shared)(hidden),
         total=total,
     )
 

@@ -140,12 +140,16 @@ class BlockStream:
 
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, load them into the block, and return them in the checkpoint's type."""
-        weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
+        prefix = self.checkpoint.block_prefix(block)
+        weights = self.checkpoint.read(prefix)
         module = self.decoder.blocks[block]
         # Older checkpoints contain buffers that current models compute.
         wanted = module.state_dict().keys()
         weights = {name: tensor for name, tensor in weights.items() if name in wanted}
-        cast = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        cast = {
+            name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self.dtype)
+            for name, tensor in weights.items()
+        }
         module.load_state_dict(cast, assign=True)
         return weights
 

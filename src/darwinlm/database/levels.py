@@ -124,7 +124,12 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
         raise RecipeError(
             f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
         )
-    if units.experts == "width":
+    if units.experts == "whole" and not shape.droppable:
+        raise RecipeError(
+            f"units.experts is whole, but the router of {shape.name} chooses among groups of experts, or by scores that "
+            "don't sum to one, so that no expert can be dropped: set units.experts=width"
+        )
+    if units.experts == "width" or not shape.droppable:
         return [shape.experts]
     if isinstance(units.levels, tuple):
         least = min((share for share in units.levels if share), default=1.0)

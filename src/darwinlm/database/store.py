@@ -259,9 +259,13 @@ class DatabaseReader:
         if name not in self._estimates(block):
             return None
         curves = self._estimates(block)[name]
-        if level.experts:
+        experts = self.checkpoint.family.mlp.experts
+        shared = experts is not None and experts.shared is not None and self.shape(block, kind).experts > 0
+        if level.experts or shared:
             dropped = self._order(block).losses
             assert dropped is not None
+            if not level.experts:
+                return float(dropped[0])
             return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
         return float(curves[..., level.width].sum())
 

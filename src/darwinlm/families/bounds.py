@@ -30,10 +30,14 @@ LIMITS = {
             "d_ff",
             "feed_forward_length",
             "expert_feed_forward_length",
+            "shared_expert_width",
+            "kv_lora_rank",
+            "q_lora_rank",
         ),
         WIDTH,
     ),
     **dict.fromkeys(("head_dim", "kv_channels", "d_kv", "key_length", "value_length", "dimension_count"), COLUMNS),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COLUMNS),
     **dict.fromkeys(
         ("num_attention_heads", "num_key_value_heads", "n_head", "stored_kv_heads", "head_count", "head_count_kv"),
         UNITS,
@@ -43,6 +47,9 @@ LIMITS = {
             "num_experts",
             "num_local_experts",
             "n_routed_experts",
+            "n_shared_experts",
+            "n_group",
+            "topk_group",
             "num_experts_per_tok",
             "expert_count",
             "expert_used_count",
@@ -56,7 +63,7 @@ LIMITS = {
 MAY_BE_ZERO = frozenset(
     {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
     | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
-    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count"}
+    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count", "n_shared_experts"}
 )
 BY_LAYER = frozenset(
     {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}

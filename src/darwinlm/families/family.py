@@ -79,7 +79,8 @@ class Attention(SubLayer):
     of heads (norms over all heads, an output projection of fixed size). `never` is for mixtures of experts, where only
     MLPs are cut, as in DarwinLM."""
     query: tuple[str, ...]
-    """Projections whose rows belong to query heads."""
+    """Projections whose rows belong to query heads; none if keys and values are compressed (multi-head latent
+    attention)."""
     key_value: tuple[str, ...]
     """Projections whose rows belong to KV heads. A name that is also in `query`, or that is listed twice, is a fused
     tensor: its rows are those of each occurrence in order, queries first."""
@@ -96,11 +97,24 @@ class Experts(Closed):
     name: str
     """Module of all experts; the first dimension of each of its tensors counts experts."""
     router: str
-    """Router: each of its tensors has a row for every expert, and its softmax gives the weights. Other parts of the
+    """Router: each of its tensors has a row for every expert, and its scores give the weights. Other parts of the
     mixture, such as a shared expert, are never changed."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """Function of the router's logits that gives the scores."""
+    correction: str | None = None
+    """Tensor of the router that is added to the scores for the choice of experts, but not for their weights."""
     normalised: bool | str = True
     """Whether the weights of the chosen experts sum to one, or the configuration field that determines this. Otherwise
     they are shares of the softmax over all experts."""
+    scale: str | None = None
+    """Configuration field for a factor on all weights."""
+    groups: str | None = None
+    """Configuration field for the number of groups of experts among which the router chooses first. With several
+    groups, experts can't be dropped."""
+    shared: str | None = None
+    """Shared expert, an MLP that every token uses. Its width is a multiple of that of the other experts."""
+    shared_count: str | None = None
+    """Configuration field for this multiple."""
     count: str
     """Configuration field for the number of experts."""
     chosen: str = "num_experts_per_tok"
@@ -129,6 +143,15 @@ class Experts(Closed):
     def counted(self, name: str) -> bool:
         """Whether the first dimension of a tensor inside the MLP counts experts."""
         return name.rpartition(".")[0] in (self.name, self.router)
+
+    def droppable(self, config: Any) -> bool:
+        """Whether the router can do without some of the experts: its weights are then known from the other scores."""
+        grouped = self.groups is not None and (getattr(config, self.groups) or 1) > 1
+        return not grouped and (self.scores == "softmax" or self.sums_to_one(config))
+
+    def weight_scale(self, config: Any) -> float:
+        """Factor on all weights."""
+        return 1.0 if self.scale is None else float(getattr(config, self.scale))
 
     def sums_to_one(self, config: Any) -> bool:
         """Whether the weights of the chosen experts sum to one."""

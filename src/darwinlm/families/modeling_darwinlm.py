@@ -52,6 +52,7 @@ class PrunedConfig:
     _definition: tuple[str, str, str, Norms]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
+    shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the head size first, so that it doesn't depend on a layer's number of heads."""
@@ -112,7 +113,8 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            experts, chosen = getattr(layer, "num_local_experts", None), getattr(layer, "num_experts_per_tok", None)
+            experts = getattr(layer, "num_local_experts", getattr(layer, "n_routed_experts", None))
+            chosen = getattr(layer, "num_experts_per_tok", None)
             if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
             for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
@@ -193,8 +195,15 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
             setattr(attention, name, SharedHeads(projection, heads, rows, size))
 
 
+def keep_shared_width(mlp: nn.Module, config: Any) -> None:
+    """Give a mixture's shared expert its `shared_expert_width`, however wide the other experts are."""
+    width, shared = config.shared_expert_width, getattr(mlp, "shared_experts", None)
+    if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
+        setattr(mlp, "shared_experts", type(shared)(config, intermediate_size=width))  # noqa: B010 - of a module
+
+
 class PrunedBlock:
-    """Mixin for a decoder layer with missing sub-layers or unevenly shared heads; before the family's class."""
+    """Mixin for a decoder layer with parts that the family's class lacks; it comes before the family's class."""
 
     _norms: Norms
 
@@ -202,6 +211,8 @@ class PrunedBlock:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
         if "attention" not in config.skip:
             share_kv_heads(getattr(self, "self_attn"), config)  # noqa: B009 - set by the family's class
+        if "mlp" not in config.skip:
+            keep_shared_width(getattr(self, "mlp"), config)  # noqa: B009 - set by the family's class
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
@@ -244,7 +255,9 @@ class PrunedModel(FromFamily):
             super().__init__(config)  # type: ignore[call-arg]
         plain, pruned = self._blocks
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
-        own_code = [getattr(own, "skip", ()) or own.query_groups is not None for own in layers]
+        own_code = [
+            getattr(own, "skip", ()) or (own.query_groups, own.shared_expert_width) != (None, None) for own in layers
+        ]
         blocks = [(pruned if odd else plain)(own, i) for i, (own, odd) in enumerate(zip(layers, own_code, strict=True))]
         self.layers = nn.ModuleList(blocks)
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share

@@ -30,6 +30,7 @@ class ModuleShape:
         output: Name of the output projection's weight inside the block.
         experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
         chosen: Number of experts that a token uses; 0 if it isn't a mixture.
+        droppable: Whether single experts of a mixture can be dropped.
         query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
     """
 
@@ -43,6 +44,7 @@ class ModuleShape:
     output: str
     experts: int = 0
     chosen: int = 0
+    droppable: bool = True
     query_groups: tuple[int, ...] | None = None
 
     @property
@@ -115,7 +117,11 @@ def _module_shape(
                 f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
                 f"of them ({family.model_type}): such a mixture can't be pruned"
             )
-        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen)
+        droppable = part.experts.droppable(checkpoint.config)
+        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen, droppable)
+    if not part.key_value:  # compressed keys and values
+        heads = int(checkpoint.config.num_attention_heads)
+        return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
     key = part.segments[part.key_value[0]]
     rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width
     groups = rows // (key.count("key_value") * columns)
@@ -152,6 +158,14 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
         else:
             total += prod(size)
     return total
+
+
+def shared_width(family: Family, shape: ModuleShape) -> int | None:
+    """Width of a mixture's shared expert; None if it has none."""
+    experts = family.mlp.experts
+    if experts is None or experts.shared is None or not shape.experts:
+        return None
+    return shape.tensors[f"{family.mlp.name}.{experts.shared}.{family.mlp.output}.weight"][-1]
 
 
 def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) -> int:

@@ -14,13 +14,14 @@ from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
-from darwinlm.families.modeling_darwinlm import share_kv_heads
-from darwinlm.families.shapes import ModuleShape, row_segments
+from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
+from darwinlm.families.shapes import ModuleShape, row_segments, shared_width
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
 QUERY_GROUPS = "query_groups"
 STORED_KV_HEADS = "stored_kv_heads"
+SHARED_WIDTH = "shared_expert_width"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -88,7 +89,9 @@ def layer_overrides(
         experts = family.mlp.experts
         if experts is None or not shape.experts:
             return {family.mlp.width: level.width}
-        return {experts.width: level.width, experts.count: level.experts}
+        row = {experts.width: level.width, experts.count: level.experts}
+        shared = shared_width(family, shape)
+        return row if shared is None else {**row, SHARED_WIDTH: shared}
     if query_groups is None:
         return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
     repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}
@@ -128,11 +131,15 @@ def small_module(
     overrides = layer_overrides(family, shape, level, query_groups)
     if kind == "attention":
         overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
+    else:
+        overrides = {SHARED_WIDTH: None, **overrides}
     one = layer_config(config, shape.block, overrides)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
         module: nn.Module = getattr(layer, family.module(kind).name)
         if kind == "attention":
             share_kv_heads(module, one)
+        else:
+            keep_shared_width(module, one)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)

@@ -96,6 +96,7 @@ class KvCache:
         tokens: Cached tokens per sequence, by block; fewer with a sliding window.
         batch: Number of sequences.
         itemsize: Bytes per element.
+        latent: Elements per token of compressed keys and values, which are cached instead; 0 if there are none.
         counters: Blocks whose cache stores one head even without attention, because it determines positions.
     """
 
@@ -103,12 +104,14 @@ class KvCache:
     tokens: Sequence[int]
     batch: int
     itemsize: int
+    latent: int
     counters: frozenset[int]
 
     def bytes_of(self, block: int, level: Level) -> int:
         """Bytes of keys and values of one attention at a level."""
         heads = level.groups or (1 if block in self.counters else 0)
-        return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
+        elements = self.latent or 2 * heads * self.head_dim[block]
+        return elements * self.tokens[block] * self.batch * self.itemsize
 
 
 def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
