@@ -73,6 +73,8 @@ BY_LAYER = frozenset(
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
+DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+"""Configuration of transformers that turns weights of a quantisation into floats."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 
@@ -160,9 +162,16 @@ def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
     if quantisation is None:
         return
     method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
+    config = DEQUANTISED_BY.get(method) if isinstance(method, str) else None
+    how = (
+        f"dequantise it: load it with transformers and quantization_config={config}(dequantize=True), and save it with "
+        "save_pretrained"
+        if config
+        else "one that was dequantised to bfloat16"
+    )
     raise CheckpointError(
         f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
-        "pruned: use the model that it was made from, or one that was dequantised to bfloat16"
+        f"pruned: use the model that it was made from, or {how}"
     )
 
 

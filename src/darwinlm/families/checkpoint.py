@@ -308,6 +308,13 @@ class Checkpoint:
                 raise CheckpointError(f"can't read {path}: {first_line(error)}") from error
         return model.eval().requires_grad_(requires_grad=False)
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of saved tensors that aren't parameters, such as a router's correction of scores."""
+        model = self.skeleton()
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
+
     def skeleton(self) -> Any:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""
         try:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,10 +147,12 @@ class Sizes:
     def active(self, shape: ModuleShape) -> float:
         """Number of a module's parameters that a token uses; for a mixture, those of the chosen experts."""
         levels = next(m for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind)).levels
-        if not shape.experts:
+        mlp = self.checkpoint.family.mlp
+        if not shape.experts or mlp.experts is None:
             return levels[-1].params
-        chosen = getattr(self.checkpoint.config, "num_experts_per_tok", shape.experts)
-        return levels[-1].params * chosen / shape.experts
+        holder = f"{mlp.name}.{mlp.experts.name}"
+        routed = sum(prod(size) for name, size in shape.tensors.items() if name.rpartition(".")[0] == holder)
+        return levels[-1].params - routed * (1 - shape.chosen / shape.experts)
 
     @cached_property
     def forward(self) -> float:

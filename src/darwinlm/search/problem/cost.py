@@ -96,16 +96,16 @@ class KvCache:
         tokens: Cached tokens per sequence, by block; fewer with a sliding window.
         batch: Number of sequences.
         itemsize: Bytes per element.
-        latent: Elements per token of compressed keys and values, which are cached instead; 0 if there are none.
         counters: Blocks whose cache stores one head even without attention, because it determines positions.
+        latent: Elements per token of compressed keys and values, which are cached instead; 0 if there are none.
     """
 
     head_dim: Sequence[int]
     tokens: Sequence[int]
     batch: int
     itemsize: int
-    latent: int
     counters: frozenset[int]
+    latent: int = 0
 
     def bytes_of(self, block: int, level: Level) -> int:
         """Bytes of keys and values of one attention at a level."""
@@ -114,7 +114,9 @@ class KvCache:
         return elements * self.tokens[block] * self.batch * self.itemsize
 
 
-def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
+def byte_costs(
+    space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0, buffers: int = 0
+) -> CostModel:
     """Costs in bytes of weights and KV cache.
 
     Args:
@@ -123,6 +125,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         itemsize: Bytes per saved weight.
         cache: Sizes of the KV cache.
         added: Number of parameters that the largest levels have and the dense modules do not.
+        buffers: Bytes of saved tensors that aren't parameters.
     """
     costs = []
     with_attention = set()
@@ -134,7 +137,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
     gone = Level(0, 0, 0, 0)
     kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
-    return CostModel("bytes", tuple(costs), outside * itemsize + kept, added * itemsize)
+    return CostModel("bytes", tuple(costs), outside * itemsize + kept + buffers, added * itemsize)
 
 
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:

@@ -82,7 +82,8 @@ def counted_costs(
     if settings.kind == "params":
         return parameter_costs(space, fixed=outside, added=added)
     cache = _cache(settings, checkpoint, shapes, dtype)
-    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, added=added)
+    buffers = checkpoint.buffer_bytes
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, added=added, buffers=buffers)
 
 
 def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
