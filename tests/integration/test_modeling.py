@@ -39,11 +39,12 @@ def test_save_and_load(pruned, tmp_path):
     pruned.save_pretrained(tmp_path)
     ids = tokens()
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    again = copy.deepcopy(again)  # rounding depends on the alignment of weights, which mapped files don't keep
     assert type(again) is type(pruned)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert torch.equal(logits(again, ids), logits(pruned, ids))
-    decoder = AutoModel.from_pretrained(tmp_path)
+    decoder = copy.deepcopy(AutoModel.from_pretrained(tmp_path))
     assert type(decoder) is type(pruned.model)
     assert torch.equal(decoder(ids).last_hidden_state, pruned.model(ids).last_hidden_state)
     stored = json.loads((tmp_path / "config.json").read_text())
