@@ -1,4 +1,4 @@
-"""What DeepSeek, GLM and gpt-oss have besides experts: shared ones, corrected scores, packed weights, further blocks."""
+"""What DeepSeek, GLM and gpt-oss have beside experts: shared ones, corrected scores, packed weights, more blocks."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"says mxfp4.*quantization_config=Mxfp4Config\(dequantize=True\), and save"):
+    with pytest.raises(
+        CheckpointError, match=r"says mxfp4.*quantization_config=Mxfp4Config\(dequantize=True\), and save"
+    ):
         Checkpoint.open(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
     model.save_pretrained(tmp_path / "floats")

@@ -153,8 +153,8 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
-def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, alternate: bool) -> torch.Tensor:
-    """The rows or columns of a block's weight that stay; experts' rows of gate and up may alternate in the last place."""
+def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
+    """The rows or columns of a block's weight that stay."""
     if kept.experts is not None and (".mlp.gate." in name or ".mlp.router." in name or ".experts." in name):
         weight = weight[kept.experts]
     heads = [group * PER_GROUP + head for group, head in kept.heads]
@@ -174,10 +174,6 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, alternate: 
             return rows(weight, heads, size, dim=1)
         case "gate_proj" | "up_proj", _:
             return rows(weight, kept.within(weight.shape[0]), 1)
-        case "experts", "gate_up_proj" | "gate_up_proj_bias" if alternate:
-            return rows(weight, kept.within(weight.shape[-1] // 2), 2, weight.ndim - 1)
-        case "experts", "down_proj" if alternate:
-            return rows(weight, kept.within(weight.shape[1]), 1, 1)
         case ("gate_up_proj", _) | ("experts", "gate_up_proj"):
             dim = weight.ndim - 2
             width = weight.shape[dim] // 2
@@ -186,6 +182,17 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, alternate: 
         case ("down_proj", "weight") | ("experts", "down_proj"):
             return rows(weight, kept.within(weight.shape[-1]), 1, dim=weight.ndim - 1)
     return weight
+
+
+def stays_of_gpt_oss(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
+    """The same, where experts' rows of gate and up alternate in the last place, and experts have biases."""
+    part = name.rpartition(".mlp.experts.")[2]
+    if part == name:
+        return stays(name, weight, kept, size)
+    weight = weight if kept.experts is None else weight[kept.experts]
+    if part.startswith("gate_up_proj"):
+        return rows(weight, kept.within(weight.shape[-1] // 2), 2, weight.ndim - 1)
+    return rows(weight, kept.within(weight.shape[1]), 1, 1) if part == "down_proj" else weight
 
 
 def cut(dense: Any, plan: list[Kept]) -> Any:
@@ -202,8 +209,8 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     for name in state:
         if ".layers." in name:
             kept = plan[int(name.split(".")[2])]
-            alternate = config.model_type == "darwinlm_gpt_oss"
-            state[name] = stays(name, state[name], kept, config.head_dim, alternate=alternate)
+            of_block = stays_of_gpt_oss if config.model_type == "darwinlm_gpt_oss" else stays
+            state[name] = of_block(name, state[name], kept, config.head_dim)
     model.load_state_dict(state)
     return model
 

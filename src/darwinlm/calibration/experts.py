@@ -100,7 +100,11 @@ def order_experts(
         S: [m, m], second moment of the gradients at its output; None for the unweighted order.
         total: Sum over processes.
     """
-    module, logits, scale = getattr(mlp, experts.name), router_logits(mlp, experts, hidden), experts.weight_scale(config)
+    module, logits, scale = (
+        getattr(mlp, experts.name),
+        router_logits(mlp, experts, hidden),
+        experts.weight_scale(config),
+    )
     correction = 0 if experts.correction is None else getattr(getattr(mlp, experts.router), experts.correction)
     sigmoid = experts.scores == "sigmoid"
     return expert_order(
