@@ -50,7 +50,8 @@ def test_save_and_load(pruned, tmp_path):
     stored = json.loads((tmp_path / "config.json").read_text())
     prefix = NAMES[stored["model_type"].removeprefix("darwinlm_")][0]
     assert stored["auto_map"] == auto_map(prefix)
-    assert stored["head_dim"] == pruned.config.head_dim
+    name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
+    assert stored[name] == pruned.config.head_dim
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
     assert family_of(pruned.config).class_names == (*NAMES[pruned.config.model_type[9:]], "", LLAMA)[:4]
 

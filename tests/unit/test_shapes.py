@@ -53,6 +53,11 @@ FAMILIES = {
     "helium": {"num_hidden_layers": 2},
     "nemotron with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
     "apertus": {"num_hidden_layers": 2},
+    "gpt_oss": {"num_hidden_layers": 2, "layer_types": None},
+    "deepseek_v2": {"num_hidden_layers": 2},
+    "deepseek_v3": {"num_hidden_layers": 2, "first_k_dense_replace": 1},
+    "glm4_moe": {"num_hidden_layers": 2},
+    "glm4_moe_lite": {"num_hidden_layers": 2},
 }
 UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
