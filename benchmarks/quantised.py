@@ -36,10 +36,9 @@ BUDGET = (
     "budget.keep=75%",
     "text.calibration_tokens=8192",
     "database.saliency_tokens=1024",
-    "refit.enabled=true",
-    "refit.tokens=8192",
-    "search.generations=6",
-    "search.offspring=6",
+    "refit.enabled=false",
+    "search.generations=2",
+    "search.offspring=4",
     "search.stages=[{tokens: 1024, survivors: 2}, {tokens: 2048, survivors: 1}]",
     "recovery.tokens=0",
     "evaluation.speed_runs=1",
@@ -115,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quantised"))
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--sequences", type=int, default=4, help="blocks of held-out text for the KL")
+    parser.add_argument("--sequences", type=int, default=2, help="blocks of held-out text for the KL")
     parser.add_argument("--set", action="append", help="section.field=value, as for `darwinlm demo`")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
