@@ -1,10 +1,11 @@
 """A model pruned to widths that a quantisation's groups divide, against one pruned to multiples of 32.
 
-Both arms are the demo's model at the same share of its block parameters, from one database. Each is exported with
-llama.cpp's own quantiser; `padded` exports the model of multiples of 32 with its MLPs padded to whole groups. A line
-has the size of the file, the bits per weight of the pruned matrices, their element types, and the KL to the dense
-model on held-out text, of the model as saved and of the weights in the file. A pruned matrix is one that the allocation
-made smaller. Finished lines are in OUT/results.jsonl and aren't repeated.
+Both arms are the demo's model at the same share of its block parameters, from one database: the knapsack solution for
+the database's estimated losses, without a search, a refit or training. Each is exported with llama.cpp's own quantiser;
+`padded` exports the model of multiples of 32 with its MLPs padded to whole groups. A line has the size of the file, the
+bits per weight of the pruned matrices, their element types, and the KL to the dense model on held-out text, of the
+model as saved and of the weights in the file. A pruned matrix is one that the allocation made smaller. Finished lines
+are in OUT/results.jsonl and aren't repeated.
 
     python benchmarks/quantised.py --out runs/quantised --seed 0 --seed 1
 """
@@ -24,26 +25,24 @@ from darwinlm.console import Reporter
 from darwinlm.demo import demo_recipe
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.gguf.reference import GgufFile, reference_streams
+from darwinlm.export.hf import save_model
 from darwinlm.export.run import export_model
 from darwinlm.export.sizes import block_sizes
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
+from darwinlm.search.predict.module_losses import estimated_losses
+from darwinlm.search.propose.start import knapsack_start
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
+from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Json, machine
 
 BUDGET = (
     "budget.keep=75%",
     "text.calibration_tokens=8192",
     "database.saliency_tokens=1024",
-    "refit.enabled=false",
-    "search.generations=2",
-    "search.offspring=4",
-    "search.stages=[{tokens: 1024, survivors: 2}, {tokens: 2048, survivors: 1}]",
     "recovery.tokens=0",
-    "evaluation.speed_runs=1",
-    "evaluation.new_tokens=1",
-    "export.dtype=bfloat16",
 )
 ARMS = {"multiples of 32": (None, 32), "padded": (None, 256), "ready": ("q4_k_m", 32)}
 PARTS = {"attention": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp": ("ffn_gate", "ffn_up", "ffn_down")}
@@ -52,13 +51,18 @@ CUT_ALONG_ROWS = ("attn_output", "ffn_down")
 
 
 def smaller(options: argparse.Namespace, ready_for: str | None, seed: int) -> Run:
-    """The finished run of an arm; both arms of a seed share the database."""
+    """The run of an arm, with the stitched model in its folder; both arms of a seed share the database."""
     folders = {word: options.out / f"{word or 'plain'}-{seed}" for word in (None, "q4_k_m")}
     settings = [*BUDGET, *(options.set or ()), f"search.seed={seed}"]
     if ready_for is not None:
         settings += [f"units.quantisation={ready_for}", f"database.folder={folders[None] / 'stages' / 'database'}"]
     run = Run(demo_recipe(tuple(settings)), folders[ready_for], Reporter())
-    run_stages(run, "export")
+    if not (run.folder / "model" / "config.json").is_file():
+        reader, plan = database_stage(run, text_stage(run)).reader, plan_stage(run)
+        losses = estimated_losses(plan.space, reader)
+        assert losses is not None
+        model = as_dtype(stitch(reader, knapsack_start(plan, losses)), torch.bfloat16)
+        save_model(model, run.folder / "model", tokenizer=run.checkpoint.tokenizer())
     return run
 
 
