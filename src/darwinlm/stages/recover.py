@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
 from darwinlm.compute import DTYPES
 from darwinlm.data import check_not_evaluation_text, read_documents
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
@@ -182,8 +184,12 @@ def _train(
             steps.blocks,
             settings.skip_tokens,
             bos,
-            looking_back=run.recipe.text.looking_back,
-            seed=run.recipe.search.seed,
+            repeats=partial(
+                with_repeats,
+                share=run.recipe.text.looking_back,
+                seed=run.recipe.search.seed,
+                ordinary=ordinary_tokens(described[1]),
+            ),
         )
         dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)

@@ -17,7 +17,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.files import Tally, listed
-from darwinlm.data.looking_back import with_repeats
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
@@ -80,9 +80,14 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
+            ordinary = ordinary_tokens(tokenizer)
             for purpose, part in blocks.items():
-                share = 0.0 if purpose == "evaluation" else settings.looking_back
-                tokens = with_repeats(part.tokens, share, run.recipe.search.seed)
+                tokens = with_repeats(
+                    part.tokens,
+                    share=0.0 if purpose == "evaluation" else settings.looking_back,
+                    seed=run.recipe.search.seed,
+                    ordinary=ordinary,
+                )
                 replace(part, tokens=tokens).save(stage.folder / purpose)
         texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
     vocabulary = int(run.checkpoint.config.vocab_size)
