@@ -113,7 +113,8 @@ class _Mixture:
         if beside is None:
             return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
         y, metric = self.y + beside.float(), self.metrics[which]
-        return torch.linalg.vecdot(y if metric is None else y @ metric, y).sum(dtype=torch.float64)
+        squares: Tensor = torch.linalg.vecdot(y if metric is None else y @ metric, y)
+        return squares.sum(dtype=torch.float64)
 
     def error(self, which: int) -> Tensor:
         """Summed squared error of the current mixture."""

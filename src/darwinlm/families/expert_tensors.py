@@ -21,7 +21,7 @@ def by_rows(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
         return tensor
     if experts.transposed and tensor.ndim == MATRIX:
         tensor = tensor.mT
-    return tensor.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) if _alternate(experts, name) else tensor
+    return _regrouped(tensor, tensor.shape[1] // 2, 2) if _alternate(experts, name) else tensor
 
 
 def as_stored(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def as_stored(part: SubLayer, name: str, tensor: Tensor) -> Tensor:
     if experts is None:
         return tensor
     if _alternate(experts, name):
-        tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        tensor = _regrouped(tensor, 2, tensor.shape[1] // 2)
     return tensor.mT.contiguous() if experts.transposed and tensor.ndim == MATRIX else tensor
 
 
@@ -44,6 +44,11 @@ def shape_by_rows(part: SubLayer, name: str, shape: tuple[int, ...]) -> tuple[in
 def row_axis(part: SubLayer, name: str) -> int:
     """The dimension of a projection's rows: the first, or the second after that of experts."""
     return 0 if _owner(part, name) is None else 1
+
+
+def _regrouped(tensor: Tensor, outer: int, inner: int) -> Tensor:
+    """Rows [e, outer · inner, ...] in the order of the inner count first."""
+    return tensor.reshape(len(tensor), outer, inner, *tensor.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
 def _owner(part: SubLayer, name: str) -> Experts | None:
