@@ -1,11 +1,12 @@
 """A model pruned to widths that a quantisation's groups divide, against one pruned to multiples of 32.
 
-Both arms are the demo's model at the same share of its block parameters, from one database: the knapsack solution for
-the database's estimated losses, without a search, a refit or training. Each is exported with llama.cpp's own quantiser;
-`padded` exports the model of multiples of 32 with its MLPs padded to whole groups. A line has the size of the file, the
-bits per weight of the pruned matrices, their element types, and the KL to the dense model on held-out text, of the
-model as saved and of the weights in the file. A pruned matrix is one that the allocation made smaller. Finished lines
-are in OUT/results.jsonl and aren't repeated.
+All arms are the demo's model, from one database: the knapsack solution for the database's estimated losses, without a
+search, a refit or training. They keep the same share of its block parameters, but for the last one, whose file is about
+as large as that of the first. Each is exported with llama.cpp's own quantiser; `padded` exports the model of multiples
+of 32 with its MLPs padded to whole groups. A line has the size of the file, the bits per weight of the pruned matrices,
+their element types, and the KL to the dense model on held-out text, of the model as saved and of the weights in the
+file. A pruned matrix is one that the allocation made smaller. Finished lines are in OUT/results.jsonl and aren't
+repeated.
 
     python benchmarks/quantised.py --out runs/quantised --seed 0 --seed 1
 """
@@ -39,24 +40,30 @@ from darwinlm.surgery.stitch import as_dtype, stitch
 from search import Json, machine
 
 BUDGET = (
-    "budget.keep=75%",
     "text.calibration_tokens=8192",
     "database.saliency_tokens=1024",
     "recovery.tokens=0",
 )
-ARMS = {"multiples of 32": (None, 32), "padded": (None, 256), "ready": ("q4_k_m", 32)}
+ARMS = {
+    "multiples of 32": (None, 32, "75%"),
+    "padded": (None, 256, "75%"),
+    "ready": ("q4_k_m", 32, "75%"),
+    "ready, as large": ("q4_k_m", 32, "78.5%"),
+}
+"""Quantisation that it is made ready for, multiple to which its MLPs are padded, and kept share of block parameters."""
 PARTS = {"attention": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp": ("ffn_gate", "ffn_up", "ffn_down")}
 CUT_ALONG_ROWS = ("attn_output", "ffn_down")
 """Matrices whose rows get shorter; the rows of the others keep the hidden size."""
 
 
-def smaller(options: argparse.Namespace, ready_for: str | None, seed: int) -> Run:
-    """The run of an arm, with the stitched model in its folder; both arms of a seed share the database."""
-    folders = {word: options.out / f"{word or 'plain'}-{seed}" for word in (None, "q4_k_m")}
-    settings = [*BUDGET, *(options.set or ()), f"search.seed={seed}"]
+def smaller(options: argparse.Namespace, ready_for: str | None, keep: str, seed: int) -> Run:
+    """The run of an arm, with the stitched model in its folder; the arms of a seed share the database."""
+    settings = [*BUDGET, *(options.set or ()), f"search.seed={seed}", f"budget.keep={keep}"]
+    folder = first = options.out / f"plain-{seed}"
     if ready_for is not None:
-        settings += [f"units.quantisation={ready_for}", f"database.folder={folders[None] / 'stages' / 'database'}"]
-    run = Run(demo_recipe(tuple(settings)), folders[ready_for], Reporter())
+        folder = options.out / f"{ready_for}-{keep.rstrip('%')}-{seed}"
+        settings += [f"units.quantisation={ready_for}", f"database.folder={first / 'stages' / 'database'}"]
+    run = Run(demo_recipe(tuple(settings)), folder, Reporter())
     if not (run.folder / "model" / "config.json").is_file():
         reader, plan = database_stage(run, text_stage(run)).reader, plan_stage(run)
         losses = estimated_losses(plan.space, reader)
@@ -92,9 +99,9 @@ def pruned_matrices(run: Run, file: GgufFile, blocks: list[int]) -> dict[str, An
 
 def compete(options: argparse.Namespace, arm: str, seed: int) -> Json:
     """Measure one arm with one split of the text."""
-    ready_for, multiple = ARMS[arm]
-    run = smaller(options, ready_for, seed)
-    path = options.out / f"{arm.replace(' ', '-')}-{seed}.gguf"
+    ready_for, multiple, keep = ARMS[arm]
+    run = smaller(options, ready_for, keep, seed)
+    path = options.out / f"{arm.replace(',', '').replace(' ', '-')}-{seed}.gguf"
     report = export_model(
         run.folder / "model", path, to="gguf", quantisation="q4_k_m", mlp_multiple=multiple, overwrite=True
     )
