@@ -35,7 +35,7 @@ def texts_of(tiny_llama, tiny_run_settings, tmp_path):
 
 
 def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
-    more = ("text.training_tokens=512",)
+    more = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",)
     plain, mixed = texts_of("plain", "text.looking_back=0", *more), texts_of("mixed", "text.looking_back=25%", *more)
     ordinary = ordinary_tokens(AutoTokenizer.from_pretrained(tiny_llama))
     assert set(plain) == {"calibration", "fitness", "validation", "training", "evaluation"}

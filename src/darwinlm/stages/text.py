@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Texts = dict[str, TokenBlocks]
 
 
+DOCUMENT_TOKENS = 512
+"""Maximum number of tokens from one document as long as there are others. A search on three whole documents did worse;
+see docs/notebook/quality.md."""
+
 PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
 
 
@@ -55,8 +59,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "validation": settings.validation_tokens,
         "evaluation": settings.evaluation_tokens,
     }
-    if settings.training_tokens:
-        shares["training"] = settings.training_tokens
+    if run.recipe.search.training_needed:
+        shares["training"] = run.recipe.search.training_needed
     shares = {purpose: tokens for purpose, tokens in shares.items() if purpose in purposes}
     tokenizer = run.checkpoint.tokenizer()
     key = {
@@ -64,8 +68,6 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "tokenizer": _tokenizer_digest(tokenizer),
         "shares": shares,
         "sequence_length": settings.sequence_length,
-        "document_tokens": settings.document_tokens,
-        "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
         "blocks_begin_with": added_bos(tokenizer),
     }
@@ -113,13 +115,13 @@ def _split(
         left_out = Tally()
         try:
             blocks = split_documents(
-                read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=left_out),
+                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer, tally=left_out),
                 shares,
                 tokenizer,
                 settings.sequence_length,
                 run.recipe.search.seed,
                 source=source,
-                document_tokens=settings.document_tokens,
+                document_tokens=DOCUMENT_TOKENS,
             )
         except TextTooShortError as error:
             if "training" in wanted:
@@ -143,12 +145,6 @@ def _split(
                 f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
             )
         return blocks
-
-
-def shuffle_of(run: Run) -> Shuffle | None:
-    """Random order of documents; None keeps the order of the files."""
-    documents = run.recipe.text.shuffle_documents
-    return Shuffle(documents, run.recipe.search.seed) if documents else None
 
 
 def fingerprint(source: str) -> dict[str, object]:
