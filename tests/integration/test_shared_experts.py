@@ -120,13 +120,13 @@ def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path):
     model.save_pretrained(tmp_path / "floats")
     for file in folder.glob("*token*"):
         (tmp_path / "floats" / file.name).write_bytes(file.read_bytes())
-    run_stages(make_run(tmp_path / "floats", tmp_path / "out", "refit.enabled=false"), "export")
+    run_stages(make_run(tmp_path / "floats", tmp_path / "out", "refit.tokens=0"), "export")
     assert Checkpoint.open(tmp_path / "out" / "model").family.model_type == "gpt_oss"
 
 
 @pytest.mark.parametrize("model_type", ["gpt_oss", "glm4_moe_lite"])
 def test_narrower_experts_are_padded_to_stock_shapes_and_refused_as_gguf(tiny_folder, make_run, tmp_path, model_type):
-    run = make_run(tiny_folder(model_type), tmp_path / "out", "units.experts=width", "refit.enabled=false")
+    run = make_run(tiny_folder(model_type), tmp_path / "out", "units.experts=width", "refit.tokens=0")
     run_stages(run, "export")
     report = export_model(tmp_path / "out" / "model", tmp_path / "dense", to="dense")
     assert any("masked" in comparison.left or "masked" in comparison.right for comparison in report.comparisons)
