@@ -10,6 +10,7 @@ from darwinlm.cli.app import (
     SHRINK,
     BytesOption,
     DatabaseOption,
+    ForOption,
     KeepOption,
     LatencyOption,
     ModelArgument,
@@ -44,6 +45,7 @@ def prune(
     latency: LatencyOption = None,
     time: TimeOption = None,
     preset: PresetOption = None,
+    ready_for: ForOption = None,
     text: TextOption = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
@@ -60,7 +62,7 @@ def prune(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     overrides: dict[str, Any] = {
-        **options(model=model, **budget, time=time, preset=preset, text=text),
+        **options(model=model, **budget, time=time, preset=preset, text=text, ready_for=ready_for),
         "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from darwinlm.database.quantised import unfit_widths
 from darwinlm.errors import FamilyError, RecipeError
 from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
@@ -38,8 +39,9 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """How stages adapt to the machine."""
-        return [need.note for need in self.needs if need.note]
+        """How stages adapt to the machine, and widths that a quantisation doesn't fit."""
+        unfit = unfit_widths(self.sizes.recipe.units, self.sizes.shapes, self.sizes.width)
+        return [*([unfit] if unfit else []), *(need.note for need in self.needs if need.note)]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
