@@ -22,7 +22,7 @@ from torch.utils import flop_counter
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Absent, Decoder
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.family import KINDS, SubLayer
 
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -57,14 +57,14 @@ class Passes:
 class _Thin(Absent):
     """A sub-layer of width 1, for the costs of the stream around sub-layers."""
 
-    def __init__(self, kind: ModuleKind, width: int, dtype: torch.dtype) -> None:
-        super().__init__(kind)
+    def __init__(self, part: SubLayer, width: int, dtype: torch.dtype) -> None:
+        super().__init__(part)
         self.input, self.output = nn.Linear(width, 1, dtype=dtype), nn.Linear(1, width, dtype=dtype)
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         """As the sub-layer."""
         result = self.output(self.input(hidden_states))
-        return (result, None) if self.kind == "attention" else result
+        return (result, None) if self.pair else result
 
 
 def count_passes(
@@ -115,9 +115,9 @@ def count_passes(
                     continue
                 layer = copy.copy(decoder.blocks[index])
                 layer._modules = dict(layer._modules)
-                for kind in KINDS if thin else ():
-                    if family.module(kind).name in layer._modules:
-                        layer._modules[family.module(kind).name] = _Thin(kind, model.config.hidden_size, dtype)
+                for part in map(family.module, KINDS if thin else ()):
+                    if part.name in layer._modules:
+                        layer._modules[part.name] = _Thin(part, model.config.hidden_size, dtype)
                 one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
                 flops += (two[0] - one[0]) * size / sizes[index]
                 peak = max(peak, two[1] - one[1])
