@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 
 from darwinlm.errors import FamilyError
 from darwinlm.families.family import Family, families, family_of
+from darwinlm.families.pruned import pruned_classes
 
 DESCRIPTION = """
 title: Otters
@@ -110,3 +111,9 @@ def test_class_names():
 def test_a_misspelt_field_is_refused():
     with pytest.raises(ValidationError, match="post_normm"):
         described(post_normm="x")
+
+
+def test_defaults_without_a_number_of_kv_heads_are_valid():
+    """Some releases of transformers make a configuration of defaults when they save another; Nemotron's has None."""
+    config, *_ = pruned_classes(*families()["nemotron"].class_names)
+    assert config().num_key_value_heads is None

@@ -106,6 +106,7 @@ class PrunedConfig:
             if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
                 raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
             heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+            groups = heads if groups is None else groups  # as some families' defaults say it
             if (shared := layer.query_groups) is not None:
                 if not len(shared) == heads == groups:
                     raise ValueError(f"layer {i}: query_groups of {len(shared)} heads, but {heads} query heads")
