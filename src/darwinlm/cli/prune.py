@@ -23,6 +23,7 @@ from darwinlm.cli.app import (
     StageOption,
     TextOption,
     TimeOption,
+    VocabOption,
     command,
 )
 
@@ -32,6 +33,7 @@ from darwinlm.cli.app import (
     "darwinlm prune HuggingFaceTB/SmolLM2-135M-Instruct --keep 50% --out runs/half",
     "darwinlm prune MODEL --params 2.7B --text TEXT --out runs/small",
     "darwinlm prune MODEL --keep 75%,50%,35% --text TEXT --out runs/sizes",
+    "darwinlm prune MODEL --params 80M --vocab 50% --text TEXT --out runs/vocab",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
 )
 def prune(
@@ -42,6 +44,7 @@ def prune(
     size: BytesOption = None,
     speedup: SpeedupOption = None,
     latency: LatencyOption = None,
+    vocab: VocabOption = None,
     time: TimeOption = None,
     preset: PresetOption = None,
     text: TextOption = None,
@@ -60,7 +63,7 @@ def prune(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     overrides: dict[str, Any] = {
-        **options(model=model, **budget, time=time, preset=preset, text=text),
+        **options(model=model, **budget, vocab=vocab, time=time, preset=preset, text=text),
         "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }

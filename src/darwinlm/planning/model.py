@@ -25,6 +25,7 @@ from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.dtype import saved_dtype
+from darwinlm.vocabulary.choose import kept_size
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,12 @@ class Sizes:
 
     @cached_property
     def params(self) -> int:
-        """Number of parameters of the dense model; a tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.checkpoint.skeleton().parameters())
+        """Number of parameters of the dense model with the recipe's vocabulary; a tied embedding counts once."""
+        whole, rows = 0, int(self.checkpoint.config.vocab_size)
+        for name, parameter in self.checkpoint.skeleton().named_parameters():
+            outside = not name.startswith(f"{self.checkpoint.family.layers}.") and parameter.shape[0] == rows
+            whole += parameter.numel() // rows * self.vocabulary if outside else parameter.numel()
+        return whole
 
     @property
     def blocks(self) -> int:
@@ -125,8 +130,8 @@ class Sizes:
 
     @property
     def vocabulary(self) -> int:
-        """Size of the vocabulary."""
-        return int(self.checkpoint.config.vocab_size)
+        """Size of the vocabulary; if the recipe makes it smaller, of the padded one."""
+        return kept_size(self.recipe.vocabulary or 1, int(self.checkpoint.config.vocab_size))
 
     @property
     def linear_head(self) -> bool:
