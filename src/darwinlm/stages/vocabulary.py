@@ -134,7 +134,8 @@ def _choose(run: Run, texts: Texts, tokenizer: Any) -> tuple[list[int], dict[str
             f"text.source {run.recipe.text.source} has {uses.total():,} tokens, too few to choose {size:,} of "
             f"{len(tree.tokens):,}: give more text, or leave out --vocab"
         )
-    rows = tree.ordered(choose_tokens(uses, always, tree.tokens, size, tree.path))
+    paths = {token: tree.path(token) for token in tree.tokens}
+    rows = tree.ordered(choose_tokens(uses, always, paths, size))
     return rows, tree.cut(rows)
 
 

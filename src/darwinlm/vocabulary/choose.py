@@ -1,8 +1,9 @@
-"""The tokens to keep: those of the text in order of use, each with the tokens that it is merged from."""
+"""The tokens to keep: those that shorten the text most, each with the tokens that it is merged from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 
 MULTIPLE = 64
 """The number of kept tokens is a multiple of this, which suits matrix products."""
@@ -23,30 +24,29 @@ def kept_size(wanted: float, tokens: int) -> int:
 
 
 def choose_tokens(
-    uses: Mapping[int, int],
-    always: Set[int],
-    tokens: Iterable[int],
-    size: int,
-    path: Callable[[int], Collection[int] | None],
+    uses: Mapping[int, int], always: Set[int], paths: Mapping[int, Sequence[int] | None], size: int
 ) -> set[int]:
-    """Choose the tokens with the most uses, closed under their paths.
+    """Choose the tokens that the text is merged to most often, closed under their paths.
 
-    Tokens without uses follow in the order of their numbers, which for trained tokenizers is the order of use in the
-    tokenizer's own training text.
+    A merge makes a text one token shorter. So a token is worth as many tokens as there are merges to it in the text,
+    including those on the path of longer tokens. Tokens without uses follow in the order of their numbers, which for
+    trained tokenizers is that of their use in the tokenizer's own training text.
 
     Args:
         uses: Number of uses of each token in the text.
         always: Tokens that are kept in any case; closed under their paths.
-        tokens: All tokens.
+        paths: For every token the tokens that it is merged from, itself included; None if no merge gives it.
         size: Number of tokens to keep, at least that of `always`.
-        path: The tokens that a token is merged from, itself included; None if no merge gives it.
 
     Returns:
         Exactly `size` tokens, or all if there are fewer.
     """
+    made: Counter[int] = Counter()
+    for token, count in uses.items():
+        for part in paths[token] or (token,):
+            made[part] += count
+    order = sorted(paths, key=lambda token: (paths[token] is None, -made[token], token))
     kept = set(always)
-    paths = {token: path(token) for token in tokens}
-    order = sorted(paths, key=lambda token: (paths[token] is None, -uses.get(token, 0), token))
     before = -1
     # A token that didn't fit may fit later, when tokens on its path were kept for others.
     while before < len(kept) < size:

@@ -74,22 +74,22 @@ class TokenizerTree:
             kept |= {number, *(self.path(number) or ())}
         return kept
 
-    def path(self, number: int) -> set[int] | None:
-        """The tokens that the merges of a token give, itself included; None if they don't give it."""
+    def path(self, number: int) -> list[int] | None:
+        """The tokens that a token is merged from, one for each step, itself included; None if no merges give it."""
         token = self.tokens[number]
         if number in self.added or not self.is_bpe:
-            return {number}
-        alone = {number} if self.model.get("ignore_merges") else None  # whole words are looked up directly
+            return [number]
+        alone = [number] if self.model.get("ignore_merges") else None  # whole words are looked up directly
         parts = list(token)
         if any(part not in self.pieces for part in parts):
             return alone
-        made = {self.pieces[part] for part in parts}
+        made = [self.pieces[part] for part in parts]
         while len(parts) > 1:
             rank, place = min((self._ranks.get(pair, inf), place) for place, pair in enumerate(pairwise(parts)))
             if rank == inf:
                 return alone
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
-            made.add(self.pieces[parts[place]])
+            made.append(self.pieces[parts[place]])
         return made
 
     def ordered(self, kept: Iterable[int]) -> list[int]:
