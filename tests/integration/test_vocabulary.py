@@ -9,6 +9,8 @@ import pytest
 import torch
 from tests.integration.test_without_package import assert_same_as_here, loaded_elsewhere
 from tests.tiny.checkpoint import tiny_text
+from tests.tiny.llama_cpp import assert_same_as_transformers, exported
+from tests.tiny.pruned import ENGINE_SIZES
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,6 +98,16 @@ def test_a_finished_run_is_reused(dense, finished, make_run):
 
 def test_it_loads_without_our_package(finished, tmp_path):
     assert_same_as_here(loaded_elsewhere(finished / "model", tmp_path, custom=True), finished / "model")
+
+
+def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    sizes = {name: size for name, size in ENGINE_SIZES.items() if name != "vocab_size"}
+    run = make_run(wordy_checkpoint(tmp_path / "dense", **sizes), tmp_path / "out", "vocabulary=320")
+    vocabulary_stage(run)
+    report = exported(run.checkpoint.folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["tokenizer_agrees"]
+    assert_same_as_transformers(run.checkpoint.folder, tmp_path / "m.gguf", 1e-4)
 
 
 def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):
