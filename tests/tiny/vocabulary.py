@@ -68,7 +68,7 @@ def unigram() -> Tokenizer:
     pieces |= {word: -5.0 - place / 10 for place, word in enumerate(words)}
     parts = {word[start : start + 2] for word in words for start in range(len(word) - 1)}
     pieces |= {part: -4.0 - place / 50 for place, part in enumerate(sorted(parts))}
-    pieces |= {letter: -9.0 for letter in sorted(set("".join(words)))}
+    pieces |= dict.fromkeys(sorted(set("".join(words))), -9.0)
     return _sentence_piece(models.Unigram(list(pieces.items()), unk_id=0, byte_fallback=True))
 
 

@@ -103,7 +103,9 @@ def test_numbers_in_settings_follow(tmp_path):
     folder = wordy_checkpoint(tmp_path / "dense")
     path = folder / "generation_config.json"
     plain = json.loads(path.read_text())
-    path.write_text(json.dumps({**plain, "suppress_tokens": [2, 300], "pad_token_id": 500, "eos_token_id": [2, TOKENS]}))
+    path.write_text(
+        json.dumps({**plain, "suppress_tokens": [2, 300], "pad_token_id": 500, "eos_token_id": [2, TOKENS]})
+    )
     dense = Checkpoint.open(folder)
     assert special_numbers(dense) == {0, 1, 2, TOKENS, 500}
     cut_weights(dense, [0, 2, TOKENS, 1], tmp_path / "small")
@@ -121,7 +123,9 @@ def test_rows_of_a_smaller_tokenizer():
     tree = TokenizerTree(tokenizer, "it")
     kept = closed_choice(tree, tokenizer, {}, 320)
     small = fast(Tokenizer.from_str(json.dumps(tree.cut(kept))))
-    assert rows_in(small, tokenizer) == kept
-    assert rows_in(tokenizer, small) is None
-    assert rows_in(tokenizer, tokenizer) is None
-    assert rows_in(fast(KINDS["Unigram"]()), tokenizer) is None
+    assert rows_in(small, tokenizer, 320, 512) == kept
+    assert rows_in(small, tokenizer, 384, 512) is None
+    assert rows_in(tokenizer, small, 433, 512) is None
+    assert rows_in(tokenizer, tokenizer, 512, 512) is None
+    assert rows_in(tokenizer, tokenizer, 433, 512) == list(range(433))
+    assert rows_in(fast(KINDS["Unigram"]()), tokenizer, 469, 512) is None

@@ -88,8 +88,9 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     Raises:
         ModelError: The vocabularies have different tokens.
     """
-    rows = rows_in(model.tokenizer, dense.tokenizer)
-    if rows is not None and len(rows) == int(model.model.config.vocab_size):
+    sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))
+    rows = rows_in(model.tokenizer, dense.tokenizer, *sizes)
+    if rows is not None:
         cut_model(dense.model, rows)
         return True
     if model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():

@@ -194,9 +194,9 @@ def vocabulary_words(vocabulary: VocabularyFigures) -> str:
         f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens are no "
         "longer there and take several. Text whose tokens are all kept has the logits that it had. With all its "
         f"blocks, the model needs {vocabulary.bits_per_byte:.3f} bits per byte of held-out text, and "
-        f"{vocabulary.dense_bits_per_byte:.3f} with all tokens; it gave the missing ones "
-        f"{100 * (1 - math.exp(-vocabulary.mass_lost)):.2g} % of the probability. Perplexity, KL and speeds are per "
-        "token of the smaller vocabulary, and the dense model is measured with it, too: it has "
+        f"{vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
+        f"{100 * math.exp(-vocabulary.mass_lost):.1f} % of the probability (geometric mean). Perplexity, KL and speeds "
+        "are per token of the smaller vocabulary, and the dense model is measured with it, too: it has "
         f"{count(vocabulary.params)} parameters, and {count(vocabulary.dense_params)} with all tokens."
     )
 
@@ -204,7 +204,9 @@ def vocabulary_words(vocabulary: VocabularyFigures) -> str:
 def title(summary: Summary) -> str:
     """The smaller model's name for people: the dense model's, and what is left of it."""
     vocabulary = summary.vocabulary
-    tokens = "" if vocabulary is None else f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary"
+    tokens = (
+        "" if vocabulary is None else f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary"
+    )
     share = _share(summary.saved.block_params, summary.dense.block_params)
     return f"{plain_name(summary.model)} with {share} of its block parameters{tokens}"
 

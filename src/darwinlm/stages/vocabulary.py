@@ -70,22 +70,23 @@ def vocabulary_stage(run: Run) -> VocabularyFigures | None:
                 f"vocabulary: {figures.tokens:,} of {figures.dense_tokens:,} tokens kept; held-out text takes "
                 f"{figures.longer:.1%} more tokens"
             )
-        teacher = run.teacher
-        run.checkpoint = Checkpoint.open(folder, dense.source)
-        run.teacher = run.checkpoint if teacher is dense else with_vocabulary_of(run, teacher, run.checkpoint)
-        return VocabularyFigures.model_validate(read_json(stage.folder / FIGURES))
+    teacher = run.teacher
+    run.checkpoint = Checkpoint.open(folder, dense.source)
+    run.teacher = run.checkpoint if teacher is dense else with_vocabulary_of(run, teacher, run.checkpoint)
+    return VocabularyFigures.model_validate(read_json(stage.folder / FIGURES))
 
 
 def with_vocabulary_of(run: Run, dense: Checkpoint, small: Checkpoint) -> Checkpoint:
-    """A dense model with the tokens of a smaller model; unchanged unless it has all of these and more."""
-    rows = rows_in(small.tokenizer(), dense.tokenizer())
+    """A dense model with the tokens of a smaller model; unchanged unless it has all of these and more rows."""
+    tokenizers = small.tokenizer(), dense.tokenizer()
+    rows = rows_in(*tokenizers, int(small.config.vocab_size), int(dense.config.vocab_size))
     if rows is None:
         return dense
     key = {"model": dense.digest, "rows": digest_of(rows)}
     with run.stage("vocabulary_teacher", key, "vocabulary of the dense model") as (stage, work):
         if work:
             cut_weights(dense, rows, stage.folder / "model")
-            small.tokenizer().save_pretrained(stage.folder / "model")
+            tokenizers[0].save_pretrained(stage.folder / "model")
     return Checkpoint.open(stage.folder / "model", dense.source)
 
 

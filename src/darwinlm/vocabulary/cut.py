@@ -109,18 +109,20 @@ def special_numbers(checkpoint: Checkpoint) -> set[int]:
     return numbers
 
 
-def rows_in(small: Any, dense: Any) -> list[int] | None:
-    """Where the tokens of one tokenizer stand in another one that has all of them and more.
+def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[int] | None:
+    """Where the tokens of a model with a cut vocabulary stand in the model that it was cut from.
 
     Args:
         small: Tokenizer of the model with fewer tokens.
         dense: Tokenizer of the other model.
+        small_size: Rows of the first model's embedding.
+        dense_size: Rows of the second one's.
 
     Returns:
-        Number in `dense` of every token of `small`, [v]; None if both have the same tokens, or `small` has others.
+        Number in `dense` of every token of `small`, [v]; None if `small` isn't cut, or has tokens that `dense` lacks.
     """
     ours, theirs = small.get_vocab(), dense.get_vocab()
-    if len(ours) >= len(theirs) or sorted(ours.values()) != list(range(len(ours))) or not ours.keys() <= theirs.keys():
+    if small_size >= dense_size or sorted(ours.values()) != list(range(small_size)) or not ours.keys() <= theirs.keys():
         return None
     return [theirs[token] for token in sorted(ours, key=ours.__getitem__)]
 
