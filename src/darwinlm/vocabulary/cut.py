@@ -5,6 +5,7 @@ Letters: v tokens, m residual width.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
     Args:
         checkpoint: The model.
         rows: Old number of every new token, [v].
-        folder: Target folder.
+        folder: Target folder; an older one is replaced.
 
     Raises:
         CheckpointError: Its files are damaged, or name words by numbers of tokens that can't be kept.
@@ -40,7 +41,8 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
     family, index = checkpoint.family, torch.tensor(rows)
     names = (f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias")
     cut = {part for name in names if name in checkpoint.tensors for part in checkpoint.tensors[name].flat()}
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     new = {old: number for number, old in enumerate(rows)}
     config = _settings(checkpoint.folder / "config.json", new)
     write_json(folder / "config.json", {**config, "vocab_size": len(rows)})
