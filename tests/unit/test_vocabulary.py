@@ -11,7 +11,9 @@ from tests.tiny.checkpoint import WORDS
 from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
 from tokenizers import Tokenizer, models
 
+from darwinlm.data.packing import token_ids
 from darwinlm.errors import CheckpointError, ModelError
+from darwinlm.evaluation.spelling import measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import cut_weights, rows_in, special_numbers
@@ -129,3 +131,19 @@ def test_rows_of_a_smaller_tokenizer():
     assert rows_in(tokenizer, tokenizer, 512, 512) is None
     assert rows_in(tokenizer, tokenizer, 433, 512) == list(range(433))
     assert rows_in(fast(KINDS["Unigram"]()), tokenizer, 469, 512) is None
+
+
+def test_a_tokenizer_that_disagrees_is_refused():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    tree = TokenizerTree(tokenizer, "it")
+    kept = closed_choice(tree, tokenizer, {}, 320)
+    cut = tree.cut(kept)
+    small = fast(Tokenizer.from_str(json.dumps(cut)))
+    spelling = measure_spelling(["a jungle", "the"], tokenizer, small, kept)
+    assert (spelling.bytes, spelling.dense_tokens) == (11, sum(map(len, token_ids(tokenizer, ["a jungle", "the"]))))
+    assert spelling.tokens > spelling.dense_tokens
+    with pytest.raises(CheckpointError, match="numbers other tokens"):
+        measure_spelling(["the"], tokenizer, small, [*kept[1:], kept[0]])
+    cut["model"]["merges"] = cut["model"]["merges"][1:]
+    with pytest.raises(CheckpointError, match=r"splits the text .* otherwise"):
+        measure_spelling(WORDS, tokenizer, fast(Tokenizer.from_str(json.dumps(cut))), kept)
