@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from darwinlm.artifact import digest_of, read_json, write_json
-from darwinlm.data import check_not_evaluation_text, document_hash
+from darwinlm.data import Shuffle, check_not_evaluation_text, document_hash
 from darwinlm.data.packing import token_ids
 from darwinlm.data.sources import read_domains
 from darwinlm.data.splits import TextPlan
@@ -17,7 +17,7 @@ from darwinlm.evaluation.spelling import measure_bits, measure_spelling
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report.summary import VocabularyFigures
 from darwinlm.run import Run
-from darwinlm.stages.text import fingerprint, given_source, shares_of, shuffle_of
+from darwinlm.stages.text import fingerprint, given_source, shares_of
 from darwinlm.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.vocabulary.cut import check_whole, cut_weights, rows_in, special_numbers, write_tokenizer
 from darwinlm.vocabulary.tokenizer import TokenizerTree
@@ -50,9 +50,8 @@ def vocabulary_stage(run: Run) -> VocabularyFigures | None:
         "tokenizer": digest_of(sorted(dense.tokenizer().get_vocab().items())),
         "wanted": wanted,
         "source": fingerprint(source),
-        "shares": shares_of(settings),
+        "shares": shares_of(run.recipe),
         "sequence_length": settings.sequence_length,
-        "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
         "arithmetic": run.arithmetic,
     }
@@ -94,10 +93,10 @@ def _documents(run: Run, source: str, tokenizer: Any) -> tuple[Texts, Texts]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
     settings = run.recipe.text
     check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
-    plan = TextPlan(shares_of(settings), settings.sequence_length, run.recipe.search.seed)
+    plan = TextPlan(shares_of(run.recipe), settings.sequence_length, run.recipe.search.seed)
     texts: Texts = {}
     held_out: Texts = {}
-    for domain, text in read_domains(source, CHARACTERS, shuffle=shuffle_of(run), tokenizer=tokenizer):
+    for domain, text in read_domains(source, CHARACTERS, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer):
         held = plan.purpose_of(document_hash(text)) == "evaluation"
         (held_out if held else texts).setdefault(domain, []).append(text)
     if not texts or not held_out:
