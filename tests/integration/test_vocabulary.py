@@ -153,7 +153,7 @@ def test_a_comparison_has_one_vocabulary(command, dense, tiny_run_settings, tiny
 
 def test_rounds_and_a_teacher_have_the_same_vocabulary(dense, tmp_path, make_run):
     teacher = wordy_checkpoint(tmp_path / "teacher", hidden_size=96)
-    settings = ("vocabulary=320", f"teacher={teacher}", "rounds=[80%, 60%]", "refit.enabled=false")
+    settings = ("vocabulary=320", f"teacher={teacher}", "rounds=[80%, 60%]", "refit.tokens=0")
     summary = run_stages(make_run(dense, tmp_path / "out", *settings, keep=None), "report").report
     assert summary.vocabulary.tokens == read_json(tmp_path / "out" / "model" / "config.json")["vocab_size"] == SIZE
     assert summary.dense.params > summary.vocabulary.params
