@@ -18,7 +18,8 @@ from darwinlm.artifact import read_json
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
-from darwinlm.recipe import merge
+from darwinlm.planning.model import Sizes
+from darwinlm.recipe import merge, parse_recipe
 from darwinlm.report.summary import VocabularyFigures, read_summary
 from darwinlm.stages.vocabulary import vocabulary_stage
 
@@ -67,6 +68,8 @@ def test_the_model_is_a_plain_one_with_fewer_tokens(dense, finished):
     made = AutoModelForCausalLM.from_pretrained(finished / "model", trust_remote_code=True)
     assert sum(weight.numel() for weight in made.parameters()) == summary.budget.used
     assert summary.dense.params == summary.vocabulary.params < summary.vocabulary.dense_params
+    recipe = parse_recipe({"model": str(dense), "vocabulary": SIZE}, "here")
+    assert Sizes(Checkpoint.open(dense), recipe).params == summary.dense.params
     end = tokenizer.convert_tokens_to_ids("<|user|>")
     assert end != TOKENS
     assert read_json(finished / "model" / "generation_config.json")["eos_token_id"] == [2, end]
@@ -193,3 +196,14 @@ def test_the_command_takes_a_share(command, dense, tiny_run_settings, tiny_text_
     assert re.search(r"320 of 433 tokens kept; held-out text takes [\d.]+% more tokens", ended.out)
     command(*common, "--vocab", "0").refused("vocabulary", "greater than 0")
     command(*common, "--vocab", "5 apples").refused("vocabulary", "50% or 24k")
+
+
+def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
+    settings = [part for setting in tiny_run_settings for part in ("--set", setting)]
+    out = tmp_path / "out"
+    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *settings)
+    ended = command(*common, "--vocab", "320", "--keep", "75%,50%")
+    assert ended.code == 0, ended
+    assert ended.out.count("tokens kept") == 1
+    assert not (out / "keep-50" / "stages" / "vocabulary").exists()
+    assert read_json(out / "keep-50" / "stages" / "plan" / "key.json")["config"]["vocab_size"] == SIZE
