@@ -194,7 +194,7 @@ class Run:
         if stage.parent.is_dir() and not any(stage.parent.iterdir()):
             stage.parent.rmdir()
         folder = stage.parent.parent
-        if all(path.name == MARKER or is_ours(path.name) for path in folder.iterdir()):
+        if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
             (folder / MARKER).unlink()  # the folder itself is removed with its lock
 
 
@@ -206,5 +206,5 @@ def _check_output(folder: Path) -> None:
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
-    elif folder.exists() and not all(is_ours(path.name) for path in folder.iterdir()):
+    elif folder.exists() and not all(map(is_ours, folder.iterdir())):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")

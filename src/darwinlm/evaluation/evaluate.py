@@ -242,6 +242,8 @@ def _texts(
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts
     }
+    for tokens in packed.values():
+        opened.check_tokens(tokens)
     longest = longest_sequence(opened.model.config)
     if packed and longest is not None and request.sequence_length > longest:
         raise RecipeError(
