@@ -149,7 +149,7 @@ def families_page() -> str:
         "",
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
-        "attention is kept.",
+        "attention is kept. The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
         "## What isn't cut",
         "",

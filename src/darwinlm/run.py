@@ -23,7 +23,7 @@ from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
+OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
 """Stages shared by runs with different budgets."""
 
 
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The dense model, opened on first access."""
+        """The dense model, opened on first access; the stage `vocabulary` replaces it by one with fewer tokens."""
         assert self.recipe.model is not None
         return self._resolved(self.recipe.model, "source", "model")
 
