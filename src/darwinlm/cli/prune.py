@@ -76,7 +76,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
 
     console = terminal.console()
-    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
+    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
@@ -87,6 +87,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     """Run the stages and print the result; returns the results of all stages."""
     from darwinlm.pipeline import run_stages
+    from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
@@ -94,9 +95,9 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
 
     console = terminal.console()
     run = Run(recipe, out, terminal.reporter())
-    if until == "report" and not run.path("text").exists():
+    if until == "report" and recipe.time is None and not run.path("text").exists():
         _expect(run)
-    results = run_stages(run, until)
+    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN))
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return results
@@ -110,6 +111,8 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
+    if summary.time is not None:
+        console.print(f"\n{wording.time_limit(summary)}", highlight=False, markup=False)
     budget = summary.budget
     assert budget is not None
     limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"

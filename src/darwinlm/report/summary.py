@@ -327,6 +327,20 @@ class MachineFigures(Figures):
     compute_dtype: str | None = None
 
 
+class TimeFigures(Figures):
+    """A time limit.
+
+    Attributes:
+        limit: seconds allowed.
+        seconds: seconds used before the report.
+        shortened: what the limit lowered, in words.
+    """
+
+    limit: float
+    seconds: float
+    shortened: tuple[str, ...] = ()
+
+
 class Summary(Figures):
     """A finished run, or a finished recovery.
 
@@ -347,6 +361,7 @@ class Summary(Figures):
         recovery: None where there was none.
         text: what served which purpose.
         stages: in order.
+        time: None where no limit was given.
         export: the saved model.
         machine: that it was measured on.
         recipe: the whole recipe.
@@ -367,6 +382,7 @@ class Summary(Figures):
     recovery: RecoveryFigures | None = None
     text: TextFigures
     stages: tuple[StageFigures, ...] = ()
+    time: TimeFigures | None = None
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
     recipe: dict[str, Any] = {}

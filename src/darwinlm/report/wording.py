@@ -229,6 +229,15 @@ def machine_words(summary: Summary) -> str:
     return ", ".join(parts) or "an unnamed machine"
 
 
+def time_limit(summary: Summary) -> str:
+    """What a time limit lowered, in a sentence; empty where there was no limit."""
+    if summary.time is None:
+        return ""
+    used = f"{duration(summary.time.seconds)} of {duration(summary.time.limit)} used"
+    lowered = "; ".join(summary.time.shortened)
+    return f"Time limit: {used}. " + (f"To keep it: {lowered}." if lowered else "Nothing had to be shortened.")
+
+
 def what_training_left(summary: Summary) -> str:
     """What a reader must expect of the weights, by whether the model was trained after pruning."""
     if summary.recovery is None:

@@ -114,7 +114,7 @@ def prune(
         bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
         speedup: Speed relative to the dense model on this machine, 2 or "2x".
         latency: Time of a request on this machine, with a unit: "30ms".
-        time: Time limit of the search, in minutes or as "90s" or "1h"; it then returns the best result so far.
+        time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
         text: Source of the text; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
