@@ -52,6 +52,7 @@ class Run:
         self.shared = shared
         self.timings: list[dict[str, Any]] = []
         self.time: TimeFigures | None = None
+        self.evaluation_ends: float | None = None
         parallel.init_from_environment()
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
         with parallel.agree():

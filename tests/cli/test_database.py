@@ -203,7 +203,12 @@ def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_
                 assert text.startswith(f"{count} of ") if count else text == "gone"
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert sizes[-1]["text"]["params"] == f"{model.num_parameters() / 1e3:.1f} k"
-    for words in ("one-shot pruning on text like", "may be off by a fifth", "within 17 % of nine runs", "1,024 tokens of"):
+    for words in (
+        "one-shot pruning on text like",
+        "may be off by a fifth",
+        "within 17 % of nine runs",
+        "1,024 tokens of",
+    ):
         assert words in page.text
     assert str(made) not in (tmp_path / "sizes.html").read_text()
 

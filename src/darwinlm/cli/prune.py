@@ -84,8 +84,15 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json", highlight=False)
 
 
-def run_recipe(recipe: Any, out: Path, until: str) -> Any:
-    """Run the stages and print the result; returns the results of all stages."""
+def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
+    """Run the stages and print the result; returns the results of all stages.
+
+    Args:
+        recipe: The recipe.
+        out: Output folder.
+        until: Last stage.
+        strict: Whether a time limit that is too short for the least text is an error.
+    """
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
@@ -95,9 +102,9 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
 
     console = terminal.console()
     run = Run(recipe, out, terminal.reporter())
-    if until == "report" and recipe.time is None and not run.path("text").exists():
+    if until == "report" and not run.path("text").exists():
         _expect(run)
-    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN))
+    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN, strict=strict))
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return results
@@ -148,6 +155,8 @@ def _expect(run: Any) -> None:
         return
     plan = make_plan(sizes, device)
     memory = max(need.device_bytes(device) for need in plan.needs)
-    terminal.say(f"planned: {hours(plan.seconds)} if nothing else runs, {gigabytes(memory)} of memory")
+    # With a time limit, the plan of the time follows once the machine's speed was measured.
+    duration = "" if run.recipe.time is not None else f"{hours(plan.seconds)} if nothing else runs, "
+    terminal.say(f"planned: {duration}{gigabytes(memory)} of memory")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

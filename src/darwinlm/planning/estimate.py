@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from darwinlm.calibration.stream import ORDER_TOKENS
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.candidates import train_candidates, without_blocks
 from darwinlm.planning.devices import Device
@@ -283,6 +284,15 @@ def _slopes(sizes: Sizes, need: StageNeed, tokens: int, times: float) -> None:
     need.device.append(Item("block inputs in the backward pass", float(pass_tokens(sizes)) * sizes.width * depth * 2))
 
 
+def _copied(sizes: Sizes) -> float:
+    """Tokens of the lists and passages whose copying is measured."""
+    recipe = sizes.recipe
+    lists = recipe.evaluation.copying_lists
+    passages = min(lists, recipe.text.evaluation_tokens // recipe.text.sequence_length)
+    fitting = [(n, gap) for n, gap in PASSAGES if n + gap < recipe.text.sequence_length]
+    return lists * 2.0 * sum(LIST_LENGTHS) + passages * sum(2.0 * n + gap for n, gap in fitting)
+
+
 def _evaluate(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
     kind, size = forward_type(sizes)
@@ -291,6 +301,7 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     models = 1 + smaller * sizes.kept
     need = StageNeed("evaluate", tokens * (1 + smaller), kind=kind)
     need.passes = tokens * (models * sizes.forward + (1 + smaller) * sizes.head)
+    need.passes += _copied(sizes) * models * sizes.forward
     runs = recipe.evaluation.speed_runs + 1
     need.passes += runs * recipe.text.sequence_length * (models * sizes.forward + (1 + smaller) * sizes.head)
     # Every decoded token reads all weights.

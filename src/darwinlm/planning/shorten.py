@@ -38,6 +38,8 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         share: Share of the amounts, 0 to 1.
         stage: One of `STAGES`.
     """
+    if share >= 1:
+        return {}
     length = recipe.text.sequence_length
     settings: dict[str, Any] = {}
     for name, sequences, _ in TEXT.get(stage, ()):
@@ -45,7 +47,7 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         wanted = max(int(share * given) // length, sequences) * length
         if wanted < given:
             settings[name] = wanted
-    if stage == "refit" and share < 1 and share * recipe.refit.tokens < TEXT["refit"][0][1] * length:
+    if stage == "refit" and share * recipe.refit.tokens < TEXT["refit"][0][1] * length:
         return {"refit.enabled": False} if recipe.refit.enabled else {}
     if stage == "search":
         rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]

@@ -39,6 +39,9 @@ RESERVE = 0.93
 UNPLANNED = 0.04
 """Share of the limit for stages without a plan after the last fitted one: export, report."""
 
+LAST = 0.02
+"""Share of the limit for the report."""
+
 SHARES = tuple(0.85**step for step in range(26))
 """Shares of the recipe's amounts, the largest first."""
 
@@ -56,6 +59,7 @@ class TimeLimit:
         seconds: The limit.
         runs: Number of runs.
         begun: Start of the limit on the clock; None is now.
+        strict: Whether a limit that is too short for the least text is an error; else that text is used.
         clock: Clock in seconds.
     """
 
@@ -65,9 +69,10 @@ class TimeLimit:
         *,
         runs: int = 1,
         begun: float | None = None,
+        strict: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.seconds, self.runs, self.clock = seconds, runs, clock
+        self.seconds, self.runs, self.strict, self.clock = seconds, runs, strict, clock
         self.begun, self.earlier = clock() if begun is None else begun, 0.0
         self.device: Device | None = None
         self.asked: Recipe | None = None
@@ -75,9 +80,9 @@ class TimeLimit:
         self.planned: tuple[str, float] | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None) -> TimeLimit | None:
+    def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None, strict: bool = True) -> TimeLimit | None:
         """The limit in a recipe; None without one."""
-        return None if recipe.time is None else cls(60 * recipe.time, runs=runs, begun=begun)
+        return None if recipe.time is None else cls(60 * recipe.time, runs=runs, begun=begun, strict=strict)
 
     @property
     def used(self) -> float:
@@ -100,6 +105,8 @@ class TimeLimit:
             self.settings += parallel.broadcast(settings)
             run.recipe = merge(self.asked, self.settings, {})
             results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
+        if stage == STAGES[-1]:
+            run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
         shorter = tuple(differences(self.asked, run.recipe))
         run.time = TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=shorter)
         if stage == "report":
@@ -112,13 +119,11 @@ class TimeLimit:
         # The budgets of a sweep share a database.
         key = digest_of(self.asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
         record = read_record(file) if file.exists() else {}
-        if record.get("key") != key:
-            record = {"key": key, "stages": {}}
-        if stage not in record["stages"]:
+        entry = record.get(stage, {})
+        if entry.get("key") != key:
             settings = self._fitted(stage, run, tokens)
-            record["stages"][stage] = {"settings": settings, "used": round(self.used, 1)}
+            entry = record[stage] = {"key": key, "settings": settings, "used": round(self.used, 3)}
             write_json(file, record)
-        entry = record["stages"][stage]
         self.earlier += max(0.0, entry["used"] - self.used)
         return list(entry["settings"])
 
@@ -136,35 +141,43 @@ class TimeLimit:
             room -= self.runs * UNPLANNED * self.seconds
         if stage != STAGES[0]:
             room /= self.runs
-        for share in SHARES:
-            planned = self._planned(sizes, stage, share)
-            seconds = {name: slower * each for name, each in planned.items()}
-            if sum(seconds.values()) <= room:
-                break
-        else:
-            least = hours(sum(seconds.values()) / (RESERVE - UNPLANNED))
-            if stage == STAGES[0]:
-                raise RecipeError(
-                    f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
-                    f"takes about {least}"
-                )
-        self.planned = stage, planned[stage]
+        share, planned = self._longest(sizes, stage, room / slower)
+        self.planned = stage, planned.get(stage, 0.0)
+        seconds = slower * sum(planned.values())
         settings = _assignments(shortened(self.asked, share, stage))
         # Search and recovery can stop at any time, so they get what the others leave.
         limited = {"search": ("search.minutes", self.asked.search.minutes), "recover": ("recovery.minutes", None)}
-        if stage in limited:
+        if stage in limited and stage in planned:
             name, given = limited[stage]
-            minutes = max(room - sum(seconds.values()) + seconds[stage], 1.0) / 60
+            minutes = (max(room - seconds, 0.0) + slower * planned[stage]) / 60
             settings.append(f"{name}={min(minutes, given or minutes):.4g}")
-        if share < 1:
-            run.reporter.say(f"time limit: {hours(max(room, 0))} for {' + '.join(seconds)}: {share:.0%} of the text")
+        part = f" with {share:.0%} of the text" if share < 1 else ""
+        if stage == STAGES[0]:
+            whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
+            about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
+            if seconds > room and self.strict:
+                raise RecipeError(
+                    f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
+                    f"takes about {hours(about)}"
+                )
+            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)})")
+        elif part:
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
         return settings
 
-    def _planned(self, sizes: Sizes, stage: str, share: float) -> dict[str, float]:
-        """Seconds of a stage and its successors on the plan's device, for one generation of the search."""
+    def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
+        """The largest share of the amounts that fits into some seconds of the plan, or the smallest, and its plan."""
+        for share in SHARES:
+            planned = self._planned(sizes, stage, share)
+            if sum(planned.values()) <= room:
+                break
+        return share, planned
+
+    def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
+        """Seconds of a stage and its successors on the plan's device, without the search's own time limit."""
         assert self.asked is not None
         assert self.device is not None
-        settings = [*self.settings, "search.generations=1", "search.minutes=null"]
+        settings = [*self.settings, f"search.generations={generations}", "search.minutes=null"]
         remaining = STAGES[STAGES.index(stage) :]
         for name in remaining:
             settings += _assignments(shortened(self.asked, share, name))
