@@ -22,12 +22,8 @@ TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
 """Amounts of text of each stage: setting, least number of sequences, and name. A refit on less text gains nothing (see
 docs/notebook/training.md), so it is left out."""
 
-REPEATS = (
-    ("evaluation.speed_runs", 1, "timed passes"),
-    ("evaluation.copying_lists", 4, "lists for copying"),
-    ("evaluation.new_tokens", 8, "tokens of each continuation"),
-)
-"""Repetitions in the evaluation: setting, least number, and name."""
+REPEATS = (("evaluation.speed_runs", 1), ("evaluation.copying_lists", 4), ("evaluation.new_tokens", 8))
+"""Repetitions in the evaluation: setting and least number."""
 
 
 def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
@@ -53,7 +49,7 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]
         if rounds != [each.model_dump() for each in recipe.search.stages]:
             settings["search.stages"] = rounds
-    for name, least, _ in REPEATS if stage == "evaluate" else ():
+    for name, least in REPEATS if stage == "evaluate" else ():
         given = _value(recipe, name)
         if max(round(share * given), least) < given:
             settings[name] = max(round(share * given), least)
@@ -78,10 +74,8 @@ def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
             yield f"{words} {used:,} of {given:,} tokens"
     if taken.search.fitness_needed < asked.search.fitness_needed:
         yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
-    for name, _, words in REPEATS:
-        given, used = _value(asked, name), _value(taken, name)
-        if used < given:
-            yield f"{words} {used} of {given}"
+    if any(_value(taken, name) < _value(asked, name) for name, _ in REPEATS):
+        yield "fewer repetitions in the evaluation"
 
 
 def _value(recipe: Recipe, name: str) -> int:

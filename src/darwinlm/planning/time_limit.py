@@ -39,14 +39,20 @@ RESERVE = 0.93
 UNPLANNED = 0.04
 """Share of the limit for stages without a plan after the last fitted one: export, report."""
 
+LONGEST_PROBE = 20.0
+"""Maximum of the minimum duration of timed passes."""
+
+FIRST_GENERATION = 1.4
+"""Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
+
 LAST = 0.02
 """Share of the limit for the report."""
 
 SHARES = tuple(0.85**step for step in range(26))
 """Shares of the recipe's amounts, the largest first."""
 
-PASS_SECONDS, PROBE_SECONDS = 0.3, 1.5
-"""Planned duration of one timed pass, and minimum duration of all of them."""
+PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
+"""Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
 
 SIMILAR = "a100"
 """Device of the plan for a GPU without known figures; the timed passes correct it."""
@@ -135,7 +141,8 @@ class TimeLimit:
         sizes = _sizes(run, self.asked)
         if stage not in self._planned(sizes, stage, 1):
             return []
-        slower = max(self._of_passes(run, sizes, tokens), self._of_last_stage(run))
+        passes = self._of_passes(run, sizes, tokens)
+        slower = (passes + (self._of_last_stage(run) or passes)) / 2
         room = RESERVE * self.seconds - self.used
         if stage != STAGES[-1]:
             room -= self.runs * UNPLANNED * self.seconds
@@ -158,11 +165,13 @@ class TimeLimit:
             if seconds > room and self.strict:
                 raise RecipeError(
                     f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
-                    f"takes about {hours(about)}"
+                    f"takes about {hours(about)} at its present load"
                 )
             run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)})")
-        elif part:
+        elif part and stage in planned:
             run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
+        elif part:
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {stage}")
         return settings
 
     def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
@@ -186,6 +195,7 @@ class TimeLimit:
             name = "database" if need.name == "saliency" else need.name
             if name in found:
                 several = self.runs if stage == STAGES[0] and name != stage else 1
+                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1
                 found[name] += several * need.unbounded_seconds(self.device)
         return {name: seconds for name, seconds in found.items() if seconds}
 
@@ -203,7 +213,8 @@ class TimeLimit:
         stream.load(0)
         stream.run(0)
         begun, passes = self.clock(), 0
-        while not passes or self.clock() - begun < PROBE_SECONDS:
+        enough = min(max(PROBE_SECONDS, PROBE_SHARE * self.seconds), LONGEST_PROBE)
+        while not passes or self.clock() - begun < enough:
             stream.run(0)
             passes += 1
         measured = (self.clock() - begun) / passes

@@ -89,7 +89,7 @@ def amount(value: float, unit: str) -> str:
         return f"{megabytes(value)} MB"
     if unit == "nanoseconds":
         return f"{value / 1e6:,.4g} ms" if value < 1e9 else f"{value / 1e9:.4g} s"
-    return f"{value:,} {unit}"
+    return f"{value:,.0f} {unit}"
 
 
 def model_name(key: ModelKey, summary: Summary) -> str:

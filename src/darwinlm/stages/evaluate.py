@@ -143,7 +143,8 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
         tokenizer, tokens, longest_sequence(models["dense"].config), lists=settings.copying_lists
     )
     copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens, late=late(COPYING))
-    remarks += [f"copying of {each.name} was left out: the time was up" for each in sequences[len(copied["dense"]) :]]
+    if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
+        remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
     prompts = settings.prompts[:1] if late(COPYING)() else settings.prompts
     measured: Measured = {}
     for name, model in models.items():
