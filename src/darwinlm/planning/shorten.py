@@ -44,7 +44,7 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         if wanted < given:
             settings[name] = wanted
     if stage == "refit" and share * recipe.refit.tokens < TEXT["refit"][0][1] * length:
-        return {"refit.enabled": False} if recipe.refit.enabled else {}
+        return {"refit.tokens": 0} if recipe.refit.tokens else {}
     if stage == "search":
         rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]
         if rounds != [each.model_dump() for each in recipe.search.stages]:
@@ -65,12 +65,12 @@ def _round(recipe: Recipe, number: int, share: float) -> dict[str, Any]:
 
 def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
     """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
-    if asked.refit.enabled and not taken.refit.enabled:
+    if asked.refit.tokens and not taken.refit.tokens:
         yield "no refit"
     amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
     for name, words in amounts.items():
         given, used = _value(asked, name), _value(taken, name)
-        if used < given:
+        if 0 < used < given:
             yield f"{words} {used:,} of {given:,} tokens"
     if taken.search.fitness_needed < asked.search.fitness_needed:
         yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"

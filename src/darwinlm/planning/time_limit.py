@@ -256,6 +256,8 @@ def _available(recipe: Recipe, results: StageResults) -> Recipe:
 
 def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
     """As many blocks of a text as the recipe asks for."""
+    if purpose == "training":
+        return part
     wanted = -(-getattr(recipe.text, f"{purpose}_tokens") // part.tokens.shape[1])
     if wanted >= len(part.tokens):
         return part
