@@ -86,7 +86,7 @@ def python(tiny_llama, tiny_text_file, tmp_path):
 
 def recording(seen):
     """Take the place of the stages: keep the recipe."""
-    return lambda run, until: seen.append(run.recipe) or SimpleNamespace(report=None)
+    return lambda run, until, **_: seen.append(run.recipe) or SimpleNamespace(report=None)
 
 
 @pytest.mark.parametrize(

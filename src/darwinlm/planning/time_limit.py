@@ -194,8 +194,8 @@ class TimeLimit:
         for need in estimate(sizes.with_settings(settings, sizes.processes), self.device):
             name = "database" if need.name == "saliency" else need.name
             if name in found:
-                several = self.runs if stage == STAGES[0] and name != stage else 1
-                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1
+                several = float(self.runs) if stage == STAGES[0] and name != stage else 1.0
+                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1.0
                 found[name] += several * need.unbounded_seconds(self.device)
         return {name: seconds for name, seconds in found.items() if seconds}
 
