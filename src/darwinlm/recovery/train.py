@@ -168,7 +168,7 @@ class _Training:
             return self.steps.count
         now = time.monotonic()
         left = 60 * self.settings.minutes - self.before - (now - self.begun) - (self.stepping - self.begun)
-        more = int(left * (done - self.first) / (now - self.stepping))
+        more = int(left * (done - self.first) / max(now - self.stepping, 1e-9))
         return parallel.broadcast(min(done + max(more, 0), self.steps.count))
 
     def update(self, step: int) -> None:
