@@ -49,7 +49,13 @@ def planned(run: Run) -> dict[str, float]:
 
 
 def simulate(
-    monkeypatch: pytest.MonkeyPatch, run: Run, seconds: float, slower: Callable[[str], float], *, drift: float = 1.0
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    seconds: float,
+    slower: Callable[[str], float],
+    *,
+    drift: float = 1.0,
+    limit: TimeLimit | None = None,
 ) -> float:
     """Run the stages on the clock alone; returns the duration.
 
@@ -59,13 +65,18 @@ def simulate(
         seconds: The limit.
         slower: How much slower than planned the machine is at the beginning of a stage.
         drift: How much slower it gets once a stage has begun.
+        limit: The limit, if it is shared by several runs; the database of later ones is finished.
     """
-    clock, results = Clock(), StageResults()
-    limit = TimeLimit(seconds, clock=clock)
+    results, later = StageResults(), limit is not None and limit.asked is not None
+    limit = limit or TimeLimit(seconds, clock=Clock())
+    clock = limit.clock
+    assert isinstance(clock, Clock)
     results.text = text_stage(run)
     for stage in STAGES[2:]:
         monkeypatch.setattr(limit, "_of_passes", lambda *_, at=stage: slower(at))
         limit.before(stage, run, results)
+        if later and stage == "database":
+            continue
         taken = drift * slower(stage) * planned(run).get(stage, 0.0)
         bound = {"search": run.recipe.search.minutes, "recover": run.recipe.recovery.minutes}.get(stage)
         clock.now += taken if bound is None else min(taken, 60 * bound)
@@ -95,6 +106,21 @@ def test_a_plan_that_is_too_short_corrects_itself(card, monkeypatch, make_run, t
     run = make_run(tiny_llama, tmp_path / "run", *TRAINING)
     limit = 0.8 * sum(planned(run).values())
     assert simulate(monkeypatch, run, limit, lambda stage: 1.0, drift=1.5) <= 1.1 * limit
+
+
+def test_a_sweep_shares_the_limit(card, monkeypatch, make_run, tiny_llama, tmp_path) -> None:
+    runs = [make_run(tiny_llama, tmp_path / name, *TRAINING, keep=keep) for name, keep in (("a", "60%"), ("b", "50%"))]
+    for run in runs:
+        run.shared = tmp_path / "shared"
+    seconds = 1.2 * sum(planned(runs[0]).values())
+    limit = TimeLimit(seconds, runs=2, clock=Clock())
+    first = simulate(monkeypatch, runs[0], seconds, lambda stage: 1.0, limit=limit)
+    whole = simulate(monkeypatch, runs[1], seconds, lambda stage: 1.0, limit=limit)
+    assert 0.3 * seconds < first < 0.75 * seconds
+    assert 0.6 * seconds < whole <= seconds
+    assert runs[0].recipe.text == runs[1].recipe.text.model_copy(
+        update={name: getattr(runs[0].recipe.text, name) for name in ("validation_tokens", "evaluation_tokens")}
+    )
 
 
 def test_enough_time_changes_nothing(card, monkeypatch, make_run, tiny_llama, tmp_path) -> None:
