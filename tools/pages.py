@@ -23,15 +23,16 @@ from darwinlm.recipe import describe_fields
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
+GROUPED = ("deepseek_v3",)
+"""Families whose published models choose among groups of experts."""
 REFUSED = (
     ("Qwen3.5, Qwen3-Next", "qwen3_5_text"),
     ("Granite 4 (hybrid), Nemotron-H, Falcon-H1", "granitemoehybrid"),
     ("LFM2", "lfm2"),
     ("Mamba", "mamba2"),
-    ("DeepSeek V2 to V4, Kimi, MiniCPM3", "deepseek_v3"),
+    ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
     ("Gemma 3n, Gemma 4", "gemma4_text"),
-    ("gpt-oss", "gpt_oss"),
-    ("GLM-4.5 and other mixtures", "glm4_moe"),
+    ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
     ("Gemma 3 with images", "gemma3"),
@@ -97,8 +98,27 @@ def gguf_when_layers_differ(family: Family) -> str:
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
     """Units that are cut in attention, MLP and experts."""
-    experts = family.mlp.experts is not None
-    return ATTENTION[family.attention.cut], "" if experts else "channels", "dropped or narrowed" if experts else ""
+    experts = family.mlp.experts
+    if experts is None:
+        return ATTENTION[family.attention.cut], "channels", ""
+    units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
+    return ATTENTION[family.attention.cut], "channels of dense blocks" if experts.shared else "", units
+
+
+def _whole_parts() -> dict[str, list[Family]]:
+    """Parts of blocks that are never cut, with the families that have them."""
+    kept = [family for family in families().values() if family.attention.cut == "never"]
+    return {
+        "Attention with compressed keys and values (multi-head latent attention)": [
+            family for family in kept if not family.attention.key_value
+        ],
+        "Attention beside experts": [family for family in kept if family.attention.key_value],
+        "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
+    }
+
+
+def _titles(group: list[Family]) -> list[str]:
+    return sorted((family.title for family in group), key=str.lower)
 
 
 def families_page() -> str:
@@ -129,6 +149,16 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
         "attention is kept.",
+        "",
+        "## What isn't cut",
+        "",
+        *(f"- {part}: {', '.join(_titles(parts))}." for part, parts in _whole_parts().items()),
+        "",
+        "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
+        "them; they are narrowed. gpt-oss is published in MXFP4 and DeepSeek-V3 in FP8: dequantise them first, see",
+        "[your own model](own-model.md).",
+        "",
+        "## No GGUF",
         "",
         "Families without a GGUF architecture:",
         "",

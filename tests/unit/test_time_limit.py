@@ -44,7 +44,7 @@ def planned(run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     for need in estimate(Sizes(run.checkpoint, run.recipe), find_device("rtx3090")):
         name = "database" if need.name == "saliency" else need.name
-        found[name] = found.get(name, 0.0) + need.unbounded_seconds(find_device("rtx3090"))
+        found[name] = found.get(name, 0.0) + need.unbounded_seconds
     return found
 
 

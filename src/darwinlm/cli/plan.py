@@ -11,6 +11,7 @@ import typer
 from darwinlm.cli import terminal
 from darwinlm.cli.app import (
     LEARN,
+    ForOption,
     JsonOption,
     KeepOption,
     ModelArgument,
@@ -28,6 +29,7 @@ def plan(
     recipe: RecipeOption = None,
     keep: KeepOption = None,
     params: ParamsOption = None,
+    ready_for: ForOption = None,
     device: Annotated[
         str,
         typer.Option(
@@ -56,7 +58,8 @@ def plan(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.report.wording import count
 
-    overrides = options(model=model, keep=keep, params=params) | {"allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for)
+    overrides |= {"allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")

@@ -23,7 +23,6 @@ from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.passes import forward_type
 from darwinlm.planning.plan import hours
 from darwinlm.planning.shorten import STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
@@ -196,13 +195,13 @@ class TimeLimit:
             if name in found:
                 several = float(self.runs) if stage == STAGES[0] and name != stage else 1.0
                 several *= FIRST_GENERATION if name == "search" and generations == 1 else 1.0
-                found[name] += several * need.unbounded_seconds(self.device)
+                found[name] += several * need.unbounded_seconds
         return {name: seconds for name, seconds in found.items() if seconds}
 
     def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
         """Measured by planned seconds of passes through the first block, with the present load."""
         assert self.device is not None
-        kind, _ = forward_type(sizes)
+        kind = sizes.kind
         sequence = sizes.forward / sizes.depth * tokens.shape[1]
         sequence /= self.device.rates[kind] * self.device.efficiency[kind]
         most = min(len(tokens), max(1, run.batch_tokens // tokens.shape[1]))
@@ -243,7 +242,9 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
     """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
     if recipe.budget.kind in ("speedup", "latency"):
         recipe = merge(recipe, ["budget.keep=0.5"], {})
-    return Sizes(run.checkpoint, recipe, parallel.size())
+    sizes = Sizes(run.checkpoint, recipe, parallel.size())
+    _ = sizes.budget  # kept for other settings
+    return sizes
 
 
 def _available(recipe: Recipe, results: StageResults) -> Recipe:
