@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+
 from darwinlm.families.pruned import pruned_classes, pruned_config
-from tests.tiny.masked import shut_out
+from tests.tiny.masked import mlp_of, output_of, shut_out
+from tests.tiny.models import FAMILIES
 
 AFTER = (("post_attention_layernorm",), ("post_feedforward_layernorm",))
 AROUND = (
@@ -46,6 +48,7 @@ NAMES: dict[str, Any] = {
     "nemotron": ("Nemotron", "nemotron"),
     "apertus": ("Apertus", "apertus", "", (("attention_layernorm",), ("feedforward_layernorm",))),
     "vaultgemma": ("VaultGemma", "vaultgemma", "", (("input_layernorm",), ("pre_feedforward_layernorm",))),
+    "qwen3_5_text": ("Qwen3_5", "qwen3_5", "Text"),
 }
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
@@ -116,6 +119,7 @@ PLANS = {
     # only whole sub-layers go
     "skips": [Kept(), Kept([]), Kept(channels=[]), Kept([], [])],
 }
+ATTENTIONS = ("full_attention", "sliding_attention")
 MIXED = PLANS["no attention first"]
 WHOLE = ("olmoe", "olmo2", "olmo3", "helium")
 """Families whose query and key norms span all heads, or whose output projection has a fixed size (Helium): an attention
@@ -123,15 +127,26 @@ stays whole or goes."""
 
 
 def plan_for(model_type: str, name: str) -> list[Kept]:
-    """A plan as a family can follow it."""
+    """A plan as a family can follow it: of a layer with another token mixer only the MLP is cut."""
+    if has_mixers(model_type):
+        mixers = [kind not in ATTENTIONS for kind in FAMILIES[model_type]["layer_types"]]
+        return [
+            replace(kept, heads=ALL, all_groups=False) if mixer else kept
+            for kept, mixer in zip(PLANS[name], mixers, strict=True)
+        ]
     if model_type in WHOLE:
         return [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in PLANS[name]]
     return PLANS[name]
 
 
+def has_mixers(model_type: str) -> bool:
+    """Whether some layers have another token mixer than an attention, such as linear attention."""
+    return not set(FAMILIES[model_type].get("layer_types") or ATTENTIONS) <= set(ATTENTIONS)
+
+
 def width_of(mlp: nn.Module) -> int:
     """Channels of an MLP, or of each of its experts."""
-    return mlp.experts.down_proj.shape[2] if hasattr(mlp, "experts") else mlp.down_proj.in_features
+    return mlp.experts.down_proj.shape[2] if hasattr(mlp, "experts") else output_of(mlp).in_features
 
 
 def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> torch.Tensor:
@@ -139,7 +154,7 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
-def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
+def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
     if kept.experts is not None and (name.endswith("mlp.gate.weight") or ".experts." in name):
         weight = weight[kept.experts]
@@ -147,23 +162,25 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tenso
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
     part, kind = name.split(".")[-2:]
+    if mixer and part == "out_proj":
+        return weight
     match part, kind:
         case "q_proj", _:
-            return rows(weight, heads, size)
+            return rows(weight, heads, weight.shape[0] // len(ALL))  # a head's gate stands beside it
         case "k_proj" | "v_proj", _:
             return rows(weight, kept.groups, size)
         case "qkv_proj", _:
             return rows(weight, heads + keys + values, size)
-        case "o_proj", "weight":
+        case "o_proj" | "out_proj", "weight":
             return rows(weight, heads, size, dim=1)
-        case "gate_proj" | "up_proj", _:
+        case "gate_proj" | "up_proj" | "w1" | "w3", _:
             return rows(weight, kept.within(weight.shape[0]), 1)
-        case ("gate_up_proj", _) | ("experts", "gate_up_proj"):
+        case ("gate_up_proj" | "input_linear", _) | ("experts", "gate_up_proj"):
             dim = weight.ndim - 2
             width = weight.shape[dim] // 2
             channels = kept.within(width)
             return rows(weight, channels + [width + channel for channel in channels], 1, dim)
-        case ("down_proj", "weight") | ("experts", "down_proj"):
+        case ("down_proj" | "w2" | "output_linear", "weight") | ("experts", "down_proj"):
             return rows(weight, kept.within(weight.shape[-1]), 1, dim=weight.ndim - 1)
     return weight
 
@@ -173,14 +190,17 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
     config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
     count = "num_local_experts" if "num_local_experts" in dense.config.to_dict() else "num_experts"
-    layers = {i: kept.overrides(dense.model.layers[i].mlp, experts, count) for i, kept in enumerate(plan)}
+    blocks = dense.model.layers
+    layers = {i: kept.overrides(mlp_of(blocks[i]), experts, count) for i, kept in enumerate(plan)}
     config = pruned_config(config_class, dense.config, layers)
     model = model_class(config).eval()
     wanted = model.state_dict()
     state = {name: weight for name, weight in dense.state_dict().items() if name in wanted}
     for name in state:
         if ".layers." in name:
-            state[name] = stays(name, state[name], plan[int(name.split(".")[2])], config.head_dim)
+            layer = int(name.split(".")[2])
+            mixer = getattr(blocks[layer], "self_attn", None) is None
+            state[name] = stays(name, state[name], plan[layer], config.head_dim, mixer=mixer)
     model.load_state_dict(state)
     return model
 
@@ -190,20 +210,22 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
     model = copy.deepcopy(dense)
     with torch.no_grad():
         for block, kept in zip(model.model.layers, plan, strict=True):
-            out = block.self_attn.o_proj
-            columns = out.weight.view(out.weight.shape[0], GROUPS, PER_GROUP, -1)
-            for group, head in set(ALL) - set(kept.heads):
-                columns[:, group, head] = 0
-            if not kept.heads and out.bias is not None:
-                out.bias.zero_()
-            width = width_of(block.mlp)
+            if getattr(block, "self_attn", None) is not None:
+                out = output_of(block.self_attn)
+                columns = out.weight.view(out.weight.shape[0], GROUPS, PER_GROUP, -1)
+                for group, head in set(ALL) - set(kept.heads):
+                    columns[:, group, head] = 0
+                if not kept.heads and out.bias is not None:
+                    out.bias.zero_()
+            mlp = mlp_of(block)
+            width = width_of(mlp)
             gone = sorted(set(range(width)) - set(kept.channels))
-            if hasattr(block.mlp, "experts"):
+            if hasattr(mlp, "experts"):
                 if kept.experts is not None:
-                    shut_out(block.mlp, set(range(len(block.mlp.gate.weight))) - set(kept.experts))
-                block.mlp.experts.down_proj[..., gone] = 0
+                    shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.experts))
+                mlp.experts.down_proj[..., gone] = 0
                 continue
-            down = block.mlp.down_proj
+            down = output_of(mlp)
             down.weight[:, gone] = 0
             if not kept.channels and down.bias is not None:
                 down.bias.zero_()

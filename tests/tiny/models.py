@@ -28,6 +28,19 @@ SLIDING: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
 }
 
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}
+
+DELTA: dict[str, Any] = {
+    **LINEAR,
+    "head_dim": 16,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},
@@ -74,6 +87,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {"attention_bias": True},
     "apertus": {},
     "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "qwen3_5_text": {**DELTA, "tie_word_embeddings": True},
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 

@@ -27,6 +27,8 @@ from transformers import PreTrainedConfig
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
+NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
+WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
 class PrunedConfig:
     """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
 
-    _definition: tuple[str, str, str, Norms]
+    _definition: tuple[str, str, str, Norms, Sequence[str]]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
 
@@ -111,10 +113,11 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            experts, chosen = getattr(layer, "num_local_experts", None), getattr(layer, "num_experts_per_tok", None)
-            if experts is not None and chosen is not None and experts < chosen:
+            experts = getattr(layer, "num_local_experts", None) or getattr(layer, "num_experts", None)
+            chosen = getattr(layer, "num_experts_per_tok", None)
+            if experts and chosen and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
-            for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
+            for width in (getattr(layer, name, 1) for name in WIDTHS):
                 if width < 1:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
@@ -196,21 +199,23 @@ class PrunedBlock:
     """Mixin for a decoder layer with missing sub-layers or unevenly shared heads; before the family's class."""
 
     _norms: Norms
+    _names: Sequence[str]
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
-        if "attention" not in config.skip:
-            share_kv_heads(getattr(self, "self_attn"), config)  # noqa: B009 - set by the family's class
+        attention, mlp = self._names
+        if config.query_groups is not None and "attention" not in config.skip:
+            share_kv_heads(getattr(self, attention), config)
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
             kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
-            self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, attention=True)
+            setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, attention=True))
             gone += [*self._norms[0], "resid_attn_dropout"]
         if "mlp" in config.skip:
-            self.mlp = Absent()
+            setattr(self, mlp, Absent())
             gone += [*self._norms[1], "resid_mlp_dropout"]
         for name in gone:
             if hasattr(self, name):
@@ -265,7 +270,9 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
-def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
+def define_classes(
+    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+) -> tuple[type, type, type]:
     """Define a family's classes in this module; later calls return the same ones.
 
     Args:
@@ -273,25 +280,26 @@ def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
         module: The family's package in `transformers.models`, "llama".
         infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
         norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
+        names: Names of a layer's attention and of its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
-    config, model, causal = names = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
+    config, model, causal = classes = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer")
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms)}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms, names)}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
-        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms)
+        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms, _names=names)
         shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
         _derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared)
-    return tuple(globals()[name] for name in names)
+    return tuple(globals()[name] for name in classes)
 
 
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
@@ -312,10 +320,15 @@ def auto_map(prefix: str) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
 
 
-def modeling_source(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> str:
+def modeling_source(
+    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+) -> str:
     """Source of a checkpoint's copy of this file, with the line that defines the family."""
     arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
-    same = [list(names) for names in norms] == [list(names) for names in LLAMA]
-    line = f"define_classes({', '.join(arguments + ([] if same else [f'norms={json.dumps(norms)}']))})"
+    if [list(each) for each in norms] != [list(each) for each in LLAMA]:
+        arguments.append(f"norms={json.dumps(norms)}")
+    if list(names) != list(NAMES):
+        arguments.append(f"names={json.dumps(names)}")
+    line = f"define_classes({', '.join(arguments)})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

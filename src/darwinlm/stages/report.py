@@ -130,7 +130,7 @@ def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigur
             row = blocks[shape.block]
             if shape.kind == "attention":
                 row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
-            else:
+            elif shape.kind == "mlp":
                 row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
     return tuple(BlockFigures.model_validate(row) for row in blocks)
 

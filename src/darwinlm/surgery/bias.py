@@ -40,7 +40,7 @@ def biased_kinds(settings: RefitSettings, checkpoint: Checkpoint) -> tuple[Modul
 
 def _can(family: Family, kind: ModuleKind) -> bool:
     part = family.module(kind)
-    return part.bias is not None and getattr(part, "cut", "") != "never"
+    return part.bias is not None and family.is_cut(kind)
 
 
 def bias_fields(family: Family, kinds: Collection[ModuleKind]) -> dict[str, Any]:

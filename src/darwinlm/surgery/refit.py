@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.local import LocalChoice, distil_block
@@ -33,7 +33,7 @@ class FitChoice:
 
     Attributes:
         block: Index of the block.
-        kind: Attention or mlp.
+        kind: Kind of the module.
         ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.
@@ -188,7 +188,7 @@ def _refit_block(
     stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[FitChoice] = []
-    for kind in KINDS:
+    for kind in checkpoint.family.kinds:
         name = output_name(checkpoint.family.module(kind), stitched)
         spreads = []
         for walk in dense:
@@ -228,7 +228,7 @@ class _Module:
     """The fit of one module.
 
     Attributes:
-        kind: Attention or mlp.
+        kind: Kind of the module.
         output: Name of the output projection's weight inside the block.
         small: The smaller streams before the module, on the fitted text and on validation text.
         dense: The dense streams after it, in the same order.
