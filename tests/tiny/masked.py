@@ -75,6 +75,8 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
 def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:
     if kept is not None and not len(kept):
         mlp.experts.down_proj.zero_()
+        if hasattr(mlp, "shared_expert"):
+            mlp.shared_expert.down_proj.weight.zero_()
         return
     if kept is not None:
         shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.tolist()))

@@ -35,8 +35,8 @@ LINEAR: dict[str, Any] = {
 DELTA: dict[str, Any] = {
     **LINEAR,
     "head_dim": 16,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
@@ -88,6 +88,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "qwen3_5_text": {**DELTA, "tie_word_embeddings": True},
+    "qwen3_5_moe_text": {
+        **DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 24,
+    },
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "intermediate_size": 144,
+        "block_multiple_of": 32,
+        "tie_word_embeddings": True,
+    },
+    "granitemoehybrid": {
+        **LINEAR,
+        "shared_intermediate_size": 96,
+        "num_local_experts": 0,
+        "mamba_n_heads": 6,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+        "attention_multiplier": 0.3,
+        "position_embedding_type": "rope",
+        "tie_word_embeddings": True,
+    },
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 
