@@ -6,6 +6,7 @@ folder of safetensors shards, and none loads more weights than it uses.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -181,8 +182,8 @@ class Checkpoint:
         return digest_of({"config": self.plain_config(), "files": files})
 
     def plain_config(self) -> dict[str, Any]:
-        """The configuration without its path and version."""
-        tree: dict[str, Any] = self.config.to_dict()
+        """The configuration without its path and version, for JSON: infinite numbers are words."""
+        tree: dict[str, Any] = json.loads(json.dumps(self.config.to_dict()), parse_constant=str)
         return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
 
     @property
