@@ -25,9 +25,8 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
 REFUSED = (
-    ("Qwen3.5, Qwen3-Next", "qwen3_5_text"),
-    ("Granite 4 (hybrid), Nemotron-H, Falcon-H1", "granitemoehybrid"),
-    ("LFM2", "lfm2"),
+    ("Nemotron-H, Falcon-H1", "nemotron_h"),
+    ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V2 to V4, Kimi, MiniCPM3", "deepseek_v3"),
     ("Gemma 3n, Gemma 4", "gemma4_text"),
@@ -99,7 +98,10 @@ def gguf_when_layers_differ(family: Family) -> str:
 def parts_cut(family: Family) -> tuple[str, str, str]:
     """Units that are cut in attention, MLP and experts."""
     experts = family.mlp.experts is not None
-    return ATTENTION[family.attention.cut], "" if experts else "channels", "dropped or narrowed" if experts else ""
+    attention = ATTENTION[family.attention.cut]
+    if family.mixer is not None and attention != "kept":
+        attention += f"; {family.mixer.title} kept"
+    return attention, "" if experts else "channels", "dropped or narrowed" if experts else ""
 
 
 def families_page() -> str:
@@ -124,12 +126,14 @@ def families_page() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
+        config = CONFIG_MAPPING[name]()
+        reason = known[name].refuses(config) if name in known else why_not(config, known)
+        reasons.setdefault(str(reason), []).append(title)
     lines += [
         "",
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
-        "attention is kept.",
+        "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
         "",
         "Families without a GGUF architecture:",
         "",
@@ -141,7 +145,7 @@ def families_page() -> str:
         "| --- | --- |",
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
-        "A family whose blocks are one attention followed by one MLP needs only a YAML file: see",
+        "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
         "[CONTRIBUTING](../CONTRIBUTING.md).",
     ]
     return "\n".join(lines) + "\n"

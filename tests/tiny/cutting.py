@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 from darwinlm.families.modeling_darwinlm import LLAMA
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from tests.tiny.masked import mlp_of, output_of, shut_out
@@ -51,6 +50,7 @@ NAMES: dict[str, Any] = {
     "vaultgemma": ("VaultGemma", "vaultgemma", "", (("input_layernorm",), ("pre_feedforward_layernorm",))),
     "qwen3_5_text": ("Qwen3_5", "qwen3_5", "Text"),
     "qwen3_5_moe_text": ("Qwen3_5Moe", "qwen3_5_moe", "Text"),
+    "qwen3_next": ("Qwen3Next", "qwen3_next"),
     "lfm2": ("Lfm2", "lfm2", "", (("operator_norm",), ("ffn_norm",)), ("self_attn", "feed_forward")),
     "granitemoehybrid": ("GraniteMoeHybrid", "granitemoehybrid", "", LLAMA, ("self_attn", "shared_mlp")),
 }

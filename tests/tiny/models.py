@@ -95,6 +95,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 48,
         "shared_expert_intermediate_size": 24,
     },
+    "qwen3_next": {
+        **DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [2],
+    },
     "lfm2": {
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         "intermediate_size": 144,

@@ -215,6 +215,10 @@ class Family(Closed):
         """Factor on every sub-layer's output before it is added to the residual stream."""
         return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
 
+    def refuses(self, config: Any) -> str | None:
+        """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
+        return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
+
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:
         """Kinds of modules of its blocks."""
@@ -265,9 +269,8 @@ def family_of(config: Any) -> Family:
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
             f"darwinlm/families/data with the fields {fields}"
         ) from None
-    for field, reason in family.unsupported.items():
-        if getattr(config, field, None):
-            raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason} ({field})")
+    if (reason := family.refuses(config)) is not None:
+        raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason}")
     return family
 
 

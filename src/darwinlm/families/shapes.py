@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import Attention, Family, Mixer, Mlp, ModuleKind, Part, RowUnit
+from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit
 
 Shapes = Mapping[str, tuple[int, ...]]
 

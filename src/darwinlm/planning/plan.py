@@ -11,6 +11,7 @@ from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import RESERVE, Item, StageNeed
 from darwinlm.recipe import merge
+from darwinlm.search.problem.space import kept_whole
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """How stages adapt to the machine."""
-        return [need.note for need in self.needs if need.note]
+        """What is never cut, and how stages adapt to the machine."""
+        kept = kept_whole(self.sizes.space, self.sizes.checkpoint.family)
+        return [note for note in (kept, *(need.note for need in self.needs)) if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""

@@ -341,6 +341,7 @@ class Summary(Figures):
         origin: of the dense model.
         prompts: that every model continues.
         allocation: what is left of each block.
+        kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search: how sizes were chosen; None where that isn't known.
         refit: None where there was none, or none is known of.
@@ -361,6 +362,7 @@ class Summary(Figures):
     origin: OriginFigures = OriginFigures()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
+    kept: str = ""
     sensitivity: tuple[SensitivityFigures, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None

@@ -125,6 +125,11 @@ def hub_id(source: str | None) -> str | None:
     return None
 
 
+def kept_whole(summary: Summary) -> str:
+    """A sentence, with a space before it, about modules that are never cut; empty if there are none."""
+    return f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
+
+
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
     """Count the attention and the MLP sub-layers that were there and aren't any more."""
     attention = sum(entry.heads == 0 < entry.dense_heads for entry in allocation)

@@ -34,6 +34,7 @@ from darwinlm.report.summary import (
 )
 from darwinlm.run import Run
 from darwinlm.search.predict.module_losses import sensitivities
+from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.export import Exported
 from darwinlm.stages.text import Texts
 
@@ -82,6 +83,7 @@ def summarise(run: Run, results: StageResults) -> Summary:
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
+        kept=kept_whole(results.plan.space, run.checkpoint.family),
         sensitivity=tuple(
             SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
         ),

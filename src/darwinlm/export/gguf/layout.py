@@ -88,6 +88,11 @@ UNKNOWN = {
     "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
     "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
+    "qwen3_5_text": "the export doesn't support linear attention yet",
+    "qwen3_5_moe_text": "the export doesn't support linear attention yet",
+    "qwen3_next": "the export doesn't support linear attention yet",
+    "lfm2": "the export doesn't support short convolutions yet",
+    "granitemoehybrid": "the export doesn't support state spaces yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""
