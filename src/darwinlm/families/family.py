@@ -182,6 +182,8 @@ class Family(Closed):
     """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
     package: str = ""
     """Package in `transformers.models`, if its name differs from the model type."""
+    inside: tuple[str, ...] = ()
+    """Model types with further parts, such as a vision tower, around such a language model."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"

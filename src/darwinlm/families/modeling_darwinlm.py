@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
@@ -302,6 +302,43 @@ def define_classes(
     return tuple(globals()[name] for name in classes)
 
 
+class WholeConfig:
+    """Mixin for the configuration of a model with further parts around the language model, before its class."""
+
+    _definition: tuple[str, str, str, Norms, Sequence[str]]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
+        self.auto_map = whole_auto_map(self._definition[0])
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        text = modeling_source(*self._definition, whole=True)
+        Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
+
+
+def define_whole(
+    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+) -> tuple[type, type]:
+    """Define a family's classes with a vision tower or other parts around the language model.
+
+    These are the family's own classes. They find the language model's classes through transformers' Auto classes.
+
+    Args:
+        prefix, module, infix, norms, names: As in `define_classes`.
+
+    Returns:
+        The configuration and the model.
+    """
+    text, decoder, _ = define_classes(prefix, module, infix, norms, names)
+    AutoConfig.register(text.model_type, text, exist_ok=True)  # type: ignore[attr-defined]
+    AutoModel.register(text, decoder, exist_ok=True)
+    family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    parent = getattr(family, f"{prefix}ForConditionalGeneration")
+    definition = {"_definition": (prefix, module, infix, norms, names)}
+    config = _derive(f"Darwin{prefix}WholeConfig", WholeConfig, parent.config_class, **definition)
+    name = f"Darwin{prefix}ForConditionalGeneration"
+    return config, _derive(name, FromFamily, parent, config_class=config)
+
+
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
     """Create a class and store it in this module, where saving, loading and pickling look for it."""
     about = {
@@ -320,8 +357,20 @@ def auto_map(prefix: str) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
 
 
+def whole_auto_map(prefix: str) -> dict[str, str]:
+    """The same for a model with further parts around the language model."""
+    autos = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}
+    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
+
+
 def modeling_source(
-    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+    prefix: str,
+    module: str,
+    infix: str = "",
+    norms: Norms = LLAMA,
+    names: Sequence[str] = NAMES,
+    *,
+    whole: bool = False,
 ) -> str:
     """Source of a checkpoint's copy of this file, with the line that defines the family."""
     arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
@@ -329,6 +378,6 @@ def modeling_source(
         arguments.append(f"norms={json.dumps(norms)}")
     if list(names) != list(NAMES):
         arguments.append(f"names={json.dumps(names)}")
-    line = f"define_classes({', '.join(arguments)})"
+    line = f"define_{'whole' if whole else 'classes'}({', '.join(arguments)})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from darwinlm.families.modeling_darwinlm import LLAMA, NAMES, Norms, auto_map, define_classes, modeling_source
+from darwinlm.families.modeling_darwinlm import LLAMA, NAMES, Norms, auto_map, define_classes, modeling_source, whole_auto_map
 
-__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config"]
+__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config", "whole_auto_map"]
 
 
 def pruned_classes(

@@ -112,8 +112,8 @@ def _what_it_is(summary: Summary, name: str) -> str:
             "is gone" if total == 1 else "are gone"
         )
     return (
-        f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}.{wording.kept_whole(summary)} Weights are stored "
-        f"as {summary.export.dtype}."
+        f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}."
+        f"{wording.kept_whole(summary)} Weights are stored as {summary.export.dtype}."
     )
 
 
