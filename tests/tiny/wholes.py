@@ -45,6 +45,9 @@ def tiny_whole(folder: Path, model_type: str) -> Path:
             model_type, text_config=config, tie_word_embeddings=bool(config.tie_word_embeddings), **settings
         )
     )
+    with torch.no_grad():
+        for weight in whole.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.2)
     alone = tiny_model(text)
     whole.model.language_model.load_state_dict(alone.model.state_dict())
     whole.lm_head.load_state_dict(alone.lm_head.state_dict())

@@ -13,7 +13,6 @@ from darwinlm.families.bounds import check_config
 from darwinlm.families.family import PREFIX, families, family_of
 from darwinlm.families.loading import remote_code
 from darwinlm.families.pruned import pruned_classes
-from darwinlm.families.whole import text_type
 from darwinlm.limits import load_json, shorten
 
 
@@ -31,9 +30,6 @@ def open_config(folder: Path, model_type: str, *, own_code: bool, allow_remote_c
         FamilyError: The architecture isn't known.
         CheckpointError: The file is damaged.
     """
-    text = text_type(read_config(folder / "config.json"))
-    if text is not None and text.startswith(PREFIX):
-        pruned_classes(*families()[text.removeprefix(PREFIX)].class_names)
     family = families().get(model_type.removeprefix(PREFIX))
     if family is not None:
         # Use transformers' classes for known families; Phi-3 checkpoints still contain older code.

@@ -182,8 +182,9 @@ class Family(Closed):
     """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
     package: str = ""
     """Package in `transformers.models`, if its name differs from the model type."""
-    inside: tuple[str, ...] = ()
-    """Model types with further parts, such as a vision tower, around such a language model."""
+    inside: dict[str, str] = {}
+    """Model types with further parts, such as a vision tower, around such a language model, and the prefixes of their
+    classes in transformers."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"

@@ -305,38 +305,42 @@ def define_classes(
 class WholeConfig:
     """Mixin for the configuration of a model with further parts around the language model, before its class."""
 
-    _definition: tuple[str, str, str, Norms, Sequence[str]]
+    _whole: tuple[str, str]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
-        self.auto_map = whole_auto_map(self._definition[0])
+        self.auto_map = whole_auto_map(self._whole[0])
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        text = modeling_source(*self._definition, whole=True)
-        Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
+        if definition := getattr(self.text_config, "_definition", None):  # type: ignore[attr-defined]
+            text = modeling_source(*definition, whole=self._whole)
+            Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
-def define_whole(
-    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
-) -> tuple[type, type]:
-    """Define a family's classes with a vision tower or other parts around the language model.
-
-    These are the family's own classes. They find the language model's classes through transformers' Auto classes.
+def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
+    """Define classes with a vision tower or other parts around a language model, which transformers' classes contain.
 
     Args:
-        prefix, module, infix, norms, names: As in `define_classes`.
+        prefix: Prefix of the class names, "Gemma3".
+        module: Their package in `transformers.models`, "gemma3".
+        text: The language model's classes, from `define_classes`.
 
     Returns:
         The configuration and the model.
     """
-    text, decoder, _ = define_classes(prefix, module, infix, norms, names)
-    AutoConfig.register(text.model_type, text, exist_ok=True)  # type: ignore[attr-defined]
-    AutoModel.register(text, decoder, exist_ok=True)
-    family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
-    parent = getattr(family, f"{prefix}ForConditionalGeneration")
-    definition = {"_definition": (prefix, module, infix, norms, names)}
-    config = _derive(f"Darwin{prefix}WholeConfig", WholeConfig, parent.config_class, **definition)
-    name = f"Darwin{prefix}ForConditionalGeneration"
-    return config, _derive(name, FromFamily, parent, config_class=config)
+    AutoConfig.register(text[0].model_type, text[0], exist_ok=True)  # type: ignore[attr-defined]
+    AutoModel.register(text[0], text[1], exist_ok=True)
+    names = f"Darwin{prefix}WholeConfig", f"Darwin{prefix}ForConditionalGeneration"
+    if names[0] not in globals():
+        configuration = importlib.import_module("transformers.configuration_utils")
+        family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+        plain = getattr(family, f"{prefix}ForConditionalGeneration")
+        parent = getattr(family, f"{prefix}Config")
+        by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text[0].model_type)  # type: ignore[attr-defined]
+        parts = {**parent.sub_configs_defaults, "text_config": by_type}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_whole": (prefix, module)}
+        config = _derive(names[0], WholeConfig, parent, sub_configs_defaults=parts, **made)
+        _derive(names[1], FromFamily, plain, config_class=config)
+    return globals()[names[0]], globals()[names[1]]
 
 
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
@@ -370,14 +374,16 @@ def modeling_source(
     norms: Norms = LLAMA,
     names: Sequence[str] = NAMES,
     *,
-    whole: bool = False,
+    whole: tuple[str, str] | None = None,
 ) -> str:
-    """Source of a checkpoint's copy of this file, with the line that defines the family."""
+    """Source of a checkpoint's copy of this file, with the line that defines the family, and `whole` around it."""
     arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
     if [list(each) for each in norms] != [list(each) for each in LLAMA]:
         arguments.append(f"norms={json.dumps(norms)}")
     if list(names) != list(NAMES):
         arguments.append(f"names={json.dumps(names)}")
-    line = f"define_{'whole' if whole else 'classes'}({', '.join(arguments)})"
+    line = f"define_classes({', '.join(arguments)})"
+    if whole is not None:
+        line = f"define_whole({json.dumps(whole[0])}, {json.dumps(whole[1])}, {line})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

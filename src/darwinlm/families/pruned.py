@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.families.modeling_darwinlm import LLAMA, NAMES, Norms, auto_map, define_classes, modeling_source, whole_auto_map
+from darwinlm.families.modeling_darwinlm import LLAMA, NAMES, Norms, auto_map, define_classes, define_whole, modeling_source, whole_auto_map
 
-__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config", "whole_auto_map"]
+__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config", "pruned_whole", "whole_auto_map"]
 
 
 def pruned_classes(
@@ -35,6 +35,23 @@ def pruned_classes(
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)
     return config, model, causal
+
+
+def pruned_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
+    """Define and register classes with further parts around a language model.
+
+    Args:
+        prefix: Prefix of the class names, "Gemma3".
+        module: Their package in `transformers.models`, "gemma3".
+        text: The language model's classes, from `pruned_classes`.
+
+    Returns:
+        The configuration and the model.
+    """
+    config, model = define_whole(prefix, module, text)
+    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+    AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    return config, model
 
 
 def pruned_config(

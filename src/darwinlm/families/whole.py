@@ -32,7 +32,8 @@ def text_type(plain: dict[str, Any]) -> str | None:
     text = plain.get("text_config")
     kind = text.get("model_type") if isinstance(text, dict) else None
     family = families().get(kind.removeprefix(PREFIX)) if isinstance(kind, str) else None
-    return kind if family is not None and plain.get("model_type") in family.inside else None
+    whole = str(plain.get("model_type", "")).removeprefix(PREFIX)
+    return kind if family is not None and whole in family.inside else None
 
 
 def text_config(whole: Any) -> Any:
@@ -81,8 +82,13 @@ def add_modeling_file(folder: Path) -> None:
     kind = plain["text_config"]["model_type"]
     if kind.startswith(PREFIX):
         family = families()[kind.removeprefix(PREFIX)]
-        write_json(path, plain | {"auto_map": whole_auto_map(family.class_prefix)})
-        write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=True))
+        whole = plain["model_type"].removeprefix(PREFIX)
+        prefix = family.inside[whole]
+        ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
+        write_json(path, plain | ours | {"auto_map": whole_auto_map(prefix)})
+        write_text(
+            folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole))
+        )
 
 
 def is_whole(folder: Path) -> bool:

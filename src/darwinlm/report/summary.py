@@ -310,11 +310,13 @@ class StageFigures(Figures):
 
 
 class ExportFigures(Figures):
-    """The saved model's folder, whether it needs the modelling file beside it, and its element type."""
+    """The saved model's folder, whether it needs the modelling file beside it, its element type, and whether it has
+    further parts around the language model."""
 
     folder: str
     custom_code: bool
     dtype: str
+    whole: bool = False
 
 
 class MachineFigures(Figures):

@@ -259,13 +259,14 @@ def loading_code(summary: Summary) -> str:
     remote, plain = (
         (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
     )
+    auto = "AutoModelForImageTextToText" if summary.export.whole else "AutoModelForCausalLM"
     return "\n".join(
         [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
             f"folder = {_python_string(summary.export.folder)}",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
-            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{remote})',
+            f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
             f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",

@@ -13,6 +13,7 @@ from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
+from darwinlm.families.whole import is_whole
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -157,6 +158,7 @@ def export_figures(exported: Exported) -> ExportFigures:
         folder=exported.folder.name,
         custom_code=exported.custom_code,
         dtype=str(exported.dtype).removeprefix("torch."),
+        whole=is_whole(exported.folder),
     )
 
 
