@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING
@@ -34,7 +35,7 @@ REFUSED = (
     ("GLM-4.5 and other mixtures", "glm4_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
-    ("Gemma 3 with images", "gemma3"),
+    ("PaliGemma", "paligemma"),
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
@@ -104,6 +105,15 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     return attention, "" if experts else "channels", "dropped or narrowed" if experts else ""
 
 
+def images_words(known: Iterable[Family]) -> list[str]:
+    """Model types with parts around the language model, and what becomes of them."""
+    types = sorted({f"`{name}`" for family in known for name in family.inside})
+    return [
+        f"Of models with images ({', '.join(types)}) the language model is pruned. The other parts",
+        "are carried along unchanged and don't count in the budget. `AutoModelForImageTextToText` loads the result.",
+    ]
+
+
 def families_page() -> str:
     """Every family with its pruned units and the engines for the result, and reasons for refused models."""
     lines = [
@@ -134,6 +144,8 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
         "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
+        "",
+        *images_words(known.values()),
         "",
         "Families without a GGUF architecture:",
         "",

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
 from tests.tiny.models import tiny_config, tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

@@ -120,7 +120,7 @@ def _back_through(
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
     """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
-    for kind in family.kinds:
+    for kind in filter(family.is_cut, family.kinds):
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features

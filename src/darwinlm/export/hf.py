@@ -55,7 +55,7 @@ def save_model(
         temporary.mkdir(parents=True)
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
-            put_inside(model, source).save_pretrained(temporary)
+            put_inside(model, source).save_pretrained(temporary, save_original_format=False)
             add_modeling_file(temporary)
         else:
             model.save_pretrained(temporary)

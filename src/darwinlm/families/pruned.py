@@ -10,7 +10,16 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.families.modeling_darwinlm import LLAMA, NAMES, Norms, auto_map, define_classes, define_whole, modeling_source, whole_auto_map
+from darwinlm.families.modeling_darwinlm import (
+    LLAMA,
+    NAMES,
+    Norms,
+    auto_map,
+    define_classes,
+    define_whole,
+    modeling_source,
+    whole_auto_map,
+)
 
 __all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config", "pruned_whole", "whole_auto_map"]
 

@@ -19,8 +19,15 @@ from darwinlm.errors import CheckpointError, first_line
 from darwinlm.families.family import PREFIX, families
 from darwinlm.families.pruned import modeling_source, whole_auto_map
 
-PREFIXES = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
-"""Prefixes of the text part's tensors in checkpoints, and those in the language model alone."""
+PREFIXES = {
+    "model.language_model.model.": "model.",
+    "model.language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+"""Prefixes of the text part's tensors in checkpoints, and those in the language model alone. Transformers' own is the
+third; the others are those of older checkpoints and of models that were loaded from these and saved again."""
 
 
 def text_type(plain: dict[str, Any]) -> str | None:
@@ -86,9 +93,7 @@ def add_modeling_file(folder: Path) -> None:
         prefix = family.inside[whole]
         ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
         write_json(path, plain | ours | {"auto_map": whole_auto_map(prefix)})
-        write_text(
-            folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole))
-        )
+        write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
 
 
 def is_whole(folder: Path) -> bool:

@@ -39,7 +39,10 @@ class Plan:
     def notes(self) -> list[str]:
         """What is never cut, and how stages adapt to the machine."""
         kept = kept_whole(self.sizes.space, self.sizes.checkpoint.family)
-        return [note for note in (kept, *(need.note for need in self.needs)) if note]
+        around = (
+            "its parts around the language model are kept, and not counted here" if self.sizes.checkpoint.whole else ""
+        )
+        return [note for note in (kept, around, *(need.note for need in self.needs)) if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""

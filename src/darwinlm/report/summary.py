@@ -310,8 +310,14 @@ class StageFigures(Figures):
 
 
 class ExportFigures(Figures):
-    """The saved model's folder, whether it needs the modelling file beside it, its element type, and whether it has
-    further parts around the language model."""
+    """The saved model.
+
+    Attributes:
+        folder: its folder.
+        custom_code: whether it needs the modelling file beside it.
+        dtype: its element type.
+        whole: whether it has further parts, such as a vision tower, around the language model.
+    """
 
     folder: str
     custom_code: bool

@@ -126,8 +126,13 @@ def hub_id(source: str | None) -> str | None:
 
 
 def kept_whole(summary: Summary) -> str:
-    """A sentence, with a space before it, about modules that are never cut; empty if there are none."""
-    return f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
+    """Sentences, each with a space before it, about what is never cut; empty if there is no such part."""
+    kept = f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
+    return kept + (
+        " Its parts around the language model are unchanged; the figures are of the language model alone."
+        if summary.export.whole
+        else ""
+    )
 
 
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
