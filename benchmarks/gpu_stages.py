@@ -205,7 +205,6 @@ def training(setup: Setup) -> None:
         checkpoint,
         "search",
         f"text.sequence_length={length}",
-        f"text.training_tokens={n_tokens}",
         f"text.fitness_tokens={length}",
         "search.offspring=4",
         f"search.stages=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
@@ -229,7 +228,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 def refit(setup: Setup) -> None:
     """Refit one block of the smaller model to the dense one, on 65k tokens."""
-    from darwinlm.surgery.refit import Options, Streams
+    from darwinlm.surgery.refit import Streams
     from darwinlm.surgery.refit import refit as refit_blocks
 
     dense, small = model_of(setup, 1), smaller_model(setup, 1)
@@ -246,10 +245,10 @@ def refit(setup: Setup) -> None:
     stage.begin()
     fit, validation = streams(tokens), streams(tokens[:4])
     begun = time.perf_counter()
-    outcome = refit_blocks(stage, fit, validation, Options((0.03, 0.3)))
+    choices = refit_blocks(stage, fit, validation)
     setup.wait()
     setup.told("refit", "one block took", time.perf_counter() - begun, "s")
-    better = all(choice.after <= choice.before for choice in outcome.modules)
+    better = all(choice.after <= choice.before for choice in choices)
     setup.most("refit", "modules that came out worse", float(not better), "", 0.0)
     sizes = (f"text.sequence_length={length}", f"refit.tokens={n_tokens}", f"compute.batch_tokens={4 * length}")
     setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
@@ -317,7 +316,7 @@ def resume(setup: Setup) -> None:
     """Recovery that is killed behind a checkpoint, and goes on from it, against one that isn't."""
     from darwinlm.recovery.train import _Training
 
-    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}", "recovery.keep_checkpoints=1")
+    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}",)
     whole = recovered(setup, 4, "uninterrupted", *settings).log[-1]
     update = _Training.update
 

@@ -166,24 +166,21 @@ EQUAL = {
         "llama",
         (
             "preset=paper",
-            "text.training_tokens=256",
             "search.generations=2",
             "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),
-    "local steps": ("qwen2", ("refit.local_steps=3",)),
-    "bias": ("llama", ("refit.bias=true",)),
+    "biases": ("qwen2", ()),
     "trained candidates": (
         "llama",
         (
             "search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",
             "search.training.lora_rank=2",
-            "text.training_tokens=256",
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
-    "recovery": ("llama", ("recovery.tokens=1024", "recovery.batch_tokens=128", "recovery.dtype=float32")),
+    "recovery": ("llama", ("recovery.tokens=1024", "recovery.batch_tokens=128", "compute.dtype=float32")),
 }
 """Family and assignments."""
 

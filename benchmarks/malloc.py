@@ -48,7 +48,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, int(checkpoint.config.vocab_size), (options.tokens // 512, 512), generator=generator)
     objective = Objective(top_k=64)
-    known = Dense(None, top=dense_top(dense, tokens, 64, 1.0, 1024))
+    known = Dense(None, top=dense_top(dense, tokens, 64))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

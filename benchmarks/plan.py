@@ -6,7 +6,7 @@ memory, and both ratios. The CPU is measured right before and right after each s
 load is part of the result. The default model and text are the demo's. Results in OUT are reused, and not timed.
 
     python benchmarks/plan.py --set text.calibration_tokens=16384 --set refit.tokens=16384 --set search.generations=2
-    python benchmarks/plan.py --random --set text.calibration_tokens=2048 --set refit.enabled=false   # 1.1B parameters
+    python benchmarks/plan.py --random --set text.calibration_tokens=2048 --set refit.tokens=0   # 1.1B parameters
 """
 
 from __future__ import annotations

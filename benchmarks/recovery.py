@@ -52,7 +52,7 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
 from darwinlm.recovery.cache import CacheKey, cached_text
 from darwinlm.recovery.checks import check_teacher
-from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.schedule import DECAY, plan_steps
 from darwinlm.recovery.train import train
 from recovery_plot import draw
 
@@ -147,9 +147,7 @@ class Bench:
             evaluate_every=max(points[-1] // 4, options.batch_tokens),
             embeddings=not options.blocks_alone,
             save_every=options.save_every,
-            keep_checkpoints=1,
             seed=seed,
-            dtype=DTYPE,
         )
         plan = plan_steps(settings, options.length, options.micro_tokens)
         steps = {point // options.batch_tokens * plan.tokens: point for point in lacking}
@@ -179,6 +177,7 @@ class Bench:
             options.out / f"{name}-{seed}-{kind}-{points[-1]}",
             {"model": small.digest, "kind": kind, "tokens": points[-1], "seed": seed, **self.lines.settings},
             device=torch.device("cpu"),
+            dtype=getattr(torch, DTYPE),
             say=lambda message: print(message, flush=True),
             each_step=look,
         )
@@ -243,7 +242,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--cheap", default="100k", help="tokens of the short trainings")
     parser.add_argument("--seeds", default="0", help="seeds of the order of the text; the long training uses the first")
     parser.add_argument("--short-first", action="store_true", help="also make a short training with the first seed")
-    parser.add_argument("--schedule", default="wsd", choices=("wsd", "cosine", "constant"))
+    parser.add_argument("--schedule", default="wsd", choices=("wsd", "cosine"))
     parser.add_argument("--cached-top-k", type=int, metavar="K", help="distil from the K likeliest tokens, stored once")
     parser.add_argument("--cache", type=Path, help="default: teacher-cache in the output folder")
     parser.add_argument("--keep", action="store_true", help="write the measured models")
@@ -270,7 +269,7 @@ def options_of() -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     points = sorted(count(point) for point in options.points.split(","))
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    falls = (1 - RecoverySettings().decay) * points[-1]
+    falls = (1 - DECAY) * points[-1]
     if options.schedule == "wsd" and any(falls < point < points[-1] for point in points):
         raise RecipeError(f"--points: {options.points}, but the learning rate falls from {falls:,.0f} tokens on")
     options.out.mkdir(parents=True, exist_ok=True)

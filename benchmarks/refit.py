@@ -1,12 +1,11 @@
-"""Gain of the refit of a stitched model, by ridge, amount and breadth of text, local distillation and more.
+"""Gain of the refit of a stitched model, by ridge, amount and breadth of text.
 
 Prints one JSON line for each variant, with perplexity and KL to the dense model on held-out text of each source (blocks
 of 512 tokens, disjoint by document from the text for fitting and for choices). Variants whose name is in the file given
 by ``--lines`` are skipped, so that an interrupted measurement resumes.
 
     python benchmarks/refit.py DENSE SMALL --text a=texts/a.jsonl.gz --text b=texts/b.jsonl.gz --lines refit.jsonl \
-        --variant tokens=32768,ridges=0.03+0.3,fit=a --variant tokens=65536,ridges=0.1,fit=a+b,local_steps=30 \
-        --variant fit=a,bias=mlp
+        --variant tokens=32768,ridges=0.03+0.3,fit=a --variant tokens=65536,ridges=0.1,fit=a+b
 """
 
 from __future__ import annotations
@@ -14,22 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
-from darwinlm.artifact import StageFolder, read_tensors, write_tensors
+from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import read_documents, split_documents
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.surgery.bias import bias_fields
-from darwinlm.surgery.refit import Options, Streams, refit
+from darwinlm.surgery.refit import Streams, refit
 
 LENGTH = 512
 
@@ -51,23 +47,8 @@ def mixed(texts: dict[str, Any], names: list[str], purpose: str, tokens: int) ->
     return torch.stack([texts[name][purpose].tokens[:rows] for name in names], 1).flatten(0, 1)
 
 
-def with_biases(small: Checkpoint, kinds: Any, folder: Path) -> Checkpoint:
-    """The smaller model with zero biases."""
-    shutil.copytree(small.folder, folder)
-    tree = json.loads((folder / "config.json").read_text()) | bias_fields(small.family, kinds)
-    (folder / "config.json").write_text(json.dumps(tree))
-    config = AutoConfig.from_pretrained(folder)
-    skeleton = Checkpoint(folder, config, small.family, small.source).skeleton().state_dict()
-    tensors = {name: tensor for name, tensor in small.load(torch.bfloat16).state_dict().items() if name in small.shards}
-    lacking = [name for name in skeleton if name.endswith(".bias") and name not in tensors]
-    tensors |= {name: torch.zeros(skeleton[name].shape, dtype=torch.bfloat16) for name in lacking}
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    return Checkpoint.open(folder)
-
-
 def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant: dict[str, str]) -> dict[str, Any]:
     names = variant.get("fit", next(iter(texts))).split("+")
-    seed = int(variant.get("seed", 0))
 
     def streams(tokens: torch.Tensor) -> Streams:
         both = (
@@ -76,27 +57,15 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
         )
         return Streams(*both)
 
-    kinds: dict[str, Any] = {"bias": tuple(kind for kind in variant.get("bias", "").split("+") if kind)}
-    biased = tempfile.TemporaryDirectory()
-    if kinds["bias"]:
-        small = with_biases(small, kinds["bias"], Path(biased.name) / "model")
     model = small.load(torch.bfloat16)
     begun = time.monotonic()
-    notes = {}
     if variant.get("refit") != "none":
-        options = Options(
-            tuple(float(ridge) for ridge in variant.get("ridges", "0.03+0.3").split("+")),
-            local_steps=int(variant.get("local_steps", 0)),
-            local_rate=float(variant.get("local_rate", 2e-4)),
-            seed=seed,
-            **kinds,
-        )
+        ridges = tuple(float(ridge) for ridge in variant.get("ridges", "0.03+0.3").split("+"))
         with tempfile.TemporaryDirectory() as folder:
             stage = StageFolder(Path(folder) / "refit", {})
             stage.begin()
             fit = streams(mixed(texts, names, "calibration", int(variant.get("tokens", 32768))))
-            outcome = refit(stage, fit, streams(mixed(texts, names, "validation", 8192)), options)
-            notes["blocks_distilled"] = sum(choice.steps > 0 for choice in outcome.local.values())
+            refit(stage, fit, streams(mixed(texts, names, "validation", 8192)), ridges)
             parameters = dict(model.named_parameters())
             for path in stage.folder.glob("block_*.safetensors"):
                 prefix = small.block_prefix(int(path.stem.removeprefix("block_")))
@@ -112,8 +81,7 @@ def measure(dense: Checkpoint, small: Checkpoint, texts: dict[str, Any], variant
             "kl": round(quality.kl, 4),
             "tokens": quality.tokens,
         }
-    biased.cleanup()
-    return {"seconds": round(seconds), **notes, "load": round(os.getloadavg()[0], 1), "held_out": results}
+    return {"seconds": round(seconds), "load": round(os.getloadavg()[0], 1), "held_out": results}
 
 
 def main() -> None:

@@ -100,18 +100,17 @@ def _multiplies_quickly() -> bool:
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with `auto` element types replaced by those of this device.
+    """The recipe with the element type of this device instead of `auto`.
 
     Raises:
         RecipeError: The device doesn't support an element type.
     """
-    open_ones = {name: getattr(recipe, name) for name in ("compute", "recovery")}
-    for name, part in open_ones.items():
-        if part.dtype == "bfloat16" and not gpu_has_bfloat16(device):
-            raise RecipeError(
-                f"{name}.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use "
-                "float32, or auto"
-            )
-    chosen = {"dtype": fast_dtype(device)}
-    update = {name: part.model_copy(update=chosen) for name, part in open_ones.items() if part.dtype == "auto"}
-    return recipe.model_copy(update=update)
+    compute = recipe.compute
+    if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
+        raise RecipeError(
+            f"compute.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use float32, "
+            "or auto"
+        )
+    if compute.dtype == "auto":
+        compute = compute.model_copy(update={"dtype": fast_dtype(device)})
+    return recipe.model_copy(update={"compute": compute})

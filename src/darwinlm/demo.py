@@ -31,7 +31,7 @@ QUICK: dict[str, Any] = {
     "text.validation_tokens": 2048,
     "text.evaluation_tokens": 2048,
     "database.saliency_tokens": 1024,
-    "refit.enabled": False,
+    "refit.tokens": 0,
     "search.generations": 1,
     "search.offspring": 3,
     "search.stages": [{"tokens": 1024, "survivors": 2}, {"tokens": 2048, "survivors": 1}],

@@ -19,7 +19,7 @@ from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
-SHEARED = ("--set", "baselines.sheared_tokens=1024", "--set", "baselines.sheared_batch_tokens=64")
+SHEARED = ("--set", "baselines.sheared_tokens=1024")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_variant_of_the_search_is_a_row_of_its_own(
 
 
 RECOVERY = (
-    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.dtype=float32", "recovery.evaluate_every=64",
+    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.evaluate_every=64",
     "recovery.save_every=64", "recovery.learning_rate=0.003",
 )  # fmt: skip
 
@@ -205,9 +205,9 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
         return [row.name for row in parse_methods("all", load_recipe(None, assignments))]
 
     assert names() == [*EVERYWHERE, "darwinlm", "darwinlm+refit"]
-    assert names("refit.enabled=false") == [*EVERYWHERE, "darwinlm"]
+    assert names("refit.tokens=0") == [*EVERYWHERE, "darwinlm"]
     assert names("recovery.tokens=1M")[-2:] == ["darwinlm+refit", "darwinlm+refit+recovery"]
-    assert names("recovery.tokens=1M", "refit.enabled=false")[-2:] == ["darwinlm", "darwinlm+recovery"]
+    assert names("recovery.tokens=1M", "refit.tokens=0")[-2:] == ["darwinlm", "darwinlm+recovery"]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
         (("--domain", "other=x.txt"), "--domain names 'other' twice"),
         (("--domain", "held out=x.txt"), "--domain names 'held out' twice"),
         (("--suite", "piqa", "--data-dir", "nowhere"), "there is no such folder"),
-        (("--methods", "darwinlm+refit", "--set", "refit.enabled=false"), "refit.enabled is false"),
+        (("--methods", "darwinlm+refit", "--set", "refit.tokens=0"), "refit.tokens is 0"),
     ],
 )
 def test_wrong_request(

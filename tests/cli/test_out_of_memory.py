@@ -17,13 +17,13 @@ from darwinlm.planning.plan import advice, make_plan
 from darwinlm.recipe import load_recipe, merge
 from darwinlm.recovery.train import _Training
 
-TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "recovery.dtype=float32", "refit.enabled=false")
+TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "refit.tokens=0")
 
 
 def test_one_message_names_stage_and_setting(
     command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (*SETTINGS, *TRAINING, "recovery.micro_tokens=128")
+    settings = (*SETTINGS, *TRAINING, "compute.batch_tokens=128")
     sets = [word for setting in settings for word in ("--set", setting)]
     arguments = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out", *sets)
 
@@ -43,7 +43,7 @@ def test_one_message_names_stage_and_setting(
 def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
     folder = published_config(tmp_path, "llama2-7b-2.7b")
     recipe = load_recipe(
-        "llama2-7b-2.7b-fast", ("recovery.tokens=1B", "recovery.micro_tokens=65536"), {"model": str(folder)}
+        "llama2-7b-2.7b-fast", ("recovery.tokens=1B", "compute.batch_tokens=65536"), {"model": str(folder)}
     )
     sizes, device = Sizes(Checkpoint.describe(folder), recipe), find_device("h100")
 

@@ -33,11 +33,9 @@ SETTINGS = (
 )
 TRAINING = (
     "recovery.batch_tokens=256",
-    "recovery.dtype=float32",
     "recovery.learning_rate=0.003",
     "recovery.evaluate_every=512",
     "recovery.save_every=512",
-    "recovery.log_every=1",
 )
 
 

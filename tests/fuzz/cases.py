@@ -419,7 +419,7 @@ def _recipes() -> Iterator[Case]:
         yield Case(f"recipe: {name}", "recipe", alone("recipe.yaml", content))
     fields = (
         "search.generations", "search.offspring", "search.training.batch_tokens",
-        "text.sequence_length", "text.calibration_tokens", "text.shuffle_documents", "refit.tokens",
+        "text.sequence_length", "text.calibration_tokens", "refit.tokens",
         "units.mlp_multiple",
         "compute.batch_tokens", "evaluation.new_tokens", "evaluation.speed_runs", "recovery.epochs", "recovery.tokens",
     )  # fmt: skip

@@ -27,9 +27,8 @@ from tests.tiny.checkpoint import tiny_checkpoint
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
     "units.mlp_multiple=32",
-    "text.training_tokens=512",
     "text.fitness_tokens=64",
-    "search.stages=[{tokens: 64, survivors: 1, training_tokens: 128}]",
+    "search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",
 )
 ROUNDS = ((32, 2), (32, 1), (64, 0))
 """Training tokens and survivors of each round."""

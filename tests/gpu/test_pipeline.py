@@ -11,6 +11,7 @@ import torch
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
 from darwinlm.pipeline import run_stages
+from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.results import StageResults
 from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
@@ -25,8 +26,6 @@ FEW = (
     "compute.batch_tokens=1024",
     "search.generations=2",
     "units.mlp_multiple=16",
-    "refit.strengths=[1]",
-    "refit.ridges=[0.1]",
 )
 """Less of everything: an operation on the pretend device takes half a millisecond."""
 
@@ -36,13 +35,12 @@ CASES = {
         "llama",
         (
             "preset=paper",
-            "text.training_tokens=256",
             "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64}, "
             "{tokens: 128, survivors: 1, training_tokens: 128}]",
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
-    "options": ("qwen2", ("refit.local_steps=3",)),
+    "biases": ("qwen2", ()),
 }
 
 
@@ -62,6 +60,13 @@ class Compared:
     tally: Tally
     removed: int
     peak: int
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_strength():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages_refit, "STRENGTHS", (1.0,))
+        yield
 
 
 @pytest.fixture(scope="module", params=CASES)

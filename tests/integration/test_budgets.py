@@ -100,11 +100,12 @@ def steady_machine(monkeypatch):
         return seconds_of(choice) / seconds_of(dense), seconds_of(dense)
 
     monkeypatch.setattr(ModelTimer, "compare", compare)
+    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 20)
     return timed
 
 
 def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_machine):
-    run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", "budget.latency_points=20", keep=None)
+    run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", keep=None)
     plan = plan_stage(run)
     table = json.loads((run.path("latency") / "table.json").read_text())
     assert table["worst_error"] < 0.01
@@ -112,14 +113,13 @@ def test_times_that_add_up_are_predicted(tiny_llama, make_run, tmp_path, steady_
     assert plan.cost.dense == pytest.approx(1e9 * table["dense"], rel=1e-4)
     assert len(steady_machine) < sum(len(module.levels) for module in plan.space.modules), "not one for each block"
     count = len(steady_machine)
-    again = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.4x", "budget.latency_points=20", keep=None)
+    again = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.4x", keep=None)
     plan_stage(again)
     assert len(steady_machine) == count, "the table serves every speed"
 
 
 def test_a_speedup_is_met(tiny_llama, make_run, tmp_path, steady_machine):
-    settings = ("budget.speedup=1.5x", "budget.latency_points=20")
-    run = make_run(tiny_llama, tmp_path / "out", *settings, keep=None)
+    run = make_run(tiny_llama, tmp_path / "out", "budget.speedup=1.5x", keep=None)
     found = run_stages(run, "search")
     plan = found.plan
     levels = zip(plan.space.modules, plan.space.levels(found.search.allocation), strict=True)
@@ -131,9 +131,11 @@ def test_a_speedup_is_met(tiny_llama, make_run, tmp_path, steady_machine):
     assert plan.cost.unit == "nanoseconds"
 
 
-def test_real_clocks_run_too(tiny_llama, make_run, tmp_path):
-    """Times of a model this small are noise; only what they are made of is checked."""
-    settings = ("budget.latency=1000s", "budget.latency_runs=1", "budget.latency_points=2", "budget.prefill_tokens=8")
+def test_real_clocks_run_too(tiny_llama, make_run, tmp_path, monkeypatch):
+    """Times of so small a model are noise, so only the table's form is checked."""
+    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 2)
+    monkeypatch.setattr("darwinlm.stages.latency.RUNS", 1)
+    settings = ("budget.latency=1000s", "budget.prefill_tokens=8")
     run = make_run(tiny_llama, tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
     with pytest.raises(BudgetError, match=r"budget\.latency: 1e\+03 s requested, more than the whole model"):
         plan_stage(run)

@@ -7,11 +7,12 @@ import torch
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_text
 from tests.tiny.recovering import recover_tiny
+from transformers import AutoTokenizer
 
 from darwinlm.artifact import read_json
 from darwinlm.console import Reporter
 from darwinlm.data import document_hash
-from darwinlm.data.looking_back import with_repeats
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.errors import RecipeError
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery import train as training
@@ -33,16 +34,18 @@ def texts_of(tiny_llama, tiny_run_settings, tmp_path):
     return made
 
 
-def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of):
-    more = ("text.training_tokens=512",)
+def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
+    more = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",)
     plain, mixed = texts_of("plain", "text.looking_back=0", *more), texts_of("mixed", "text.looking_back=25%", *more)
+    ordinary = ordinary_tokens(AutoTokenizer.from_pretrained(tiny_llama))
     assert set(plain) == {"calibration", "fitness", "validation", "training", "evaluation"}
     for purpose, blocks in plain.items():
         found = mixed[purpose]
         assert found.document_hashes == blocks.document_hashes, "no document changes its purpose"
         assert found.tokens.shape == blocks.tokens.shape
         share = 0 if purpose == "evaluation" else 0.25
-        assert torch.equal(found.tokens, with_repeats(blocks.tokens, share, 0)), purpose
+        expected = with_repeats(blocks.tokens, share=share, seed=0, ordinary=ordinary)
+        assert torch.equal(found.tokens, expected), purpose
         assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
 
 

@@ -30,7 +30,7 @@ def test_keeping_everything_keeps_the_model(tiny_llama, make_run, tmp_path):
     "assignment",
     [
         "search.method=paper",
-        "refit.enabled=false",
+        "refit.tokens=0",
         "compute.dtype=bfloat16",
         "export.dtype=bfloat16",
         "search.minutes=0.000001",
@@ -50,7 +50,7 @@ def test_other_settings_run_through(tiny_llama, make_run, tmp_path, assignment):
     assert 0 <= budget.unused <= (0.12 if coarse else 0.05) + 1e-9
     final = summary.models.get("refit", summary.models["stitched"])
     assert final.perplexity > 0
-    assert ("refit" in summary.models) == (assignment != "refit.enabled=false")
+    assert ("refit" in summary.models) == (assignment != "refit.tokens=0")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert model.dtype == (torch.bfloat16 if assignment == "export.dtype=bfloat16" else torch.float32)
 

@@ -43,8 +43,6 @@ def shrunken(name: str) -> dict[str, Any]:
     text = tree["text"]
     text |= {"sequence_length": 16, "calibration_tokens": 1024, "fitness_tokens": 128}
     text |= {"validation_tokens": 128, "evaluation_tokens": 128}
-    if "training_tokens" in text:
-        text["training_tokens"] = 128
     tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
     tree["units"]["mlp_multiple"] = 8
     # The same share of the blocks; what lies outside them is another part of so small a model.
@@ -57,7 +55,7 @@ def shrunken(name: str) -> dict[str, Any]:
         {**stage, "tokens": 16 * (place + 1), **({"training_tokens": 32} if stage.get("training_tokens") else {})}
         for place, stage in enumerate(search["stages"])
     ]
-    if tree.get("refit", {}).get("enabled", True):
+    if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
     tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128, "dtype": "float32"}
     tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
@@ -87,7 +85,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
     assert len(recipe.search.stages) == len(published.search.stages)
     summary = run_stages(Run(recipe, tmp_path / "out", Reporter(Console(quiet=True))), "report").report
     models = summary.models
-    assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.enabled else [])}
+    assert set(models) == {"dense", "uniform", "stitched", *(["refit"] if recipe.refit.tokens else [])}
     kept = summary.budget.block_params / summary.budget.dense_block_params
     assert 0.85 * recipe.budget.keep <= kept <= recipe.budget.keep
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
@@ -105,7 +103,7 @@ def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
     searched = (out / "stages" / "search" / "result.json").stat().st_mtime_ns
     summary = run_stages(Run(merge(recipe, ["recovery.tokens=512"], {}), out, reporter), "report").report
     assert (out / "stages" / "search" / "result.json").stat().st_mtime_ns == searched
-    last = "refit" if recipe.refit.enabled else "stitched"
+    last = "refit" if recipe.refit.tokens else "stitched"
     assert summary.models[last].kl == once.models[last].kl
     assert summary.recovery.steps == 8
     assert summary.models["recovered"].kl != summary.models[last].kl

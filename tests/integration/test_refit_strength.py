@@ -1,4 +1,4 @@
-"""How far a model goes toward its fitted weights."""
+"""The interpolation factor between stitched and fitted weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def whole(finished_llama, tiny_llama, make_run):
 
 
 @pytest.fixture
-def refitted(whole, tiny_llama, make_run, tmp_path):
-    """Refit the finished run's stitched model anew, with other strengths."""
+def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
+    """Refit the finished run's stitched model again, with other strengths."""
 
     def make(*strengths):
-        run = make_run(tiny_llama, tmp_path / "out", f"refit.strengths={list(strengths)}")
-        return refit_stage(run, whole.texts, whole.stitched)
+        monkeypatch.setattr(stages_refit, "STRENGTHS", strengths)
+        return refit_stage(make_run(tiny_llama, tmp_path / "out"), whole.texts, whole.stitched)
 
     return make
 
@@ -32,13 +32,13 @@ def refitted(whole, tiny_llama, make_run, tmp_path):
 def test_it_goes_as_far_as_is_best_on_validation_text(whole):
     record = whole.refitted.record
     losses = {float(strength): loss for strength, loss in record["kl_by_strength"].items()}
-    assert set(losses) == {0.0, *whole.run.recipe.refit.strengths}
+    assert set(losses) == {0.0, *stages_refit.STRENGTHS}
     assert losses[record["strength"]] == min(losses.values()) == record["kl_after"]
     assert record["kl_before"] == losses[0.0]
     assert record["kept"] == "refit"
 
 
-@pytest.mark.parametrize("strengths", [(1.0,), (0.25,), (0.5, 0.75)])
+@pytest.mark.parametrize("strengths", [(1.0,), (0.25, 1.0), (0.5, 0.75, 1.0)])
 def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strengths):
     found = refitted(*strengths)
     losses = {float(strength): loss for strength, loss in found.record["kl_by_strength"].items()}

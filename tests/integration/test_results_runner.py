@@ -26,9 +26,7 @@ FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
 TINY = (
     *SETTINGS,
     "baselines.sheared_tokens=256",
-    "baselines.sheared_batch_tokens=64",
     "recovery.batch_tokens=64",
-    "recovery.dtype=float32",
     "recovery.evaluate_every=128",
 )
 

@@ -26,7 +26,7 @@ from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
 
 FAST = TrainingSettings(learning_rate=3e-3, batch_tokens=64)
-TEXT = "text.training_tokens=1024"
+TEXT = "search.stages=[{tokens: 64, survivors: 1, training_tokens: 1024}]"
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run,
     )
     training = "search.training={learning_rate: 0.0005, batch_tokens: 64}"
     out = Path(shutil.copytree(folder, tmp_path / "out"))
-    settings = (TEXT, stages, "search.generations=2", training, f"search.method={method}")
+    settings = (stages, "search.generations=2", training, f"search.method={method}")
     found = searched(make_run(tiny_llama, out, *settings))
     history = found.search.record["history"]
     assert len(history) == 3

@@ -65,6 +65,6 @@ def test_less_than_a_block_for_each_purpose_is_refused(tiny_llama, tiny_run_sett
 
 
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, tiny_run_settings, sixty, tmp_path):
-    settings = (*tiny_run_settings, "text.training_tokens=100000")
+    settings = (*tiny_run_settings, "search.stages=[{tokens: 64, survivors: 1, training_tokens: 100000}]")
     with pytest.raises(DataError, match=r"is too short: .*training has"):
         text_stage(opened(tiny_llama, sixty, tmp_path / "out", Console(quiet=True), *settings))

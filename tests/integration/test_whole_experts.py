@@ -55,7 +55,7 @@ def at(reader, **wanted):
 
 def test_a_mixture_that_gives_its_router_logits_is_pruned_and_still_gives_them(tmp_path, make_run):
     folder = tiny_checkpoint(tmp_path / "mixtral", "mixtral", sliding_window=None, output_router_logits=True)
-    made = run_stages(make_run(folder, tmp_path / "out", WHOLE, "refit.enabled=false"), "export")
+    made = run_stages(make_run(folder, tmp_path / "out", WHOLE, "refit.tokens=0"), "export")
     assert made.export.folder.is_dir()
     assert json.loads((made.export.folder / "config.json").read_text())["output_router_logits"]
 

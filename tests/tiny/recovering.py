@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
@@ -24,11 +25,9 @@ RECOVERY = (
     "compute.batch_tokens=128",
     "recovery.tokens=6144",
     "recovery.batch_tokens=512",
-    "recovery.dtype=float32",
     "recovery.learning_rate=0.003",
     "recovery.evaluate_every=2048",
     "recovery.save_every=2048",
-    "recovery.log_every=1",
 )
 """Twelve steps, with checkpoints after the fourth, the eighth and the last."""
 
@@ -57,15 +56,17 @@ def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., Non
 
 
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
-    """Recover a tiny model in this process."""
+    """Recover a tiny model in this process, and log every step."""
     from rich.console import Console
 
     from darwinlm.console import Reporter
+    from darwinlm.recovery import train
     from darwinlm.runs.recovery import recover
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(Console(quiet=True))
-    return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
+    with mock.patch.object(train, "LOG_EVERY", 1):
+        return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
 
 
 def main() -> None:

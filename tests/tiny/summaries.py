@@ -134,7 +134,7 @@ def searched(blocks=30):
             "transformers": "5.24.0",
             "compute_dtype": "bfloat16",
         },
-        "recipe": {"model": "HuggingFaceTB/SmolLM2-135M", "budget": {"keep": 0.5}, "refit": {"ridges": [0.03, 0.3]}},
+        "recipe": {"model": "HuggingFaceTB/SmolLM2-135M", "budget": {"keep": 0.5}, "units": {"levels": [0.5, 0.75]}},
     }
 
 

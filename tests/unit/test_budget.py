@@ -141,10 +141,6 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
 @pytest.mark.parametrize(
     ("search", "said"),
     [
-        (
-            {"stages": [{"tokens": 64, "survivors": 1, "training_tokens": 65536}]},
-            "candidates train on 65536 tokens, but text.training_tokens is 0",
-        ),
         ({"stages": [{"amount": 3}]}, "known fields are tokens, survivors, training_tokens"),
         ({"method": "best"}, "'gradient' or 'paper' (it is 'best')"),
     ],

@@ -63,10 +63,8 @@ def test_a_gpu_works_in_bfloat16(processor):
 
 def test_a_recipe_that_says_it_is_left_alone(processor):
     processor(amx_bf16=False)
-    recipe = merge(Recipe(), ["compute.dtype=bfloat16", "recovery.dtype=auto"], {})
-    found = settled(recipe, CPU)
-    assert (found.compute.dtype, found.recovery.dtype) == ("bfloat16", "float32")
-    assert settled(found, torch.device("cuda")) == found
+    recipe = merge(Recipe(), ["compute.dtype=bfloat16"], {})
+    assert settled(recipe, CPU) == recipe
 
 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
@@ -74,7 +72,7 @@ def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path)
     run = Run(merge(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.dtype == torch.float32
     assert run.arithmetic["dtype"] == "torch.float32"
-    assert run.recipe.recovery.dtype == "float32"
+    assert run.recipe.compute.dtype == "float32"
 
 
 # ------------------------------------------------------------------------------------------------------- devices

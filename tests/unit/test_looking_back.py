@@ -1,4 +1,4 @@
-"""Text that is to be looked back at, and whether a model does: repeats, copying, KL of seen tokens and by position."""
+"""Repeated passages in text, and use of context: copying, KL of seen tokens and by position."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from darwinlm.data.looking_back import with_repeats
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.errors import DataError
 from darwinlm.evaluation.looking_back import (
     all_copying,
@@ -25,6 +26,8 @@ from darwinlm.evaluation.looking_back import (
 from darwinlm.evaluation.quality import measure_quality, seen_before
 
 VOCABULARY = 1000
+ORDINARY = np.arange(1_000_000, 2_000_000)
+"""Tokens for random passages; no text here has any of them."""
 
 
 def word_tokenizer(words: int = 600, *, mark: str = "▁", add_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -65,20 +68,22 @@ class Copier:
 @pytest.mark.parametrize("length", [8, 31, 512])
 def test_the_share_of_each_block_repeats_what_stands_before(share, length):
     tokens = torch.arange(6 * length).view(6, length)
-    found = with_repeats(tokens, share, seed=3)
+    found = with_repeats(tokens, share=share, seed=3, ordinary=ORDINARY)
     assert found.shape == tokens.shape
     assert torch.equal(found[:, 0], tokens[:, 0])
     for before, after in zip(tokens, found, strict=True):
-        assert len(after.unique()) == length - round(share * length), "all others stand once"
-        assert set(after.tolist()) <= set(before.tolist()), "nothing of another block"
-        plain = [token for place, token in enumerate(after.tolist()) if token not in after[:place].tolist()]
-        assert sorted(plain) == before[: len(plain)].tolist(), "the block's own text, some of it shuffled"
+        assert len(after.unique()) == length - round(share * length), "all others occur once"
+        assert set(after.tolist()) <= {*before.tolist(), *ORDINARY.tolist()}, "nothing of another block"
+        firsts = [token for place, token in enumerate(after.tolist()) if token not in after[:place].tolist()]
+        own = [token for token in firsts if token < ORDINARY[0]]
+        expected = [token for token in before[: len(firsts)].tolist() if token in own]
+        assert sorted(own) == expected, "the block's own text, some of it shuffled or replaced"
 
 
 def test_repeats_are_passages_that_stand_there_in_the_same_order():
     tokens = torch.arange(40 * 512).view(40, 512)
-    whole, shuffled = 0, 0
-    for block in with_repeats(tokens, 0.2, seed=0).tolist():
+    whole, shuffled, random = 0, 0, 0
+    for block in with_repeats(tokens, share=0.2, seed=0, ordinary=ORDINARY).tolist():
         seen: dict[int, int] = {}
         lengths, last = [], None
         for place, token in enumerate(block):
@@ -93,20 +98,48 @@ def test_repeats_are_passages_that_stand_there_in_the_same_order():
                 last = seen[token]
         assert sum(lengths) == 102
         whole += len(lengths)
-        first = list(seen)
-        shuffled += sum(a + 1 != b for a, b in pairwise(first)) > 8
+        own = [token for token in seen if token < ORDINARY[0]]
+        random += len(own) < len(seen)
+        shuffled += sum(a > b for a, b in pairwise(own)) > 2
     # Joined passages count once and cut ones twice, so this is about how many there are: 102 tokens in a few passages.
     assert 40 < whole < 40 * 8
-    assert 10 < shuffled < 40, "some blocks have shuffled passages, some have none"
+    assert 5 < shuffled < 35, "some blocks have shuffled passages, some have none"
+    assert 5 < random < 35, "some blocks have random passages, some have none"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_some_blocks_begin_with_random_tokens_that_are_repeated_at_once(bos):
+    tokens = torch.arange(100, 100 + 60 * 128).view(60, 128)
+    if bos:
+        tokens[:, 0] = 1
+    first = int(bos)
+    begin = 0
+    # Eight tokens: one passage in each block.
+    for before, after in zip(
+        tokens, with_repeats(tokens, share=1 / 16, seed=0, ordinary=np.arange(100, 90_000)), strict=True
+    ):
+        assert not bos or after[0] == 1
+        if after[first] not in before:
+            assert torch.equal(after[first : first + 8], after[first + 8 : first + 16])
+            assert torch.equal(after[first + 16 :], before[first + 8 : -8])
+            begin += 1
+    assert 2 <= begin < 20
 
 
 def test_repeats_depend_on_the_seed_and_the_block_alone():
     tokens = torch.randint(VOCABULARY, (12, 64), generator=torch.Generator().manual_seed(0))
-    found = with_repeats(tokens, 0.25, seed=1)
-    assert torch.equal(with_repeats(tokens[5:7], 0.25, seed=1), found[5:7])
-    assert not torch.equal(with_repeats(tokens, 0.25, seed=2), found)
-    assert torch.equal(with_repeats(tokens, 0, seed=1), tokens)
-    assert with_repeats(tokens[:0], 0.25, seed=1).shape == (0, 64)
+    found = with_repeats(tokens, share=0.25, seed=1, ordinary=ORDINARY)
+    assert torch.equal(with_repeats(tokens[5:7], share=0.25, seed=1, ordinary=ORDINARY), found[5:7])
+    assert not torch.equal(with_repeats(tokens, share=0.25, seed=2, ordinary=ORDINARY), found)
+    assert torch.equal(with_repeats(tokens, share=0, seed=1, ordinary=ORDINARY), tokens)
+    assert with_repeats(tokens[:0], share=0.25, seed=1, ordinary=ORDINARY).shape == (0, 64)
+
+
+def test_random_passages_are_drawn_from_tokens_that_are_not_special():
+    tokenizer = word_tokenizer(add_bos=True)
+    ordinary = ordinary_tokens(tokenizer)
+    assert not set(ordinary.tolist()) & set(tokenizer.all_special_ids)
+    assert len(ordinary) + len(set(tokenizer.all_special_ids)) == len(tokenizer)
 
 
 @pytest.mark.parametrize("mark", ["▁", "Ġ"])

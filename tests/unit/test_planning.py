@@ -100,7 +100,7 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
     longer = need("search.generations=30")
     assert longer["search"]["seconds"] > 2 * base["search"]["seconds"]
     assert longer["database"] == base["database"]
-    assert "refit" not in need("refit.enabled=false")
+    assert "refit" not in need("refit.tokens=0")
     assert "saliency" not in need("database.saliency=output")
     fewer = need("database.saliency_tokens=32")
     assert fewer["saliency"]["flops"] < 0.5 * base["saliency"]["flops"]
@@ -132,7 +132,7 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
 
     def database(tokens: int) -> StageNeed:
         settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "units.attention=kv_group")
-        more = (f"text.calibration_tokens={tokens}", "refit.enabled=false", "database.saliency=output")
+        more = (f"text.calibration_tokens={tokens}", "refit.tokens=0", "database.saliency=output")
         recipe = load_recipe(None, (*settings, *more), {"model": str(tmp_path)})
         return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), gpu).needs[0]
 
@@ -150,7 +150,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
     settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=8192")
 
     def gradients() -> StageNeed:
-        recipe = load_recipe(None, (*settings, "refit.enabled=false"), {"model": str(tmp_path)})
+        recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(tmp_path)})
         return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), find_device("cpu")).needs[0]
 
     cpu = find_device("cpu")
@@ -171,7 +171,7 @@ def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, toke
         **config, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, dtype="bfloat16"
     ).save_pretrained(tmp_path)
     settings = ("compute.batch_tokens=4096", "compute.dtype=float32", f"database.saliency_tokens={tokens}")
-    text = ("text.calibration_tokens=32768", "refit.enabled=false")
+    text = ("text.calibration_tokens=32768", "refit.tokens=0")
     recipe = load_recipe(None, (*settings, *text), {"model": str(tmp_path)})
     sizes = Sizes(Checkpoint.describe(tmp_path), recipe)
     (need, *_) = make_plan(sizes, find_device("cpu")).needs

@@ -21,7 +21,7 @@ from darwinlm.planning.devices import find_device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
-from darwinlm.planning.plan import Plan, disk_of, make_plan
+from darwinlm.planning.plan import Plan, make_plan
 from darwinlm.planning.training import adapters, saved
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
@@ -29,7 +29,7 @@ from darwinlm.search.evaluate.dense_side import ExpectedRows
 from darwinlm.search.evaluate.fitness import Window
 from darwinlm.search.predict.gradients import Gradients
 
-TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "recovery.micro_tokens=128")
+TRAINING = ("recovery.tokens=4096", "recovery.batch_tokens=256", "compute.batch_tokens=128")
 
 
 def sizes_of(folder: Path, *assignments: str, processes: int = 1) -> Sizes:
@@ -110,7 +110,7 @@ def test_what_is_kept_for_the_way_back(model_type: str, tiny_folder: Callable[[s
 
 
 def test_weights_gradients_and_moments_are_the_optimisers(tiny_llama: Path) -> None:
-    sizes = sizes_of(tiny_llama, "budget.keep=99.9%", "recovery.dtype=float32")
+    sizes = sizes_of(tiny_llama, "budget.keep=99.9%", "compute.dtype=float32")
     need = need_of(make_plan(sizes, find_device("h100")), "recover")
     model = Checkpoint.open(tiny_llama).load(torch.float32).requires_grad_(True)
     optimiser = torch.optim.AdamW(model.parameters())
@@ -142,7 +142,7 @@ def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_pa
     """Two checkpoints stay while it runs: here they are counted just before they are removed."""
     from darwinlm.stages import recover
 
-    assignments = (*TRAINING, "recovery.save_every=512", "recovery.evaluate_every=2048", "recovery.dtype=float32")
+    assignments = (*TRAINING, "recovery.save_every=512", "recovery.evaluate_every=2048", "compute.dtype=float32")
     left: list[int] = []
     remove = recover.shutil.rmtree
 
@@ -201,10 +201,7 @@ def test_a_bound_in_minutes_ends_the_search(tiny_llama: Path) -> None:
 
 
 def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
-    sizes = published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B", "recovery.keep_checkpoints=5")
-    needed = disk_of(make_plan(sizes, find_device("h200")).needs)
-    (problem,) = make_plan(sizes, find_device("h200"), disk=needed - 1).problems
-    assert "recovery.keep_checkpoints=1 would fit (it is 5" in problem
+    sizes = published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B")
     (hopeless,) = make_plan(sizes, find_device("h200"), disk=1e9).problems
     assert "no single setting makes it fit; the largest item is recover" in hopeless
 
@@ -241,9 +238,9 @@ def test_weights_that_do_not_fit_are_dealt_out(tmp_path: Path) -> None:
     assert remedy is not None, alone
     assert "recovery.sharding=fsdp" in remedy[1]
     assert not problems(*remedy[1].split(" and "), processes=int(remedy[2]))
-    (many,) = problems("recovery.sharding=fsdp", "recovery.micro_tokens=65536", processes=8)
-    fits = many.partition("recovery.micro_tokens=")[2].split()[0]
-    assert not problems("recovery.sharding=fsdp", f"recovery.micro_tokens={fits}", processes=8)
+    (many,) = problems("recovery.sharding=fsdp", "compute.batch_tokens=65536", processes=8)
+    fits = many.partition("compute.batch_tokens=")[2].split()[0]
+    assert not problems("recovery.sharding=fsdp", f"compute.batch_tokens={fits}", processes=8)
 
 
 def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
@@ -283,7 +280,7 @@ def test_one_candidate_learns_at_a_time(name: str, device: str, fits: bool, tmp_
 
 
 def test_on_a_cpu_candidates_learn_side_by_side(tiny_llama: Path) -> None:
-    settings = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]", "text.training_tokens=64")
+    settings = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 64}]",)
     need = next(need for need in estimate(sizes_of(tiny_llama, *settings), find_device("cpu")) if need.name == "search")
     assert "5 candidates in training" in [each.name for each in need.device]
     assert not need.note

@@ -96,8 +96,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"text": None}, "text", "valid dictionary"),
         ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
         ({"budget": {"tolerance": 0.2}}, "budget.tolerance", "less than or equal to 0.1"),
-        ({"refit": {"ridges": []}}, "refit.ridges", "at least 1 item"),
-        ({"refit": {"enabled": "perhaps"}}, "refit.enabled", "boolean"),
+        ({"recovery": {"embeddings": "perhaps"}}, "recovery.embeddings", "boolean"),
         ({"model": 7}, "model", "valid string (it is 7)"),
         ({"model": {"name": "x"}}, "model", "valid string"),
         ({"export": {"dtype": "int4"}}, "export.dtype", "it is 'int4'"),
@@ -107,11 +106,6 @@ def test_a_wrong_value_is_refused_by_field_and_value(tree, field, said):
     found = message(tree)
     assert f"{field}: " in found
     assert said in found
-
-
-@pytest.mark.parametrize("ridge", [-1.0, float("inf"), "strong"])
-def test_a_ridge_that_no_fit_can_use_is_refused_before_the_run(ridge):
-    assert "refit.ridges" in message({"refit": {"ridges": [0.1, ridge]}})
 
 
 # ----------------------------------------------------------------------------------------------------- the budget
@@ -190,7 +184,7 @@ def test_a_file_then_assignments_then_overrides(tmp_path):
 
 
 def test_a_whole_recipe_survives_yaml(tmp_path):
-    recipe = load_recipe(None, ["search.seed=4", "refit.ridges=[0.1]", "text.source=a.txt"])
+    recipe = load_recipe(None, ["search.seed=4", "units.levels=[0.5]", "text.source=a.txt"])
     path = written(tmp_path / "r.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_recipe(path) == recipe
 
@@ -257,7 +251,7 @@ def test_values_of_assignments_are_yaml():
         [
             "evaluation.prompts=['a = b', c]",
             "search.minutes=1.5",
-            "refit.enabled=false",
+            "recovery.embeddings=false",
             "text.source=null",
             " search.seed =9",
             "search.stages=[{tokens: 64, survivors: 1}]",
@@ -265,7 +259,7 @@ def test_values_of_assignments_are_yaml():
     )
     assert recipe.evaluation.prompts == ("a = b", "c")
     assert recipe.search.minutes == 1.5
-    assert recipe.refit.enabled is False
+    assert recipe.recovery.embeddings is False
     assert recipe.text.source is None
     assert recipe.search.seed == 9
     assert recipe.search.stages == (SearchStage(tokens=64, survivors=1),)
@@ -373,11 +367,7 @@ def test_sections_come_in_the_order_of_the_stages():
     ("assignment", "value"),
     [
         ("budget.tolerance=3%", 0.03),
-        ("recovery.min_rate=10%", 0.1),
-        ("recovery.warmup=5%", 0.05),
-        ("recovery.decay=25%", 0.25),
-        ("refit.strengths=[50%, 100%]", (0.5, 1.0)),
-        ("baselines.sheared_warmup=40%", 0.4),
+        ("text.looking_back=25%", 0.25),
     ],
 )
 def test_a_share_may_be_a_percentage(assignment: str, value: object) -> None:
@@ -385,4 +375,4 @@ def test_a_share_may_be_a_percentage(assignment: str, value: object) -> None:
     section, field = name.split(".")
     assert getattr(getattr(load_recipe(None, [assignment]), section), field) == pytest.approx(value)
     with pytest.raises(RecipeError, match=name):
-        load_recipe(None, [f"{name}=300%" if "strengths" not in name else f"{name}=[300%]"])
+        load_recipe(None, [f"{name}=300%"])

@@ -11,12 +11,11 @@ from tests.tiny.models import tiny_model
 
 from darwinlm.artifact import StageFolder, read_tensors
 from darwinlm.calibration.stream import BlockStream
-from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import families
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.refit import run_through, stream_divergences
-from darwinlm.surgery.refit import Options, Outcome, Streams, refit
+from darwinlm.surgery.refit import FitChoice, Streams, refit
 
 GENERATOR = torch.Generator().manual_seed(5)
 FIT = torch.randint(3, 250, (60, 32), generator=GENERATOR)
@@ -42,17 +41,19 @@ def damaged(folder: Path, model_type: str, noise: float, names: tuple[str, ...] 
 
 @dataclass
 class Refit:
-    outcome: Outcome
+    choices: list[FitChoice]
     weights: dict[str, torch.Tensor]
     before: float
     after: float
 
 
-def refitted(dense: Path, small: Path, stage: Path, options: Options, progress=lambda done, total: None) -> Refit:
+def refitted(
+    dense: Path, small: Path, stage: Path, ridges: tuple[float, ...], progress=lambda done, total: None
+) -> Refit:
     folder = StageFolder(stage, {"made": "for a test"})
     folder.begin()
     validation = Streams(stream(dense, VALIDATION), stream(small, VALIDATION))
-    outcome = refit(folder, Streams(stream(dense, FIT), stream(small, FIT)), validation, options, progress)
+    choices = refit(folder, Streams(stream(dense, FIT), stream(small, FIT)), validation, ridges, progress)
     unchanged = stream(small, VALIDATION)
     run_through(unchanged)
     before, after = stream_divergences(validation.dense, [unchanged, validation.small])
@@ -60,7 +61,7 @@ def refitted(dense: Path, small: Path, stage: Path, options: Options, progress=l
     for path in sorted(stage.glob("block_*.safetensors")):
         prefix = validation.small.checkpoint.block_prefix(int(path.stem.removeprefix("block_")))
         weights |= {prefix + name: weight.clone() for name, weight in read_tensors(path).items()}
-    return Refit(outcome, weights, before, after)
+    return Refit(choices, weights, before, after)
 
 
 def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch):
@@ -78,9 +79,9 @@ def test_the_comparison_is_the_same_in_pieces(tiny_folder, tmp_path, monkeypatch
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.3)
-    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", Options((1e-7,)))
+    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (1e-7,))
     dense = tiny_model(model_type).state_dict()
-    assert len(found.weights) == len(found.outcome.modules) == 8
+    assert len(found.weights) == len(found.choices) == 8
     # Experts share tokens and take turns; and what is left of the error sends later tokens to other experts.
     mixture = families()[model_type].mlp.experts is not None
     for name, weight in found.weights.items():
@@ -93,77 +94,44 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_it_is_never_worse_on_validation_text(tiny_folder, tmp_path, model_type):
     small = damaged(tmp_path / "small", model_type, 0.5, ("o_proj", "down_proj", "q_proj", "up_proj", "qkv_proj"))
-    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", Options((0.01, 0.1)))
-    assert all(choice.after <= choice.before for choice in found.outcome.modules)
-    assert any(choice.ridge is not None for choice in found.outcome.modules)
+    found = refitted(tiny_folder(model_type), small, tmp_path / "stage", (0.01, 0.1))
+    assert all(choice.after <= choice.before for choice in found.choices)
+    assert any(choice.ridge is not None for choice in found.choices)
     assert found.after < found.before
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_a_model_from_which_nothing_was_removed_stays(tiny_folder, tmp_path, model_type):
     folder = tiny_folder(model_type)
-    found = refitted(folder, folder, tmp_path / "stage", Options((0.03, 0.3)))
+    found = refitted(folder, folder, tmp_path / "stage", (0.03, 0.3))
     dense = tiny_model(model_type).state_dict()
     for name, weight in found.weights.items():
         torch.testing.assert_close(weight, dense[name], rtol=1e-3, atol=1e-4)
     assert found.before < 1e-6
     assert found.after < 1e-6
-    assert all(choice.before < 1e-6 for choice in found.outcome.modules)
-
-
-LOCAL = Options((0.1,), local_steps=12, local_rate=3e-3, local_tokens=320)
-
-
-def test_local_distillation_mends_what_no_output_projection_can(tiny_folder, tmp_path):
-    dense = tiny_folder("llama")
-    small = damaged(tmp_path / "small", "llama", 0.4, ("q_proj", "gate_proj", "up_proj"))
-    plain = refitted(dense, small, tmp_path / "plain", Options((0.1,)))
-    local = refitted(dense, small, tmp_path / "local", LOCAL)
-    assert not plain.outcome.local
-    assert set(local.outcome.local) == {0, 1, 2, 3}
-    assert all(choice.after <= choice.before for choice in local.outcome.local.values())
-    assert all((choice.after < choice.before) == (choice.steps > 0) for choice in local.outcome.local.values())
-    assert sum(choice.steps > 0 for choice in local.outcome.local.values()) >= 3
-    assert local.after < 0.95 * plain.after
-
-
-@pytest.mark.parametrize("tokens", [96, 64])
-def test_local_steps_take_batches_of_any_size(tiny_folder, tmp_path, tokens):
-    """The streams go through blocks ten sequences at a time, local steps two or three."""
-    dense = tiny_folder("llama")
-    small = damaged(tmp_path / "small", "llama", 0.3, ("gate_proj",))
-    found = refitted(dense, small, tmp_path / "stage", Options((0.1,), local_steps=2, local_tokens=tokens))
-    assert len(found.outcome.local) == 4
-
-
-def test_local_steps_that_only_do_harm_are_not_kept(tiny_folder, tmp_path):
-    dense = tiny_folder("llama")
-    options = Options((0.1,), local_steps=4, local_rate=1.0, local_tokens=320)
-    found = refitted(dense, dense, tmp_path / "stage", options)
-    assert all(choice.steps == 0 for choice in found.outcome.local.values())
-    assert found.after < 1e-6
+    assert all(choice.before < 1e-6 for choice in found.choices)
 
 
 class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", [Options((0.1,)), LOCAL], ids=["plain", "local"])
-def test_it_goes_on_where_it_was_killed(tiny_folder, tmp_path, options):
+def test_it_resumes_where_it_was_killed(tiny_folder, tmp_path):
+    ridges = (0.1,)
     dense = tiny_folder("llama")
     small = damaged(tmp_path / "small", "llama", 0.4, ("q_proj", "up_proj"))
-    whole = refitted(dense, small, tmp_path / "whole", options)
+    whole = refitted(dense, small, tmp_path / "whole", ridges)
 
     def kill(done, total):
         if done == 2:
             raise KilledError
 
     with pytest.raises(KilledError):
-        refitted(dense, small, tmp_path / "stage", options, kill)
+        refitted(dense, small, tmp_path / "stage", ridges, kill)
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stage").iterdir()}
-    again = refitted(dense, small, tmp_path / "stage", options)
+    again = refitted(dense, small, tmp_path / "stage", ridges)
     assert all((tmp_path / "stage" / name).stat().st_mtime_ns == time for name, time in written.items())
-    assert again.outcome == whole.outcome
+    assert again.choices == whole.choices
     assert again.weights.keys() == whole.weights.keys()
     assert all(torch.equal(again.weights[name], weight) for name, weight in whole.weights.items())
 
@@ -171,16 +139,8 @@ def test_it_goes_on_where_it_was_killed(tiny_folder, tmp_path, options):
 def test_a_half_written_block_is_done_again(tiny_folder, tmp_path):
     dense = tiny_folder("llama")
     small = damaged(tmp_path / "small", "llama", 0.4)
-    whole = refitted(dense, small, tmp_path / "stage", Options((0.1,)))
+    whole = refitted(dense, small, tmp_path / "stage", (0.1,))
     path = tmp_path / "stage" / "block_0001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    again = refitted(dense, small, tmp_path / "stage", Options((0.1,)))
+    again = refitted(dense, small, tmp_path / "stage", (0.1,))
     assert all(torch.equal(again.weights[name], weight) for name, weight in whole.weights.items())
-
-
-def test_a_local_loss_that_is_not_finite_is_refused(tiny_folder, tmp_path):
-    dense = tiny_folder("llama")
-    small = damaged(tmp_path / "small", "llama", 0.4)
-    options = Options((0.1,), local_steps=6, local_rate=1e30, local_tokens=320)
-    with pytest.raises(NumericsError, match=r"block 0.*local_rate"):
-        refitted(dense, small, tmp_path / "stage", options)

@@ -57,7 +57,7 @@ def test_page_tells_everything_that_was_made():
         "229 evaluations in 5 min 3 s: all generations done",
         "52 of 60 modules were fitted",
         "The best model with equal layers has 1.300 there",
-        "ridges:",
+        "levels:",
         "The figures hold for this text and for no other",
         "49.9 %",
         "2 threads",

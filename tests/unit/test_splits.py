@@ -277,7 +277,7 @@ def test_shares_of_a_short_text_fit_it(available):
     ("shares", "seq_len", "message"),
     [
         ({"fitness": 0}, 8, r"text\.fitness_tokens is 0: it has to be at least 1"),
-        ({"training": -1}, 8, r"text\.training_tokens is -1: it has to be at least 0"),
+        ({"training": -1}, 8, r"search\.stages is -1: it has to be at least 0"),
         ({"fittness": 8}, 8, "no purpose 'fittness': the purposes are calibration, fitness"),
         ({"fitness": 8}, 0, r"text\.sequence_length is 0"),
         ({}, 8, "No purpose is given"),
@@ -288,13 +288,8 @@ def test_plans_out_of_range(shares, seq_len, message):
         TextPlan(shares, seq_len)
 
 
-def test_no_part_of_a_document_is_out_of_range():
-    with pytest.raises(RecipeError, match=r"text\.document_tokens is 0: it has to be at least 1"):
-        TextPlan({"fitness": 1}, 4, document_tokens=0)
-
-
 def test_no_document_has_a_purpose_when_nothing_is_wanted():
-    with pytest.raises(RecipeError, match=r"All shares of text are 0: raise text\.training_tokens"):
+    with pytest.raises(RecipeError, match=r"All shares of text are 0: raise search\.stages"):
         TextPlan({"training": 0}, 8).purpose_of(document_hash("a"))
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.errors import BudgetError
+from darwinlm.search.evaluate.clock import Clock
+from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.problem import Problem
-from darwinlm.search.problem.space import SearchSpace
-from darwinlm.search.propose.start import uniform_start
+from darwinlm.search.problem.space import Allocation, SearchSpace
+from darwinlm.search.propose.start import uniform_allocations, uniform_start
+from darwinlm.search.search import best_uniform
 
 
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
@@ -43,3 +48,48 @@ def test_bounds_that_nothing_meets_are_refused() -> None:
     problem = problem_of(15, 15, (0, 7), (0, 9), (0, 13))
     with pytest.raises(BudgetError, match=r"no choice of levels has between 15 and 15 block parameters: raise budget"):
         uniform_start(problem, LOSSES, (0, 0, 0), random.Random(0))
+
+
+class Measured:
+    """Stands in for the fitness: losses by a function of candidate and tokens, and a record of what was asked."""
+
+    def __init__(self, loss: Callable[[Allocation, int], float]) -> None:
+        self.loss = loss
+        self.asked: list[tuple[Allocation, int]] = []
+
+    def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
+        self.asked += [(each, n_tokens) for each in allocations]
+        return [self.loss(each, n_tokens) for each in allocations]
+
+
+def attention_and_mlp() -> Problem:
+    """Two modules whose uniform allocations trade attention for MLP: five of them within 8 parameters."""
+    rows = {"attention": (0, 1, 2, 3, 4), "mlp": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
+    modules = tuple(
+        ModuleLevels(0, kind, tuple(Level(at, at, size, size) for at, size in enumerate(row)))
+        for kind, row in rows.items()
+    )
+    space = SearchSpace(modules)
+    return Problem(space, parameter_costs(space), Budget(0, 8))
+
+
+def test_the_best_uniform_allocation_is_chosen_on_all_tokens_from_three() -> None:
+    problem = attention_and_mlp()
+    choices = uniform_allocations(problem)
+    assert len(choices) == 5
+    few = dict(zip(choices, (5.0, 1.0, 2.0, 3.0, 4.0), strict=True))
+    all_tokens = dict(zip(choices, (0.0, 1.0, 0.8, 0.5, 0.1), strict=True))
+    fitness = Measured(lambda each, tokens: (few if tokens == 64 else all_tokens)[each])
+    losses = [[0.0] * 5, [0.0] * 9]
+    best = best_uniform(problem, cast(Fitness, fitness), losses, 256, Clock())
+    assert best == choices[3]
+    assert fitness.asked == [(each, 64) for each in choices] + [(each, 256) for each in choices[1:4]]
+
+
+def test_without_time_the_uniform_allocation_with_the_lowest_predicted_loss_is_taken() -> None:
+    problem = attention_and_mlp()
+    fitness = Measured(lambda each, tokens: 0.0)
+    losses = [[4.0, 3.0, 0.0, 3.0, 4.0], [0.0] * 9]
+    best = best_uniform(problem, cast(Fitness, fitness), losses, 256, Clock(limit=-1.0))
+    assert best[0] == 2
+    assert {each for each, _ in fitness.asked} == {best}

@@ -14,7 +14,7 @@ from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
-from darwinlm.data import TokenBlocks, assert_disjoint, read_documents, split_documents
+from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
 from darwinlm.errors import BudgetError
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.quality import measure_quality
@@ -28,8 +28,7 @@ from darwinlm.stages.recover import check_recovery, recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
-from darwinlm.stages.text import shuffle_of, text_stage
-from darwinlm.surgery.bias import biased_kinds
+from darwinlm.stages.text import DOCUMENT_TOKENS, text_stage
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 Row = dict[str, Any]
@@ -138,7 +137,6 @@ def _dense() -> Row:
 
 def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = inputs.run, BASELINES[name]
-    biased = biased_kinds(run.recipe.refit, run.checkpoint)
     key = {
         "model": run.checkpoint.digest,
         "calibration": inputs.texts["calibration"].digest,
@@ -151,7 +149,6 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "minutes": run.recipe.search.minutes if method.searches else None,
         "database": inputs.database.stage.digest if method.database else None,
         "arithmetic": run.arithmetic,
-        "bias": biased,
     }
     stage_name = f"method_{name}"
     with run.stage(stage_name, key, method.title) as (stage, work):
@@ -161,7 +158,7 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
             used = cost.of(made.allocation)
             if used > inputs.plan.budget.limit:
                 raise BudgetError(f"{name} needs {cost.words(used)}, more than the budget: please report this")
-            save_model(stitch(made.reader, made.allocation, biased), stage.folder / "model")
+            save_model(stitch(made.reader, made.allocation), stage.folder / "model")
             write_json(stage.folder / "result.json", {"allocation": made.allocation, "record": made.record})
         result = read_json(stage.folder / "result.json")
     return Stitched(stage, Checkpoint.open(stage.folder / "model")), {
@@ -209,13 +206,13 @@ def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> d
     settings, tokenizer = run.recipe.text, run.checkpoint.tokenizer()
     for name, source in comparison.domains:
         blocks = split_documents(
-            read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer),
+            read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer),
             {"evaluation": settings.evaluation_tokens},
             tokenizer,
             settings.sequence_length,
             run.recipe.search.seed,
             source=source,
-            document_tokens=settings.document_tokens,
+            document_tokens=DOCUMENT_TOKENS,
         )["evaluation"]
         assert_disjoint({**inputs.texts, name: blocks})
         domains[name] = blocks

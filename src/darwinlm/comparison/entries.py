@@ -43,8 +43,8 @@ class MethodRow:
 
     def check(self, recipe: Recipe) -> None:
         """Refuse steps that the recipe disables. Raises RecipeError."""
-        if "refit" in self.steps and not recipe.refit.enabled:
-            raise RecipeError(f"--methods names {self.name}, but refit.enabled is false")
+        if "refit" in self.steps and not recipe.refit.tokens:
+            raise RecipeError(f"--methods names {self.name}, but refit.tokens is 0")
         if "recovery" in self.steps and not recipe.recovery.tokens:
             raise RecipeError(
                 f"--methods names {self.name}, but recovery.tokens is 0: say how many tokens to train on, such as "
@@ -77,7 +77,7 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
 
 
 def _with_steps(recipe: Recipe) -> tuple[MethodRow, ...]:
-    refit = ("refit",) if recipe.refit.enabled else ()
+    refit = ("refit",) if recipe.refit.tokens else ()
     chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
     return tuple(MethodRow(OURS, steps) for steps in chains if steps)
 

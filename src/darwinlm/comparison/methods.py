@@ -139,23 +139,21 @@ def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
     return _ranked_experts(inputs, lambda experts: experts.asked)
 
 
+SHEARED_BATCH = 2048
+"""Tokens in one step of Sheared-LLaMA."""
+
+
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
-    run, settings = inputs.run, inputs.run.recipe.baselines
-    space = inputs.plan.space
+    run, space = inputs.run, inputs.plan.space
     target = even_uniform(inputs.plan)
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
-    wanted = -(-settings.sheared_tokens // tokens.shape[1])
+    wanted = -(-run.recipe.baselines.sheared_tokens // tokens.shape[1])
     order = torch.arange(wanted) % len(tokens)
-    batches = torch.split(tokens[order], max(1, settings.sheared_batch_tokens // tokens.shape[1]))
+    batches = torch.split(tokens[order], max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
-    shearing = Shearing(
-        mask_rate=settings.sheared_mask_rate,
-        rate=settings.sheared_rate,
-        warmup=settings.sheared_warmup,
-        seed=run.recipe.search.seed,
-    )
+    shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
         scores, record = shear(
             model, run.checkpoint.family, shapes, space.levels(target), batches, shearing, run.reporter.advance

@@ -166,7 +166,7 @@ def shear(
             stacked = torch.stack(gaps)
             total = loss + (multipliers[0] * stacked + multipliers[1] * stacked.square()).sum()
             if not bool(torch.isfinite(total)):
-                raise NumericsError(f"sheared: the loss isn't finite in step {step + 1}: lower baselines.sheared_rate")
+                raise NumericsError(f"sheared: the loss isn't finite in step {step + 1}: leave it out of --methods")
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             if settings.rate > 0:

@@ -1,8 +1,10 @@
 """Repeated passages: a share of a block's tokens repeats earlier passages of the same block.
 
 Plain text rarely repeats itself, so a model that ignores its context loses little on it. Here passages are repeated at
-once or later. Half of them have their tokens shuffled at the first occurrence, so that they resemble lists. Passages
-are only copied within a block. So each document keeps a single purpose, and any prefix of the text has the same mix.
+once or later. Half of them are the block's text. At the first occurrence, a quarter are shuffled, and a quarter are
+replaced with random tokens of the vocabulary, half of these at the beginning of the block. Without them, training may
+lose the copying of rare words where no text precedes them (notebook, "Lists of rare words"). Passages are only copied
+within a block. So each document keeps a single purpose, and any prefix of the text has the same mix.
 
 Letters: B blocks, T tokens in a block.
 """
@@ -17,6 +19,7 @@ import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 SHORTEST = 8
 """Tokens of the shortest repeated passage, if the share allows as many."""
@@ -25,17 +28,25 @@ LONGEST = 128
 """Tokens of the longest repeated passage."""
 
 
-def with_repeats(tokens: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Tokens of the vocabulary that are neither special nor added, ascending, [n]."""
+    left_out = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return np.array(sorted({*tokenizer.get_vocab().values()} - left_out), dtype=np.int64)
+
+
+def with_repeats(tokens: torch.Tensor, *, share: float, seed: int, ordinary: NDArray[np.int64]) -> torch.Tensor:
     """Blocks in which a share of the tokens repeats earlier passages.
 
     Passages have 8 to 128 tokens, with a log-uniform distribution. Half of them are repeated at once, the others
-    anywhere later. Half of all passages are shuffled at their first occurrence. Text that no longer fits is dropped at
-    the end of the block. The first token of a block stays.
+    anywhere later. At their first occurrence a quarter of all passages are shuffled, and a quarter are random tokens;
+    half of the random ones begin a block, and are repeated at once. Text that no longer fits is dropped at the end of
+    the block. A special token at the beginning of a block stays.
 
     Args:
         tokens: Blocks of text, int64 [B, T].
         share: Share of each block's tokens that repeats, from 0 to below 1.
         seed: Seed; together with a block's tokens it determines the repeated passages and their positions.
+        ordinary: Tokens from which random passages are drawn, [n].
 
     Returns:
         New blocks, int64 [B, T]; the given ones if the share is 0.
@@ -44,16 +55,18 @@ def with_repeats(tokens: torch.Tensor, share: float, seed: int) -> torch.Tensor:
         return tokens
     blocks = tokens.numpy()
     return torch.from_numpy(
-        np.stack([_with_repeats(block, share, seed) for block in blocks]) if len(blocks) else blocks
+        np.stack([_with_repeats(block, share, seed, ordinary) for block in blocks]) if len(blocks) else blocks
     )
 
 
-def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+def _with_repeats(block: NDArray[np.int64], share: float, seed: int, ordinary: NDArray[np.int64]) -> NDArray[np.int64]:
     digest = blake2b(block.astype("<i8").tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
     rng = np.random.default_rng(int.from_bytes(digest.digest(), "little"))
     length = len(block)
     remaining = round(share * length)
     plain = block[: length - remaining].copy()
+    first = 0 if np.isin(block[0], ordinary) else 1
+    begins_random = False
     repeats: list[tuple[int, slice]] = []
     while remaining:
         size = _size(rng, min(remaining, (len(plain) - 1)))
@@ -61,10 +74,15 @@ def _with_repeats(block: NDArray[np.int64], share: float, seed: int) -> NDArray[
             return block
         place = int(rng.integers(1 + size, len(plain) + 1))
         start = place - size if rng.random() < 0.5 else int(rng.integers(1, place - size + 1))
+        kind = rng.random()
+        if kind < 0.125 and not begins_random:
+            begins_random, start, place = True, first, first + size
+        if kind < 0.25:
+            plain[start : start + size] = rng.choice(ordinary, size)
+        elif kind < 0.5:
+            rng.shuffle(plain[start : start + size])
         repeats.append((place, slice(start, start + size)))
         remaining -= size
-        if rng.random() < 0.5:
-            rng.shuffle(plain[start : start + size])
     pieces, done = [], 0
     for place, passage in sorted(repeats, key=lambda each: each[0]):
         pieces += [plain[done:place], plain[passage]]

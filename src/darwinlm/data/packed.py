@@ -19,7 +19,6 @@ import torch
 from torch.utils.data import Dataset
 
 from darwinlm.artifact import damaged, file_digest, read_json, write_atomically, write_json
-from darwinlm.data.looking_back import with_repeats
 from darwinlm.data.packing import Document, Packer, document_hash
 from darwinlm.errors import DataError, StorageError
 
@@ -41,8 +40,8 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         blocks: B; the shards must hold enough tokens.
         skip: Number of tokens to skip at the beginning.
         bos: Token that replaces every block's first token; None leaves it.
-        looking_back: Share of each block's tokens that repeats earlier passages; see `looking_back.with_repeats`.
-        seed: Seed of the repeated passages.
+        repeats: Function from blocks to blocks with repeated passages, such as `looking_back.with_repeats`; None
+            leaves them.
 
     Raises:
         ArtifactError: A shard is missing or was changed.
@@ -56,16 +55,14 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         skip: int = 0,
         bos: int | None = None,
         *,
-        looking_back: float = 0.0,
-        seed: int = 0,
+        repeats: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         index = read_json(folder / INDEX)
         self.seq_len = seq_len
         self.blocks = blocks
         self.skip = skip
         self.bos = bos
-        self.looking_back = looking_back
-        self.seed = seed
+        self.repeats = repeats
         self._shard_tokens = int(index["shard_tokens"])
         self._shards = []
         for number in range(index["shards"]):
@@ -97,7 +94,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         tokens = torch.from_numpy(np.concatenate(parts).astype(np.int64))
         if self.bos is not None:
             tokens[0] = self.bos
-        return {"input_ids": with_repeats(tokens[None], self.looking_back, self.seed)[0]}
+        return {"input_ids": tokens if self.repeats is None else self.repeats(tokens[None])[0]}
 
 
 def pack_documents(

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from darwinlm.errors import RecipeError
+BUFFER_DOCUMENTS = 10_000
+"""Default size of the buffer."""
 
 BUFFER_CHARACTERS = 1 << 28
 """Maximum number of characters in the buffer, because single records may be whole books."""
@@ -17,20 +18,13 @@ class Shuffle:
     """Random sampling of documents, because files are often sorted by book or date and a run reads only a part of them.
 
     Attributes:
-        documents: Maximum number of documents in the buffer, all files together. Each document drawn makes room for the
-            next one. A source with fewer documents is shuffled as a whole.
         seed: Seed of the order.
-
-    Raises:
-        RecipeError: The buffer has no room for a document.
+        documents: Maximum number of documents in the buffer, all files together, at least 1. Each document drawn makes
+            room for the next one. A source with fewer documents is shuffled as a whole.
     """
 
-    documents: int
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.documents < 1:
-            raise RecipeError(f"text.shuffle_documents is {self.documents}: it must be at least 1.")
+    documents: int = BUFFER_DOCUMENTS
 
     def order(self, items: list[str]) -> list[int]:
         """Indices of the items in a random order, which depends only on the items and the seed."""

@@ -60,7 +60,7 @@ _LEFT = 4
 
 def _setting(purpose: str) -> str:
     """Name of the recipe field for the number of tokens of a purpose."""
-    return f"text.{purpose}_tokens"
+    return "search.stages" if purpose == "training" else f"text.{purpose}_tokens"
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,6 @@ class TextPlan:
     def __post_init__(self) -> None:
         if self.seq_len < 1:
             raise RecipeError(f"text.sequence_length is {self.seq_len}: a block needs at least one token.")
-        if self.document_tokens is not None and self.document_tokens < 1:
-            raise RecipeError(f"text.document_tokens is {self.document_tokens}: it has to be at least 1.")
         unknown = sorted(set(self.shares) - set(PURPOSES))
         if unknown:
             raise RecipeError(f"Text has no purpose '{unknown[0]}': the purposes are {', '.join(PURPOSES)}.")

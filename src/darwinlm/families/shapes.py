@@ -157,16 +157,6 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     return total
 
 
-def added_biases(family: Family, shape: ModuleShape, groups: int, width: int) -> int:
-    """Number of parameters that a module gains if each of its projections gets a bias; existing ones don't count."""
-    if width == 0:
-        return 0
-    part, sizes = family.module(shape.kind), row_counts(shape, groups, width)
-    rows = {name: sum(sizes[segment] for segment in segments) for name, segments in part.segments.items()}
-    rows[part.output] = shape.tensors[shape.output][0]
-    return sum(count for name, count in rows.items() if f"{part.name}.{name}.bias" not in shape.tensors)
-
-
 def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
     """Rows of each kind with these KV heads and columns of the output projection."""
     return {"query": width, "gated_query": 2 * width, "key_value": groups * shape.head_dim, "channel": width}

@@ -70,7 +70,7 @@ def estimate(sizes: Sizes, device: Device, ram: float | None = None) -> list[Sta
     makers: list[Callable[[Sizes], StageNeed]] = [_database, search]
     if sizes.recipe.database.saliency == "loss":
         makers.insert(0, _gradients)
-    if sizes.recipe.refit.enabled:
+    if sizes.recipe.refit.tokens:
         makers.append(refit_need)
     if sizes.recipe.recovery.tokens:
         makers.append(recovery_need)
@@ -287,7 +287,7 @@ def _evaluate(sizes: Sizes) -> StageNeed:
     recipe = sizes.recipe
     kind, size = forward_type(sizes)
     tokens = recipe.text.evaluation_tokens
-    smaller = 2 + recipe.refit.enabled + bool(recipe.recovery.tokens)
+    smaller = 2 + bool(recipe.refit.tokens) + bool(recipe.recovery.tokens)
     models = 1 + smaller * sizes.kept
     need = StageNeed("evaluate", tokens * (1 + smaller), kind=kind)
     need.passes = tokens * (models * sizes.forward + (1 + smaller) * sizes.head)

@@ -22,7 +22,7 @@ from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import counted_costs, dense_parameters, space_of
+from darwinlm.search.problem.problem import counted_costs, space_of
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.dtype import saved_dtype
 
@@ -84,7 +84,7 @@ class Sizes:
     @property
     def blocks(self) -> int:
         """Number of parameters in its blocks."""
-        return dense_parameters(self.checkpoint, self.shapes)
+        return self.space.params(self.space.dense)
 
     @property
     def outside(self) -> int:

@@ -104,7 +104,7 @@ def _remedies(sizes: Sizes, stage: str) -> list[tuple[tuple[str, ...], int]]:
     if stage != "recover":
         return []
     recovery = sizes.recipe.recovery
-    micro = f"recovery.micro_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}"
+    micro = f"compute.batch_tokens={recovery.sequence_length or sizes.recipe.text.sequence_length}"
     base = () if recovery.gradient_checkpointing else (CHECKPOINTING,)
     more = [processes for processes in (1, 2, 4, 8, 16, 32) if processes > sizes.processes]
     sharded = () if recovery.sharding == "fsdp" else (SHARDING,)

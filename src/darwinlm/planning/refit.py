@@ -5,6 +5,8 @@ from __future__ import annotations
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
 from darwinlm.planning.passes import batches, forward_type, pass_items
+from darwinlm.stages.refit import STRENGTHS
+from darwinlm.surgery.refit import RIDGES
 
 INPUTS = 4.0 * 2**30
 """Maximum bytes of cached inputs of a module; in a run they use free memory, and others are computed twice."""
@@ -21,7 +23,7 @@ def refit_need(sizes: Sizes) -> StageNeed:
     everything = tokens + recipe.text.validation_tokens
     # The dense stream once; the smaller one once for the inputs of each module and once to advance.
     passes = everything * sizes.forward * (1 + sizes.kept * 2)
-    strengths = {0.0, *recipe.refit.strengths}
+    strengths = {0.0, *STRENGTHS}
     held_out = recipe.text.validation_tokens
     # The stream of the fitted weights exists already; each comparison recomputes the dense model's logits.
     again = len(strengths - {1.0})
@@ -32,7 +34,7 @@ def refit_need(sizes: Sizes) -> StageNeed:
     for shape in sizes.shapes:
         d, r = shape.width * sizes.kept, float(sizes.width)
         need.operations["float32"] += everything * (2 * d * d + 2 * d * r)
-        need.operations["float64"] += len(recipe.refit.ridges) * (d**3 / 3 + 4 * d * d * r)
+        need.operations["float64"] += len(RIDGES) * (d**3 / 3 + 4 * d * d * r)
         largest = max(largest, (2 * d * d + d * r) * 4 + d * d * 16)
     inputs = everything * max(shape.width for shape in sizes.shapes) * sizes.kept * size
     in_a_block = [

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import Item, StageNeed
+from darwinlm.recovery.checkpoints import KEPT
+from darwinlm.recovery.heads import LOGIT_CHUNK
 
 TOKENISED = 4e5
 """Tokens that one process reads, tokenises and packs per second; see docs/notebook/speed.md."""
@@ -28,9 +30,7 @@ def recovery_need(sizes: Sizes) -> StageNeed:
     """Needs of training by the section `recovery` of the recipe."""
     settings = sizes.recipe.recovery
     length = settings.sequence_length or sizes.recipe.text.sequence_length
-    micro = min(
-        max(settings.micro_tokens or sizes.recipe.compute.batch_tokens, length), settings.batch_tokens, settings.tokens
-    )
+    micro = min(max(sizes.recipe.compute.batch_tokens, length), settings.batch_tokens, settings.tokens)
     tokens, small = float(settings.tokens), sizes.kept_blocks[1] + sizes.outside
     distils = settings.distillation > 0
     need = StageNeed("recover", tokens, kind=_kind(sizes), processes=sizes.processes)
@@ -65,7 +65,7 @@ def recovery_need(sizes: Sizes) -> StageNeed:
 
 
 def _kind(sizes: Sizes) -> str:
-    return "float32" if sizes.recipe.recovery.dtype == "float32" else "bfloat16"
+    return "float32" if sizes.recipe.compute.dtype == "float32" else "bfloat16"
 
 
 def _shards(sizes: Sizes) -> int:
@@ -96,23 +96,15 @@ def _memory(sizes: Sizes, need: StageNeed, micro: int, trained: float) -> None:
         Item(
             "activations of the backward pass",
             micro * saved(sizes, size, 4, checkpointing=settings.gradient_checkpointing),
-            "recovery.micro_tokens",
+            "compute.batch_tokens",
             micro,
             least=settings.sequence_length or sizes.recipe.text.sequence_length,
         ),
-        Item(
-            "logits of one piece",
-            float(min(settings.logit_chunk, micro) * sizes.vocabulary * LOGIT_BYTES),
-            "recovery.logit_chunk",
-            settings.logit_chunk,
-            least=64,
-        ),
+        Item("logits of one piece", float(min(LOGIT_CHUNK, micro) * sizes.vocabulary * LOGIT_BYTES)),
     ]
     need.ram = [Item("both models during loading", 4.0 * small + (sizes.params * size if distils else 0))]
-    whole = settings.keep_checkpoints + 1
-    one = 12.0 * trained
     packed = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
-    need.scratch = Item("checkpoints", whole * one + packed, "recovery.keep_checkpoints", settings.keep_checkpoints)
+    need.scratch = Item("checkpoints", (KEPT + 1) * 12.0 * trained + packed)
     stored = 0.0
     if settings.teacher_cache and settings.top_k:
         pair = 4 if sizes.vocabulary <= 1 << 16 else 6

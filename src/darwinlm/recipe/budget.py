@@ -39,10 +39,6 @@ class BudgetSettings(Section):
     """Tokens of the timed prompt; 0 skips it."""
     decode_tokens: int = Field(128, ge=0)
     """Number of generated tokens whose time is added; 0 skips them."""
-    latency_points: int = Field(9, ge=2)
-    """Maximum number of timed widths for one kind of module; other times are interpolated."""
-    latency_runs: int = Field(3, ge=1)
-    """Timed passes at each width, whose median is used; up to three times as many if they disagree."""
 
     @model_validator(mode="before")
     @classmethod

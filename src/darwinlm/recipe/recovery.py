@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Count, Share
+from darwinlm.recipe.quantities import Count
 
 
 class RecoverySettings(Section):
@@ -25,49 +25,25 @@ class RecoverySettings(Section):
     """Tokens in one sequence; none uses `text.sequence_length`."""
     batch_tokens: Count = Field(32768, gt=0)
     """Tokens in one step of all processes; fewer `tokens` are divided into up to eight smaller steps."""
-    micro_tokens: Count | None = Field(None, gt=0)
-    """Maximum number of tokens in a micro-batch of one process; none uses `compute.batch_tokens`."""
     distillation: float = Field(1.0, ge=0)
-    """Weight of the forward KL from the dense model, T² KL(dense ‖ model) in nats per token."""
+    """Weight of the forward KL from the dense model, KL(dense ‖ model) in nats per token."""
     cross_entropy: float = Field(0.0, ge=0)
     """Weight of the next-token loss. With `distillation=0` no dense model is needed."""
-    temperature: float = Field(1.0, gt=0)
-    """Temperature T of both distributions in the distillation."""
     top_k: int | None = Field(None, ge=1)
     """Number of the dense model's largest logits to use, with the rest merged into one; none uses all."""
     teacher_cache: str | None = None
     """Folder for the `top_k` log-probabilities of the dense model, so that it reads a text once for all epochs, seeds
     and smaller models. Each takes 6 bytes, or 4 if the vocabulary has at most 65,536 tokens."""
-    logit_chunk: int = Field(1024, gt=0)
-    """Tokens whose logits are in memory at once."""
     learning_rate: float = Field(4e-4, gt=0)
-    """Learning rate of AdamW after the warm-up."""
-    min_rate: Share = Field(0.1, ge=0, le=1)
-    """Final learning rate as a share of `learning_rate`."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate after the warm-up: `cosine` decay; `wsd`, constant and then a decay in the last `decay`;
-    `constant`."""
-    warmup: Share = Field(0.02, ge=0, lt=1)
-    """Share of warm-up steps. If it isn't 0, there are at least ten or, in a short training, a quarter of the steps."""
-    decay: Share = Field(0.2, gt=0, lt=1)
-    """Share of the steps in which `wsd` decays."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of AdamW, for matrices."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Betas of AdamW."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Maximum norm of gradients; longer ones are clipped."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Element type of forward and backward passes, with `auto` as in `compute.dtype`. Trained weights are always
-    float32."""
+    """Learning rate of AdamW after a short warm-up."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Fall of the learning rate to a tenth: along a `cosine`, or linearly in the last fifth of the steps (`wsd`)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     embeddings: bool = True
     """Whether to train the embedding and the head too, which pruning doesn't change."""
     lora_rank: int = Field(0, ge=0)
     """Rank of low-rank adapters that are trained on every projection and then merged; 0 trains all weights."""
-    lora_alpha: float = Field(16.0, gt=0)
-    """Scale of the adapters: alpha / rank."""
     sharding: Literal["none", "fsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
     (FSDP2, without adapters)."""
@@ -75,14 +51,8 @@ class RecoverySettings(Section):
     """Tokens between two evaluations on validation text."""
     save_every: Count = Field(10_000_000, gt=0)
     """Tokens between two checkpoints; one is also written at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """Number of checkpoints to keep during training."""
-    log_every: int = Field(10, ge=1)
-    """Steps between two lines of the log."""
     log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Additional logs; TensorBoard's files are written to the stage's folder."""
-    divergence: float = Field(2.0, gt=1)
-    """Ratio of the smoothed loss to its lowest value at which training stops; the last good checkpoint is kept."""
     seed: int = 0
     """Seed of the order of the text and of new weights."""
 

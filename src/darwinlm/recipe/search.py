@@ -83,7 +83,7 @@ def _shrink(field: str, first: str, counts: list[int]) -> None:
 PAPER: dict[str, Any] = {
     "units": {"levels": "paper"},
     "database": {"saliency": "output"},
-    "text": {"looking_back": 0, "fitness_tokens": 8192, "training_tokens": 360_000},
+    "text": {"looking_back": 0, "fitness_tokens": 8192},
     "search": {
         "method": "paper",
         "generations": 200,

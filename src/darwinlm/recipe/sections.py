@@ -7,9 +7,9 @@ suggestion if a similar one exists.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
@@ -27,10 +27,11 @@ class ComputeSettings(Section):
     device: str = "auto"
     """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1` ..."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Element type of forward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it (AMX, or AMD's
-    AVX-512), else float32. Second moments, factors and KL are always float32 or better."""
+    """Element type of forward and backward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it
+    (AMX, or AMD's AVX-512), else float32. Second moments, factors, KL and trained weights are always float32 or
+    better."""
     batch_tokens: int = Field(4096, gt=0)
-    """Tokens in one forward pass."""
+    """Tokens in one forward pass, and in one micro-batch of recovery."""
 
 
 class TextSettings(Section):
@@ -40,12 +41,6 @@ class TextSettings(Section):
     """A local .txt, .jsonl[.gz], .parquet or .arrow file, a folder of them, or `hf:owner/name[:config][@split]`."""
     sequence_length: int = Field(512, ge=8)
     """Tokens in one block of packed text."""
-    document_tokens: int = Field(512, gt=0)
-    """Maximum number of tokens from one document, so that a few thousand tokens come from many documents. If the source
-    is too short, documents contribute more."""
-    shuffle_documents: int = Field(10000, ge=0)
-    """Size of the buffer from which documents are drawn at random, for all files together, since files are often sorted
-    by book, topic or date. 0 keeps the order of the files."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
     """Share of tokens that repeat earlier passages of the same block, in all text except evaluation text, so that the
     smaller model still uses its context. 0 turns repetition off."""
@@ -55,8 +50,6 @@ class TextSettings(Section):
     """Tokens for the evaluation of candidates in the search."""
     validation_tokens: int = Field(8192, gt=0)
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
-    training_tokens: int = Field(0, ge=0)
-    """Tokens for training candidates of the search; recovery has a separate text (`recovery.text`)."""
     evaluation_tokens: int = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
@@ -111,37 +104,11 @@ class DatabaseSettings(Section):
     """Finished database of this model to use, instead of building one."""
 
 
-def _modules(value: Any) -> Any:
-    """Convert true and false to all kinds of modules and none."""
-    if isinstance(value, bool):
-        return ("attention", "mlp") if value else ()
-    return value
-
-
-Modules = Annotated[tuple[Literal["attention", "mlp"], ...], BeforeValidator(_modules)]
-
-
 class RefitSettings(Section):
     """Least-squares correction of the stitched model's output projections towards the dense residual stream."""
 
-    enabled: bool = True
-    """Whether to refit the stitched model."""
-    tokens: int = Field(65536, gt=0)
-    """Calibration tokens for the fit; at most `text.calibration_tokens`."""
-    ridges: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.03, 0.3), min_length=1)
-    """Candidate values of λ, which regularises towards the stitched weights, relative to the mean of the diagonal."""
-    strengths: tuple[Annotated[Share, Field(gt=0, le=1)], ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    """Candidate factors of interpolation from the stitched to the fitted weights of the whole model. The best one on
-    validation text is used, or the stitched weights are kept."""
-    bias: Modules = ()
-    """Modules whose output projection gets a fitted bias: false, true, or a list of attention and mlp. The family's
-    configuration must have a field for it. Input projections get biases of zeros; all biases count for the budget."""
-    local_steps: int = Field(0, ge=0)
-    """Steps of local distillation of each block after its fit; the result is kept if it is better."""
-    local_rate: float = Field(2e-4, gt=0)
-    """Learning rate of local distillation."""
-    local_tokens: int = Field(2048, gt=0)
-    """Tokens in one step of local distillation."""
+    tokens: int = Field(65536, ge=0)
+    """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 
 class EvaluationSettings(Section):
@@ -170,15 +137,7 @@ class BaselinesSettings(Section):
     random_tries: int = Field(16, ge=1)
     """Number of random allocations, of which the best is used; `search.minutes` limits it too."""
     sheared_tokens: int = Field(65536, gt=0)
-    """Calibration tokens for training masks and weights; shorter text is repeated."""
-    sheared_batch_tokens: int = Field(2048, gt=0)
-    """Tokens in one of these steps."""
-    sheared_rate: float = Field(1e-4, ge=0)
-    """Learning rate of the weights; 0 only trains the masks."""
-    sheared_mask_rate: float = Field(0.3, gt=0)
-    """Learning rate of the masks."""
-    sheared_warmup: Share = Field(0.5, gt=0, le=1)
-    """Share of the steps in which the target falls from the dense size to the budget."""
+    """Calibration tokens for training masks and weights in Sheared-LLaMA; shorter text is repeated."""
 
 
 class Recipe(Section):
@@ -241,12 +200,3 @@ class Recipe(Section):
         if keep is not None and keep != shares[-1]:
             raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
         return {**tree, "budget": {**budget, "keep": shares[-1]}}
-
-    @model_validator(mode="after")
-    def _tokens_suffice(self) -> Recipe:
-        if self.search.training_needed > self.text.training_tokens:
-            raise ValueError(
-                f"search: its candidates train on {self.search.training_needed} tokens, but text.training_tokens is "
-                f"{self.text.training_tokens}"
-            )
-        return self

@@ -44,13 +44,11 @@ class CacheKey:
         teacher: Digest of the dense model.
         dtype: Element type of the dense model's passes.
         top_k: Number of tokens stored at each position.
-        temperature: Temperature of the distribution.
     """
 
     teacher: str
     dtype: str
     top_k: int
-    temperature: float = 1.0
 
 
 class CachedText(Dataset[dict[str, Tensor]]):
@@ -87,7 +85,6 @@ def cached_text(
     key: CacheKey,
     *,
     batch_rows: int,
-    chunk: int = 1024,
     shard_tokens: int = SHARD_TOKENS,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -102,7 +99,6 @@ def cached_text(
         folder: Folder of the cache; it may hold shards of other texts and models.
         key: Key of the stored distributions.
         batch_rows: Blocks in one pass.
-        chunk: Tokens whose logits are in memory at once.
         shard_tokens: Tokens in a shard.
         say: Receiver of a message about the size and time of the cache, before it is built.
         progress: Callback with the numbers of finished and total shards.
@@ -129,7 +125,7 @@ def cached_text(
         mine = parallel.mine(missing)
     with parallel.agree():
         for done, number in enumerate(mine):
-            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], key, batch_rows, chunk)
+            _write(teacher, _tokens(text, parts[number]), paths[number], keys[number], key, batch_rows)
             progress(done + 1, len(mine))
     with parallel.agree():
         for path, wanted in zip(paths, keys, strict=True):
@@ -182,13 +178,11 @@ def _digest_of_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(
-    teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], key: CacheKey, batch_rows: int, chunk: int
-) -> None:
+def _write(teacher: Any, tokens: Tensor, path: Path, shard: dict[str, Any], key: CacheKey, batch_rows: int) -> None:
     """Run the dense model on tokens [b, t] and store its log-probabilities."""
     tops = []
     for batch in torch.split(tokens, batch_rows):
-        top = dense_top(teacher, batch.to(teacher.device), key.top_k, key.temperature, chunk)
+        top = dense_top(teacher, batch.to(teacher.device), key.top_k)
         # Log-probabilities below the range of float16 are negligible.
         log_p = top.log_p.clamp_min(_LEAST).to(torch.float16)
         places = top.places.cpu().to(_places_type(int(teacher.config.vocab_size)))

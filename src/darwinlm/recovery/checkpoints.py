@@ -27,6 +27,8 @@ WEIGHTS, FIRST, SECOND = "weights", "first_moments", "second_moments"
 MANIFEST, STATE = "manifest.json", "state.json"
 _FILES = {STATE, *(f"{part}.safetensors" for part in (WEIGHTS, FIRST, SECOND))}
 _PREFIX, _PARTIAL = "checkpoint-", "partial"
+KEPT = 2
+"""Number of checkpoints to keep: the older one serves if the newest is damaged."""
 
 
 class TrainingState(BaseModel):
@@ -62,13 +64,11 @@ class Checkpoints:
     Args:
         folder: Folder of the checkpoints, named `checkpoint-STEP`.
         run: Identity of the training, as JSON.
-        keep: Number of checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any], keep: int) -> None:
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
         self.folder = folder
         self.run = run
-        self.keep = keep
 
     def newest(self) -> Path | None:
         """The newest checkpoint, with all files verified; the same in all processes.
@@ -149,7 +149,7 @@ class Checkpoints:
             partial.replace(target)
         except OSError as error:
             raise storage_error(target, error) from error
-        for old in self._found()[: -self.keep]:
+        for old in self._found()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def load(self, path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> TrainingState:
@@ -166,7 +166,7 @@ class Checkpoints:
         Raises:
             StorageError: There is too little free space.
         """
-        wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (self.keep + 1)
+        wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (KEPT + 1)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,9 +174,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if wanted > free:
             raise StorageError(
-                f"{self.folder}: {self.keep} checkpoints and a temporary one take {wanted / 1e9:.1f} GB, but "
-                f"{free / 1e9:.1f} GB are free: free some space, choose another output folder, or lower "
-                "recovery.keep_checkpoints"
+                f"{self.folder}: {KEPT} checkpoints and a temporary one take {wanted / 1e9:.1f} GB, but "
+                f"{free / 1e9:.1f} GB are free: free some space, or choose another output folder"
             )
 
 

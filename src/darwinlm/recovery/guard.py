@@ -10,13 +10,14 @@ from darwinlm.errors import NumericsError
 
 _SMOOTHING = 0.9
 _SETTLED = 10
+DIVERGENCE = 2.0
+"""Ratio of the smoothed loss to its lowest value at which training stops."""
 
 
 class LossGuard(BaseModel):
     """Stops training before an update if the loss is not finite or the smoothed loss diverges.
 
     Attributes:
-        factor: Largest allowed ratio of the smoothed loss to its lowest value.
         smoothed: Exponentially weighted mean of the last losses.
         lowest: The lowest smoothed loss so far.
         steps: Number of losses so far.
@@ -24,7 +25,6 @@ class LossGuard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
-    factor: float
     smoothed: float = 0.0
     lowest: float = math.inf
     steps: int = 0
@@ -38,7 +38,7 @@ class LossGuard(BaseModel):
         self.smoothed = weight * self.smoothed + (1 - weight) * loss
         if self.steps >= _SETTLED:
             self.lowest = min(self.lowest, self.smoothed)
-        if self.smoothed > self.factor * self.lowest:
+        if self.smoothed > DIVERGENCE * self.lowest:
             raise NumericsError(
                 self._message(step, f"the loss has risen from {self.lowest:.4g} to {self.smoothed:.4g}")
             )
@@ -46,11 +46,11 @@ class LossGuard(BaseModel):
     @property
     def good(self) -> bool:
         """Whether a state at this loss is worth keeping."""
-        return self.smoothed <= (1 + (self.factor - 1) / 2) * self.lowest
+        return self.smoothed <= (1 + DIVERGENCE) / 2 * self.lowest
 
     @staticmethod
     def _message(step: int, what: str) -> str:
         return (
             f"recovery stopped before the update of step {step + 1}: {what}. The last good checkpoint is kept; lower "
-            "recovery.learning_rate, or raise recovery.warmup, and delete the stage's folder to start again"
+            "recovery.learning_rate, and delete the stage's folder to start again"
         )

@@ -20,6 +20,9 @@ from darwinlm.recovery.losses import TopK, forward_kl, next_token_loss, top_k_kl
 
 Forward = Callable[..., Any]
 
+LOGIT_CHUNK = 1024
+"""Tokens whose logits are in memory at once: 4 GB at the peak for a vocabulary of 131,072."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -28,7 +31,6 @@ class Objective:
     Attributes:
         distillation: Weight of the KL to the dense model.
         cross_entropy: Weight of the next-token loss.
-        temperature: Temperature of both distributions.
         top_k: Number of the dense model's logits that are used; None uses all.
         chunk: Tokens whose logits are in memory at once.
         again: Whether to compute them again in the backward pass; see `chunked_loss`.
@@ -36,9 +38,8 @@ class Objective:
 
     distillation: float = 1.0
     cross_entropy: float = 0.0
-    temperature: float = 1.0
     top_k: int | None = None
-    chunk: int = 1024
+    chunk: int = LOGIT_CHUNK
     again: bool = False
 
     @property
@@ -95,7 +96,7 @@ class Dense:
 
     Attributes:
         hidden: [b, t, m], streams after its final norm; None if `top` is given.
-        top: [b, t, k], its stored most likely tokens at the objective's temperature.
+        top: [b, t, k], its stored most likely tokens.
     """
 
     hidden: Tensor | None
@@ -117,10 +118,10 @@ def run_dense(teacher: Any, tokens: Tensor) -> Dense:
 
 
 @torch.no_grad()
-def dense_top(teacher: Any, tokens: Tensor, k: int, temperature: float, chunk: int) -> TopK:
+def dense_top(teacher: Any, tokens: Tensor, k: int) -> TopK:
     """The dense model's k most likely next tokens after each of tokens [b, t], [b, t, k]."""
     hidden = _streams(teacher, tokens)
-    parts = [top_of(logits_of(teacher, part), k, temperature) for part in torch.split(hidden, chunk)]
+    parts = [top_of(logits_of(teacher, part), k) for part in torch.split(hidden, LOGIT_CHUNK)]
     joined = (torch.cat(of) for of in zip(*((part.log_p, part.places, part.log_rest) for part in parts), strict=True))
     log_p, places, log_rest = (tensor.reshape(*tokens.shape, *tensor.shape[1:]) for tensor in joined)
     return TopK(log_p, places, log_rest)
@@ -172,11 +173,11 @@ def _chunk_loss(
     loss = logits.new_zeros((), dtype=torch.float32)
     if objective.distillation > 0 and reference is not None:
         if isinstance(reference, TopK):
-            divergence = top_k_kl(logits, reference, temperature=objective.temperature)
+            divergence = top_k_kl(logits, reference)
         else:
             with torch.no_grad():
                 dense = logits_of(teacher, reference)
-            divergence = forward_kl(logits, dense, temperature=objective.temperature, top_k=objective.top_k)
+            divergence = forward_kl(logits, dense, top_k=objective.top_k)
         loss = loss + objective.distillation * divergence / counts[0]
     if objective.cross_entropy > 0:
         loss = loss + objective.cross_entropy * next_token_loss(logits, following) / counts[1]

@@ -1,7 +1,7 @@
 """Losses of recovery, from logits, in float32.
 
-Letters: n tokens, v vocabulary, k of its entries. Distillation is the forward KL of Hinton et al. (arXiv 1503.02531),
-T² · KL(softmax(z_dense / T) ‖ softmax(z / T)), in nats per token.
+Letters: n tokens, v vocabulary, k of its entries. Distillation is the forward KL of Hinton et al. (arXiv 1503.02531) at
+temperature 1, KL(softmax(z_dense) ‖ softmax(z)), in nats per token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class TopK:
-    """The most likely tokens of the dense distributions, at one temperature.
+    """The most likely tokens of the dense distributions.
 
     Attributes:
         log_p: [..., k] floating, their log-probabilities.
@@ -36,54 +36,48 @@ class TopK:
         return TopK(self.log_p.flatten(0, 1), self.places.flatten(0, 1), self.log_rest.flatten())
 
 
-def top_of(dense: Tensor, k: int, temperature: float = 1.0) -> TopK:
+def top_of(dense: Tensor, k: int) -> TopK:
     """The k most likely tokens, from logits [n, v] of the dense model."""
-    log_p, places = _log_softmax(dense, temperature).topk(min(k, dense.shape[-1]), dim=-1)
+    log_p, places = torch.log_softmax(dense.float(), -1).topk(min(k, dense.shape[-1]), dim=-1)
     return TopK(log_p, places, _log_rest(log_p))
 
 
-def forward_kl(logits: Tensor, dense: Tensor, *, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-    """Sum over tokens of T² · KL(dense ‖ model).
+def forward_kl(logits: Tensor, dense: Tensor, *, top_k: int | None = None) -> Tensor:
+    """Sum over tokens of KL(dense ‖ model).
 
     Args:
         logits: [n, v], logits of the model.
         dense: [n, v], logits of the dense model.
-        temperature: T.
         top_k: k as in `top_k_kl`; None compares the whole distributions.
 
     Returns:
         A scalar, float32.
     """
     if top_k is not None and top_k < dense.shape[-1]:
-        return top_k_kl(logits, top_of(dense, top_k, temperature), temperature=temperature)
-    log_q = _log_softmax(logits, temperature)
-    log_p = _log_softmax(dense, temperature)
-    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
+        return top_k_kl(logits, top_of(dense, top_k))
+    log_q = torch.log_softmax(logits.float(), -1)
+    log_p = torch.log_softmax(dense.float(), -1)
+    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
-def top_k_kl(logits: Tensor, top: TopK, *, temperature: float = 1.0) -> Tensor:
-    """Sum over tokens of T² · KL(dense ‖ model), from the k most likely tokens of the dense distribution.
+def top_k_kl(logits: Tensor, top: TopK) -> Tensor:
+    """Sum over tokens of KL(dense ‖ model), from the k most likely tokens of the dense distribution.
 
     All other tokens count as one token in both distributions. The result is at most the full KL, and equals it for
     k = v - 1.
 
     Args:
         logits: [n, v], logits of the model.
-        top: Values of the dense model, [n, k], at the same temperature.
-        temperature: T.
+        top: Values of the dense model, [n, k].
 
     Returns:
         A scalar, float32.
     """
-    log_q = _log_softmax(logits, temperature).gather(-1, top.places)
+    log_q = torch.log_softmax(logits.float(), -1).gather(-1, top.places)
     log_p, log_rest = top.log_p.float(), top.log_rest.float()
     kept = (log_p.exp() * (log_p - log_q)).sum()
-    return (kept + (log_rest.exp() * (log_rest - _log_rest(log_q))).sum()) * temperature**2
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Log-softmax in float32; division by 1 is skipped, since it takes a tenth of a training step on a CPU."""
-    return torch.log_softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
+    total: Tensor = kept + (log_rest.exp() * (log_rest - _log_rest(log_q))).sum()
+    return total
 
 
 def _log_rest(log_part: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from darwinlm import parallel
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.heads import Dense, Objective, batch_loss, decoder_of, held_out_sums
 
+LORA_ALPHA = 16.0
+"""Scale of adapters times their rank, as for QLoRA (arXiv 2305.14314)."""
+
 
 def prepared(model: Any, settings: RecoverySettings) -> Any:
     """The model with its trainable weights: all, all but embedding and head, or adapters on every projection."""
@@ -33,7 +36,7 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
     torch.manual_seed(settings.seed)
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=LORA_ALPHA,
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
@@ -47,19 +50,19 @@ def prepared(model: Any, settings: RecoverySettings) -> Any:
 class Losses(nn.Module):
     """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
-    def __init__(self, model: Any, teacher: Any, settings: RecoverySettings, *, sharded: bool) -> None:
+    def __init__(
+        self, model: Any, teacher: Any, settings: RecoverySettings, dtype: torch.dtype, *, sharded: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
         self.objective = Objective(
             settings.distillation,
             settings.cross_entropy,
-            settings.temperature,
             settings.top_k,
-            settings.logit_chunk,
             again=sharded,
         )
-        self.low = torch.bfloat16 if settings.dtype == "bfloat16" else None
+        self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.sharded = sharded
 
     def forward(self, tokens: Tensor, dense: Dense | None = None, *, held_out: bool = False) -> Any:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from darwinlm.errors import RecipeError
 from darwinlm.recipe import RecoverySettings
 
+WARM_UP = 0.02
+"""Share of warm-up steps."""
+
 LEAST_STEPS = 10
-"""Minimum warm-up of short trainings, because AdamW's first steps move every weight by the full rate."""
+"""Minimum warm-up, because AdamW's first steps move every weight by the full rate; see docs/notebook/training.md."""
+
+DECAY = 0.2
+"""Share of the steps in which `wsd` lowers the rate."""
+
+LEAST_RATE = 0.1
+"""Final learning rate as a share of the largest, as for Llama 2 (arXiv 2307.09288)."""
 
 SHORT_STEPS = 8
 """Steps of a training with fewer tokens than `batch_tokens`, so that its rate can rise and fall."""
@@ -80,27 +89,22 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
     return Steps(length, per_batch, sequences // per_batch, count, -(-count // settings.epochs), batch // length)
 
 
-def warm_up_steps(settings: RecoverySettings, steps: int) -> int:
-    """Warm-up steps: the share `warmup`, but at least ten or, in a short training, a quarter of the steps."""
-    if not settings.warmup:
-        return 0
-    return max(round(settings.warmup * steps), min(LEAST_STEPS, steps // 4))
+def warm_up_steps(steps: int) -> int:
+    """Warm-up steps: the share `WARM_UP`, but at least ten or, in a short training, a quarter of the steps."""
+    return max(round(WARM_UP * steps), min(LEAST_STEPS, steps // 4))
 
 
 def rate_share(settings: RecoverySettings, steps: int, step: int) -> float:
     """Share of `learning_rate` at a step, counted from 0.
 
-    The rate rises linearly from the first step on. Then `constant` keeps it, and `cosine` lowers it to `min_rate` at
-    the end. `wsd` keeps it and lowers it linearly to `min_rate` in the last `decay` of the steps.
+    The rate rises linearly from the first step on. Then `cosine` lowers it to `LEAST_RATE` at the end. `wsd` keeps it
+    and lowers it linearly in the last `DECAY` of the steps.
     """
-    warm = warm_up_steps(settings, steps)
+    warm = warm_up_steps(steps)
     if step < warm:
         return (step + 1) / (warm + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    least = settings.min_rate
     if settings.schedule == "cosine":
         done = min((step - warm) / max(steps - warm, 1), 1.0)
-        return least + (1 - least) * (1 + math.cos(math.pi * done)) / 2
-    falling = max(round(settings.decay * steps), 1)
-    return least + (1 - least) * min(max((steps - step) / falling, 0.0), 1.0)
+        return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+    falling = max(round(DECAY * steps), 1)
+    return LEAST_RATE + (1 - LEAST_RATE) * min((steps - step) / falling, 1.0)

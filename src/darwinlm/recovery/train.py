@@ -26,6 +26,12 @@ from darwinlm.recovery.model import Losses, prepared, spread
 from darwinlm.recovery.schedule import Steps, rate_share
 from darwinlm.recovery.trackers import start_trackers
 
+BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
+"""AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
+
+LOG_EVERY = 10
+"""Steps between two lines of the log."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -51,6 +57,7 @@ def train(
     run: dict[str, Any],
     *,
     device: torch.device,
+    dtype: torch.dtype,
     logs: Path | None = None,
     say: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -69,6 +76,7 @@ def train(
         folder: Folder for checkpoints.
         run: Identity of the training, as JSON.
         device: Device of the model; each process has its own.
+        dtype: Element type of forward and backward passes; trained weights are always float32.
         logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
         say: Receiver of log lines.
         progress: Callback with the numbers of finished and total steps.
@@ -79,12 +87,12 @@ def train(
         StorageError: The disk is full; the last checkpoint is kept.
         ArtifactError: A checkpoint belongs to another training, or is damaged.
     """
-    checkpoints = Checkpoints(folder, run, settings.keep_checkpoints)
+    checkpoints = Checkpoints(folder, run)
     newest = checkpoints.newest()
     model = prepared(student(), settings)
     with parallel.agree():
         checkpoints.check_room(model)
-    training = _Training(model, teacher, text, held_out, steps, settings, checkpoints, device)
+    training = _Training(model, teacher, text, held_out, steps, settings, checkpoints, device, dtype)
     training.say, training.progress, training.each_step = say, progress, each_step
     if newest is not None:
         say(f"recovery: resuming from {newest.name}")
@@ -114,21 +122,21 @@ class _Training:
         settings: RecoverySettings,
         checkpoints: Checkpoints,
         device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.model, self.teacher = model, None if teacher is None else teacher.to(device)
         self.text, self.held_out = text, held_out
         self.steps, self.settings = steps, settings
         self.checkpoints, self.device = checkpoints, device
         self.sharded = settings.sharding == "fsdp" and parallel.size() > 1
-        self.losses = Losses(model, self.teacher, settings, sharded=self.sharded)
+        self.losses = Losses(model, self.teacher, settings, dtype, sharded=self.sharded)
         self.call = spread(self.losses, device).train()
         self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
-        others = [weight for weight in self.trained.values() if weight.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         # The fused optimizer doesn't copy the tensors that it updates.
-        self.optimizer = torch.optim.AdamW(groups, settings.learning_rate, settings.betas, fused=True)
-        self.state = TrainingState(guard=LossGuard(factor=settings.divergence))
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), settings.learning_rate, BETAS, weight_decay=0.0, fused=True
+        )
+        self.state = TrainingState(guard=LossGuard())
         self.trackers: list[Any] = []
 
     # ------------------------------------------------------------------------------------------------- a step
@@ -165,11 +173,11 @@ class _Training:
             total += loss.detach()
         mean = float(parallel.all_reduce(total)) / parallel.size()
         self.state.guard.see(mean, step)
-        norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
+        norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.unlogged.append(mean)
-        if step == 0 or (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps.count:
+        if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.steps.count:
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
             self._log_loss(step + 1, rate, norm)
 

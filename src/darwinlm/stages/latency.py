@@ -19,6 +19,10 @@ from darwinlm.search.problem.space import SearchSpace
 WORRYING = 0.05
 """Prediction error above which the user is warned."""
 
+POINTS, RUNS = 9, 3
+"""Maximum number of timed widths for one kind of module (other times are interpolated), and timed passes at each width,
+whose median is used; up to three times as many if they disagree."""
+
 TABLE = "table.json"
 RATIOS = "ratios.json"
 
@@ -36,8 +40,8 @@ def latency_stage(
         "config": run.checkpoint.plain_config(),
         "units": run.recipe.units.model_dump(),
         "request": [budget.prefill_tokens, budget.decode_tokens, budget.batch],
-        "points": budget.latency_points,
-        "runs": budget.latency_runs,
+        "points": POINTS,
+        "runs": RUNS,
         "dtype": str(dtype),
         "machine": _machine(run.device),
     }
@@ -46,13 +50,11 @@ def latency_stage(
     with run.stage("latency", key, "latency table") as (stage, work):
         if work:
             request = Workload(budget.prefill_tokens, budget.decode_tokens, budget.batch)
-            timer = ModelTimer(
-                run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=budget.latency_runs
-            )
+            timer = ModelTimer(run.checkpoint, shapes, request, dtype=dtype, device=run.device, runs=RUNS)
             measured = measure_table(
                 space,
                 timer,
-                points=budget.latency_points,
+                points=POINTS,
                 record=stage.folder / RATIOS,
                 progress=run.reporter.advance,
             )
@@ -64,7 +66,8 @@ def latency_stage(
             run.reporter.say(f"latency table: whole models are predicted to within {worst:.1%}")
             if worst > WORRYING:
                 run.reporter.say(
-                    "the machine was busy or its speed changed: close other programs, and raise latency_runs"
+                    f"the machine was busy or its speed changed: close other programs, delete {stage.folder} and "
+                    "repeat the command"
                 )
     return table_costs(table, space)
 

@@ -7,7 +7,7 @@ from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.run import Run
 from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.cost import CostModel
-from darwinlm.search.problem.problem import Problem, counted_costs, dense_parameters, space_of
+from darwinlm.search.problem.problem import Problem, counted_costs, space_of
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.latency import latency_stage
@@ -24,7 +24,7 @@ def plan_stage(run: Run) -> Problem:
     shapes = module_shapes(run.checkpoint)
     space = space_of(recipe, run.checkpoint, shapes)
     whole = sum(parameter.numel() for parameter in run.checkpoint.skeleton().parameters())
-    dense = dense_parameters(run.checkpoint, shapes)
+    dense = space.params(space.dense)
     outside = whole - dense
     cost = _cost(run, space, shapes, outside)
     budget = resolve_budget(cost, recipe.budget)

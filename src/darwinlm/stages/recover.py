@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ import torch
 
 from darwinlm import parallel
 from darwinlm.artifact import MANIFEST, StageFolder, digest_of, read_json, write_json
-from darwinlm.compute import DTYPES
-from darwinlm.data import check_not_evaluation_text, read_documents
+from darwinlm.data import Shuffle, check_not_evaluation_text, read_documents
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packed import PackedText, pack_documents
 from darwinlm.data.packing import added_bos
 from darwinlm.errors import ArtifactError
@@ -24,7 +25,7 @@ from darwinlm.recovery.schedule import Steps, plan_steps
 from darwinlm.run import Run
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts, fingerprint, shuffle_of
+from darwinlm.stages.text import Texts, fingerprint
 
 if TYPE_CHECKING:
     from darwinlm.recovery.cache import CachedText
@@ -92,7 +93,7 @@ def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) ->
         check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
     if settings.distillation and teacher is not small:
         check_teacher(teacher, small, tokenizer)
-    return plan_steps(settings, length, settings.micro_tokens or run.batch_tokens, parallel.size())
+    return plan_steps(settings, length, run.batch_tokens, parallel.size())
 
 
 def recover_model(
@@ -128,7 +129,7 @@ def recover_model(
     assert source is not None, "the text stage checks this"
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # The key doesn't depend on the number of processes or the division of work.
-    without_effect = {"micro_tokens", "sharding", "log_every", "log_to", "keep_checkpoints", "teacher_cache"}
+    without_effect = {"sharding", "log_to", "teacher_cache"}
     how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,
@@ -136,11 +137,10 @@ def recover_model(
         "recovery": how,
         "length": steps.length,
         "source": fingerprint(source),
-        "shuffle_documents": run.recipe.text.shuffle_documents,
         "seed": run.recipe.search.seed,
         "reserved": digest_of(reserved),
         "held_out": texts["validation"].digest,
-        "device": run.device.type,
+        "arithmetic": run.arithmetic,
         "blocks_begin_with": added_bos(described[1]),
     }
     if run.recipe.text.looking_back:
@@ -182,10 +182,14 @@ def _train(
             steps.blocks,
             settings.skip_tokens,
             bos,
-            looking_back=run.recipe.text.looking_back,
-            seed=run.recipe.search.seed,
+            repeats=partial(
+                with_repeats,
+                share=run.recipe.text.looking_back,
+                seed=run.recipe.search.seed,
+                ordinary=ordinary_tokens(described[1]),
+            ),
         )
-        dense = None if teacher is None else teacher.load(DTYPES[settings.dtype], run.device)
+        dense = None if teacher is None else teacher.load(run.dtype, run.device)
     text = packed if teacher is None else _with_cache(run, packed, dense, teacher.digest, steps.rows)
     with parallel.agree():
         trained = train(
@@ -198,6 +202,7 @@ def _train(
             work / "training",
             {"key": stage.digest, "steps": steps.count},
             device=run.device,
+            dtype=run.dtype,
             logs=stage.folder / "logs",
             say=run.reporter.say,
             progress=run.reporter.advance,
@@ -219,9 +224,8 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows:
         text,
         dense,
         Path(settings.teacher_cache).expanduser(),
-        CacheKey(digest, settings.dtype, settings.top_k, settings.temperature),
+        CacheKey(digest, run.recipe.compute.dtype, settings.top_k),
         batch_rows=batch_rows,
-        chunk=settings.logit_chunk,
         say=run.reporter.say,
         progress=run.reporter.advance,
     )
@@ -246,7 +250,7 @@ def _pack(
         shutil.rmtree(work)
     write_json(marker, digest)
     pack_documents(
-        read_documents(source, shuffle=shuffle_of(run), tokenizer=described[1]),
+        read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=described[1]),
         work / "text",
         tokens,
         described[1],

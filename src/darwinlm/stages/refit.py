@@ -25,10 +25,12 @@ from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.bias import biased_kinds
-from darwinlm.surgery.refit import Options, Outcome, Streams, put_weights, refit, weights_file
+from darwinlm.surgery.refit import FitChoice, Streams, put_weights, refit, weights_file
 
 RECORD = "record.json"
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Candidate factors of interpolation from the stitched to the fitted weights; 50 % is usually the best, see
+docs/notebook/training.md."""
 HEAD_TOKENS = 512
 """Tokens whose logits are in memory at once, in whole sequences."""
 
@@ -41,7 +43,7 @@ class Refitted:
         stage: Stage folder.
         choices: Decision for each module.
         record: KL to the dense model on validation text before, after and by interpolation factor; the chosen factor
-            (`strength`); and results of local distillation.
+            (`strength`).
     """
 
     stage: StageFolder
@@ -78,15 +80,14 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    settings = run.recipe.refit
-    if not settings.enabled:
+    tokens = run.recipe.refit.tokens
+    if not tokens:
         return None
     key = {
         "stitched": stitched.stage.digest,
         "calibration": texts["calibration"].digest,
         "validation": texts["validation"].digest,
-        "refit": settings.model_dump(),
-        "seed": run.recipe.search.seed if settings.local_steps else None,
+        "tokens": tokens,
         "arithmetic": run.arithmetic,
     }
 
@@ -103,32 +104,22 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
-            dense = stream_of(run, texts["calibration"], settings.tokens, memory)
+            dense = stream_of(run, texts["calibration"], tokens, memory)
             fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
             held_out = stream_of(run, texts["validation"], memory=memory)
             validation = Streams(held_out, small(texts["validation"], memory))
-            options = Options(
-                settings.ridges,
-                settings.local_steps,
-                settings.local_rate,
-                settings.local_tokens,
-                run.recipe.search.seed,
-                biased_kinds(settings, run.checkpoint),
-            )
-            outcome = refit(stage, fit, validation, options, run.reporter.advance)
-            losses = (
-                {1.0: stream_divergences(validation.dense, [validation.small])[0]} if 1 in settings.strengths else {}
-            )
-            for strength in sorted({0.0, *settings.strengths} - losses.keys()):
+            choices = refit(stage, fit, validation, progress=run.reporter.advance)
+            losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}
+            for strength in sorted({0.0, *STRENGTHS} - losses.keys()):
                 between = small(texts["validation"], memory)
                 run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
-            summed_up = _record(outcome, losses)
-            write_json(stage.folder / "choices.json", [asdict(choice) for choice in outcome.modules])
+            summed_up = _record(losses)
+            write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
             write_json(stage.folder / RECORD, summed_up)
-            _tell(run, outcome, summed_up)
-        choices, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
-    return Refitted(stage, choices, record)
+            _tell(run, choices, summed_up)
+        decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
+    return Refitted(stage, decisions, record)
 
 
 def _interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
@@ -179,7 +170,7 @@ def _logits(stream: BlockStream, hidden: Tensor) -> Tensor:
     return stream.decoder.logits(tokens, hidden, stream.checkpoint.n_blocks).flatten(0, 1)
 
 
-def _record(outcome: Outcome, losses: dict[float, float]) -> dict[str, Any]:
+def _record(losses: dict[float, float]) -> dict[str, Any]:
     """The decision, from KL on validation text by interpolation factor; 0 is the stitched model."""
     strength = min(sorted(losses), key=losses.__getitem__)
     return {
@@ -188,17 +179,14 @@ def _record(outcome: Outcome, losses: dict[float, float]) -> dict[str, Any]:
         "kl_before": losses[0.0],
         "kl_after": min(loss for each, loss in losses.items() if each > 0),
         "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
-        "local": {str(block): asdict(choice) for block, choice in outcome.local.items()},
     }
 
 
-def _tell(run: Run, outcome: Outcome, record: dict[str, Any]) -> None:
-    fitted = sum(choice.ridge is not None for choice in outcome.modules)
-    distilled = sum(choice.steps > 0 for choice in outcome.local.values())
-    local = f", {distilled} of {len(outcome.local)} blocks distilled" if outcome.local else ""
+def _tell(run: Run, choices: list[FitChoice], record: dict[str, Any]) -> None:
+    fitted = sum(choice.ridge is not None for choice in choices)
     far = f", interpolation {record['strength']:.0%}" if record["kept"] == "refit" else ""
     kept = "" if record["kept"] == "refit" else ": no improvement, so the stitched weights are kept"
     run.reporter.say(
-        f"refit: {fitted} of {len(outcome.modules)} modules fitted{local}{far}; KL on validation text "
+        f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
         f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"
     )

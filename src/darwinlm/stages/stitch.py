@@ -10,7 +10,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.search import SearchResult
-from darwinlm.surgery.bias import biased_kinds
 from darwinlm.surgery.stitch import stitch
 
 
@@ -24,9 +23,8 @@ class Stitched:
 
 def stitch_stage(run: Run, database: PruningDatabase, search: SearchResult) -> Stitched:
     """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
-    biased = biased_kinds(run.recipe.refit, run.checkpoint)
-    key = {"database": database.stage.digest, "allocation": search.allocation, "bias": biased}
+    key = {"database": database.stage.digest, "allocation": search.allocation}
     with run.stage("stitch", key, "stitch") as (stage, work):
         if work:
-            save_model(stitch(database.reader, search.allocation, biased), stage.folder / "model")
+            save_model(stitch(database.reader, search.allocation), stage.folder / "model")
     return Stitched(stage, Checkpoint.open(stage.folder / "model"))

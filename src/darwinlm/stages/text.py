@@ -17,7 +17,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.files import Tally, listed
-from darwinlm.data.looking_back import with_repeats
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
 from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Texts = dict[str, TokenBlocks]
 
+
+DOCUMENT_TOKENS = 512
+"""Maximum number of tokens from one document as long as there are others. A search on three whole documents did worse;
+see docs/notebook/quality.md."""
 
 PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
 
@@ -55,8 +59,8 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "validation": settings.validation_tokens,
         "evaluation": settings.evaluation_tokens,
     }
-    if settings.training_tokens:
-        shares["training"] = settings.training_tokens
+    if run.recipe.search.training_needed:
+        shares["training"] = run.recipe.search.training_needed
     shares = {purpose: tokens for purpose, tokens in shares.items() if purpose in purposes}
     tokenizer = run.checkpoint.tokenizer()
     key = {
@@ -64,8 +68,6 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         "tokenizer": _tokenizer_digest(tokenizer),
         "shares": shares,
         "sequence_length": settings.sequence_length,
-        "document_tokens": settings.document_tokens,
-        "shuffle_documents": settings.shuffle_documents,
         "seed": run.recipe.search.seed,
         "blocks_begin_with": added_bos(tokenizer),
     }
@@ -80,9 +82,14 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
+            ordinary = ordinary_tokens(tokenizer)
             for purpose, part in blocks.items():
-                share = 0.0 if purpose == "evaluation" else settings.looking_back
-                tokens = with_repeats(part.tokens, share, run.recipe.search.seed)
+                tokens = with_repeats(
+                    part.tokens,
+                    share=0.0 if purpose == "evaluation" else settings.looking_back,
+                    seed=run.recipe.search.seed,
+                    ordinary=ordinary,
+                )
                 replace(part, tokens=tokens).save(stage.folder / purpose)
         texts = {purpose: TokenBlocks.load(stage.folder / purpose) for purpose in shares}
     vocabulary = int(run.checkpoint.config.vocab_size)
@@ -108,13 +115,13 @@ def _split(
         left_out = Tally()
         try:
             blocks = split_documents(
-                read_documents(source, shuffle=shuffle_of(run), tokenizer=tokenizer, tally=left_out),
+                read_documents(source, shuffle=Shuffle(run.recipe.search.seed), tokenizer=tokenizer, tally=left_out),
                 shares,
                 tokenizer,
                 settings.sequence_length,
                 run.recipe.search.seed,
                 source=source,
-                document_tokens=settings.document_tokens,
+                document_tokens=DOCUMENT_TOKENS,
             )
         except TextTooShortError as error:
             if "training" in wanted:
@@ -138,12 +145,6 @@ def _split(
                 f"{sum(part.tokens.numel() for part in blocks.values()):,} ({parts}). More text makes a better model."
             )
         return blocks
-
-
-def shuffle_of(run: Run) -> Shuffle | None:
-    """Random order of documents; None keeps the order of the files."""
-    documents = run.recipe.text.shuffle_documents
-    return Shuffle(documents, run.recipe.search.seed) if documents else None
 
 
 def fingerprint(source: str) -> dict[str, object]:

@@ -3,8 +3,7 @@
 A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
 a: c = a. In Gemma 2 and 3 a root-mean-square norm follows the projection. Then c is its gain times a, and s is the root
 mean square of W x in the dense model, for each token. With V = diag(c) W, fitting V (x / s) to the desired increment of
-the residual stream is a least-squares problem in every case. For a bias, x gets an additional column of ones, and W an
-additional column, the bias.
+the residual stream is a least-squares problem in every case. A bias stays and is subtracted from the targets.
 
 Letters: b sequences, t tokens, r outputs, d inputs.
 """
@@ -76,8 +75,6 @@ def fit_output(
     gain: Tensor | None,
     ridges: Iterable[float],
     name: str,
-    *,
-    bias: bool = False,
 ) -> Fit:
     """The best weights on held-out text: the given ones or a ridge solution.
 
@@ -88,7 +85,6 @@ def fit_output(
         gain: c, [r]; None if it is 1.
         ridges: Candidate values of λ.
         name: Name of the module, for messages.
-        bias: Whether the last column is a bias.
 
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
@@ -97,7 +93,7 @@ def fit_output(
     best, chosen, before = W0, None, held_out.error(V0)
     least = before
     for ridge in ridges:
-        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, bias=bias, name=name)
+        V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, name=name)
         W = V
         if gain is not None:
             # If the gain is nearly zero, the output doesn't reach the residual stream.
@@ -150,8 +146,6 @@ def module_moments(
     targets: Iterable[Tensor],
     spread: list[Tensor],
     gain: Tensor | None,
-    *,
-    fits_bias: bool = False,
 ) -> Moments:
     """Moments of a module's inputs in the smaller stream and of the increments that would match the dense stream.
 
@@ -161,21 +155,19 @@ def module_moments(
         targets: The dense residual stream after the module, [b, t, m] for each batch.
         spread: s of each batch; empty if s is 1.
         gain: c, [r] or None.
-        fits_bias: Whether the bias is fitted too; otherwise an existing bias stays and is subtracted from the targets.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)
     assert output is not None
-    moments = Moments(output.in_features + fits_bias, output.out_features, stream.device)
+    moments = Moments(output.in_features, output.out_features, stream.device)
     for index, ((x, before), target) in enumerate(zip(walk.inputs(kind), targets, strict=True)):
         wanted = target.float() - before.float()
-        bias = None if output.bias is None or fits_bias else output.bias.float()
+        bias = None if output.bias is None else output.bias.float()
         if bias is not None and gain is not None:
             bias = gain * bias
-        scaled = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if fits_bias else x
-        if spread:
-            scaled = scaled.float() / spread[index]
-            bias = None if bias is None else bias / spread[index]
+        scaled = x.float() / spread[index] if spread else x
+        if spread and bias is not None:
+            bias = bias / spread[index]
         if bias is not None:
             wanted = wanted - bias
         moments.add(scaled, wanted)

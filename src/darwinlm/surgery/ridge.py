@@ -1,9 +1,7 @@
 """Ridge regression towards given weights, from second moments.
 
 Letters: r outputs, d inputs. With inputs X and target outputs Y, ‖W X - Y‖² + λ ‖W - W₀‖² is minimal at
-W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹. H = E[x xᵀ], C = E[y xᵀ] and E‖y‖² are all that is needed of X and Y. A bias is the
-weight of an additional input that is always 1. It isn't regularised, so the other weights are those of the centred
-regression.
+W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹. H = E[x xᵀ], C = E[y xᵀ] and E‖y‖² are all that is needed of X and Y.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ from darwinlm.errors import NumericsError
 
 
 @torch.no_grad()
-def ridge_solution(
-    H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, bias: bool = False, name: str = "module"
-) -> Tensor:
+def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str = "module") -> Tensor:
     """Weights that fit the outputs, regularised towards given weights.
 
     Args:
@@ -25,7 +21,6 @@ def ridge_solution(
         C: [r, d] floating, E[y xᵀ].
         W0: [r, d] floating, centre of the regularisation.
         ridge: λ relative to the mean of the diagonal of H.
-        bias: Whether the last input belongs to a bias, which isn't regularised and doesn't count in that mean.
         name: Name of the module, for messages.
 
     Returns:
@@ -36,13 +31,12 @@ def ridge_solution(
     """
     if not all(bool(torch.isfinite(matrix).all()) for matrix in (H, C, W0)):
         raise NumericsError(f"{name}: the moments of the refit hold NaN or infinity")
-    scale = float(H.diagonal()[:-1].mean() if bias else H.diagonal().mean())
+    scale = float(H.diagonal().mean())
     if scale == 0:
         return W0.float()
-    strength = torch.full((len(H),), ridge * scale, dtype=torch.float64, device=H.device)
-    if bias:
-        strength[-1] = 0.0
-    damped = H.double() + torch.diag(strength)
+    strength = ridge * scale
+    damped = H.double()
+    damped.diagonal().add_(strength)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):
         raise NumericsError(f"{name}: the moments of the refit can't be factorised; use a larger ridge or more text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
-from darwinlm.surgery.bias import bias_fields, fill_biases
 from darwinlm.surgery.shrink import QUERY_GROUPS, layer_overrides, shrink_tensors
 
 SKIP = "skip"
@@ -58,9 +57,7 @@ def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict
     return table
 
 
-def smaller_config(
-    checkpoint: Checkpoint, table: dict[int, dict[str, Any]], changes: Mapping[str, Any] | None = None
-) -> Any:
+def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> Any:
     """Configuration of the smaller model.
 
     Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`.
@@ -68,21 +65,20 @@ def smaller_config(
     Args:
         checkpoint: The dense model.
         table: Table from `layer_table`.
-        changes: Fields of the whole model that differ from the dense model's.
     """
-    changes = dict(changes or {})
     family = checkpoint.family
     sizes = _common_sizes(table)
     tree = checkpoint.config.to_dict()
     if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= sizes | changes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        tree |= sizes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
             config.architectures = [f"{family.class_prefix}ForCausalLM"]
             return config
+    changes = {}
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
         changes["output_router_logits"] = False  # transformers' balancing loss needs equal numbers of experts
@@ -132,26 +128,23 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
                     yield prefix + name, tensor
 
 
-def stitch(database: DatabaseReader, allocation: tuple[int, ...], biased: Collection[ModuleKind] = ()) -> Any:
+def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
     """The smaller model of an allocation, in memory, in the checkpoint's types.
 
     Args:
         database: Pruned modules and the dense checkpoint.
         allocation: Level index of each of `database.modules`.
-        biased: Modules whose projections get biases of zeros if they have none.
     """
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
     table = layer_table(checkpoint.n_blocks, chosen, database)
-    config = smaller_config(checkpoint, table, bias_fields(checkpoint.family, biased))
+    config = smaller_config(checkpoint, table)
     model = empty_model(config, checkpoint)
     tensors = {}
     for name, tensor in stitched_tensors(database, chosen):
         tensors[name] = tensor.clone()
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
-    if biased:
-        fill_biases(model)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise AssertionError(f"stitching left {left} without weights")

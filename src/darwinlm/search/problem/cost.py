@@ -30,13 +30,11 @@ class CostModel:
         unit: Unit of the cost.
         costs: Cost of each level of each module; a module with one level is never cut.
         fixed: Cost of everything that isn't pruned.
-        added: Cost of biases that the largest levels have and the dense modules do not.
     """
 
     unit: Unit
     costs: Costs
     fixed: int = 0
-    added: int = 0
 
     def of(self, allocation: Sequence[int]) -> int:
         """Cost of the whole model."""
@@ -45,7 +43,7 @@ class CostModel:
     @property
     def dense(self) -> int:
         """Cost of the dense model."""
-        return self.fixed + sum(row[-1] for row in self.costs) - self.added
+        return self.fixed + sum(row[-1] for row in self.costs)
 
     @property
     def smallest(self) -> int:
@@ -78,13 +76,10 @@ def amount_words(amount: int, unit: Unit) -> str:
     return f"{amount:,} {unit}"
 
 
-def parameter_costs(space: SearchSpace, *, fixed: int | None = None, added: int = 0) -> CostModel:
-    """Parameters of the blocks, or of the whole model if those outside the blocks are given as `fixed`.
-
-    `added` is the number of parameters that the largest levels have and the dense modules do not.
-    """
+def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostModel:
+    """Parameters of the blocks, or of the whole model if those outside the blocks are given as `fixed`."""
     costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
-    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0, added)
+    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class KvCache:
         return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
 
 
-def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, added: int = 0) -> CostModel:
+def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache) -> CostModel:
     """Costs in bytes of weights and KV cache.
 
     Args:
@@ -119,7 +114,6 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         outside: Number of parameters that aren't pruned.
         itemsize: Bytes per saved weight.
         cache: Sizes of the KV cache.
-        added: Number of parameters that the largest levels have and the dense modules do not.
     """
     costs = []
     with_attention = set()
@@ -131,7 +125,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
     gone = Level(0, 0, 0, 0)
     kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
-    return CostModel("bytes", tuple(costs), outside * itemsize + kept, added * itemsize)
+    return CostModel("bytes", tuple(costs), outside * itemsize + kept)
 
 
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:

@@ -10,12 +10,11 @@ import torch
 
 from darwinlm.database.levels import module_levels
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import ModuleShape, head_dim, module_parameters
+from darwinlm.families.shapes import ModuleShape, head_dim
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs
-from darwinlm.search.problem.space import SearchSpace, biased_space
-from darwinlm.surgery.bias import biased_kinds
+from darwinlm.search.problem.space import SearchSpace
 
 KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
@@ -42,19 +41,8 @@ class Problem:
 
 
 def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
-    """Modules and levels, including biases that the refit will add.
-
-    Raises:
-        RecipeError: The units don't fit the model, or it can't have such biases.
-    """
-    kinds = biased_kinds(recipe.refit, checkpoint)
-    space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
-    return biased_space(space, shapes, checkpoint.family, kinds)
-
-
-def dense_parameters(checkpoint: Checkpoint, shapes: list[ModuleShape]) -> int:
-    """Number of parameters in the dense model's modules."""
-    return sum(module_parameters(checkpoint.family, shape, shape.groups, shape.width) for shape in shapes)
+    """Modules and levels. Raises RecipeError if the units don't fit the model."""
+    return SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
 
 
 def counted_costs(
@@ -76,13 +64,12 @@ def counted_costs(
         outside: Number of parameters outside the blocks.
         dtype: Element type of the saved model.
     """
-    added = space.params(space.dense) - dense_parameters(checkpoint, shapes)
     if settings.kind == "keep":
-        return parameter_costs(space, added=added)
+        return parameter_costs(space)
     if settings.kind == "params":
-        return parameter_costs(space, fixed=outside, added=added)
+        return parameter_costs(space, fixed=outside)
     cache = _cache(settings, checkpoint, shapes, dtype)
-    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, added=added)
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache)
 
 
 def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:

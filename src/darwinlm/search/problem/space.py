@@ -7,12 +7,11 @@ module that is never cut has a single level, the dense one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from darwinlm.database.levels import Level, ModuleLevels
-from darwinlm.families.family import Family, ModuleKind
-from darwinlm.families.shapes import ModuleShape, added_biases
+from darwinlm.families.family import Family
 
 Allocation = tuple[int, ...]
 PerLevel = Sequence[Sequence[float]]
@@ -49,18 +48,3 @@ def kept_whole(space: SearchSpace, family: Family) -> str:
     names = {"mixer": family.mixer.title if family.mixer else "", "attention": "attention", "mlp": "MLP"}
     parts = [f"{names[kind]} of {count} block{'s' if count > 1 else ''}" for kind, count in sorted(never.items())]
     return f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""
-
-
-def biased_space(
-    space: SearchSpace, shapes: Sequence[ModuleShape], family: Family, kinds: Collection[ModuleKind]
-) -> SearchSpace:
-    """The same levels in the same order; levels of the given kinds include a bias for each projection."""
-    modules = []
-    for module, shape in zip(space.modules, shapes, strict=True):
-        if module.kind in kinds:
-            added = [added_biases(family, shape, level.groups, level.width) for level in module.levels]
-            pairs = zip(module.levels, added, strict=True)
-            modules.append(replace(module, levels=tuple(replace(one, params=one.params + more) for one, more in pairs)))
-        else:
-            modules.append(module)
-    return SearchSpace(tuple(modules))
