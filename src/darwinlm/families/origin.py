@@ -19,7 +19,7 @@ GENERATION = "generation_config.json"
 FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 """Files beside the weights that licences require to keep."""
 
-PROCESSORS = ("*processor_config.json",)
+PROCESSORS = ("*processor_config.json", "chat_template.json")
 """Settings of a multimodal model's inputs."""
 
 RECORD = "origin.json"

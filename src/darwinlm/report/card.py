@@ -65,7 +65,7 @@ def _front_matter(summary: Summary) -> str:
     }
     fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
-    fields["pipeline_tag"] = "text-generation"
+    fields["pipeline_tag"] = "image-text-to-text" if summary.export.whole else "text-generation"
     fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
     if summary.export.custom_code:
         fields["tags"].append("custom_code")
