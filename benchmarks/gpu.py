@@ -144,7 +144,7 @@ def plans(device: str) -> list[Line]:
         for name in PLANNED:
             recipe = load_recipe(name, (), {"model": folder})
             plan = make_plan(Sizes(Checkpoint.describe(Path(folder)), recipe), measured)
-            lines += [Line("plan", f"{name} {n.name}", n.seconds(measured) / 60, "min") for n in plan.needs]
+            lines += [Line("plan", f"{name} {n.name}", n.seconds / 60, "min") for n in plan.needs]
             lines.append(Line("plan", f"{name} all", plan.seconds / 3600, "h"))
     return lines
 

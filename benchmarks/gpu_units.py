@@ -101,7 +101,7 @@ class Setup:
         more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
         recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
         needs = estimate(Sizes(checkpoint, recipe), device)
-        planned = next(need for need in needs if need.name == stage).device_bytes(device)
+        planned = next(need for need in needs if need.name == stage).device_bytes
         self.told(part, f"{part} planned", planned / 1e9, "GB")
         return planned
 

@@ -90,8 +90,8 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
     needs = [need for need in make_plan(Sizes(run.checkpoint, run.recipe), device).needs if need.name in parts]
     if not needs:
         return None
-    planned, peak = sum(need.seconds(device) for need in needs), peak_bytes()
-    memory = max(need.device_bytes(device) for need in needs)
+    planned, peak = sum(need.seconds for need in needs), peak_bytes()
+    memory = max(need.device_bytes for need in needs)
     need = needs[-1]
     return {
         "benchmark": "plan",
@@ -104,7 +104,7 @@ def measure(recipe: Recipe, folder: Path, stage: str, clock: str) -> dict[str, A
         "peak_memory_mb": round(peak / 1e6),
         "memory_ratio": round(memory / peak, 2),
         "passes": f"{need.passes:.3g}",
-        "products": {kind: f"{count:.3g}" for kind, count in need.operations.items()},
+        "products": {kind: f"{count:.3g}" for kind, count in need.products.items()},
         "moved": f"{need.moved:.3g}",
         "calls": round(need.calls),
         "rates": {kind: f"{rate:.3g}" for kind, rate in device.rates.items()},

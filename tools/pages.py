@@ -25,14 +25,15 @@ from darwinlm.recipe import describe_fields
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
+GROUPED = ("deepseek_v3",)
+"""Families whose published models choose among groups of experts."""
 REFUSED = (
     ("Nemotron-H, Falcon-H1", "nemotron_h"),
     ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
-    ("DeepSeek V2 to V4, Kimi, MiniCPM3", "deepseek_v3"),
+    ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
     ("Gemma 3n, Gemma 4", "gemma4_text"),
-    ("gpt-oss", "gpt_oss"),
-    ("GLM-4.5 and other mixtures", "glm4_moe"),
+    ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
     ("PaliGemma", "paligemma"),
@@ -98,11 +99,13 @@ def gguf_when_layers_differ(family: Family) -> str:
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
     """Units that are cut in attention, MLP and experts."""
-    experts = family.mlp.experts is not None
-    attention = ATTENTION[family.attention.cut]
+    experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
-    return attention, "" if experts else "channels", "dropped or narrowed" if experts else ""
+    if experts is None:
+        return attention, "channels", ""
+    units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
+    return attention, "channels of dense blocks" if experts.shared else "", units
 
 
 def images_words(known: Iterable[Family]) -> list[str]:
@@ -112,6 +115,22 @@ def images_words(known: Iterable[Family]) -> list[str]:
         f"Of models with images ({', '.join(types)}) the language model is pruned. The other parts",
         "are carried along unchanged and don't count in the budget. `AutoModelForImageTextToText` loads the result.",
     ]
+
+
+def _whole_parts() -> dict[str, list[Family]]:
+    """Parts of blocks that are never cut, with the families that have them."""
+    kept = [family for family in families().values() if family.attention.cut == "never"]
+    return {
+        "Attention with compressed keys and values (multi-head latent attention)": [
+            family for family in kept if not family.attention.key_value
+        ],
+        "Attention beside experts": [family for family in kept if family.attention.key_value],
+        "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
+    }
+
+
+def _titles(group: list[Family]) -> list[str]:
+    return sorted((family.title for family in group), key=str.lower)
 
 
 def families_page() -> str:
@@ -146,6 +165,16 @@ def families_page() -> str:
         "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
         "",
         *images_words(known.values()),
+        "",
+        "## What isn't cut",
+        "",
+        *(f"- {part}: {', '.join(_titles(parts))}." for part, parts in _whole_parts().items()),
+        "",
+        "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
+        "them; they are narrowed. gpt-oss is published in MXFP4 and DeepSeek-V3 in FP8: dequantise them first, see",
+        "[your own model](own-model.md).",
+        "",
+        "## No GGUF",
         "",
         "Families without a GGUF architecture:",
         "",

@@ -54,7 +54,7 @@ def test_a_family_that_is_not_known(prune, model_copy, tmp_path, model_type):
 
 
 def test_a_family_that_cannot_be_cut_is_refused_before_its_code_is_asked_for(prune, model_copy, tmp_path):
-    edit_config(model_copy, model_type="deepseek_v3", auto_map={"AutoConfig": "code.Config"})
+    edit_config(model_copy, model_type="minicpm3", auto_map={"AutoConfig": "code.Config"})
     prune(model=model_copy).refused("can't be pruned: its keys and values are compressed (multi-head latent attention)")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""`darwinlm compare` on a tiny model: budgets met, our own rows the pipeline's, resumed, and what is refused."""
+"""`darwinlm compare` on a tiny model: budgets, rows of the pipeline itself, resuming, and refusals."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_any_method_is_refitted_and_trained(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows with steps start from their method's own model, and an interrupted training goes on."""
+    """Rows with steps start from their method's own model, and an interrupted training resumes."""
     names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
     options = ["--methods", ",".join(names), *(word for setting in RECOVERY for word in ("--set", setting))]
     with monkeypatch.context() as patch:
@@ -161,7 +161,7 @@ def test_any_method_is_refitted_and_trained(
 def test_text_that_is_measured_on_is_not_trained_on(
     command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
 ) -> None:
-    """The other domain's text as training text: its documents that are measured on are left out, so it runs short."""
+    """Training on the text of another domain leaves out the measured documents, so there is too little text."""
     other = folder / "few.txt"
     tiny_text(other, documents=12, seed=11)
     settings = (*RECOVERY, f"recovery.text={other}", "recovery.epochs=1")

@@ -1,4 +1,4 @@
-"""A device whose memory is full: one message with the stage and a setting, and the run goes on afterwards."""
+"""A device without free memory: one message with the stage and a setting; the run can be resumed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_advice_takes_less_memory(stage: str, tmp_path: Path) -> None:
     sizes, device = Sizes(Checkpoint.describe(folder), recipe), find_device("h100")
 
     def needed(sizes: Sizes) -> float:
-        return next(need for need in make_plan(sizes, device).needs if need.name == stage).device_bytes(device)
+        return next(need for need in make_plan(sizes, device).needs if need.name == stage).device_bytes
 
     said = advice(sizes, stage, device)
     if "would fit" not in said:

@@ -1,4 +1,4 @@
-"""Budgets, presets and families on the command line: one message for what is wrong, and what a family leaves."""
+"""Budgets, presets and sweeps on the command line: one message for each mistake, and the files of a sweep."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def python(tiny_llama, tiny_text_file, tmp_path):
 
 
 def recording(seen):
-    """Take the place of the stages: keep the recipe."""
+    """Replace the stages, and record the recipe."""
     return lambda run, until: seen.append(run.recipe) or SimpleNamespace(report=None)
 
 

@@ -11,6 +11,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.gguf_header import read_header
 from darwinlm.families.resolve import resolve_model
 from darwinlm.importing.foreign import open_foreign
+from darwinlm.planning.devices import find_device
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe
 
 
@@ -21,7 +24,8 @@ def model(folder: Path) -> None:
 
 def plan(folder: Path) -> None:
     """As `plan` does: without weights."""
-    Checkpoint.describe(folder).skeleton()
+    sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
+    make_plan(sizes, find_device("h100"))
 
 
 def import_(folder: Path) -> None:

@@ -179,7 +179,7 @@ def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setattr(modules, "SHARE", 0.0)
     sizes = Sizes(bench.run.checkpoint, merge(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
     need = next(need for need in estimate(sizes, find_device("h100")) if need.name == "search")
-    planned = need.device_bytes(find_device("h100"))
+    planned = need.device_bytes
     bench_trainer = bench.trainer(NAME)
     gpu.restart()
     generation(bench_trainer, bench.candidates(3), 1)

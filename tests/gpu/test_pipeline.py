@@ -1,4 +1,4 @@
-"""Whole runs on the pretend device: nothing mixes devices, results are the CPU's, and inner loops don't wait."""
+"""Whole runs on the pretend device: no mixed devices, the results of the CPU, and no waiting in inner loops."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
 from tests.tiny.checkpoint import tiny_checkpoint
 
 KERNELS = 35
-"""Most kernels for each unit that an order removes."""
+"""Maximum number of kernels per removed unit."""
 
 WAITS = 0.1
-"""Most waits for each of them."""
+"""Maximum number of waits per removed unit."""
 
 FEW = (
     "compute.batch_tokens=1024",
     "search.generations=2",
     "units.mlp_multiple=16",
 )
-"""Less of everything: an operation on the pretend device takes half a millisecond."""
+"""Small amounts, since an operation on the pretend device takes half a millisecond."""
 
 CASES = {
     "default": ("llama", ()),
@@ -140,7 +140,7 @@ BUGS = {
 
 
 def _brought_down(found: Any) -> Any:
-    """The same with every tensor in main memory."""
+    """A copy with all tensors in main memory."""
     return torch.utils._pytree.tree_map(lambda one: one.cpu() if isinstance(one, torch.Tensor) else one, found)
 
 

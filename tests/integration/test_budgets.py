@@ -1,4 +1,4 @@
-"""Every kind of budget on tiny models, against what the saved model really is."""
+"""Every kind of budget on tiny models, compared with the saved model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def used(found):
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, model_type):
-    """qwen3 ties its embedding: that counts once."""
+    """qwen3 ties its embedding, which counts once."""
     model = tiny_folder(model_type)
     dense = AutoModelForCausalLM.from_pretrained(model).num_parameters()
     target = int(0.75 * dense)
@@ -49,7 +49,7 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type):
-    """Against the tensors in the file and the cache that the saved model fills; gemma3 has sliding windows of 8."""
+    """Compared with the file and the cache of the saved model. gemma3 has sliding windows of 8."""
     context, batch = 24, 2
     settings = ("budget.bytes=350kB", f"budget.context={context}", f"budget.batch={batch}", "export.dtype=float32")
     model = tiny_folder(model_type)
@@ -82,7 +82,7 @@ def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, mak
 
 
 def seconds_of(choice):
-    """A machine whose modules take times that add up, with a step in the MLP's."""
+    """A machine on which the times of modules add up; the MLP's has a step."""
     total = 1.0
     for (_, kind), level in choice.items():
         total += 0.03 * level.groups * level.heads + 0.02 * level.groups if kind == "attention" else 0
@@ -92,7 +92,7 @@ def seconds_of(choice):
 
 @pytest.fixture
 def steady_machine(monkeypatch):
-    """Counts how many models are timed."""
+    """Replace the timer, and record the timed models."""
     timed = []
 
     def compare(self, dense, choice):

@@ -1,4 +1,4 @@
-"""All text of a run but evaluation text has a share that repeats what stands before, the text of recovery too."""
+"""All text of a run except evaluation text repeats earlier passages, including the text of recovery."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = Reporter(Console(quiet=True))
 
 @pytest.fixture
 def texts_of(tiny_llama, tiny_run_settings, tmp_path):
-    """The text of a run, by name of its folder and with more settings."""
+    """The text of a run in a folder of this name, with more settings."""
     source = tiny_text(tmp_path / "text.txt", documents=200)
 
     def made(name, *settings):

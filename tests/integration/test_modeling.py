@@ -42,17 +42,19 @@ def test_save_and_load(pruned, tmp_path):
     pruned.save_pretrained(tmp_path)
     ids = tokens()
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    again = copy.deepcopy(again)  # rounding depends on the alignment of weights, which mapped files don't keep
     assert type(again) is type(pruned)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert torch.equal(logits(again, ids), logits(pruned, ids))
-    decoder = AutoModel.from_pretrained(tmp_path)
+    decoder = copy.deepcopy(AutoModel.from_pretrained(tmp_path))
     assert type(decoder) is type(pruned.model)
     assert torch.equal(decoder(ids).last_hidden_state, pruned.model(ids).last_hidden_state)
     stored = json.loads((tmp_path / "config.json").read_text())
     prefix = NAMES[stored["model_type"].removeprefix("darwinlm_")][0]
     assert stored["auto_map"] == auto_map(prefix)
-    assert stored["head_dim"] == pruned.config.head_dim
+    name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
+    assert stored[name] == pruned.config.head_dim
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
     stated = NAMES[pruned.config.model_type[9:]]
     assert family_of(pruned.config).class_names == (*stated, *("", LLAMA, PARTS)[len(stated) - 2 :])

@@ -36,7 +36,7 @@ def test_layers_without_attention_cache_nothing_but_the_count(plan, pruned):
         if mixers(pruned.config.model_type)[i]:
             assert not hasattr(layer, "keys")
         elif kept.heads:
-            assert layer.keys.shape[1] == kept.cached
+            assert layer.keys.shape[1] == (1 if hasattr(pruned.config, "kv_lora_rank") else kept.cached)
         elif layer.is_sliding or not any(type(other) is type(layer) for other in cache.layers[:i]):
             assert layer.keys.shape[1] == 1
             assert not layer.keys.any()
@@ -81,8 +81,8 @@ def test_left_padding(pruned):
 
 def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(pruned):
     ids, model = tokens(), copy.deepcopy(pruned)
-    if getattr(model.config, "attn_logit_softcapping", None):  # Gemma 2
-        pytest.skip("only eager attention caps the scores")
+    if model.config._attn_implementation == "eager":  # Gemma 2, gpt-oss
+        pytest.skip("only eager attention caps the scores or has sinks")
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
     near(logits(model, ids), logits(pruned, ids))
@@ -198,7 +198,7 @@ def test_routers_are_balanced_in_training_though_layers_have_none(model_type):
     model = cut(tiny_model(model_type), MIXED).train()
     ids = tokens()
     output = model(ids, labels=ids, use_cache=False, output_router_logits=True)
-    routers = [name for name, _ in model.named_modules() if name.endswith("mlp.gate")]
+    routers = [name for name, _ in model.named_modules() if name.endswith(("mlp.gate", "mlp.router"))]
     assert len(output.router_logits) == len(routers) > 0
     output.loss.backward()
     assert all(model.get_submodule(name).weight.grad.abs().max() > 0 for name in routers)

@@ -32,13 +32,13 @@ SHRUNKEN = {
 """Heads in the proportions of the published models."""
 
 SHARES = {"llama2-7b-2.7b": 0.3764, "llama3.1-8b-4.6b": 0.5085, "qwen2.5-14b-8.4b": 0.518}
-"""Of the block parameters that the published sizes keep."""
+"""Shares of the block parameters that the published sizes keep."""
 
 WIDTHS = {"hidden_size": 64, "intermediate_size": 320, "head_dim": 8}
 
 
 def shrunken(name: str) -> dict[str, Any]:
-    """A recipe's own tree with small numbers in place of its tokens, generations and widths of units."""
+    """A recipe's tree with small numbers of tokens and generations, and narrow units."""
     tree = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
     text = tree["text"]
     text |= {"sequence_length": 16, "calibration_tokens": 1024, "fitness_tokens": 128}
@@ -57,7 +57,7 @@ def shrunken(name: str) -> dict[str, Any]:
     ]
     if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
-    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128, "dtype": "float32"}
+    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128}
     tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
     return tree
 
@@ -96,7 +96,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
 def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
     name: str, tiny_text_file: Path, tmp_path: Path
 ) -> None:
-    """The paper's way, on text alone, and ours, by distillation."""
+    """The paper's recipe trains on text alone, ours by distillation."""
     recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
     once = run_stages(Run(recipe, out, reporter), "report").report

@@ -1,4 +1,4 @@
-"""Recovery: it learns, goes on after any kill, stops before harm, shares its work, and refuses what can't end well."""
+"""Recovery: training, resuming after a kill, stopping on divergence, and several processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORK = Path("stages/recover-work")
 
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
-    """A recovery that nothing interrupted: its folder and its summary."""
+    """An uninterrupted recovery: its folder and its summary."""
     out = tmp_path_factory.mktemp("whole") / "out"
     return out, recover_tiny(*inputs, out)
 
@@ -56,7 +56,7 @@ def losses(summary):
 
 
 def program(*arguments, **environment):
-    """Start the recovery as a program of its own."""
+    """Start the recovery in a separate process."""
     command = [sys.executable, "-m", "tests.tiny.recovering", *map(str, arguments)]
     where = {**os.environ, **{name: str(value) for name, value in environment.items()}, "OMP_NUM_THREADS": "1"}
     where["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -84,7 +84,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 
 def test_rates_are_those_of_the_schedule(whole):
-    """Three of twelve steps warm up, the first of them with a quarter of the rate; then a cosine."""
+    """Three of twelve steps are warm-up, the first with a quarter of the rate; a cosine follows."""
     rates = [point.learning_rate for point in whole[1].recovery.log if point.loss is not None]
     assert rates == pytest.approx([0.003 * rate_share(RecoverySettings(), 12, step) for step in range(12)])
     assert rates[0] == pytest.approx(0.003 / 4)
@@ -257,7 +257,7 @@ def test_a_full_disk_while_saving_is_one_message_and_keeps_the_checkpoint_before
 
 @pytest.mark.parametrize("change", ["nothing", "seed"])
 def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inputs, tmp_path, monkeypatch, change):
-    """The model is whole by then: it is reused, and another training may follow."""
+    """The model is complete by then. It is reused, and another training may follow."""
     remove = stage.shutil.rmtree
 
     def killed(folder, *rest, **more):
@@ -281,7 +281,7 @@ def test_a_kill_while_a_finished_training_is_tidied_up_blocks_nothing(whole, inp
 
 
 def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
-    """Under gloo on two processes: the same global batches give the same losses and weights, but for rounding."""
+    """Two gloo processes with the same global batches give the same losses and weights, up to rounding."""
     port = 20_000 + os.getpid() % 20_000
     shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     more = ["--set", "compute.batch_tokens=64"]
@@ -297,7 +297,7 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
 
 @pytest.mark.timeout(600)
 def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tmp_path):
-    """FSDP2 under gloo: killed behind a checkpoint, both go on from it, and end like the one that wasn't."""
+    """FSDP2 with gloo: killed after a checkpoint, both processes resume and give the uninterrupted result."""
     port = 40_000 + os.getpid() % 20_000
     shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
     more = ["--set", "compute.batch_tokens=64", "--set", "recovery.sharding=fsdp"]

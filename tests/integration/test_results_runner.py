@@ -1,4 +1,4 @@
-"""The runner of the published comparison, all of its parts, on a tiny model; and again, when all of it is reused."""
+"""All parts of the script for the published comparison, on a tiny model; a rerun reuses everything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = (
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> ModuleType:
-    """The script, its commands run in this process."""
+    """The script, with its commands in this process."""
     spec = importlib.util.spec_from_file_location("results_runner", FILE)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Training-aware selection: small candidates that learn, against plain PyTorch."""
+"""Training-aware selection, compared with plain PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tiny_llama, make_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(folder, tiny_llama, make_run):
-    """Text, placed and fitness."""
+    """The run's results, the placed modules and the fitness."""
     run = make_run(tiny_llama, folder, TEXT)
     texts, plan = text_stage(run), plan_stage(run)
     database = database_stage(run, texts)
@@ -96,7 +96,7 @@ def test_survivors_go_on_from_their_trained_state(bench):
 
 
 def test_one_step_is_plain_distillation(bench):
-    """Against the stitched model, torch's own KL and torch's own AdamW."""
+    """Compared with the stitched model, PyTorch's KL and PyTorch's AdamW."""
     whole = bench[0]
     allocation = whole.random_allocations(1, seed=3)[0]
     settings = TrainingSettings(learning_rate=1e-3, batch_tokens=64)
@@ -122,7 +122,7 @@ def test_one_step_is_plain_distillation(bench):
 
 
 def test_small_steps_add_up_in_the_master_weights():
-    """A bfloat16 weight of 1 can't move by 1e-4; its master can, and in the end both have."""
+    """A bfloat16 weight of 1 can't change by 1e-4, but its float32 master can; the weight follows later."""
     module = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
     module.weight.data.fill_(1.0)
     student = Student([module], TrainingSettings(learning_rate=1e-4))
@@ -170,7 +170,7 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
 
 @pytest.mark.parametrize("method", ["gradient", "paper"])
 def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
-    """As in the paper's preset: trained losses decide, and the parent learns too."""
+    """As in the preset `paper`, losses after training decide, and the parent is trained too."""
     stages = (
         "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64},"
         " {tokens: 128, survivors: 1, training_tokens: 128}]"

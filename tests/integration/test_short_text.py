@@ -1,4 +1,4 @@
-"""A text that is shorter than the recipe asks for: every part shrinks, and the run says so."""
+"""If the text is shorter than the recipe requests, every part shrinks, and the run reports it."""
 
 from __future__ import annotations
 

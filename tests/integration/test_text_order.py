@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from rich.console import Console
 from tests.tiny.recovering import recover_tiny
 
 from darwinlm.console import Reporter
-from darwinlm.data import document_hash
+from darwinlm.data import document_hash, split_documents
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from darwinlm.stages import recover
@@ -20,7 +22,7 @@ ASKED = ("text.evaluation_tokens=1024",)
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
-    """A thousand documents in a row, and where each stands by its hash."""
+    """A thousand documents, and the place of each in the file by its hash."""
     texts = [
         f"The number {number} is followed by {number + 1}, and so on without an end." * 3 for number in range(1000)
     ]
@@ -32,13 +34,13 @@ def documents(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def short_passages():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("darwinlm.stages.text.DOCUMENT_TOKENS", 32)
+        patch.setattr("darwinlm.stages.text.split_documents", partial(split_documents, document_tokens=32))
         yield
 
 
 @pytest.fixture(scope="module")
 def places(documents, tiny_llama, tiny_run_settings):
-    """Where the evaluation text of a run stands in its file."""
+    """Places of a run's evaluation documents in their file."""
 
     def found(folder, *settings):
         overrides = {"model": str(tiny_llama), "text.source": str(documents[0]), "budget.keep": "60%"}

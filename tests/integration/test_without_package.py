@@ -18,7 +18,7 @@ from darwinlm.families.pruned import auto_map
 from darwinlm.pipeline import run_stages
 
 WITHOUT = """
-import json, sys
+import copy, json, sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -82,9 +82,10 @@ for name in sys.argv[2:]:
     places = (name, name + "-again")  # saved by this process, which has no other modelling file than the checkpoint's
     found[name] = []
     for place in places:
-        model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True).eval()
+        # Copies, because rounding depends on the alignment of weights, which mapped files don't keep.
+        model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True).eval())
         assert type(model).__module__.startswith("transformers_modules."), type(model)
-        decoder = AutoModel.from_pretrained(place, trust_remote_code=True).eval()
+        decoder = copy.deepcopy(AutoModel.from_pretrained(place, trust_remote_code=True).eval())
         with torch.no_grad():
             logits = model(ids).logits
             assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)

@@ -34,6 +34,11 @@ NAMES: dict[str, Any] = {
     "mixtral": ("Mixtral", "mixtral"),
     "qwen3_moe": ("Qwen3Moe", "qwen3_moe"),
     "olmoe": ("Olmoe", "olmoe"),
+    "deepseek_v2": ("DeepseekV2", "deepseek_v2"),
+    "deepseek_v3": ("DeepseekV3", "deepseek_v3"),
+    "glm4_moe": ("Glm4Moe", "glm4_moe"),
+    "glm4_moe_lite": ("Glm4MoeLite", "glm4_moe_lite"),
+    "gpt_oss": ("GptOss", "gpt_oss"),
     "olmo2": ("Olmo2", "olmo2", "", AFTER),
     "olmo3": ("Olmo3", "olmo3", "", AFTER),
     "exaone4": ("Exaone4", "exaone4", "", AFTER),
@@ -87,7 +92,7 @@ class Kept:
         lone = {"GraniteMoeHybridMLP": "shared_intermediate_size"}.get(type(mlp).__name__, "intermediate_size")
         skip = [name for name, kept in (("attention", self.heads), ("mlp", self.channels)) if not kept]
         sizes: dict[str, Any] = {}
-        if self.heads:
+        if self.heads and self.heads != ALL:
             sizes |= {"num_attention_heads": len(self.heads), "num_key_value_heads": self.cached}
         if self.heads and self.all_groups:
             sizes |= {"query_groups": [group for group, _ in self.heads], "stored_kv_heads": GROUPS}
@@ -96,6 +101,8 @@ class Kept:
             sizes[name] = len(self.within(width_of(mlp)))
             if type(mlp).__name__ == "Lfm2MLP":
                 sizes["block_auto_adjust_ff_dim"] = False
+            if hasattr(mlp, "shared_experts"):
+                sizes["shared_expert_width"] = mlp.shared_experts.intermediate_size
             if self.experts is not None and hasattr(mlp, "experts"):
                 sizes[count] = len(self.experts)
         return {**sizes, **({"skip": skip} if skip else {})}
@@ -128,17 +135,23 @@ PLANS = {
 }
 ATTENTIONS = ("full_attention", "sliding_attention")
 MIXED = PLANS["no attention first"]
-WHOLE = ("olmoe", "olmo2", "olmo3", "helium")
-"""Families whose query and key norms span all heads, or whose output projection has a fixed size (Helium): an attention
-stays whole or goes."""
+GROUPED = ("deepseek_v3",)
+"""Families whose routers choose among groups of experts, all of which stay."""
+LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
+"""Families that compress keys and values, and cache a single head of them."""
+WHOLE = ("olmoe", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
+"""Families whose query and key norms span all heads, whose output projection has a fixed size (Helium), whose heads
+have more than rows and columns (gpt-oss), or share a latent: an attention stays whole or goes."""
 
 
 def plan_for(model_type: str, name: str) -> list[Kept]:
     """A plan as a family can follow it: of a layer with another token mixer only the MLP is cut."""
+    plan = PLANS[name]
     if model_type in WHOLE:
-        return [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in PLANS[name]]
-    pairs = zip(PLANS[name], mixers(model_type), strict=True)
-    return [replace(kept, heads=ALL, all_groups=False) if mixer else kept for kept, mixer in pairs]
+        plan = [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in plan]
+    pairs = zip(plan, mixers(model_type), strict=True)
+    plan = [replace(kept, heads=ALL, all_groups=False) if mixer else kept for kept, mixer in pairs]
+    return [replace(kept, experts=None) for kept in plan] if model_type in GROUPED else plan
 
 
 def mixers(model_type: str) -> list[bool]:
@@ -149,7 +162,9 @@ def mixers(model_type: str) -> list[bool]:
 
 def width_of(mlp: nn.Module) -> int:
     """Channels of an MLP, or of each of its experts."""
-    return mlp.experts.down_proj.shape[2] if hasattr(mlp, "experts") else output_of(mlp).in_features
+    if not hasattr(mlp, "experts"):
+        return output_of(mlp).in_features
+    return mlp.experts.down_proj.shape[1 if mlp.experts.is_transposed else 2]
 
 
 def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> torch.Tensor:
@@ -157,15 +172,15 @@ def rows(weight: torch.Tensor, blocks: list[int], size: int, dim: int = 0) -> to
     return weight.index_select(dim, index)
 
 
-def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool) -> torch.Tensor:
+def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool = False) -> torch.Tensor:
     """The rows or columns of a block's weight that stay."""
-    if kept.experts is not None and (name.endswith("mlp.gate.weight") or ".experts." in name):
+    if kept.experts is not None and (".mlp.gate." in name or ".mlp.router." in name or ".experts." in name):
         weight = weight[kept.experts]
     heads = [group * PER_GROUP + head for group, head in kept.heads]
     keys = [len(ALL) + group for group in kept.groups]
     values = [key + GROUPS for key in keys]
     part, kind = name.split(".")[-2:]
-    if (mixer and part == "out_proj") or "shared_expert" in name:
+    if (mixer and part == "out_proj") or "shared_expert" in name or (".self_attn." in name and kept.heads == ALL):
         return weight
     match part, kind:
         case "q_proj", _:
@@ -188,11 +203,23 @@ def stays(name: str, weight: torch.Tensor, kept: Kept, size: int, *, mixer: bool
     return weight
 
 
+def stays_of_gpt_oss(name: str, weight: torch.Tensor, kept: Kept, size: int) -> torch.Tensor:
+    """The same, where experts' rows of gate and up alternate in the last place, and experts have biases."""
+    part = name.rpartition(".mlp.experts.")[2]
+    if part == name:
+        return stays(name, weight, kept, size)
+    weight = weight if kept.experts is None else weight[kept.experts]
+    if part.startswith("gate_up_proj"):
+        return rows(weight, kept.within(weight.shape[-1] // 2), 2, weight.ndim - 1)
+    return rows(weight, kept.within(weight.shape[1]), 1, 1) if part == "down_proj" else weight
+
+
 def cut(dense: Any, plan: list[Kept]) -> Any:
     """The smaller model: kept rows and columns of the dense one, loaded strictly."""
     config_class, _, model_class = pruned_classes(*NAMES[dense.config.model_type])
     experts = "moe_intermediate_size" if hasattr(dense.config, "moe_intermediate_size") else "intermediate_size"
-    count = "num_local_experts" if "num_local_experts" in dense.config.to_dict() else "num_experts"
+    counts = ("num_local_experts", "n_routed_experts", "num_experts")
+    count = next((name for name in counts if name in dense.config.to_dict()), "")
     blocks = dense.model.layers
     layers = {i: kept.overrides(mlp_of(blocks[i]), experts, count) for i, kept in enumerate(plan)}
     config = pruned_config(config_class, dense.config, layers)
@@ -203,7 +230,10 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
         if ".layers." in name:
             layer = int(name.split(".")[2])
             mixer = getattr(blocks[layer], "self_attn", None) is None
-            state[name] = stays(name, state[name], plan[layer], config.head_dim, mixer=mixer)
+            if config.model_type == "darwinlm_gpt_oss":
+                state[name] = stays_of_gpt_oss(name, state[name], plan[layer], config.head_dim)
+            else:
+                state[name] = stays(name, state[name], plan[layer], config.head_dim, mixer=mixer)
     model.load_state_dict(state)
     return model
 
@@ -225,10 +255,12 @@ def blanked(dense: Any, plan: list[Kept]) -> Any:
             gone = sorted(set(range(width)) - set(kept.channels))
             if hasattr(mlp, "experts"):
                 if kept.experts is not None:
-                    shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.experts))
-                mlp.experts.down_proj[..., gone] = 0
-                if not kept.channels and hasattr(mlp, "shared_expert"):
-                    mlp.shared_expert.down_proj.weight.zero_()
+                    shut_out(mlp, set(range(mlp.experts.num_experts)) - set(kept.experts))
+                down = mlp.experts.down_proj
+                (down.mT if mlp.experts.is_transposed else down)[..., gone] = 0
+                for name, tensor in mlp.named_parameters():
+                    if not kept.channels and "down_proj" in name:
+                        tensor.zero_()
                 continue
             down = output_of(mlp)
             down.weight[:, gone] = 0

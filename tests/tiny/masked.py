@@ -8,6 +8,7 @@ Letters: r rows, d columns, e experts.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -74,20 +75,24 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
 
 def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:
     if kept is not None and not len(kept):
-        mlp.experts.down_proj.zero_()
-        if hasattr(mlp, "shared_expert"):
-            mlp.shared_expert.down_proj.weight.zero_()
+        for name, tensor in mlp.named_parameters():
+            if "down_proj" in name:
+                tensor.zero_()
         return
     if kept is not None:
-        shut_out(mlp, set(range(len(mlp.gate.weight))) - set(kept.tolist()))
         experts = mlp.experts
-        dense = experts.down_proj.shape[-1]
+        shut_out(mlp, set(range(experts.num_experts)) - set(kept.tolist()))
+        down = experts.down_proj.mT if experts.is_transposed else experts.down_proj
         for place, own in enumerate(columns):
             expert = int(kept[place])
-            gone = torch.ones(dense, dtype=torch.bool)
+            gone = torch.ones(down.shape[-1], dtype=torch.bool)
             gone[own] = False
-            experts.down_proj[expert].zero_()[:, own] = weight[place]
-            experts.gate_up_proj[expert][torch.cat([gone, gone])] = 0
+            down[expert].zero_()[:, own] = weight[place]
+            if experts.is_transposed:  # and its rows of gate and up alternate
+                experts.gate_up_proj[expert][:, gone.repeat_interleave(2)] = 0
+                experts.gate_up_proj_bias[expert][gone.repeat_interleave(2)] = 0
+            else:
+                experts.gate_up_proj[expert][torch.cat([gone, gone])] = 0
         return
     down = output_of(mlp)
     _scatter(down, columns, weight)
@@ -102,17 +107,19 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | No
 
 
 def shut_out(mlp: nn.Module, gone: set[int]) -> None:
-    """No token is sent to these experts: their logits are minus infinity before anything is made of them."""
+    """No token is sent to these experts: their logits are minus infinity before the router makes anything of them."""
     index = torch.tensor(sorted(gone), dtype=torch.int64)
-    router = mlp.gate
+    router = getattr(mlp, "gate", None) or mlp.router
+    choose, linear = router.forward, nn.functional.linear
+    if hasattr(router, "e_score_correction_bias"):  # it is added to what becomes of the logits
+        router.e_score_correction_bias[index] = -torch.inf
 
-    def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)
-        logits[:, index] = -torch.inf
-        scores, chosen = logits.softmax(-1).topk(router.top_k, dim=-1)
-        if getattr(router, "norm_topk_prob", True):  # Mixtral has no such setting: its weights add up to one
-            scores = scores / scores.sum(-1, keepdim=True)
-        return logits, scores, chosen
+    def closed(*arguments: Any) -> Tensor:
+        return linear(*arguments).index_fill(-1, index, -torch.inf)
+
+    def forward(hidden: Tensor) -> Any:
+        with patch.object(nn.functional, "linear", closed):
+            return choose(hidden)
 
     router.forward = forward
 

@@ -1,4 +1,4 @@
-"""Recovery of a tiny model as a program of its own: what can be killed, and what torchrun can start several times.
+"""Recovery of a tiny model as a program, which tests can kill and start in several processes.
 
 python -m tests.tiny.recovering SMALL TEACHER TEXT OUT [--kill-at STEP] [--set field=value ...]
 """
@@ -33,7 +33,7 @@ RECOVERY = (
 
 
 class Stopped(BaseException):
-    """What a kill looks like from inside."""
+    """Simulates a kill."""
 
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
@@ -42,7 +42,7 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
 
 
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
-    """A look at the loss that ends the training at a step, counted from 0."""
+    """A loss guard that ends the training at a step, counted from 0."""
     from darwinlm.recovery.guard import LossGuard
 
     whole = LossGuard.see
@@ -70,7 +70,7 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
 
 
 def main() -> None:
-    """Run it, killing the process on the way if that is asked for."""
+    """Run the recovery; `--kill-at` kills the process."""
     parser = argparse.ArgumentParser()
     for name in ("small", "teacher", "text", "out"):
         parser.add_argument(name, type=Path)

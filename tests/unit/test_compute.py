@@ -1,4 +1,4 @@
-"""The element type of a run: what the device is quick with, where the recipe leaves it open."""
+"""The element type of a run: if the recipe says `auto`, the one that is fast on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Makes the processor one that can do these things."""
+    """Simulate a processor with these features."""
 
     def able(**capabilities):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -80,7 +80,7 @@ def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path)
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Makes the machine one with so many GPUs of a compute capability."""
+    """Simulate a machine with a number of GPUs of a compute capability."""
 
     def make(count, capability=(9, 0)):
         monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -94,7 +94,7 @@ def gpus(monkeypatch):
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Makes this process one of several on its machine."""
+    """Simulate one of several processes on a machine."""
 
     def make(number, count):
         monkeypatch.setenv("LOCAL_RANK", str(number))

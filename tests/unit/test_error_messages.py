@@ -1,4 +1,4 @@
-"""Messages that no other test provokes: what is wrong, where, and what to do."""
+"""Error messages that no other test covers: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def test_engine_that_dies_or_refuses(answer: str, message: str, tmp_path: Path) 
     ],
 )
 def test_a_missing_extra_is_installed_as_the_package_was(monkeypatch, record, said):
-    """An index that has no release yet can't be told to install one."""
+    """Before a release, no package index has the package."""
     text = None if record is None else json.dumps(record)
     monkeypatch.setattr(errors, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
     assert str(MissingExtraError("lm-eval", "eval", "a suite")) == f"a suite needs the package 'lm-eval': {said}"

@@ -1,10 +1,11 @@
-"""The plan: counts against models that were built and artifacts that were written, and what doesn't fit."""
+"""The plan: counts compared with real models and artifacts, and advice for what doesn't fit."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,24 +13,25 @@ import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
+from tests.tiny.models import FAMILIES
 from tests.tiny.published import PARAMETERS, published_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.stream import BlockStream
-from darwinlm.errors import BudgetError, RecipeError
+from darwinlm.errors import BudgetError, FamilyError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.planning import estimate, refit
-from darwinlm.planning.devices import find_device, measure_cpu
+from darwinlm.families.pruned import pruned_classes, pruned_config
+from darwinlm.planning import memory
+from darwinlm.planning.devices import Device, find_device, measure_cpu
 from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
-from darwinlm.search.evaluate import dense_side as reference
-from darwinlm.stages import refit as stages_refit
 
 
 class Operations(TorchDispatchMode):
@@ -62,13 +64,68 @@ def test_forward_is_what_the_flop_counter_counts(model_type: str, tiny_folder) -
     assert sizes.forward + sizes.head == pytest.approx(counted, rel=0.05)
 
 
-def test_a_token_meets_its_own_experts_only(tiny_folder) -> None:
-    sizes = sizes_of(tiny_folder("mixtral"))
-    config = sizes.checkpoint.config
-    shape = next(one for one in sizes.shapes if one.kind == "mlp")
-    met = config.num_experts_per_tok * 3 * config.hidden_size * config.intermediate_size
-    assert config.num_experts_per_tok < config.num_local_experts
-    assert sizes.active(shape) == pytest.approx(met, rel=0.05)
+def projections(sizes: Sizes) -> float:
+    """Operations of a token in attention, from the shapes of its projections and of queries, keys and values."""
+    attention = [shape for shape in sizes.shapes if shape.kind == "attention"]
+    weights = sum(math.prod(size) for shape in attention for size in shape.tensors.values() if len(size) == 2)
+    return 2.0 * weights + 4.0 * sizes.recipe.text.sequence_length * sum(shape.width for shape in attention)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("model_type", "matrices"),
+    [("mixtral", 3), ("qwen3_moe", 3), ("phi3", 3), ("nemotron", 2), ("arcee", 2), ("glm4", 3)],
+)
+def test_mixtures_fused_projections_and_mlps_without_a_gate(
+    model_type: str, matrices: int, dtype: str, tiny_folder
+) -> None:
+    """A token meets its own experts only."""
+    sizes = sizes_of(tiny_folder(model_type), f"compute.dtype={dtype}")
+    expected = projections(sizes)
+    for shape in sizes.shapes:
+        if shape.kind == "mlp":
+            expected += (
+                2 * matrices * max(shape.chosen, 1) * shape.width * sizes.width + 2 * shape.experts * sizes.width
+            )
+    assert sizes.forward == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_blocks_of_every_family_can_be_counted(model_type: str, tiny_folder) -> None:
+    sizes = sizes_of(tiny_folder(model_type))
+    assert sizes.forward > 0
+    one = sizes.passes(0.5, backward=True, recovery=True)
+    assert one.saved > 0
+    assert one.saved / sizes.depth < one.peak < sizes.activations(0.5, recovery=True)
+    assert sizes.activations(0.25, recovery=True) < sizes.activations(0.5, recovery=True)
+
+
+def test_unequal_blocks_cost_by_their_parameters(tiny_folder) -> None:
+    """Blocks without attention or MLP, and narrow ones, as pruned checkpoints have them."""
+    whole = sizes_of(tiny_folder("llama"))
+    rows = {0: {"skip": ["mlp"]}, 1: {"skip": ["attention"]}, 2: {"intermediate_size": 32}}
+    config_class, _, _ = pruned_classes(*whole.checkpoint.family.class_names)
+    config = pruned_config(config_class, whole.checkpoint.config, rows)
+    checkpoint = dataclasses.replace(whole.checkpoint, config=config)
+    sizes = Sizes(checkpoint, whole.recipe)
+    attention, mlps = (
+        sum(2.0 * sum(math.prod(size) for size in shape.tensors.values() if len(size) == 2) for shape in part)
+        for part in (
+            [shape for shape in sizes.shapes if shape.kind == "attention"],
+            [shape for shape in sizes.shapes if shape.kind == "mlp"],
+        )
+    )
+    core = 4.0 * sizes.recipe.text.sequence_length * sum(s.width for s in sizes.shapes if s.kind == "attention")
+    assert sizes.forward == pytest.approx(attention + mlps + core, rel=0.1)
+
+
+def test_blocks_that_cannot_be_counted_are_named(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def data(*_: object, **__: object) -> None:
+        raise RuntimeError("aten._local_scalar_dense needs data\nmore")
+
+    monkeypatch.setattr(LlamaMLP, "forward", data)
+    with pytest.raises(FamilyError, match=r"can't plan .* cost \(aten\._local_scalar_dense needs data\): check"):
+        _ = sizes_of(tiny_llama).forward
 
 
 def test_parameters_are_those_of_the_finished_model(finished_llama: Path, tiny_llama: Path) -> None:
@@ -130,17 +187,17 @@ def test_memory_of_the_database_is_what_a_larger_model_took(tmp_path: Path) -> N
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
     cpu, gpu = find_device("cpu"), find_device("h100")
 
-    def database(tokens: int) -> StageNeed:
+    def database(tokens: int, device: Device = cpu) -> StageNeed:
         settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "units.attention=kv_group")
         more = (f"text.calibration_tokens={tokens}", "refit.tokens=0", "database.saliency=output")
         recipe = load_recipe(None, (*settings, *more), {"model": str(tmp_path)})
-        return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), gpu).needs[0]
+        return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), device).needs[0]
 
     few, enough = database(1024), database(8192)
-    assert few.device_bytes(cpu) == pytest.approx(1.055e9, rel=0.1)
+    assert few.device_bytes == pytest.approx(1.055e9, rel=0.1)
     stream = (8192 - 1024) * 2048 * 2
-    assert few.device_bytes(cpu) - enough.device_bytes(cpu) + stream == pytest.approx(8 * 5632**2, rel=0.05)
-    assert enough.device_bytes(gpu) > 24 * 5632**2
+    assert few.device_bytes - enough.device_bytes + stream == pytest.approx(8 * 5632**2, rel=0.05)
+    assert database(8192, gpu).device_bytes > 24 * 5632**2
 
 
 def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +210,12 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
         recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(tmp_path)})
         return make_plan(Sizes(Checkpoint.describe(tmp_path), recipe), find_device("cpu")).needs[0]
 
-    cpu = find_device("cpu")
-    assert gradients().device_bytes(cpu) == pytest.approx(1.492e9, rel=0.1)
+    assert gradients().device_bytes == pytest.approx(1.492e9, rel=0.1)
     in_memory = gradients()
-    monkeypatch.setattr(estimate, "STREAMS", 100_000_000)
+    monkeypatch.setattr(memory, "STREAMS", 100_000_000)
     in_file = gradients()
-    assert in_file.scratch is not None
-    assert in_file.scratch.bytes == 8192 * 2048 * 2 * 23
-    assert in_memory.device_bytes(cpu) - in_file.device_bytes(cpu) == in_file.scratch.bytes
+    assert in_file.scratch == 8192 * 2048 * 2 * 23
+    assert in_memory.device_bytes - in_file.device_bytes == in_file.scratch
 
 
 @pytest.mark.parametrize(("tokens", "peak"), [(4096, 1.307e9), (8192, 1.732e9)])
@@ -174,9 +229,9 @@ def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, toke
     text = ("text.calibration_tokens=32768", "refit.tokens=0")
     recipe = load_recipe(None, (*settings, *text), {"model": str(tmp_path)})
     sizes = Sizes(Checkpoint.describe(tmp_path), recipe)
-    (need, *_) = make_plan(sizes, find_device("cpu")).needs
-    assert need.device_bytes(find_device("cpu")) == pytest.approx(peak, rel=0.2)
-    assert need.device_bytes(find_device("h100")) < need.device_bytes(find_device("cpu"))
+    (cpu, *_), (gpu, *_) = (make_plan(sizes, find_device(name)).needs for name in ("cpu", "h100"))
+    assert cpu.device_bytes == pytest.approx(peak, rel=0.2)
+    assert gpu.device_bytes < cpu.device_bytes
 
 
 def test_published_models_are_planned_without_weights(command: Command, tmp_path: Path) -> None:
@@ -196,7 +251,7 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     folder = published_config(tmp_path, "llama3.1-8b-4.6b")
     recipe = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     device = find_device("a100")
-    monkeypatch.setattr(estimate, "STREAMS", 10**12)  # not in a file
+    monkeypatch.setattr(memory, "STREAMS", 10**12)  # not in a file
     (problem, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), device).problems
     assert problem.startswith("database needs ")
     assert "text.calibration_tokens=" in problem
@@ -208,9 +263,8 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     in_file = load_recipe("llama3.1-8b-4.6b", (), {"model": str(folder)})
     (need, *_) = make_plan(Sizes(Checkpoint.describe(folder), in_file), device).needs
     assert need.name == "database", "the paper's order needs no gradients"
-    assert need.device_bytes(device) < 0.9 * device.memory
-    assert need.scratch is not None
-    assert need.scratch.bytes == in_file.text.calibration_tokens * 4096 * 2
+    assert need.device_bytes < 0.9 * device.memory
+    assert need.scratch == in_file.text.calibration_tokens * 4096 * 2
     tiny = dataclasses.replace(device, memory=1e9)
     (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
     assert "no single setting makes it fit; the largest item is" in hopeless
@@ -271,7 +325,7 @@ def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cpu_is_measured_without_long_products(
     monkeypatch: pytest.MonkeyPatch, slowness: float, sizes: set[int]
 ) -> None:
-    """A type that is emulated may be a hundred times slower: its product stays small, and is made once."""
+    """An emulated type may be a hundred times slower, so one small product is timed once."""
     whole, made = torch.matmul, []
     clock = itertools.count()
 
@@ -338,11 +392,6 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
 def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
     with pytest.raises(BudgetError, match="smallest model"):
         make_plan(sizes_of(tiny_llama, "budget.keep=0.01%"), find_device("h100"))
-
-
-def test_pieces_of_logits_are_those_of_the_stages() -> None:
-    assert estimate.HEAD_TOKENS == reference.LOGIT_TOKENS
-    assert refit.PIECE == stages_refit.HEAD_TOKENS
 
 
 ROW = "measured: {memory: 80, bfloat16: 700, float32: 50, float64: 30, bandwidth: 2800, source: here"

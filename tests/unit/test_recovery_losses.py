@@ -1,4 +1,4 @@
-"""Losses of recovery: formulas against plain ones, and batches in chunks against the model's own logits."""
+"""Losses of recovery, compared with plain formulas; losses in chunks, compared with the model's own logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop against one written by hand, its checkpoints under damage, and what its optimizer takes."""
+"""The training loop compared with a plain one, damaged checkpoints, and the memory of the optimizer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: boo
 
 
 def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
-    """Six steps of eight sequences in two passes each, over three steps' text in two orders."""
+    """Six steps of eight sequences, each in two micro-batches; two epochs of three steps."""
     teacher, model = (tiny_model("llama", seed).requires_grad_(seed > 0) for seed in (0, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
     expected = []
@@ -115,7 +115,7 @@ def test_held_out_figures_are_those_of_the_models(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A training with dropout that was stopped in its sixth step."""
+    """A training with dropout, stopped in its sixth step."""
     folder = tmp_path_factory.mktemp("stopped")
 
     def stop(done, total):
@@ -128,7 +128,7 @@ def stopped(tmp_path_factory):
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(stopped, tmp_path):
-    """Its log and the loss behind its last line as well, though a checkpoint lies between two lines."""
+    """The log is equal too, although the checkpoint lies between two of its lines."""
     whole = trained(tmp_path / "whole", dropout=True)
     resumed = trained(shutil.copytree(stopped, tmp_path / "resumed"), dropout=True)
     assert resumed.record["log"] == whole.record["log"]
@@ -235,7 +235,7 @@ def test_an_update_makes_no_copies_of_what_it_updates(monkeypatch, tmp_path):
 
 
 def test_a_checkpoint_keeps_whole_numbers_of_the_log():
-    """Else a training that went on would record step 2.0 where another one records step 2."""
+    """Otherwise a resumed training would record step 2.0 instead of 2."""
     state = TrainingState(guard=LossGuard(), step=2, log=[{"step": 2, "tokens": 512, "loss": 1.5}])
     again = TrainingState.model_validate_json(state.model_dump_json())
     assert json.dumps(again.log) == json.dumps(state.log) == '[{"step": 2, "tokens": 512, "loss": 1.5}]'

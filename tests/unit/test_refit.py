@@ -1,4 +1,4 @@
-"""Refit of every family: it finds the dense weights again, changes nothing that is right, and never makes it worse."""
+"""Refit of every family: it restores damaged weights, keeps correct ones, and is never worse."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ class Tiny(nn.Module):
         super().__init__()
         self.gate_up_proj = torch.randn(EXPERTS, 2 * CHANNELS, WIDTH, generator=generator)
         self.down_proj = torch.randn(EXPERTS, WIDTH, CHANNELS, generator=generator)
-        self.act_fn = torch.tanh
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.tanh(gate) * up
 
 
 def side_by_side(module: Tiny, routing: Routing) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Removal order against Optimal Brain Surgeon done column by column, with an explicit inverse and explicit weights."""
+"""Removal order, compared with column-by-column Optimal Brain Surgeon with explicit inverse and weights."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 
 from darwinlm.database.order import (
     Removal,
-    RemovalOrder,
     cholesky_,
     damp,
     dead_inputs,
@@ -73,7 +72,7 @@ def naive(H, W, units, S=None, order=None):
 
 
 def assert_matches(order, H, W, units, S=None, *, rtol=1e-4, exact=True):
-    """Same order up to ties and same losses as the naive form, at every step."""
+    """The order (up to ties) and losses of the naive form at every step."""
     removed = order.units.flip(0).tolist()
     assert sorted(removed) == list(range(len(units)))
     _, costs, least, losses = naive(H, W, units, S, removed)
@@ -270,7 +269,7 @@ def test_not_finite(which, value, u):
 
 @pytest.mark.parametrize("u", [1, 2, 6])
 def test_singular_moments_are_ordered_by_their_damping(u):
-    """Fewer samples than inputs, and inputs that repeat each other: no fallback, the oracle on the damped matrix."""
+    """Fewer samples than inputs, and repeated inputs: the naive result for the damped matrix, without a fallback."""
     X = torch.randn(7, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     X = torch.cat([X, X], dim=1)
     H, W = X.T @ X / 7, weight(5, 24)
@@ -312,7 +311,7 @@ def test_rounding_takes_the_first_half_of_the_memory(d):
 
 @pytest.mark.parametrize("u", [1, 2])
 def test_large_arrays_shrink_in_their_own_memory(u):
-    """More rows than are moved at once."""
+    """More rows than one move takes."""
     d = 700
     H, W, units = second_moment(d, "plain"), weight(20, d), torch.arange(d).view(-1, u)
     assert_matches(removal_order(H, W, units), damp(H, DAMPING), W, units, exact=False)
@@ -382,16 +381,10 @@ def test_damp_of_nothing_is_invertible():
     assert (damped.diagonal() > 0).all()
 
 
-def test_order_is_frozen():
-    order = RemovalOrder(units=torch.arange(2), costs=torch.zeros(2))
-    with pytest.raises(AttributeError):
-        order.units = torch.arange(3)
-
-
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way to ask")
 @pytest.mark.parametrize(("precision", "exact"), [("tf32", False), ("ieee", True)])
 def test_the_newer_way_to_allow_tf32_is_understood(precision, exact):
-    """Mixing both ways makes PyTorch's older question fail."""
+    """PyTorch's older function fails if both ways are mixed."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = precision

@@ -1,4 +1,4 @@
-"""What the page and its tables say: everything that was made, the right figures, and safe for any name."""
+"""Page and tables of a run: complete, with the right figures, and safe for any name."""
 
 from __future__ import annotations
 

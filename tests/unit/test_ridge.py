@@ -1,8 +1,6 @@
-"""Ridge regression toward given weights, against least squares on augmented rows."""
+"""Ridge regression towards given weights, compared with least squares on augmented rows."""
 
 from __future__ import annotations
-
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from darwinlm.surgery.ridge import ridge_solution, squared_error
 
 
 def sample(n=200, d=12, r=5, seed=0, noise=0.3):
-    """Inputs [n, d], outputs [n, r] that depend on them, and weights [r, d] to be pulled to."""
+    """Inputs [n, d], outputs [n, r] that depend on them, and the weights [r, d] of the regularisation."""
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n, d)) @ (np.eye(d) + 0.4 * rng.standard_normal((d, d)))
     Y = X @ rng.standard_normal((d, r)) + noise * rng.standard_normal((n, r))
@@ -34,8 +32,9 @@ def by_lstsq(X, Y, W0, ridge):
     return np.linalg.lstsq(A, B, rcond=None)[0].T
 
 
-@pytest.mark.parametrize("ridge", [1e-4, 0.03, 0.3, 10.0])
-@pytest.mark.parametrize("n", [6, 200])
+@pytest.mark.parametrize(
+    ("ridge", "n"), [(0, 200), (1e-4, 6), (1e-4, 200), (0.3, 6), (0.3, 200), (10, 200), (1e9, 200)]
+)
 def test_it_is_least_squares_on_augmented_rows(ridge, n):
     X, Y, W0 = sample(n=n)
     H, C, _ = moments(X, Y)
@@ -49,51 +48,6 @@ def test_it_takes_float32_moments():
     H, C, _ = moments(X, Y)
     found = ridge_solution(H.float(), C.float(), torch.from_numpy(W0).float(), 0.1)
     np.testing.assert_allclose(found.double().numpy(), by_lstsq(X, Y, W0, 0.1), rtol=1e-4, atol=1e-4)
-
-
-def test_no_other_weights_have_a_smaller_objective():
-    X, Y, W0 = sample()
-    H, C, energy = moments(X, Y)
-    start = torch.from_numpy(W0)
-    W = ridge_solution(H, C, start, 0.2).double()
-    strength = 0.2 * float(H.diagonal().mean())
-
-    def objective(V):
-        return squared_error(H, C, energy, V) + strength * float((V - start).square().sum())
-
-    least = objective(W)
-    generator = torch.Generator().manual_seed(3)
-    for size in (1e-2, 1e-1, 1.0):
-        step = torch.randn(W.shape, generator=generator, dtype=torch.float64)
-        assert objective(W + size * step) > least
-
-
-def test_a_strong_pull_gives_the_given_weights():
-    X, Y, W0 = sample()
-    H, C, _ = moments(X, Y)
-    found = ridge_solution(H, C, torch.from_numpy(W0), 1e9)
-    np.testing.assert_allclose(found.numpy(), W0, rtol=1e-5, atol=1e-5)
-
-
-def test_a_weak_pull_gives_plain_least_squares():
-    X, Y, W0 = sample()
-    H, C, _ = moments(X, Y)
-    found = ridge_solution(H, C, torch.from_numpy(W0), 1e-10)
-    np.testing.assert_allclose(found.numpy(), np.linalg.lstsq(X, Y, rcond=None)[0].T, rtol=1e-4, atol=1e-4)
-
-
-def test_no_pull_gives_plain_least_squares():
-    X, Y, W0 = sample()
-    H, C, _ = moments(X, Y)
-    found = ridge_solution(H, C, torch.from_numpy(W0), 0.0)
-    np.testing.assert_allclose(found.numpy(), np.linalg.lstsq(X, Y, rcond=None)[0].T, rtol=1e-4, atol=1e-4)
-
-
-def test_no_pull_on_inputs_that_depend_on_each_other_is_refused_or_finite():
-    X, Y, W0 = sample(n=6)
-    H, C, _ = moments(X, Y)
-    with suppress(NumericsError):
-        assert torch.isfinite(ridge_solution(H, C, torch.from_numpy(W0), 0.0)).all()
 
 
 def test_inputs_that_are_all_zero_leave_the_given_weights():
@@ -132,9 +86,3 @@ def test_squared_error_is_the_mean_over_the_sample(seed):
     direct = float(((X @ W0.T - Y) ** 2).sum() / len(X))
     assert squared_error(H, C, energy, torch.from_numpy(W0)) == pytest.approx(direct, rel=1e-9)
     assert squared_error(H, C, energy, torch.zeros(5, 12)) == pytest.approx(energy)
-
-
-def test_squared_error_of_a_perfect_fit_is_zero():
-    X, _, W0 = sample()
-    H, C, energy = moments(X, X @ W0.T)
-    assert squared_error(H, C, energy, torch.from_numpy(W0)) == pytest.approx(0, abs=1e-9 * energy)

@@ -18,6 +18,7 @@ from darwinlm.database.levels import module_levels, variants
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import families
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
 from darwinlm.recipe import BudgetSettings, UnitsSettings
@@ -53,6 +54,11 @@ FAMILIES = {
     "helium": {"num_hidden_layers": 2},
     "nemotron with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
     "apertus": {"num_hidden_layers": 2},
+    "gpt_oss": {"num_hidden_layers": 2, "layer_types": None},
+    "deepseek_v2": {"num_hidden_layers": 2},
+    "deepseek_v3": {"num_hidden_layers": 2, "first_k_dense_replace": 1},
+    "glm4_moe": {"num_hidden_layers": 2},
+    "glm4_moe_lite": {"num_hidden_layers": 2},
 }
 UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
@@ -72,7 +78,8 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: UnitsSettings) -> Da
     stage.begin()
     by_block: dict[int, dict] = {}
     for shape in module_shapes(checkpoint):
-        W = checkpoint.read(checkpoint.block_prefix(shape.block))[shape.output].float()
+        part, stored_as = checkpoint.family.module(shape.kind), checkpoint.read(checkpoint.block_prefix(shape.block))
+        W = by_rows(part, shape.output.removeprefix(f"{part.name}."), stored_as[shape.output]).float()
         H = torch.eye(shape.width, dtype=torch.float64)
         if shape.experts:
             experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
@@ -135,7 +142,8 @@ def test_the_modules_are_those_of_the_model(case):
         else:
             assert shape.groups == config.num_key_value_heads
             assert shape.groups * shape.heads == config.num_attention_heads
-            assert shape.head_dim == config.head_dim if getattr(config, "head_dim", None) else True
+            columns = getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None)
+            assert shape.head_dim == columns if columns else True
             assert shape.width == config.num_attention_heads * shape.head_dim
 
 

@@ -1,4 +1,4 @@
-"""Text is dealt out by document, packed as promised, stored, and refused when it is too little."""
+"""Text is split by document, packed and stored; too little text is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def documents(count, *, words=8):
 
 
 def counting(tokenizer):
-    """Wrap a tokenizer so that it notes every text of a batch."""
+    """Wrap a tokenizer so that it records every text of a batch."""
     seen = []
 
     class Counting:
@@ -48,7 +48,7 @@ def counting(tokenizer):
     return Counting(), seen
 
 
-def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=None):
+def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", most=10**6):
     return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
 
 

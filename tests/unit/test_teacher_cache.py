@@ -1,4 +1,4 @@
-"""Stored log-probabilities of the dense model: the same losses, made once, and nothing foreign or damaged taken."""
+"""Stored log-probabilities of the dense model: equal losses, computed once; foreign or damaged files are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Blocks(Dataset):
 
 
 class Passes:
-    """Counts the blocks that a dense model runs over, and stops it after some."""
+    """Count the blocks that a dense model processes, and stop it after a number of them."""
 
     def __init__(self, monkeypatch, stop_after=10**9):
         self.blocks = 0
@@ -58,7 +58,7 @@ def teacher():
 
 @pytest.fixture
 def store(teacher, tmp_path, monkeypatch):
-    """Store seven blocks in shards of two, or what else is asked for."""
+    """Store seven blocks in shards of two, or other text and settings."""
 
     monkeypatch.setattr(heads, "LOGIT_CHUNK", 5)
 

@@ -41,7 +41,8 @@ class ExpertOrder:
     Attributes:
         experts: [e] int64, the last one removed first.
         errors: [e + 1] float64, squared error by number of kept experts; the energy of y below k.
-        losses: [e + 1] float64, estimated loss of the model in nats per token; None without output gradients.
+        losses: [e + 1] float64, estimated loss of the model in nats per token; None without output gradients. The first
+            one also counts a shared expert, which is removed with the whole mixture.
     """
 
     experts: Tensor
@@ -53,7 +54,7 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
     """The router's weights [n, k] of the chosen experts.
 
     Args:
-        logits: [n, e], logits of the router.
+        logits: [n, e], logits of the router, or logarithms of other scores.
         chosen: [n, k], chosen experts.
         alive: [n, e] or [e] boolean, the remaining experts.
         normalised: Whether the weights sum to one; otherwise they are shares of the softmax over all remaining experts.
@@ -68,17 +69,20 @@ class _Mixture:
     """A mixture on some text, with the experts that each token uses and its next choice.
 
     Args:
-        logits: [n, e] float32 of the router.
+        logits: [n, e] float32, logarithms of the scores that give the weights.
+        choice: [n, e] float32, scores by which experts are chosen.
         outputs: Outputs of the experts.
         k: Experts chosen for each token.
         normalised: As in `chosen_weights`.
         S: [m, m], second moment of the output gradients; None weights all errors equally.
     """
 
-    def __init__(self, logits: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool) -> None:
-        self.logits, self.outputs, self.k, self.normalised = logits, outputs, k, normalised
+    def __init__(
+        self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool
+    ) -> None:
+        self.logits, self.choice, self.outputs, self.k, self.normalised = logits, choice, outputs, k, normalised
         self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-        self.candidates = logits.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
+        self.candidates = choice.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
         width = outputs(0, self.candidates[:1, 0]).shape[-1]
         self.F = torch.zeros(*self.candidates.shape, width, device=logits.device)  # [n, a, m]
         self.every = torch.arange(len(logits), device=logits.device)
@@ -104,9 +108,13 @@ class _Mixture:
             grams.append((vectors if metric is None else vectors @ metric) @ vectors.mT)
         return torch.cat(grams)
 
-    def energy(self, which: int) -> Tensor:
-        """Summed squares of the dense output, in one of the metrics."""
-        return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
+    def energy(self, which: int, beside: Tensor | None = None) -> Tensor:
+        """Summed squares of the dense output, in one of the metrics; with an output [n, m] that is added to it."""
+        if beside is None:
+            return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
+        y, metric = self.y + beside.float(), self.metrics[which]
+        squares: Tensor = torch.linalg.vecdot(y if metric is None else y @ metric, y)
+        return squares.sum(dtype=torch.float64)
 
     def error(self, which: int) -> Tensor:
         """Summed squared error of the current mixture."""
@@ -162,7 +170,7 @@ class _Mixture:
         after = torch.arange(self.candidates.shape[1], device=slots.device)
         moved = (after + (after >= slots[:, None])).clamp_max(self.candidates.shape[1] - 1)
         hand = self.candidates[tokens].gather(1, moved)
-        left = self.logits[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
+        left = self.choice[tokens].masked_fill(~self.alive, -torch.inf).scatter(1, hand[:, :-1], -torch.inf)
         hand[:, -1] = left.argmax(-1)
         self.candidates[tokens] = hand
         self.F[tokens] = self.F[tokens].gather(1, moved[..., None].expand(-1, -1, self.F.shape[2]))
@@ -179,24 +187,30 @@ def expert_order(
     S: Tensor | None = None,
     *,
     normalised: bool,
+    choice: Tensor | None = None,
+    beside: Tensor | None = None,
     total: Total = lambda tensor: tensor,
 ) -> ExpertOrder:
     """Remove experts one at a time, down to the number that a token uses.
 
     Args:
-        logits: [n, e] float32 of the router.
+        logits: [n, e] float32 of the router, or logarithms of other scores.
         outputs: Outputs of the experts.
         k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
         normalised: Whether the weights of the chosen experts sum to one.
+        choice: [n, e] float32, scores by which experts are chosen; None takes the logits.
+        beside: [n, m] output of a shared expert, which is removed with the last experts.
         total: Sum over processes that hold different tokens, so that all of them get the same order.
     """
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))
-    mixture = _Mixture(logits, outputs, k, S, normalised=normalised)
+    mixture = _Mixture(logits, logits if choice is None else choice, outputs, k, S, normalised=normalised)
     curves = torch.zeros(len(mixture.grams), n_experts + 1, dtype=torch.float64, device=logits.device)
     for which, curve in enumerate(curves):
         curve[:k] = mixture.energy(which)
+    if beside is not None and S is not None:
+        curves[1, 0] = mixture.energy(1, beside)
     removed: list[int] = []
     for kept in range(n_experts - 1, k - 1, -1):
         removed.append(int(total(mixture.costs()).argmin()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
 from torch.utils.hooks import RemovableHandle
 
 from darwinlm.calibration.expert_order import ExpertOrder, Total, expert_order
@@ -100,13 +100,21 @@ def order_experts(
         S: [m, m], second moment of the gradients at its output; None for the unweighted order.
         total: Sum over processes.
     """
-    module = getattr(mlp, experts.name)
-    return expert_order(
+    module, logits, scale = (
+        getattr(mlp, experts.name),
         router_logits(mlp, experts, hidden),
-        lambda expert, tokens: expert_output(module, hidden[tokens], expert),
+        experts.weight_scale(config),
+    )
+    correction = 0 if experts.correction is None else getattr(getattr(mlp, experts.router), experts.correction)
+    sigmoid = experts.scores == "sigmoid"
+    return expert_order(
+        logsigmoid(logits) if sigmoid else logits,
+        lambda expert, tokens: scale * expert_output(module, hidden[tokens], expert),
         int(getattr(config, experts.chosen)),
         S,
         normalised=experts.sums_to_one(config),
+        choice=logits.sigmoid() + correction if sigmoid else logits,
+        beside=None if experts.shared is None else getattr(mlp, experts.shared)(hidden),
         total=total,
     )
 
@@ -118,9 +126,13 @@ def expert_inputs(module: Any, experts: Experts, routing: Routing, expert: int) 
     """
     token, place = torch.where(routing.chosen == expert)
     hidden = routing.hidden[token]
-    gate, up = (part for name in experts.segments for part in _halves(module, experts, name, expert, hidden))
-    return token, (module.act_fn(gate) * up).float() * routing.weights[token, place].float()[:, None]
+    (name,) = experts.segments
+    weight, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
+    gate_up = linear(hidden, weight.T if experts.transposed else weight, None if bias is None else bias[expert])
+    return token, module._apply_gate(gate_up).float() * routing.weights[token, place].float()[:, None]
 
 
-def _halves(module: Any, experts: Experts, name: str, expert: int, hidden: Tensor) -> tuple[Tensor, ...]:
-    return linear(hidden, getattr(module, name)[expert]).chunk(len(experts.segments[name]), dim=-1)
+def output_sizes(module: Any, experts: Experts) -> tuple[int, int, int]:
+    """Number of experts, residual width and channels of each expert."""
+    count, rows, columns = getattr(module, experts.output).shape
+    return (count, columns, rows) if experts.transposed else (count, rows, columns)

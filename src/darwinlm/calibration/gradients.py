@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm import parallel
-from darwinlm.calibration.experts import expert_module
+from darwinlm.calibration.experts import expert_module, output_sizes
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import BlockStream, output_projection
@@ -126,4 +126,4 @@ def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.M
             yield kind, output, output.out_features
     mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
     if mixture is not None and family.mlp.experts is not None:
-        yield "mlp", mixture, getattr(mixture, family.mlp.experts.output).shape[1]
+        yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]

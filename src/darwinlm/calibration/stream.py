@@ -12,12 +12,20 @@ from torch import Tensor, nn
 
 from darwinlm import parallel
 from darwinlm.calibration.expert_order import ExpertOrder
-from darwinlm.calibration.experts import Routing, expert_module, order_experts, watch_experts, watch_routing
+from darwinlm.calibration.experts import (
+    Routing,
+    expert_module,
+    order_experts,
+    output_sizes,
+    watch_experts,
+    watch_routing,
+)
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import ExpertMoments, SecondMoment
 from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
+from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import output_name
 
@@ -74,7 +82,6 @@ class BlockStream:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
-        self.memory = memory
         self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
         model = checkpoint.skeleton()
         self.decoder = Decoder(model, checkpoint.family)
@@ -82,20 +89,11 @@ class BlockStream:
             if not name.startswith(checkpoint.family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
-        self._tokens = tokens
         with self._small_embedding(tokens) as places:
             batches = torch.split(places, self.batch_sequences)
             self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
-
-    def arguments_for(self, sequences: int) -> list[dict[str, Any]]:
-        """Arguments of each block's call, for a batch of `rows` sequences."""
-        if sequences not in self.arguments:
-            first = self._tokens[:1].expand(sequences, -1)
-            with self._small_embedding(first) as places:
-                self.arguments[sequences] = self.decoder.block_arguments(places)
-        return self.arguments[sequences]
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
@@ -132,12 +130,16 @@ class BlockStream:
 
     def load(self, block: int) -> dict[str, Tensor]:
         """Read a block's weights, load them into the block, and return them in the checkpoint's type."""
-        weights = self.checkpoint.read(self.checkpoint.block_prefix(block))
+        prefix = self.checkpoint.block_prefix(block)
+        weights = self.checkpoint.read(prefix)
         module = self.decoder.blocks[block]
         # Older checkpoints contain buffers that current models compute.
         wanted = module.state_dict().keys()
         weights = {name: tensor for name, tensor in weights.items() if name in wanted}
-        cast = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        cast = {
+            name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self.dtype)
+            for name, tensor in weights.items()
+        }
         module.load_state_dict(cast, assign=True)
         return weights
 
@@ -210,14 +212,14 @@ def _run_watched(
 
     family = stream.checkpoint.family
     weights = stream.load(block)
-    outputs = [output_name(part, weights) for part in (family.attention, family.mlp)]
+    outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
     with ExitStack() as hooks:
         mixture = expert_module(getattr(stream.decoder.blocks[block], family.mlp.name, None), family.mlp.experts)
         if mixture is not None and watch:
             assert family.mlp.experts is not None
-            sizes = getattr(mixture, family.mlp.experts.output).shape
-            moments["mlp"] = of_experts = ExpertMoments(sizes[0], sizes[2], stream.device)
+            count, _, width = output_sizes(mixture, family.mlp.experts)
+            moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
             hooks.callback(watch_routing(mixture, note).remove)
         for kind in filter(family.is_cut, family.kinds) if watch else ():
@@ -228,4 +230,8 @@ def _run_watched(
                 hooks.callback(handle.remove)
         stream.run(block)
     # Copies, because a tensor keeps the whole mapped file in memory.
-    return {name: weights[name].clone() for name in outputs if name is not None}, moments
+    return {
+        name: by_rows(part, name.removeprefix(part.name + "."), weights[name]).clone()
+        for part, name in outputs
+        if name is not None
+    }, moments

@@ -181,6 +181,15 @@ PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help="default, or paper: the settings of the DarwinLM paper.", show_default="default"),
 ]
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="QUANTISATION",
+        help="Make it ready for q4_k_m, awq, gptq, w4a16, fp8, int8 ...: widths are whole groups.",
+        show_default=False,
+    ),
+]
 RemoteCode = Annotated[
     bool, typer.Option("--allow-remote-code", help="Let a checkpoint run Python code that it contains.")
 ]

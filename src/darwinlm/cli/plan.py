@@ -11,6 +11,7 @@ import typer
 from darwinlm.cli import terminal
 from darwinlm.cli.app import (
     LEARN,
+    ForOption,
     KeepOption,
     ModelArgument,
     ParamsOption,
@@ -27,6 +28,7 @@ def plan(
     recipe: RecipeOption = None,
     keep: KeepOption = None,
     params: ParamsOption = None,
+    ready_for: ForOption = None,
     device: Annotated[
         str,
         typer.Option(
@@ -53,7 +55,8 @@ def plan(
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
     from darwinlm.recipe import load_recipe, options
 
-    overrides = options(model=model, keep=keep, params=params) | {"allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for)
+    overrides |= {"allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")

@@ -10,6 +10,7 @@ from darwinlm.cli.app import (
     SHRINK,
     BytesOption,
     DatabaseOption,
+    ForOption,
     KeepOption,
     LatencyOption,
     ModelArgument,
@@ -44,6 +45,7 @@ def prune(
     latency: LatencyOption = None,
     time: TimeOption = None,
     preset: PresetOption = None,
+    ready_for: ForOption = None,
     text: TextOption = None,
     recipe: RecipeOption = None,
     assignments: SetOption = None,
@@ -60,7 +62,7 @@ def prune(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     overrides: dict[str, Any] = {
-        **options(model=model, **budget, time=time, preset=preset, text=text),
+        **options(model=model, **budget, time=time, preset=preset, text=text, ready_for=ready_for),
         "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }
@@ -130,7 +132,7 @@ def _expect(run: Any) -> None:
     """Print the planned time and memory, and parts that don't fit."""
     from darwinlm import parallel
     from darwinlm.compute import settled
-    from darwinlm.errors import RecipeError
+    from darwinlm.errors import FamilyError, RecipeError
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import gigabytes, hours, make_plan
@@ -143,8 +145,12 @@ def _expect(run: Any) -> None:
     except RecipeError:
         terminal.say("no plan: this GPU's figures aren't known; darwinlm plan --device takes those of another")
         return
-    plan = make_plan(sizes, device)
-    memory = max(need.device_bytes(device) for need in plan.needs)
+    try:
+        plan = make_plan(sizes, device)
+    except FamilyError as error:
+        terminal.say(f"no plan: {error}")
+        return
+    memory = max(need.device_bytes for need in plan.needs)
     terminal.say(f"planned: {hours(plan.seconds)} if nothing else runs, {gigabytes(memory)} of memory")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

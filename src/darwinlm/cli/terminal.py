@@ -51,11 +51,10 @@ def verbosity() -> Verbosity:
     return _level[0]
 
 
-def console(*, stderr: bool = False) -> Console:
+def console() -> Console:
     """Console for results, silent in all processes but the first. Piped output isn't wrapped."""
-    stream = sys.stderr if stderr else sys.stdout
-    wide = not stream.isatty() and "COLUMNS" not in os.environ
-    return _Console(stderr=stderr, quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return _Console(quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
 
 
 def reporter() -> Reporter:

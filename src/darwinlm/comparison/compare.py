@@ -28,7 +28,7 @@ from darwinlm.stages.recover import check_recovery, recover_stage
 from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
-from darwinlm.stages.text import DOCUMENT_TOKENS, text_stage
+from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 Row = dict[str, Any]
@@ -212,7 +212,6 @@ def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> d
             settings.sequence_length,
             run.recipe.search.seed,
             source=source,
-            document_tokens=DOCUMENT_TOKENS,
         )["evaluation"]
         assert_disjoint({**inputs.texts, name: blocks})
         domains[name] = blocks

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.experts import Routing, expert_module, expert_output, watch_routing
+from darwinlm.calibration.experts import Routing, expert_module, expert_output, output_sizes, watch_routing
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.errors import FamilyError
@@ -154,7 +154,7 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
         mixture = expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)
         with ExitStack() as hooks:
             if mixture is not None and part.experts is not None:
-                by_block[block] = ExpertScores(mixture, len(getattr(mixture, part.experts.output)))
+                by_block[block] = ExpertScores(mixture, output_sizes(mixture, part.experts)[0])
                 hooks.callback(watch_routing(mixture, by_block[block].note).remove)
             stream.run(block)
         stream.unload(block)

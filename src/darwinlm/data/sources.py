@@ -160,7 +160,6 @@ def _exists(path: Path) -> bool:
 def read_documents(
     source: str,
     *,
-    limit: int | None = None,
     shuffle: Shuffle | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tally: Tally | None = None,
@@ -174,7 +173,6 @@ def read_documents(
 
     Args:
         source: Source in the syntax at the top of this module.
-        limit: Maximum number of documents; None reads all.
         shuffle: Random order of the files and of the documents in each, by its seed. For a data set of the hub,
             `datasets` shuffles shards and rows. None keeps the source's order.
         tokenizer: Tokenizer whose template renders chats; plain text doesn't need it.
@@ -189,19 +187,17 @@ def read_documents(
             reached; or a chat can't be rendered.
         MissingExtraError: The format needs an optional package that isn't installed.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"Text source {source!r}: limit is {limit}: it must be at least 1.")
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
         documents = _read_hub(parsed, _load_dataset_function(), shuffle, tokenizer)
     else:
         documents = read_files(parsed.files(), parsed.field, shuffle, tokenizer)
-    return _visible(documents, source, limit, tally or Tally())
+    return _visible(documents, source, tally or Tally())
 
 
-def _visible(documents: Iterator[str], source: str, limit: int | None, tally: Tally) -> Iterator[str]:
-    """Yield at most `limit` documents with a visible character. Raises DataError if there is none."""
-    count = 0
+def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[str]:
+    """Yield documents with a visible character. Raises DataError if there is none."""
+    found = False
     for document in documents:
         if not document or document.isspace():
             tally.empty += 1
@@ -210,10 +206,8 @@ def _visible(documents: Iterator[str], source: str, limit: int | None, tally: Ta
             tally.cut += 1
             document = document[:DOCUMENT_CHARACTERS]  # noqa: PLW2901 - the rest is let go of
         yield document
-        count += 1
-        if count == limit:
-            return
-    if count == 0:
+        found = True
+    if not found:
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
 
 

@@ -57,6 +57,10 @@ _SPARE_CHARACTERS_PER_TOKEN = 16
 _LEFT = 4
 """Limit on the unused parts of documents, as a multiple of the tokens of their purpose."""
 
+DOCUMENT_TOKENS = 512
+"""Maximum number of tokens from one document as long as there are others. A search on three whole documents did worse;
+see docs/notebook/quality.md."""
+
 
 def _setting(purpose: str) -> str:
     """Name of the recipe field for the number of tokens of a purpose."""
@@ -71,8 +75,6 @@ class TextPlan:
         shares: Number of tokens for each purpose in `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
         seed: Seed of the assignment.
-        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
-            documents.
 
     Raises:
         RecipeError: A purpose is unknown, or a number is out of range.
@@ -81,7 +83,6 @@ class TextPlan:
     shares: Mapping[str, int]
     seq_len: int
     seed: int = 0
-    document_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.seq_len < 1:
@@ -133,7 +134,7 @@ def split_documents(
     seed: int,
     *,
     source: str = "",
-    document_tokens: int | None = None,
+    document_tokens: int = DOCUMENT_TOKENS,
 ) -> dict[str, TokenBlocks]:
     """Assign documents to purposes, disjointly, and pack the text of each purpose into blocks.
 
@@ -155,8 +156,7 @@ def split_documents(
         seq_len: Tokens in a block, T.
         seed: Seed; together with a document's hash it determines the document's purpose.
         source: Source of the documents, for messages and for the result.
-        document_tokens: Maximum number of tokens from one document as long as there are others; None takes whole
-            documents.
+        document_tokens: Maximum number of tokens from one document as long as there are others.
 
     Returns:
         For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
@@ -165,7 +165,7 @@ def split_documents(
         TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
         RecipeError: A purpose is unknown, or a number is out of range.
     """
-    plan = TextPlan(shares, seq_len, seed, document_tokens)
+    plan = TextPlan(shares, seq_len, seed)
     shelves = {
         purpose: _Shelf(plan.blocks_wanted(purpose) * seq_len, document_tokens)
         for purpose in PURPOSES
@@ -215,7 +215,7 @@ def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> di
 class _Shelf:
     """The text of one purpose so far."""
 
-    def __init__(self, wanted: int, document_tokens: int | None) -> None:
+    def __init__(self, wanted: int, document_tokens: int) -> None:
         self.wanted = wanted
         self.document_tokens = document_tokens
         self.n_tokens = 0
@@ -236,7 +236,7 @@ class _Shelf:
 
     def put(self, hashed: str, tokens: NDArray[np.int64]) -> int:
         """Add as many of a document's tokens as are needed and allowed; returns the allowed number."""
-        most = min(self.document_tokens or len(tokens), len(tokens))
+        most = min(self.document_tokens, len(tokens))
         start = int(hashed, 16) % (len(tokens) - most + 1)
         self.hashes.append(hashed)
         self._add(tokens[start : start + most])
@@ -248,7 +248,7 @@ class _Shelf:
 
     def fill(self) -> None:
         """Add unused parts of the documents in turn until there are enough tokens."""
-        most = self.document_tokens or self.wanted
+        most = self.document_tokens
         while self.lacks and self._left:
             for left in self._left:
                 self._add(left[:most])

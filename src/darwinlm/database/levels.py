@@ -72,6 +72,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         counts = [(shape.groups, shape.heads, shape.width)]
     else:
         counts = _attention_counts(shape, units)
+        counts = [count for count in counts if count[2] % units.group == 0 or count[2] == shape.width]
         if family.attention.cut == "whole":
             counts = [(groups, heads, width) for groups, heads, width in counts if width in (0, shape.width)]
     levels = []
@@ -110,11 +111,12 @@ def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
 
 def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
     """(1, 1, width) of every level; zeros for the removed module."""
-    if units.mlp_multiple > shape.width:
-        raise RecipeError(
-            f"units.mlp_multiple is {units.mlp_multiple}, but {shape.name} has only {shape.width} channels"
-        )
-    widths = sorted({*range(0, shape.width + 1, units.mlp_multiple), shape.width})
+    if units.mlp_step > shape.width:
+        what = f"units.mlp_multiple is {units.mlp_multiple}"
+        if units.quantisation is not None:
+            what = f"with units.quantisation={units.quantisation} MLP widths are multiples of {units.mlp_step}"
+        raise RecipeError(f"{what}, but {shape.name} has only {shape.width} channels")
+    widths = sorted({*range(0, shape.width + 1, units.mlp_step), shape.width})
     return [(min(width, 1), min(width, 1), width) for width in widths]
 
 
@@ -124,7 +126,12 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
         raise RecipeError(
             f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
         )
-    if units.experts == "width":
+    if units.experts == "whole" and not shape.droppable:
+        raise RecipeError(
+            f"units.experts is whole, but the router of {shape.name} chooses among groups of experts, or by scores "
+            "that don't sum to one, so that no expert can be dropped: set units.experts=width"
+        )
+    if units.experts == "width" or not shape.droppable:
         return [shape.experts]
     if isinstance(units.levels, tuple):
         least = min((share for share in units.levels if share), default=1.0)

@@ -82,7 +82,7 @@ def dead_inputs(H: Tensor) -> Tensor:
     return dead
 
 
-def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None) -> Tensor:
+def damp(H: Tensor, relative: float = 0.01) -> Tensor:
     """Second moment with ``relative * mean(diag)`` added to its diagonal.
 
     A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
@@ -92,12 +92,11 @@ def damp(H: Tensor, relative: float = 0.01, *, dtype: torch.dtype | None = None)
     Args:
         H: [d, d] second moment.
         relative: Damping as a share of the mean diagonal.
-        dtype: Element type of the result; None is that of H.
 
     Returns:
         [d, d] damped copy.
     """
-    return damp_(H.to(dtype or H.dtype, copy=True), relative)
+    return damp_(H.clone(), relative)
 
 
 def damp_(H: Tensor, relative: float = 0.01) -> Tensor:

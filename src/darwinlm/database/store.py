@@ -22,6 +22,7 @@ from darwinlm.database.factors import (
 from darwinlm.database.kept import Kept, kept_groups
 from darwinlm.database.levels import Level, ModuleLevels, module_levels, variants
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.memory import Bounded, room_on, room_on_host
@@ -110,8 +111,9 @@ class DatabaseReader:
         return self._dense_weight(block, kind).float()
 
     def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
-        name = self.checkpoint.block_prefix(block) + self.shape(block, kind).output
-        return self.checkpoint.read(name)[""]
+        part, name = self.checkpoint.family.module(kind), self.shape(block, kind).output
+        tensor = self.checkpoint.read(self.checkpoint.block_prefix(block) + name)[""]
+        return by_rows(part, name.removeprefix(part.name + "."), tensor)
 
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""
@@ -257,9 +259,13 @@ class DatabaseReader:
         if name not in self._estimates(block):
             return None
         curves = self._estimates(block)[name]
-        if level.experts:
+        experts = self.checkpoint.family.mlp.experts
+        shared = experts is not None and experts.shared is not None and self.shape(block, kind).experts > 0
+        if level.experts or shared:
             dropped = self._order(block).losses
             assert dropped is not None
+            if not level.experts:
+                return float(dropped[0])
             return float(dropped[level.experts] + curves[:, 0].sum() * self._narrowed(curves, level, block))
         return float(curves[..., level.width].sum())
 

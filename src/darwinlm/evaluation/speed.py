@@ -20,14 +20,10 @@ class Speed:
     Attributes:
         prompt: Tokens per second in one forward pass over a prompt.
         decode: Tokens per second in greedy decoding of one sequence after it.
-        prompt_runs: Figures of all runs.
-        decode_runs: Figures of all runs.
     """
 
     prompt: float
     decode: float
-    prompt_runs: tuple[float, ...]
-    decode_runs: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -50,15 +46,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
                 decodes[name].append(new_tokens / whole)
-    return {
-        name: Speed(
-            statistics.median(prompts[name]),
-            statistics.median(decodes[name]),
-            tuple(prompts[name]),
-            tuple(decodes[name]),
-        )
-        for name in models
-    }
+    return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
 
 
 def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:

@@ -22,6 +22,7 @@ from darwinlm.export.sizes import (
     zero_sublayer,
 )
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.family import Attention, Mixer
 from darwinlm.families.shapes import head_dim, output_name
 
@@ -64,7 +65,9 @@ class Reshaper:
         groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
         output = output_name(self.family.mlp, template)
         assert output is not None
-        return BlockSizes(block, stock.num_attention_heads, groups, template[output].shape[-1])
+        inside = output.removeprefix(f"{self.family.mlp.name}.")
+        width = shape_by_rows(self.family.mlp, inside, tuple(template[output].shape))[-1]
+        return BlockSizes(block, stock.num_attention_heads, groups, width)
 
     def block(self, target: BlockSizes) -> Tensors:
         """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
 from darwinlm.families.family import Attention, Mlp, Part, RowUnit
 from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
 
@@ -100,8 +101,8 @@ def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns:
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
         pieces = split_rows(tensor, segments, have)
-        taken = [piece.index_select(row_axis(piece), rows[kind]) for kind, piece in zip(segments, pieces, strict=True)]
-        wider[name] = torch.cat(taken, row_axis(tensor)) if segments else tensor
+        taken = [piece.index_select(0, rows[kind]) for kind, piece in zip(segments, pieces, strict=True)]
+        wider[name] = torch.cat(taken) if segments else tensor
     return wider, BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
 
 
@@ -144,8 +145,10 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
     """Add zero channels to an MLP, or to each of its experts, up to `width`."""
     output = output_name(part, {f"{part.name}.{name}" for name in tensors})
     assert output is not None
-    have = tensors[output.removeprefix(f"{part.name}.")].shape[-1]
-    return _widened(tensors, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
+    plain = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
+    have = plain[output.removeprefix(f"{part.name}.")].shape[-1]
+    wider = _widened(plain, part, {"channel": have}, {"channel": width}, {"channel": torch.arange(have)})
+    return {name: as_stored(part, name, tensor) for name, tensor in wider.items()}
 
 
 def _widened(
@@ -164,22 +167,19 @@ def _widened(
         if f"{part.name}.{name}" == output:
             wider[name] = _spread(tensor, places[inner], want[inner], tensor.ndim - 1)
         elif segments:
-            pieces = zip(segments, split_rows(tensor, segments, have), strict=True)
-            axis = row_axis(tensor)
+            axis = row_axis(part, name)
+            pieces = zip(segments, split_rows(tensor, segments, have, axis), strict=True)
             wider[name] = torch.cat([_spread(piece, places[kind], want[kind], axis) for kind, piece in pieces], axis)
         else:
             wider[name] = tensor
     return wider
 
 
-def row_axis(tensor: Tensor) -> int:
-    """The dimension of a projection's rows: the first, or the second after that of experts."""
-    return max(tensor.ndim - 2, 0)
-
-
-def split_rows(tensor: Tensor, segments: Sequence[RowUnit], sizes: Mapping[RowUnit, int]) -> list[Tensor]:
-    """The parts of a projection; a fused tensor has several segments."""
-    return list(torch.split(tensor, [sizes[kind] for kind in segments], row_axis(tensor))) if segments else []
+def split_rows(
+    tensor: Tensor, segments: Sequence[RowUnit], sizes: Mapping[RowUnit, int], axis: int = 0
+) -> list[Tensor]:
+    """The parts of a projection along the dimension of its rows; a fused tensor has several segments."""
+    return list(torch.split(tensor, [sizes[kind] for kind in segments], axis)) if segments else []
 
 
 def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
@@ -209,14 +209,16 @@ def zero_sublayer(
     for name, tensor in template.items():
         if name.partition(".")[0] not in (part.name, *part.norms):
             continue
-        shape = list(tensor.shape)
-        rows = row_segments(part, name.removeprefix(part.name + ".")) if name.startswith(part.name + ".") else []
+        inside = name.removeprefix(part.name + ".")
+        shape = list(shape_by_rows(part, inside, tuple(tensor.shape)))
+        rows = row_segments(part, inside) if name.startswith(part.name + ".") else []
         if name == output:
             shape[-1] = each[inner]
         elif rows:
-            shape[row_axis(tensor)] = sum(each[row] for row in rows)
+            shape[row_axis(part, inside)] = sum(each[row] for row in rows)
         norm = len(shape) == 1 and name.endswith(".weight")
-        tensors[name] = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
+        made = torch.ones(shape, dtype=dtype) if norm else torch.zeros(shape, dtype=dtype)
+        tensors[name] = as_stored(part, inside, made)
     return tensors
 
 

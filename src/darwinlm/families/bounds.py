@@ -31,10 +31,14 @@ LIMITS = {
             "d_ff",
             "feed_forward_length",
             "expert_feed_forward_length",
+            "shared_expert_width",
+            "kv_lora_rank",
+            "q_lora_rank",
         ),
         WIDTH,
     ),
     **dict.fromkeys(("head_dim", "kv_channels", "d_kv", "key_length", "value_length", "dimension_count"), COLUMNS),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COLUMNS),
     **dict.fromkeys(
         ("num_attention_heads", "num_key_value_heads", "n_head", "stored_kv_heads", "head_count", "head_count_kv"),
         UNITS,
@@ -44,6 +48,9 @@ LIMITS = {
             "num_experts",
             "num_local_experts",
             "n_routed_experts",
+            "n_shared_experts",
+            "n_group",
+            "topk_group",
             "num_experts_per_tok",
             "expert_count",
             "expert_used_count",
@@ -57,7 +64,7 @@ LIMITS = {
 MAY_BE_ZERO = frozenset(
     {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
     | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
-    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count"}
+    | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count", "n_shared_experts"}
 )
 BY_LAYER = frozenset(
     {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
@@ -67,6 +74,8 @@ BY_LAYER = frozenset(
 LARGEST_INTEGER = 1 << 53
 """Largest allowed integer of a configuration, for any name."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
+DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+"""Configuration of transformers that turns weights of a quantisation into floats."""
 WEIGHTS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 
@@ -154,9 +163,16 @@ def check_quantised(plain: Mapping[str, Any], path: Path | str) -> None:
     if quantisation is None:
         return
     method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
+    config = DEQUANTISED_BY.get(method) if isinstance(method, str) else None
+    how = (
+        f"dequantise it: load it with transformers and quantization_config={config}(dequantize=True), and save it with "
+        "save_pretrained"
+        if config
+        else "one that was dequantised to bfloat16"
+    )
     raise CheckpointError(
         f"{path}: the model is quantised (quantization_config says {shorten(method)}), and only float weights can be "
-        "pruned: use the model that it was made from, or one that was dequantised to bfloat16"
+        f"pruned: use the model that it was made from, or {how}"
     )
 
 

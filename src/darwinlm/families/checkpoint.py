@@ -178,7 +178,24 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
-        return tensor_parts(self.family, self.shards, *([] if self.whole is None else [text_name]))
+        unused = self._of_class("_keys_to_ignore_on_load_unexpected")  # blocks that predict further tokens
+        stored = (name for name in self.shards if not _matches(name, unused))
+        return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
+
+    @cached_property
+    def exact(self) -> tuple[str, ...]:
+        """Parts of the names of tensors that stay in float32, whatever the type of the others."""
+        return tuple(map(re.escape, self._of_class("_keep_in_fp32_modules_strict")))
+
+    def _of_class(self, attribute: str) -> tuple[str, ...]:
+        """A list of names of the model's class in transformers; empty if it has none."""
+        classes: Any = AutoModelForCausalLM._model_mapping
+        known = type(self.config) in classes
+        return tuple(getattr(classes[type(self.config)], attribute, None) or ()) if known else ()
+
+    def cast(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in an element type; scores of experts stay in float32 where the family asks for it."""
+        return tensor.to(torch.float32 if _matches(name, self.exact) else dtype)
 
     @cached_property
     def digest(self) -> str:
@@ -227,7 +244,7 @@ class Checkpoint:
             tensor = parts.join(stored.__getitem__)
             for part in parts.flat():
                 del stored[part]
-            tensors[name.removeprefix(prefix)] = tensor if dtype is None else tensor.to(dtype)
+            tensors[name.removeprefix(prefix)] = tensor if dtype is None else self.cast(name, tensor, dtype)
         return tensors
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
@@ -298,6 +315,13 @@ class Checkpoint:
                 path = self.folder / "generation_config.json"
                 raise CheckpointError(f"can't read {path}: {first_line(error)}") from error
         return model.eval().requires_grad_(requires_grad=False)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of saved tensors that aren't parameters, such as a router's correction of scores."""
+        model = self.skeleton()
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
 
     def skeleton(self) -> Any:
         """The model with parameters on the meta device, and with the buffers that aren't saved."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.families.family import Family, ModuleKind
+from darwinlm.families.family import Family, ModuleKind, SubLayer
 
 LARGE = 1e4
 """Size of artificial logits, far above any soft cap."""
@@ -56,14 +56,14 @@ class _Pass(nn.Module):
 class Absent(nn.Module):
     """Replaces a removed sub-layer and returns zeros, which its block adds."""
 
-    def __init__(self, kind: ModuleKind) -> None:
+    def __init__(self, part: SubLayer) -> None:
         super().__init__()
-        self.kind = kind
+        self.pair = part.pair
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Zeros of the residual stream's shape, in the form of an attention's or an MLP's result."""
+        """Zeros of the residual stream's shape, in the form of the sub-layer's result."""
         nothing = torch.zeros_like(hidden_states)
-        return (nothing, None) if self.kind == "attention" else nothing
+        return (nothing, None) if self.pair else nothing
 
 
 class Decoder:

@@ -52,6 +52,9 @@ class SubLayer(Closed):
     stream (Gemma 2 and 3; the only norm in OLMo 2). It maps zero to zero. Least-squares fits of the projection have
     their target before this norm."""
 
+    pair: bool = False
+    """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
+
     bias: str | None = None
     """Configuration field that gives each projection of the sub-layer a bias, if there is one."""
 
@@ -75,12 +78,15 @@ class SubLayer(Closed):
 class Attention(SubLayer):
     """Names of an attention inside its block."""
 
+    pair: bool = True
+
     cut: Literal["heads", "whole", "never"] = "heads"
     """Units of removal: single heads, the whole attention, or none. `whole` is for attentions that depend on the number
     of heads (norms over all heads, an output projection of fixed size). `never` is for mixtures of experts, where only
     MLPs are cut, as in DarwinLM."""
     query: tuple[str, ...]
-    """Projections whose rows belong to query heads."""
+    """Projections whose rows belong to query heads; none if keys and values are compressed (multi-head latent
+    attention)."""
     gated: bool = False
     """Whether the rows of each query head are followed by those of a gate on its output (Qwen3.5)."""
     key_value: tuple[str, ...]
@@ -107,17 +113,35 @@ class Experts(Closed):
     name: str
     """Module of all experts; the first dimension of each of its tensors counts experts."""
     router: str
-    """Router: each of its tensors has a row for every expert, and its softmax gives the weights. Other parts of the
+    """Router: each of its tensors has a row for every expert, and its scores give the weights. Other parts of the
     mixture, such as a shared expert, are never changed."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """Function of the router's logits that gives the scores."""
+    correction: str | None = None
+    """Tensor of the router that is added to the scores for the choice of experts, but not for their weights."""
     normalised: bool | str = True
     """Whether the weights of the chosen experts sum to one, or the configuration field that determines this. Otherwise
     they are shares of the softmax over all experts."""
+    scale: str | None = None
+    """Configuration field for a factor on all weights."""
+    groups: str | None = None
+    """Configuration field for the number of groups of experts among which the router chooses first. With several
+    groups, experts can't be dropped."""
+    shared: str | None = None
+    """Shared expert, an MLP that every token uses. Its width is a multiple of that of the other experts."""
+    shared_count: str | None = None
+    """Configuration field for this multiple."""
     count: str
     """Configuration field for the number of experts."""
     chosen: str = "num_experts_per_tok"
     """Configuration field for the number of experts chosen for a token, which is the minimum to keep."""
     inputs: tuple[str, ...]
-    """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor."""
+    """Tensors [experts, rows, columns] whose rows are channels. A name that is listed twice is a fused tensor. The bias
+    of a tensor, if it has one, is named after it: `down_proj_bias`."""
+    transposed: bool = False
+    """Whether tensors are [experts, columns, rows] instead (gpt-oss)."""
+    interleaved: bool = False
+    """Whether the rows of a fused tensor alternate between its parts (gpt-oss)."""
     output: str
     """Tensor [experts, rows, columns] whose columns are channels."""
     width: str
@@ -128,9 +152,22 @@ class Experts(Closed):
         """Kinds of rows of each input tensor of the experts: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
 
+    def rows_of(self, leaf: str) -> list[RowUnit]:
+        """Kinds of rows of a tensor of the experts or of its bias; empty if they are never cut."""
+        return self.segments.get(leaf.removesuffix("_bias"), [])
+
     def counted(self, name: str) -> bool:
         """Whether the first dimension of a tensor inside the MLP counts experts."""
         return name.rpartition(".")[0] in (self.name, self.router)
+
+    def droppable(self, config: Any) -> bool:
+        """Whether the router can do without some of the experts: its weights are then known from the other scores."""
+        grouped = self.groups is not None and (getattr(config, self.groups) or 1) > 1
+        return not grouped and (self.scores == "softmax" or self.sums_to_one(config))
+
+    def weight_scale(self, config: Any) -> float:
+        """Factor on all weights."""
+        return 1.0 if self.scale is None else float(getattr(config, self.scale))
 
     def sums_to_one(self, config: Any) -> bool:
         """Whether the weights of the chosen experts sum to one."""

@@ -28,7 +28,9 @@ SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
+COUNTS = ("num_local_experts", "n_routed_experts", "num_experts")
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
+PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 
 
 @contextmanager
@@ -53,6 +55,7 @@ class PrunedConfig:
     _definition: tuple[str, str, str, Norms, Sequence[str]]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
+    shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the head size first, so that it doesn't depend on a layer's number of heads."""
@@ -113,9 +116,9 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            experts = getattr(layer, "num_local_experts", None) or getattr(layer, "num_experts", None)
+            experts = next((n for name in COUNTS if (n := getattr(layer, name, None))), None)
             chosen = getattr(layer, "num_experts_per_tok", None)
-            if experts and chosen and experts < chosen:
+            if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
             for width in (getattr(layer, name, 1) for name in WIDTHS):
                 if width < 1:
@@ -148,19 +151,19 @@ class Absent(nn.Module):
     storing one zero head.
     """
 
-    def __init__(self, counter: tuple[int, int] | None = None, attention: bool = False) -> None:
+    def __init__(self, counter: tuple[int, int] | None = None, pair: bool = False) -> None:
         super().__init__()
-        self.attention = attention
+        self.pair = pair
         self.counter = counter  # (layer index, head size)
 
     def forward(self, hidden_states: torch.Tensor | float, **kwargs: Any) -> Any:
-        """Return 0.0, in the format of an attention's or an MLP's result."""
+        """Return 0.0, in the format of the sub-layer's result."""
         past = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
         if self.counter is not None and past is not None and isinstance(hidden_states, torch.Tensor):
             index, head_dim = self.counter
             zero = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], head_dim)
             past.update(zero, zero, index)
-        return (0.0, None) if self.attention else 0.0
+        return (0.0, None) if self.pair else 0.0
 
 
 class SharedHeads(nn.Linear):
@@ -195,8 +198,15 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
             setattr(attention, name, SharedHeads(projection, heads, rows, size))
 
 
+def keep_shared_width(mlp: nn.Module, config: Any) -> None:
+    """Give a mixture's shared expert its `shared_expert_width`, however wide the other experts are."""
+    width, shared = config.shared_expert_width, getattr(mlp, "shared_experts", None)
+    if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
+        setattr(mlp, "shared_experts", type(shared)(config, intermediate_size=width))  # noqa: B010 - of a module
+
+
 class PrunedBlock:
-    """Mixin for a decoder layer with missing sub-layers or unevenly shared heads; before the family's class."""
+    """Mixin for a decoder layer with parts that the family's class lacks; it comes before the family's class."""
 
     _norms: Norms
     _names: Sequence[str]
@@ -206,16 +216,18 @@ class PrunedBlock:
         attention, mlp = self._names
         if config.query_groups is not None and "attention" not in config.skip:
             share_kv_heads(getattr(self, attention), config)
+        if "mlp" not in config.skip:
+            keep_shared_width(getattr(self, mlp), config)
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
             kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
-            setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, attention=True))
+            setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
             gone += [*self._norms[0], "resid_attn_dropout"]
         if "mlp" in config.skip:
-            setattr(self, mlp, Absent())
+            setattr(self, mlp, Absent(pair=type(getattr(self, mlp)).__name__ in PAIRS))
             gone += [*self._norms[1], "resid_mlp_dropout"]
         for name in gone:
             if hasattr(self, name):
@@ -248,7 +260,9 @@ class PrunedModel(FromFamily):
             super().__init__(config)  # type: ignore[call-arg]
         plain, pruned = self._blocks
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
-        own_code = [getattr(own, "skip", ()) or own.query_groups is not None for own in layers]
+        own_code = [
+            getattr(own, "skip", ()) or (own.query_groups, own.shared_expert_width) != (None, None) for own in layers
+        ]
         blocks = [(pruned if odd else plain)(own, i) for i, (own, odd) in enumerate(zip(layers, own_code, strict=True))]
         self.layers = nn.ModuleList(blocks)
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share

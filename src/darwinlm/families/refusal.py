@@ -48,10 +48,6 @@ REASONS: tuple[tuple[Callable[[Fields], bool], str], ...] = (
         _fields("hidden_size_per_layer_input", "num_kv_shared_layers"),
         "its layers share keys and values or have per-layer embeddings, so that no layer can be cut alone",
     ),
-    (
-        lambda fields: "swiglu_limit" in fields and EXPERTS(fields),
-        "its experts have biases and interleave gate and up in one tensor, which isn't supported",
-    ),
     (EXPERTS, "its mixtures of experts have no description"),
     (lambda fields: "per_layer_config" in fields, "its layers differ in size, which isn't supported"),
     (_fields("parallel_attn", "use_parallel_residual"), PARALLEL),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,7 +24,8 @@ class ModuleShape:
     Attributes:
         block: Index of its block.
         kind: Kind of the module.
-        tensors: Shape of each of its tensors, norms included, by name inside the block.
+        tensors: Shape of each of its tensors, norms included, by name inside the block; those of experts as [experts,
+            rows, columns].
         groups: Number of KV groups of an attention, else 1.
         heads: Number of query heads in each group, else 1.
         head_dim: Columns of a query head, else 1.
@@ -31,6 +33,7 @@ class ModuleShape:
         output: Name of the output projection's weight inside the block.
         experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
         chosen: Number of experts that a token uses; 0 if it isn't a mixture.
+        droppable: Whether single experts of a mixture can be dropped.
         query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
     """
 
@@ -44,6 +47,7 @@ class ModuleShape:
     output: str
     experts: int = 0
     chosen: int = 0
+    droppable: bool = True
     query_groups: tuple[int, ...] | None = None
 
     @property
@@ -103,7 +107,7 @@ def _module_shape(
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config)
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
-    tensors = {name: inside[name] for name in names}
+    tensors = {name: shape_by_rows(part, name.removeprefix(part.name + "."), inside[name]) for name in names}
     width = tensors[output][-1]
     if isinstance(part, Mixer):
         return ModuleShape(block, "mixer", tensors, 1, 1, 1, width, output)
@@ -118,7 +122,11 @@ def _module_shape(
                 f"block {block} mlp has {experts} experts, but no router '{part.experts.router}' with a row for each "
                 f"of them ({family.model_type}): such a mixture can't be pruned"
             )
-        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen)
+        droppable = part.experts.droppable(checkpoint.config)
+        return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output, experts, chosen, droppable)
+    if not part.key_value:  # compressed keys and values
+        heads = int(checkpoint.config.num_attention_heads)
+        return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
     key = part.segments[part.key_value[0]]
     rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width  # of a fused tensor
     groups = rows // (key.count("key_value") * columns)
@@ -151,10 +159,18 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
             total += prod(size[:-1]) * width
         elif segments:
             rows = sum(sizes[segment] for segment in segments)
-            total += size[0] * rows * size[2] if shape.experts else rows * prod(size[1:])
+            total += size[0] * rows * prod(size[2:]) if shape.experts else rows * prod(size[1:])
         else:
             total += prod(size)
     return total
+
+
+def shared_width(family: Family, shape: ModuleShape) -> int | None:
+    """Width of a mixture's shared expert; None if it has none."""
+    experts = family.mlp.experts
+    if experts is None or experts.shared is None or not shape.experts:
+        return None
+    return shape.tensors[f"{family.mlp.name}.{experts.shared}.{family.mlp.output}.weight"][-1]
 
 
 def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
@@ -183,5 +199,5 @@ def row_segments(part: Part, name: str) -> list[RowUnit]:
     if isinstance(part, Mlp) and part.experts is not None:
         holder, _, leaf = name.rpartition(".")
         if holder == part.experts.name:
-            return part.experts.segments.get(leaf, [])
+            return part.experts.rows_of(leaf)
     return part.segments.get(owner, [])

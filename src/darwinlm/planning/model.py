@@ -1,95 +1,98 @@
-"""Sizes of a model from its configuration alone, for plans.
-
-Letters: m residual width, v vocabulary, d columns of an output projection, r its rows.
-"""
+"""Sizes of a model from its configuration alone."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from darwinlm.database.levels import variants
+import torch
+from torch import nn
+
+from darwinlm.compute import DTYPES
 from darwinlm.errors import ModelError, RecipeError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
 from darwinlm.families.gguf_header import read_header
-from darwinlm.families.shapes import ModuleShape, module_shapes
+from darwinlm.families.shapes import module_shapes
+from darwinlm.planning.counted import Passes, count_passes
 from darwinlm.recipe import Recipe, merge
 from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, space_of
-from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages.dtype import saved_dtype
 
 
-@dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model and a recipe.
+    """Sizes of a model and a recipe; operations and bytes are counted when they are asked for.
+
+    Args:
+        checkpoint: Configuration and family, without weights.
+        recipe: Units, budget and settings.
+        processes: Number of processes that share the work, each with its own device.
 
     Attributes:
-        checkpoint: Configuration and family, without weights.
-        recipe: Units and budget.
-        processes: Number of processes that share the work, each with its own device.
+        skeleton: The dense model without data.
+        shapes: Shapes of all modules.
+        space: Modules and their levels.
+        cut: Shapes of modules with several levels.
+        params: Number of parameters of the dense model; a tied embedding counts once.
+        blocks: Number of parameters in its blocks.
+        block: Number of parameters of the largest block.
+        outside: Number of parameters outside its blocks: embedding, head, last norm.
+        depth: Number of blocks.
+        width: Residual width.
+        vocabulary: Size of the vocabulary.
+        linear_head: Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`).
+        saved: Bytes of one saved weight; those of float32 if the configuration has no type.
+        head: Operations of one token's logits.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    processes: int = 1
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, processes: int = 1) -> None:
+        self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
+        self.skeleton = checkpoint.skeleton()
+        names = self.skeleton.named_parameters(remove_duplicate=False)
+        self.shapes = module_shapes(checkpoint, {name: tuple(parameter.shape) for name, parameter in names})
+        self.space = space_of(recipe, checkpoint, self.shapes)
+        modules = zip(self.shapes, self.space.modules, strict=True)
+        self.cut = [shape for shape, module in modules if len(module.levels) > 1]
+        self.params = _parameters(self.skeleton)
+        self.blocks = self.space.params(self.space.dense)
+        self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
+        self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
+        config = checkpoint.config
+        self.width, self.vocabulary = int(config.hidden_size), int(config.vocab_size)
+        self.linear_head = not getattr(config, "final_logit_softcapping", None)
+        self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
+        self.head = 2.0 * self.width * self.vocabulary
+        self._counted: dict[tuple[Any, ...], Passes] = {}
 
-    def with_settings(self, assignments: Sequence[str], processes: int) -> Sizes:
+    def with_settings(self, assignments: Sequence[str], processes: int | None = None) -> Sizes:
         """The same model with other settings, except units and budget."""
-        other = Sizes(self.checkpoint, merge(self.recipe, assignments, {}), processes)
-        for name in ("shapes", "space", "cost", "budget", "params"):
-            other.__dict__[name] = getattr(self, name)
+        other = copy.copy(self)
+        other.recipe, other.processes = merge(self.recipe, assignments, {}), processes or self.processes
         return other
-
-    @cached_property
-    def shapes(self) -> list[ModuleShape]:
-        """Shapes of all modules."""
-        return module_shapes(self.checkpoint)
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """Modules and their levels."""
-        return space_of(self.recipe, self.checkpoint, self.shapes)
 
     @cached_property
     def cost(self) -> CostModel:
         """Costs in the unit of the budget. Raises RecipeError if they would have to be measured."""
-        if self.recipe.budget.kind in ("speedup", "latency"):
+        budget = self.recipe.budget
+        if budget.kind in ("speedup", "latency"):
             raise RecipeError(
-                f"budget.{self.recipe.budget.kind} is measured on the device when the run starts: plan with keep, "
-                "params or bytes"
+                f"budget.{budget.kind} is measured on the device when the run starts: plan with keep, params or bytes"
             )
         dtype = saved_dtype(self.recipe, self.checkpoint)
-        return counted_costs(
-            self.recipe.budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype
-        )
+        return counted_costs(budget, self.checkpoint, self.space, self.shapes, outside=self.outside, dtype=dtype)
 
     @cached_property
     def budget(self) -> Budget:
         """Bounds on the modules' cost. Raises BudgetError."""
         return resolve_budget(self.cost, self.recipe.budget)
-
-    @cached_property
-    def params(self) -> int:
-        """Number of parameters of the dense model; a tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.checkpoint.skeleton().parameters())
-
-    @property
-    def blocks(self) -> int:
-        """Number of parameters in its blocks."""
-        return self.space.params(self.space.dense)
-
-    @property
-    def outside(self) -> int:
-        """Number of parameters outside its blocks: embedding, head, last norm."""
-        return self.params - self.blocks
 
     @property
     def kept(self) -> float:
@@ -99,79 +102,76 @@ class Sizes:
     @property
     def kept_blocks(self) -> tuple[int, int]:
         """Smallest and largest number of block parameters to keep; approximate for a budget in bytes."""
-        if self.cost.unit == "bytes":
-            return round(self.kept * self.blocks * self.budget.lower / self.budget.upper), round(
-                self.kept * self.blocks
-            )
-        return self.budget.lower, self.budget.upper
+        if self.cost.unit != "bytes":
+            return self.budget.lower, self.budget.upper
+        most = self.kept * self.blocks
+        return round(most * self.budget.lower / self.budget.upper), round(most)
 
     @property
-    def block(self) -> int:
-        """Number of parameters of the largest block."""
-        inside: dict[int, int] = {}
-        for module in self.space.modules:
-            inside[module.block] = inside.get(module.block, 0) + module.levels[-1].params
-        return max(inside.values())
+    def small(self) -> int:
+        """Largest number of parameters of the smaller model."""
+        return self.kept_blocks[1] + self.outside
 
     @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.checkpoint.n_blocks
+    def kind(self) -> str:
+        """Element type of products in passes."""
+        return "float32" if self.recipe.compute.dtype == "float32" else "bfloat16"
 
     @property
-    def width(self) -> int:
-        """Residual width."""
-        return int(self.checkpoint.config.hidden_size)
+    def size(self) -> int:
+        """Bytes of a number in forward passes."""
+        return DTYPES[self.kind].itemsize
 
     @property
-    def vocabulary(self) -> int:
-        """Size of the vocabulary."""
-        return int(self.checkpoint.config.vocab_size)
+    def pass_tokens(self) -> int:
+        """Tokens in one pass."""
+        return max(self.recipe.compute.batch_tokens, self.recipe.text.sequence_length)
+
+    def whole(self, tokens: int) -> int:
+        """Tokens in whole sequences."""
+        return -(-tokens // self.recipe.text.sequence_length) * self.recipe.text.sequence_length
 
     @property
-    def linear_head(self) -> bool:
-        """Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`)."""
-        return not getattr(self.checkpoint.config, "final_logit_softcapping", None)
-
-    @property
-    def element(self) -> int:
-        """Bytes of one saved weight; those of float32 if the configuration has no type."""
-        return int(getattr(self.checkpoint.dtype, "itemsize", 4))
-
-    def is_cut(self, shape: ModuleShape) -> bool:
-        """Whether a module has several levels."""
-        levels = next(m.levels for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind))
-        return len(levels) > 1
-
-    def active(self, shape: ModuleShape) -> float:
-        """Number of a module's parameters that a token uses; for a mixture, those of the chosen experts."""
-        levels = next(m for m in self.space.modules if (m.block, m.kind) == (shape.block, shape.kind)).levels
-        if not shape.experts:
-            return levels[-1].params
-        chosen = getattr(self.checkpoint.config, "num_experts_per_tok", shape.experts)
-        return levels[-1].params * chosen / shape.experts
-
-    @cached_property
     def forward(self) -> float:
-        """Operations of one token's pass through all dense blocks, including attention over the context.
+        """Operations of one token's pass through all dense blocks."""
+        return self.passes().flops
 
-        Attention multiplies queries with all keys of the text block, including masked ones, and weights with values.
+    def passes(self, kept: float = 1.0, *, backward: bool = False, recovery: bool = False) -> Passes:
+        """Costs of one token in the blocks.
+
+        Args:
+            kept: Share of the widths that the blocks keep.
+            backward: Whether a backward pass follows.
+            recovery: Whether weights and stream are float32, as in recovery, whatever the type of products is.
         """
-        length = self.recipe.text.sequence_length
-        products = sum(2 * self.active(shape) for shape in self.shapes)
-        return products + sum(4 * length * shape.width for shape in self.shapes if shape.kind == "attention")
+        length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
+        if recovery:
+            length = self.recipe.recovery.sequence_length or length
+            dtype, low = torch.float32, None if dtype == torch.float32 else dtype
+        key = (length, dtype, low, backward, kept != 1)
+        if key not in self._counted:
+            self._counted[key] = count_passes(self.checkpoint, self.skeleton, *key)
+        if kept == 1:
+            return self._counted[key]
+        none, whole = self._counted[key], self.passes(backward=backward, recovery=recovery)
+        return Passes(*(a + kept * (b - a) for a, b in zip(astuple(none), astuple(whole), strict=True)))
 
-    @property
-    def head(self) -> float:
-        """Operations of one token's logits."""
-        return 2.0 * self.width * self.vocabulary
+    def activations(self, kept: float = 1.0, *, recovery: bool = False, checkpointing: bool = False) -> float:
+        """Bytes of one token in a forward and backward pass.
 
-    def factor_count(self, shape: ModuleShape) -> int:
-        """Number of removal orders of a module: one for each variant, and one more if heads are ranked first."""
-        if shape.kind == "mlp":
-            return max(shape.experts, 1)
-        count = len(variants(shape, self.recipe.units))
-        return count if count == 1 else count + 1
+        Args:
+            kept: Share of the widths that the blocks keep.
+            recovery: As in `passes`.
+            checkpointing: Whether only the stream between blocks is saved, and blocks are recomputed.
+        """
+        one = self.passes(kept, backward=True, recovery=recovery)
+        if checkpointing:
+            return self.depth * self.width * (4 if recovery else self.size) + one.peak
+        return one.saved + max(one.peak - one.saved / self.depth, 0.0)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

@@ -1,111 +1,132 @@
-"""Needs of a stage, and its time on a device."""
+"""What one stage does and holds, and its time on a device."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from darwinlm.planning.devices import Device
+from darwinlm.planning.model import Sizes
 
 RESERVE = 0.9
-"""Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's."""
+"""Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
 STEP = 3e-4
-"""Overhead of one removal in seconds, for about twenty small calls."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item that takes memory or disk.
-
-    Attributes:
-        name: Name for tables.
-        bytes: Bytes on a CPU; a GPU may need more.
-        on_gpu: Additional bytes on a GPU.
-        setting: Recipe field that it is proportional to; empty if there is none.
-        value: Current value of that field.
-        least: Smallest reasonable value of that field.
-    """
-
-    name: str
-    bytes: float
-    setting: str = ""
-    value: int = 0
-    least: int = 1
-    on_gpu: float = 0
-
-    def on(self, device: Device) -> float:
-        """Bytes on a device."""
-        return self.bytes + (0 if device.is_cpu else self.on_gpu)
+"""Seconds that one removal takes at least, for about twenty small calls. Set on a run on two cores, 2026-11-24."""
 
 
 @dataclass
 class StageNeed:
-    """Needs of one stage.
+    """Needs of one stage. Operations, tokens and bytes moved are totals of all processes; memory is that of one.
 
     Attributes:
         name: Name of the stage.
-        tokens: Number of tokens that it reads; repeated ones count each time.
+        sizes: Sizes of model and recipe.
+        device: Device of every process.
+        machine: Bytes of the machine's memory; None means enough.
+        processes: Number of processes that share the work.
+        tokens: Number of tokens that the stage reads; repeated ones count each time.
         passes: Operations of forward and backward passes.
-        kind: Arithmetic type of the passes.
-        operations: Operations of other matrix products, by arithmetic type.
-        moved: Bytes moved through memory besides those of matrix products.
-        steps: Number of dependent steps, each of which has a minimum duration.
         calls: Number of passes through one block, each of which has a minimum duration.
+        products: Operations of other matrix products, by arithmetic type.
+        steps: Number of dependent steps, each of which has a minimum duration.
+        moved: Bytes moved through memory besides those of matrix products.
         host: Seconds on one CPU core, independent of the device.
-        bound: Time limit of the stage in minutes.
-        processes: Number of processes that share its work; the figures above are totals.
-        device: Items in the device's memory at the peak.
-        ram: Items in the machine's memory, in addition.
+        bound: Time limit of the stage in seconds.
+        held: Bytes of what is in the device's memory at the peak, by name.
+        ram: Bytes in the machine's memory, in addition.
         disk: Bytes of its output files.
-        scratch: Item that takes disk only during the stage, or None.
+        scratch: Bytes on the disk only during the stage.
         note: Adaptation of the stage to the machine, as text; may be empty.
     """
 
     name: str
+    sizes: Sizes
+    device: Device
+    machine: float | None
+    processes: int
     tokens: float = 0
     passes: float = 0
-    kind: str = "bfloat16"
-    operations: dict[str, float] = field(default_factory=dict)
-    moved: float = 0
-    steps: float = 0
     calls: float = 0
+    products: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    steps: float = 0
+    moved: float = 0
     host: float = 0
-    bound: float | None = None
-    processes: int = 1
-    device: list[Item] = field(default_factory=list)
-    ram: list[Item] = field(default_factory=list)
+    bound: float = float("inf")
+    held: dict[str, float] = field(default_factory=dict)
+    ram: dict[str, float] = field(default_factory=dict)
     disk: float = 0
-    scratch: Item | None = None
+    scratch: float = 0
     note: str = ""
+
+    def run(
+        self,
+        tokens: float,
+        kept: float = 1.0,
+        *,
+        times: float = 1.0,
+        blocks: float = 1.0,
+        heads: float = 0.0,
+        logit_bytes: float = 0.0,
+        batch: int | None = None,
+    ) -> None:
+        """Add passes of `times` runs over some tokens.
+
+        Args:
+            tokens: Tokens of one run.
+            kept: Share of the blocks' parameters that the model keeps.
+            times: Number of runs.
+            blocks: Passes through the blocks in units of a forward pass. A backward pass is one for the gradients of
+                inputs, and another one for those of weights.
+            heads: Passes through the head, in the same unit.
+            logit_bytes: Bytes moved for each logit.
+            batch: Tokens in one pass; None is the recipe's batch.
+        """
+        sizes = self.sizes
+        self.passes += times * tokens * (blocks * kept * sizes.forward + heads * sizes.head)
+        self.calls += times * blocks * -(-tokens // (batch or sizes.pass_tokens)) * sizes.depth
+        self.moved += times * tokens * sizes.vocabulary * logit_bytes
 
     @property
     def disk_bytes(self) -> float:
         """Peak disk use of the stage, without output of other stages."""
-        return self.disk + (self.scratch.bytes if self.scratch else 0)
+        return self.disk + self.scratch
 
     @property
     def flops(self) -> float:
         """Operations of all types."""
-        return self.passes + sum(self.operations.values())
+        return self.passes + sum(self.products.values())
 
-    def unbounded_seconds(self, on: Device) -> float:
-        """Time on a device without a time limit; each process has its own device."""
-        passes = self.passes / (on.rates[self.kind] * on.efficiency[self.kind])
-        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.operations.items())
+    @property
+    def unbounded_seconds(self) -> float:
+        """Time without a limit."""
+        on = self.device
+        passes = self.passes / (on.rates[self.sizes.kind] * on.efficiency[self.sizes.kind])
+        products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.products.items())
         waits = STEP * self.steps + on.block_seconds * self.calls
         return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host
 
-    def seconds(self, on: Device) -> float:
-        """Time on a device; each process has its own device."""
-        seconds = self.unbounded_seconds(on)
-        return seconds if self.bound is None else min(seconds, 60 * self.bound)
+    @property
+    def seconds(self) -> float:
+        """Time of the stage."""
+        return min(self.unbounded_seconds, self.bound)
 
-    def device_bytes(self, on: Device) -> float:
+    @property
+    def items(self) -> dict[str, float]:
+        """What is in the device's memory, which is the machine's on a CPU."""
+        return self.held | self.ram if self.device.is_cpu else self.held
+
+    @property
+    def device_bytes(self) -> float:
         """Peak memory of the device; on a CPU, all memory of one process."""
-        items = [*self.device, *(self.ram if on.is_cpu else [])]
-        return sum(item.on(on) for item in items)
+        return sum(self.items.values())
 
-    def ram_bytes(self, on: Device) -> float:
+    @property
+    def ram_bytes(self) -> float:
         """Peak memory of the machine for all processes together."""
-        items = (*self.device, *self.ram) if on.is_cpu else self.ram
-        return self.processes * sum(item.bytes for item in items)
+        return self.processes * sum((self.items if self.device.is_cpu else self.ram).values())
+
+    @property
+    def room(self) -> float:
+        """Bytes that a process may use on its device; processes share a CPU's."""
+        return self.device.memory * RESERVE / (self.processes if self.device.is_cpu else 1)

@@ -24,6 +24,7 @@ OPTIONS: Mapping[str, str] = {
     "time": "search.minutes",
     "preset": "preset",
     "text": "text.source",
+    "ready_for": "units.quantisation",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 

@@ -7,12 +7,14 @@ suggestion if a similar one exists.
 from __future__ import annotations
 
 from itertools import pairwise
+from math import lcm
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
+from darwinlm.recipe.quantisation import GROUPS, known_quantisation
 from darwinlm.recipe.quantities import Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
@@ -69,9 +71,28 @@ class UnitsSettings(Section):
     removed."""
     mlp_multiple: int = Field(32, gt=0)
     """MLP widths are multiples of this: 32 suits Q8_0 and Q4_0, 256 suits K-quants."""
+    quantisation: str | None = None
+    """Quantisation that the smaller model is made ready for: q4_k_m and the other K-quants (groups of 256 columns),
+    awq, gptq and w4a16 (128), fp8, int8 and q8_0 (32). MLP widths, and query heads times their size, are then whole
+    groups, except in modules that stay dense."""
     levels: Literal["all", "paper"] | tuple[Share, ...] = "all"
     """`all` levels of the units; `paper`: 0, 10 % ... 100 % removed; or a list of shares to keep, such as
     [75%, 50%, 25%]. Removed and dense are always among the levels."""
+
+    @field_validator("quantisation")
+    @classmethod
+    def _quantisation_is_known(cls, name: str | None) -> str | None:
+        return None if name is None else known_quantisation(name)
+
+    @property
+    def group(self) -> int:
+        """Columns of a group of the quantisation; 1 without one."""
+        return 1 if self.quantisation is None else GROUPS[self.quantisation]
+
+    @property
+    def mlp_step(self) -> int:
+        """Common multiple of all MLP widths."""
+        return lcm(self.mlp_multiple, self.group)
 
     @field_validator("levels")
     @classmethod

@@ -9,37 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from darwinlm.artifact import read_json
-from darwinlm.errors import ArtifactError
 from darwinlm.families.origin import origin_of
+from darwinlm.report.figures import FORMAT, Extract, Figures, read_figures
 
 if TYPE_CHECKING:
     from darwinlm.families.checkpoint import Checkpoint
 
 FILE = "summary.json"
-FORMAT: Literal[1] = 1
 
 ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered"]
 """`before` is what `darwinlm recover` was given; the others are made by a run, in this order."""
-
-
-class Figures(BaseModel):
-    """Base of what is closed: an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-AnyFigures = TypeVar("AnyFigures", bound=Figures)
-
-
-class Extract(BaseModel):
-    """Base of what is taken from a stage's own record, which lies in that stage's folder and may hold more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class CopyingFigures(Figures):
@@ -82,8 +65,6 @@ class ModelFigures(Figures):
         tokens: predictions that both are means of.
         tokens_per_second: of a prompt, the median of the runs.
         decode_tokens_per_second: of new text, the median of the runs.
-        tokens_per_second_runs: every run's figure.
-        decode_tokens_per_second_runs: every run's figure.
         continuations: text after each prompt.
         looking_back: how far it reads its context; None where that wasn't measured.
     """
@@ -96,8 +77,6 @@ class ModelFigures(Figures):
     tokens: int | None = None
     tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
-    tokens_per_second_runs: tuple[float, ...] = ()
-    decode_tokens_per_second_runs: tuple[float, ...] = ()
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
 
@@ -379,7 +358,7 @@ class Summary(Figures):
     stages: tuple[StageFigures, ...] = ()
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def dense(self) -> ModelFigures:
@@ -410,32 +389,3 @@ class Summary(Figures):
 def read_summary(path: Path) -> Summary:
     """Read a summary.json. Raises ArtifactError as `read_figures`."""
     return read_figures(path, Summary, "summary of a run: give the output folder of darwinlm prune or recover")
-
-
-def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
-    """Read a file of figures that states its format.
-
-    Args:
-        path: of the file.
-        kind: what it should hold.
-        words: what that is called, and what to give.
-
-    Raises:
-        ArtifactError: the file is missing, holds something else, or was written by a version with another format.
-    """
-    tree = read_json(path)
-    if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):
-        raise ArtifactError(f"{path} holds no {words}")
-    if tree.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{path} was written by darwinlm {tree.get('version', 'of an unknown version')} in format "
-            f"{tree.get('format', 'none')}, and this version reads format {FORMAT}: rerun the command that wrote it"
-        )
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"{path} isn't what this version reads ({where}: {first['msg']}): rerun the command that wrote it"
-        ) from error

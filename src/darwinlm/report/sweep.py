@@ -9,8 +9,9 @@ from rich.table import Table
 
 from darwinlm import __version__
 from darwinlm.report import plots, wording
+from darwinlm.report.figures import FORMAT, Figures
 from darwinlm.report.render import render
-from darwinlm.report.summary import FORMAT, BudgetFigures, Figures, Summary
+from darwinlm.report.summary import BudgetFigures, Summary
 
 HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "decode", "on the front")
 

@@ -143,9 +143,7 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
                 remarks=tuple(remarks),
             ),
             tokens_per_second=speed[name].prompt,
-            tokens_per_second_runs=speed[name].prompt_runs,
             decode_tokens_per_second=speed[name].decode,
-            decode_tokens_per_second_runs=speed[name].decode_runs,
             continuations=tuple(continue_greedily(model, tokenizer, settings.prompts, settings.new_tokens)),
         )
     return measured

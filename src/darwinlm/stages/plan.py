@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from darwinlm.artifact import write_json
+from darwinlm.database.quantised import unfit_widths
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.run import Run
 from darwinlm.search.problem.budget import resolve_budget
@@ -36,6 +37,9 @@ def plan_stage(run: Run) -> Problem:
     }
     with run.stage("plan", key, "plan") as (stage, work):
         if work:
+            unfit = unfit_widths(recipe.units, shapes, int(run.checkpoint.config.hidden_size))
+            if unfit is not None:
+                run.reporter.say(unfit)
             modules = [
                 {"module": module.name, "levels": len(module.levels), "params": module.levels[-1].params}
                 for module in space.modules

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 Texts = dict[str, TokenBlocks]
 
 
-DOCUMENT_TOKENS = 512
-"""Maximum number of tokens from one document as long as there are others. A search on three whole documents did worse;
-see docs/notebook/quality.md."""
-
 PURPOSES = ("calibration", "fitness", "validation", "evaluation", "training")
 
 
@@ -121,7 +117,6 @@ def _split(
                 settings.sequence_length,
                 run.recipe.search.seed,
                 source=source,
-                document_tokens=DOCUMENT_TOKENS,
             )
         except TextTooShortError as error:
             if "training" in wanted:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, write_tensors
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
+from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
@@ -154,19 +155,21 @@ def _refit_block(
     weights: dict[str, Tensor] = {}
     choices: list[FitChoice] = []
     for kind in checkpoint.family.kinds:
-        name = output_name(checkpoint.family.module(kind), stitched)
+        part = checkpoint.family.module(kind)
+        name = output_name(part, stitched)
         spreads = []
         for walk in dense:
             with watched_spread(walk, kind) as spread:
                 walk.finish(kind)
             spreads.append(spread)
         if name is not None:
-            chosen = _fit_module(kind, small, dense, spreads, stitched[name], ridges)
+            inner = name.removeprefix(f"{part.name}.")
+            chosen = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[name]), ridges)
             choices.append(FitChoice(block, kind, chosen.ridge, chosen.before, chosen.after))
             if chosen.ridge is not None:
-                weights[name] = chosen.weight
+                weights[name] = as_stored(part, inner, chosen.weight)
                 for walk in small:
-                    put_weights(walk.stream.decoder.blocks[block], {name: chosen.weight})
+                    put_weights(walk.stream.decoder.blocks[block], {name: weights[name]})
         for walk in small:
             walk.finish(kind)
     return weights, choices

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from darwinlm.database.kept import Kept
 from darwinlm.database.levels import Level
+from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
-from darwinlm.families.modeling_darwinlm import share_kv_heads
-from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments
+from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
+from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
 QUERY_GROUPS = "query_groups"
 STORED_KV_HEADS = "stored_kv_heads"
+SHARED_WIDTH = "shared_expert_width"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -40,6 +42,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
         counted = part.experts.counted
         tensors = {n: t.index_select(0, kept.experts.to(t.device)) if counted(n) else t for n, t in tensors.items()}
+    tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     sizes = row_counts(shape, shape.groups, shape.width)
     rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
@@ -53,14 +56,14 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
             cut[name] = _take_rows(tensor, torch.cat(chosen, dim=-1).to(tensor.device))
         else:
             cut[name] = tensor
-    return cut
+    return {name: as_stored(part, name, tensor) for name, tensor in cut.items()}
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c]."""
+    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c] or of biases [e, r]."""
     if rows.ndim == 1:
         return tensor.index_select(0, rows)
-    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]))
+    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]) if tensor.ndim > rows.ndim else rows)
 
 
 def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
@@ -89,7 +92,9 @@ def layer_overrides(
         experts = family.mlp.experts
         if experts is None or not shape.experts:
             return {family.mlp.width: level.width, **family.mlp.with_width}
-        return {experts.width: level.width, experts.count: level.experts}
+        row = {experts.width: level.width, experts.count: level.experts}
+        shared = shared_width(family, shape)
+        return row if shared is None else {**row, SHARED_WIDTH: shared}
     if query_groups is None:
         return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
     repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}
@@ -129,11 +134,15 @@ def small_module(
     overrides = layer_overrides(family, shape, level, query_groups)
     if kind == "attention":
         overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
+    else:
+        overrides = {SHARED_WIDTH: None, **overrides}
     one = layer_config(config, shape.block, overrides)
     with torch.device("meta"):
         layer = type(block)(one, shape.block)
         module: nn.Module = getattr(layer, family.module(kind).name)
         if kind == "attention":
             share_kv_heads(module, one)
+        else:
+            keep_shared_width(module, one)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)

@@ -15,10 +15,10 @@ from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level, ModuleLevels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, PREFIX, ModuleKind
+from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim
-from darwinlm.surgery.shrink import QUERY_GROUPS, layer_overrides, shrink_tensors
+from darwinlm.surgery.shrink import QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
@@ -67,7 +67,7 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         table: Table from `layer_table`.
     """
     family = checkpoint.family
-    sizes = _common_sizes(table)
+    sizes = _common_sizes(table, family.mlp.experts)
     tree = checkpoint.config.to_dict()
     if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
@@ -88,13 +88,20 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     return config
 
 
-def _common_sizes(table: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-    """Sizes common to all layers; None if layers differ. Layers without a size don't count for it."""
+def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> dict[str, Any] | None:
+    """Sizes common to all layers; None if layers differ. Layers without a size don't count for it.
+
+    The width of a shared expert becomes its multiple of the other experts' width.
+    """
     sizes: dict[str, Any] = {}
     for row in table.values():
         unlike = any(sizes.setdefault(name, value) != value for name, value in row.items())
         if unlike or row.keys() & {SKIP, QUERY_GROUPS}:
             return None
+    shared = sizes.pop(SHARED_WIDTH, None)
+    if shared is not None and experts is not None and experts.shared_count is not None:
+        multiple, rest = divmod(shared, sizes[experts.width])
+        return None if rest else {**sizes, experts.shared_count: multiple}
     return sizes
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
-from darwinlm.families.family import ModuleKind
+from darwinlm.families.family import ModuleKind, SubLayer
 from darwinlm.memory import free_bytes
 
 SHARE = 0.2
@@ -30,13 +30,13 @@ class _Reached(Exception):  # noqa: N818
 class _Given(nn.Module):
     """Replaces a sub-layer whose output is known."""
 
-    def __init__(self, kind: ModuleKind, output: Tensor) -> None:
+    def __init__(self, part: SubLayer, output: Tensor) -> None:
         super().__init__()
-        self.kind = kind
+        self.pair = part.pair
         self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        return (self.output, None) if self.kind == "attention" else self.output
+        return (self.output, None) if self.pair else self.output
 
 
 class BlockWalk:
@@ -83,7 +83,7 @@ class BlockWalk:
             if x is None or output is None:
                 result = self._half(kind, stream.hidden[index])
             else:
-                with self._standing_in(kind, _Given(kind, output(x))):
+                with self._standing_in(kind, _Given(stream.checkpoint.family.module(kind), output(x))):
                     result = self._half(kind, stream.hidden[index])
             if not bool(torch.isfinite(result).all()):
                 raise NumericsError(
@@ -104,7 +104,7 @@ class BlockWalk:
         with ExitStack() as others:
             for other in decoder.family.kinds:
                 if other != kind and decoder.has(self.block, other):
-                    others.enter_context(self._standing_in(other, Absent(other)))
+                    others.enter_context(self._standing_in(other, Absent(decoder.family.module(other))))
             return decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])
 
     def _reach(self, kind: ModuleKind, hidden: Tensor) -> Tensor:

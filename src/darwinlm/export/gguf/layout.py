@@ -87,6 +87,12 @@ UNKNOWN = {
     "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
     "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
     "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
+    "glm4_moe": "it has shared experts, which the export doesn't write yet",
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+        "its attention compresses keys and values, which the export doesn't write yet",
+    ),
+    "gpt_oss": "its attention has sinks and its experts have biases, which the export doesn't write yet",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
     "qwen3_5_text": "the export doesn't support linear attention yet",
     "qwen3_5_moe_text": "the export doesn't support linear attention yet",

@@ -49,6 +49,10 @@ class GgufFile:
         """Element type of a tensor."""
         return str(self._tensors[name].tensor_type.name)
 
+    def bytes_of(self, name: str) -> int:
+        """Size of a tensor in the file."""
+        return int(self._tensors[name].n_bytes)
+
     def get(self, name: str) -> Tensor | None:
         """A tensor in float32; None if the file doesn't have it."""
         from gguf.quants import dequantize

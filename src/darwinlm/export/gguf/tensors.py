@@ -15,6 +15,7 @@ from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
 from darwinlm.export.sizes import BlockSizes, Tensors, split_rows
+from darwinlm.families.expert_tensors import row_axis
 from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.shapes import row_segments
 
@@ -140,8 +141,9 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
             inner, dot, leaf = name.removeprefix(holder + ".").partition(".")
             places = [i for i, each in enumerate(stored) if each == inner]
             if places:
-                segments = row_segments(part, name.removeprefix(part.name + "."))
-                pieces = split_rows(tensors.pop(name), segments, sizes)
+                inside = name.removeprefix(part.name + ".")
+                segments = row_segments(part, inside)
+                pieces = split_rows(tensors.pop(name), segments, sizes, row_axis(part, inside))
                 tensors |= {f"{holder}.{names[i]}{dot}{leaf}": piece for i, piece in zip(places, pieces, strict=True)}
     return tensors
 

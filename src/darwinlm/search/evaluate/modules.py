@@ -63,9 +63,9 @@ class PlacedModules:
     def _cut(self, index: int, level: int) -> nn.Module:
         module = self.space.modules[index]
         chosen = module.levels[level]
-        if chosen.width == 0:
-            return Absent(module.kind)
         family = self.decoder.family
+        if chosen.width == 0:
+            return Absent(family.module(module.kind))
         shape = self.database.shape(module.block, module.kind)
         kept = self.database.kept(module.block, module.kind, chosen)
         tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)

@@ -92,6 +92,7 @@ class KvCache:
         batch: Number of sequences.
         itemsize: Bytes per element.
         counters: Blocks whose cache stores one head even without attention, because it determines positions.
+        latent: Elements per token of compressed keys and values, which are cached instead; 0 if there are none.
     """
 
     head_dim: Sequence[int]
@@ -99,14 +100,16 @@ class KvCache:
     batch: int
     itemsize: int
     counters: frozenset[int]
+    latent: int = 0
 
     def bytes_of(self, block: int, level: Level) -> int:
         """Bytes of keys and values of one attention at a level."""
         heads = level.groups or (1 if block in self.counters else 0)
-        return 2 * heads * self.head_dim[block] * self.tokens[block] * self.batch * self.itemsize
+        elements = self.latent or 2 * heads * self.head_dim[block]
+        return elements * self.tokens[block] * self.batch * self.itemsize
 
 
-def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache) -> CostModel:
+def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, buffers: int = 0) -> CostModel:
     """Costs in bytes of weights and KV cache.
 
     Args:
@@ -114,6 +117,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         outside: Number of parameters that aren't pruned.
         itemsize: Bytes per saved weight.
         cache: Sizes of the KV cache.
+        buffers: Bytes of saved tensors that aren't parameters.
     """
     costs = []
     with_attention = set()
@@ -125,7 +129,7 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
         costs.append(tuple(level.params * itemsize + extra for level, extra in zip(module.levels, kv, strict=True)))
     gone = Level(0, 0, 0, 0)
     kept = sum(cache.bytes_of(block, gone) for block in range(len(cache.tokens)) if block not in with_attention)
-    return CostModel("bytes", tuple(costs), outside * itemsize + kept)
+    return CostModel("bytes", tuple(costs), outside * itemsize + kept + buffers)
 
 
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:

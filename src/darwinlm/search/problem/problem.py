@@ -69,7 +69,8 @@ def counted_costs(
     if settings.kind == "params":
         return parameter_costs(space, fixed=outside)
     cache = _cache(settings, checkpoint, shapes, dtype)
-    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache)
+    buffers = checkpoint.buffer_bytes
+    return byte_costs(space, outside=outside, itemsize=dtype.itemsize, cache=cache, buffers=buffers)
 
 
 def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[ModuleShape], dtype: torch.dtype) -> KvCache:
@@ -85,9 +86,16 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
         head_dim=[columns[block] for block in range(n_blocks)],
         tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
         batch=settings.batch,
+        latent=latent_columns(config),
         itemsize=dtype.itemsize if settings.kv_dtype == "auto" else KV_BYTES[settings.kv_dtype],
         counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
     )
+
+
+def latent_columns(config: Any) -> int:
+    """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
+    rank = getattr(config, "kv_lora_rank", None)
+    return rank + config.qk_rope_head_dim if rank else 0
 
 
 def layer_kinds(config: Any, n_blocks: int) -> list[str]:

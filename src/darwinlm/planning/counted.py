@@ -1,0 +1,152 @@
+"""What a pass through the blocks costs: operations and memory, counted by PyTorch itself.
+
+The family's own blocks run on fake tensors, which have shapes but no data. So attention variants, fused projections,
+MLPs without a gate and mixtures of experts need no formulas. Blocks with the same parameter names differ only in their
+widths; the largest one is counted, and others cost as much per parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils import flop_counter
+
+from darwinlm.errors import FamilyError, first_line
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.decoder import Absent, Decoder
+from darwinlm.families.family import KINDS, SubLayer
+
+UNKNOWN = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    ),
+    torch.ops.aten._grouped_mm: lambda rows, experts, *_, **__: 2 * prod(rows) * experts[-1],
+}
+"""Operations of kernels that PyTorch's counter doesn't know, from the shapes of their arguments."""
+
+ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # `FamilyError` says it
+
+ENOUGH = 16384
+"""Tokens with which activations, not the gradient of one weight, determine the peak."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Costs for one token.
+
+    Attributes:
+        flops: Operations of matrix products in a forward pass through all blocks.
+        peak: Bytes at the peak of a pass through one block, besides weights and their gradients.
+        saved: Bytes that all blocks keep for the backward pass; 0 if there is none.
+    """
+
+    flops: float
+    peak: float
+    saved: float
+
+
+class _Thin(Absent):
+    """A sub-layer of width 1, for the costs of the stream around sub-layers."""
+
+    def __init__(self, part: SubLayer, width: int, dtype: torch.dtype) -> None:
+        super().__init__(part)
+        self.input, self.output = nn.Linear(width, 1, dtype=dtype), nn.Linear(1, width, dtype=dtype)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """As the sub-layer."""
+        result = self.output(self.input(hidden_states))
+        return (result, None) if self.pair else result
+
+
+def count_passes(
+    checkpoint: Checkpoint,
+    model: Any,
+    length: int,
+    dtype: torch.dtype,
+    low: torch.dtype | None = None,
+    backward: bool = False,
+    thin: bool = False,
+) -> Passes:
+    """Count a pass through every block.
+
+    A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients.
+
+    Args:
+        checkpoint: Configuration and family; weights aren't read.
+        model: Skeleton of the checkpoint; its tensors are replaced by fake ones.
+        length: Tokens in a sequence.
+        dtype: Element type of weights and residual stream.
+        low: Element type of products, if autocast lowers it.
+        backward: Whether a backward pass follows, with gradients of all weights.
+        thin: Whether sub-layers have a width of 1.
+
+    Raises:
+        FamilyError: PyTorch can't run the blocks without data.
+    """
+    family, scale = checkpoint.family, 1.0
+    if family.mlp.experts is not None:  # PyTorch knows the grouped products of fake tensors in bfloat16 alone
+        scale, dtype, low = (low or dtype).itemsize / 2, torch.bfloat16, None
+    decoder, few = Decoder(model, family), max(1, ENOUGH // length)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in decoder.blocks]
+    kinds: dict[frozenset[str], list[int]] = {}
+    for index, block in enumerate(decoder.blocks):
+        kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
+    largest = {max(kind, key=sizes.__getitem__): sum(sizes[index] for index in kind) for kind in kinds.values()}
+    left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in largest)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
+    flops = peak = saved = 0.0
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            fake = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+            model.load_state_dict(fake, assign=True, strict=False)
+            texts = [torch.zeros(count, length, dtype=torch.int64) for count in (few, few + 1)]
+            inputs = [(decoder.embed(tokens), decoder.block_arguments(tokens)) for tokens in texts]
+            for index, size in largest.items():
+                if not sizes[index]:
+                    continue
+                layer = copy.copy(decoder.blocks[index])
+                layer._modules = dict(layer._modules)
+                for part in map(family.module, KINDS if thin else ()):
+                    if part.name in layer._modules:
+                        layer._modules[part.name] = _Thin(part, model.config.hidden_size, dtype)
+                one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
+                flops += (two[0] - one[0]) * size / sizes[index]
+                peak = max(peak, two[1] - one[1])
+                saved += (two[2] - one[2]) * size / sizes[index]
+    except ERRORS as error:
+        raise FamilyError(
+            f"can't plan {checkpoint.source}: PyTorch can't count what its blocks cost ({first_line(error)}): check "
+            "its config.json; darwinlm prune needs no plan"
+        ) from error
+    return Passes(flops / length, scale * peak / length, scale * saved / length)
+
+
+def _count(
+    layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], low: torch.dtype | None, *, backward: bool
+) -> tuple[float, float, float]:
+    """Operations of a forward pass, bytes at the peak, and bytes kept for the backward pass."""
+    hidden = hidden.detach().requires_grad_(backward)
+    for weight in layer.requires_grad_(requires_grad=True).parameters():
+        weight.grad = torch.empty_like(weight)
+    counter, memory = flop_counter.FlopCounterMode(display=False, custom_mapping=UNKNOWN), MemTracker()
+    memory.track_external(layer, hidden)
+
+    def held(when: str) -> float:
+        return float(sum(kinds["Total"] for kinds in memory.get_tracker_snapshot(when).values()))
+
+    with counter, memory, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+        after = layer(hidden, **arguments)
+        after = after[0] if isinstance(after, tuple) else after
+        flops, saved = float(counter.get_total_flops()), held("current") - after.nbytes
+        if backward:
+            after.backward(torch.empty_like(after))
+    return flops, held("peak"), saved

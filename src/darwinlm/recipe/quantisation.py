@@ -1,0 +1,32 @@
+"""Quantisations by name, and the groups of columns in which they quantise the rows of a matrix.
+
+Sources: block sizes of ggml (256 for K-quants, 32 for the older types), the default group size of AWQ (arXiv
+2306.00978), GPTQ (arXiv 2210.17323) and compressed-tensors (128), and the multiples that 8-bit matrix products on
+tensor cores take (16, here 32).
+"""
+
+from __future__ import annotations
+
+import difflib
+
+GROUPS: dict[str, int] = {
+    **dict.fromkeys(("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"), 256),
+    **dict.fromkeys(("iq3_s", "iq3_m", "iq4_xs"), 256),
+    **dict.fromkeys(("awq", "gptq", "w4a16", "w8a16", "fp8_block"), 128),
+    **dict.fromkeys(("q8_0", "q5_0", "q4_0", "iq4_nl", "mxfp4", "nvfp4", "fp8", "int8", "w8a8"), 32),
+}
+"""Columns of a group, by the name of the quantisation."""
+
+
+def known_quantisation(name: str) -> str:
+    """A name as in `GROUPS`: `Q4_K_M` and `q4-k-m` are `q4_k_m`.
+
+    Raises:
+        ValueError: There is no such quantisation; the message suggests others.
+    """
+    plain = name.strip().lower().replace("-", "_")
+    if plain in GROUPS:
+        return plain
+    near = difflib.get_close_matches(plain, GROUPS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(GROUPS)}"
+    raise ValueError(f"there is no quantisation '{name[:40]}': {hint}")

@@ -1,0 +1,139 @@
+"""What DeepSeek, GLM and gpt-oss have beside experts: shared ones, corrected scores, packed weights, more blocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.masked import assert_equal_logits, masked
+from transformers import AutoModelForCausalLM, Mxfp4Config
+
+from darwinlm.errors import CheckpointError, ExportError, RecipeError
+from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.pipeline import run_stages
+from darwinlm.search.problem.problem import latent_columns
+from darwinlm.stages.database import database_stage
+from darwinlm.stages.plan import plan_stage
+from darwinlm.stages.text import text_stage
+from darwinlm.surgery.stitch import stitch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("lite") / "model", "deepseek_v2", n_shared_experts=1)
+
+
+def rewritten(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(folder, make_run, tmp_path):
+    run = make_run(folder, tmp_path / "out")
+    texts = text_stage(run)
+    reader = database_stage(run, texts).reader
+    for width, name, count in ((48, "DeepseekV2ForCausalLM", 2), (40, "DarwinDeepseekV2ForCausalLM", 1)):
+        allocation = tuple(
+            next(
+                i
+                for i, level in reversed(list(enumerate(module.levels)))
+                if not level.experts or (level.width, level.experts) == (width, 5)
+            )
+            for module in reader.modules
+        )
+        small = stitch(reader, allocation)
+        assert type(small).__name__ == name
+        assert small.config.n_shared_experts == count
+        assert small.model.layers[1].mlp.shared_experts.down_proj.in_features == 96
+        assert_equal_logits(small, masked(reader, allocation), texts["evaluation"].tokens[:2])
+        small.save_pretrained(tmp_path / name)
+        again = Checkpoint.open(tmp_path / name)
+        assert module_shapes(again)[-1].width == width
+
+
+def test_experts_behind_groups_can_only_be_narrowed(tiny_folder, make_run, tmp_path):
+    grouped = tiny_folder("deepseek_v3")
+    plan = plan_stage(make_run(grouped, tmp_path / "out"))
+    assert {level.experts for module in plan.space.modules for level in module.levels} == {0, 8}
+    with pytest.raises(RecipeError, match=r"router of block 2 mlp chooses among groups.*set units\.experts=width"):
+        plan_stage(make_run(grouped, tmp_path / "other", "units.experts=whole"))
+
+
+def test_corrected_scores_stay_in_float32(tiny_folder):
+    checkpoint = Checkpoint.open(tiny_folder("glm4_moe_lite"))
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    stored = load_file(checkpoint.folder / "model.safetensors")
+    tensors = checkpoint.read("", dtype=torch.bfloat16)
+    for kept in (name, "model.layers.1.mlp.gate.weight"):
+        assert torch.equal(tensors[kept], stored[kept])
+    assert tensors["model.layers.1.mlp.experts.down_proj"].dtype == torch.bfloat16
+    assert checkpoint.buffer_bytes == 3 * 5 * 4
+
+
+def test_the_cache_holds_a_latent(tiny_folder, make_run, tmp_path):
+    plan = plan_stage(make_run(tiny_folder("glm4_moe_lite"), tmp_path / "out", "budget.bytes=2.5MB", keep=None))
+    weights = sum(module.levels[-1].params for module in plan.space.modules)
+    context, batch = 4096, 1
+    cached = 4 * latent_columns(Checkpoint.open(tiny_folder("glm4_moe_lite")).config) * context * batch
+    assert plan.cost.dense - plan.cost.fixed == 4 * weights + 4 * cached
+
+
+def test_blocks_that_predict_further_tokens_are_left_out(tmp_path):
+    lite = tiny_checkpoint(tmp_path / "lite", "glm4_moe_lite")
+    before = Checkpoint.open(lite).tensors.keys()
+    rewritten(lite, lambda tensors: tensors | {"model.layers.47.eh_proj.weight": torch.zeros(2, 2)})
+    assert Checkpoint.open(lite).tensors.keys() == before
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts' weights in blocks of 32 four-bit floats with a scale each, as OpenAI publishes them."""
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name, tensor in tensors.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, columns, rows = tensor.shape
+            blocks = (experts, rows, columns // 32)
+            made[f"{name}_blocks"] = torch.randint(256, (*blocks, 16), generator=generator, dtype=torch.uint8)
+            made[f"{name}_scales"] = torch.full(blocks, 122, dtype=torch.uint8)
+        else:
+            made[name] = tensor.bfloat16()
+    return made
+
+
+def test_packed_experts_are_refused_with_advice_that_works(make_run, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "gpt-oss", "gpt_oss", hidden_size=64, intermediate_size=32)
+    rewritten(folder, packed)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"says mxfp4.*quantization_config=Mxfp4Config\(dequantize=True\), and save"
+    ):
+        Checkpoint.open(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
+    model.save_pretrained(tmp_path / "floats")
+    for file in folder.glob("*token*"):
+        (tmp_path / "floats" / file.name).write_bytes(file.read_bytes())
+    run_stages(make_run(tmp_path / "floats", tmp_path / "out", "refit.tokens=0"), "export")
+    assert Checkpoint.open(tmp_path / "out" / "model").family.model_type == "gpt_oss"
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "glm4_moe_lite"])
+def test_narrower_experts_are_padded_to_stock_shapes_and_refused_as_gguf(tiny_folder, make_run, tmp_path, model_type):
+    run = make_run(tiny_folder(model_type), tmp_path / "out", "units.experts=width", "refit.tokens=0")
+    run_stages(run, "export")
+    report = export_model(tmp_path / "out" / "model", tmp_path / "dense", to="dense")
+    assert any("masked" in comparison.left or "masked" in comparison.right for comparison in report.comparisons)
+    plain = Checkpoint.open(tmp_path / "dense")
+    assert plain.config.model_type == model_type
+    stock = module_shapes(Checkpoint.open(tiny_folder(model_type)))
+    assert [shape.tensors for shape in module_shapes(plain)] == [shape.tensors for shape in stock]
+    assert export_model(tmp_path / "out" / "model", tmp_path / "vllm", to="vllm").comparisons
+    with pytest.raises(ExportError, match=f"this {model_type} model: its attention (has sinks|compresses keys)"):
+        export_model(tmp_path / "out" / "model", tmp_path / "x.gguf", to="gguf")

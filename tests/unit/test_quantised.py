@@ -1,0 +1,119 @@
+"""Models made ready for a quantisation in groups of columns: `units.quantisation`, or `--for`."""
+
+from __future__ import annotations
+
+import pytest
+from tests.tiny.checkpoint import tiny_checkpoint
+
+from darwinlm.database.levels import module_levels
+from darwinlm.database.quantised import unfit_widths
+from darwinlm.errors import RecipeError
+from darwinlm.export.gguf.write import BY_LIBRARY, PLAIN
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
+from darwinlm.recipe import UnitsSettings, load_recipe, options
+from darwinlm.recipe.quantisation import GROUPS
+
+FITTING = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4}
+SIZES = {**FITTING, "head_dim": 64, "num_hidden_layers": 1}
+
+
+def described(folder, **sizes):
+    checkpoint = Checkpoint.open(tiny_checkpoint(folder, "llama", **{**SIZES, **sizes}))
+    return checkpoint, module_shapes(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "heads", "widths"),
+    [
+        (None, range(1, 9), range(32, 1025, 32)),
+        ("fp8", range(1, 9), range(32, 1025, 32)),
+        ("gptq", [2, 4, 6, 8], range(128, 1025, 128)),
+        ("q4_k_m", [4, 8], [256, 512, 768, 1024]),
+    ],
+)
+@pytest.mark.parametrize("attention", ["query_head", "lattice", "group_heads", "kv_group"])
+def test_widths_are_whole_groups(tmp_path, quantisation, heads, widths, attention):
+    checkpoint, shapes = described(tmp_path)
+    units = UnitsSettings(quantisation=quantisation, attention=attention)
+    of_attention, of_mlp = (module_levels(checkpoint.family, shape, units).levels for shape in shapes)
+    assert [level.width for level in of_mlp] == [0, *widths]
+    possible = {
+        "query_head": range(1, 9),
+        "lattice": [1, 2, 3, 4, 6, 8],
+        "group_heads": [4, 8],
+        "kv_group": [2, 4, 6, 8],
+    }
+    assert {level.query_heads for level in of_attention} == {0} | ({*heads} & {*possible[attention]})
+    assert unfit_widths(units, shapes, 256) is None
+
+
+def test_with_a_grid_the_nearest_whole_groups_are_taken(tmp_path):
+    checkpoint, shapes = described(tmp_path)
+    units = UnitsSettings(quantisation="q4_k_m", levels=(0.3, 0.6), mlp_multiple=96)
+    assert units.mlp_step == 768
+    units = UnitsSettings(quantisation="q4_k_m", levels=(0.3, 0.6))
+    assert [level.width for level in module_levels(checkpoint.family, shapes[1], units).levels] == [0, 256, 512, 1024]
+
+
+def test_experts_are_narrowed_to_whole_groups(tmp_path):
+    mixture = Checkpoint.open(tiny_checkpoint(tmp_path, "mixtral", intermediate_size=256, num_hidden_layers=1))
+    units = UnitsSettings(quantisation="awq")
+    levels = module_levels(mixture.family, module_shapes(mixture)[1], units).levels
+    assert {level.width for level in levels} == {0, 128, 256}
+
+
+def test_widths_of_the_model_itself_that_do_not_fit_are_named(tmp_path):
+    _, shapes = described(
+        tmp_path, hidden_size=288, intermediate_size=960, num_attention_heads=9, num_key_value_heads=3
+    )
+    found = unfit_widths(UnitsSettings(quantisation="q6_k"), shapes, 288)
+    assert found == (
+        "q6_k takes groups of 256 columns, of which this model has no whole number in the hidden size 288 (matrices "
+        "that read the residual stream); attention outputs of 576 columns, where nothing of them is removed; MLP "
+        "outputs of 960 columns, where nothing of them is removed: the quantiser will store those matrices in another "
+        "type, or refuse them"
+    )
+    assert unfit_widths(UnitsSettings(), shapes, 288) is None
+
+
+def test_an_mlp_narrower_than_a_group_is_refused(tiny_llama):
+    checkpoint = Checkpoint.open(tiny_llama)
+    with pytest.raises(
+        RecipeError,
+        match=r"with units\.quantisation=w4a16 MLP widths are multiples of 128, but block 0 mlp has only 96 channels",
+    ):
+        module_levels(checkpoint.family, module_shapes(checkpoint)[1], UnitsSettings(quantisation="w4a16"))
+
+
+@pytest.mark.parametrize("name", ["Q4_K_M", "q4-k-m", " q4_k_m "])
+def test_names_are_read_as_people_write_them(name):
+    assert load_recipe(overrides=options(ready_for=name)).units.quantisation == "q4_k_m"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("q4_km", "did you mean q4_k_m or"),
+        ("aqw", "did you mean awq?"),
+        ("zzzzzz", "known are q2_k, q3_k_s"),
+        ("", "known"),
+    ],
+)
+def test_an_unknown_name_gets_one_error_with_suggestions(name, hint):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(overrides=options(ready_for=name))
+    assert f"units.quantisation: there is no quantisation '{name}': {hint}" in str(caught.value)
+
+
+def test_every_type_of_a_gguf_export_is_known():
+    assert {*PLAIN, *BY_LIBRARY} - {"f32", "f16", "bf16"} <= set(GROUPS)
+
+
+def test_the_plan_says_what_does_not_fit(command, tiny_folder, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model", "llama", intermediate_size=512)
+    ended = command("plan", folder, "--keep", "50%", "--for", "awq")
+    assert ended.code == 0
+    assert "awq takes groups of 128 columns" in ended.out
+    assert "the hidden size 48" in ended.out
+    command("plan", folder, "--for", "awk").refused("there is no quantisation 'awk': did you mean awq?")
