@@ -12,12 +12,13 @@ export TRANSFORMERS_OFFLINE := 1
 
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_families.py tests/unit/test_recipe.py \
-	tests/unit/test_removal_order.py tests/unit/test_gguf_rope.py tests/export/test_folder.py tests/cli/test_show.py
+	tests/unit/test_removal_order.py tests/unit/test_gguf_rope.py tests/unit/test_sources.py \
+	tests/export/test_folder.py tests/cli/test_show.py
 
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
 
-.PHONY: demo results test fuzz kills test-oldest test-vllm check install pages docs audit release clean
+.PHONY: demo results test fuzz fuzz-guided kills endurance test-oldest test-vllm check install pages docs audit release clean
 
 # FULL=1 keeps half of the block parameters and uses the default amounts of text.
 demo: $(VENV)/demo.stamp
@@ -29,6 +30,18 @@ test: $(VENV)/dev.stamp check
 # The whole corpus of hostile inputs; `make test` runs a part of it.
 fuzz: $(VENV)/dev.stamp
 	FUZZ=all $(BIN)/python -m pytest -n 0 tests/fuzz
+
+# Coverage-guided fuzzing of each reader for SECONDS; stops at the first finding. Atheris needs Linux or macOS.
+SECONDS ?= 300
+fuzz-guided: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet atheris
+	for target in gguf header index config tokenizer tokenizer-config recipe lines arrow parquet manifest; do \
+		$(BIN)/python -m tests.fuzz.guided $$target $(SECONDS) || exit 1; done
+
+# Memory and open files of 500 generations and of 50 resumed recoveries.
+endurance: $(VENV)/dev.stamp
+	rm -rf runs/endurance
+	$(BIN)/python -m tests.faults.endurance runs/endurance
 
 # Hundreds of kills and full disks at every kind of file operation; `make test` runs a part of them.
 kills: $(VENV)/dev.stamp
@@ -66,8 +79,9 @@ docs: pages
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --quiet
 
-# Known vulnerabilities of what is installed here; asks PyPI.
+# Licences and known vulnerabilities of what is installed here; asks PyPI for the latter.
 audit: $(VENV)/release.stamp
+	$(BIN)/python tools/licences.py
 	$(BIN)/pip-audit --skip-editable
 
 # The files of a release in dist/, the same bytes from the same commit, tried in an environment of their own. Uploads nothing.

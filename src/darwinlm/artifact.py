@@ -69,18 +69,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSONatomically. Raises StorageError."""
+    """Write JSON atomically. Raises StorageError."""
     text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda to: _write(to, text + "\n"))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text fileatomically. Raises StorageError."""
+    """Write a text file atomically. Raises StorageError."""
     write_atomically(path, lambda to: _write(to, text))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensorsatomically. Raises StorageError."""
+    """Write tensors as safetensors atomically. Raises StorageError."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

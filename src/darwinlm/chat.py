@@ -50,7 +50,7 @@ class Conversation:
     """
 
     def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
-        self.model = opened.model
+        self.opened, self.model = opened, opened.model
         self.tokenizer = opened.tokenizer
         self.settings = settings
         self.has_template = bool(getattr(self.tokenizer, "chat_template", None))
@@ -119,6 +119,7 @@ class Conversation:
                 f"{ids.shape[1]:,} tokens and an answer of {self.settings.max_tokens:,} don't fit into the model's "
                 f"{self._context():,}: say less, or lower --max-tokens"
             )
+        self.opened.check_tokens(ids)
         return ids
 
     def _context(self) -> int:

@@ -128,7 +128,7 @@ def hold(path: Path, what: Path) -> Lock:
 @atexit.register
 def release_all() -> None:
     """Release all locks of this process, which tracebacks of errors could otherwise keep alive."""
-    for lock in list(_HELD.values()):
+    for lock in reversed(list(_HELD.values())):  # inner folders before the folders that they were created in
         lock.release()
     _HELD.clear()
 
@@ -158,9 +158,11 @@ def hold_target(path: Path) -> Lock:
     return lock
 
 
-def is_ours(name: str) -> bool:
-    """Whether a name in an output folder may come from a run that was killed at its start."""
-    return name == LOCK or _TEMPORARY.fullmatch(name) is not None
+def is_ours(path: Path) -> bool:
+    """Whether a path in an output folder may come from a run that was killed at its start."""
+    if path.is_dir():  # of one size of a sweep
+        return all(map(is_ours, path.iterdir()))
+    return path.name == LOCK or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _below(folder: Path) -> list[Path]:

@@ -1,4 +1,6 @@
-"""The main path in order: text → plan → database → search → stitch → refit → recover → export → evaluate → report.
+"""The main path in order.
+
+vocabulary → text → plan → database → search → stitch → refit → recover → export → evaluate → report
 
 Each function is one stage. It is skipped if its folder is complete for the same inputs, otherwise resumed.
 """
@@ -21,8 +23,11 @@ from darwinlm.stages.results import StageResults
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import stitch_stage
 from darwinlm.stages.text import text_stage
+from darwinlm.stages.vocabulary import vocabulary_stage
 
-STAGES = ("text", "plan", "database", "search", "stitch", "refit", "recover", "export", "evaluate", "report")
+STAGES = (
+    "vocabulary", "text", "plan", "database", "search", "stitch", "refit", "recover", "export", "evaluate", "report",
+)  # fmt: skip
 
 
 def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> StageResults:
@@ -35,10 +40,12 @@ def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> 
     """
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)
+    vocabulary = vocabulary_stage(run)
     if run.recipe.rounds:
         run = last_round(run, run_stages)
     results = StageResults()
     steps: dict[str, Callable[[], object]] = {
+        "vocabulary": lambda: vocabulary,
         "text": lambda: text_stage(run),
         "plan": lambda: plan_stage(run),
         "database": lambda: database_stage(run, results.text),

@@ -39,13 +39,22 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     for number, share in enumerate(recipe.rounds[:-1]):
         run.reporter.say(f"round {number + 1} of {len(recipe.rounds)}: keep {share:.0%} of the original")
         folder = run.folder / FOLDER / str(number + 1)
-        one = Run(_of_a_round(recipe, model, share * dense / kept, part, number), folder, run.reporter)
+        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part, number), folder)
         run_stages(one, "export")
         model = str(folder / "model")
         kept = block_parameters(Checkpoint.open(Path(model)))
     number = len(recipe.rounds) - 1
     run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
-    return Run(_of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder, run.reporter)
+    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder)
+
+
+def _round(run: Run, recipe: Recipe, folder: Path) -> Run:
+    """The run of one round, with the dense models of the whole run."""
+    one = Run(recipe, folder, run.reporter)
+    one.teacher = run.teacher
+    if recipe.model == run.recipe.model:
+        one.checkpoint = run.checkpoint
+    return one
 
 
 def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: int) -> Recipe:
@@ -53,6 +62,7 @@ def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: in
     recovery = recipe.recovery
     changes = {
         "rounds": (),
+        "vocabulary": None,
         "model": model,
         "teacher": recipe.teacher or recipe.model,
         "budget": recipe.budget.model_copy(update={"keep": keep}),

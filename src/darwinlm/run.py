@@ -23,7 +23,7 @@ from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
 MARKER = "darwinlm.json"
-OF_SWEEP = frozenset({"source", "text", "latency", "saliency", "database"})
+OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
 """Stages shared by runs with different budgets."""
 
 
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The dense model, opened on first access."""
+        """The dense model, opened on first access; the stage `vocabulary` replaces it by one with fewer tokens."""
         assert self.recipe.model is not None
         return self._resolved(self.recipe.model, "source", "model")
 
@@ -194,7 +194,7 @@ class Run:
         if stage.parent.is_dir() and not any(stage.parent.iterdir()):
             stage.parent.rmdir()
         folder = stage.parent.parent
-        if all(path.name == MARKER or is_ours(path.name) for path in folder.iterdir()):
+        if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
             (folder / MARKER).unlink()  # the folder itself is removed with its lock
 
 
@@ -206,5 +206,5 @@ def _check_output(folder: Path) -> None:
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("made_by") != "darwinlm":
             raise ArtifactError(f"{marker} isn't ours: choose another output folder")
-    elif folder.exists() and not all(is_ours(path.name) for path in folder.iterdir()):
+    elif folder.exists() and not all(map(is_ours, folder.iterdir())):
         raise ArtifactError(f"{folder} holds something else: choose a new or empty output folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -94,6 +95,14 @@ def test_a_vocabulary_that_does_not_fit_the_weights(prune, model_copy):
 def test_a_vocabulary_that_is_too_small_for_the_tokenizer(prune, tmp_path):
     model = tiny_checkpoint(tmp_path / "small", vocab_size=100)
     prune(model=model).refused("vocabulary ends at 99", "belongs to another model")
+
+
+def test_evaluate_and_chat_with_a_tokenizer_of_another_model(command, tmp_path, tiny_text_file, monkeypatch):
+    model = tiny_checkpoint(tmp_path / "small", vocab_size=100)
+    words = ("--text", tiny_text_file, "--tokens", 1024, "--sequence-length", 32)
+    command("evaluate", model, *words).refused("vocabulary ends at 99", "belongs to another model")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the river\n"))
+    command("chat", model, "--max-tokens", 8).refused("vocabulary ends at 99", "belongs to another model")
 
 
 def test_code_of_its_own_without_permission(prune, model_copy, tmp_path):

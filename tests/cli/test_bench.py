@@ -104,3 +104,9 @@ def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(EngineError, match="can't load"), EngineProcess("torch", tmp_path / "nothing"):
         pass
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("darwinlm.bench.run_bench", None)
+    command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")

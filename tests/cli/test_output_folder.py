@@ -58,6 +58,17 @@ def test_what_a_kill_at_the_start_leaves_is_no_obstacle(prune, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["darwinlm.json", "stages"]
 
 
+def test_what_a_kill_at_the_start_of_a_sweep_leaves_is_no_obstacle(prune, tmp_path):
+    (tmp_path / "out" / "keep-80").mkdir(parents=True)
+    (tmp_path / "out" / "keep-80" / ".lock").write_text("")
+    assert prune("--keep", "80%,60%", "--until", "plan").code == 0
+
+
+def test_a_refused_sweep_leaves_no_folder(prune, tmp_path):
+    prune("--keep", "80%,60%", "--set", "text.sequence_length=512").refused("text.sequence_length")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_runs_in_one_folder(prune, tmp_path):
     """The second is refused as long as the first one lives, and changes nothing."""
     assert prune("--until", "plan").code == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.tiny.benchmarks import tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
@@ -49,6 +50,8 @@ class Given:
         finished: the output folder of a run.
         zeros: a model that another tool pruned.
         gguf: a dense model as a GGUF file.
+        benchmarks: local files of benchmark tasks.
+        scores: a saved evaluation.
     """
 
     folder: Path
@@ -74,6 +77,14 @@ class Given:
         return self.folder / "model.gguf"
 
     @property
+    def benchmarks(self) -> Path:
+        return self.folder / "benchmarks"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
     def before(self) -> Path:
         """What lies where commands write, in a folder for each of them; a folder that isn't there is an empty one."""
         return self.folder / "before"
@@ -85,12 +96,15 @@ def begin(given: Given) -> None:
     tiny_checkpoint(given.model, num_hidden_layers=2)
     tiny_text(given.text)
     plain_checkpoint(given.zeros, "llama", num_hidden_layers=2)
+    tiny_benchmarks(given.benchmarks)
 
 
 def preparations(given: Given) -> list[list[object]]:
     """Commands that make the rest of it."""
+    evaluated = ["evaluate", given.zeros, "--text", given.text, "--tokens", "64", "--sequence-length", "32"]
     return [
         ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *_sets(SETTINGS)],
+        [*evaluated, "--out", given.scores],
         ["export", given.zeros, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
         ["export", given.zeros, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
         ["export", given.zeros, "--to", "hf", "--out", given.before / "export over a folder" / "dense"],
@@ -150,6 +164,15 @@ COMMANDS: dict[str, Words] = {
         "evaluate", given.finished, "--text", given.text, "--against", given.model, "--tokens", "64",
         "--sequence-length", "32", "--out", out / "scores.json", "--markdown", out / "scores.md",
     ],
+    "evaluate tasks": lambda given, out: [
+        "evaluate", given.zeros, "--suite", "piqa,boolq,sciq", "--data-dir", given.benchmarks, "--limit", "2",
+        "--out", out / "scores.json",
+    ],
+    "scores": lambda given, out: ["scores", given.scores, "--markdown", out / "table.md"],
+    "bench": lambda given, out: [
+        "bench", given.zeros, "--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", "--out", out / "speed.json"
+    ],
+    "inspect": lambda given, out: ["inspect", given.finished, "--html", out / "sizes.html"],
     "plan": lambda given, out: ["plan", given.model, "--keep", "50%", "--out", out / "plan.json"],
     "push, without uploading": lambda given, out: ["push", given.finished, "me/half", "--dry-run"],
 }  # fmt: skip

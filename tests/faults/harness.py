@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tests.faults.commands import COMMANDS, Given, begin, preparations
 from tests.faults.operations import Watched, watch
 
 SEED = 0
-MEASURED = re.compile(r".*seconds|.*tokens_per_second(_runs)?|reused|resumed|files")
+MEASURED = re.compile(r".*seconds|.*tokens_per_second(_runs)?|median|low|high|runs|peak_memory|reused|resumed|files")
 """Fields of JSON files that two runs of a command need not have in common; `files` holds digests of such files."""
 UNMEASURED = (".safetensors", ".gguf", ".bin", ".py", ".txt")
 """Endings of files that two runs of a command write byte for byte alike."""
@@ -217,6 +218,17 @@ def spread(rooms: list[int], count: int) -> list[int]:
     return dealt
 
 
+def chosen(operations: list[str], places: list[int], count: int, rng: random.Random) -> list[int]:
+    """Seeded places among those given. A first one of every operation on every name comes before any second one."""
+    met: Counter[str] = Counter()
+    ranked = []
+    for at in rng.sample(places, len(places)):
+        kind = re.sub(r"\d+", "", operations[at])
+        ranked.append((met[kind], at))
+        met[kind] += 1
+    return sorted(at for _, at in sorted(ranked, key=lambda pair: pair[0])[:count])
+
+
 def main(folder: Path, kills: int, disks: int, names: list[str]) -> int:
     """Run so many cases, spread over the commands, and every command on a read-only disk. Returns how many went wrong.
 
@@ -235,8 +247,9 @@ def main(folder: Path, kills: int, disks: int, names: list[str]) -> int:
     print(f"{sum(len(case.operations) for case in cases)} operations of {len(cases)} commands")
     wrong = 0
     for case, fills, killed, filled in zip(cases, filling, *shares, strict=True):
-        tried = [(at, None, case.killed(at)) for at in sorted(rng.sample(range(len(case.operations)), killed))]
-        for number, at in enumerate(sorted(rng.sample(fills, filled))):
+        every = list(range(len(case.operations)))
+        tried = [(at, None, case.killed(at)) for at in chosen(case.operations, every, killed, rng)]
+        for number, at in enumerate(chosen(case.operations, fills, filled, rng)):
             error = FULL[number % len(FULL)]
             tried.append((at, error, case.refused(at, error)))
         if fills and disks:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 WHOLE = os.environ.get("KILLS") == "all"
-KILLS, DISKS = (320, 64) if WHOLE else (20, 10)
-PART = ["prune", "recover with a cache", "export over a folder", "import over a folder", "evaluate"]
+KILLS, DISKS = (400, 100) if WHOLE else (20, 10)
+PART = ["prune", "recover with a cache", "export over a folder", "import over a folder", "evaluate", "inspect"]
 
 
 @pytest.mark.timeout(7200 if WHOLE else 300)

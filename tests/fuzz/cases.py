@@ -9,52 +9,29 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
+from tests.fuzz.case import ANY, DEEP, REFUSED, Case, alone, copied
 from tests.fuzz.gguf_bytes import array, gguf_file, key, plain_keys, plain_tensors, string
+from tests.fuzz.model_cases import configs, indexes, json_files, tokenizers, unusable_tokenizers, weights
 
-REFUSED, ANY = "refused", "any"
-HUGE = (0, -1, 2**20, 2**31, 2**40, 2**63, 10**30)
-ODD = ("four", "", None, True, [], {}, [1, 2], 1.5, float("nan"), float("inf"), "9" * 5000)
-DEEP = "[" * 5000 + "]" * 5000
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One hostile input.
-
-    Attributes:
-        name: unique, for people.
-        reader: which reader meets it; see `readers.READERS`.
-        write: puts the files into a folder; gets the folder of a whole tiny model.
-        outcome: `REFUSED` or `ANY`.
-    """
-
-    name: str
-    reader: str
-    write: Callable[[Path, Path], None]
-    outcome: str = REFUSED
 
 
 def corpus(seed: int = 0) -> list[Case]:
     """All cases, in the same order every time."""
     rng = random.Random(seed)
     made = [
-        *_configs(),
-        *_json_files(),
-        *_indexes(),
-        *_tokenizers(),
-        *_weights(),
+        *configs(),
+        *json_files(),
+        *indexes(),
+        *tokenizers(),
+        *unusable_tokenizers(),
+        *weights(),
         *_ggufs(),
         *_recipes(),
         *_texts(),
@@ -65,265 +42,6 @@ def corpus(seed: int = 0) -> list[Case]:
     names = [case.name for case in made]
     assert len(set(names)) == len(names), "names are unique"
     return made
-
-
-# ---------------------------------------------------------------------------------------------------------- helpers
-
-
-def copied(model: Path, folder: Path) -> None:
-    """The whole tiny model in `folder`; files that a case changes are written anew, never in place."""
-    for path in model.iterdir():
-        (folder / path.name).unlink(missing_ok=True)
-        shutil.copy(path, folder / path.name)
-
-
-def changed(name: str, **fields: Any) -> Callable[[Path, Path], None]:
-    """A model one of whose JSON files has other fields."""
-
-    def write(folder: Path, model: Path) -> None:
-        copied(model, folder)
-        tree = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-        (folder / name).write_text(json.dumps(tree | fields))
-
-    return write
-
-
-def replaced(name: str, content: bytes | str) -> Callable[[Path, Path], None]:
-    """A model one of whose files has other bytes."""
-
-    def write(folder: Path, model: Path) -> None:
-        copied(model, folder)
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return write
-
-
-def alone(name: str, content: bytes | str | Callable[[], bytes]) -> Callable[[Path, Path], None]:
-    """A single file; what is large is made only when the case is met."""
-
-    def write(folder: Path, _: Path) -> None:
-        made = content() if callable(content) else content
-        (folder / name).write_bytes(made.encode() if isinstance(made, str) else made)
-
-    return write
-
-
-# ------------------------------------------------------------------------------------------------------------- models
-
-
-def _configs() -> Iterator[Case]:
-    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    for reader in ("model", "plan"):
-        for field in (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-            for value in HUGE:
-                may = (field == "num_key_value_heads" and value == 0) or (
-                    field in ("max_position_embeddings", "hidden_size", "intermediate_size", "vocab_size")
-                    and value == 2**20
-                )
-                yield Case(
-                    f"{reader}: {field} is {value}",
-                    reader,
-                    changed("config.json", **{field: value}),
-                    ANY if may else REFUSED,
-                )
-            for number, value in enumerate(ODD):
-                outcome = REFUSED if field in sizes and value is not None else ANY
-                name = f"{reader}: {field} is odd {number}"
-                yield Case(name, reader, changed("config.json", **{field: value}), outcome)
-    for field, value in (
-        ("dtype", -1),
-        ("dtype", "float8_e4m3fn"),
-        ("dtype", "int8"),
-        ("dtype", ["float32"]),
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
-        ("quantization_config", {"quant_method": "fp8"}),
-        ("quantization_config", {"quant_method": "x" * 5000}),
-        ("quantization_config", []),
-        ("per_layer_config", {"0": {"num_attention_heads": "four"}}),
-        ("per_layer_config", {"five": {}}),
-        ("per_layer_config", {"1000000000": {}}),
-        ("per_layer_config", []),
-        ("per_layer_config", {"0": []}),
-        ("per_layer_config", {"0": {"skip": "attention"}}),
-        ("per_layer_config", {"0": {"query_groups": "abc"}}),
-        ("model_type", 5),
-        ("model_type", ["llama"]),
-        ("model_type", "x" * 5000),
-        ("num_hidden_layers", 3),
-        ("num_hidden_layers", 5),
-        ("bos_token_id", 10**30),
-        ("rope_theta", float("nan")),
-    ):
-        yield Case(f"model: {field} is {str(value)[:40]}", "model", changed("config.json", **{field: value}))
-    for field, value in (
-        ("hidden_act", "nothing"),
-        ("hidden_act", 5),
-        ("rms_norm_eps", "small"),
-        ("rope_parameters", []),
-        ("rope_parameters", {"rope_type": "nothing"}),
-        ("rope_scaling", "linear"),
-        ("attn_implementation", "flash_attention_2"),
-        ("architectures", "LlamaForCausalLM"),
-        ("architectures", 7),
-        ("tie_word_embeddings", "yes"),
-        ("auto_map", "x"),
-        ("layer_types", ["nothing"] * 4),
-        ("torch_dtype", "bfloat16"),
-        ("transformers_version", 5),
-        ("pad_token_id", 10**9),
-    ):
-        yield Case(f"model: {field} may be {str(value)[:40]}", "model", changed("config.json", **{field: value}), ANY)
-    for value in ([], 5, "beam", None, {"num_beams": 10**30}):
-        write = replaced("generation_config.json", json.dumps(value))
-        yield Case(f"model: generation_config is {str(value)[:20]}", "model", write)
-    yield Case("model: an adapter", "model", replaced("adapter_config.json", "{}"))
-    for name, auto in (
-        ("config.json", {"AutoConfig": "code.Mine"}),
-        ("tokenizer_config.json", {"AutoTokenizer": ["code.T", None]}),
-    ):
-        fields = {"auto_map": auto} | ({"model_type": "mine"} if name == "config.json" else {"tokenizer_class": "Mine"})
-        yield Case(
-            f"model: code of its own in {name}", "model", _with_code(name, fields), ANY if "tok" in name else REFUSED
-        )
-
-
-def _with_code(name: str, fields: dict[str, Any]) -> Callable[[Path, Path], None]:
-    def write(folder: Path, model: Path) -> None:
-        changed(name, **fields)(folder, model)
-        (folder / "code.py").write_text(f"open({str(folder / 'RAN')!r}, 'w').close()\n")
-
-    return write
-
-
-def _json_files() -> Iterator[Case]:
-    contents = {
-        "empty": "",
-        "open": "{",
-        "list": "[]",
-        "null": "null",
-        "number": "5",
-        "word": '"x"',
-        "deep": DEEP,
-        "deep mapping": '{"a":' * 5000 + "1" + "}" * 5000,
-        "not UTF-8": b"\xff\xfe\x00{",
-        "zero bytes": b"\0" * 1000,
-        "long number": '{"a": ' + "9" * 100_000 + "}",
-        "tail": "{} {}",
-    }
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        for what, content in contents.items():
-            yield Case(f"model: {name} is {what}", "model", replaced(name, content))
-    for name in ("special_tokens_map.json", "added_tokens.json", "vocab.json"):
-        for what in ("open", "list", "deep", "not UTF-8"):
-            yield Case(f"model: {name} is {what}", "model", replaced(name, contents[what]))
-
-
-def _indexes() -> Iterator[Case]:
-    maps: dict[str, Any] = {
-        "list": [],
-        "empty": {},
-        "numbers": {"a": 5},
-        "outside": {"a": "../model.safetensors"},
-        "absolute": {"a": "/etc/passwd"},
-        "dot": {"a": "."},
-        "zero byte": {"a": "a\0b"},
-        "long": {"a": "x" * 5000},
-        "missing": {"a": "model-00001-of-00002.safetensors"},
-        "mapping": {"a": {"b": 1}},
-        "layer 10^9": {"model.layers.1000000000.mlp.up_proj.weight": "model.safetensors"},
-    }
-    for name, value in maps.items():
-        for wrapped in (True, False):
-            tree = {"weight_map": value} if wrapped else value
-            write = replaced("model.safetensors.index.json", json.dumps(tree))
-            yield Case(f"model: an index that is {name} {wrapped}", "model", write)
-    for name, content in (("deep", DEEP), ("empty file", ""), ("not UTF-8", b"\xff")):
-        yield Case(f"model: an index that is {name}", "model", replaced("model.safetensors.index.json", content))
-
-
-def _tokenizers() -> Iterator[Case]:
-    def added(**token: Any) -> Callable[[Path, Path], None]:
-        def write(folder: Path, model: Path) -> None:
-            copied(model, folder)
-            tree = json.loads((folder / "tokenizer.json").read_text())
-            whole = {"id": 299, "content": "<x>", "single_word": False, "lstrip": False, "rstrip": False}
-            tree["added_tokens"].append({**whole, "normalized": False, "special": True, **token})
-            (folder / "tokenizer.json").write_text(json.dumps(tree))
-
-        return write
-
-    for number in (-1, 10**9, 2**31, 2**40, 10**30, "five", None, 1.5, True, []):
-        yield Case(f"model: an added token with the id {number}", "model", added(id=number))
-
-    def vocabulary(value: Any) -> Callable[[Path, Path], None]:
-        def write(folder: Path, model: Path) -> None:
-            copied(model, folder)
-            tree = json.loads((folder / "tokenizer.json").read_text())
-            tree["model"]["vocab"] |= {"odd": value}
-            (folder / "tokenizer.json").write_text(json.dumps(tree))
-
-        return write
-
-    for number in (-1, 10**9, 2**32, 10**30, "five", None, 1.5, []):
-        yield Case(f"model: a token with the id {number}", "model", vocabulary(number))
-    for field in ("model", "added_tokens", "pre_tokenizer", "decoder", "normalizer", "post_processor"):
-        for value in (None, [], {}, "x", 5, {"type": "nothing"}, {"type": "Sequence", "pretokenizers": [5]}):
-            write = changed("tokenizer.json", **{field: value})
-            yield Case(f"model: tokenizer.{field} is {value}", "model", write, ANY)
-    for key_ in ("1000000000", "-1", "x", "9" * 50):
-        write = changed("tokenizer_config.json", added_tokens_decoder={key_: {"content": "<x>"}})
-        yield Case(f"model: added_tokens_decoder has {key_[:12]}", "model", write)
-
-
-def _weights() -> Iterator[Case]:
-    def edited(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path, Path], None]:
-        def write(folder: Path, model: Path) -> None:
-            copied(model, folder)
-            tensors = load_file(folder / "model.safetensors")
-            change(tensors)
-            (folder / "model.safetensors").unlink()
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-        return write
-
-    name = "model.layers.1.self_attn.q_proj.weight"
-    edits: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
-        "missing": lambda t: t.pop(name),
-        "renamed": lambda t: t.__setitem__("model.layers.1.self_attn.query.weight", t.pop(name)),
-        "all missing": lambda t: [t.pop(key) for key in list(t) if key.startswith("model.layers.2.")],
-        "more": lambda t: t.__setitem__("model.layers.1.self_attn.q_proj.bias", np.zeros(48, np.float32)),
-        "another block": lambda t: t.__setitem__("model.layers.7.mlp.up_proj.weight", np.zeros((4, 4), np.float32)),
-        "block 10^9": lambda t: t.__setitem__("model.layers.1000000000.mlp.up_proj.weight", np.zeros(4, np.float32)),
-        "int8": lambda t: t.__setitem__(name, t[name].astype(np.int8)),
-        "int32": lambda t: t.__setitem__(name, t[name].astype(np.int32)),
-        "uint8": lambda t: t.__setitem__(name, t[name].astype(np.uint8)),
-        "bool": lambda t: t.__setitem__(name, t[name] > 0),
-        "flat": lambda t: t.__setitem__(name, t[name].reshape(-1)),
-        "scalar": lambda t: t.__setitem__(name, np.array(1.0, np.float32)),
-        "no rows": lambda t: t.__setitem__(name, t[name][:0]),
-        "half": lambda t: t.__setitem__(name, t[name][:24]),
-        "NaN in an unused embedding row": lambda t: t["model.embed_tokens.weight"].__setitem__((299, 3), np.nan),
-        "infinity in the head": lambda t: t["lm_head.weight"].__setitem__((299, 3), np.inf),
-        "nothing": lambda t: t.clear(),
-    }
-    for what, change in edits.items():
-        yield Case(f"model: weights: {what}", "model", edited(change))
-    for size in (0, 7, 8, 9, 100):
-        yield Case(f"model: {size} bytes of weights", "model", replaced("model.safetensors", b"\xff" * size))
-    for claimed in (0, 1, 2**31, 2**40, 2**63, 2**64 - 1):
-        body = claimed.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' + b"\0" * 4
-        yield Case(f"model: a safetensors header of {claimed}", "model", replaced("model.safetensors", body))
-    for shape, offsets in (([2**40], [0, 4]), ([1], [0, 2**40]), ([1], [4, 0]), ([-1], [0, 4]), ([2**63, 2], [0, 4])):
-        header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
-        body = len(header).to_bytes(8, "little") + header + b"\0" * 4
-        yield Case(f"model: a tensor {shape} at {offsets}", "model", replaced("model.safetensors", body))
-
-    def pickle(folder: Path, model: Path) -> None:
-        copied(model, folder)
-        (folder / "model.safetensors").unlink()
-        (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch RAN'\ntR.")
-
-    yield Case("model: a pickle instead of weights", "model", pickle)
 
 
 # --------------------------------------------------------------------------------------------------------------- GGUF
@@ -500,7 +218,7 @@ def _artifacts() -> Iterator[Case]:
 
 
 def _imports() -> Iterator[Case]:
-    for case in (*_configs(), *_weights()):
+    for case in (*configs(), *weights()):
         odd = any(word in case.name for word in ("NaN", "infinity", "num_hidden_layers", "more", "odd", "is 0"))
         fields = any(
             word in case.name for word in ("num_", "_size", "head_dim", "max_", "may be", "auto_map", "code of")
@@ -539,6 +257,31 @@ def _mutations(rng: random.Random) -> Iterator[Case]:
     for number in range(40):
         content = _damage(line, random.Random(rng.randrange(2**32)))
         yield Case(f"text: damage {number}", "text", alone("text.jsonl", content), ANY)
+    for name, table in _tables().items():
+        for number in range(40):
+            content = _damage(table, random.Random(rng.randrange(2**32)))
+            ending = name.partition(" ")[0]
+            yield Case(f"text: damage {number} of {name}", "text", alone(f"text.{ending}", content), ANY)
+
+
+def _tables() -> dict[str, bytes]:
+    """Small tables by their endings, and how they are written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": [f"document {number} with words" for number in range(50)]})
+    found = {}
+    for kind, new in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        for compression in (None, "zstd"):
+            sink = pa.BufferOutputStream()
+            with new(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+                writer.write_table(table)
+            found[f"arrow {kind} {compression}"] = sink.getvalue().to_pybytes()
+    for compression in ("none", "zstd"):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression=compression)
+        found[f"parquet {compression}"] = sink.getvalue().to_pybytes()
+    return found
 
 
 def _damage(data: bytes, rng: random.Random) -> bytes:

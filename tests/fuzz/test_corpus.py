@@ -16,7 +16,8 @@ import pytest
 
 from darwinlm.errors import DarwinLMError
 from darwinlm.limits import MESSAGE, shorten
-from tests.fuzz.cases import REFUSED, Case, corpus
+from tests.fuzz.case import REFUSED, Case
+from tests.fuzz.cases import corpus
 from tests.fuzz.readers import READERS
 
 SECONDS, MEMORY = 2.0, 600 << 20

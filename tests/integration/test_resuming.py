@@ -229,7 +229,7 @@ def test_another_model_starts_afresh(copied, tiny_folder, make_run):
 
 def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
     made = run_stages(make_run(tiny_llama, tmp_path / "out"), "search")
-    assert list(vars(made)) == ["text", "plan", "database", "search"]
+    assert list(vars(made)) == ["vocabulary", "text", "plan", "database", "search"]
     assert not (tmp_path / "out" / "model").exists()
     summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report").report
     assert [name for name, reused in stages_done(summary).items() if reused] == list(STAGES[:5])

@@ -113,7 +113,7 @@ def test_columns_of_another_database() -> None:
 
 def test_unknown_last_stage(command: Command, tiny_llama: Path) -> None:
     ended = command("prune", tiny_llama, "--until", "serach")
-    ended.refused("--until serach: there is no such stage; the stages are text, plan, database")
+    ended.refused("--until serach: there is no such stage; the stages are vocabulary, text, plan")
 
 
 def test_levels_are_shares() -> None:

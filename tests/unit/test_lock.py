@@ -179,3 +179,12 @@ def test_a_folder_that_was_moved_aside_comes_back_unless_its_successor_stands(tm
         hold(folder.parent if hold is hold_folder else folder).release()
         assert (folder / "which").read_text() == ("new" if stands else "old")
         assert not old.exists()
+
+
+def test_what_a_run_may_have_left_at_its_start(tmp_path):
+    for name in (lock.LOCK, ".darwinlm.json.12.tmp", "keep-80/.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert all(map(lock.is_ours, tmp_path.iterdir()))
+    (tmp_path / "keep-80" / "thesis.txt").write_text("")
+    assert not lock.is_ours(tmp_path / "keep-80")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import sys
 from types import ModuleType
 
@@ -20,11 +21,11 @@ def json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_arrow(path, rows, *, stream):
+def write_arrow(path, rows, *, stream, compression=None):
     pa = pytest.importorskip("pyarrow")
     table = pa.Table.from_pylist(rows)
-    new = pa.ipc.new_stream if stream else pa.ipc.new_file
-    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+    new, how = pa.ipc.new_stream if stream else pa.ipc.new_file, pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, options=how) as writer:
         writer.write_table(table, max_chunksize=2)
     return path
 
@@ -90,9 +91,19 @@ def test_parquet(tmp_path):
     assert read(write_parquet(tmp_path / "a.parquet", ROWS)) == TEXTS
 
 
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_arrow_stream_and_file(tmp_path, stream):
-    assert read(write_arrow(tmp_path / "a.arrow", ROWS, stream=stream)) == TEXTS
+def test_arrow_stream_and_file(tmp_path, stream, compression):
+    assert read(write_arrow(tmp_path / "a.arrow", ROWS, stream=stream, compression=compression)) == TEXTS
+
+
+def test_arrow_with_a_dictionary(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"text": pa.array(TEXTS).dictionary_encode()})
+    how = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=how) as writer:
+        writer.write_table(table)
+    assert read(tmp_path / "a.arrow") == TEXTS
 
 
 @pytest.mark.parametrize("field", ["text", "passage", "page", "content"])
@@ -276,6 +287,30 @@ def test_table_cut_off(tmp_path):
     path = write_arrow(tmp_path / "a.arrow", ROWS, stream=True)
     path.write_bytes(path.read_bytes()[:-200])
     assert "the file is damaged or isn't Arrow" in message(path)
+
+
+def test_arrow_file_cut_between_its_batches(tmp_path):
+    """What is left of it is a whole stream."""
+    path = write_arrow(tmp_path / "a.arrow", ROWS, stream=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"\xff\xff\xff\xff\0\0\0\0") + 8])
+    assert "the file is cut off at byte" in message(path)
+
+
+def test_arrow_offset_beyond_the_file(tmp_path):
+    """pyarrow would read from there and end the process."""
+    path = write_arrow(tmp_path / "a.arrow", [{"text": "eleven word"}] * 2, stream=True)
+    offsets = struct.pack("<3i", 0, 11, 22)
+    assert offsets in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(offsets, struct.pack("<3i", 0, 11, 2**31 - 1)))
+    assert "the file is damaged or isn't Arrow" in message(path)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_that_unpacks_to_far_more_than_text_does(tmp_path, stream):
+    path = write_arrow(tmp_path / "a.arrow", [{"text": "a" * (70 << 20)}], stream=stream, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+    assert "unpacks to more than 200 times its size" in message(path)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

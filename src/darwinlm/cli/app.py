@@ -173,6 +173,14 @@ LatencyOption = Annotated[
         "--latency", help="Time of one request on this machine: 30ms.", show_default=False, rich_help_panel=_BUDGET
     ),
 ]
+VocabOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vocab",
+        help="Tokens to keep, as a share or a number: 50% or 24k. The budget counts the smaller embedding.",
+        show_default="all",
+    ),
+]
 TimeOption = Annotated[
     str | None,
     typer.Option("--time", help="Time limit of the search: 30m. The best model so far is kept.", show_default=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,25 +43,25 @@ def bench(
     from darwinlm.bench import run_bench
     from darwinlm.lock import hold_target
 
-    report = run_bench(
-        model,
-        against,
-        engine=engine,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        runs=runs,
-        threads=threads,
-        dtype=dtype,
-        quantisation=quant,
-        allow_remote_code=allow_remote_code,
-        say=(lambda message: None) if as_json else terminal.say,
-    )
-    if as_json:
-        terminal.print_json(report.as_dict())
-    else:
-        _show(terminal.console(), report)
-    if out is not None:
-        with hold_target(out):
+    with hold_target(out) if out is not None else nullcontext():
+        report = run_bench(
+            model,
+            against,
+            engine=engine,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            runs=runs,
+            threads=threads,
+            dtype=dtype,
+            quantisation=quant,
+            allow_remote_code=allow_remote_code,
+            say=(lambda message: None) if as_json else terminal.say,
+        )
+        if as_json:
+            terminal.print_json(report.as_dict())
+        else:
+            _show(terminal.console(), report)
+        if out is not None:
             write_json(out, report.as_dict())
 
 

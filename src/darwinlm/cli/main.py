@@ -112,7 +112,8 @@ def _advice(error: DeviceMemoryError) -> str:
     device = dataclasses.replace(find_device("h100"), name=str(error.run.device))  # only its memory counts
     if error.run.device.type == "cuda":
         device = dataclasses.replace(device, memory=float(torch.cuda.mem_get_info(error.run.device)[1]))
-    return advice(Sizes(error.run.checkpoint, error.run.recipe, parallel.size()), error.stage, device)
+    recipe = error.run.recipe.model_copy(update={"vocabulary": None})  # the run's model has the smaller one
+    return advice(Sizes(error.run.checkpoint, recipe, parallel.size()), error.stage, device)
 
 
 def _errors() -> Console:

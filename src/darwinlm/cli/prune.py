@@ -24,6 +24,7 @@ from darwinlm.cli.app import (
     StageOption,
     TextOption,
     TimeOption,
+    VocabOption,
     command,
 )
 
@@ -33,6 +34,7 @@ from darwinlm.cli.app import (
     "darwinlm prune HuggingFaceTB/SmolLM2-135M-Instruct --keep 50% --out runs/half",
     "darwinlm prune MODEL --params 2.7B --text TEXT --out runs/small",
     "darwinlm prune MODEL --keep 75%,50%,35% --text TEXT --out runs/sizes",
+    "darwinlm prune MODEL --params 80M --vocab 50% --text TEXT --out runs/vocab",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
 )
 def prune(
@@ -43,6 +45,7 @@ def prune(
     size: BytesOption = None,
     speedup: SpeedupOption = None,
     latency: LatencyOption = None,
+    vocab: VocabOption = None,
     time: TimeOption = None,
     preset: PresetOption = None,
     ready_for: ForOption = None,
@@ -62,7 +65,7 @@ def prune(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
     overrides: dict[str, Any] = {
-        **options(model=model, **budget, time=time, preset=preset, text=text, ready_for=ready_for),
+        **options(model=model, **budget, vocab=vocab, time=time, preset=preset, text=text, ready_for=ready_for),
         "database.folder": str(database) if database else None,
         "allow_remote_code": allow_remote_code or None,
     }

@@ -29,6 +29,7 @@ from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.search import search_stage
 from darwinlm.stages.stitch import Stitched, stitch_stage
 from darwinlm.stages.text import text_stage
+from darwinlm.stages.vocabulary import vocabulary_stage
 from darwinlm.surgery.stitch import block_parameters, stitch
 
 Row = dict[str, Any]
@@ -69,6 +70,7 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
     """
     if comparison.suite is not None:
         harness.check_suite(parse_suite(comparison.suite), comparison.data_dir)
+    vocabulary_stage(run)
     runs = {name: variant_run(run, name, source) for name, source in comparison.variants}
     for row in comparison.all_rows:
         row.check(runs.get(row.base, run).recipe)

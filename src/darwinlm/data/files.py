@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from darwinlm.data.arrow import unpacked_bytes
 from darwinlm.data.chat import CHAT_FIELD, chat_text
 from darwinlm.errors import DataError, MissingExtraError
 from darwinlm.limits import shorten
@@ -40,10 +42,11 @@ BLANK_LINES = 10**6
 """Maximum number of consecutive blank lines."""
 FREE_BYTES, RATIO = 1 << 26, 200
 """Maximum unpacked size of a compressed file: this number of bytes, or this multiple of its size (text: about 3)."""
-COLUMN_BYTES = 1 << 32
-"""Maximum unpacked size of a column in one row group of a Parquet file."""
 
-_ROWS_PER_BATCH = 256
+_ROWS_PER_BATCH = 8
+"""Rows that are unpacked at once; a dictionary may repeat a long text in all of them."""
+_ARROW_FILE = b"ARROW1"
+_BOMB = f"{{}}: the file unpacks to more than {RATIO} times its size, as text never does. Give the text itself."
 
 
 @dataclass
@@ -157,10 +160,7 @@ def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
 
 def _check_unpacked(path: Path, handle: IO[bytes], most: int) -> None:
     if path.name.lower().endswith(".gz") and handle.tell() > most:
-        raise DataError(
-            f"{path}: the file unpacks to more than {RATIO} times its size, as text never does. "
-            "Give the text itself, or pack it again."
-        )
+        raise DataError(_BOMB.format(path))
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -253,7 +253,7 @@ def _read_arrow(
             for values in zip(*columns, strict=True):
                 row += 1
                 yield text_of(values, names, f"{path}, row {row}", tokenizer)
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, struct.error) as error:
         kind = "Parquet" if is_parquet else "Arrow"
         reason = shorten(error, 200)
         raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
@@ -263,17 +263,8 @@ def _parquet_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str,
     """Yield (names of the text columns, a batch of the values of each); other columns aren't read."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with pq.ParquetFile(path, pre_buffer=False) as table:
         names = text_fields(table.schema_arrow.names, field, str(path))
-        for group in range(table.metadata.num_row_groups):
-            row = table.metadata.row_group(group)
-            for column in map(row.column, range(row.num_columns)):
-                name = column.path_in_schema.partition(".")[0]
-                if name in names and column.total_uncompressed_size > COLUMN_BYTES:
-                    raise DataError(
-                        f"{path}: the column {name} takes {column.total_uncompressed_size:,} bytes in a row group, "
-                        f"more than {COLUMN_BYTES:,}. Write it again in smaller row groups."
-                    )
         for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(names)):
             yield names, [batch.column(name).to_pylist() for name in names]
 
@@ -283,22 +274,25 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
-        try:
-            reader = pa.ipc.open_stream(mapped)
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            table = pa.ipc.open_file(mapped)
-            batches = (table.get_batch(index) for index in range(table.num_record_batches))
-            schema = table.schema
-        else:
-            batches = iter(reader)
-            schema = reader.schema
+        start = 8 if mapped.read(len(_ARROW_FILE)) == _ARROW_FILE else 0  # a file is a stream between two marks
+        mapped.seek(max(mapped.size() - len(_ARROW_FILE), 0))
+        if start and mapped.read() != _ARROW_FILE:
+            raise DataError(f"{path}: the file is cut off at byte {mapped.size():,}. Write or download it again.")
+        mapped.seek(start)
+        most = max(FREE_BYTES, RATIO * path.stat().st_size)
+        if any(unpacked_bytes(message) > most for message in pa.ipc.MessageReader.open_stream(mapped)):
+            raise DataError(_BOMB.format(path))
+        mapped.seek(start)
+        reader = pa.ipc.open_stream(mapped)
+        schema = reader.schema
         names = text_fields(schema.names, field, str(path))
         places = [schema.get_field_index(name) for name in names]
-        for batch in batches:
+        for batch in reader:
+            columns = [batch.column(place) for place in places]
+            for column in columns:
+                column.validate(full=True)  # else an offset beyond the file ends the process
             for start in range(0, batch.num_rows, _ROWS_PER_BATCH):
-                part = batch.slice(start, _ROWS_PER_BATCH)
-                yield names, [part.column(place).to_pylist() for place in places]
+                yield names, [column.slice(start, _ROWS_PER_BATCH).to_pylist() for column in columns]
 
 
 def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:

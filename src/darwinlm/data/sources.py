@@ -195,6 +195,41 @@ def read_documents(
     return _visible(documents, source, tally or Tally())
 
 
+def read_domains(
+    source: str, characters: int, *, shuffle: Shuffle | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Iterator[tuple[str, str]]:
+    """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
+
+    Args:
+        source: Source in the syntax at the top of this module.
+        characters: Length of text after which reading ends; files get equal parts of it.
+        shuffle: As in `read_documents`.
+        tokenizer: As in `read_documents`.
+
+    Raises:
+        DataError, MissingExtraError: As in `read_documents`.
+    """
+    parsed = parse_source(source)
+    if isinstance(parsed, HubSource):
+        parts = [(parsed.name, read_documents(source, shuffle=shuffle, tokenizer=tokenizer))]
+    else:
+        files, tally = parsed.files(), Tally()
+        parts = [
+            (
+                path.name.removesuffix(extension_of(path) or ""),
+                _visible(read_files([path], parsed.field, shuffle, tokenizer), str(path), tally),
+            )
+            for path in files
+        ]
+    for name, documents in parts:
+        left = characters // len(parts)
+        for document in documents:
+            yield name, document
+            left -= len(document)
+            if left <= 0:
+                break
+
+
 def _visible(documents: Iterator[str], source: str, tally: Tally) -> Iterator[str]:
     """Yield documents with a visible character. Raises DataError if there is none."""
     found = False

@@ -25,7 +25,7 @@ from darwinlm.evaluation.looking_back import (
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.summary import Table
-from darwinlm.evaluation.text import TextScore, check_same_vocabulary, measure_text, pack
+from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.lock import hold_target
 
 
@@ -236,12 +236,14 @@ def _texts(
     against = None
     if request.against is not None:
         dense = open_model(request.against, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
-        check_same_vocabulary(opened, dense)
-        against = models[f"{dense.source} (dense)"] = dense.model
+        cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
+        against = models[f"{dense.source} (dense{cut})"] = dense.model
     packed = {
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts
     }
+    for tokens in packed.values():
+        opened.check_tokens(tokens)
     longest = longest_sequence(opened.model.config)
     if packed and longest is not None and request.sequence_length > longest:
         raise RecipeError(

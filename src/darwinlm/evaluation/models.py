@@ -33,6 +33,15 @@ class Opened:
         """Number of parameters; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    def check_tokens(self, tokens: torch.Tensor) -> None:
+        """Refuse tokens beyond the embedding's rows. Raises ModelError."""
+        largest, rows = int(tokens.max()), len(self.model.get_input_embeddings().weight)
+        if largest >= rows:
+            raise ModelError(
+                f"the tokenizer of {self.source} gives the token {largest}, but the model's vocabulary ends at "
+                f"{rows - 1}: it belongs to another model"
+            )
+
 
 def open_model(
     source: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", allow_remote_code: bool = False

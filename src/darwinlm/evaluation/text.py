@@ -12,6 +12,7 @@ from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.errors import DataError, ModelError
 from darwinlm.evaluation.quality import Quality, measure_quality
+from darwinlm.vocabulary.cut import cut_model, rows_in
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,30 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
     return blocks
 
 
-def check_same_vocabulary(model: Any, dense: Any) -> None:
-    """Refuse two models with different vocabularies. Raises ModelError."""
-    ours, theirs = model.tokenizer.get_vocab(), dense.tokenizer.get_vocab()
-    if ours != theirs:
+def share_vocabulary(model: Any, dense: Any) -> bool:
+    """Give a dense model the tokens of a smaller model, in memory.
+
+    Args:
+        model: The smaller model and its tokenizer; see `evaluation.models.Opened`.
+        dense: The dense one. If it has all tokens of the smaller model and more, its embedding and head are cut.
+
+    Returns:
+        Whether the dense model was cut.
+
+    Raises:
+        ModelError: The vocabularies have different tokens.
+    """
+    sizes = (int(each.model.get_input_embeddings().weight.shape[0]) for each in (model, dense))
+    rows = rows_in(model.tokenizer, dense.tokenizer, *sizes)
+    if rows is not None:
+        cut_model(dense.model, rows)
+        return True
+    if model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise ModelError(
             f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
             "must be the model from which the other was pruned"
         )
+    return False
 
 
 def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:

@@ -129,9 +129,17 @@ class Checkpoint:
         """Shape of every stored tensor, from the headers of the shards.
 
         Raises:
-            CheckpointError: A shard is damaged, or a tensor isn't floating-point.
+            CheckpointError: A shard is damaged or holds a tensor that the index doesn't assign to it, or a tensor isn't
+                floating-point.
         """
         shards = {shard: _tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        for shard, names in shards.items():
+            for name in names:
+                if self.shards.get(name) != shard and not is_buffer(name):  # transformers would read this one
+                    raise CheckpointError(
+                        f"{self.folder / shard} holds the tensor {shorten(name)}, but the index assigns it to "
+                        f"{self.shards.get(name, 'no file')}: fetch the model again"
+                    )
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
         weights = {name: kind for name, (kind, _) in stored.items() if not is_buffer(name)}
         check_types(weights, self.folder)

@@ -22,6 +22,8 @@ from darwinlm.limits import TOKENIZER_BYTES, load_json, shorten
 TOKENS = 1 << 22
 """Largest allowed token id."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
+"""Text that every tokenizer must take; some damaged ones only fail on text, without an error of ours."""
 LISTED = 3
 
 
@@ -107,6 +109,7 @@ def load_tokenizer(folder: Path | str, config: Any = None, *, allow_remote_code:
         more["config"] = config
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, **more)
+        tokenizer(PROBE)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -26,6 +26,7 @@ from darwinlm.search.problem.budget import Budget, resolve_budget
 from darwinlm.search.problem.cost import CostModel
 from darwinlm.search.problem.problem import counted_costs, space_of
 from darwinlm.stages.dtype import saved_dtype
+from darwinlm.vocabulary.choose import kept_size
 
 
 class Sizes:
@@ -41,13 +42,13 @@ class Sizes:
         shapes: Shapes of all modules.
         space: Modules and their levels.
         cut: Shapes of modules with several levels.
-        params: Number of parameters of the dense model; a tied embedding counts once.
+        params: Number of parameters of the dense model with the recipe's vocabulary; a tied embedding counts once.
         blocks: Number of parameters in its blocks.
         block: Number of parameters of the largest block.
         outside: Number of parameters outside its blocks: embedding, head, last norm.
         depth: Number of blocks.
         width: Residual width.
-        vocabulary: Size of the vocabulary.
+        vocabulary: Size of the vocabulary that the recipe keeps.
         linear_head: Whether logits are a linear function of the head's input (`search/evaluate/dense_side.py`).
         saved: Bytes of one saved weight; those of float32 if the configuration has no type.
         head: Operations of one token's logits.
@@ -61,12 +62,18 @@ class Sizes:
         self.space = space_of(recipe, checkpoint, self.shapes)
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
-        self.params = _parameters(self.skeleton)
+        config = checkpoint.config
+        self.width, rows = int(config.hidden_size), int(config.vocab_size)
+        self.vocabulary = kept_size(recipe.vocabulary or 1, rows)
+        self.params: int = sum(
+            parameter.numel() // rows * self.vocabulary
+            if parameter.shape[:1] == (rows,) and not name.startswith(f"{checkpoint.family.layers}.")
+            else parameter.numel()
+            for name, parameter in self.skeleton.named_parameters()
+        )
         self.blocks = self.space.params(self.space.dense)
         self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
-        config = checkpoint.config
-        self.width, self.vocabulary = int(config.hidden_size), int(config.vocab_size)
         self.linear_head = not getattr(config, "final_logit_softcapping", None)
         self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
         self.head = 2.0 * self.width * self.vocabulary

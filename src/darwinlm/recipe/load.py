@@ -25,6 +25,7 @@ OPTIONS: Mapping[str, str] = {
     "preset": "preset",
     "text": "text.source",
     "ready_for": "units.quantisation",
+    "vocab": "vocabulary",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 

@@ -66,6 +66,13 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     return float(number.replace(",", "").replace("_", "")) * units[unit]
 
 
+def parse_part(value: Any) -> Any:
+    """Read '50%' or 0.5 as the share 0.5, and '24k' or 24000 as the number 24000; at most 1 is a share."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return parse_share(value)
+    return parse_quantity(value, COUNTS, "50% or 24k")
+
+
 def _whole(value: Any) -> Any:
     return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
 
@@ -74,6 +81,7 @@ def _factor(value: Any) -> Any:
     return parse_quantity(value, {"": 1, "x": 1, "×": 1}, "2x")
 
 
+Part = Annotated[float, BeforeValidator(parse_part)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 Count = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
 ByteCount = Annotated[int, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
-from darwinlm.recipe.quantities import Share, parse_share
+from darwinlm.recipe.quantities import Part, Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
 
@@ -170,6 +170,9 @@ class Recipe(Section):
     """`paper`: the settings of DarwinLM, for fields that aren't given."""
     teacher: str | None = None
     """The original dense model, for distillation and for comparisons in the report; none uses `model`."""
+    vocabulary: Part | None = Field(None, gt=0)
+    """Tokens to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that `text.source` uses
+    most are kept, and other text takes more tokens. None keeps all."""
     rounds: tuple[Share, ...] = ()
     """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
     `budget.keep` is the last of them. The rounds share `recovery.tokens`."""

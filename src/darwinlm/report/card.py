@@ -43,6 +43,7 @@ def model_card(summary: Summary) -> str:
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
         f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
+        *(() if summary.vocabulary is None else (wording.vocabulary_words(summary.vocabulary),)),
         "## Loading it",
         _loading(summary),
         "## Method",

@@ -39,6 +39,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "columns": COLUMNS,
         "rows": comparison_rows(summary),
+        "vocabulary": _vocabulary(summary),
         "where": _where(summary),
         "looking_back": _looking_back(summary),
         "measured_on": wording.measured_on(summary),
@@ -92,6 +93,26 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
         if times:
             tiles.append((what, f"×{times}", f"{wording.rate(small)} tokens/s, dense {wording.rate(large)}"))
     return tiles
+
+
+def _vocabulary(summary: Summary) -> dict[str, Any] | None:
+    """What the smaller vocabulary cost, and the length of held-out text in it."""
+    vocabulary = summary.vocabulary
+    if vocabulary is None:
+        return None
+    rows = [
+        (
+            name,
+            f"{text.bytes:,}",
+            f"{text.dense_tokens / text.bytes:.3f}",
+            f"{text.tokens / text.bytes:.3f}",
+            f"{100 * (text.tokens / text.dense_tokens - 1):.1f} %",
+            wording.percent(text.affected, text.dense_tokens),
+        )
+        for name, text in vocabulary.domains.items()
+    ]
+    columns = ("held-out text", "bytes", "tokens per byte, all", "kept", "more tokens", "tokens affected")
+    return {"words": wording.vocabulary_words(vocabulary), "columns": columns, "rows": rows}
 
 
 def _where(summary: Summary) -> dict[str, Any] | None:

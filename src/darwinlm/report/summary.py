@@ -263,6 +263,50 @@ class RecoveryFigures(Extract):
     log: tuple[TrainingPoint, ...] = ()
 
 
+class SpellingFigures(Figures):
+    """Length of held-out text in two vocabularies; `affected` counts dense tokens that the smaller one lacks."""
+
+    bytes: int
+    dense_tokens: int
+    tokens: int
+    affected: int
+
+
+class VocabularyFigures(Figures):
+    """The smaller vocabulary; each `dense_` figure is of the whole one.
+
+    Attributes:
+        tokens: Number of tokens.
+        params: Parameters of the dense model.
+        domains: Length of held-out text, by file or data set.
+        bits_per_byte: Of the dense model on held-out text.
+        mass_lost: Mean of -log of the probability that the dense model gives to kept tokens, in nats per token.
+    """
+
+    tokens: int
+    dense_tokens: int
+    params: int
+    dense_params: int
+    domains: dict[str, SpellingFigures]
+    bits_per_byte: float
+    dense_bits_per_byte: float
+    mass_lost: float
+
+    @property
+    def longer(self) -> float:
+        """Share by which held-out text has more tokens."""
+        return _total(self, "tokens") / _total(self, "dense_tokens") - 1
+
+    @property
+    def affected(self) -> float:
+        """Share of held-out tokens that are no longer in the vocabulary."""
+        return _total(self, "affected") / _total(self, "dense_tokens")
+
+
+def _total(figures: VocabularyFigures, name: str) -> int:
+    return sum(getattr(domain, name) for domain in figures.domains.values())
+
+
 class PurposeFigures(Figures):
     """How much text served a purpose."""
 
@@ -333,6 +377,7 @@ class Summary(Figures):
         search: how sizes were chosen; None where that isn't known.
         refit: None where there was none, or none is known of.
         recovery: None where there was none.
+        vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         text: what served which purpose.
         stages: in order.
         export: the saved model.
@@ -354,6 +399,7 @@ class Summary(Figures):
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
     recovery: RecoveryFigures | None = None
+    vocabulary: VocabularyFigures | None = None
     text: TextFigures
     stages: tuple[StageFigures, ...] = ()
     export: ExportFigures

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, ModelKey, SearchFigures, Summary
+from darwinlm.report.summary import BlockFigures, ModelKey, SearchFigures, Summary, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
@@ -183,15 +183,49 @@ def headline(summary: Summary) -> str:
     if prompt and decode:
         parts.append(f"prompts read {prompt} times and text written {decode} times as fast")
     parts.append(f"{megabytes(final.bytes)} MB of weights instead of {megabytes(dense.bytes)} MB")
+    if summary.vocabulary is not None:
+        parts.append(f"{kept_tokens(summary.vocabulary)}, {more_tokens(summary.vocabulary)}")
     return ", ".join(parts) + "."
+
+
+def kept_tokens(vocabulary: VocabularyFigures) -> str:
+    """The size of a smaller vocabulary, in words."""
+    return f"{vocabulary.tokens:,} of {vocabulary.dense_tokens:,} tokens of the vocabulary kept"
+
+
+def more_tokens(vocabulary: VocabularyFigures) -> str:
+    """What a smaller vocabulary means for the length of text, in words."""
+    return f"held-out text spelt in {100 * vocabulary.longer:.1f} % more tokens"
+
+
+def vocabulary_words(vocabulary: VocabularyFigures) -> str:
+    """What a smaller vocabulary cost, and what the other figures are relative to."""
+    return (
+        f"{kept_tokens(vocabulary)}, {more_tokens(vocabulary)}: {100 * vocabulary.affected:.1f} % of its tokens are no "
+        "longer there and take several. Text whose tokens are all kept has the logits that it had. With all its "
+        f"blocks, the model needs {vocabulary.bits_per_byte:.3f} bits per byte of held-out text, and "
+        f"{vocabulary.dense_bits_per_byte:.3f} with all tokens, of which the kept ones had "
+        f"{100 * math.exp(-vocabulary.mass_lost):.1f} % of the probability (geometric mean). Perplexity, KL and speeds "
+        "are per token of the smaller vocabulary, and the dense model is measured with it, too: it has "
+        f"{count(vocabulary.params)} parameters, and {count(vocabulary.dense_params)} with all tokens."
+    )
 
 
 def title(summary: Summary) -> str:
     """The smaller model's name for people: the dense model's, and what is left of it."""
-    kept = 100 * summary.saved.block_params / summary.dense.block_params
+    vocabulary = summary.vocabulary
+    tokens = (
+        "" if vocabulary is None else f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary"
+    )
+    share = _share(summary.saved.block_params, summary.dense.block_params)
+    return f"{plain_name(summary.model)} with {share} of its block parameters{tokens}"
+
+
+def _share(part: float, whole: float) -> str:
+    """A share in words: half, 37 %."""
+    kept = 100 * part / whole
     shares = {75: "three quarters", 50: "half", 25: "a quarter"}
-    share = next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.0f} %")
-    return f"{plain_name(summary.model)} with {share} of its block parameters"
+    return next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.0f} %")
 
 
 def plain_name(source: str) -> str:

@@ -95,6 +95,7 @@ def prune(
     bytes: int | str | None = None,
     speedup: float | str | None = None,
     latency: str | None = None,
+    vocab: float | str | None = None,
     time: float | str | None = None,
     ready_for: str | None = None,
     text: str | None = None,
@@ -115,6 +116,7 @@ def prune(
         bytes: Bytes of its weights and KV cache, 4_000_000_000 or "4GB".
         speedup: Speed relative to the dense model on this machine, 2 or "2x".
         latency: Time of a request on this machine, with a unit: "30ms".
+        vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
         time: Time limit of the search, in minutes or as "90s" or "1h"; it then returns the best result so far.
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         text: Source of the text; overrides the recipe's.
@@ -127,7 +129,9 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
-    resolved = _resolve(recipe, assignments, options(model=model, **size, time=time, ready_for=ready_for, text=text))
+    resolved = _resolve(
+        recipe, assignments, options(model=model, **size, vocab=vocab, time=time, ready_for=ready_for, text=text)
+    )
     run = Run(resolved, Path(out), reporter or Reporter())
     summary = run_stages(run, "report").report
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)

@@ -22,6 +22,7 @@ from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
 from darwinlm.stages.text import Texts, text_stage
+from darwinlm.stages.vocabulary import with_vocabulary_of
 from darwinlm.surgery.stitch import as_dtype
 
 BARE_PURPOSES = ("validation", "evaluation")
@@ -75,6 +76,7 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     student = Checkpoint.open(small, allow_remote_code=resolved.allow_remote_code)
     run = Run(resolved, Path(out), reporter or Reporter())
+    run.checkpoint = with_vocabulary_of(run, run.checkpoint, student)
     check_recovery(run, (student, student.tokenizer()))
     texts = text_stage(run) if of_a_run else text_stage(run, BARE_PURPOSES)
     recovered = recover_model(
@@ -133,6 +135,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         search=made.search if made is not None else None,
         refit=made.refit if made is not None else None,
         recovery=RecoveryFigures.model_validate(recovered.record),
+        vocabulary=made.vocabulary if made is not None else None,
         text=text_figures(run, texts),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
         export=export_figures(Exported(target, dtype, is_custom(saved.config), saved.digest)),

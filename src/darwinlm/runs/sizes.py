@@ -14,6 +14,7 @@ from darwinlm.database.finished import describe, find_database, read_curves
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.lock import hold_target
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
 from darwinlm.report.sizes import Described, sizes_page
@@ -42,7 +43,13 @@ def write_sizes(folder: Path, out: Path) -> int:
         ArtifactError: There is no finished database, it predicts no losses, or the plan beside it is missing, damaged
             or of another model.
         StorageError: The page can't be written.
+        BusyError: Another process writes the page.
     """
+    with hold_target(out):
+        return _written(folder, out)
+
+
+def _written(folder: Path, out: Path) -> int:
     stage = find_database(folder)
     plan = _plan(stage, folder)
     checkpoint, units, outside = _model(plan)

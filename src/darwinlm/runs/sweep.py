@@ -41,15 +41,15 @@ def prune_sweep(
         DarwinLMError: As in `darwinlm.prune`.
         RecipeError: The recipes differ in more than their bound, or two are the same.
     """
-    folder, reporter = Path(out), reporter or Reporter()
+    folder = Path(out)
     ordered = _ordered(recipes)
-    Run(ordered[0], folder, reporter)  # refuses a foreign folder
+    whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
     summaries: list[tuple[str, Summary]] = []
     neighbour = None
     for recipe in ordered:
         name = member_name(recipe.budget)
-        reporter.say(name)
-        results = run_stages(Run(recipe, folder / name, reporter, shared=folder), until, neighbour=neighbour)
+        whole.reporter.say(name)
+        results = run_stages(Run(recipe, folder / name, whole.reporter, shared=folder), until, neighbour=neighbour)
         if STAGES.index(until) >= STAGES.index("search"):
             neighbour = results.search.allocation
         if until == "report":

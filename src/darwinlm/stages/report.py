@@ -91,6 +91,7 @@ def summarise(run: Run, results: StageResults) -> Summary:
         search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
+        vocabulary=results.vocabulary,
         text=text_figures(run, results.text),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
         export=export_figures(results.export),

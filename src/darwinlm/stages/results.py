@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from darwinlm.report.summary import ModelFigures, ModelKey, Summary
+from darwinlm.report.summary import ModelFigures, ModelKey, Summary, VocabularyFigures
 from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported
@@ -20,6 +20,7 @@ class StageResults:
     """Result of each stage, by its name; a field exists once its stage has run.
 
     Attributes:
+        vocabulary: Figures of the smaller vocabulary; None if all tokens are kept.
         text: Blocks of tokens by purpose.
         plan: Space, costs and budget.
         database: Pruned modules.
@@ -32,6 +33,7 @@ class StageResults:
         report: Summary.
     """
 
+    vocabulary: VocabularyFigures | None = field(init=False)
     text: Texts = field(init=False)
     plan: Problem = field(init=False)
     database: PruningDatabase = field(init=False)

@@ -22,6 +22,7 @@ from darwinlm.data.packing import added_bos
 from darwinlm.data.sources import LocalSource, parse_source
 from darwinlm.data.splits import TextTooShortError, shares_within
 from darwinlm.errors import DataError, RecipeError
+from darwinlm.recipe import Recipe
 from darwinlm.run import Run
 
 if TYPE_CHECKING:
@@ -40,27 +41,17 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
         DataError: The text is missing, empty, unreadable, too short, or belongs to a benchmark.
         RecipeError: No text is given, or its blocks are longer than the model allows.
     """
-    settings = run.recipe.text
-    if not settings.source:
-        raise RecipeError("text.source: no text is given; name a file, a folder, or hf:owner/name")
+    settings, source = run.recipe.text, given_source(run)
     longest = getattr(run.checkpoint.config, "max_position_embeddings", None)
     if longest and settings.sequence_length > longest:
         raise RecipeError(
             f"text.sequence_length is {settings.sequence_length}, but {run.checkpoint.source} allows {longest} tokens"
         )
-    check_not_evaluation_text(settings.source, allow_benchmark_text=settings.allow_benchmark_text)
-    shares = {
-        "calibration": settings.calibration_tokens,
-        "fitness": settings.fitness_tokens,
-        "validation": settings.validation_tokens,
-        "evaluation": settings.evaluation_tokens,
-    }
-    if run.recipe.search.training_needed:
-        shares["training"] = run.recipe.search.training_needed
-    shares = {purpose: tokens for purpose, tokens in shares.items() if purpose in purposes}
+    check_not_evaluation_text(source, allow_benchmark_text=settings.allow_benchmark_text)
+    shares = {purpose: tokens for purpose, tokens in shares_of(run.recipe).items() if purpose in purposes}
     tokenizer = run.checkpoint.tokenizer()
     key = {
-        "source": fingerprint(settings.source),
+        "source": fingerprint(source),
         "tokenizer": _tokenizer_digest(tokenizer),
         "shares": shares,
         "sequence_length": settings.sequence_length,
@@ -74,7 +65,7 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
     with run.stage("text", key, "text") as (stage, work):
         if work:
             tally = Tally()
-            blocks = _split(run, settings.source, shares, tokenizer, tally)
+            blocks = _split(run, source, shares, tokenizer, tally)
             assert_disjoint(blocks)
             if (left_out := tally.words()) is not None:
                 run.reporter.say(f"text: {left_out}")
@@ -96,6 +87,25 @@ def text_stage(run: Run, purposes: tuple[str, ...] = PURPOSES) -> Texts:
             f"{vocabulary - 1}: it belongs to another model"
         )
     return texts
+
+
+def given_source(run: Run) -> str:
+    """Source of the run's text. Raises RecipeError if there is none."""
+    if not run.recipe.text.source:
+        raise RecipeError("text.source: no text is given; name a file, a folder, or hf:owner/name")
+    return run.recipe.text.source
+
+
+def shares_of(recipe: Recipe) -> dict[str, int]:
+    """Number of tokens for each purpose."""
+    settings, training = recipe.text, recipe.search.training_needed
+    shares = {
+        "calibration": settings.calibration_tokens,
+        "fitness": settings.fitness_tokens,
+        "validation": settings.validation_tokens,
+        "evaluation": settings.evaluation_tokens,
+    }
+    return {**shares, "training": training} if training else shares
 
 
 def _split(

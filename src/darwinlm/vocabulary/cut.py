@@ -1,0 +1,155 @@
+"""Embedding, head and settings of a model with fewer tokens. Weights are copied, so logits of kept tokens are the same.
+
+Letters: v tokens, m residual width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from darwinlm.artifact import write_json, write_tensors
+from darwinlm.errors import CheckpointError, ModelError
+from darwinlm.families.checkpoint import INDEX, Checkpoint
+from darwinlm.families.origin import GENERATION, RECORD, carry, origin_of
+from darwinlm.limits import load_json
+
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""Files that a tokenizer keeps beside tokenizer.json; all others hold the whole vocabulary."""
+FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens")
+WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias", "forced_decoder_ids")
+
+
+def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> None:
+    """Write a model with fewer tokens, without a tokenizer; one shard is in memory at a time.
+
+    Args:
+        checkpoint: The model.
+        rows: Old number of every new token, [v].
+        folder: Target folder; an older one is replaced.
+
+    Raises:
+        CheckpointError: Its files are damaged, or name words by numbers of tokens that can't be kept.
+        StorageError: The disk is full.
+    """
+    family, index = checkpoint.family, torch.tensor(rows)
+    names = (f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias")
+    cut = {part for name in names if name in checkpoint.tensors for part in checkpoint.tensors[name].flat()}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    new = {old: number for number, old in enumerate(rows)}
+    config = _settings(checkpoint.folder / "config.json", new)
+    write_json(folder / "config.json", {**config, "vocab_size": len(rows)})
+    carry(checkpoint.folder, folder)
+    if (folder / GENERATION).is_file():
+        write_json(folder / GENERATION, _settings(checkpoint.folder / GENERATION, new))
+    write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
+    for shard in sorted(set(checkpoint.shards.values())):
+        try:
+            tensors = load_file(checkpoint.folder / shard)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint.folder / shard} is damaged ({error}): fetch the model again") from error
+        tensors |= {name: tensors[name].index_select(0, index) for name in cut & tensors.keys()}
+        write_tensors(folder / shard, tensors, {"format": "pt"})
+    if (checkpoint.folder / INDEX).is_file():
+        write_json(folder / INDEX, {"metadata": {}, "weight_map": checkpoint.shards})
+
+
+def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int], folder: Path) -> None:
+    """Write a tokenizer with another JSON, and its settings with the new numbers, into an existing folder.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    before = set(folder.iterdir())
+    tokenizer.save_pretrained(folder)
+    for path in set(folder.iterdir()) - before:
+        if path.is_file() and path.name not in TOKENIZER_FILES:
+            path.unlink()
+    write_json(folder / "tokenizer.json", tree)
+    path = folder / TOKENIZER_FILES[0]
+    new = {old: number for number, old in enumerate(rows)}
+    settings = _settings(path, new)
+    decoder = settings.get("added_tokens_decoder")
+    if decoder:
+        settings["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in decoder.items()}
+    write_json(path, settings)
+
+
+def _settings(path: Path, new: Mapping[int, int]) -> dict[str, Any]:
+    """A file of settings with the new numbers of its tokens.
+
+    Numbers without a token are removed.
+    """
+    settings: dict[str, Any] = load_json(path)
+    for name, value in settings.items():
+        if name in WORDS and value:
+            raise CheckpointError(
+                f"{path} sets {name}, whose tokens may not be in a smaller vocabulary: remove it, or leave out --vocab"
+            )
+        if name in FORBIDDEN or (isinstance(value, list) and name.endswith(("_token_id", "_token_ids"))):
+            settings[name] = value and [new[old] for old in value if old in new]
+        elif name.endswith("_token_id"):
+            settings[name] = new.get(value)
+    return settings
+
+
+def special_numbers(checkpoint: Checkpoint) -> set[int]:
+    """Numbers of tokens in the model's settings, which must be kept."""
+    numbers: set[int] = set()
+    for name in ("config.json", GENERATION):
+        path = checkpoint.folder / name
+        for field, value in (load_json(path) if path.is_file() else {}).items():
+            if field.endswith(("_token_id", "_token_ids")):
+                numbers |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+    return numbers
+
+
+def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[int] | None:
+    """Where the tokens of a model with a cut vocabulary stand in the model that it was cut from.
+
+    Args:
+        small: Tokenizer of the model with fewer tokens.
+        dense: Tokenizer of the other model.
+        small_size: Rows of the first model's embedding.
+        dense_size: Rows of the second one's.
+
+    Returns:
+        Number in `dense` of every token of `small`, [v]; None if `small` isn't cut, or has tokens that `dense` lacks.
+    """
+    ours, theirs = small.get_vocab(), dense.get_vocab()
+    if small_size >= dense_size or sorted(ours.values()) != list(range(small_size)) or not ours.keys() <= theirs.keys():
+        return None
+    return [theirs[token] for token in sorted(ours, key=ours.__getitem__)]
+
+
+@torch.no_grad()
+def cut_model(model: Any, rows: Sequence[int]) -> None:
+    """Cut embedding and head of a model in memory, [.., m] -> [v, m]."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    index = torch.tensor(rows, device=embedding.weight.device)
+    for module in (embedding, head):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            kept = parameter.index_select(0, index.to(parameter.device))
+            module.register_parameter(name, torch.nn.Parameter(kept, requires_grad=False))
+    if tied:
+        head.weight = embedding.weight
+    embedding.num_embeddings, embedding.padding_idx = len(rows), None
+    head.out_features = model.config.vocab_size = len(rows)
+
+
+def check_whole(config: Any, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer with numbers beyond the embedding. Raises ModelError."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= int(config.vocab_size):
+        raise ModelError(
+            f"the tokenizer of {source} has the token {largest}, but the model's vocabulary ends at "
+            f"{int(config.vocab_size) - 1}: it belongs to another model"
+        )

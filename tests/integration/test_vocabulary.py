@@ -1,0 +1,209 @@
+"""A run with a smaller vocabulary: the same logits for kept tokens, and a model that every later command takes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from tests.integration.test_without_package import assert_same_as_here, loaded_elsewhere
+from tests.tiny.checkpoint import tiny_text
+from tests.tiny.llama_cpp import assert_same_as_transformers, exported
+from tests.tiny.pruned import ENGINE_SIZES
+from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from darwinlm.artifact import read_json
+from darwinlm.errors import DataError, RecipeError
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import run_stages
+from darwinlm.planning.model import Sizes
+from darwinlm.recipe import merge, parse_recipe
+from darwinlm.report.summary import VocabularyFigures, read_summary
+from darwinlm.stages.vocabulary import vocabulary_stage
+
+SIZE = 320
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A model with a head of its own. It is shared: don't write into it."""
+    return wordy_checkpoint(tmp_path_factory.mktemp("wordy") / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(dense, make_run, tmp_path_factory):
+    """A run with a budget for the whole model, embedding included. It is shared: don't write into it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    whole = sum(weight.numel() for weight in Checkpoint.open(dense).skeleton().parameters())
+    run = make_run(dense, out, f"vocabulary={SIZE}", f"budget.params={whole // 2}", keep=None)
+    run_stages(run, "report")
+    return out
+
+
+@pytest.mark.parametrize(("model_type", "kind"), [("gemma2", "BPE with bytes"), ("llama", "Unigram")])
+def test_logits_of_kept_tokens_are_the_same(tmp_path, make_run, model_type, kind):
+    folder = wordy_checkpoint(tmp_path / "dense", model_type, kind)
+    run = make_run(folder, tmp_path / "out", "vocabulary=75%")
+    figures = vocabulary_stage(run)
+    assert figures.tokens == run.checkpoint.config.vocab_size == 384
+    dense, small = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, run.checkpoint.folder))
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (folder, run.checkpoint.folder))
+    ids = after("the river, and a zebra over 12 bridges", return_tensors="pt")["input_ids"]
+    rows = torch.tensor(before.convert_tokens_to_ids(after.convert_ids_to_tokens(range(figures.tokens))))
+    with torch.no_grad():
+        expected = dense(rows[ids]).logits[..., rows]
+        torch.testing.assert_close(small(ids).logits, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(small(ids).logits.argmax(-1), expected.argmax(-1))
+    assert (dense.get_output_embeddings().weight[rows] == small.get_output_embeddings().weight).all()
+    assert small.config.tie_word_embeddings == dense.config.tie_word_embeddings
+
+
+def test_the_model_is_a_plain_one_with_fewer_tokens(dense, finished):
+    summary = read_summary(finished / "summary.json")
+    config, tokenizer = read_json(finished / "model" / "config.json"), AutoTokenizer.from_pretrained(finished / "model")
+    assert config["vocab_size"] == len(tokenizer) == SIZE
+    assert summary.budget.used <= summary.budget.upper
+    made = AutoModelForCausalLM.from_pretrained(finished / "model", trust_remote_code=True)
+    assert sum(weight.numel() for weight in made.parameters()) == summary.budget.used
+    assert summary.dense.params == summary.vocabulary.params < summary.vocabulary.dense_params
+    recipe = parse_recipe({"model": str(dense), "vocabulary": SIZE}, "here")
+    assert Sizes(Checkpoint.open(dense), recipe).params == summary.dense.params
+    end = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert end != TOKENS
+    assert read_json(finished / "model" / "generation_config.json")["eos_token_id"] == [2, end]
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(dense).chat_template
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_the_report_says_what_the_vocabulary_cost(finished):
+    summary = read_summary(finished / "summary.json")
+    figures = summary.vocabulary
+    assert figures.longer > 0.01
+    assert figures.affected > 0.01
+    assert figures.mass_lost > 0
+    assert figures.dense_bits_per_byte != figures.bits_per_byte
+    (text,) = figures.domains.values()
+    assert text.tokens / text.dense_tokens == pytest.approx(1 + figures.longer)
+    words = f"{SIZE} of {TOKENS + 1} tokens of the vocabulary kept"
+    for page in (finished / "report.html", finished / "model" / "README.md"):
+        assert words in page.read_text(encoding="utf-8")
+        assert "bits per byte" in page.read_text(encoding="utf-8")
+
+
+def test_a_finished_run_is_reused(dense, finished, make_run):
+    whole = sum(weight.numel() for weight in Checkpoint.open(dense).skeleton().parameters())
+    run = make_run(dense, finished, f"vocabulary={SIZE}", f"budget.params={whole // 2}", keep=None)
+    run_stages(run, "text")
+    assert [(stage["name"], stage["reused"]) for stage in run.timings] == [("vocabulary", True), ("text", True)]
+
+
+def test_it_loads_without_our_package(finished, tmp_path):
+    assert_same_as_here(loaded_elsewhere(finished / "model", tmp_path, custom=True), finished / "model")
+
+
+def test_llama_cpp_reads_the_smaller_vocabulary(tmp_path, make_run):
+    pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
+    sizes = {name: size for name, size in ENGINE_SIZES.items() if name != "vocab_size"}
+    run = make_run(wordy_checkpoint(tmp_path / "dense", **sizes), tmp_path / "out", "vocabulary=320")
+    vocabulary_stage(run)
+    report = exported(run.checkpoint.folder, tmp_path / "m.gguf", quantisation="f32")
+    assert report["details"]["tokenizer_agrees"]
+    assert_same_as_transformers(run.checkpoint.folder, tmp_path / "m.gguf", 1e-4)
+
+
+def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_file):
+    assert command("verify", finished).code == 0
+    shown = command("show", finished)
+    assert f"{SIZE} of {TOKENS + 1} tokens of the vocabulary kept" in shown.out
+    ended = command(
+        "evaluate", finished, "--against", dense, "--text", tiny_text_file, "--tokens", 256, "--sequence-length", 32,
+        "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    found = json.loads(ended.out)
+    assert found["texts"][0]["kl"] > 0
+    small = finished / "stages" / "vocabulary" / "model"
+    same = command(
+        "evaluate", small, "--against", dense, "--text", tiny_text_file, "--tokens", 256, "--sequence-length", 32,
+        "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert json.loads(same.out)["texts"][0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert "cut to the same tokens" in same.out
+    command("evaluate", dense, "--against", small, "--text", tiny_text_file).refused("different vocabularies")
+
+
+def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dense, finished, tmp_path, tiny_text_file):
+    out = tmp_path / "recovered"
+    ended = command("recover", finished, "--tokens", 512, "--out", out, "--set", "recovery.batch_tokens=256")
+    assert ended.code == 0, ended
+    summary = read_summary(out / "summary.json")
+    assert summary.dense.params == summary.vocabulary.params
+    assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
+
+
+def test_a_comparison_has_one_vocabulary(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
+    settings = [part for setting in (*tiny_run_settings, "vocabulary=320") for part in ("--set", setting)]
+    out = tmp_path / "compared"
+    ended = command("compare", dense, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings)
+    assert ended.code == 0, ended
+    rows = read_json(out / "comparison.json")["rows"]
+    assert {row["method"] for row in rows} == {"dense", "magnitude"}
+    figures = VocabularyFigures.model_validate(read_json(out / "stages" / "vocabulary" / "figures.json"))
+    assert rows[0]["params"] == figures.params
+
+
+def test_rounds_and_a_teacher_have_the_same_vocabulary(dense, tmp_path, make_run):
+    teacher = wordy_checkpoint(tmp_path / "teacher", hidden_size=96)
+    settings = ("vocabulary=320", f"teacher={teacher}", "rounds=[80%, 60%]", "refit.tokens=0")
+    summary = run_stages(make_run(dense, tmp_path / "out", *settings, keep=None), "report").report
+    assert summary.vocabulary.tokens == read_json(tmp_path / "out" / "model" / "config.json")["vocab_size"] == SIZE
+    assert summary.dense.params > summary.vocabulary.params
+    assert read_json(tmp_path / "out" / "rounds" / "1" / "model" / "config.json")["vocab_size"] == SIZE
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "message"),
+    [
+        ("500", RecipeError, f"500 tokens requested, but .* has {TOKENS + 1}: request fewer"),
+        ("10%", RecipeError, "64 tokens requested, but bytes, special tokens and the chat template need 2.. ?"),
+    ],
+)
+def test_impossible_sizes_are_refused(dense, tmp_path, make_run, wanted, error, message):
+    with pytest.raises(error, match=message):
+        vocabulary_stage(make_run(dense, tmp_path / "out", f"vocabulary={wanted}"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_text_is_refused(dense, tmp_path, make_run):
+    text = tiny_text(tmp_path / "text.txt", documents=1)
+    run = make_run(dense, tmp_path / "out", "vocabulary=320")
+    run.recipe = merge(run.recipe, (), {"text.source": str(text)})
+    with pytest.raises(DataError, match="too few documents to choose tokens"):
+        vocabulary_stage(run)
+    text.write_text("\n\n\n".join(map(str, range(40))))
+    with pytest.raises(DataError, match=r"has \d+ tokens, too few to choose 320 of"):
+        vocabulary_stage(run)
+
+
+def test_the_command_takes_a_share(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
+    settings = [part for setting in tiny_run_settings for part in ("--set", setting)]
+    out = tmp_path / "out"
+    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "vocabulary", *settings)
+    ended = command(*common, "--vocab", "70%")
+    assert ended.code == 0, ended
+    assert re.search(r"320 of 433 tokens kept; held-out text takes [\d.]+% more tokens", ended.out)
+    command(*common, "--vocab", "0").refused("vocabulary", "greater than 0")
+    command(*common, "--vocab", "5 apples").refused("vocabulary", "50% or 24k")
+
+
+def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
+    settings = [part for setting in tiny_run_settings for part in ("--set", setting)]
+    out = tmp_path / "out"
+    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *settings)
+    ended = command(*common, "--vocab", "320", "--keep", "75%,50%")
+    assert ended.code == 0, ended
+    assert ended.out.count("tokens kept") == 1
+    assert not (out / "keep-50" / "stages" / "vocabulary").exists()
+    assert read_json(out / "keep-50" / "stages" / "plan" / "key.json")["config"]["vocab_size"] == SIZE

@@ -1,0 +1,149 @@
+"""A smaller vocabulary: which tokens are chosen, and what the cut tokenizer makes of text."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+from tests.tiny.checkpoint import WORDS
+from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
+from tokenizers import Tokenizer, models
+
+from darwinlm.data.packing import token_ids
+from darwinlm.errors import CheckpointError, ModelError
+from darwinlm.evaluation.spelling import measure_spelling
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.vocabulary.choose import choose_tokens, kept_size
+from darwinlm.vocabulary.cut import cut_weights, rows_in, special_numbers
+from darwinlm.vocabulary.tokenizer import TokenizerTree
+
+TEXTS = (*WORDS, *OTHERS, "the river turns", "é 漢字 🙂", "12 zebras\n\trun", " two  spaces", "</s> ends <s>")
+
+
+def test_sizes_are_multiples_and_never_more_than_there_are():
+    assert kept_size(0.5, 1000) == 512
+    assert kept_size(321, 1000) == 384
+    assert kept_size(0.99, 1000) == 1000
+
+
+def closed_choice(tree, tokenizer, uses, size):
+    always = tree.indispensable(tokenizer)
+    return tree.ordered(choose_tokens(uses, always, {token: tree.path(token) for token in tree.tokens}, size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_words_whose_tokens_are_kept_are_split_as_before(kind, seed):
+    inner = KINDS[kind]()
+    tokenizer = fast(inner)
+    tree = TokenizerTree(tokenizer, "it")
+    rng = random.Random(seed)
+    uses = {token: rng.randrange(9) for token in tree.tokens}
+    size = len(tree.tokens) - 60
+    kept = closed_choice(tree, tokenizer, uses, size)
+    assert len(kept) == len(set(kept)) == size
+    assert all(set(tree.path(token)) <= set(kept) for token in kept if tree.path(token))
+    small = Tokenizer.from_str(json.dumps(tree.cut(kept)))
+    assert small.get_vocab() == {tree.tokens[old]: new for new, old in enumerate(kept)}
+    new = {old: number for number, old in enumerate(kept)}
+    same = longer = 0
+    for text in TEXTS:
+        before, after = inner.encode(text).ids, small.encode(text).ids
+        if new.keys() >= set(before):
+            assert [new[token] for token in before] == after, text
+            same += 1
+        else:
+            assert len(after) >= len(before)
+            longer += 1
+        assert small.decode(after) == inner.decode(before)
+    assert same > 5
+    assert longer > 5
+
+
+def test_merges_count_for_every_longer_token():
+    paths = {0: [0], 1: [1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [1, 1, 4], 5: None}
+    always = {0, 1}
+    assert choose_tokens({3: 2, 4: 3}, always, paths, 3) == {0, 1, 4}
+    assert choose_tokens({3: 2, 2: 2, 4: 3}, always, paths, 3) == {0, 1, 2}
+    assert choose_tokens({5: 9}, always, paths, 4) == {0, 1, 2, 3}
+    assert choose_tokens({}, always, paths, 9) == set(paths)
+
+
+def test_the_most_used_tokens_stay():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    tree = TokenizerTree(tokenizer, "it")
+    (word,) = tokenizer(" stone", add_special_tokens=False)["input_ids"]
+    (other,) = tokenizer(" jungle", add_special_tokens=False)["input_ids"]
+    always = tree.indispensable(tokenizer)
+    kept = closed_choice(tree, tokenizer, {word: 5, other: 1}, len(always | set(tree.path(word))))
+    assert word in kept
+    assert other not in kept
+
+
+def test_bytes_special_tokens_and_those_of_the_chat_template_always_stay():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    always = TokenizerTree(tokenizer, "it").indispensable(tokenizer)
+    assert {0, 1, 2, TOKENS, *tokenizer("zebra", add_special_tokens=False)["input_ids"]} <= always
+    assert not set(tokenizer(" jungle", add_special_tokens=False)["input_ids"]) <= always
+    fallback = fast(KINDS["BPE with bytes"]())
+    assert set(fallback.convert_tokens_to_ids(BYTES)) <= TokenizerTree(fallback, "it").indispensable(fallback)
+
+
+def test_other_tokenizers_are_refused():
+    with pytest.raises(ModelError, match=r"of it can't be cut: its tokenizer is of the type WordLevel.*--vocab"):
+        TokenizerTree(fast(Tokenizer(models.WordLevel({"a": 0}, "a"))), "it")
+    with pytest.raises(ModelError, match=r"has no tokenizer.json and can't be converted"):
+        TokenizerTree(SimpleNamespace(), "it")
+    marked = Tokenizer(models.BPE({"a": 0, "##b": 1}, [], continuing_subword_prefix="##"))
+    with pytest.raises(ModelError, match="marks the inner"):
+        TokenizerTree(fast(marked), "it")
+
+
+def test_numbers_in_settings_follow(tmp_path):
+    folder = wordy_checkpoint(tmp_path / "dense")
+    path = folder / "generation_config.json"
+    plain = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**plain, "suppress_tokens": [2, 300], "pad_token_id": 500, "eos_token_id": [2, TOKENS]})
+    )
+    dense = Checkpoint.open(folder)
+    assert special_numbers(dense) == {0, 1, 2, TOKENS, 500}
+    cut_weights(dense, [0, 2, TOKENS, 1], tmp_path / "small")
+    made = json.loads((tmp_path / "small" / "generation_config.json").read_text())
+    assert (made["suppress_tokens"], made["pad_token_id"], made["eos_token_id"]) == ([1], None, [1, 2])
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (4, 3, 1)
+    path.write_text(json.dumps({**plain, "bad_words_ids": [[3]]}))
+    with pytest.raises(CheckpointError, match=r"sets bad_words_ids.*--vocab"):
+        cut_weights(dense, [0, 1], tmp_path / "other")
+
+
+def test_rows_of_a_smaller_tokenizer():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    tree = TokenizerTree(tokenizer, "it")
+    kept = closed_choice(tree, tokenizer, {}, 320)
+    small = fast(Tokenizer.from_str(json.dumps(tree.cut(kept))))
+    assert rows_in(small, tokenizer, 320, 512) == kept
+    assert rows_in(small, tokenizer, 384, 512) is None
+    assert rows_in(tokenizer, small, 433, 512) is None
+    assert rows_in(tokenizer, tokenizer, 512, 512) is None
+    assert rows_in(tokenizer, tokenizer, 433, 512) == list(range(433))
+    assert rows_in(fast(KINDS["Unigram"]()), tokenizer, 469, 512) is None
+
+
+def test_a_tokenizer_that_disagrees_is_refused():
+    tokenizer = fast(KINDS["byte-level BPE"]())
+    tree = TokenizerTree(tokenizer, "it")
+    kept = closed_choice(tree, tokenizer, {}, 320)
+    cut = tree.cut(kept)
+    small = fast(Tokenizer.from_str(json.dumps(cut)))
+    spelling = measure_spelling(["a jungle", "the"], tokenizer, small, kept)
+    assert (spelling.bytes, spelling.dense_tokens) == (11, sum(map(len, token_ids(tokenizer, ["a jungle", "the"]))))
+    assert spelling.tokens > spelling.dense_tokens
+    with pytest.raises(CheckpointError, match="numbers other tokens"):
+        measure_spelling(["the"], tokenizer, small, [*kept[1:], kept[0]])
+    cut["model"]["merges"] = cut["model"]["merges"][1:]
+    with pytest.raises(CheckpointError, match=r"splits the text .* otherwise"):
+        measure_spelling(WORDS, tokenizer, fast(Tokenizer.from_str(json.dumps(cut))), kept)
