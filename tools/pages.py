@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
+"""Write the generated documentation: the recipe reference, the list of errors, and the table of model families.
 
     python tools/pages.py
 
@@ -23,7 +23,6 @@ from darwinlm.families.refusal import why_not
 from darwinlm.recipe import describe_fields
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
@@ -193,23 +192,10 @@ def families_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme() -> str:
-    """The README with its short table of families, in which families with equal support share a row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for family in families().values():
-        rows.setdefault((*parts_cut(family), gguf_when_layers_differ(family)), []).append(family.title)
-    table = ["| family | attention | MLP | experts | GGUF when layers differ |", "| --- | --- | --- | --- | --- |"]
-    for cells, titles in sorted(rows.items(), key=lambda row: (row[0][-1] != "yes", row[0])):
-        table.append(f"| {', '.join(sorted(titles, key=str.lower))} | {' | '.join(cells)} |")
-    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
-    return "\n".join([before + BEGIN, *table, END + rest.partition(END)[2]])
-
-
 PAGES = {
     "docs/recipe.md": recipe_page,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,
-    "README.md": readme,
 }
 
 

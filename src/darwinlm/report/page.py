@@ -53,6 +53,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "steps": next_steps(summary, ".", "../smaller", wording.hub_id(summary.model)),
         "text": _text(summary),
         "stages": _stages(summary),
+        "time_limit": wording.time_limit(summary),
         "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
         "custom_code": summary.export.custom_code,
         "dtype": summary.export.dtype,

@@ -358,6 +358,20 @@ class MachineFigures(Figures):
     compute_dtype: str | None = None
 
 
+class TimeFigures(Figures):
+    """A time limit.
+
+    Attributes:
+        limit: seconds allowed.
+        seconds: seconds used before the report.
+        shortened: what the limit lowered, in words.
+    """
+
+    limit: float
+    seconds: float
+    shortened: tuple[str, ...] = ()
+
+
 class Summary(Figures):
     """A finished run, or a finished recovery.
 
@@ -380,6 +394,7 @@ class Summary(Figures):
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         text: what served which purpose.
         stages: in order.
+        time: None where no limit was given.
         export: the saved model.
         machine: that it was measured on.
         recipe: the whole recipe.
@@ -402,6 +417,7 @@ class Summary(Figures):
     vocabulary: VocabularyFigures | None = None
     text: TextFigures
     stages: tuple[StageFigures, ...] = ()
+    time: TimeFigures | None = None
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
     recipe: dict[str, Any] = Field(default_factory=dict)

@@ -89,7 +89,7 @@ def amount(value: float, unit: str) -> str:
         return f"{megabytes(value)} MB"
     if unit == "nanoseconds":
         return f"{value / 1e6:,.4g} ms" if value < 1e9 else f"{value / 1e9:.4g} s"
-    return f"{value:,} {unit}"
+    return f"{value:,.0f} {unit}"
 
 
 def model_name(key: ModelKey, summary: Summary) -> str:
@@ -271,6 +271,15 @@ def machine_words(summary: Summary) -> str:
         parts.append(machine.compute_dtype)
     parts += [f"{name} {value}" for name in ("torch", "transformers") if (value := getattr(machine, name))]
     return ", ".join(parts) or "an unnamed machine"
+
+
+def time_limit(summary: Summary) -> str:
+    """What a time limit lowered, in a sentence; empty where there was no limit."""
+    if summary.time is None:
+        return ""
+    used = f"{duration(summary.time.seconds)} of {duration(summary.time.limit)} used"
+    lowered = "; ".join(summary.time.shortened)
+    return f"Time limit: {used}. " + (f"To keep it: {lowered}." if lowered else "Nothing had to be shortened.")
 
 
 def what_training_left(summary: Summary) -> str:

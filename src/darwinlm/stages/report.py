@@ -94,6 +94,7 @@ def summarise(run: Run, results: StageResults) -> Summary:
         vocabulary=results.vocabulary,
         text=text_figures(run, results.text),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        time=run.time,
         export=export_figures(results.export),
         machine=machine_figures(run),
         recipe=run.recipe.model_dump(mode="json"),
