@@ -232,7 +232,7 @@ def _blocks(summary: Summary) -> dict[str, Any] | None:
             cells += [(nats(loss), False) for loss in ((own.removed, own.halved) if own else (None, None))]
         rows.append((entry.block, cells))
     return {
-        "words": _allocation_words(allocation),
+        "words": _allocation_words(allocation) + wording.kept_whole(summary),
         "picture": [(label, Markup(svg)) for label, svg in block_rows(allocation, sensitivity)],  # noqa: S704
         "columns": columns,
         "rows": rows,

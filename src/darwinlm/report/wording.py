@@ -125,6 +125,16 @@ def hub_id(source: str | None) -> str | None:
     return None
 
 
+def kept_whole(summary: Summary) -> str:
+    """Sentences, each with a space before it, about what is never cut; empty if there is no such part."""
+    kept = f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
+    return kept + (
+        " Its parts around the language model are unchanged; the figures are of the language model alone."
+        if summary.export.whole
+        else ""
+    )
+
+
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
     """Count the attention and the MLP sub-layers that were there and aren't any more."""
     attention = sum(entry.heads == 0 < entry.dense_heads for entry in allocation)
@@ -297,13 +307,14 @@ def loading_code(summary: Summary) -> str:
     remote, plain = (
         (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
     )
+    auto = "AutoModelForImageTextToText" if summary.export.whole else "AutoModelForCausalLM"
     return "\n".join(
         [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
             f"folder = {_python_string(summary.export.folder)}",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
-            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{remote})',
+            f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
             f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
