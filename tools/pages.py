@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
+"""Write the generated documentation: the recipe reference, the list of errors, and the table of model families.
 
     python tools/pages.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING
@@ -22,21 +23,19 @@ from darwinlm.families.refusal import why_not
 from darwinlm.recipe import describe_fields
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- families -->", "<!-- end of families -->"
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = (
-    ("Qwen3.5, Qwen3-Next", "qwen3_5_text"),
-    ("Granite 4 (hybrid), Nemotron-H, Falcon-H1", "granitemoehybrid"),
-    ("LFM2", "lfm2"),
+    ("Nemotron-H, Falcon-H1", "nemotron_h"),
+    ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
     ("Gemma 3n, Gemma 4", "gemma4_text"),
     ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
-    ("Gemma 3 with images", "gemma3"),
+    ("PaliGemma", "paligemma"),
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
@@ -99,11 +98,22 @@ def gguf_when_layers_differ(family: Family) -> str:
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
     """Units that are cut in attention, MLP and experts."""
-    experts = family.mlp.experts
+    experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
+    if family.mixer is not None and attention != "kept":
+        attention += f"; {family.mixer.title} kept"
     if experts is None:
-        return ATTENTION[family.attention.cut], "channels", ""
+        return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
-    return ATTENTION[family.attention.cut], "channels of dense blocks" if experts.shared else "", units
+    return attention, "channels of dense blocks" if experts.shared else "", units
+
+
+def images_words(known: Iterable[Family]) -> list[str]:
+    """Model types with parts around the language model, and what becomes of them."""
+    types = sorted({f"`{name}`" for family in known for name in family.inside})
+    return [
+        f"Of models with images ({', '.join(types)}) the language model is pruned. The other parts",
+        "are carried along unchanged and don't count in the budget. `AutoModelForImageTextToText` loads the result.",
+    ]
 
 
 def _whole_parts() -> dict[str, list[Family]]:
@@ -144,12 +154,17 @@ def families_page() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        reasons.setdefault(str(why_not(CONFIG_MAPPING[name](), known)), []).append(title)
+        config = CONFIG_MAPPING[name]()
+        reason = known[name].refuses(config) if name in known else why_not(config, known)
+        reasons.setdefault(str(reason), []).append(title)
     lines += [
         "",
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
-        "attention is kept. The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
+        "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
+        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
+        "",
+        *images_words(known.values()),
         "",
         "## What isn't cut",
         "",
@@ -171,29 +186,16 @@ def families_page() -> str:
         "| --- | --- |",
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
-        "A family whose blocks are one attention followed by one MLP needs only a YAML file: see",
+        "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
         "[CONTRIBUTING](../CONTRIBUTING.md).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def readme() -> str:
-    """The README with its short table of families, in which families with equal support share a row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for family in families().values():
-        rows.setdefault((*parts_cut(family), gguf_when_layers_differ(family)), []).append(family.title)
-    table = ["| family | attention | MLP | experts | GGUF when layers differ |", "| --- | --- | --- | --- | --- |"]
-    for cells, titles in sorted(rows.items(), key=lambda row: (row[0][-1] != "yes", row[0])):
-        table.append(f"| {', '.join(sorted(titles, key=str.lower))} | {' | '.join(cells)} |")
-    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
-    return "\n".join([before + BEGIN, *table, END + rest.partition(END)[2]])
 
 
 PAGES = {
     "docs/recipe.md": recipe_page,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,
-    "README.md": readme,
 }
 
 

@@ -26,6 +26,7 @@ SIZES = (0.9, 0.75, 0.5)
 """Shares of the block parameters for loss predictions from the database, besides the present size."""
 
 QUICK: dict[str, Any] = {
+    "time": 4.2,
     "text.calibration_tokens": 8192,
     "text.fitness_tokens": 2048,
     "text.validation_tokens": 2048,
@@ -45,7 +46,8 @@ QUICK: dict[str, Any] = {
     "evaluation.copying_lists": 4,
     "budget.keep": 0.85,
 }
-"""Settings for two minutes of work on two cores (AVX-512). A refit gained nothing on so little text."""
+"""Settings for two minutes of work on two cores with AVX-512; the time limit lowers them on slower machines. A refit
+gained nothing on so little text."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.rounds import last_round
 from darwinlm.run import Run
 from darwinlm.search.problem.space import Allocation
@@ -30,14 +31,18 @@ STAGES = (
 )  # fmt: skip
 
 
-def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> StageResults:
+def run_stages(
+    run: Run, until: str, *, neighbour: Allocation | None = None, limit: TimeLimit | None = None
+) -> StageResults:
     """Run the stages in order up to `until`, and return their results.
 
     Args:
         run: The run.
         until: Name of the last stage.
         neighbour: Result at another budget with the same database; the search starts from it if it is better.
+        limit: Time limit that several runs share; None takes the recipe's, from now on.
     """
+    limit = limit or TimeLimit.of(run.recipe)
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):
         check_recovery(run)
     vocabulary = vocabulary_stage(run)
@@ -58,5 +63,7 @@ def run_stages(run: Run, until: str, *, neighbour: Allocation | None = None) -> 
         "report": lambda: report_stage(run, results),
     }
     for name in STAGES[: STAGES.index(until) + 1]:
+        if limit is not None:
+            limit.before(name, run, results)
         setattr(results, name, steps[name]())
     return results

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
 from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import TimeFigures
 
 MARKER = "darwinlm.json"
 OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
@@ -48,6 +51,8 @@ class Run:
         self.folder = folder
         self.shared = shared
         self.timings: list[dict[str, Any]] = []
+        self.time: TimeFigures | None = None
+        self.evaluation_ends: float | None = None
         parallel.init_from_environment()
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
         with parallel.agree():

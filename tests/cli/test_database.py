@@ -164,6 +164,17 @@ def test_a_database_that_is_not_finished(command, prune, copied, how):
     ended.refused(f"the database in {copied} isn't finished", "rerun the command that created it")
 
 
+@pytest.mark.parametrize(("columns", "shares"), [(100, 5), (80, 3), (40, 1)])
+def test_no_figure_is_cut_in_a_narrow_terminal(command, made, monkeypatch, columns, shares):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    ended = command("inspect", made)
+    assert ended.code == 0, ended.err
+    assert "…" not in ended.out
+    assert sum(f"{share}%" in ended.out.partition("KL at")[0] for share in (90, 75, 50, 25, 10)) == shares
+    assert all(len(line) <= columns for line in ended.out.splitlines())
+    assert ("KL at" in ended.out) == (columns > 40)
+
+
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
@@ -203,7 +214,12 @@ def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_
                 assert text.startswith(f"{count} of ") if count else text == "gone"
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert sizes[-1]["text"]["params"] == f"{model.num_parameters() / 1e3:.1f} k"
-    for words in ("one-shot pruning on calibration text", "They are too low", "0.65 was measured", "1,024 tokens of"):
+    for words in (
+        "one-shot pruning on text like",
+        "may be off by a fifth",
+        "within 17 % of nine runs",
+        "1,024 tokens of",
+    ):
         assert words in page.text
     assert str(made) not in (tmp_path / "sizes.html").read_text()
 

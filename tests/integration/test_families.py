@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
-from darwinlm.families.family import KINDS, families
+from darwinlm.families.family import families
 from darwinlm.pipeline import run_stages
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
@@ -63,7 +63,7 @@ def test_the_search_sees_what_is_stitched(whole):
 def test_norms_map_zero_to_zero(whole):
     """So that nothing is added where a sub-layer is gone and the norm after it stays."""
     model = whole.checkpoint.load(torch.float32)
-    for kind in KINDS:
+    for kind in whole.checkpoint.family.kinds:
         name = whole.checkpoint.family.module(kind).post_norm
         for block in model.model.layers if name else ():
             assert not getattr(block, name)(torch.zeros(1, 2, model.config.hidden_size)).any()

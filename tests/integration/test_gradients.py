@@ -12,7 +12,6 @@ from darwinlm.calibration.hidden import HiddenMemory
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS
 from darwinlm.pipeline import run_stages
 
 LENGTH = 24
@@ -23,7 +22,7 @@ def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[i
     model = checkpoint.load(torch.float32)
     outputs: dict[tuple[int, str], torch.Tensor] = {}
     for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
-        for kind in KINDS:
+        for kind in checkpoint.family.kinds:
             projection = output_projection(layer, checkpoint.family, kind)
             projection.weight.requires_grad_(True)
             projection.register_forward_hook(lambda _, __, out, key=(block, kind): outputs.__setitem__(key, out))

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import LLAMA
+from darwinlm.families.modeling_darwinlm import NAMES as PARTS
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
 
 
@@ -27,7 +28,9 @@ def test_removed_parts_hold_no_weights(plan, pruned):
     names = set(pruned.state_dict())
     family = family_of(pruned.config)
     for i, kept in enumerate(plan):
-        for part, there in ((family.attention, kept.heads), (family.mlp, kept.channels)):
+        mixer = family.mixer and f"model.layers.{i}.{family.mixer.name}.{family.mixer.output}.weight" in names
+        token_mixer = family.mixer if mixer else family.attention
+        for part, there in ((token_mixer, kept.heads), (family.mlp, kept.channels)):
             for module in (part.name, *part.norms):
                 assert any(name.startswith(f"model.layers.{i}.{module}.") for name in names) == bool(there)
         if not kept.heads and not kept.channels:
@@ -53,7 +56,8 @@ def test_save_and_load(pruned, tmp_path):
     name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
     assert stored[name] == pruned.config.head_dim
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
-    assert family_of(pruned.config).class_names == (*NAMES[pruned.config.model_type[9:]], "", LLAMA)[:4]
+    stated = NAMES[pruned.config.model_type[9:]]
+    assert family_of(pruned.config).class_names == (*stated, *("", LLAMA, PARTS)[len(stated) - 2 :])
 
 
 def test_built_on_the_meta_device_and_pickled(pruned):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, near, plan_for, tokens
+from tests.tiny.cutting import MIXED, PLANS, Kept, cut, logits, mixers, near, plan_for, tokens
 from tests.tiny.models import tiny_model
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -33,7 +33,9 @@ def test_layers_without_attention_cache_nothing_but_the_count(plan, pruned):
     name = "cache" if hasattr(pruned(tokens(1, 1)), "cache") else "past_key_values"
     logits(pruned, tokens(), **{name: cache})
     for i, (kept, layer) in enumerate(zip(plan, cache.layers, strict=True)):
-        if kept.heads:
+        if mixers(pruned.config.model_type)[i]:
+            assert not hasattr(layer, "keys")
+        elif kept.heads:
             assert layer.keys.shape[1] == (1 if hasattr(pruned.config, "kv_lora_rank") else kept.cached)
         elif layer.is_sliding or not any(type(other) is type(layer) for other in cache.layers[:i]):
             assert layer.keys.shape[1] == 1
@@ -59,6 +61,8 @@ def test_speculative_generation(pruned):
         DynamicLayer().crop(-1)
     except TypeError:
         pytest.skip("this transformers can't crop the cache of a layer that stores nothing")
+    if pruned._is_stateful:
+        pytest.skip("transformers doesn't crop the state of linear attention")
     ids = tokens(1, 12)
     options = {"max_new_tokens": 14, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(pruned.generate(ids, **options, prompt_lookup_num_tokens=3), pruned.generate(ids, **options))
@@ -82,7 +86,7 @@ def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(pruned):
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
     near(logits(model, ids), logits(pruned, ids))
-    used = {module.config._attn_implementation for module in model.modules() if hasattr(module, "o_proj")}
+    used = {module.config._attn_implementation for module in model.modules() if hasattr(module, "q_proj")}
     assert used == {"eager"}
     assert pruned.config._attn_implementation == "sdpa"
 
@@ -91,7 +95,9 @@ def test_intermediate_outputs(plan, pruned):
     model = copy.deepcopy(pruned)
     model.set_attn_implementation("eager")
     output = model(tokens(), output_attentions=True, output_hidden_states=True)
-    assert [weights.shape[1] for weights in output.attentions] == [len(kept.heads) for kept in plan if kept.heads]
+    attentions = [kept for kept, mixer in zip(plan, mixers(pruned.config.model_type), strict=True) if not mixer]
+    heads = [len(kept.heads) for kept in attentions if kept.heads]
+    assert [weights.shape[1] for weights in output.attentions] == heads
     assert len(output.hidden_states) == len(plan) + 1
     for i, kept in enumerate(plan):
         if not kept.heads and not kept.channels and i < len(plan) - 1:
@@ -157,11 +163,11 @@ def test_adapters_are_trained_saved_and_merged(odd, tmp_path):
     assert all("lora_" in name for name in trained)
     model.eval().save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(copy.deepcopy(odd), tmp_path).eval()
-    near(logits(again, ids), adapted)
+    near(logits(again, ids), adapted, atol=1e-3)
     if all(getattr(config, "query_groups", None) is None for config in odd.config.per_layer_config):
         merged = again.merge_and_unload()
         assert type(merged) is type(odd)
-        near(logits(merged, ids), adapted, atol=1e-4)
+        near(logits(merged, ids), adapted, atol=1e-3)
 
 
 @pytest.mark.parametrize("plan", PLANS)

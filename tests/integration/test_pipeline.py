@@ -20,7 +20,6 @@ from darwinlm.database.order import damp
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.decoder import Decoder
-from darwinlm.families.family import KINDS
 from darwinlm.pipeline import run_stages
 from darwinlm.run import Run
 from darwinlm.search.evaluate.fitness import Fitness
@@ -86,7 +85,7 @@ def test_the_database_is_direct_least_squares(whole):
     damping = whole.run.recipe.database.damping
     modules = {(module.block, module.kind): module for module in whole.reader.modules}
     for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
-        for kind in KINDS:
+        for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double(), damping)
             W = whole.reader.dense_weight(seen.block, kind).double()
             energy = float(((W @ H) * W).sum())
@@ -121,7 +120,7 @@ def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
     family = whole.checkpoint.family
     moments: dict[tuple[int, str], SecondMoment] = {}
     for block, layer in enumerate(model.get_submodule(family.layers)):
-        for kind in KINDS:
+        for kind in family.kinds:
             output = output_projection(layer, family, kind)
             assert output is not None
             moment = moments[block, kind] = SecondMoment(output.in_features)

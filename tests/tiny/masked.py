@@ -29,18 +29,36 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
             continue
         block = model.model.layers[module.block]
         if module.kind == "mlp":
-            _mask_mlp(block.mlp, kept.columns, kept.weight, kept.experts)
+            _mask_mlp(mlp_of(block), kept.columns, kept.weight, kept.experts)
         else:
             _mask_attention(block.self_attn, kept.columns, kept.weight, shape.head_dim, shape.groups * shape.heads)
     return model
 
 
+def mlp_of(block: nn.Module) -> Any:
+    """The MLP of a block."""
+    return next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
+
+
+def output_of(part: nn.Module) -> Any:
+    """The output projection of an attention or an MLP."""
+    names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
+    return next(getattr(part, name) for name in names if hasattr(part, name))
+
+
+def _with_gates(attention: nn.Module, query: set[int], head_dim: int) -> set[int]:
+    """Rows of queries, and in a projection of twice as many those of the gates: every other run of a head."""
+    if attention.q_proj.out_features == output_of(attention).in_features:
+        return query
+    return {row + (row // head_dim + gate) * head_dim for row in query for gate in (0, 1)}
+
+
 def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_dim: int, heads: int) -> None:
-    _scatter(attention.o_proj, columns, weight)
+    _scatter(output_of(attention), columns, weight)
     per_group = attention.num_key_value_groups
     query = {int(column) for column in columns}
     if getattr(attention.config, "query_groups", None):  # its keys and values are shared: without queries they are idle
-        _zero_rows(attention.q_proj, query)
+        _zero_rows(attention.q_proj, _with_gates(attention, query, head_dim))
         return
     groups = {column // head_dim // per_group for column in query}
     key = {group * head_dim + i for group in groups for i in range(head_dim)}
@@ -50,7 +68,7 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
         stay = query | {after_query + row for row in key} | {after_key + row for row in key}
         _zero_rows(attention.qkv_proj, stay)
     else:
-        _zero_rows(attention.q_proj, query)
+        _zero_rows(attention.q_proj, _with_gates(attention, query, head_dim))
         _zero_rows(attention.k_proj, key)
         _zero_rows(attention.v_proj, key)
 
@@ -76,12 +94,14 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | No
             else:
                 experts.gate_up_proj[expert][torch.cat([gone, gone])] = 0
         return
-    _scatter(mlp.down_proj, columns, weight)
+    down = output_of(mlp)
+    _scatter(down, columns, weight)
     stay = {int(column) for column in columns}
-    if hasattr(mlp, "gate_up_proj"):
-        _zero_rows(mlp.gate_up_proj, stay | {mlp.down_proj.in_features + row for row in stay})
+    fused = getattr(mlp, "gate_up_proj", getattr(mlp, "input_linear", None))
+    if fused is not None:
+        _zero_rows(fused, stay | {down.in_features + row for row in stay})
     else:
-        for name in ("gate_proj", "up_proj"):
+        for name in ("gate_proj", "up_proj", "w1", "w3"):
             if hasattr(mlp, name):
                 _zero_rows(getattr(mlp, name), stay)
 

@@ -28,6 +28,19 @@ SLIDING: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
 }
 
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}
+
+DELTA: dict[str, Any] = {
+    **LINEAR,
+    "head_dim": 16,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},
@@ -123,6 +136,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {"attention_bias": True},
     "apertus": {},
     "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "qwen3_5_text": {**DELTA, "tie_word_embeddings": True},
+    "qwen3_5_moe_text": {
+        **DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 24,
+    },
+    "qwen3_next": {
+        **DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [2],
+    },
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "intermediate_size": 144,
+        "block_multiple_of": 32,
+        "tie_word_embeddings": True,
+    },
+    "granitemoehybrid": {
+        **LINEAR,
+        "shared_intermediate_size": 96,
+        "num_local_experts": 0,
+        "mamba_n_heads": 6,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+        "attention_multiplier": 0.3,
+        "position_embedding_type": "rope",
+        "tie_word_embeddings": True,
+    },
 }
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 

@@ -32,6 +32,7 @@ from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
 from darwinlm.recipe import load_recipe, merge
+from darwinlm.report.wording import count
 
 
 class Operations(TorchDispatchMode):
@@ -244,7 +245,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         assert found["dense_params"] == params
         assert [stage["stage"] for stage in found["stages"]] == ["saliency", "database", "search", "refit", "evaluate"]
         assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
-        assert f"{params / 1e9:.3f} B parameters" in ended.out
+        assert f"{count(params)} parameters" in ended.out
 
 
 def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torch.utils.data import Dataset
 from darwinlm.artifact import read_json, write_json
 from darwinlm.errors import ArtifactError
 from darwinlm.recipe import RecoverySettings
+from darwinlm.recovery import train as training
 from darwinlm.recovery.checkpoints import TrainingState
 from darwinlm.recovery.guard import LossGuard
 from darwinlm.recovery.schedule import plan_steps, rate_share
@@ -177,6 +180,19 @@ def test_without_the_damaged_checkpoint_it_goes_on_from_the_one_before(stopped, 
     said = []
     trained(folder, dropout=True, say=said.append)
     assert said[0] == "recovery: resuming from checkpoint-2"
+
+
+def test_a_time_limit_ends_the_training_with_its_schedule(tmp_path, monkeypatch):
+    """Every look at the clock takes a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    limited = SETTINGS.model_copy(update={"minutes": 7 / 60})
+    record = trained(tmp_path, limited).record
+    assert 1 < record["steps"] < STEPS.count
+    assert record["log"][-1]["step"] == record["steps"]
+    assert "eval_kl" in record["log"][-1]
+    ends = [entry for entry in record["log"] if "learning_rate" in entry]
+    assert ends[-1]["step"] == record["steps"]
 
 
 def test_a_guard_survives_a_checkpoint():

@@ -23,7 +23,7 @@ from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.family import ModuleKind
 
 HEAD_TOKENS = 128
 """Tokens whose logits are in memory at once."""
@@ -120,7 +120,7 @@ def _back_through(
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
     """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
-    for kind in KINDS:
+    for kind in filter(family.is_cut, family.kinds):
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features

@@ -26,7 +26,7 @@ from darwinlm.errors import NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.expert_tensors import by_rows
-from darwinlm.families.family import KINDS, Family, ModuleKind
+from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import output_name
 
 Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
@@ -222,9 +222,9 @@ def _run_watched(
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
             hooks.callback(watch_routing(mixture, note).remove)
-        for kind in KINDS if watch else ():
+        for kind in filter(family.is_cut, family.kinds) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
-            if output is not None and not (kind == "attention" and family.attention.cut == "never"):
+            if output is not None:
                 moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
                 handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
                 hooks.callback(handle.remove)

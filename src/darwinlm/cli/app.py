@@ -183,7 +183,9 @@ VocabOption = Annotated[
 ]
 TimeOption = Annotated[
     str | None,
-    typer.Option("--time", help="Time limit of the search: 30m. The best model so far is kept.", show_default=False),
+    typer.Option(
+        "--time", help="Time limit of the whole run: 30m. It takes less text and fewer steps.", show_default=False
+    ),
 ]
 PresetOption = Annotated[
     str | None,

@@ -23,10 +23,12 @@ from darwinlm.cli.app import (
     command,
 )
 
-SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
+SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
+"""Shares of the columns in the table, by the terminal's minimum width."""
+NARROW = 60
+"""Minimum width for the table with estimated losses."""
+
 POINTS = 100
-WIDE = 80
-"""Minimum terminal width for the whole table."""
 
 
 @command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
@@ -79,19 +81,24 @@ def inspect(
         terminal.print_json({**about, "modules": [_points(curves) for curves in read_curves(stage)]})
         return
     console = terminal.console()
-    shares = SHARES if console.width >= WIDE else (0.5,)
+    wide = max(SHARES)
+    shares = next(shares for width, shares in SHARES.items() if console.width >= width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    estimated = any(curves.losses is not None for curves in read_curves(stage))
+    narrow = console.width < NARROW
+    estimated = not narrow and any(curves.losses is not None for curves in read_curves(stage))
     losses = ("KL at 50%", "KL at 0") if estimated else ()
-    for heading in ("block", "module", "heads", "columns", *(f"{share:.0%}" for share in shares), *losses):
+    sizes = ("heads",) if narrow else ("heads", "columns")
+    for heading in ("block", "module", *sizes, *(f"{share:.0%}" for share in shares), *losses):
         table.add_column(heading, justify="left" if heading == "module" else "right", no_wrap=heading == "module")
     for curves in read_curves(stage):
         width = len(curves.errors) - 1
         heads = _heads(curves.kind, curves.variant)
         cells = [f"{float(curves.errors[round(share * width)]):.4f}" for share in shares]
-        if curves.losses is not None:
+        if not narrow:
+            cells.insert(0, str(width))
+        if estimated and curves.losses is not None:
             cells += [f"{float(curves.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
-        table.add_row(str(curves.block), curves.kind, "" if heads is None else str(heads), str(width), *cells)
+        table.add_row(str(curves.block), curves.kind, "" if heads is None else str(heads), *cells)
     console.print(table)
     calibration = about["calibration"]
     notes = [
@@ -104,8 +111,8 @@ def inspect(
         f"{about['blocks']} blocks, {about['bytes'] / 1e6:,.1f} MB, units {about['units']}, calibrated on "
         f"{calibration['tokens']:,} tokens of {calibration['source']}"
     )
-    if shares != SHARES:
-        notes.append(f"A terminal of {WIDE} columns shows more shares; --json prints all of them.")
+    if console.width < wide:
+        notes.append(f"A terminal of {wide} columns shows more shares; --json prints all of them.")
     console.print("\n".join(notes), highlight=False, markup=False)
 
 

@@ -25,7 +25,7 @@ def demo(
     from darwinlm.demo import demo_recipe
 
     recipe = demo_recipe(tuple(assignments or ()), full=full)
-    results = run_recipe(recipe, out, "report")
+    results = run_recipe(recipe, out, "report", strict=False)
     console = terminal.console()
     _sizes(console, results, recipe.budget.keep)
     _answers(console, out)
@@ -41,7 +41,7 @@ def demo(
 
 
 def _sizes(console: Console, results: Any, kept: float | None) -> None:
-    """Print predicted losses of several sizes from the database, and the measured loss at the present size."""
+    """Print losses of several sizes, predicted by the database and scaled to the measured one of the present size."""
     from darwinlm.demo import SIZES
     from darwinlm.search.predict.sizes import predicted_sizes
 
@@ -49,13 +49,15 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
     sizes = predicted_sizes(results.plan.space, results.database.reader, shares)
     if not sizes:
         return
-    console.print("\nother sizes from the same database: predicted KL of the stitched model", style="bold")
+    console.print("\nKL of other sizes, estimated from the database and scaled to the measured one", style="bold")
+    measured = results.report.models["stitched"].kl
+    scale = next((measured / size.kl for size in sizes if size.share == kept and size.kl), 1.0)
     most = max(size.kl for size in sizes)
     for size in sizes:
         bar = "#" * max(1, round(30 * size.kl / most))
-        measured = f", measured {results.report.models['stitched'].kl:.2f}" if size.share == kept else ""
+        here = "measured" if size.share == kept else "about"
         console.print(
-            f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {size.kl:.2f}  {bar}{measured}", highlight=False
+            f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {here:8} {scale * size.kl:.2f}  {bar}", highlight=False
         )
 
 

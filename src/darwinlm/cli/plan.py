@@ -12,6 +12,7 @@ from darwinlm.cli import terminal
 from darwinlm.cli.app import (
     LEARN,
     ForOption,
+    JsonOption,
     KeepOption,
     ModelArgument,
     ParamsOption,
@@ -41,6 +42,7 @@ def plan(
     ram: Annotated[str | None, typer.Option("--ram", help="Memory of the machine for all processes: 256GB.")] = None,
     disk: Annotated[str | None, typer.Option("--disk", help="Free space for the output folder: 1TB.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.", show_default=False)] = None,
+    as_json: JsonOption = False,
     assignments: SetOption = None,
     allow_remote_code: RemoteCode = False,
 ) -> None:
@@ -54,6 +56,7 @@ def plan(
     from darwinlm.planning.model import Sizes, described
     from darwinlm.planning.plan import HEADINGS, cells, make_plan
     from darwinlm.recipe import load_recipe, options
+    from darwinlm.report.wording import count
 
     overrides = options(model=model, keep=keep, params=params, ready_for=ready_for)
     overrides |= {"allow_remote_code": allow_remote_code or None}
@@ -68,11 +71,17 @@ def plan(
             room["disk"] = float(shutil.disk_usage(".").free)
         plan_of_run = make_plan(Sizes(checkpoint, settled(chosen, card.kind), processes), card, **room)
         sizes = plan_of_run.sizes
-        least, most = ((kept + sizes.outside) / 1e9 for kept in sizes.kept_blocks)
+        if out is not None:
+            with hold_target(out):
+                write_json(out, plan_of_run.as_json())
+        if as_json:
+            terminal.print_json(plan_of_run.as_json())
+            return
+        least, most = (count(kept + sizes.outside) for kept in sizes.kept_blocks)
         console.print(
-            f"{chosen.model}: {sizes.params / 1e9:.3f} B parameters → "
-            f"{least:.3f} to {most:.3f} B, "
-            f"{sizes.kept_blocks[1] / sizes.blocks:.2%} of {sizes.blocks / 1e9:.3f} B in the blocks at most\n"
+            f"{chosen.model}: {count(sizes.params)} parameters → "
+            f"{most if least == most else f'{least} to {most}'}, "
+            f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
             f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
             highlight=False,
             soft_wrap=True,
@@ -82,9 +91,6 @@ def plan(
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         for problem in plan_of_run.problems:
             console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
-        if out is not None:
-            with hold_target(out):
-                write_json(out, plan_of_run.as_json())
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

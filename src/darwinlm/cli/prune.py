@@ -81,7 +81,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
 
     console = terminal.console()
-    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter())
+    sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
         return
@@ -89,9 +89,17 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json", highlight=False)
 
 
-def run_recipe(recipe: Any, out: Path, until: str) -> Any:
-    """Run the stages and print the result; returns the results of all stages."""
+def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
+    """Run the stages and print the result; returns the results of all stages.
+
+    Args:
+        recipe: The recipe.
+        out: Output folder.
+        until: Last stage.
+        strict: Whether a time limit that is too short for the least text is an error.
+    """
     from darwinlm.pipeline import run_stages
+    from darwinlm.planning.time_limit import TimeLimit
     from darwinlm.report import wording
     from darwinlm.report.looking_back import looking_back_remarks, looking_back_table
     from darwinlm.report.table import comparison_table
@@ -101,7 +109,7 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
     run = Run(recipe, out, terminal.reporter())
     if until == "report" and not run.path("text").exists():
         _expect(run)
-    results = run_stages(run, until)
+    results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN, strict=strict))
     if until != "report":
         console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
         return results
@@ -115,6 +123,8 @@ def run_recipe(recipe: Any, out: Path, until: str) -> Any:
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
             console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
+    if summary.time is not None:
+        console.print(f"\n{wording.time_limit(summary)}", highlight=False, markup=False)
     budget = summary.budget
     assert budget is not None
     limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
@@ -154,6 +164,8 @@ def _expect(run: Any) -> None:
         terminal.say(f"no plan: {error}")
         return
     memory = max(need.device_bytes for need in plan.needs)
-    terminal.say(f"planned: {hours(plan.seconds)} if nothing else runs, {gigabytes(memory)} of memory")
+    # With a time limit, the plan of the time follows once the machine's speed was measured.
+    duration = "" if run.recipe.time is not None else f"{hours(plan.seconds)} if nothing else runs, "
+    terminal.say(f"planned: {duration}{gigabytes(memory)} of memory")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

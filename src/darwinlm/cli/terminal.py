@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from darwinlm import parallel
 
 if TYPE_CHECKING:
     from darwinlm.console import Reporter
+
+BEGUN = time.monotonic()
+"""Start of the command, before slow imports."""
 
 PIPED_WIDTH = 1000
 """Width of output without a terminal; rich would cut tables at 80 columns."""

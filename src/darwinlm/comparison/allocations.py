@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError
+from darwinlm.families.family import KINDS
 from darwinlm.search.predict.module_losses import local_errors
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
@@ -29,12 +30,12 @@ def even_uniform(problem: Problem) -> Allocation:
     space = problem.space
 
     def unevenness(allocation: Allocation) -> tuple[float, int]:
-        kept = {"attention": 0, "mlp": 0}
-        dense = {"attention": 0, "mlp": 0}
+        kept = dict.fromkeys(KINDS, 0)
+        dense = dict.fromkeys(KINDS, 0)
         for module, level in zip(space.modules, space.levels(allocation), strict=True):
             kept[module.kind] += level.params
             dense[module.kind] += module.levels[-1].params
-        shares = [kept[kind] / dense[kind] for kind in kept if dense[kind]]
+        shares = [kept[kind] / dense[kind] for kind in kept if dense[kind] and kind != "mixer"]
         return max(shares) - min(shares), -space.params(allocation)
 
     return min(uniform_allocations(problem), key=unevenness)

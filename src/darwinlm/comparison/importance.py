@@ -17,8 +17,8 @@ from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.comparison.ranked import Place, UnitScores
 from darwinlm.errors import FamilyError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, RowUnit
-from darwinlm.families.shapes import ModuleShape, module_shapes, row_segments
+from darwinlm.families.family import RowUnit
+from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
 
 Progress = Callable[[int, int], None]
 
@@ -36,7 +36,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     """
     scores: dict[Place, UnitScores] = {}
     for shape in module_shapes(checkpoint):
-        if shape.experts:
+        if shape.experts or not checkpoint.family.is_cut(shape.kind):
             continue
         part = checkpoint.family.module(shape.kind)
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
@@ -50,8 +50,11 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
             segments = row_segments(part, inner)
             if segments:
                 rows = inside[name].reshape(len(inside[name]), -1).square().sum(1)
-                sizes = [_rows_of(shape, segment) for segment in segments]
-                for segment, values in zip(segments, torch.split(rows, sizes), strict=True):
+                sizes = row_counts(shape, shape.groups, shape.width)
+                pieces = torch.split(rows, [sizes[segment] for segment in segments])
+                for segment, values in zip(segments, pieces, strict=True):
+                    if segment == "gated_query":
+                        segment, values = "query", values.view(-1, 2, shape.head_dim).sum(1).flatten()  # noqa: PLW2901
                     energy[segment] = energy.get(segment, torch.zeros(len(values))) + values
         if shape.kind == "mlp":
             scores[shape.block, "mlp"] = UnitScores(energy["channel"])
@@ -59,10 +62,6 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
             heads = energy["query"].view(shape.groups, shape.heads, shape.head_dim).sum(2)
             scores[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
     return scores
-
-
-def _rows_of(shape: ModuleShape, segment: RowUnit) -> int:
-    return shape.groups * shape.head_dim if segment == "key_value" else shape.width
 
 
 @torch.no_grad()
@@ -83,7 +82,7 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
         stream.load(block)
         sums: dict[Place, Tensor] = {}
         with ExitStack() as hooks:
-            for kind in KINDS:
+            for kind in filter(checkpoint.family.is_cut, checkpoint.family.kinds):
                 output = output_projection(stream.decoder.blocks[block], checkpoint.family, kind)
                 if output is not None:
                     place = (block, kind)

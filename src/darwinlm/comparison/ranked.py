@@ -42,7 +42,7 @@ class RankedReader(DatabaseReader):
     Args:
         checkpoint: The model.
         units: Units of removal.
-        scores: Scores of every module.
+        scores: Scores of every module that may be cut.
 
     Raises:
         FamilyError: The model is a mixture of experts, whose units these methods don't score.
@@ -57,10 +57,14 @@ class RankedReader(DatabaseReader):
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the best units of a module, [k] ascending."""
+        if (block, kind) not in self.scores:
+            return super().columns(block, kind, level)
         return best_columns(self.shape(block, kind), level, self.scores[block, kind])
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns of the best units of a module, with the dense weights on them."""
+        if (block, kind) not in self.scores:
+            return super().kept(block, kind, level)
         shape, scale = self.shape(block, kind), self.scores[block, kind].scale
         columns = self.columns(block, kind, level)
         groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)

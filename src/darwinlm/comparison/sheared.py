@@ -138,7 +138,8 @@ def shear(
         raise FamilyError("sheared does not support mixtures of experts: leave it out")
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(model.parameters()).device
-    masks = [ModuleMask(s, level, generator).to(device) for s, level in zip(shapes, levels, strict=True)]
+    cut = [pair for pair in zip(shapes, levels, strict=True) if family.is_cut(pair[0].kind)]
+    masks = [ModuleMask(shape, level, generator).to(device) for shape, level in cut]
     count = sum(len(mask.parts) for mask in masks)
     multipliers = torch.zeros(2, count, device=device)
     multipliers[1] = settings.pull

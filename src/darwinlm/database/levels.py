@@ -19,11 +19,11 @@ class Level:
     """One level of a module.
 
     Attributes:
-        groups: Number of kept KV heads; 1 for an MLP, 0 if the module is removed.
-        heads: Number of kept query heads in each group, 0 if groups may differ; 1 for an MLP.
+        groups: Number of kept KV heads of an attention, else 1; 0 if the module is removed.
+        heads: Number of kept query heads in each group, 0 if groups may differ; 1 without heads.
         width: Number of kept columns of the output projection.
         params: Parameters of the module, norms included.
-        query_heads: Total number of kept query heads; 0 for an MLP.
+        query_heads: Total number of kept query heads; 0 without heads.
         experts: Number of kept experts, each of width `width`; 0 if the module isn't a mixture or is removed.
     """
 
@@ -68,7 +68,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         return _sorted(shape, [Level(0, 0, 0, 0), *levels])
     if shape.kind == "mlp":
         counts = _mlp_counts(shape, units)
-    elif family.attention.cut == "never":
+    elif not family.is_cut(shape.kind):
         counts = [(shape.groups, shape.heads, shape.width)]
     else:
         counts = _attention_counts(shape, units)
@@ -77,7 +77,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
             counts = [(groups, heads, width) for groups, heads, width in counts if width in (0, shape.width)]
     levels = []
     for groups, heads, width in counts:
-        query_heads = 0 if shape.kind == "mlp" else width // shape.head_dim
+        query_heads = width // shape.head_dim if shape.kind == "attention" else 0
         levels.append(Level(groups, heads, width, module_parameters(family, shape, groups, width), query_heads))
     if units.shares is not None:
         levels = _nearest(levels, units.shares, shape.width)
@@ -92,12 +92,12 @@ def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """Variants of a module that are factorised: numbers of query heads per KV group; the last one has every column.
 
-    0 stands for any query heads; an MLP only has the variant 1.
+    0 stands for any query heads; other modules only have the variant 1.
 
     Raises:
         RecipeError: The module's KV groups are used unevenly and the units aren't query heads.
     """
-    if shape.kind == "mlp":
+    if shape.kind != "attention":
         return [1]
     if units.attention == "query_head" and shape.heads != 1:
         return [0]

@@ -17,6 +17,8 @@ def register() -> None:
     from darwinlm.families.pruned import pruned_classes
 
     for family in families().values():
+        if family.mixer is not None:
+            continue
         _, _, causal = pruned_classes(*family.class_names)
         adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
         if causal.__name__ not in ModelRegistry.get_supported_archs():

@@ -9,7 +9,7 @@ Letters: b sequences, t tokens in each, n repeated tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,11 +180,27 @@ def all_copying(
 
 @torch.no_grad()
 def measure_copying(
-    models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
+    models: Mapping[str, Any],
+    copying: Sequence[Copying],
+    *,
+    batch_tokens: int,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[CopyingScore]]:
-    """Accuracy and loss of several models on the same sequences, one score for each entry of `copying`."""
+    """Accuracy and loss of several models on the same sequences.
+
+    Args:
+        models: Models by name.
+        copying: Sequences.
+        batch_tokens: Tokens in one forward pass.
+        late: Whether to leave out the remaining entries of `copying`.
+
+    Returns:
+        A score for each entry, by model.
+    """
     scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:
+        if late():
+            break
         rows = max(1, batch_tokens // each.tokens.shape[1])
         for name, model in models.items():
             right, lost, count = 0, 0.0, 0

@@ -50,6 +50,7 @@ def measure_quality(
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens.
 
@@ -59,10 +60,11 @@ def measure_quality(
         tokens: [n, t] held-out text.
         batch_tokens: Tokens in one forward pass.
         progress: Callback with the numbers of finished and total batches.
+        late: Whether to stop after this batch.
     """
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
-    n_seen = 0
+    n_seen, measured = 0, 0
     starts = range(0, len(tokens), sequences)
     with kept_memory(dense.device):
         for done, start in enumerate(starts):
@@ -71,9 +73,12 @@ def measure_quality(
             n_seen += int(seen.sum())
             for name, batch_sums in _measure_batch(dense, models, batch, seen).items():
                 sums[name] += batch_sums
+            measured += len(batch)
             progress(done + 1, len(starts))
-    predictions = len(tokens) * (tokens.shape[1] - 1)
-    return {name: _quality(sums[name], len(tokens), predictions, n_seen) for name in models}
+            if late():
+                break
+    predictions = measured * (tokens.shape[1] - 1)
+    return {name: _quality(sums[name], measured, predictions, n_seen) for name in models}
 
 
 def seen_before(tokens: Tensor) -> Tensor:

@@ -27,7 +27,14 @@ class Speed:
 
 
 @torch.no_grad()
-def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int, runs: int) -> dict[str, Speed]:
+def measure_speed(
+    models: Mapping[str, Any],
+    prompt: Tensor,
+    *,
+    new_tokens: int,
+    runs: int,
+    late: Callable[[], bool] = lambda: False,
+) -> dict[str, Speed]:
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
 
     Args:
@@ -35,6 +42,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
         prompt: [1, t] tokens.
         new_tokens: Number of tokens decoded after the prompt.
         runs: Number of rounds.
+        late: Whether to stop after this round; there is one after the warm-up at least.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -46,6 +54,8 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor, *, new_tokens: int,
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
                 decodes[name].append(new_tokens / whole)
+        if number and late():
+            break
     return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
 
 

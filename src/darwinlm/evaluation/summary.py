@@ -109,7 +109,7 @@ def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left")
+        table.add_column(heading, justify="right" if place else "left", overflow="ellipsis" if place else "fold")
     for row in cells:
         table.add_row(*row)
     return table

@@ -19,6 +19,7 @@ from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes
+from darwinlm.families.shapes import output_name
 
 REPORT = "export.json"
 FORMATS = ("hf", "dense", "vllm")
@@ -112,6 +113,11 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     if not is_custom(checkpoint.config):
         report.notes.append("the layers are equal: vLLM uses its class of this family")
         return checkpoint.load(dtype)
+    if checkpoint.family.mixer is not None:
+        raise ExportError(
+            f"--to vllm: layers of {checkpoint.family.model_type} differ in size, and vLLM runs no such model with "
+            f"{checkpoint.family.mixer.title}. Use --to hf, or keep all layers equal"
+        )
     gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
     if gone:
         zeros = "one zero head" if checkpoint.family.attention.cut == "heads" else "an attention of zeros"
@@ -131,7 +137,7 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
 
 
 def _with_attention(reshaper: Reshaper, sizes: BlockSizes) -> BlockSizes:
-    if sizes.heads:
+    if sizes.heads or output_name(reshaper.family.attention, reshaper.template[sizes.block]) is None:
         return sizes
     if reshaper.family.attention.cut == "heads":
         return replace(sizes, heads=1, groups=1)

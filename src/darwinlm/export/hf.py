@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.artifact import write_text
 from darwinlm.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.families.family import PREFIX
 from darwinlm.families.origin import carry
+from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
 from darwinlm.lock import ASIDE
 
 
@@ -37,10 +38,11 @@ def save_model(
         folder: Target folder; an older one of the same name is replaced.
         tokenizer: Tokenizer to save.
         card: Text of README.md.
-        source: Folder of the original model, whose generation settings and licence files are copied.
+        source: Folder of the original model, whose generation settings and licence files are copied, and whose parts
+            beside the language model are carried along.
 
     Raises:
-        CheckpointError: The source's generation settings aren't JSON.
+        CheckpointError: The source's generation settings aren't JSON, or its other parts can't be loaded.
         NumericsError: A weight isn't finite.
         StorageError: The disk is full or the folder can't be written.
     """
@@ -52,7 +54,11 @@ def save_model(
     try:
         temporary.mkdir(parents=True)
         model.config.dtype = next(model.parameters()).dtype
-        model.save_pretrained(temporary)
+        if source is not None and is_whole(source):
+            put_inside(model, source).save_pretrained(temporary, save_original_format=False)
+            add_modeling_file(temporary)
+        else:
+            model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if source is not None:
@@ -115,7 +121,8 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     Raises:
         CheckpointError: The logits differ; the message names the first differing layer.
     """
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
+    auto = AutoModelForImageTextToText if is_whole(folder) else AutoModelForCausalLM
+    again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)
     for parameter in (*model.parameters(), *again.parameters()):
         parameter.data = parameter.data.clone()  # rounding depends on the alignment of weights, and files have any

@@ -23,7 +23,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import KINDS, Attention
+from darwinlm.families.family import Attention, Mixer
 from darwinlm.families.shapes import head_dim, output_name
 
 
@@ -77,12 +77,17 @@ class Reshaper:
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
         result: Tensors = {}
-        for kind in KINDS:
+        for kind in self.family.kinds:
             part = self.family.module(kind)
+            if output_name(part, self.template[target.block]) is None:
+                continue
             attention = isinstance(part, Attention)
-            if not (target.heads if attention else target.width):
+            if not (target.heads if attention else target.width) and kind != "mixer":
                 continue
             tensors, norms = split_block(inside, part)
+            if isinstance(part, Mixer):
+                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
+                continue
             if not (sizes.heads if attention else sizes.width):
                 result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 from darwinlm.errors import ExportError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import as_stored, by_rows, row_axis, shape_by_rows
-from darwinlm.families.family import Attention, Mlp, RowUnit
-from darwinlm.families.shapes import head_dim, module_shapes, output_name, row_segments
+from darwinlm.families.family import Attention, Mlp, Part, RowUnit
+from darwinlm.families.shapes import gated_rows, head_dim, module_shapes, output_name, row_segments
 
 Tensors = dict[str, Tensor]
 
@@ -95,7 +95,7 @@ def expand_groups(tensors: Tensors, part: Attention, sizes: BlockSizes, columns:
     """Give every query head its own KV head if they aren't shared evenly, without changing the result."""
     if sizes.owners is None:
         return tensors, sizes
-    rows = {"query": _rows(range(sizes.heads), columns), "key_value": _rows(sizes.owners, columns)}
+    rows = _places(_rows(range(sizes.heads), columns), _rows(sizes.owners, columns), columns)
     have = _attention_rows(sizes, columns)
     wider: Tensors = {}
     for name, tensor in tensors.items():
@@ -132,9 +132,13 @@ def widen_attention(
             )
         slots.append(owner * share + taken[owner])
         taken[owner] += 1
-    places: dict[RowUnit, Tensor] = {"query": _rows(slots, columns), "key_value": _rows(range(sizes.groups), columns)}
+    places = _places(_rows(slots, columns), _rows(range(sizes.groups), columns), columns)
     have, want = _attention_rows(sizes, columns), _attention_rows(target, columns)
     return _widened(tensors, part, have, want, places)
+
+
+def _places(query: Tensor, key_value: Tensor, columns: int) -> dict[RowUnit, Tensor]:
+    return {"query": query, "gated_query": gated_rows(query, columns), "key_value": key_value}
 
 
 def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, width: int) -> Tensors:
@@ -179,11 +183,12 @@ def split_rows(
 
 
 def _attention_rows(sizes: BlockSizes, columns: int) -> dict[RowUnit, int]:
-    return {"query": sizes.heads * columns, "key_value": sizes.groups * columns}
+    query = sizes.heads * columns
+    return {"query": query, "gated_query": 2 * query, "key_value": sizes.groups * columns}
 
 
 def zero_sublayer(
-    template: Mapping[str, Tensor], part: Attention | Mlp, sizes: BlockSizes, columns: int, dtype: torch.dtype
+    template: Mapping[str, Tensor], part: Part, sizes: BlockSizes, columns: int, dtype: torch.dtype
 ) -> Tensors:
     """A sub-layer with zero output: zero matrices and biases, norms of ones.
 
@@ -217,7 +222,7 @@ def zero_sublayer(
     return tensors
 
 
-def split_block(inside: Mapping[str, Tensor], part: Attention | Mlp) -> tuple[Tensors, Tensors]:
+def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[Tensors, Tensors]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
     tensors = {k.removeprefix(part.name + "."): v for k, v in inside.items() if k.startswith(part.name + ".")}
     norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}

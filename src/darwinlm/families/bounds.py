@@ -25,6 +25,7 @@ LIMITS = {
             "intermediate_size",
             "moe_intermediate_size",
             "shared_expert_intermediate_size",
+            "shared_intermediate_size",
             "n_inner",
             "ffn_dim",
             "d_ff",

@@ -6,6 +6,7 @@ folder of safetensors shards, and none loads more weights than it uses.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import PREFIX, Family, family_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.families.whole import text_config, text_name, text_type
 from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
@@ -43,6 +45,7 @@ class Checkpoint:
         family: Family of the architecture.
         source: Name of the model as the user gave it.
         allow_remote_code: Whether its tokenizer may run its own code.
+        whole: Configuration of the whole model, if `config` is that of its text part; None if there is no other part.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Checkpoint:
     family: Family
     source: str
     allow_remote_code: bool = False
+    whole: Any = None
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None, *, allow_remote_code: bool = False) -> Checkpoint:
@@ -80,9 +84,11 @@ class Checkpoint:
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
+        whole = config if text_type(plain) is not None else None
+        config = config if whole is None else text_config(whole)
         family = family_of(config)
         check_quantised(plain, path)
-        return cls(folder, config, family, source or str(folder), allow_remote_code)
+        return cls(folder, config, family, source or str(folder), allow_remote_code, whole)
 
     def _check_tensors(self) -> None:
         """Compare names, types and shapes in the shards' headers with the configuration."""
@@ -181,7 +187,8 @@ class Checkpoint:
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
         unused = self._of_class("_keys_to_ignore_on_load_unexpected")  # blocks that predict further tokens
-        return tensor_parts(self.family, (name for name in self.shards if not _matches(name, unused)))
+        stored = (name for name in self.shards if not _matches(name, unused))
+        return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
 
     @cached_property
     def exact(self) -> tuple[str, ...]:
@@ -205,8 +212,8 @@ class Checkpoint:
         return digest_of({"config": self.plain_config(), "files": files})
 
     def plain_config(self) -> dict[str, Any]:
-        """The configuration without its path and version."""
-        tree: dict[str, Any] = self.config.to_dict()
+        """The configuration without its path and version, for JSON: infinite numbers are words."""
+        tree: dict[str, Any] = json.loads(json.dumps(self.config.to_dict()), parse_constant=str)
         return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
 
     @property
@@ -254,10 +261,11 @@ class Checkpoint:
         Raises:
             CheckpointError: A shard is damaged.
         """
-        shard = self.folder / self.shards[name]
+        (stored,) = self.tensors[name].flat()
+        shard = self.folder / self.shards[stored]
         try:
             with safe_open(shard, framework="pt") as stream:
-                rows: torch.Tensor = stream.get_tensor(name).index_select(0, index).to(dtype)
+                rows: torch.Tensor = stream.get_tensor(stored).index_select(0, index).to(dtype)
                 return rows
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{shard} is damaged ({error}): fetch the model again") from error
@@ -278,7 +286,7 @@ class Checkpoint:
             ModelError: The folder has no readable tokenizer.
             CheckpointError: Transformers would read it as a tokenizer of another kind.
         """
-        return load_tokenizer(self.folder, self.config, allow_remote_code=self.allow_remote_code)
+        return load_tokenizer(self.folder, self.whole or self.config, allow_remote_code=self.allow_remote_code)
 
     def load(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
         """The whole model, in evaluation mode.
@@ -286,7 +294,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The weights don't fit the configuration.
         """
-        if torch.device(device).type != "cpu":
+        if torch.device(device).type != "cpu" or self.whole is not None:
             return self._load_onto(torch.device(device), dtype)
         model = load_model(self.folder, dtype, allow_remote_code=False)  # known families never need remote code
         return model.eval().requires_grad_(requires_grad=False).to(device)

@@ -184,11 +184,15 @@ class Decoder:
             for i, original in originals.items():
                 self.blocks[i] = original
 
+    def has(self, block: int, kind: ModuleKind) -> bool:
+        """Whether a block has a module of this kind, even one that was replaced."""
+        return getattr(self.blocks[block], self.family.module(kind).name, None) is not None
+
     def module(self, block: int, kind: ModuleKind) -> nn.Module:
-        """The current attention or MLP of a block."""
+        """The current module of this kind of a block."""
         module: nn.Module = getattr(self.blocks[block], self.family.module(kind).name)
         return module
 
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
-        """Replace the attention or MLP of a block."""
+        """Replace the module of this kind of a block."""
         setattr(self.blocks[block], self.family.module(kind).name, module)

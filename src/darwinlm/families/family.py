@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from darwinlm.errors import FamilyError
 from darwinlm.families.refusal import why_not
 
-ModuleKind = Literal["attention", "mlp"]
-RowUnit = Literal["query", "key_value", "channel"]
-KINDS: tuple[ModuleKind, ...] = ("attention", "mlp")
+ModuleKind = Literal["attention", "mixer", "mlp"]
+RowUnit = Literal["query", "gated_query", "key_value", "channel"]
+KINDS: tuple[ModuleKind, ...] = ("attention", "mixer", "mlp")
+"""Kinds in the order in which a block runs them. A block has an attention or a mixer, if any, and an MLP."""
 PREFIX = "darwinlm_"
 
 
@@ -64,6 +65,11 @@ class SubLayer(Closed):
         return self
 
     @property
+    def segments(self) -> dict[str, list[RowUnit]]:
+        """Kinds of rows of each input projection that is cut: one entry, or several for a fused one."""
+        return {}
+
+    @property
     def input_norm(self) -> str | None:
         """Norm of the input; None if the sub-layer reads the residual stream directly."""
         return None if self.norms[0] == self.post_norm else self.norms[0]
@@ -81,6 +87,8 @@ class Attention(SubLayer):
     query: tuple[str, ...]
     """Projections whose rows belong to query heads; none if keys and values are compressed (multi-head latent
     attention)."""
+    gated: bool = False
+    """Whether the rows of each query head are followed by those of a gate on its output (Qwen3.5)."""
     key_value: tuple[str, ...]
     """Projections whose rows belong to KV heads. A name that is also in `query`, or that is listed twice, is a fused
     tensor: its rows are those of each occurrence in order, queries first."""
@@ -88,7 +96,15 @@ class Attention(SubLayer):
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the attention: one entry, or several for a fused one."""
-        return _by_name([*((name, "query") for name in self.query), *((name, "key_value") for name in self.key_value)])
+        query: RowUnit = "gated_query" if self.gated else "query"
+        return _by_name([*((name, query) for name in self.query), *((name, "key_value") for name in self.key_value)])
+
+
+class Mixer(SubLayer):
+    """Token mixer in place of the attention of some blocks, such as linear attention. It is never cut or removed."""
+
+    title: str
+    """Name in messages: `linear attention`."""
 
 
 class Experts(Closed):
@@ -166,6 +182,8 @@ class Mlp(SubLayer):
     tensor: all rows of the first, then all rows of the second."""
     width: str = "intermediate_size"
     """Configuration field for the number of channels."""
+    with_width: dict[str, bool] = {}
+    """Further fields that are set with the width, so that the family's class doesn't change it (LFM2)."""
     experts: Experts | None = None
     """Names of the experts if the MLP is a mixture."""
 
@@ -173,6 +191,9 @@ class Mlp(SubLayer):
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the MLP: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
+
+
+Part = Attention | Mixer | Mlp
 
 
 class Stored(Closed):
@@ -198,6 +219,9 @@ class Family(Closed):
     """Infix in the names of the configuration and the decoder: `Text` for Gemma3TextModel."""
     package: str = ""
     """Package in `transformers.models`, if its name differs from the model type."""
+    inside: dict[str, str] = {}
+    """Model types with further parts, such as a vision tower, around such a language model, and the prefixes of their
+    classes in transformers."""
     layers: str = "model.layers"
     """Name of the list of blocks."""
     embedding: str = "model.embed_tokens"
@@ -211,24 +235,44 @@ class Family(Closed):
     (Granite); none means 1. Least-squares fits of an output projection divide their target by it."""
     attention: Attention
     """Names of the attention."""
+    mixer: Mixer | None = None
+    """Names of the token mixer that some blocks have instead of an attention."""
     mlp: Mlp
     """Names of the MLP."""
 
     stored: Stored = Stored()
     """Differing names in checkpoints."""
+    unsupported: dict[str, str] = {}
+    """Configuration fields that must not be set, each with the reason as a clause."""
 
     @property
-    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Class prefix, package, class infix and norms, which define the classes of the modelling file."""
-        norms = self.attention.norms, self.mlp.norms
-        return self.class_prefix, self.package or self.model_type, self.class_infix, norms
+    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
+        """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+        norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
+        return self.class_prefix, self.package or self.model_type, self.class_infix, norms, names
 
     def residual_scale(self, config: Any) -> float:
         """Factor on every sub-layer's output before it is added to the residual stream."""
         return 1.0 if self.residual_multiplier is None else float(getattr(config, self.residual_multiplier))
 
-    def module(self, kind: ModuleKind) -> Attention | Mlp:
-        """The names of one kind of module."""
+    def refuses(self, config: Any) -> str | None:
+        """The reason, as a clause, why a model with this configuration isn't supported; None if it is."""
+        return next((reason for field, reason in self.unsupported.items() if getattr(config, field, None)), None)
+
+    @property
+    def kinds(self) -> tuple[ModuleKind, ...]:
+        """Kinds of modules of its blocks."""
+        return tuple(kind for kind in KINDS if kind != "mixer" or self.mixer is not None)
+
+    def is_cut(self, kind: ModuleKind) -> bool:
+        """Whether modules of this kind are cut or removed."""
+        return kind == "mlp" or (kind == "attention" and self.attention.cut != "never")
+
+    def module(self, kind: ModuleKind) -> Part:
+        """The names of one of `kinds`."""
+        if kind == "mixer":
+            assert self.mixer is not None
+            return self.mixer
         return self.attention if kind == "attention" else self.mlp
 
 
@@ -252,7 +296,7 @@ def family_of(config: Any) -> Family:
     """
     model_type = str(config.model_type).removeprefix(PREFIX)
     try:
-        return families()[model_type]
+        family = families()[model_type]
     except KeyError:
         known = ", ".join(families())
         reason = why_not(config, families()) if hasattr(config, "to_dict") else None
@@ -265,6 +309,9 @@ def family_of(config: Any) -> Family:
             f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
             f"darwinlm/families/data with the fields {fields}"
         ) from None
+    if (reason := family.refuses(config)) is not None:
+        raise FamilyError(f"this model of the type '{model_type}' can't be pruned: {reason}")
+    return family
 
 
 def _required(description: type[Closed]) -> list[str]:

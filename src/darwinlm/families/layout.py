@@ -47,18 +47,23 @@ class Parts:
         return torch.stack([torch.cat([tensors(name) for name in expert]) for expert in self.names])
 
 
-def tensor_parts(family: Family, stored: Iterable[str]) -> dict[str, Parts]:
+def tensor_parts(
+    family: Family, stored: Iterable[str], alone: Callable[[str], str | None] = lambda name: name
+) -> dict[str, Parts]:
     """Parts of each tensor of the model by its name there.
 
     Args:
         family: Family, which defines the names in its checkpoints.
         stored: Names of the stored tensors.
+        alone: Name of a tensor in the language model alone; None for one that isn't in it.
     """
     result: dict[str, Parts] = {}
     experts: dict[str, dict[int, dict[str, str]]] = {}
     fused = {part: whole for whole, parts in family.stored.experts.items() for part in parts}
     for name in stored:
-        renamed = name
+        renamed = alone(name)
+        if renamed is None:
+            continue
         for theirs, ours in family.stored.renamed.items():
             renamed = renamed.replace(f".{theirs}.", f".{ours}.")
         match = (

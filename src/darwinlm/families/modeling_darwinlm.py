@@ -22,11 +22,14 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
+NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
+COUNTS = ("num_local_experts", "n_routed_experts", "num_experts")
+WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
 PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 
 
@@ -49,7 +52,7 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
 class PrunedConfig:
     """Mixin for a family's configuration that allows layers to differ. It comes before the family's class."""
 
-    _definition: tuple[str, str, str, Norms]
+    _definition: tuple[str, str, str, Norms, Sequence[str]]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
     shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
@@ -114,11 +117,11 @@ class PrunedConfig:
                     raise ValueError(f"layer {i}: query_groups must name key-value heads below stored_kv_heads")
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
-            experts = getattr(layer, "num_local_experts", getattr(layer, "n_routed_experts", None))
+            experts = next((n for name in COUNTS if (n := getattr(layer, name, None))), None)
             chosen = getattr(layer, "num_experts_per_tok", None)
             if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
-            for width in (layer.intermediate_size, getattr(layer, "moe_intermediate_size", 1)):
+            for width in (getattr(layer, name, 1) for name in WIDTHS):
                 if width < 1:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
@@ -207,23 +210,25 @@ class PrunedBlock:
     """Mixin for a decoder layer with parts that the family's class lacks; it comes before the family's class."""
 
     _norms: Norms
+    _names: Sequence[str]
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
-        if "attention" not in config.skip:
-            share_kv_heads(getattr(self, "self_attn"), config)  # noqa: B009 - set by the family's class
+        attention, mlp = self._names
+        if config.query_groups is not None and "attention" not in config.skip:
+            share_kv_heads(getattr(self, attention), config)
         if "mlp" not in config.skip:
-            keep_shared_width(getattr(self, "mlp"), config)  # noqa: B009 - set by the family's class
+            keep_shared_width(getattr(self, mlp), config)
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
             kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
-            self.self_attn = Absent((layer_idx, config.head_dim) if counts else None, pair=True)
+            setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
             gone += [*self._norms[0], "resid_attn_dropout"]
         if "mlp" in config.skip:
-            self.mlp = Absent(pair=type(self.mlp).__name__ in PAIRS)  # type: ignore[has-type]
+            setattr(self, mlp, Absent(pair=type(getattr(self, mlp)).__name__ in PAIRS))
             gone += [*self._norms[1], "resid_mlp_dropout"]
         for name in gone:
             if hasattr(self, name):
@@ -280,7 +285,9 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
-def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
+def define_classes(
+    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+) -> tuple[type, type, type]:
     """Define a family's classes in this module; later calls return the same ones.
 
     Args:
@@ -288,25 +295,67 @@ def define_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
         module: The family's package in `transformers.models`, "llama".
         infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
         norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
+        names: Names of a layer's attention and of its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
-    config, model, causal = names = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
+    config, model, causal = classes = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer")
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms)}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms, names)}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
-        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms)
+        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms, _names=names)
         shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
         _derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared)
-    return tuple(globals()[name] for name in names)
+    return tuple(globals()[name] for name in classes)
+
+
+class WholeConfig:
+    """Mixin for the configuration of a model with further parts around the language model, before its class."""
+
+    _whole: tuple[str, str]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
+        self.auto_map = whole_auto_map(self._whole[0])
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if definition := getattr(self.text_config, "_definition", None):  # type: ignore[attr-defined]
+            text = modeling_source(*definition, whole=self._whole)
+            Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
+
+
+def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
+    """Define classes with a vision tower or other parts around a language model, which transformers' classes contain.
+
+    Args:
+        prefix: Prefix of the class names, "Gemma3".
+        module: Their package in `transformers.models`, "gemma3".
+        text: The language model's classes, from `define_classes`.
+
+    Returns:
+        The configuration and the model.
+    """
+    AutoConfig.register(text[0].model_type, text[0], exist_ok=True)  # type: ignore[attr-defined]
+    AutoModel.register(text[0], text[1], exist_ok=True)
+    names = f"Darwin{prefix}WholeConfig", f"Darwin{prefix}ForConditionalGeneration"
+    if names[0] not in globals():
+        configuration = importlib.import_module("transformers.configuration_utils")
+        family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+        plain = getattr(family, f"{prefix}ForConditionalGeneration")
+        parent = getattr(family, f"{prefix}Config")
+        by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text[0].model_type)  # type: ignore[attr-defined]
+        parts = {**parent.sub_configs_defaults, "text_config": by_type}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_whole": (prefix, module)}
+        config = _derive(names[0], WholeConfig, parent, sub_configs_defaults=parts, **made)
+        _derive(names[1], FromFamily, plain, config_class=config)
+    return globals()[names[0]], globals()[names[1]]
 
 
 def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
@@ -327,10 +376,29 @@ def auto_map(prefix: str) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
 
 
-def modeling_source(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> str:
-    """Source of a checkpoint's copy of this file, with the line that defines the family."""
+def whole_auto_map(prefix: str) -> dict[str, str]:
+    """The same for a model with further parts around the language model."""
+    autos = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}
+    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in autos.items()}
+
+
+def modeling_source(
+    prefix: str,
+    module: str,
+    infix: str = "",
+    norms: Norms = LLAMA,
+    names: Sequence[str] = NAMES,
+    *,
+    whole: tuple[str, str] | None = None,
+) -> str:
+    """Source of a checkpoint's copy of this file, with the line that defines the family, and `whole` around it."""
     arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
-    same = [list(names) for names in norms] == [list(names) for names in LLAMA]
-    line = f"define_classes({', '.join(arguments + ([] if same else [f'norms={json.dumps(norms)}']))})"
+    if [list(each) for each in norms] != [list(each) for each in LLAMA]:
+        arguments.append(f"norms={json.dumps(norms)}")
+    if list(names) != list(NAMES):
+        arguments.append(f"names={json.dumps(names)}")
+    line = f"define_classes({', '.join(arguments)})"
+    if whole is not None:
+        line = f"define_whole({json.dumps(whole[0])}, {json.dumps(whole[1])}, {line})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

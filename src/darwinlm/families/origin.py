@@ -19,6 +19,9 @@ GENERATION = "generation_config.json"
 FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 """Files beside the weights that licences require to keep."""
 
+PROCESSORS = ("*processor_config.json", "chat_template.json")
+"""Settings of a multimodal model's inputs."""
+
 RECORD = "origin.json"
 """Metadata of a GGUF file, saved beside the weights from it."""
 
@@ -110,7 +113,7 @@ def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Copy a model's generation settings and licence files to a model derived from it.
+    """Copy a model's generation settings, processors of images and licence files to a model derived from it.
 
     Args:
         source: Folder of the model.
@@ -123,7 +126,7 @@ def carry(source: Path, target: Path) -> None:
     if (source / GENERATION).is_file():
         _json(source / GENERATION)
         shutil.copyfile(source / GENERATION, target / GENERATION)
-    for pattern in FILES:
+    for pattern in (*FILES, *PROCESSORS):
         for path in sorted(source.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)

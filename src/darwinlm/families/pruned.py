@@ -5,17 +5,28 @@ The classes are in `modeling_darwinlm`, which is also the file beside a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.families.modeling_darwinlm import LLAMA, Norms, auto_map, define_classes, modeling_source
+from darwinlm.families.modeling_darwinlm import (
+    LLAMA,
+    NAMES,
+    Norms,
+    auto_map,
+    define_classes,
+    define_whole,
+    modeling_source,
+    whole_auto_map,
+)
 
-__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config"]
+__all__ = ["auto_map", "modeling_source", "pruned_classes", "pruned_config", "pruned_whole", "whole_auto_map"]
 
 
-def pruned_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLAMA) -> tuple[type, type, type]:
+def pruned_classes(
+    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
+) -> tuple[type, type, type]:
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
     Args:
@@ -23,15 +34,33 @@ def pruned_classes(prefix: str, module: str, infix: str = "", norms: Norms = LLA
         module: The family's package in `transformers.models`, "llama".
         infix: "Text" for a text-only part of a multimodal family (Gemma3TextConfig), else empty.
         norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
+        names: Names of a layer's attention and of its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
-    config, model, causal = define_classes(prefix, module, infix, norms)
+    config, model, causal = define_classes(prefix, module, infix, norms, names)
     AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)
     return config, model, causal
+
+
+def pruned_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
+    """Define and register classes with further parts around a language model.
+
+    Args:
+        prefix: Prefix of the class names, "Gemma3".
+        module: Their package in `transformers.models`, "gemma3".
+        text: The language model's classes, from `pruned_classes`.
+
+    Returns:
+        The configuration and the model.
+    """
+    config, model = define_whole(prefix, module, text)
+    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+    AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    return config, model
 
 
 def pruned_config(

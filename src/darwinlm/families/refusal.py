@@ -30,8 +30,8 @@ def _fields(*names: str) -> Callable[[Fields], bool]:
 SIDE_BY_SIDE = ("cohere", "cohere2", "codegen", "gptj", "phi")
 """Model types with parallel attention and MLP, which their configuration doesn't show."""
 RECURRENT = (
-    "some of its layers are recurrent (linear attention or a state space) or convolutions, and DarwinLM prunes only "
-    "attentions and MLPs"
+    "some of its layers are recurrent (linear attention or a state space) or convolutions, and its layers have no "
+    "description"
 )
 PARALLEL = "its attention and MLP run in parallel on the same residual stream, and only sequential ones are supported"
 EXPERTS = _fields("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -39,15 +39,25 @@ def register_families() -> None:
         model_type = PREFIX + family.model_type
         if model_type not in CONFIG_MAPPING:
             AutoConfig.register(model_type, _stand_in(model_type, family))
+        for name, prefix in family.inside.items():
+            if PREFIX + name not in CONFIG_MAPPING:
+                AutoConfig.register(PREFIX + name, _stand_in(PREFIX + name, family, (prefix, name)))
 
 
-def _stand_in(model_type: str, family: Family) -> type:
-    """A class that creates configurations of the family's real class, which is defined and registered on first use."""
+def _stand_in(model_type: str, family: Family, whole: tuple[str, str] | None = None) -> type:
+    """A class that creates configurations of the family's real class, which is defined and registered on first use.
+
+    Args:
+        model_type: Model type of the real class.
+        family: Family of the language model.
+        whole: Class prefix and package of a model with further parts around it; None for the language model alone.
+    """
 
     def real() -> Any:
-        from darwinlm.families.pruned import pruned_classes
+        from darwinlm.families.pruned import pruned_classes, pruned_whole
 
-        return pruned_classes(*family.class_names)[0]
+        classes = pruned_classes(*family.class_names)
+        return classes[0] if whole is None else pruned_whole(*whole, classes)[0]
 
     class StandIn:
         def __new__(cls, *args: Any, **values: Any) -> Any:

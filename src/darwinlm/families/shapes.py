@@ -6,27 +6,30 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
+from torch import Tensor
+
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Attention, Family, Mlp, ModuleKind, RowUnit
+from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """Shape of one attention or MLP module in the checkpoint.
+    """Shape of one module in the checkpoint.
 
     Attributes:
         block: Index of its block.
-        kind: Attention or mlp.
+        kind: Kind of the module.
         tensors: Shape of each of its tensors, norms included, by name inside the block; those of experts as [experts,
             rows, columns].
-        groups: Number of KV groups of an attention; 1 for an MLP.
-        heads: Number of query heads in each group; 1 for an MLP.
-        head_dim: Columns of a query head; 1 for an MLP.
-        width: Columns of the output projection: groups x heads x head_dim, or MLP channels.
+        groups: Number of KV groups of an attention, else 1.
+        heads: Number of query heads in each group, else 1.
+        head_dim: Columns of a query head, else 1.
+        width: Columns of the output projection: groups x heads x head_dim of an attention, channels of an MLP.
         output: Name of the output projection's weight inside the block.
         experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
         chosen: Number of experts that a token uses; 0 if it isn't a mixture.
@@ -73,14 +76,14 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         uneven = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
         shared = tuple(uneven) if uneven else None
-        for part in (family.attention, family.mlp):
+        for part in map(family.module, family.kinds):
             output = output_name(part, inside)
             if output is not None:
                 modules.append(_module_shape(block, checkpoint, part, inside, output, shared))
     return modules
 
 
-def output_name(part: Attention | Mlp, inside: Container[str]) -> str | None:
+def output_name(part: Part, inside: Container[str]) -> str | None:
     """Name of the output projection's weight among the tensors of a block; None if the sub-layer is absent."""
     names = [f"{part.name}.{part.output}.weight"]
     if isinstance(part, Mlp) and part.experts is not None:
@@ -97,7 +100,7 @@ def head_dim(config: object) -> int:
 def _module_shape(
     block: int,
     checkpoint: Checkpoint,
-    part: Attention | Mlp,
+    part: Part,
     inside: Shapes,
     output: str,
     query_groups: tuple[int, ...] | None,
@@ -106,6 +109,8 @@ def _module_shape(
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.name + "."), inside[name]) for name in names}
     width = tensors[output][-1]
+    if isinstance(part, Mixer):
+        return ModuleShape(block, "mixer", tensors, 1, 1, 1, width, output)
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
             return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
@@ -123,7 +128,7 @@ def _module_shape(
         heads = int(checkpoint.config.num_attention_heads)
         return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
     key = part.segments[part.key_value[0]]
-    rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width
+    rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width  # of a fused tensor
     groups = rows // (key.count("key_value") * columns)
     if query_groups is not None:
         return ModuleShape(block, "attention", tensors, groups, 0, columns, width, output, query_groups=query_groups)
@@ -143,7 +148,7 @@ def module_parameters(family: Family, shape: ModuleShape, groups: int, width: in
     """
     if width == 0:
         return 0
-    part, sizes = family.module(shape.kind), _row_counts(shape, groups, width)
+    part, sizes = family.module(shape.kind), row_counts(shape, groups, width)
     total = 0
     for name, size in shape.tensors.items():
         inner = name.removeprefix(part.name + ".")
@@ -168,11 +173,27 @@ def shared_width(family: Family, shape: ModuleShape) -> int | None:
     return shape.tensors[f"{family.mlp.name}.{experts.shared}.{family.mlp.output}.weight"][-1]
 
 
-def _row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
-    return {"query": width, "key_value": groups * shape.head_dim, "channel": width}
+def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
+    """Rows of each kind with these KV heads and columns of the output projection."""
+    return {"query": width, "gated_query": 2 * width, "key_value": groups * shape.head_dim, "channel": width}
 
 
-def row_segments(part: Attention | Mlp, name: str) -> list[RowUnit]:
+def gated_rows(columns: Tensor, head_dim: int) -> Tensor:
+    """Rows of a query projection with gates, for whole heads: `Attention.gated`.
+
+    Args:
+        columns: [n · h] int64, columns of the output projection, a head after the other.
+        head_dim: h.
+
+    Returns:
+        [2 · n · h] int64: for each head the rows of its queries, then those of its gate.
+    """
+    heads = columns.view(-1, head_dim)
+    queries = heads + heads // head_dim * head_dim
+    return torch.cat([queries, queries + head_dim], dim=1).flatten()
+
+
+def row_segments(part: Part, name: str) -> list[RowUnit]:
     """Kinds of rows of a tensor inside a sub-layer, in order; empty if they are never cut."""
     owner = name.rpartition(".")[0]
     if isinstance(part, Mlp) and part.experts is not None:

@@ -23,7 +23,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
-from darwinlm.families.family import KINDS, Attention, Mlp, RowUnit
+from darwinlm.families.family import Attention, Mlp, RowUnit
 from darwinlm.families.loading import listed
 from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
@@ -124,8 +124,7 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
             "query": foreign.heads[block] * columns,
             "key_value": foreign.groups[block] * columns,
         }
-        for kind in KINDS:
-            part = family.module(kind)
+        for part in (family.attention, family.mlp):
             part_tensors, norms = split_block(inside, part)
             if isinstance(part, Attention):
                 there = foreign.heads[block]
@@ -136,14 +135,14 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
             before[isinstance(part, Attention)] += there
             after[isinstance(part, Attention)] += len(kept)
             if not kept:
-                gone.append(kind)
+                gone.append("attention" if isinstance(part, Attention) else "mlp")
                 continue
             if isinstance(part, Attention):
                 part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, foreign.owners[block], columns)
                 row |= sizes
             else:
                 part_tensors = _take(part_tensors, part, {"channel": there}, {"channel": kept}, kept)
-                row[part.width] = len(kept)
+                row |= {part.width: len(kept), **part.with_width}
             tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
             tensors |= {prefix + name: tensor for name, tensor in norms.items()}
         table[block] = row | ({SKIP: gone} if gone else {})
@@ -215,8 +214,7 @@ def _stock(foreign: Foreign) -> Any:
             block, foreign.heads[block], foreign.groups[block], foreign.widths[block], foreign.owners[block]
         )
         target = BlockSizes(block, *full)
-        for kind in KINDS:
-            part = family.module(kind)
+        for part in (family.attention, family.mlp):
             part_tensors, norms = split_block(inside, part)
             if not (sizes.heads if isinstance(part, Attention) else sizes.width):
                 layer = zero_sublayer(template, part, target, columns, torch.float32)

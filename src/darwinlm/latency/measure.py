@@ -52,7 +52,7 @@ def measure_table(
 
     ratios: dict[str, dict[Size, float]] = {}
     for kind in KINDS:
-        if any(module.kind == kind for module in space.modules):
+        if kind != "mixer" and any(module.kind == kind for module in space.modules):
             ratios[kind] = _ratios_of(kind, space, ratio, points)
     rng = random.Random(0)  # noqa: S311
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]

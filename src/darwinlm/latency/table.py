@@ -92,8 +92,8 @@ class LatencyTable:
     fixed: float
 
     def seconds(self, kind: str, size: Size) -> float:
-        """Time of one module; widths between measured ones are interpolated."""
-        if not size[2]:
+        """Time of one module; widths between measured ones are interpolated. Mixers belong to `fixed`."""
+        if not size[2] or kind == "mixer":
             return 0.0
         pairs = self.lines[kind][size[1]]
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))

@@ -23,7 +23,7 @@ from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.surgery.shrink import layer_overrides
-from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
+from darwinlm.surgery.stitch import SKIP, empty_model, gone_modules, smaller_config
 
 Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
@@ -109,11 +109,11 @@ class ModelTimer:
         table: dict[int, dict[str, Any]] = {}
         for block in range(self.checkpoint.n_blocks):
             row: dict[str, Any] = {}
-            levels = {kind: choice.get((block, kind)) for kind in KINDS}
-            gone = [kind for kind, level in levels.items() if level is None or not level.width]
-            for kind, level in levels.items():
+            for kind in KINDS:
+                level = choice.get((block, kind))
                 if level is not None and level.width:
                     row |= self._sizes(self.shapes[block, kind], level)
+            gone = gone_modules(block, choice)
             table[block] = row | ({SKIP: gone} if gone else {})
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():

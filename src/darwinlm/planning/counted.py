@@ -22,7 +22,7 @@ from torch.utils import flop_counter
 from darwinlm.errors import FamilyError, first_line
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Absent, Decoder
-from darwinlm.families.family import KINDS, SubLayer
+from darwinlm.families.family import SubLayer
 
 UNKNOWN = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -115,8 +115,8 @@ def count_passes(
                     continue
                 layer = copy.copy(decoder.blocks[index])
                 layer._modules = dict(layer._modules)
-                for part in map(family.module, KINDS if thin else ()):
-                    if part.name in layer._modules:
+                for part in (family.attention, family.mlp) if thin else ():
+                    if layer._modules.get(part.name) is not None:
                         layer._modules[part.name] = _Thin(part, model.config.hidden_size, dtype)
                 one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
                 flops += (two[0] - one[0]) * size / sizes[index]

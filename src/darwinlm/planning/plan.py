@@ -14,6 +14,7 @@ from darwinlm.planning.devices import Device
 from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import RESERVE, StageNeed
+from darwinlm.search.problem.space import kept_whole
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """How stages adapt to the machine, and widths that a quantisation doesn't fit."""
+        """What is never cut, how stages adapt to the machine, and widths that a quantisation doesn't fit."""
+        kept = kept_whole(self.sizes.space, self.sizes.checkpoint.family)
+        whole = self.sizes.checkpoint.whole is not None
+        around = "its parts around the language model are kept, and not counted here" if whole else ""
         unfit = unfit_widths(self.sizes.recipe.units, self.sizes.shapes, self.sizes.width)
-        return [*([unfit] if unfit else []), *(need.note for need in self.needs if need.note)]
+        return [note for note in (kept, around, unfit, *(need.note for need in self.needs)) if note]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""

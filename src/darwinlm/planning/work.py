@@ -6,6 +6,7 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 
 from __future__ import annotations
 
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
@@ -188,6 +189,14 @@ def recover(need: StageNeed) -> None:
     need.host = tokens / settings.epochs / TOKENISED
 
 
+def _copied(need: StageNeed) -> int:
+    """Tokens of the lists and passages whose copying is measured."""
+    recipe, length = need.sizes.recipe, need.sizes.recipe.text.sequence_length
+    lists = recipe.evaluation.copying_lists
+    passages = min(lists, recipe.text.evaluation_tokens // length)
+    return lists * 2 * sum(LIST_LENGTHS) + passages * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
+
+
 def evaluate(need: StageNeed) -> None:
     """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights."""
     sizes, recipe = need.sizes, need.sizes.recipe
@@ -197,5 +206,6 @@ def evaluate(need: StageNeed) -> None:
         need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1, logit_bytes=KL_BYTES)
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)
         need.calls += models * decoded * sizes.depth
+        need.run(_copied(need), kept, times=models)
     need.tokens = recipe.text.evaluation_tokens * (1 + smaller)
     need.moved += decoded * memory.model_bytes(sizes, smaller)

@@ -21,7 +21,7 @@ from darwinlm.recipe.shipped import find_recipe
 OPTIONS: Mapping[str, str] = {
     "model": "model",
     **{kind: f"budget.{kind}" for kind in BUDGETS},
-    "time": "search.minutes",
+    "time": "time",
     "preset": "preset",
     "text": "text.source",
     "ready_for": "units.quantisation",

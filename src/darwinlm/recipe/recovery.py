@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Count
+from darwinlm.recipe.quantities import Count, Minutes
 
 
 class RecoverySettings(Section):
@@ -15,6 +15,8 @@ class RecoverySettings(Section):
 
     tokens: Count = Field(0, ge=0)
     """Number of training tokens: 300000, 300M or 10B. 0 skips recovery."""
+    minutes: Minutes | None = Field(None, gt=0)
+    """Time limit of the training (30, 30m, 1h, 90s); the learning rate falls earlier, to end with it."""
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
     skip_tokens: Count = Field(0, ge=0)

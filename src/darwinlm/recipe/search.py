@@ -37,7 +37,7 @@ class SearchSettings(Section):
     """Evolution over allocations: one level for every module."""
 
     minutes: Minutes | None = Field(None, gt=0)
-    """Time limit (30, 30m, 1h, 90s); the search then returns the best allocation so far."""
+    """Time limit of the search (30, 30m, 1h, 90s); it then returns the best allocation so far."""
     method: Literal["gradient", "paper"] = "gradient"
     """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""

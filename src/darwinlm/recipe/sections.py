@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from darwinlm.recipe.base import Section
 from darwinlm.recipe.budget import BudgetSettings
 from darwinlm.recipe.quantisation import GROUPS, known_quantisation
-from darwinlm.recipe.quantities import Part, Share, parse_share
+from darwinlm.recipe.quantities import Minutes, Part, Share, parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, apply_preset
 
@@ -176,6 +176,9 @@ class Recipe(Section):
     rounds: tuple[Share, ...] = ()
     """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
     `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
+    time: Minutes | None = Field(None, gt=0)
+    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, amounts of text, steps and repetitions are lowered
+    until the rest fits; the report says to what."""
     allow_remote_code: bool = False
     """Whether a checkpoint may run its own Python code."""
     compute: ComputeSettings = ComputeSettings()
@@ -224,3 +227,9 @@ class Recipe(Section):
         if keep is not None and keep != shares[-1]:
             raise ValueError(f"budget.keep is {budget['keep']}, but rounds end at {rounds[-1]}: leave budget.keep out")
         return {**tree, "budget": {**budget, "keep": shares[-1]}}
+
+    @model_validator(mode="after")
+    def _time_is_of_one_round(self) -> Recipe:
+        if self.time is not None and self.rounds:
+            raise ValueError("time: it can't be limited with rounds; set search.minutes and recovery.tokens")
+        return self

@@ -138,31 +138,43 @@ class _Training:
         )
         self.state = TrainingState(guard=LossGuard())
         self.trackers: list[Any] = []
+        self.last = steps.count
 
     # ------------------------------------------------------------------------------------------------- a step
 
     def run(self) -> None:
-        """Run all remaining steps with their evaluations and checkpoints."""
+        """Run all remaining steps with their evaluations and checkpoints, or as many as the time limit allows."""
         self.begun, self.first = time.monotonic(), self.state.step
         self.before = self.state.seconds
         if not self.state.step:
             self.evaluate()
-        settings, last = self.settings, self.steps.count
+        self.stepping = time.monotonic()
+        settings = self.settings
         evaluate, save = (max(1, n // self.steps.tokens) for n in (settings.evaluate_every, settings.save_every))
-        for step in range(self.state.step, last):
-            self.update(step)
-            done = self.state.step = step + 1
-            self.progress(done, last)
+        while self.state.step < self.last:
+            self.update(self.state.step)
+            done = self.state.step = self.state.step + 1
+            self.last = self._last_step(done)
+            self.progress(done, self.last)
             self.each_step(done * self.steps.tokens, self.model)
-            if done % evaluate == 0 or done == last:
+            if done % evaluate == 0 or done == self.last:
                 self.evaluate()
-            if (done % save == 0 or done == last) and self.state.guard.good:
+            if (done % save == 0 or done == self.last) and self.state.guard.good:
                 self.save()
+
+    def _last_step(self, done: int) -> int:
+        """The last step that ends before the time limit, with an evaluation as long as the first one."""
+        if self.settings.minutes is None:
+            return self.steps.count
+        now = time.monotonic()
+        left = 60 * self.settings.minutes - self.before - (now - self.begun) - (self.stepping - self.begun)
+        more = int(left * (done - self.first) / max(now - self.stepping, 1e-9))
+        return parallel.broadcast(min(done + max(more, 0), self.steps.count))
 
     def update(self, step: int) -> None:
         """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
         torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
-        rate = self.settings.learning_rate * rate_share(self.settings, self.steps.count, step)
+        rate = self.settings.learning_rate * rate_share(self.settings, self.last, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
@@ -177,7 +189,7 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.unlogged.append(mean)
-        if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.steps.count:
+        if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
             self._log_loss(step + 1, rate, norm)
 

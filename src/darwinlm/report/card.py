@@ -66,7 +66,7 @@ def _front_matter(summary: Summary) -> str:
     }
     fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
-    fields["pipeline_tag"] = "text-generation"
+    fields["pipeline_tag"] = "image-text-to-text" if summary.export.whole else "text-generation"
     fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
     if summary.export.custom_code:
         fields["tags"].append("custom_code")
@@ -113,8 +113,8 @@ def _what_it_is(summary: Summary, name: str) -> str:
             "is gone" if total == 1 else "are gone"
         )
     return (
-        f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}. Weights are stored "
-        f"as {summary.export.dtype}."
+        f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}."
+        f"{wording.kept_whole(summary)} Weights are stored as {summary.export.dtype}."
     )
 
 

@@ -53,6 +53,7 @@ def _view(summary: Summary) -> dict[str, Any]:
         "steps": next_steps(summary, ".", "../smaller", wording.hub_id(summary.model)),
         "text": _text(summary),
         "stages": _stages(summary),
+        "time_limit": wording.time_limit(summary),
         "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
         "custom_code": summary.export.custom_code,
         "dtype": summary.export.dtype,
@@ -231,7 +232,7 @@ def _blocks(summary: Summary) -> dict[str, Any] | None:
             cells += [(nats(loss), False) for loss in ((own.removed, own.halved) if own else (None, None))]
         rows.append((entry.block, cells))
     return {
-        "words": _allocation_words(allocation),
+        "words": _allocation_words(allocation) + wording.kept_whole(summary),
         "picture": [(label, Markup(svg)) for label, svg in block_rows(allocation, sensitivity)],  # noqa: S704
         "columns": columns,
         "rows": rows,

@@ -13,15 +13,11 @@ from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import block_rows, kept_cells
 from darwinlm.report.summary import BlockFigures
-from darwinlm.search.predict.sizes import PredictedSize
-from darwinlm.search.predict.surrogate import INTERACTION
+from darwinlm.search.predict.sizes import FACTOR, POWER, PredictedSize
 from darwinlm.search.problem.space import SearchSpace
 
 START = 0.5
 """Share of the block parameters that the page opens with."""
-
-PREDICTED, MEASURED = 0.35, 0.65
-"""KL of three quarters of SmolLM2-135M-Instruct: by its database, and of the model that a short search then found."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSi
             ],
             "tiles": [
                 ("block parameters kept", "kept", f"of {wording.count(dense)}"),
-                ("predicted KL", "kl", "nats per token, one shot, calibration text"),
+                ("predicted KL", "kl", "nats per token, one shot, similar text"),
                 ("parameters", "params", f"of {wording.count(model.outside + dense)}"),
                 ("weights", "bytes", f"in {model.dtype}"),
             ],
@@ -82,9 +78,8 @@ def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSi
             "columns": ("block", "KV groups", "query heads", "MLP width"),
             "kept": [(block.block, kept_cells(block)) for block in kept[start]],
             "calibration": calibration,
-            "interaction": INTERACTION,
-            "predicted": PREDICTED,
-            "measured": MEASURED,
+            "factor": FACTOR,
+            "power": POWER,
             "data": {"words": list(words), "sizes": data},
         },
         "copy.js",

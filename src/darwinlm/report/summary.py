@@ -333,11 +333,19 @@ class StageFigures(Figures):
 
 
 class ExportFigures(Figures):
-    """The saved model's folder, whether it needs the modelling file beside it, and its element type."""
+    """The saved model.
+
+    Attributes:
+        folder: its folder.
+        custom_code: whether it needs the modelling file beside it.
+        dtype: its element type.
+        whole: whether it has further parts, such as a vision tower, around the language model.
+    """
 
     folder: str
     custom_code: bool
     dtype: str
+    whole: bool = False
 
 
 class MachineFigures(Figures):
@@ -348,6 +356,20 @@ class MachineFigures(Figures):
     torch: str | None = None
     transformers: str | None = None
     compute_dtype: str | None = None
+
+
+class TimeFigures(Figures):
+    """A time limit.
+
+    Attributes:
+        limit: seconds allowed.
+        seconds: seconds used before the report.
+        shortened: what the limit lowered, in words.
+    """
+
+    limit: float
+    seconds: float
+    shortened: tuple[str, ...] = ()
 
 
 class Summary(Figures):
@@ -364,6 +386,7 @@ class Summary(Figures):
         origin: of the dense model.
         prompts: that every model continues.
         allocation: what is left of each block.
+        kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
         search: how sizes were chosen; None where that isn't known.
         refit: None where there was none, or none is known of.
@@ -371,6 +394,7 @@ class Summary(Figures):
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         text: what served which purpose.
         stages: in order.
+        time: None where no limit was given.
         export: the saved model.
         machine: that it was measured on.
         recipe: the whole recipe.
@@ -385,6 +409,7 @@ class Summary(Figures):
     origin: OriginFigures = OriginFigures()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
+    kept: str = ""
     sensitivity: tuple[SensitivityFigures, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
@@ -392,6 +417,7 @@ class Summary(Figures):
     vocabulary: VocabularyFigures | None = None
     text: TextFigures
     stages: tuple[StageFigures, ...] = ()
+    time: TimeFigures | None = None
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
     recipe: dict[str, Any] = Field(default_factory=dict)

@@ -89,7 +89,7 @@ def amount(value: float, unit: str) -> str:
         return f"{megabytes(value)} MB"
     if unit == "nanoseconds":
         return f"{value / 1e6:,.4g} ms" if value < 1e9 else f"{value / 1e9:.4g} s"
-    return f"{value:,} {unit}"
+    return f"{value:,.0f} {unit}"
 
 
 def model_name(key: ModelKey, summary: Summary) -> str:
@@ -123,6 +123,16 @@ def hub_id(source: str | None) -> str | None:
     if source and _HUB_ID.fullmatch(source) and not source.lower().endswith(".gguf"):
         return source
     return None
+
+
+def kept_whole(summary: Summary) -> str:
+    """Sentences, each with a space before it, about what is never cut; empty if there is no such part."""
+    kept = f" {summary.kept[0].upper()}{summary.kept[1:]}." if summary.kept else ""
+    return kept + (
+        " Its parts around the language model are unchanged; the figures are of the language model alone."
+        if summary.export.whole
+        else ""
+    )
 
 
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
@@ -263,6 +273,15 @@ def machine_words(summary: Summary) -> str:
     return ", ".join(parts) or "an unnamed machine"
 
 
+def time_limit(summary: Summary) -> str:
+    """What a time limit lowered, in a sentence; empty where there was no limit."""
+    if summary.time is None:
+        return ""
+    used = f"{duration(summary.time.seconds)} of {duration(summary.time.limit)} used"
+    lowered = "; ".join(summary.time.shortened)
+    return f"Time limit: {used}. " + (f"To keep it: {lowered}." if lowered else "Nothing had to be shortened.")
+
+
 def what_training_left(summary: Summary) -> str:
     """What a reader must expect of the weights, by whether the model was trained after pruning."""
     if summary.recovery is None:
@@ -288,13 +307,14 @@ def loading_code(summary: Summary) -> str:
     remote, plain = (
         (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
     )
+    auto = "AutoModelForImageTextToText" if summary.export.whole else "AutoModelForCausalLM"
     return "\n".join(
         [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"from transformers import {auto}, AutoTokenizer",
             "",
             f"folder = {_python_string(summary.export.folder)}",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
-            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{remote})',
+            f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
             f'inputs = tokenizer({_python_string(prompt)}, return_tensors="pt")',
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",

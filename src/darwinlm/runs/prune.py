@@ -117,7 +117,7 @@ def prune(
         speedup: Speed relative to the dense model on this machine, 2 or "2x".
         latency: Time of a request on this machine, with a unit: "30ms".
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
-        time: Time limit of the search, in minutes or as "90s" or "1h"; it then returns the best result so far.
+        time: Time limit of the whole run, in minutes or as "90s" or "1h". Text and steps are lowered to keep it.
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         text: Source of the text; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.

@@ -10,6 +10,7 @@ from darwinlm.artifact import write_json, write_text
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
+from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.report.summary import Summary
 from darwinlm.report.sweep import SweepSummary, sweep_markdown, sweep_page, sweep_plot
@@ -20,7 +21,12 @@ PAGE = "index.html"
 
 
 def prune_sweep(
-    recipes: Sequence[Recipe], out: str | Path, *, until: str = "report", reporter: Reporter | None = None
+    recipes: Sequence[Recipe],
+    out: str | Path,
+    *,
+    until: str = "report",
+    reporter: Reporter | None = None,
+    begun: float | None = None,
 ) -> SweepSummary:
     """Prune a model to several sizes, the largest first, with the same text, database and scores.
 
@@ -32,6 +38,7 @@ def prune_sweep(
         out: Output folder; each model has a subfolder, such as `keep-75`.
         until: Last stage as in `run_stages`.
         reporter: Receiver of progress; None prints to the terminal.
+        begun: Start of the recipes' time limit, `time.monotonic()`; None is now. The models share the limit.
 
     Returns:
         The contents of sweep.json: a row for each model, the dense one first; no rows if the last stage isn't the
@@ -45,11 +52,12 @@ def prune_sweep(
     ordered = _ordered(recipes)
     whole = Run(ordered[0], folder, reporter or Reporter())  # refuses a foreign folder, and locks it to the end
     summaries: list[tuple[str, Summary]] = []
-    neighbour = None
+    neighbour, limit = None, TimeLimit.of(ordered[0], runs=len(ordered), begun=begun)
     for recipe in ordered:
         name = member_name(recipe.budget)
         whole.reporter.say(name)
-        results = run_stages(Run(recipe, folder / name, whole.reporter, shared=folder), until, neighbour=neighbour)
+        run = Run(recipe, folder / name, whole.reporter, shared=folder)
+        results = run_stages(run, until, neighbour=neighbour, limit=limit)
         if STAGES.index(until) >= STAGES.index("search"):
             neighbour = results.search.allocation
         if until == "report":

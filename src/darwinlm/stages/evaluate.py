@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from darwinlm.stages.results import StageResults
 
 FIGURES = "models.json"
+QUALITY, SPEED, COPYING = 0.45, 0.65, 0.85
+"""Shares of a limited time after which each measurement stops."""
+
 Measured = dict[ModelKey, ModelFigures]
 
 
@@ -111,19 +116,36 @@ def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: t
     return {name: measured[name] for name in models}
 
 
+def _late(run: Run) -> Callable[[float], Callable[[], bool]]:
+    """For a share of the time until the evaluation must end: whether this share has passed."""
+    begun, ends = time.monotonic(), run.evaluation_ends
+    if ends is None:
+        return lambda share: lambda: False
+    return lambda share: lambda: time.monotonic() - begun > share * (ends - begun)
+
+
 def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
     settings = run.recipe.evaluation
     tokens = texts["evaluation"].tokens
     named: dict[str, Any] = {str(name): model for name, model in models.items()}
+    late = _late(run)
     quality = measure_quality(
-        models["dense"], named, tokens, batch_tokens=run.batch_tokens, progress=run.reporter.advance
+        models["dense"],
+        named,
+        tokens,
+        batch_tokens=run.batch_tokens,
+        progress=run.reporter.advance,
+        late=late(QUALITY),
     )
-    speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs)
+    speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs, late=late(SPEED))
     tokenizer = run.checkpoint.tokenizer()
     sequences, remarks = all_copying(
         tokenizer, tokens, longest_sequence(models["dense"].config), lists=settings.copying_lists
     )
-    copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens)
+    copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens, late=late(COPYING))
+    if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
+        remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
+    prompts = settings.prompts[:1] if late(COPYING)() else settings.prompts
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())
@@ -144,6 +166,6 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
             ),
             tokens_per_second=speed[name].prompt,
             decode_tokens_per_second=speed[name].decode,
-            continuations=tuple(continue_greedily(model, tokenizer, settings.prompts, settings.new_tokens)),
+            continuations=tuple(continue_greedily(model, tokenizer, prompts, settings.new_tokens)),
         )
     return measured

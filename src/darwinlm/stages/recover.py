@@ -130,6 +130,7 @@ def recover_model(
     reserved = sorted({hashed for part in texts.values() for hashed in part.document_hashes})
     # The key doesn't depend on the number of processes or the division of work.
     without_effect = {"sharding", "log_to", "teacher_cache"}
+    without_effect |= {"minutes"} if settings.minutes is None else set()
     how = settings.model_dump(exclude=without_effect) | {"cached": settings.teacher_cache is not None}
     key = {
         **before,

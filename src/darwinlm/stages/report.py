@@ -13,6 +13,7 @@ from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
+from darwinlm.families.whole import is_whole
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
@@ -34,6 +35,7 @@ from darwinlm.report.summary import (
 )
 from darwinlm.run import Run
 from darwinlm.search.predict.module_losses import sensitivities
+from darwinlm.search.problem.space import kept_whole
 from darwinlm.stages.export import Exported
 from darwinlm.stages.text import Texts
 
@@ -82,6 +84,7 @@ def summarise(run: Run, results: StageResults) -> Summary:
         origin=OriginFigures.of(run.teacher),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
+        kept=kept_whole(results.plan.space, run.checkpoint.family),
         sensitivity=tuple(
             SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
         ),
@@ -91,6 +94,7 @@ def summarise(run: Run, results: StageResults) -> Summary:
         vocabulary=results.vocabulary,
         text=text_figures(run, results.text),
         stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        time=run.time,
         export=export_figures(results.export),
         machine=machine_figures(run),
         recipe=run.recipe.model_dump(mode="json"),
@@ -131,7 +135,7 @@ def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigur
             row = blocks[shape.block]
             if shape.kind == "attention":
                 row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
-            else:
+            elif shape.kind == "mlp":
                 row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
     return tuple(BlockFigures.model_validate(row) for row in blocks)
 
@@ -156,6 +160,7 @@ def export_figures(exported: Exported) -> ExportFigures:
         folder=exported.folder.name,
         custom_code=exported.custom_code,
         dtype=str(exported.dtype).removeprefix("torch."),
+        whole=is_whole(exported.folder),
     )
 
 

@@ -18,7 +18,7 @@ from darwinlm.artifact import StageFolder, read_json, read_tensors, write_json, 
 from darwinlm.calibration.stream import BlockStream
 from darwinlm.errors import ArtifactError
 from darwinlm.families.expert_tensors import as_stored, by_rows
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
 from darwinlm.surgery.projection_fit import Fit, fit_output, module_moments, output_gain, watched_spread
@@ -35,7 +35,7 @@ class FitChoice:
 
     Attributes:
         block: Index of the block.
-        kind: Attention or mlp.
+        kind: Kind of the module.
         ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.
@@ -154,7 +154,7 @@ def _refit_block(
     stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
     weights: dict[str, Tensor] = {}
     choices: list[FitChoice] = []
-    for kind in KINDS:
+    for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
         name = output_name(part, stitched)
         spreads = []
@@ -186,7 +186,7 @@ def _fit_module(
     """The best weights of an output projection on validation text.
 
     Args:
-        kind: Attention or mlp.
+        kind: Kind of the module.
         small: The smaller streams before the module, on the fitted text and on validation text.
         dense: The dense streams after it, in the same order.
         spreads: Spreads as in `watched_spread`, in the same order.

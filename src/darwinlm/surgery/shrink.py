@@ -15,7 +15,7 @@ from darwinlm.database.levels import Level
 from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import Family, Mlp, ModuleKind, RowUnit
 from darwinlm.families.modeling_darwinlm import keep_shared_width, share_kv_heads
-from darwinlm.families.shapes import ModuleShape, row_segments, shared_width
+from darwinlm.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
@@ -43,7 +43,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
         counted = part.experts.counted
         tensors = {n: t.index_select(0, kept.experts.to(t.device)) if counted(n) else t for n, t in tensors.items()}
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
-    sizes = {"query": shape.width, "key_value": shape.groups * shape.head_dim, "channel": shape.width}
+    sizes = row_counts(shape, shape.groups, shape.width)
     rows = kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -71,7 +71,8 @@ def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
     if kept.groups is None:
         return {"channel": kept.columns}
     key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
-    return {"query": kept.columns, "key_value": key_value.reshape(-1)}
+    gated = gated_rows(kept.columns, shape.head_dim)
+    return {"query": kept.columns, "gated_query": gated, "key_value": key_value.reshape(-1)}
 
 
 def layer_overrides(
@@ -85,10 +86,12 @@ def layer_overrides(
         level: Level of the module.
         query_groups: KV head of each kept query head, if KV heads serve different numbers of them.
     """
+    if shape.kind == "mixer":
+        return {}
     if shape.kind == "mlp":
         experts = family.mlp.experts
         if experts is None or not shape.experts:
-            return {family.mlp.width: level.width}
+            return {family.mlp.width: level.width, **family.mlp.with_width}
         row = {experts.width: level.width, experts.count: level.experts}
         shared = shared_width(family, shape)
         return row if shared is None else {**row, SHARED_WIDTH: shared}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,17 +30,23 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
     return {(module.block, module.kind): module.levels[index] for module, index in pairs}
 
 
+def gone_modules(block: int, chosen: Mapping[tuple[int, ModuleKind], Level]) -> list[ModuleKind]:
+    """Kinds of the modules that a block doesn't have: for `skip` in the configuration."""
+    there = {kind for kind in KINDS if (block, kind) in chosen and chosen[block, kind].width}
+    if "mixer" in there:  # in place of the attention
+        there.add("attention")
+    return [kind for kind in KINDS if kind != "mixer" and kind not in there]
+
+
 def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict[int, dict[str, Any]]:
     """`per_layer_config` of the smaller model: sizes of every layer, and the sub-layers that it skips."""
     table: dict[int, dict[str, Any]] = {}
     for block in range(n_blocks):
         row: dict[str, Any] = {}
-        gone = []
+        gone = gone_modules(block, chosen)
         for kind in KINDS:
             level = chosen.get((block, kind))
-            if level is None or level.width == 0:
-                gone.append(kind)
-            else:
+            if level is not None and level.width:
                 shape, query_groups = database.shape(block, kind), None
                 if kind == "attention":
                     _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
@@ -115,7 +121,7 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = checkpoint.read(prefix)
-        for kind in KINDS:
+        for kind in family.kinds:
             part = family.module(kind)
             level = chosen.get((block, kind))
             if level is None or level.width == 0:

@@ -1,13 +1,13 @@
 """Run a block one sub-layer at a time, so that each runs once although its output projection changes in between.
 
-A sub-layer runs inside its block while the other sub-layer adds zero. So norms, residual multipliers and everything
-else around it are the family's code. Adding zero is exact, so both halves together give the block's result bit for bit.
+A sub-layer runs inside its block while the others add zero. So norms, residual multipliers and everything
+else around it are the family's code. Adding zero is exact, so all parts together give the block's result bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.decoder import Absent
-from darwinlm.families.family import KINDS, ModuleKind, SubLayer
+from darwinlm.families.family import ModuleKind, SubLayer
 from darwinlm.memory import free_bytes
 
 SHARE = 0.2
@@ -43,7 +43,7 @@ class BlockWalk:
     """A residual stream moving through one loaded block.
 
     Args:
-        stream: Stream before the block; it is after the block once both sub-layers are finished.
+        stream: Stream before the block; it is after the block once all sub-layers are finished.
         block: The block.
     """
 
@@ -75,6 +75,8 @@ class BlockWalk:
             NumericsError: The stream is no longer finite.
         """
         stream = self.stream
+        if not stream.decoder.has(self.block, kind):
+            return
         output = output_projection(stream.decoder.blocks[self.block], stream.checkpoint.family, kind)
         for index in range(len(stream.hidden)):
             x = self._kept.pop(index, None)
@@ -98,9 +100,12 @@ class BlockWalk:
 
     def _half(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
         """The residual stream after one sub-layer."""
-        (other,) = (k for k in KINDS if k != kind)
-        with self._standing_in(other, Absent(self.stream.checkpoint.family.module(other))):
-            return self.stream.decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])
+        decoder = self.stream.decoder
+        with ExitStack() as others:
+            for other in decoder.family.kinds:
+                if other != kind and decoder.has(self.block, other):
+                    others.enter_context(self._standing_in(other, Absent(decoder.family.module(other))))
+            return decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])
 
     def _reach(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
         output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)

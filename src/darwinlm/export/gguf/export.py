@@ -88,6 +88,8 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
+    if checkpoint.whole is not None:
+        report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
     plain = out.with_name(f".{out.name}.plain.partial")
     try:

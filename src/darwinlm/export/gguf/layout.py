@@ -94,6 +94,11 @@ UNKNOWN = {
     ),
     "gpt_oss": "its attention has sinks and its experts have biases, which the export doesn't write yet",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
+    "qwen3_5_text": "the export doesn't support linear attention yet",
+    "qwen3_5_moe_text": "the export doesn't support linear attention yet",
+    "qwen3_next": "the export doesn't support linear attention yet",
+    "lfm2": "the export doesn't support short convolutions yet",
+    "granitemoehybrid": "the export doesn't support state spaces yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""

@@ -6,10 +6,12 @@ module that is never cut has a single level, the dense one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darwinlm.database.levels import Level, ModuleLevels
+from darwinlm.families.family import Family
 
 Allocation = tuple[int, ...]
 PerLevel = Sequence[Sequence[float]]
@@ -38,3 +40,11 @@ class SearchSpace:
     def params(self, allocation: Sequence[int]) -> int:
         """Block parameters of an allocation."""
         return sum(level.params for level in self.levels(allocation))
+
+
+def kept_whole(space: SearchSpace, family: Family) -> str:
+    """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none."""
+    never = Counter(module.kind for module in space.modules if len(module.levels) == 1)
+    names = {"mixer": family.mixer.title if family.mixer else "", "attention": "attention", "mlp": "MLP"}
+    parts = [f"{names[kind]} of {count} block{'s' if count > 1 else ''}" for kind, count in sorted(never.items())]
+    return f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""

@@ -1,0 +1,102 @@
+"""Models that are more than a language model, such as one with a vision tower.
+
+Their text part is read, pruned and evaluated like any causal language model; the other parts are carried along
+unchanged. `Family.inside` lists the model types; in transformers, all of them hold the text part as `language_model`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText
+
+from darwinlm.artifact import read_json, write_json, write_text
+from darwinlm.errors import CheckpointError, first_line
+from darwinlm.families.family import PREFIX, families
+from darwinlm.families.pruned import modeling_source, whole_auto_map
+
+PREFIXES = {
+    "model.language_model.model.": "model.",
+    "model.language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+"""Prefixes of the text part's tensors in checkpoints, and those in the language model alone. Transformers' own is the
+third; the others are those of older checkpoints and of models that were loaded from these and saved again."""
+
+
+def text_type(plain: dict[str, Any]) -> str | None:
+    """Model type of the text part of a supported model; None for a plain language model and for other models.
+
+    Args:
+        plain: Contents of config.json.
+    """
+    text = plain.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    family = families().get(kind.removeprefix(PREFIX)) if isinstance(kind, str) else None
+    whole = str(plain.get("model_type", "")).removeprefix(PREFIX)
+    return kind if family is not None and whole in family.inside else None
+
+
+def text_config(whole: Any) -> Any:
+    """Configuration of the text part as a language model of its own."""
+    text = whole.get_text_config(decoder=True)
+    text.tie_word_embeddings = whole.tie_word_embeddings
+    text.dtype = text.dtype or whole.dtype
+    return text
+
+
+def text_name(name: str) -> str | None:
+    """Name of a stored tensor in the language model alone; None for tensors of other parts."""
+    for prefix, alone in PREFIXES.items():
+        if name.startswith(prefix):
+            return alone + name.removeprefix(prefix)
+    return name if name.startswith("lm_head.") else None
+
+
+def put_inside(model: Any, source: Path) -> Any:
+    """The model in `source` with a smaller language model in place of its own.
+
+    Args:
+        model: The language model.
+        source: Folder of the original model.
+
+    Raises:
+        CheckpointError: The original model can't be loaded.
+    """
+    try:
+        whole = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=next(model.parameters()).dtype, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(f"can't load the model in {source}: {first_line(error)}") from error
+    whole.model.language_model = model.model
+    whole.lm_head = model.lm_head
+    whole.config.text_config = model.config
+    whole.tie_weights()
+    return whole.eval()
+
+
+def add_modeling_file(folder: Path) -> None:
+    """Add the modelling file to a saved model whose text part has unequal layers."""
+    path = folder / "config.json"
+    plain = read_json(path)
+    kind = plain["text_config"]["model_type"]
+    if kind.startswith(PREFIX):
+        family = families()[kind.removeprefix(PREFIX)]
+        whole = plain["model_type"].removeprefix(PREFIX)
+        prefix = family.inside[whole]
+        ours = {"model_type": PREFIX + whole, "architectures": [f"Darwin{prefix}ForConditionalGeneration"]}
+        write_json(path, plain | ours | {"auto_map": whole_auto_map(prefix)})
+        write_text(folder / "modeling_darwinlm.py", modeling_source(*family.class_names, whole=(prefix, whole)))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds such a model."""
+    path = folder / "config.json"
+    return path.is_file() and text_type(json.loads(path.read_text(encoding="utf-8"))) is not None

@@ -1,0 +1,84 @@
+"""Recipes with less text, fewer steps and fewer repetitions, for runs with a time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from darwinlm.recipe import Recipe
+
+STAGES = ("database", "search", "refit", "recover", "evaluate")
+"""Stages whose time depends on these settings, in order."""
+
+TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "database": (
+        ("text.calibration_tokens", 4, "calibration text"),
+        ("database.saliency_tokens", 1, "text for gradients"),
+    ),
+    "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
+    "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
+    "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
+}
+"""Amounts of text of each stage: setting, least number of sequences, and name. A refit on less text gains nothing (see
+docs/notebook/training.md), so it is left out."""
+
+REPEATS = (("evaluation.speed_runs", 1), ("evaluation.copying_lists", 4), ("evaluation.new_tokens", 8))
+"""Repetitions in the evaluation: setting and least number."""
+
+
+def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
+    """Settings of one stage by dotted name, with its amounts lowered to a share; those that stay are left out.
+
+    Args:
+        recipe: The whole recipe.
+        share: Share of the amounts, 0 to 1.
+        stage: One of `STAGES`.
+    """
+    if share >= 1:
+        return {}
+    length = recipe.text.sequence_length
+    settings: dict[str, Any] = {}
+    for name, sequences, _ in TEXT.get(stage, ()):
+        given = _value(recipe, name)
+        wanted = max(int(share * given) // length, sequences) * length
+        if wanted < given:
+            settings[name] = wanted
+    if stage == "refit" and share * recipe.refit.tokens < TEXT["refit"][0][1] * length:
+        return {"refit.tokens": 0} if recipe.refit.tokens else {}
+    if stage == "search":
+        rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]
+        if rounds != [each.model_dump() for each in recipe.search.stages]:
+            settings["search.stages"] = rounds
+    for name, least in REPEATS if stage == "evaluate" else ():
+        given = _value(recipe, name)
+        if max(round(share * given), least) < given:
+            settings[name] = max(round(share * given), least)
+    return settings
+
+
+def _round(recipe: Recipe, number: int, share: float) -> dict[str, Any]:
+    """A round of selection with less text; its first one keeps a sequence at least."""
+    given, length = recipe.search.stages[number], recipe.text.sequence_length
+    tokens = min(given.tokens, max(int(share * given.tokens) // length, 1) * length)
+    return given.model_dump() | {"tokens": tokens, "training_tokens": int(share * given.training_tokens)}
+
+
+def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
+    """What was shortened, in words: `calibration text 8,192 of 65,536 tokens`."""
+    if asked.refit.tokens and not taken.refit.tokens:
+        yield "no refit"
+    amounts = {name: words for stage in TEXT.values() for name, _, words in stage}
+    for name, words in amounts.items():
+        given, used = _value(asked, name), _value(taken, name)
+        if 0 < used < given:
+            yield f"{words} {used:,} of {given:,} tokens"
+    if taken.search.fitness_needed < asked.search.fitness_needed:
+        yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
+    if any(_value(taken, name) < _value(asked, name) for name, _ in REPEATS):
+        yield "fewer repetitions in the evaluation"
+
+
+def _value(recipe: Recipe, name: str) -> int:
+    section, _, field = name.partition(".")
+    value: int = getattr(getattr(recipe, section), field)
+    return value

@@ -1,0 +1,269 @@
+"""A time limit of a run: before a stage, the settings of the remaining ones are fitted to the time that is left.
+
+A pass through a real block is timed first, so that the plan holds for this machine and its present load; the stage that
+ran last corrects it too. If the remaining stages take too long, all of their text, steps and repetitions are lowered to
+the same share. Search and recovery also get time limits. The settings are kept in a file, with which an interrupted run
+resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from darwinlm import parallel
+from darwinlm.artifact import digest_of, read_record, write_json
+from darwinlm.calibration.stream import BlockStream
+from darwinlm.data import TokenBlocks
+from darwinlm.errors import RecipeError
+from darwinlm.planning.devices import Device, find_device
+from darwinlm.planning.estimate import estimate
+from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import hours
+from darwinlm.planning.shorten import STAGES, differences, shortened
+from darwinlm.recipe import Recipe, merge
+from darwinlm.report.summary import TimeFigures
+from darwinlm.run import Run
+from darwinlm.stages.results import StageResults
+
+FILE = "time_limit.json"
+
+RESERVE = 0.93
+"""Share of the limit that is planned; the rest is for errors of the plan."""
+
+UNPLANNED = 0.04
+"""Share of the limit for stages without a plan after the last fitted one: export, report."""
+
+LONGEST_PROBE = 20.0
+"""Maximum of the minimum duration of timed passes."""
+
+FIRST_GENERATION = 1.4
+"""Measured by planned time of a search with one generation (docs/notebook/speed.md, "A time limit for a run")."""
+
+LAST = 0.02
+"""Share of the limit for the report."""
+
+SHARES = tuple(0.85**step for step in range(26))
+"""Shares of the recipe's amounts, the largest first."""
+
+PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
+"""Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
+
+SIMILAR = "a100"
+"""Device of the plan for a GPU without known figures; the timed passes correct it."""
+
+
+class TimeLimit:
+    """The time limit of one run, or of several runs that share the stages before the search.
+
+    Args:
+        seconds: The limit.
+        runs: Number of runs.
+        begun: Start of the limit on the clock; None is now.
+        strict: Whether a limit that is too short for the least text is an error; else that text is used.
+        clock: Clock in seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        runs: int = 1,
+        begun: float | None = None,
+        strict: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.seconds, self.runs, self.strict, self.clock = seconds, runs, strict, clock
+        self.begun, self.earlier = clock() if begun is None else begun, 0.0
+        self.device: Device | None = None
+        self.asked: Recipe | None = None
+        self.settings: list[str] = []
+        self.planned: tuple[str, float] | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, runs: int = 1, begun: float | None = None, strict: bool = True) -> TimeLimit | None:
+        """The limit in a recipe; None without one."""
+        return None if recipe.time is None else cls(60 * recipe.time, runs=runs, begun=begun, strict=strict)
+
+    @property
+    def used(self) -> float:
+        """Seconds used so far, with those of an interrupted run."""
+        return self.earlier + self.clock() - self.begun
+
+    def before(self, stage: str, run: Run, results: StageResults) -> None:
+        """Fit the run's recipe and texts to the time that is left for a stage and its successors.
+
+        Raises:
+            RecipeError: The database alone takes longer than the limit.
+        """
+        if stage == STAGES[0]:
+            self.asked, self.settings = _available(run.recipe, results), []
+        if self.asked is None:
+            return
+        if stage in STAGES:
+            with parallel.agree():
+                settings = self._settings(stage, run, results.text["calibration"].tokens) if parallel.is_main() else []
+            self.settings += parallel.broadcast(settings)
+            run.recipe = merge(self.asked, self.settings, {})
+            results.text = {purpose: _beginning(part, run.recipe, purpose) for purpose, part in results.text.items()}
+        if stage == STAGES[-1]:
+            run.evaluation_ends = self.clock() + max((1 - LAST) * self.seconds - self.used, 0.0) / self.runs
+        shorter = tuple(differences(self.asked, run.recipe))
+        run.time = TimeFigures(limit=self.seconds, seconds=round(self.used, 1), shortened=shorter)
+        if stage == "report":
+            self.runs -= 1
+
+    def _settings(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
+        """Assignments for a stage: those of an interrupted run, or new ones."""
+        assert self.asked is not None
+        file = run.path(stage).parent / FILE
+        # The budgets of a sweep share a database.
+        key = digest_of(self.asked.model_dump(mode="json", exclude={"budget"} if stage == STAGES[0] else None))
+        record = read_record(file) if file.exists() else {}
+        entry = record.get(stage, {})
+        if entry.get("key") != key:
+            settings = self._fitted(stage, run, tokens)
+            entry = record[stage] = {"key": key, "settings": settings, "used": round(self.used, 3)}
+            write_json(file, record)
+        self.earlier += max(0.0, entry["used"] - self.used)
+        return list(entry["settings"])
+
+    def _fitted(self, stage: str, run: Run, tokens: Tensor) -> list[str]:
+        """Assignments with which the remaining stages fit into the time that is left."""
+        assert self.asked is not None
+        if self.device is None:
+            self.device = _device(run)
+        sizes = _sizes(run, self.asked)
+        if stage not in self._planned(sizes, stage, 1):
+            return []
+        passes = self._of_passes(run, sizes, tokens)
+        slower = (passes + (self._of_last_stage(run) or passes)) / 2
+        room = RESERVE * self.seconds - self.used
+        if stage != STAGES[-1]:
+            room -= self.runs * UNPLANNED * self.seconds
+        if stage != STAGES[0]:
+            room /= self.runs
+        share, planned = self._longest(sizes, stage, room / slower)
+        self.planned = stage, planned.get(stage, 0.0)
+        seconds = slower * sum(planned.values())
+        settings = _assignments(shortened(self.asked, share, stage))
+        # Search and recovery can stop at any time, so they get what the others leave.
+        limited = {"search": ("search.minutes", self.asked.search.minutes), "recover": ("recovery.minutes", None)}
+        if stage in limited and stage in planned:
+            name, given = limited[stage]
+            minutes = (max(room - seconds, 0.0) + slower * planned[stage]) / 60
+            settings.append(f"{name}={min(minutes, given or minutes):.4g}")
+        part = f" with {share:.0%} of the text" if share < 1 else ""
+        if stage == STAGES[0]:
+            whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
+            about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
+            if seconds > room and self.strict:
+                raise RecipeError(
+                    f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
+                    f"takes about {hours(about)} at its present load"
+                )
+            run.reporter.say(f"this takes about {hours(about)} here{part} (time limit {hours(self.seconds)})")
+        elif part and stage in planned:
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left for {' + '.join(planned)}{part}")
+        elif part:
+            run.reporter.say(f"time limit: {hours(max(room, 0))} left, no {stage}")
+        return settings
+
+    def _longest(self, sizes: Sizes, stage: str, room: float) -> tuple[float, dict[str, float]]:
+        """The largest share of the amounts that fits into some seconds of the plan, or the smallest, and its plan."""
+        for share in SHARES:
+            planned = self._planned(sizes, stage, share)
+            if sum(planned.values()) <= room:
+                break
+        return share, planned
+
+    def _planned(self, sizes: Sizes, stage: str, share: float, *, generations: int = 1) -> dict[str, float]:
+        """Seconds of a stage and its successors on the plan's device, without the search's own time limit."""
+        assert self.asked is not None
+        assert self.device is not None
+        settings = [*self.settings, f"search.generations={generations}", "search.minutes=null"]
+        remaining = STAGES[STAGES.index(stage) :]
+        for name in remaining:
+            settings += _assignments(shortened(self.asked, share, name))
+        found = dict.fromkeys(remaining, 0.0)
+        for need in estimate(sizes.with_settings(settings, sizes.processes), self.device):
+            name = "database" if need.name == "saliency" else need.name
+            if name in found:
+                several = float(self.runs) if stage == STAGES[0] and name != stage else 1.0
+                several *= FIRST_GENERATION if name == "search" and generations == 1 else 1.0
+                found[name] += several * need.unbounded_seconds
+        return {name: seconds for name, seconds in found.items() if seconds}
+
+    def _of_passes(self, run: Run, sizes: Sizes, tokens: Tensor) -> float:
+        """Measured by planned seconds of passes through the first block, with the present load."""
+        assert self.device is not None
+        kind = sizes.kind
+        sequence = sizes.forward / sizes.depth * tokens.shape[1]
+        sequence /= self.device.rates[kind] * self.device.efficiency[kind]
+        most = min(len(tokens), max(1, run.batch_tokens // tokens.shape[1]))
+        sequences = max(1, min(most, int(PASS_SECONDS / sequence)))
+        stream = BlockStream(
+            run.checkpoint, tokens[:sequences], dtype=run.dtype, device=run.device, batch_tokens=run.batch_tokens
+        )
+        stream.load(0)
+        stream.run(0)
+        begun, passes = self.clock(), 0
+        enough = min(max(PROBE_SECONDS, PROBE_SHARE * self.seconds), LONGEST_PROBE)
+        while not passes or self.clock() - begun < enough:
+            stream.run(0)
+            passes += 1
+        measured = (self.clock() - begun) / passes
+        return measured / (sequences * sequence + self.device.block_seconds)
+
+    def _of_last_stage(self, run: Run) -> float:
+        """Measured by planned seconds of the stage that was fitted last; 0 if it has none."""
+        if self.planned is None:
+            return 0.0
+        stage, planned = self.planned
+        names = ("saliency", stage) if stage == STAGES[0] else (stage,)
+        ran = [entry for entry in run.timings if entry["name"] in names]
+        if not ran or planned <= 0 or stage == "search" or any(entry["reused"] or entry["resumed"] for entry in ran):
+            return 0.0
+        return float(sum(entry["seconds"] for entry in ran) / planned)
+
+
+def _device(run: Run) -> Device:
+    try:
+        return find_device(run.device.type)
+    except RecipeError:
+        return find_device(SIMILAR)
+
+
+def _sizes(run: Run, recipe: Recipe) -> Sizes:
+    """Sizes for the plan. Budgets in time are measured in the run, so half of the blocks stands for them."""
+    if recipe.budget.kind in ("speedup", "latency"):
+        recipe = merge(recipe, ["budget.keep=0.5"], {})
+    sizes = Sizes(run.checkpoint, recipe, parallel.size())
+    _ = sizes.budget  # kept for other settings
+    return sizes
+
+
+def _available(recipe: Recipe, results: StageResults) -> Recipe:
+    """The recipe with no more text than there is."""
+    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in results.text.items() if purpose != "training"}
+    section = recipe.text.model_dump()
+    fewer = {name: n for name, n in there.items() if n < section[name.removeprefix("text.")]}
+    return merge(recipe, _assignments(fewer), {})
+
+
+def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
+    """As many blocks of a text as the recipe asks for."""
+    if purpose == "training":
+        return part
+    wanted = -(-getattr(recipe.text, f"{purpose}_tokens") // part.tokens.shape[1])
+    if wanted >= len(part.tokens):
+        return part
+    return TokenBlocks(part.tokens[:wanted], part.document_hashes, part.source)
+
+
+def _assignments(settings: dict[str, Any]) -> list[str]:
+    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]

@@ -1,0 +1,127 @@
+"""Models with a vision tower: their text part is pruned, and everything else is as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.integration.test_without_package import run_elsewhere
+from tests.tiny.masked import logits
+from tests.tiny.wholes import WHOLES, tiny_whole
+from transformers import AutoModelForImageTextToText
+
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import run_stages
+from darwinlm.surgery.stitch import block_parameters
+
+ELSEWHERE = """
+from transformers import AutoModelForImageTextToText
+
+ids = torch.tensor(json.loads(sys.argv[2]))
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32).eval()
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+model.save_pretrained(sys.argv[3])
+again = AutoModelForImageTextToText.from_pretrained(sys.argv[3], trust_remote_code=True, dtype=torch.float32).eval()
+with torch.no_grad():
+    logits = model(input_ids=ids).logits
+    assert torch.equal(again(input_ids=ids).logits, logits)
+    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+assert not any(module.partition(".")[0] == "darwinlm" for module in sys.modules)
+print(json.dumps({"logits": logits.tolist(), "made": made.shape}))
+"""
+IMAGES = {
+    "gemma3": {"pixel_values": (1, 3, 16, 16)},
+    "mistral3": {"pixel_values": (1, 3, 16, 16)},
+    "qwen3_5": {"pixel_values": (16, 96)},
+}
+SIZES = {"mistral3": {"image_sizes": [[16, 16]]}, "qwen3_5": {"image_grid_thw": [[1, 4, 4]]}}
+
+
+@pytest.fixture(scope="module", params=WHOLES)
+def finished(request: pytest.FixtureRequest, make_run, tmp_path_factory) -> tuple[str, Path, Path]:
+    """Model type, folder of the original and output folder of a run on it."""
+    folder = tmp_path_factory.mktemp("whole")
+    source = tiny_whole(folder / "source", request.param)
+    run_stages(make_run(source, folder / "out"), "report")
+    return request.param, source, folder / "out"
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_the_text_part_is_smaller_and_the_rest_unchanged(finished):
+    model_type, source, out = finished
+    dense, pruned = loaded(source), loaded(out / "model")
+    assert isinstance(pruned, type(dense))
+    assert pruned.config.text_config.model_type == f"darwinlm_{WHOLES[model_type][0]}"
+    others = {name: weight for name, weight in dense.state_dict().items() if not is_text(name)}
+    assert others
+    state = pruned.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in others.items())
+    assert {name for name in state if not is_text(name)} == set(others)
+    summary = json.loads((out / "summary.json").read_text())
+    assert block_parameters(pruned, "model.language_model.layers") == summary["budget"]["block_params"]
+    assert (out / "model" / "preprocessor_config.json").is_file()
+    assert "AutoModelForImageTextToText" in (out / "model" / "README.md").read_text()
+
+
+def is_text(name: str) -> bool:
+    return name.startswith(("model.language_model.", "lm_head."))
+
+
+def test_the_text_part_alone_computes_the_same(finished):
+    _, _, out = finished
+    ids = torch.randint(3, 290, (2, 12), generator=torch.Generator().manual_seed(0))
+    alone = Checkpoint.open(out / "model").load(torch.float32)
+    assert torch.equal(logits(loaded(out / "model"), ids), logits(alone, ids))
+
+
+def test_images_are_seen(finished):
+    """The pruned model runs on an image, which changes its logits."""
+    model_type, _, out = finished
+    model = loaded(out / "model")
+    ids = torch.tensor([[5, *[299] * 4, 6, 7]])
+    sizes = {name: torch.tensor(value) for name, value in SIZES.get(model_type, {}).items()}
+    seen = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        pixels = {name: torch.randn(shape, generator=generator) for name, shape in IMAGES[model_type].items()}
+        kinds = {"mm_token_type_ids": (ids == 299).int()} if model_type == "qwen3_5" else {}
+        kinds |= {"token_type_ids": (ids == 299).int()} if model_type == "gemma3" else {}
+        with torch.no_grad():
+            seen.append(model(input_ids=ids, **pixels, **sizes, **kinds).logits)
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
+
+
+def test_it_loads_where_the_package_is_not_installed(finished, tmp_path):
+    _, _, out = finished
+    ids = torch.randint(3, 290, (2, 12), generator=torch.Generator().manual_seed(0))
+    arguments = [str(out / "model"), json.dumps(ids.tolist()), str(tmp_path / "again")]
+    found = run_elsewhere(ELSEWHERE, arguments, tmp_path)
+    assert torch.equal(torch.tensor(found["logits"]), logits(loaded(out / "model"), ids))
+    assert found["made"] == [2, 16]
+
+
+def test_equal_layers_need_no_custom_code(make_run, tmp_path):
+    source = tiny_whole(tmp_path / "source", "gemma3")
+    run_stages(make_run(source, tmp_path / "out", keep="100%"), "report")
+    assert not list((tmp_path / "out" / "model").glob("*.py"))
+    pruned, dense = loaded(tmp_path / "out" / "model"), loaded(source)
+    assert pruned.config.text_config.model_type == "gemma3_text"
+    assert pruned.state_dict().keys() == dense.state_dict().keys()
+
+
+def test_a_pruned_model_is_pruned_again(finished, make_run, tmp_path):
+    _, source, out = finished
+    run_stages(make_run(out / "model", tmp_path / "out", keep="75%"), "report")
+    before, after = (
+        block_parameters(loaded(folder), "model.language_model.layers")
+        for folder in (out / "model", tmp_path / "out" / "model")
+    )
+    assert after <= 0.75 * before
+    others = {name: weight for name, weight in loaded(source).state_dict().items() if not is_text(name)}
+    state = loaded(tmp_path / "out" / "model").state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in others.items())

@@ -1,0 +1,58 @@
+"""Tiny models with a vision tower around a family's tiny model, as a user would have them on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from tests.tiny.models import tiny_config, tiny_model
+from tests.tiny.tokenizer import tiny_tokenizer
+
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 48,
+    "num_position_embeddings": 16,
+}
+WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3_text", {"vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 299}),
+    "mistral3": ("ministral3", {"vision_config": {**VISION, "head_dim": 8}, "image_token_index": 299}),
+    "qwen3_5": ("qwen3_5_text", {"vision_config": QWEN_VISION, "image_token_id": 299, "video_token_id": 298}),
+}
+"""Text part and further settings of every tiny model with a vision tower."""
+
+
+def tiny_whole(folder: Path, model_type: str) -> Path:
+    """Save a tiny random model with a vision tower and a tokenizer; returns the folder."""
+    text, settings = WHOLES[model_type]
+    config = tiny_config(text)
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(
+            model_type, text_config=config, tie_word_embeddings=bool(config.tie_word_embeddings), **settings
+        )
+    )
+    with torch.no_grad():
+        for weight in whole.parameters():
+            weight.add_(torch.randn(weight.shape) * 0.2)
+    alone = tiny_model(text)
+    whole.model.language_model.load_state_dict(alone.model.state_dict())
+    whole.lm_head.load_state_dict(alone.lm_head.state_dict())
+    whole.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size": 16}', encoding="utf-8")
+    return folder

@@ -1,0 +1,71 @@
+"""Models with other token mixers than attention in some blocks: what is kept, counted and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny.cutting import cut, plan_for
+from tests.tiny.models import tiny_model
+from tests.tiny.tokenizer import tiny_tokenizer
+
+from darwinlm.errors import ExportError, FamilyError
+from darwinlm.export.run import export_model
+from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import gated_rows, module_shapes
+from darwinlm.importing.convert import import_model
+from darwinlm.recipe import load_recipe
+from darwinlm.search.problem.problem import space_of
+from darwinlm.search.problem.space import kept_whole
+
+HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid")
+
+
+def test_the_rows_of_a_head_are_those_of_its_queries_and_of_its_gate():
+    rows = torch.arange(3 * 2 * 4).view(3, 2, 4)
+    columns = torch.arange(3 * 4).view(3, 4)
+    assert torch.equal(gated_rows(columns[[0, 2]].flatten(), 4), rows[[0, 2]].flatten())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("llama", ""),
+        ("mixtral", "attention of 4 blocks is kept"),
+        ("qwen3_5_text", "linear attention of 2 blocks is kept"),
+        ("qwen3_5_moe_text", "attention of 2 blocks and linear attention of 2 blocks are kept"),
+        ("lfm2", "short convolution of 2 blocks is kept"),
+        ("granitemoehybrid", "state space of 2 blocks is kept"),
+    ],
+)
+def test_what_is_never_cut_is_named(tiny_folder: Callable[[str], Path], model_type: str, words: str):
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    recipe = load_recipe(None, ("units.mlp_multiple=8",), {"model": "x", "budget.keep": "50%"})
+    space = space_of(recipe, checkpoint, module_shapes(checkpoint))
+    assert kept_whole(space, checkpoint.family) == words
+
+
+@pytest.fixture(scope="module", params=HYBRIDS)
+def unequal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a hybrid whose layers differ in size."""
+    folder = tmp_path_factory.mktemp("hybrid") / "model"
+    cut(tiny_model(request.param), plan_for(request.param, "no attention first")).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_stock_shapes_with_zeros_compute_the_same(unequal: Path, tmp_path: Path):
+    report = export_model(unequal, tmp_path / "dense", to="dense")
+    assert [comparison.left for comparison in report.comparisons] == ["masked dense", "pruned in memory"]
+
+
+def test_vllm_does_not_run_unequal_hybrids(unequal: Path, tmp_path: Path):
+    with pytest.raises(ExportError, match=r"vLLM runs no such model with .*\. Use --to hf"):
+        export_model(unequal, tmp_path / "vllm", to="vllm")
+
+
+def test_hybrids_of_other_tools_are_not_imported(tiny_folder: Callable[[str], Path], tmp_path: Path):
+    with pytest.raises(FamilyError, match=r"has blocks with short convolution \(lfm2\), which can't be imported yet"):
+        import_model(tiny_folder("lfm2"), tmp_path / "out")
