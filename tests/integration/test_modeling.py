@@ -20,7 +20,7 @@ from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, 
 
 def test_equals_the_masked_dense_model(dense, plan, pruned):
     ids = tokens()
-    near(logits(pruned, ids), logits(blanked(dense, plan), ids))
+    near(logits(pruned, ids), logits(blanked(dense, plan), ids), pruned)
     assert (logits(pruned, ids) - logits(dense, ids)).abs().max() > 0.1
 
 
@@ -150,7 +150,7 @@ def test_variants_of_families(model_type, overrides, tmp_path):
     dense, ids = tiny_model(model_type, **overrides), tokens()
     plan = plan_for(model_type, "no attention first")
     pruned = cut(dense, plan)
-    near(logits(pruned, ids), logits(blanked(dense, plan), ids))
+    near(logits(pruned, ids), logits(blanked(dense, plan), ids), pruned)
     pruned.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(again, ids), logits(pruned, ids))

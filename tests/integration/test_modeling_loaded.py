@@ -33,7 +33,7 @@ def test_a_model_from_its_configuration(saved):
     ids = tokens()
     assert (logits(fresh.eval(), ids) - logits(model, ids)).abs().max() > 0.1  # its weights are random
     fresh.load_state_dict(model.state_dict())
-    near(logits(fresh, ids), logits(model, ids))
+    near(logits(fresh, ids), logits(model, ids), model)
 
 
 def test_generation_with_eager_attention(saved):
@@ -73,7 +73,7 @@ def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
     ).eval()
     assert set(placed.hf_device_map.values()) == {"cpu", "disk"}
     ids = tokens()
-    near(logits(placed, ids), logits(model, ids))
+    near(logits(placed, ids), logits(model, ids), model)
     options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(placed.generate(ids, **options), model.generate(ids, **options))
 

@@ -280,6 +280,8 @@ def logits(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     return model(input_ids=ids, **kwargs).logits
 
 
-def near(a: torch.Tensor, b: torch.Tensor, atol: float = 5e-4) -> None:
-    """Equal but for rounding."""
+def near(a: torch.Tensor, b: torch.Tensor, model: Any, atol: float = 2e-5) -> None:
+    """Equal but for rounding, which random linear attentions of this model amplify."""
+    if "linear_attention" in (getattr(model.config, "layer_types", None) or ()):
+        atol = max(atol, 5e-4)
     torch.testing.assert_close(a, b, rtol=0, atol=atol)

@@ -55,8 +55,6 @@ class SubLayer(Closed):
     pair: bool = False
     """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
 
-    bias: str | None = None
-    """Configuration field that gives each projection of the sub-layer a bias, if there is one."""
 
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
