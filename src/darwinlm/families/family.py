@@ -55,7 +55,6 @@ class SubLayer(Closed):
     pair: bool = False
     """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
 
-
     @model_validator(mode="after")
     def _post_norm_goes_too(self) -> Self:
         if self.post_norm is not None and self.post_norm != self.norms[-1]:

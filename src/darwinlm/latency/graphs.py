@@ -41,8 +41,7 @@ class StaticDecoding:
         self._named = {cache_name(model): self.cache}
         self._token = tokens[:, :1].clone()
         model(input_ids=tokens, use_cache=True, logits_to_keep=1, **self._named)
-        found = [getattr(layer, "cumulative_length", None) for layer in self.cache.layers]
-        self._counts = [(count, count.clone()) for count in found if isinstance(count, Tensor)]
+        self._states = [(state, state.clone()) for layer in self.cache.layers for state in _states(layer)]
         windows = [layer for layer in self.cache.layers if hasattr(layer, WINDOW_COUNT)]
         self._windows = [(layer, getattr(layer, WINDOW_COUNT)) for layer in windows]
 
@@ -56,10 +55,17 @@ class StaticDecoding:
 
         A sliding window that was full has lost what the steps pushed out; that changes results, but not their time.
         """
-        for count, begun in self._counts:
-            count.copy_(begun)
+        for state, begun in self._states:
+            state.copy_(begun)
         for layer, number in self._windows:
             setattr(layer, WINDOW_COUNT, number)
+
+
+def _states(layer: Any) -> list[Tensor]:
+    """What a step changes besides keys and values: the count of tokens, or the states of linear attention."""
+    found = [value for name, value in vars(layer).items() if name not in ("keys", "values")]
+    several = [state for value in found if isinstance(value, dict) for state in value.values()]
+    return [state for state in (*found, *several) if isinstance(state, Tensor)]
 
 
 class GraphedDecoding:

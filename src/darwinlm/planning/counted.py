@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -143,7 +144,13 @@ def _count(
     def held(when: str) -> float:
         return float(sum(kinds["Total"] for kinds in memory.get_tracker_snapshot(when).values()))
 
-    with counter, memory, torch.autocast("cpu", low, enabled=low is not None), torch.set_grad_enabled(backward):
+    with (
+        warnings.catch_warnings(action="ignore"),  # MemTracker's, of modules that it doesn't know
+        counter,
+        memory,
+        torch.autocast("cpu", low, enabled=low is not None),
+        torch.set_grad_enabled(backward),
+    ):
         after = layer(hidden, **arguments)
         after = after[0] if isinstance(after, tuple) else after
         flops, saved = float(counter.get_total_flops()), held("current") - after.nbytes

@@ -161,7 +161,7 @@ class TimeLimit:
         if stage == STAGES[0]:
             whole = self._planned(sizes, stage, share, generations=self.asked.search.generations)
             about = (self.used + max(seconds, min(slower * sum(whole.values()), room))) / (1 - UNPLANNED)
-            if seconds > room and self.strict:
+            if about > self.seconds and self.strict:
                 raise RecipeError(
                     f"time: {hours(self.seconds)} is too short for this model on this machine: with the least text it "
                     f"takes about {hours(about)} at its present load"
