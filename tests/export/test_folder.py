@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
-from tests.tiny.models import FAMILIES
+from tests.tiny.cutting import EVEN, ODD, Kept, cut, near
+from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.errors import ExportError
@@ -29,7 +31,26 @@ WHOLE = {0: (0, 0, 96), 1: (4, 2, 0), 2: (4, 2, 40)}
 """Where an attention stays whole or goes."""
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+OWN_SIZES = (
+    *("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"),
+    *("granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
+)
+"""Families whose layers of several kinds, or compressed attention, don't take the sizes of the other tests."""
+
+
+@pytest.mark.parametrize("model_type", OWN_SIZES)
+def test_dense_of_hybrids_and_of_compressed_attention(tmp_path, model_type):
+    plan = [Kept(), Kept(channels=ODD), Kept(channels=[]), Kept(channels=EVEN)]
+    pruned = cut(tiny_model(model_type), plan)
+    pruned.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    report = export_model(tmp_path / "model", tmp_path / "dense", to="dense")
+    assert report.comparisons[0].left == "masked dense"
+    assert json.loads((tmp_path / "dense" / "config.json").read_text())["model_type"] == model_type
+    near(logits(tmp_path / "dense"), logits(tmp_path / "model"), pruned)
+
+
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in OWN_SIZES])
 def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
     overrides = {"no_rope_layers": [1, 0, 1]} if model_type == "smollm3" else {}
     if "layer_types" in FAMILIES[model_type]:

@@ -86,7 +86,8 @@ def test_eager_equals_sdpa_and_the_choice_reaches_every_layer(pruned):
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
     near(logits(model, ids), logits(pruned, ids), model)
-    used = {module.config._attn_implementation for module in model.modules() if hasattr(module, "q_proj")}
+    attentions = [m for m in model.modules() if hasattr(m, "q_proj") or hasattr(m, "qkv_proj")]
+    used = {module.config._attn_implementation for module in attentions}
     assert used == {"eager"}
     assert pruned.config._attn_implementation == "sdpa"
 
