@@ -69,10 +69,15 @@ def cut(dense: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-def held_out(checkpoint: Checkpoint) -> torch.Tensor:
-    """Tokens [n, t] of the demo's text."""
+def passages() -> str:
+    """Source of the demo's text without its questions. Raises DataError."""
+    return demo_text().replace("#question+passage", "#passage")
+
+
+def held_out(checkpoint: Checkpoint, source: str) -> torch.Tensor:
+    """Tokens [n, t] of a text."""
     ids: list[int] = []
-    for document in read_documents(demo_text()):
+    for document in read_documents(source):
         ids += checkpoint.tokenizer()(document)["input_ids"]
         if len(ids) >= SEQUENCES * SEQUENCE:
             break
@@ -88,10 +93,10 @@ def perplexity(logits: list[torch.Tensor], tokens: torch.Tensor) -> float:
 def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     try:
-        dense = resolve_model(str(demo_model()), tmp_path / "dense")
-        documents = [document for _, document in zip(range(200), read_documents(demo_text()), strict=False)]
+        source, dense = passages(), resolve_model(str(demo_model()), tmp_path / "dense")
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))
+    documents = [document for _, document in zip(range(200), read_documents(source), strict=False)]
     tokenizer = dense.tokenizer()
     texts = [*documents, "a  12 and\n\n  3400 or x7\t 8"]
     assert sum(text.count(f" {digit}") for text in texts for digit in range(10)) > 100
@@ -104,10 +109,10 @@ def test_the_tokenizer_of_the_file_splits_text_as_llama_cpp_does(tmp_path: Path)
 def test_held_out_perplexity_in_llama_cpp(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra llama-cpp")
     try:
-        dense = resolve_model(str(demo_model()), tmp_path / "dense")
-        tokens = held_out(dense)
+        source, dense = passages(), resolve_model(str(demo_model()), tmp_path / "dense")
     except (ModelError, DataError, MissingExtraError) as missing:
         pytest.skip(str(missing))
+    tokens = held_out(dense, source)
     folder = cut(dense, tmp_path / "cut")
     model = Checkpoint.open(folder).load(torch.float32)
     expected = perplexity([model(input_ids=row[None], use_cache=False).logits[0] for row in tokens], tokens)
