@@ -52,7 +52,7 @@ def played(monkeypatch):
         # Kernels that are recorded don't run: the counts stay.
         def quiet(self):
             found = step(self)
-            for count, _ in self._counts:
+            for count, _ in self._states:
                 count.sub_(1)
             return found
 
