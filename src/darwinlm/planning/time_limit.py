@@ -98,7 +98,7 @@ class TimeLimit:
         """Fit the run's recipe and texts to the time that is left for a stage and its successors.
 
         Raises:
-            RecipeError: The database alone takes longer than the limit.
+            RecipeError: With the least text the run takes longer than the limit.
         """
         if stage == STAGES[0]:
             self.asked, self.settings = _available(run.recipe, results), []
