@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from darwinlm import cli
+from darwinlm.cli import terminal
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["darwinlm", *map(str, arguments)])
+        # A command begins with its process, the tests' process began long ago.
+        monkeypatch.setattr(terminal, "BEGUN", time.monotonic())
         capsys.readouterr()
         code: Any = 0
         try:

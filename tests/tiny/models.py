@@ -186,8 +186,11 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     Matrices are scaled so that every sub-layer matters to the logits, and norm weights and biases are not their
     initial ones and zeros, so that a norm or a bias that goes missing shows.
     """
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
     generator = torch.Generator().manual_seed(seed)
+    # Decays of linear attention keep their initial values, which are random.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
