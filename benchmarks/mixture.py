@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 import torch
-from small_models import LENGTH
 from torch import Tensor
 
 from darwinlm.artifact import read_tensors
@@ -22,7 +21,6 @@ from darwinlm.comparison.entries import MethodRow, StepsRun
 from darwinlm.comparison.importance import ExpertScores, expert_scores
 from darwinlm.comparison.ranked import ExpertReader
 from darwinlm.console import Reporter
-from darwinlm.data import read_documents
 from darwinlm.database.blocks import block_file
 from darwinlm.database.store import DatabaseReader
 from darwinlm.evaluation.quality import measure_quality
@@ -41,6 +39,7 @@ from darwinlm.stages.refit import refit_stage
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
+from small_models import LENGTH
 
 FORBIDDEN = 1e3
 """Loss of levels that a kind of cut excludes."""

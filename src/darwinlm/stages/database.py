@@ -24,7 +24,6 @@ from darwinlm.recipe import DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
-
 SIZES = "sizes"
 """Name of the tokens' squared gradients in the files of output gradients."""
 
