@@ -39,11 +39,11 @@ CHARACTERS = 3.2
 """Approximate characters per token."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 192,
-    "intermediate_size": 640,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "head_dim": 32,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
@@ -51,30 +51,26 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
-MIXERS = ["linear_attention", "linear_attention", "full_attention"] * 2
+MIXERS = ["linear_attention", "full_attention"] * 2
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "gemma2": {"query_pre_attn_scalar": 32, "sliding_window": 128},
     "olmo2": {},
-    "exaone4": {"sliding_window": 128, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
-    "nemotron": {"intermediate_size": 960},
+    "exaone4": {"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "nemotron": {"intermediate_size": 576},
     "qwen3_5_text": {
         "layer_types": MIXERS,
         "linear_key_head_dim": 32,
         "linear_value_head_dim": 32,
-        "linear_num_key_heads": 3,
-        "linear_num_value_heads": 6,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
     },
     "lfm2": {
         "layer_types": [{"linear_attention": "conv"}.get(name, name) for name in MIXERS],
         "block_auto_adjust_ff_dim": False,
     },
     "mixtral": {
-        "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
         "output_router_logits": True,
@@ -202,7 +198,7 @@ def prune(options: argparse.Namespace) -> None:
     recipe = load_recipe(None, assignments, given)
     rows = parse_methods(options.methods, recipe)
     record = compare_methods(Run(recipe, options.out, Reporter(quiet=True)), ComparisonRequest(rows))
-    for row in record.methods:
+    for row in record.rows:
         line = {
             "benchmark": "small_models",
             "model": str(options.model),
@@ -225,8 +221,8 @@ def main() -> None:
     training.add_argument("family", choices=FAMILIES)
     training.add_argument("--text", required=True, help="file or folder of documents")
     training.add_argument("--out", type=Path, required=True)
-    training.add_argument("--tokens", type=int, default=1_500_000)
-    training.add_argument("--rows", type=int, default=8, help="sequences of 256 tokens in a step")
+    training.add_argument("--tokens", type=int, default=1_200_000)
+    training.add_argument("--rows", type=int, default=4, help="sequences of 256 tokens in a step")
     training.add_argument("--rate", type=float, default=2e-3)
     training.add_argument("--bfloat16", action="store_true", help="twice as fast on processors with AVX-512 BF16")
     training.add_argument("--seed", type=int, default=0)

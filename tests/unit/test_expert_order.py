@@ -50,9 +50,9 @@ def test_experts_go_one_by_one_where_least_is_lost_with_tokens_sent_elsewhere(mo
     hidden = torch.randn(150, 48, generator=generator)
     root = torch.randn(48, 48, generator=generator)
     S = root @ root.T if weighted else torch.eye(48)
-    sizes = torch.rand(150, generator=generator) ** 4 if "tokens" in weighted else None
-    weights = torch.ones(150) if sizes is None else sizes / sizes.mean()
-    found = order_experts(mlp, names, model.config, hidden, S if weighted else None, lambda tensor: tensor, sizes)
+    norms = torch.rand(150, generator=generator) ** 4 if "tokens" in weighted else None
+    weights = torch.ones(150) if norms is None else norms / norms.mean()
+    found = order_experts(mlp, names, model.config, hidden, S if weighted else None, lambda tensor: tensor, norms)
     dense = output(mlp, hidden)
 
     def lost(gone: set[int], metric: torch.Tensor, tokens: torch.Tensor = weights) -> float:

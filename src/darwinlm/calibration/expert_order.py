@@ -9,7 +9,7 @@ next, and y_t is the dense output. Every mixture is a combination c of the rows 
 needs only one small matrix for each token. Experts are removed one at a time, the cheapest first. If S is the second
 moment of the output gradients, half of the error estimates KL as in `database/factors.py`. Experts specialise on kinds
 of tokens, and the loss depends on some kinds far more than on others. So a token's error is also multiplied by the
-squared norm of its own gradient, relative to the mean.
+norm of its own gradient, relative to the mean. Its square would follow from the estimate, but a few tokens then decide.
 
 Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width.
 Sources: expert pruning by what an expert adds (REAP, Lasby et al. 2025, arXiv 2510.13999) and backward elimination
@@ -200,7 +200,7 @@ def expert_order(
     outputs: Outputs,
     k: int,
     S: Tensor | None = None,
-    sizes: Tensor | None = None,
+    norms: Tensor | None = None,
     *,
     normalised: bool,
     choice: Tensor | None = None,
@@ -214,7 +214,7 @@ def expert_order(
         outputs: Outputs of the experts.
         k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
-        sizes: [n] float32, squared norms of the tokens' gradients; None weights their errors in S equally.
+        norms: [n] float32, norms of the tokens' gradients; None weights their errors in S equally.
         normalised: Whether the weights of the chosen experts sum to one.
         choice: [n, e] float32, scores by which experts are chosen; None takes the logits.
         beside: [n, m] output of a shared expert, which is removed with the last experts.
@@ -223,9 +223,9 @@ def expert_order(
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))
     weights = None
-    if sizes is not None:
-        mean = total(sizes.sum(dtype=torch.float64)) / count
-        weights = (sizes / mean.clamp_min(torch.finfo(sizes.dtype).tiny)).float()
+    if norms is not None:
+        mean = total(norms.sum(dtype=torch.float64)) / count
+        weights = (norms / mean.clamp_min(torch.finfo(norms.dtype).tiny)).float()
     mixture = _Mixture(logits, logits if choice is None else choice, outputs, k, S, weights, normalised=normalised)
     curves = torch.zeros(len(mixture.grams), n_experts + 1, dtype=torch.float64, device=logits.device)
     for which, curve in enumerate(curves):

@@ -94,7 +94,7 @@ def order_experts(
     hidden: Tensor,
     S: Tensor | None,
     total: Total,
-    sizes: Tensor | None = None,
+    norms: Tensor | None = None,
 ) -> ExpertOrder:
     """Removal order of the experts of a mixture.
 
@@ -105,7 +105,7 @@ def order_experts(
         hidden: [n, m] input of the mixture on some tokens.
         S: [m, m], second moment of the gradients at its output; None for the unweighted order.
         total: Sum over processes.
-        sizes: [n], squared norms of the tokens' gradients; None for equal tokens.
+        norms: [n], norms of the tokens' gradients; None for equal tokens.
     """
     module, logits, scale = (
         getattr(mlp, experts.name),
@@ -119,7 +119,7 @@ def order_experts(
         lambda expert, tokens: scale * expert_output(module, hidden[tokens], expert),
         int(getattr(config, experts.chosen)),
         S,
-        sizes,
+        norms,
         normalised=experts.sums_to_one(config),
         choice=logits.sigmoid() + correction if sigmoid else logits,
         beside=None if experts.shared is None else getattr(mlp, experts.shared)(hidden),

@@ -41,8 +41,8 @@ def output_gradients(
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
-        one token; for a mixture also each token's ‖g‖². Several processes, each with every so many-th sequence, get
-        the moments and the squared norms over all of them.
+        one token; for a mixture also each token's ‖g‖. Several processes, each with every so many-th sequence, get the
+        moments and the norms over all of them.
 
     Raises:
         NumericsError: A gradient isn't finite.
@@ -59,9 +59,9 @@ def output_gradients(
         gradients = _behind_last_block(stream, tokens, memory)
     for block in reversed(range(total)):
         with parallel.agree():
-            moments, sizes = _back_through(stream, block, inputs.pop(), gradients)
+            moments, norms = _back_through(stream, block, inputs.pop(), gradients)
         totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-        yield block, OutputGradients(totals, _of_all(torch.cat(sizes).view(tokens.shape)) if sizes else None)
+        yield block, OutputGradients(totals, _of_all(torch.cat(norms).view(tokens.shape)) if norms else None)
 
 
 def _of_all(rows: Tensor) -> Tensor:
@@ -103,11 +103,11 @@ def _back_through(
     """Propagate the gradients back through a block.
 
     Returns:
-        Second moments at the outputs of its modules, and squared norms at a mixture's output, [n] for each batch.
+        Second moments at the outputs of its modules, and norms at a mixture's output, [n] for each batch.
     """
     stream.load(block)
     moments: dict[ModuleKind, SecondMoment] = {}
-    sizes: list[Tensor] = []
+    norms: list[Tensor] = []
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, stream.device)
@@ -120,7 +120,7 @@ def _back_through(
         if mixture is not None:
 
             def note(_: nn.Module, __: Any, output: Tensor) -> None:
-                output.register_hook(lambda g: sizes.append(g.float().square().sum(-1).flatten()))  # type: ignore[no-untyped-call]
+                output.register_hook(lambda g: norms.append(g.float().norm(dim=-1).flatten()))  # type: ignore[no-untyped-call]
 
             hooks.callback(mixture.register_forward_hook(note).remove)
         for index in range(len(inputs)):
@@ -137,7 +137,7 @@ def _back_through(
                 )
             gradients[index] = before
     stream.unload(block)
-    return moments, sizes
+    return moments, norms
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:

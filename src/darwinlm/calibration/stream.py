@@ -36,11 +36,11 @@ class OutputGradients:
 
     Attributes:
         moments: Second moment [r, r] float32 of each module, per token.
-        sizes: [s, t] float32, squared norms at a mixture's output for the tokens of s sequences; None without one.
+        norms: [s, t] float32, norm at a mixture's output of each token of s sequences; None without a mixture.
     """
 
     moments: Mapping[ModuleKind, Tensor] = field(default_factory=dict)
-    sizes: Tensor | None = None
+    norms: Tensor | None = None
 
 
 Saliency = Callable[[int], OutputGradients]
@@ -207,12 +207,12 @@ def _expert_order(stream: BlockStream, block: int, hidden: Tensor, saliency: Sal
     part = stream.checkpoint.family.mlp
     assert part.experts is not None
     mlp = getattr(stream.decoder.blocks[block], part.name)
-    gradients, sizes = saliency(block), None
-    if gradients.sizes is not None:
-        sizes = gradients.sizes[parallel.place() :: parallel.size()].flatten()[: len(hidden)]
-        hidden = hidden[: len(sizes)]
+    gradients, norms = saliency(block), None
+    if gradients.norms is not None:
+        norms = gradients.norms[parallel.place() :: parallel.size()].flatten()[: len(hidden)]
+        hidden = hidden[: len(norms)]
     S = gradients.moments.get("mlp")
-    return order_experts(mlp, part.experts, stream.checkpoint.config, hidden, S, parallel.all_reduce, sizes)
+    return order_experts(mlp, part.experts, stream.checkpoint.config, hidden, S, parallel.all_reduce, norms)
 
 
 def _run_watched(

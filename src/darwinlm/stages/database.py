@@ -24,8 +24,8 @@ from darwinlm.recipe import DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
-SIZES = "sizes"
-"""Name of the tokens' squared gradients in the files of output gradients."""
+NORMS = "norms"
+"""Name of the tokens' norms in the files of output gradients."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
             with kept_memory(run.device):
                 for block, found in output_gradients(_stream(run, tokens, memory), tokens, memory):
                     tensors = {str(kind): S for kind, S in found.moments.items()}
-                    if found.sizes is not None:
-                        tensors[SIZES] = found.sizes
+                    if found.norms is not None:
+                        tensors[NORMS] = found.norms
                     with parallel.agree():
                         if parallel.is_main():
                             write_tensors(stage.folder / block_file(block), tensors)
@@ -119,7 +119,7 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
 
     def of_block(block: int) -> OutputGradients:
         stored = {name: tensor.to(device) for name, tensor in read_tensors(folder / block_file(block)).items()}
-        return OutputGradients({kind: stored[kind] for kind in KINDS if kind in stored}, stored.get(SIZES))
+        return OutputGradients({kind: stored[kind] for kind in KINDS if kind in stored}, stored.get(NORMS))
 
     return of_block
 
