@@ -50,39 +50,13 @@ def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, 
     assert stream.hidden.place == place
     expected = second_moments(checkpoint, tokens)
     seen = []
-    for block, found in output_gradients(stream, tokens, memory):
-        assert found.norms is None
-        for kind, S in found.moments.items():
+    for block, moments in output_gradients(stream, tokens, memory):
+        for kind, S in moments.items():
             torch.testing.assert_close(S, expected[block, kind], rtol=1e-3, atol=1e-5 * float(S.abs().max()))
             seen.append((block, kind))
     assert set(seen) == set(expected)
     assert [block for block, _ in seen] == sorted((block for block, _ in seen), reverse=True)
     assert list(tmp_path.iterdir()) == [], "nothing stays on the disk"
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "deepseek_v2"])
-def test_norms_of_gradients_behind_a_mixture_are_those_of_each_token(model_type, tiny_folder):
-    checkpoint = Checkpoint.open(tiny_folder(model_type))
-    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
-    stream = BlockStream(
-        checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH, memory=None
-    )
-    model = checkpoint.load(torch.float32)
-    outputs: dict[int, torch.Tensor] = {}
-    for block, layer in enumerate(model.model.layers):
-        if hasattr(layer.mlp, "experts"):
-            layer.mlp.experts.register_forward_hook(lambda _, __, out, block=block: outputs.__setitem__(block, out))
-    model.get_input_embeddings().weight.requires_grad_(True)
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-    expected = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
-    for block, found in output_gradients(stream, tokens):
-        assert (found.norms is not None) == (block in outputs)
-        if found.norms is not None:
-            norms = expected[block].norm(dim=-1).view(tokens.shape)
-            assert float(norms.std()) > 0
-            torch.testing.assert_close(found.norms, norms, rtol=1e-3, atol=1e-5 * float(norms.max()))
-            assert float(found.moments["mlp"].diagonal().sum()) == pytest.approx(float(norms.square().mean()), rel=1e-3)
 
 
 def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_run):

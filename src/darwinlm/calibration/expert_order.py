@@ -7,9 +7,7 @@ next, and y_t is the dense output. Every mixture is a combination c of the rows 
     ‖Σ_j c_j f_j - y‖²_S = [c; -1]ᵀ G_t [c; -1]    with    G_t = [F_t; y_t] S [F_t; y_t]ᵀ,
 
 needs only one small matrix for each token. Experts are removed one at a time, the cheapest first. If S is the second
-moment of the output gradients, half of the error estimates KL as in `database/factors.py`. Experts specialise on kinds
-of tokens, and the loss depends on some kinds far more than on others. So a token's error is also multiplied by the
-norm of its own gradient, relative to the mean. Its square would follow from the estimate, but a few tokens then decide.
+moment of the output gradients, half of the error estimates KL as in `database/factors.py`.
 
 Letters: n tokens, e experts, k experts chosen for a token, a = k + 1 candidates of a token, m residual width.
 Sources: expert pruning by what an expert adds (REAP, Lasby et al. 2025, arXiv 2510.13999) and backward elimination
@@ -77,22 +75,12 @@ class _Mixture:
         k: Experts chosen for each token.
         normalised: As in `chosen_weights`.
         S: [m, m], second moment of the output gradients; None weights all errors equally.
-        weights: [n] float32, weights of the tokens' errors in this metric; None weights them equally.
     """
 
     def __init__(
-        self,
-        logits: Tensor,
-        choice: Tensor,
-        outputs: Outputs,
-        k: int,
-        S: Tensor | None,
-        weights: Tensor | None,
-        *,
-        normalised: bool,
+        self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool
     ) -> None:
         self.logits, self.choice, self.outputs, self.k, self.normalised = logits, choice, outputs, k, normalised
-        self.weights = weights
         self.alive = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
         self.candidates = choice.topk(min(k + 1, logits.shape[1]), dim=-1).indices  # [n, a]
         width = outputs(0, self.candidates[:1, 0]).shape[-1]
@@ -100,8 +88,8 @@ class _Mixture:
         self.every = torch.arange(len(logits), device=logits.device)
         for slot in range(self.candidates.shape[1]):
             self._fill(self.every, slot)
-        factors = chosen_weights(logits, self.candidates[:, :k], self.alive, normalised=normalised)
-        self.y = (factors[..., None] * self.F[:, :k]).sum(1)
+        weights = chosen_weights(logits, self.candidates[:, :k], self.alive, normalised=normalised)
+        self.y = (weights[..., None] * self.F[:, :k]).sum(1)
         self.metrics = (None,) if S is None else (None, S.to(self.F))
         self.grams = [self._grams(self.every, metric) for metric in self.metrics]
 
@@ -117,8 +105,7 @@ class _Mixture:
         grams = []
         for part in torch.split(tokens, PIECE):
             vectors = torch.cat([self.F[part], self.y[part, None]], dim=1)
-            gram = (vectors if metric is None else vectors @ metric) @ vectors.mT
-            grams.append(gram if metric is None or self.weights is None else gram * self.weights[part, None, None])
+            grams.append((vectors if metric is None else vectors @ metric) @ vectors.mT)
         return torch.cat(grams)
 
     def energy(self, which: int, beside: Tensor | None = None) -> Tensor:
@@ -127,8 +114,6 @@ class _Mixture:
             return self.grams[which][:, -1, -1].sum(dtype=torch.float64)
         y, metric = self.y + beside.float(), self.metrics[which]
         squares: Tensor = torch.linalg.vecdot(y if metric is None else y @ metric, y)
-        if metric is not None and self.weights is not None:
-            squares = squares * self.weights
         return squares.sum(dtype=torch.float64)
 
     def error(self, which: int) -> Tensor:
@@ -200,7 +185,6 @@ def expert_order(
     outputs: Outputs,
     k: int,
     S: Tensor | None = None,
-    norms: Tensor | None = None,
     *,
     normalised: bool,
     choice: Tensor | None = None,
@@ -214,7 +198,6 @@ def expert_order(
         outputs: Outputs of the experts.
         k: Experts chosen for each token.
         S: [m, m] floating, second moment of the gradient of the summed loss at the mixture's output, per token.
-        norms: [n] float32, norms of the tokens' gradients; None weights their errors in S equally.
         normalised: Whether the weights of the chosen experts sum to one.
         choice: [n, e] float32, scores by which experts are chosen; None takes the logits.
         beside: [n, m] output of a shared expert, which is removed with the last experts.
@@ -222,11 +205,7 @@ def expert_order(
     """
     n_experts = logits.shape[1]
     count = total(torch.tensor([len(logits)], dtype=torch.float64, device=logits.device))
-    weights = None
-    if norms is not None:
-        mean = total(norms.sum(dtype=torch.float64)) / count
-        weights = (norms / mean.clamp_min(torch.finfo(norms.dtype).tiny)).float()
-    mixture = _Mixture(logits, logits if choice is None else choice, outputs, k, S, weights, normalised=normalised)
+    mixture = _Mixture(logits, logits if choice is None else choice, outputs, k, S, normalised=normalised)
     curves = torch.zeros(len(mixture.grams), n_experts + 1, dtype=torch.float64, device=logits.device)
     for which, curve in enumerate(curves):
         curve[:k] = mixture.energy(which)

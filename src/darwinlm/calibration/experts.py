@@ -88,13 +88,7 @@ def expert_output(module: Any, hidden: Tensor, expert: int) -> Tensor:
 
 @torch.no_grad()
 def order_experts(
-    mlp: nn.Module,
-    experts: Experts,
-    config: Any,
-    hidden: Tensor,
-    S: Tensor | None,
-    total: Total,
-    norms: Tensor | None = None,
+    mlp: nn.Module, experts: Experts, config: Any, hidden: Tensor, S: Tensor | None, total: Total
 ) -> ExpertOrder:
     """Removal order of the experts of a mixture.
 
@@ -105,7 +99,6 @@ def order_experts(
         hidden: [n, m] input of the mixture on some tokens.
         S: [m, m], second moment of the gradients at its output; None for the unweighted order.
         total: Sum over processes.
-        norms: [n], norms of the tokens' gradients; None for equal tokens.
     """
     module, logits, scale = (
         getattr(mlp, experts.name),
@@ -119,7 +112,6 @@ def order_experts(
         lambda expert, tokens: scale * expert_output(module, hidden[tokens], expert),
         int(getattr(config, experts.chosen)),
         S,
-        norms,
         normalised=experts.sums_to_one(config),
         choice=logits.sigmoid() + correction if sigmoid else logits,
         beside=None if experts.shared is None else getattr(mlp, experts.shared)(hidden),

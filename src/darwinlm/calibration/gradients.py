@@ -1,4 +1,4 @@
-"""Gradients at the outputs of every module, which weight output errors by their effect on the loss.
+"""Second moments of the output gradients of every module, which weight output errors by their effect on the loss.
 
 A forward pass stores the inputs of the blocks. The gradient of the dense model's loss is then propagated back block by
 block: the block's weights are read again, and its forward pass is repeated with gradients. Only one block is in memory
@@ -21,7 +21,7 @@ from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module, output_sizes
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import BlockStream, OutputGradients, output_projection
+from darwinlm.calibration.stream import BlockStream, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import ModuleKind
 
@@ -31,8 +31,8 @@ HEAD_TOKENS = 128
 
 def output_gradients(
     stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None = None
-) -> Iterator[tuple[int, OutputGradients]]:
-    """Gradients of the summed cross-entropy at the outputs of all modules, from the last block to the first.
+) -> Iterator[tuple[int, dict[ModuleKind, Tensor]]]:
+    """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
 
     Args:
         stream: Stream over these tokens, before the first block; it is used up.
@@ -41,8 +41,7 @@ def output_gradients(
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
-        one token; for a mixture also each token's ‖g‖. Several processes, each with every so many-th sequence, get the
-        moments and the norms over all of them.
+        one token. Several processes, each with a part of the text, get the moments over all of it.
 
     Raises:
         NumericsError: A gradient isn't finite.
@@ -59,18 +58,8 @@ def output_gradients(
         gradients = _behind_last_block(stream, tokens, memory)
     for block in reversed(range(total)):
         with parallel.agree():
-            moments, norms = _back_through(stream, block, inputs.pop(), gradients)
-        totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-        yield block, OutputGradients(totals, _of_all(torch.cat(norms).view(tokens.shape)) if norms else None)
-
-
-def _of_all(rows: Tensor) -> Tensor:
-    """Rows of all processes, each of which has every so many-th one, [s, t] in main memory."""
-    parts = parallel.gather(rows.cpu())
-    every = rows.new_empty(sum(map(len, parts)), rows.shape[1], device="cpu")
-    for place, part in enumerate(parts):
-        every[place :: len(parts)] = part
-    return every
+            moments = _back_through(stream, block, inputs.pop(), gradients)
+        yield block, {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
 
 
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
@@ -99,15 +88,10 @@ def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory
 
 def _back_through(
     stream: BlockStream, block: int, inputs: HiddenStates, gradients: HiddenStates
-) -> tuple[dict[ModuleKind, SecondMoment], list[Tensor]]:
-    """Propagate the gradients back through a block.
-
-    Returns:
-        Second moments at the outputs of its modules, and norms at a mixture's output, [n] for each batch.
-    """
+) -> dict[ModuleKind, SecondMoment]:
+    """Propagate the gradients back through a block; return second moments at the outputs of its modules."""
     stream.load(block)
     moments: dict[ModuleKind, SecondMoment] = {}
-    norms: list[Tensor] = []
     with ExitStack() as hooks:
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, stream.device)
@@ -116,13 +100,6 @@ def _back_through(
                 output.register_hook(to.add)  # type: ignore[no-untyped-call]
 
             hooks.callback(module.register_forward_hook(watch).remove)
-        mixture = _mixture(stream, block)
-        if mixture is not None:
-
-            def note(_: nn.Module, __: Any, output: Tensor) -> None:
-                output.register_hook(lambda g: norms.append(g.float().norm(dim=-1).flatten()))  # type: ignore[no-untyped-call]
-
-            hooks.callback(mixture.register_forward_hook(note).remove)
         for index in range(len(inputs)):
             with torch.enable_grad():
                 hidden = inputs[index].requires_grad_()
@@ -137,7 +114,7 @@ def _back_through(
                 )
             gradients[index] = before
     stream.unload(block)
-    return moments, norms
+    return moments
 
 
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
@@ -147,12 +124,6 @@ def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.M
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features
-    mixture = _mixture(stream, block)
+    mixture = expert_module(getattr(layer, family.mlp.name, None), family.mlp.experts)
     if mixture is not None and family.mlp.experts is not None:
         yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]
-
-
-def _mixture(stream: BlockStream, block: int) -> Any | None:
-    """The module that holds a block's experts; None without a mixture."""
-    part = stream.checkpoint.family.mlp
-    return expert_module(getattr(stream.decoder.blocks[block], part.name, None), part.experts)

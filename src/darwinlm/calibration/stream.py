@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -29,22 +29,8 @@ from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import Family, ModuleKind
 from darwinlm.families.shapes import output_name
 
-
-@dataclass(frozen=True)
-class OutputGradients:
-    """Gradients of the summed loss at the outputs of a block's modules, for weighted removal orders.
-
-    Attributes:
-        moments: Second moment [r, r] float32 of each module, per token.
-        norms: [s, t] float32, norm at a mixture's output of each token of s sequences; None without a mixture.
-    """
-
-    moments: Mapping[ModuleKind, Tensor] = field(default_factory=dict)
-    norms: Tensor | None = None
-
-
-Saliency = Callable[[int], OutputGradients]
-"""The output gradients of a block."""
+Saliency = Callable[[int], Mapping[ModuleKind, Tensor]]
+"""Second moments [r, r] of the output gradients of a block's modules, for weighted removal orders."""
 
 ORDER_TOKENS: Final = 8192
 """Tokens of all processes for the removal order of experts; each takes k + 2 vectors of the residual width."""
@@ -186,7 +172,7 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
 
 
 def stream_moments(
-    stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: OutputGradients()
+    stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
 ) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run.
 
@@ -207,12 +193,8 @@ def _expert_order(stream: BlockStream, block: int, hidden: Tensor, saliency: Sal
     part = stream.checkpoint.family.mlp
     assert part.experts is not None
     mlp = getattr(stream.decoder.blocks[block], part.name)
-    gradients, norms = saliency(block), None
-    if gradients.norms is not None:
-        norms = gradients.norms[parallel.place() :: parallel.size()].flatten()[: len(hidden)]
-        hidden = hidden[: len(norms)]
-    S = gradients.moments.get("mlp")
-    return order_experts(mlp, part.experts, stream.checkpoint.config, hidden, S, parallel.all_reduce, norms)
+    S = saliency(block).get("mlp")
+    return order_experts(mlp, part.experts, stream.checkpoint.config, hidden, S, parallel.all_reduce)
 
 
 def _run_watched(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_tensors
-from darwinlm.calibration.stream import BlockMoments, BlockStream, OutputGradients, Saliency, stream_moments
+from darwinlm.calibration.stream import BlockMoments, BlockStream, Saliency, stream_moments
 from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
 from darwinlm.database.factors import check_energy, estimated_losses, kept_weights, nested_factors, whole_factor_
 from darwinlm.database.levels import variants
@@ -30,7 +30,7 @@ class BuildSettings:
     Attributes:
         units: Units of removal.
         damping: Damping relative to the mean diagonal of the second moment.
-        saliency: Gradients at the outputs of a block's modules; without moments for the unweighted order.
+        saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
         device: Device of the computation.
         folder: Folder for matrices that are moved out of memory.
     """
@@ -39,7 +39,7 @@ class BuildSettings:
     damping: float
     device: torch.device
     folder: Path
-    saliency: Saliency = field(default=lambda block: OutputGradients())
+    saliency: Saliency = field(default=lambda block: {})
 
 
 def build_database(
@@ -47,7 +47,7 @@ def build_database(
     stream: BlockStream,
     units: UnitsSettings,
     damping: float,
-    saliency: Saliency = lambda block: OutputGradients(),
+    saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
@@ -133,7 +133,7 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    S = method.saliency(shape.block).moments.get(shape.kind)
+    S = method.saliency(shape.block).get(shape.kind)
     if shape.experts:
         return experts_tensors(expert_factors(method, shape, moment, W, S))
     W = W.to(method.device)

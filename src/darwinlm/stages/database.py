@@ -11,7 +11,7 @@ from darwinlm import parallel
 from darwinlm.artifact import StageFolder, read_tensors, write_json, write_tensors
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream, OutputGradients, Saliency
+from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
@@ -23,9 +23,6 @@ from darwinlm.malloc import kept_memory
 from darwinlm.recipe import DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
-
-NORMS = "norms"
-"""Name of the tokens' norms in the files of output gradients."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
             f"text.calibration_tokens: {len(text.tokens)} blocks of text can't be shared by {parallel.size()} processes"
         )
     tokens = text.tokens[parallel.place() :: parallel.size()]
-    weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: OutputGradients()
+    weights = _saliency_stage(run, text) if recipe.database.saliency == "loss" else lambda block: {}
     with run.stage("database", key, "calibration and database", shared=True) as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
@@ -97,7 +94,7 @@ def _without_effect(settings: DatabaseSettings) -> set[str]:
 
 
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
-    """Output gradients on the beginning of the calibration text, a file for each block."""
+    """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
     wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
     sequences = min(max(wanted, parallel.size()), len(text.tokens))
     tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
@@ -107,21 +104,18 @@ def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
             memory = HiddenMemory(stage.folder)
             total = run.checkpoint.n_blocks
             with kept_memory(run.device):
-                for block, found in output_gradients(_stream(run, tokens, memory), tokens, memory):
-                    tensors = {str(kind): S for kind, S in found.moments.items()}
-                    if found.norms is not None:
-                        tensors[NORMS] = found.norms
+                for block, moments in output_gradients(_stream(run, tokens, memory), tokens, memory):
                     with parallel.agree():
                         if parallel.is_main():
-                            write_tensors(stage.folder / block_file(block), tensors)
+                            write_tensors(stage.folder / block_file(block), {str(k): S for k, S in moments.items()})
                     run.reporter.advance(total - block, total)
     folder, device = stage.folder, run.device
 
-    def of_block(block: int) -> OutputGradients:
-        stored = {name: tensor.to(device) for name, tensor in read_tensors(folder / block_file(block)).items()}
-        return OutputGradients({kind: stored[kind] for kind in KINDS if kind in stored}, stored.get(NORMS))
+    def of_block(block: int) -> dict[str, Tensor]:
+        moments = read_tensors(folder / block_file(block))
+        return {kind: moments[kind].to(device) for kind in KINDS if kind in moments}
 
-    return of_block
+    return of_block  # type: ignore[return-value]
 
 
 def _finished_database(run: Run, path: Path, texts: Texts) -> StageFolder:
