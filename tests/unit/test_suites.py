@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.tiny.benchmarks import tiny_benchmarks
 
+from darwinlm import tables
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation import summary
 from darwinlm.evaluation.harness import TaskScore
@@ -151,7 +152,7 @@ def test_limited_table_says_that_it_is_partial() -> None:
     mean = summary.average([score("a", 0.4, items=5), score("b", 0.6)])
     assert mean.value == pytest.approx(0.5)
     assert mean.partial == "partial: not all items were scored: A 5 of 10"
-    text = summary.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
+    text = tables.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
     assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
     assert text.rstrip().endswith(mean.partial)
 

@@ -20,6 +20,7 @@ from darwinlm.cli.app import (
     command,
 )
 from darwinlm.cli.evaluate import DataOption, LimitOption, SuiteOption
+from darwinlm.cli.tables import show_tables
 
 MethodsOption = Annotated[
     str,
@@ -60,11 +61,9 @@ def compare(
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm import parallel
-    from darwinlm.artifact import write_text
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
-    from darwinlm.evaluation import summary
     from darwinlm.recipe import load_recipe
     from darwinlm.run import Run
 
@@ -80,10 +79,6 @@ def compare(
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit)
     console = terminal.console()
     run = Run(chosen, out, terminal.reporter())
-    headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
-    console.print(summary.terminal(headings, cells))
-    for remark in remarks:
-        console.print(remark, highlight=False, markup=False, soft_wrap=True)
-    if parallel.is_main():
-        write_text(out / "comparison.md", summary.markdown(headings, cells, remarks))
-    console.print(f"table {out / 'comparison.md'}\nfigures {out / 'comparison.json'}", highlight=False)
+    page = out / "comparison.md"
+    show_tables([comparison_cells(compare_methods(run, wanted))], console, page if parallel.is_main() else None)
+    console.print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -6,11 +6,8 @@ import difflib
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from darwinlm import __version__
+from darwinlm import __version__, tables
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LEARN, JsonOption, command
 
@@ -56,20 +53,15 @@ def schema(
     if as_json:
         terminal.print_json([{"field": name, "default": value, "meaning": about} for name, value, about in chosen])
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("setting", overflow="fold")
-    table.add_column("default", overflow="fold", max_width=24)
-    table.add_column("meaning")
-    for name, value, about in chosen:
-        table.add_row(Text(name), Text(value), Text(" ".join(about.split())))
+    rows = [(name, value, " ".join(about.split())) for name, value, about in chosen]
+    table = tables.terminal(("setting", "default", "meaning"), rows)
+    for column in table.columns:
+        column.justify, column.overflow = "left", "fold"
+    table.columns[1].max_width = 24
     console = terminal.console()
     console.print(table)
     if section is None:
-        console.print(
-            f"\nMore: darwinlm schema SECTION, with one of {', '.join(sections)}; or darwinlm schema all.",
-            highlight=False,
-            markup=False,
-        )
+        console.print(f"\nMore: darwinlm schema SECTION, with one of {', '.join(sections)}; or darwinlm schema all.")
 
 
 @command(LEARN)

@@ -56,9 +56,10 @@ def verbosity() -> Verbosity:
 
 
 def console() -> Console:
-    """Console for results, silent in all processes but the first. Piped output isn't wrapped."""
+    """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return _Console(quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
+    width = PIPED_WIDTH if wide else None
+    return _Console(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
 
 
 def reporter() -> Reporter:
@@ -72,7 +73,7 @@ def reporter() -> Reporter:
 def say(message: str) -> None:
     """Print a line of progress, except with `-q`."""
     if verbosity() is not Verbosity.QUIET:
-        console().print(message, highlight=False, markup=False)
+        console().print(message)
 
 
 def print_json(value: Any) -> None:

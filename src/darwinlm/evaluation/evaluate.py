@@ -24,9 +24,9 @@ from darwinlm.evaluation.looking_back import (
 )
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
-from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.lock import hold_target
+from darwinlm.tables import Table
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Ev
         if console is not None and scores:
             last = scores[-1]
             value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
-            console.print(f"{last.title}: {value}", highlight=False, markup=False)
+            console.print(f"{last.title}: {value}")
 
     if request.texts or request.looking_back:
         result.texts, result.copying = _texts(request, opened, dtype, device)

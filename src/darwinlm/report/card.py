@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+from darwinlm import tables
 from darwinlm.report import wording
 from darwinlm.report.looking_back import WORDS, looking_back_rows
 from darwinlm.report.summary import Summary
@@ -33,6 +33,7 @@ def model_card(summary: Summary) -> str:
         summary: of a run.
     """
     name = _code(wording.short_source(summary.model))
+    looking_back = looking_back_rows(summary)
     sections = [
         f"---\n{_front_matter(summary)}---",
         f"# {_plain(wording.title(summary))}",
@@ -40,6 +41,7 @@ def model_card(summary: Summary) -> str:
         _what_it_is(summary, name),
         "## Sizes and losses",
         _table(summary),
+        *(() if looking_back is None else (tables.markdown(*looking_back, [WORDS]),)),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
         f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
@@ -52,7 +54,7 @@ def model_card(summary: Summary) -> str:
         "## Limits",
         _limits(summary),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
 
 def _front_matter(summary: Summary) -> str:
@@ -119,24 +121,9 @@ def _what_it_is(summary: Summary, name: str) -> str:
 
 
 def _table(summary: Summary) -> str:
-    lines = [_row(COLUMNS), _row(["---", *["---:"] * (len(COLUMNS) - 1)])]
-    for row in comparison_rows(summary):
-        cells = [f"**{cell}**" for cell in row.cells] if row.final else row.cells
-        lines.append(_row(cells))
-    return "\n".join(lines) + "\n\nIn bold: this model. MB are 10⁶ bytes of weights." + _looking_back(summary)
-
-
-def _looking_back(summary: Summary) -> str:
-    found = looking_back_rows(summary)
-    if found is None:
-        return ""
-    headings, rows = found
-    lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)]), *map(_row, rows)]
-    return "\n\n" + "\n".join(lines) + f"\n\n{WORDS}"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    rows = comparison_rows(summary)
+    cells = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
+    return tables.markdown(COLUMNS, cells, ["In bold: this model. MB are 10⁶ bytes of weights."])
 
 
 def _loading(summary: Summary) -> str:

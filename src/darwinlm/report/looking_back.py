@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from darwinlm import tables
 from darwinlm.report import wording
 from darwinlm.report.summary import CopyingFigures, ModelKey, Summary
 
@@ -86,12 +85,7 @@ def looking_back_table(summary: Summary) -> Table | None:
     if found is None:
         return None
     headings, rows = found
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row), style="bold" if row is rows[-1] else None)
-    return table
+    return tables.terminal(headings, rows, bold=len(rows) - 1)
 
 
 def _refit_dropped(key: ModelKey, summary: Summary) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from markupsafe import Markup
-from rich.table import Table
 
 from darwinlm import __version__
 from darwinlm.report import plots, wording
@@ -94,20 +93,9 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
     )
 
 
-def sweep_table(sweep: SweepSummary) -> Table:
-    """For the terminal."""
-    table = Table(title="size against loss")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in sweep.rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def sweep_markdown(sweep: SweepSummary) -> str:
-    """A Markdown table; a model is on the front when none of its size or smaller has less KL."""
-    lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *map(_cells, sweep.rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
+    """Rows of cells under `HEADINGS`; a model is on the front when none of its size or smaller has less KL."""
+    return list(map(_cells, sweep.rows))
 
 
 def sweep_plot(sweep: SweepSummary) -> str:

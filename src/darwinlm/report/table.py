@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from darwinlm import tables
 from darwinlm.report import wording
 from darwinlm.report.summary import ModelFigures, Summary
 
@@ -76,14 +75,11 @@ def comparison_table(summary: Summary) -> Table:
     Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
     """
     rows = comparison_rows(summary)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, column in enumerate(TERMINAL_COLUMNS):
-        pieces = [*column.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
-        table.add_column(
-            Text(column), justify="right" if place else "left", min_width=max(len(piece) for piece in pieces)
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.cells), style="bold" if row.final else None)
+    final = next((number for number, row in enumerate(rows) if row.final), None)
+    table = tables.terminal(TERMINAL_COLUMNS, [row.cells for row in rows], bold=final)
+    for place, heading in enumerate(TERMINAL_COLUMNS):
+        pieces = [*heading.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
+        table.columns[place].min_width = max(map(len, pieces))
     return table
 
 
