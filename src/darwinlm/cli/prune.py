@@ -86,6 +86,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
     if until != "report":
         console.print(f"stopped after {until}; the folders in {out} hold the results")
         return
+    console.print("size against loss")
     console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 

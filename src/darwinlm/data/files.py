@@ -213,6 +213,14 @@ def _split_text(path: Path) -> Iterator[str]:
 
 
 def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    for where, record in json_records(path):
+        names = text_fields(list(record), field, where)
+        field = "+".join(names)  # of all records the same
+        yield text_of([record[name] for name in names], names, where, tokenizer)
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, record) of every line of a file that isn't blank. Raises DataError."""
     blank = 0
     for number, line in _lines(path, cut=False):
         if not line or line.isspace():
@@ -233,9 +241,7 @@ def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokeniz
                 f"{where}: the line holds a {type(record).__name__}, not a record. "
                 'Every line has to be an object like {"text": "..."}.'
             )
-        names = text_fields(list(record), field, where)
-        field = "+".join(names)  # of all records the same
-        yield text_of([record[name] for name in names], names, where, tokenizer)
+        yield where, record
 
 
 def _read_arrow(

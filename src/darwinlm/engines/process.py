@@ -23,6 +23,9 @@ from darwinlm.errors import EngineError, MissingExtraError
 ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
 """Python package of each engine, and the extra that installs it."""
 
+Generated = tuple[list[int], float, float]
+"""New tokens, seconds to the first one, and seconds for the others."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -113,16 +116,15 @@ class EngineProcess:
 
     def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
         """The greedy continuation."""
-        return [int(token) for token in self._ask("greedy", tokens=list(tokens), new_tokens=new_tokens)]
+        return list(self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)[0])
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
-        return [int(token) for token in self._ask("tokenize", text=text)]
+        return list(self._ask("tokenize", text=text))
 
     def time(self, tokens: Sequence[int], new_tokens: int) -> Timing:
         """Time a prompt and `new_tokens` greedy tokens after the first."""
-        answer = self._ask("time", tokens=list(tokens), new_tokens=new_tokens)
-        return Timing(float(answer["first"]), float(answer["decode"]))
+        return Timing(*self._ask("generate", tokens=list(tokens), new_tokens=new_tokens + 1)[1:])
 
     def facts(self) -> Mapping[str, Any]:
         """Peak memory of the process in bytes so far (`peak_memory`), and the engine's version."""

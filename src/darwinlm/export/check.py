@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.errors import CheckpointError, ExportError, ModelError
+from darwinlm.errors import ExportError
+from darwinlm.export.hf import tokenizer_of
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
 
@@ -91,14 +91,12 @@ class ExportReport:
 def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
     """Tokens [t] for the check: its text, or random tokens (noted in the report) without a tokenizer."""
     length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
-    try:
-        ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
-    except CheckpointError:
-        raise
-    except ModelError:
+    tokenizer = tokenizer_of(checkpoint)
+    if tokenizer is None:
         report.notes.append("the folder holds no tokenizer: compared on random tokens instead of text")
         generator = torch.Generator().manual_seed(0)
         return torch.randint(int(checkpoint.config.vocab_size), (length,), generator=generator)
+    ids = tokenizer(TEXT)["input_ids"][:length]
     if max(ids) >= int(checkpoint.config.vocab_size):
         raise ExportError(
             f"{checkpoint.folder}: its tokenizer gives the token {max(ids)}, but the embedding has "
@@ -189,11 +187,6 @@ def _differs(left: str, right: str, place: str, difference: float, tolerance: fl
         f"the export fails its check: {right} and {left} differ by {difference:.2g} in {where} (allowed: "
         f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
     )
-
-
-def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """Convert the logits of an engine to a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(array)).float()
 
 
 def divergence(reference: Tensor, other: Tensor) -> float:

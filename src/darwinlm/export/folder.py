@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from darwinlm.artifact import write_json
-from darwinlm.errors import CheckpointError, ExportError, ModelError
+from darwinlm.errors import ExportError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
 from darwinlm.export.dense import check_masked, masked_dense
-from darwinlm.export.hf import is_custom, save_model, saved_bytes, unchecked
+from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
@@ -70,17 +70,11 @@ def export_folder(
 
 
 def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
-    try:
-        tokenizer = checkpoint.tokenizer()
-    except CheckpointError:
-        raise
-    except ModelError:
-        tokenizer = None  # the report of the check mentions it
     card = checkpoint.folder / "README.md"
     save_model(
         model,
         folder,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(checkpoint),
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
         source=checkpoint.folder,
     )

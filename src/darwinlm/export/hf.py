@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.artifact import write_text
-from darwinlm.errors import CheckpointError, NumericsError, storage_error
+from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import PREFIX
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
@@ -70,6 +71,16 @@ def save_model(
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """The model's tokenizer; None if its folder holds none. Raises CheckpointError."""
+    try:
+        return checkpoint.tokenizer()
+    except CheckpointError:
+        raise
+    except ModelError:
+        return None
 
 
 @contextmanager

@@ -32,14 +32,15 @@ class Reshaper:
 
     Args:
         checkpoint: The pruned model.
+        sizes: Sizes of its blocks if its configuration is the stock one, and only its weights are smaller.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> None:
         self.checkpoint = checkpoint
         self.family = checkpoint.family
         self.columns = head_dim(checkpoint.config)
-        self.sizes: Sequence[BlockSizes] = block_sizes(checkpoint)
-        self.stock = stock_config(checkpoint)
+        self.sizes = block_sizes(checkpoint) if sizes is None else sizes
+        self.stock = stock_config(checkpoint) if sizes is None else checkpoint.config
 
     @cached_property
     def template(self) -> list[Tensors]:

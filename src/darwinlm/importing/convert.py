@@ -11,16 +11,9 @@ import torch
 from darwinlm.artifact import write_json
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
-from darwinlm.export.hf import save_model, saved_bytes, unchecked
-from darwinlm.export.sizes import (
-    BlockSizes,
-    Tensors,
-    split_block,
-    split_rows,
-    widen_attention,
-    widen_mlp,
-    zero_sublayer,
-)
+from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.reshape import Reshaper
+from darwinlm.export.sizes import Tensors, split_block, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.family import Attention, Mlp, RowUnit
@@ -88,8 +81,7 @@ def import_model(
     if left:
         raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
     with hold_target(out), unchecked(out) as temporary:
-        tokenizer = _tokenizer(checkpoint)
-        save_model(model, temporary, tokenizer=tokenizer)
+        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint))
         del model, tensors
         report.bytes = saved_bytes(temporary)
         report.details["dtype"] = str(dtype).removeprefix("torch.")
@@ -99,15 +91,6 @@ def import_model(
     return report
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        return checkpoint.tokenizer()
-    except CheckpointError:
-        raise
-    except ModelError:
-        return None  # the report of the check mentions it
-
-
 def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
     """The sizes of every layer and all tensors, without units that have no effect."""
     checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
@@ -115,39 +98,40 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
     tensors: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
     table: dict[int, dict[str, Any]] = {}
     before, after = [0, 0], [0, 0]
-    for block in range(checkpoint.n_blocks):
-        prefix = checkpoint.block_prefix(block)
+    for there in foreign.sizes:
+        prefix, owners = checkpoint.block_prefix(there.block), there.owners
+        assert owners is not None
         row: dict[str, Any] = {}
         gone = []
         inside = checkpoint.read(prefix)
         rows: dict[RowUnit, int] = {
-            "query": foreign.heads[block] * columns,
-            "key_value": foreign.groups[block] * columns,
+            "query": there.heads * columns,
+            "key_value": there.groups * columns,
         }
         for part in (family.attention, family.mlp):
             part_tensors, norms = split_block(inside, part)
             if isinstance(part, Attention):
-                there = foreign.heads[block]
-                kept = useful_heads(part_tensors, part, rows, foreign.owners[block], columns) if there else []
+                count = there.heads
+                kept = useful_heads(part_tensors, part, rows, owners, columns) if count else []
             else:
-                there = foreign.widths[block]
-                kept = useful_channels(part_tensors, part) if there else []
-            before[isinstance(part, Attention)] += there
+                count = there.width
+                kept = useful_channels(part_tensors, part) if count else []
+            before[isinstance(part, Attention)] += count
             after[isinstance(part, Attention)] += len(kept)
             if not kept:
                 gone.append("attention" if isinstance(part, Attention) else "mlp")
                 continue
             if isinstance(part, Attention):
-                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, foreign.owners[block], columns)
+                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, owners, columns)
                 row |= sizes
             else:
-                part_tensors = _take(part_tensors, part, {"channel": there}, {"channel": kept}, kept)
+                part_tensors = _take(part_tensors, part, {"channel": count}, {"channel": kept}, kept)
                 row |= {part.width: len(kept), **part.with_width}
             tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
             tensors |= {prefix + name: tensor for name, tensor in norms.items()}
-        table[block] = row | ({SKIP: gone} if gone else {})
+        table[there.block] = row | ({SKIP: gone} if gone else {})
         if gone:
-            report.notes.append(f"block {block}: no {' and no '.join(gone)}")
+            report.notes.append(f"block {there.block}: no {' and no '.join(gone)}")
     report.notes.insert(
         0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels have an effect"
     )
@@ -192,39 +176,10 @@ def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
     """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
-    left = ("the checkpoint's weights in stock shapes", model_streams(_stock(foreign), checkpoint.family, tokens))
+    reshaper = Reshaper(checkpoint, foreign.sizes)
+    targets = [reshaper.full(sizes.block) for sizes in foreign.sizes]
+    stock = reshaper.model(reshaper.stock, targets, torch.float32)
+    left = ("the checkpoint's weights in stock shapes", model_streams(stock, checkpoint.family, tokens))
     again = Checkpoint.open(folder)
     right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))
     report.comparisons.append(compare_streams(left, right, SAME_ARITHMETIC))
-
-
-def _stock(foreign: Foreign) -> Any:
-    """The family's class with the checkpoint's weights; smaller layers are padded with zeros."""
-    checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
-    config, family = checkpoint.config, checkpoint.family
-    model = checkpoint.skeleton()
-    state = model.state_dict()
-    tensors: Tensors = {name: checkpoint.read(name)[""].float() for name in checkpoint.names_outside_blocks()}
-    full = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
-    for block in range(checkpoint.n_blocks):
-        prefix = checkpoint.block_prefix(block)
-        inside = checkpoint.read(prefix, dtype=torch.float32)
-        template = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        sizes = BlockSizes(
-            block, foreign.heads[block], foreign.groups[block], foreign.widths[block], foreign.owners[block]
-        )
-        target = BlockSizes(block, *full)
-        for part in (family.attention, family.mlp):
-            part_tensors, norms = split_block(inside, part)
-            if not (sizes.heads if isinstance(part, Attention) else sizes.width):
-                layer = zero_sublayer(template, part, target, columns, torch.float32)
-            else:
-                if isinstance(part, Attention):
-                    part_tensors = widen_attention(part_tensors, part, sizes, columns, target)
-                else:
-                    part_tensors = widen_mlp(part_tensors, part, target.width)
-                layer = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
-            tensors |= {prefix + name: tensor for name, tensor in layer.items()}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from darwinlm.export.check import (
     compare_logits,
     compare_streams,
     divergence,
-    from_numpy,
     model_streams,
 )
 from darwinlm.export.dense import check_masked
@@ -88,6 +88,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
+    job = _Job(reshaper, layout, tokenizer, quantisation, threads, report)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -95,9 +96,9 @@ def export_gguf(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         say(f"writing {layout.architecture.name} as {quantisation}")
-        _write(temporary, plain, reshaper, layout, tokenizer, quantisation, threads)
+        _write(job, temporary, plain)
         say("checking")
-        _check(temporary, reshaper, layout, tokenizer, quantisation, threads, report)
+        _check(job, temporary)
         report.bytes = temporary.stat().st_size
         write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
         temporary.replace(out)
@@ -109,35 +110,31 @@ def export_gguf(
     return report
 
 
-def _write(
-    path: Path,
-    plain: Path,
-    reshaper: Reshaper,
-    layout: Layout,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-) -> None:
-    if quantisation not in BY_LIBRARY:
-        write_gguf(path, reshaper, layout, tokenizer, quantisation)
+@dataclass(frozen=True)
+class _Job:
+    reshaper: Reshaper
+    layout: Layout
+    tokenizer: TokenizerKeys
+    quantisation: str
+    threads: int
+    report: ExportReport
+
+
+def _write(job: _Job, path: Path, plain: Path) -> None:
+    model = (job.reshaper, job.layout, job.tokenizer)
+    if job.quantisation not in BY_LIBRARY:
+        write_gguf(path, *model, job.quantisation)
         return
     from darwinlm.engines.process import quantise_file
 
-    write_gguf(plain, reshaper, layout, tokenizer, INTERMEDIATE.get(reshaper.checkpoint.dtype, "f32"))
-    quantise_file(plain, path, BY_LIBRARY[quantisation], threads)
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
     plain.unlink()
 
 
-def _check(
-    path: Path,
-    reshaper: Reshaper,
-    layout: Layout,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-    report: ExportReport,
-) -> None:
+def _check(job: _Job, path: Path) -> None:
     """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
+    reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)[: layout.features.context]
     blocks = [target.block for target in layout.targets]
@@ -155,15 +152,15 @@ def _check(
     written = reference_streams(file.keys, file.get, tokens, blocks)
     report.details |= {
         "architecture": layout.architecture.name,
-        "quantisation": quantisation,
+        "quantisation": job.quantisation,
         "tensor_types": dict(types),
         "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
         "chat_template": tokenizer.chat_template is not None,
         "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
         "same_top_after_rounding": _same_top(pruned, written),
     }
-    _note_fallbacks(types, quantisation, report)
-    _check_engine(path, tokens, written, tokenizer, quantisation, threads, checkpoint, report)
+    _note_fallbacks(types, job.quantisation, report)
+    _check_engine(job, path, tokens, written)
 
 
 class _Meant:
@@ -228,25 +225,17 @@ def _same_top(left: Streams, right: Streams) -> float:
     return float((left[LOGITS].argmax(-1) == right[LOGITS].argmax(-1)).float().mean())
 
 
-def _check_engine(
-    path: Path,
-    tokens: Tensor,
-    written: Streams,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-    checkpoint: Checkpoint,
-    report: ExportReport,
-) -> None:
+def _check_engine(job: _Job, path: Path, tokens: Tensor, written: Streams) -> None:
     """Load the file into llama.cpp, if it is installed."""
+    report = job.report
     try:
         require_engine(ENGINE, "checking the file in llama.cpp itself")
     except MissingExtraError as missing:
         report.notes.append(f"not loaded into llama.cpp itself: {missing}")
         return
     try:
-        with EngineProcess(ENGINE, path, threads=threads, context=max(len(tokens), 64), exact=True) as engine:
-            logits = from_numpy(engine.logits(tokens.tolist()))
+        with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
+            logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
             report.details["engine"] = engine.facts()["version"]
     except EngineError as error:
@@ -255,10 +244,10 @@ def _check_engine(
         compare_logits(
             ("the file's tensors, computed by PyTorch", written[LOGITS]),
             ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(quantisation, QUANTISED_ERROR),
+            ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR),
         )
     )
-    _check_tokenizer(ids, checkpoint, tokenizer, report)
+    _check_tokenizer(ids, job.reshaper.checkpoint, job.tokenizer, report)
 
 
 def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:
