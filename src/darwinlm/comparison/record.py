@@ -85,14 +85,6 @@ class ComparisonRecord(Figures):
     recipe: dict[str, Any]
     rows: tuple[ComparedMethod, ...] = ()
 
-    def with_row(self, row: ComparedMethod) -> ComparisonRecord:
-        """The comparison with an additional row."""
-        return self.model_copy(update={"rows": (*self.rows, row)})
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as plain values."""
-        return self.model_dump(mode="json")
-
 
 def read_comparison(path: Path) -> ComparisonRecord:
     """Read a comparison.json. Raises ArtifactError."""

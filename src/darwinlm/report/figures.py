@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +17,10 @@ class Figures(BaseModel):
     """Base of closed models: an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what the file holds."""
+        return self.model_dump(mode="json")
 
 
 AnyFigures = TypeVar("AnyFigures", bound=Figures)

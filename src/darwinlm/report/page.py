@@ -164,7 +164,6 @@ def _search(summary: Summary) -> dict[str, Any] | None:
     if search is None:
         return None
     cut = "the model that this round cut" if summary.from_pruned else "the dense model"
-    points = [plots.SearchPoint(each.seconds, each.kl, improved=each.improved) for each in search.history]
     return {
         "words": (
             f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
@@ -173,7 +172,7 @@ def _search(summary: Summary) -> dict[str, Any] | None:
             f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
             f"{wording.divergence(search.uniform_kl)} there."
         ),
-        "svg": Markup(plots.search_plot(points, search.uniform_kl)) if points else None,  # noqa: S704
+        "svg": Markup(plots.search_plot(search.history, search.uniform_kl)) if search.history else None,  # noqa: S704
     }
 
 

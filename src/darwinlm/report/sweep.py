@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from markupsafe import Markup
 
@@ -68,10 +68,6 @@ class SweepSummary(Figures):
         ]
         return cls(rows=tuple(row.model_copy(update={"on_front": _on_front(row, rows)}) for row in rows))
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return self.model_dump(mode="json")
-
 
 def _on_front(row: SweepRow, rows: list[SweepRow]) -> bool:
     def loss(one: SweepRow) -> float:
@@ -105,7 +101,7 @@ def sweep_plot(sweep: SweepSummary) -> str:
         for row in sweep.rows
         if row.perplexity is not None
     ]
-    return plots.size_plot(points, unit="parameters (M)")
+    return plots.size_plot(points)
 
 
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:

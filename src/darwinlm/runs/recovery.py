@@ -105,7 +105,7 @@ def _resolve(
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
     """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else _dtype(student.dtype)
+    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else student.dtype
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,
@@ -144,10 +144,6 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     )
     write_report(run.folder, target, summary)
     return summary
-
-
-def _dtype(dtype: Any) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."))
 
 
 def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:

@@ -17,7 +17,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.lock import hold_target
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
-from darwinlm.report.sizes import Described, sizes_page
+from darwinlm.report.sizes import sizes_page
 from darwinlm.search.predict.sizes import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
@@ -64,19 +64,9 @@ def _written(folder: Path, out: Path) -> int:
             f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one with "
             "database.saliency=loss"
         )
-    itemsize = checkpoint.dtype.itemsize
-    dense = outside + cost.dense
-    model = Described(
-        name=f"{checkpoint.family.model_type}, {wording.count(dense)} parameters in {checkpoint.n_blocks} blocks",
-        shapes=list(reader.shapes.values()),
-        n_blocks=checkpoint.n_blocks,
-        outside=outside,
-        dtype=str(checkpoint.dtype).removeprefix("torch."),
-        itemsize=itemsize,
-    )
     about = describe(stage)["calibration"]
     calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
-    write_text(out, sizes_page(model, space, sizes, calibration))
+    write_text(out, sizes_page(checkpoint, reader, outside, sizes, calibration))
     return len(sizes)
 
 
