@@ -37,9 +37,7 @@ class LimitError(ValueError):
 def load_json(path: Path, most: int = JSON_BYTES) -> Any:
     """Read a JSON file of bounded size and depth.
 
-    Args:
-        path: The file.
-        most: Largest size in bytes.
+    `most` is in bytes.
 
     Raises:
         OSError: The file can't be read.

@@ -20,10 +20,8 @@ class Upload:
     """An upload to the hub.
 
     Attributes:
-        folder: Folder of the model.
         repo: Repository on the hub, `owner/name`.
         quantisation: Type of an additional GGUF file; None for no such file.
-        private: Whether the repository is private.
         update: Whether the repository may already exist.
     """
 
@@ -49,12 +47,7 @@ def prepare_upload(
 ) -> Upload:
     """Find the model, and run all checks that need no network.
 
-    Args:
-        source: Output folder of a run, or folder of a model.
-        repo: Repository on the hub, `owner/name`.
-        quantisation: As in `Upload`.
-        private: As in `Upload`.
-        update: As in `Upload`.
+    `source` is the output folder of a run, or the folder of a model.
 
     Raises:
         ModelError: The folder is no model, or its run isn't finished.
@@ -72,10 +65,6 @@ def prepare_upload(
 
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
     """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
-
-    Args:
-        upload: Files and repository.
-        say: Receiver of progress messages.
 
     Returns:
         Address of the model's page.

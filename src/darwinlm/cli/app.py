@@ -90,10 +90,7 @@ app = typer.Typer(
 def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F], F]:
     """Declare a command.
 
-    Args:
-        panel: Heading in the help.
-        examples: Command lines for the end of its help.
-        name: Name of the command; None takes the function's name.
+    Its help stands under the heading `panel` and ends with the examples. Without a `name`, the function's is taken.
     """
     lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)

@@ -94,11 +94,7 @@ def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
 def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
     """Run the stages and print the result; returns the results of all stages.
 
-    Args:
-        recipe: The recipe.
-        out: Output folder.
-        until: Last stage.
-        strict: Whether a time limit that is too short for the least text is an error.
+    Unless `strict`, a time limit that is too short for the least text is no error.
     """
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit

@@ -85,10 +85,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
     """One line for each block with the kept parts of its attention and MLP.
 
-    Args:
-        summary: Summary of a run.
-        width: Width of the terminal in characters.
-        plain: Whether to draw with ASCII characters.
+    `width` is in characters. `plain` draws with ASCII characters.
     """
     blocks = summary.allocation
     heads = max((len(f"{row.heads}/{row.dense_heads}") for row in blocks), default=0)

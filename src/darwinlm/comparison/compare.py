@@ -41,9 +41,6 @@ class ComparisonRequest:
         rows: Methods with their steps, in the order of the table.
         domains: Name and source of further evaluation texts, besides the run's held-out part.
         variants: Name and recipe file of further searches; those not among the rows get a row without steps.
-        suite: Benchmark tasks; None skips them.
-        data_dir: Local files of the tasks.
-        limit: Maximum number of items of each task.
     """
 
     rows: tuple[MethodRow, ...]

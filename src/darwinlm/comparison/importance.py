@@ -69,11 +69,8 @@ def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dic
     """Size of each unit's output on a text: mean over the tokens of a sequence, L2 norm over sequences.
 
     Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
-    Channels are measured after the gate, at the input of the output projection.
-
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    Channels are measured after the gate, at the input of the output projection. The stream, before the first block, is
+    used up.
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
@@ -110,12 +107,7 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
 
 
 class ExpertScores:
-    """Statistics of a mixture's experts on some text.
-
-    Args:
-        module: Module of the experts.
-        count: Number of experts.
-    """
+    """Statistics of a mixture's experts on some text."""
 
     def __init__(self, module: Any, count: int) -> None:
         self.module = module
@@ -140,9 +132,7 @@ class ExpertScores:
 def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
     """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    The stream, before the first block, is used up.
 
     Raises:
         FamilyError: The model has no mixture of experts.
@@ -168,11 +158,7 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
 def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
     """Rotation of the residual stream by each block: 1 - mean over tokens of cos(h before, h after).
 
-    ShortGPT (arXiv 2403.03853, equation 1).
-
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    ShortGPT (arXiv 2403.03853, equation 1). The stream, before the first block, is used up.
     """
     influence = []
     for block in range(stream.checkpoint.n_blocks):

@@ -44,13 +44,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Result of a method.
-
-    Attributes:
-        reader: Source of the pruned modules.
-        allocation: Level of each module.
-        record: Figures for the report.
-    """
+    """Result of a method."""
 
     reader: DatabaseReader
     allocation: Allocation
@@ -170,8 +164,6 @@ class Method:
     """One method.
 
     Attributes:
-        title: Name for tables.
-        source: Paper of the method.
         make: Function that computes the result; it may write files to the folder.
         database: Whether it uses the pruning database.
         searches: Whether `search.minutes` limits it.

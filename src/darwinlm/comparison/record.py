@@ -41,18 +41,13 @@ class ComparedMethod(Figures):
 
     Attributes:
         method: Name for `--methods`; `dense` for the dense model.
-        title: Name for the table.
-        source: Paper of the method.
         seconds: Time of the method and its steps; None for the dense model.
         database_seconds: Time of the pruning database, if the method uses it.
         resumed: Whether a stage was interrupted, so that only its last part was timed.
         training_tokens: Number of tokens in the method's training.
         allocation: Level of each module.
-        record: Details reported by the method.
-        params: Number of parameters.
         block_params: Number of parameters inside the blocks.
         bytes: Size of its weights.
-        texts: Quality by name of the text.
         tasks: Scores in the format of `evaluation.harness`.
     """
 

@@ -51,12 +51,7 @@ _BOMB = f"{{}}: the file unpacks to more than {RATIO} times its size, as text ne
 
 @dataclass
 class Tally:
-    """Counts of text that was left out; updated while documents are read.
-
-    Attributes:
-        cut: Number of documents longer than `DOCUMENT_CHARACTERS`.
-        empty: Number of documents without a visible character.
-    """
+    """Counts of text that was left out; updated while documents are read."""
 
     cut: int = 0
     empty: int = 0
@@ -90,13 +85,8 @@ def read_files(
 ) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
-    At most `OPEN_FILES` are read at once; when one ends, the next one is opened.
-
-    Args:
-        files: Files in reading order.
-        field: Field of a record that holds the text; None tries `TEXT_FIELDS`.
-        shuffle: Shuffle of the files and of the documents in each; None keeps their order.
-        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
+    At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
+    None tries `TEXT_FIELDS`. Without `shuffle`, the order is kept. Only chats need the tokenizer.
 
     Raises:
         DataError: A file is unreadable or damaged, or a record has no text.
@@ -304,11 +294,8 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
 def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
     """Choose the text fields.
 
-    Args:
-        names: Fields of a record.
-        wanted: Field given by the user, or two joined by a plus: a question and its answer. None uses the first
-            existing one of `TEXT_FIELDS`.
-        where: Record or file, for messages.
+    `wanted` is the field given by the user, or two joined by a plus: a question and its answer. None takes the first
+    existing one of `TEXT_FIELDS`. `where` names the record or file in errors.
 
     Raises:
         DataError: There is no such field.
@@ -332,11 +319,7 @@ def text_of(
 ) -> str:
     """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
 
-    Args:
-        values: Values of the fields, in their order.
-        fields: One field, or two with a question and its answer.
-        where: Record, for messages.
-        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
+    Only chats need the tokenizer. `where` names the record in errors.
 
     Raises:
         DataError: A value is something else, or a chat that the template can't render.

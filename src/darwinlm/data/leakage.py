@@ -38,9 +38,6 @@ _TEST_WORDS = frozenset({"test", "testing", "all"})
 def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
     """Refuse two purposes that share a document.
 
-    Args:
-        named: The blocks of each purpose.
-
     Raises:
         DataError: Two purposes share documents; the message names the purposes and the number.
     """
@@ -59,11 +56,8 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
 
     Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
     For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
-    benchmark must be named as a training split; for WikiText only the test split is refused.
-
-    Args:
-        source: Source in the syntax of `read_documents`.
-        allow_benchmark_text: Reason in the user's words for allowing such text; blank means none.
+    benchmark must be named as a training split; for WikiText only the test split is refused. A reason in the user's
+    words in `allow_benchmark_text` allows such text.
 
     Raises:
         DataError: The source looks like evaluation text and no reason is given, or there is no such source.

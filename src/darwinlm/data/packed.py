@@ -111,18 +111,9 @@ def pack_documents(
 ) -> None:
     """Pack the first `tokens` tokens of a source, without repeated and reserved documents.
 
-    Finished shards of an interrupted call are kept; their documents are read again but not tokenised.
-
-    Args:
-        documents: Texts, in the same order every time.
-        folder: Target folder of the shards.
-        tokens: Number of tokens to pack.
-        tokenizer: The model's tokenizer.
-        reserved: Hashes of documents of other purposes.
-        vocabulary: Size of the model's vocabulary, which determines the bytes per token.
-        source: Source of the documents, for messages.
-        shard_tokens: Tokens in a shard.
-        progress: Callback with the numbers of written and requested tokens.
+    Finished shards of an interrupted call are kept; their documents are read again but not tokenised. Documents must
+    come in the same order every time. `reserved` are the hashes of documents of other purposes. The size of the model's
+    vocabulary determines the bytes per token.
 
     Raises:
         DataError: The source has too few tokens.

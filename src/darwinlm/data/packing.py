@@ -21,9 +21,6 @@ PIECE = 1 << 18
 def document_hash(document: str) -> str:
     """Hash of a document's words, independent of white space and case.
 
-    Args:
-        document: Any text.
-
     Returns:
         32 hexadecimal digits.
     """

@@ -18,7 +18,6 @@ class Shuffle:
     """Random sampling of documents, because files are often sorted by book or date and a run reads only a part of them.
 
     Attributes:
-        seed: Seed of the order.
         documents: Maximum number of documents in the buffer, all files together, at least 1. Each document drawn makes
             room for the next one. A source with fewer documents is shuffled as a whole.
     """
@@ -35,10 +34,8 @@ class Shuffle:
     def draw(self, documents: Iterable[str], name: str, *, files: int = 1) -> Iterator[str]:
         """Yield all documents of one file in a random order.
 
-        Args:
-            documents: Documents of the file, read on demand.
-            name: Name of the file; two files with the same name are shuffled alike.
-            files: Number of files that are read at once and share the buffer.
+        Two files with the same name are shuffled alike. `files` is the number of files that are read at once and share
+        the buffer.
         """
         generator = self._generator("file", name)
         most = max(1, self.documents // files)

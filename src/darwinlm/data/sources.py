@@ -53,12 +53,7 @@ _HUB_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A file or a folder on this machine.
-
-    Attributes:
-        path: Existing file or folder.
-        field: Text field of records; None tries `TEXT_FIELDS`.
-    """
+    """A file or a folder on this machine."""
 
     path: Path
     field: str | None = None
@@ -94,14 +89,7 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set of the Hugging Face hub.
-
-    Attributes:
-        name: ``owner/name``.
-        config: Configuration of the data set; None is its default.
-        split: Split to stream.
-        field: Text field; None tries `TEXT_FIELDS`.
-    """
+    """A data set of the Hugging Face hub."""
 
     name: str
     config: str | None = None
@@ -117,9 +105,6 @@ def parse_source(source: str) -> LocalSource | HubSource:
     """Parse a source string without opening the source.
 
     An existing local path is used as it is, even if it contains a ``#``.
-
-    Args:
-        source: Source in the syntax at the top of this module.
 
     Returns:
         The source's parts.
@@ -200,11 +185,7 @@ def read_domains(
 ) -> Iterator[tuple[str, str]]:
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
-    Args:
-        source: Source in the syntax at the top of this module.
-        characters: Length of text after which reading ends; files get equal parts of it.
-        shuffle: As in `read_documents`.
-        tokenizer: As in `read_documents`.
+    Reading ends after `characters`, of which files get equal parts. The other arguments are as in `read_documents`.
 
     Raises:
         DataError, MissingExtraError: As in `read_documents`.

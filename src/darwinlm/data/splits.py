@@ -74,7 +74,6 @@ class TextPlan:
     Attributes:
         shares: Number of tokens for each purpose in `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
-        seed: Seed of the assignment.
 
     Raises:
         RecipeError: A purpose is unknown, or a number is out of range.
@@ -107,9 +106,6 @@ class TextPlan:
         Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins. So purposes get documents in
         proportion to their weights, and changing one share never moves documents between two others. A weight is the
         share of the tokens, but at least 2 %.
-
-        Args:
-            hashed: The `document_hash`.
 
         Returns:
             One of the purposes whose share isn't 0.
@@ -147,16 +143,8 @@ def split_documents(
     dropped. If the tokenizer adds bos, it replaces the first token of every block. A document with more than
     `document_tokens` tokens contributes a passage of this length, from a position given by its hash, so that a few
     thousand tokens come from many documents. Only if the source ends and a purpose needs more text, further tokens of
-    the same documents are used, in turn.
-
-    Args:
-        documents: Texts, read lazily.
-        shares: Number of tokens for each purpose; see `TextPlan`.
-        tokenizer: The model's tokenizer.
-        seq_len: Tokens in a block, T.
-        seed: Seed; together with a document's hash it determines the document's purpose.
-        source: Source of the documents, for messages and for the result.
-        document_tokens: Maximum number of tokens from one document as long as there are others.
+    the same documents are used, in turn. `shares` holds the number of tokens for each purpose. `source` names the
+    documents, for messages and in the result.
 
     Returns:
         For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
@@ -194,10 +182,7 @@ def split_documents(
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
     """Shares scaled down to a short text, in whole blocks.
 
-    Args:
-        shares: Number of tokens for each purpose.
-        available: Number of available tokens.
-        seq_len: Tokens in a block, T.
+    `available` and `seq_len` are in tokens.
 
     Returns:
         At least a block for each purpose; None if there is too little text for that.

@@ -27,11 +27,7 @@ class _Model(library.LlamaModel):  # type: ignore[misc]
 class LlamaCpp:
     """One GGUF file in llama.cpp.
 
-    Args:
-        model: The file.
-        threads: Number of CPU threads.
-        context: Maximum number of tokens.
-        exact: Whether to keep keys and values in float32, for comparisons.
+    `context` is in tokens. With `exact`, keys and values stay in float32, for comparisons.
     """
 
     def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:

@@ -57,10 +57,8 @@ def require_engine(engine: str, purpose: str) -> None:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Args:
-        engine: One of `ENGINES`.
-        model: Folder or GGUF file.
-        options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `beside` (models on the GPU together).
+    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `exact` and `beside` (models on the GPU
+    together).
 
     Raises:
         MissingExtraError: The engine isn't installed.

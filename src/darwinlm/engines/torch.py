@@ -15,15 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 
 
 class Torch:
-    """One model folder.
-
-    Args:
-        model: The folder.
-        threads: Number of CPU threads.
-        dtype: Element type of weights and arithmetic; None uses the checkpoint's.
-        device: Device of the model.
-        allow_remote_code: Whether the checkpoint may run its own code.
-    """
+    """One model folder. Without a `dtype`, the checkpoint's is used."""
 
     def __init__(
         self,

@@ -18,12 +18,8 @@ GPU_SHARE = 0.9
 class Vllm:
     """One model folder.
 
-    Args:
-        model: The folder.
-        dtype: Element type; None uses the checkpoint's.
-        context: Maximum number of tokens.
-        beside: Number of models that share the GPU's memory; a single model gets vLLM's default share.
-        allow_remote_code: Whether to pass `trust_remote_code`, which the plugin of this package makes unnecessary.
+    `beside` models share the GPU's memory; a single one gets vLLM's default share. Pruned models need no
+    `allow_remote_code`, thanks to the plugin of this package.
     """
 
     def __init__(

@@ -21,7 +21,6 @@ class RightAnswers:
         bits_stderr: Standard error of `bits`; None for a single item.
         log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
             without preference among n choices has -log n.
-        log_p_stderr: Standard error of `log_p`.
         items: Number of items with one right answer among several.
     """
 

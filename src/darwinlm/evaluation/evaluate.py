@@ -31,13 +31,7 @@ from darwinlm.tables import Table
 
 @dataclass(frozen=True)
 class Copied:
-    """Copying scores of a model.
-
-    Attributes:
-        model: Name of the model as the user gave it.
-        scores: Scores by kind of sequence.
-        remarks: Kinds of sequences that were left out, and the reasons.
-    """
+    """Copying scores of a model. `remarks` name the kinds of sequences that were left out, and the reasons."""
 
     model: str
     scores: tuple[CopyingScore, ...]
@@ -90,15 +84,7 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """Results of an evaluation.
-
-    Attributes:
-        request: Request of the user.
-        params: Parameters of the model.
-        scores: Scores of the suite's tasks.
-        texts: Score of each text.
-        copying: Copying of the model, and of the dense one if there is one.
-    """
+    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one."""
 
     request: EvaluationRequest
     params: int = 0
@@ -175,10 +161,8 @@ def _nats(value: float | None) -> str:
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
     """Measure a model.
 
-    Args:
-        request: Request of the user.
-        out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-        console: Console that reports every finished task.
+    `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
+    The console gets every finished task.
 
     Raises:
         DarwinLMError: The request, the model or the data is wrong. A task that fails while running is recorded in its

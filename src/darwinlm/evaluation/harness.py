@@ -31,9 +31,7 @@ class TaskScore:
 
     Attributes:
         task: Name in the harness.
-        title: Name for tables.
         shots: Number of examples in the prompt.
-        metric: Name of the metric of `value`.
         value: Score between 0 and 1; None if the task failed.
         stderr: Standard error of `value`; None if the harness gives none.
         items: Number of scored items.
@@ -76,16 +74,8 @@ def run_suite(
 ) -> list[TaskScore]:
     """Evaluate tasks in turn; a failure is recorded, and the other tasks continue.
 
-    Args:
-        model: A causal LM of transformers on its device.
-        tokenizer: Tokenizer of the model.
-        wanted: Tasks and shots.
-        data_dir: Local files instead of the harness's data sets.
-        limit: Items of each task, spread over the tasks of a group such as MMLU; None scores all.
-        batch_size: Sequences in one forward pass.
-        done: Scores of an interrupted run by task; those without an error are kept.
-        save: Callback with all scores so far, after each task.
-        progress: Callback with the numbers of finished and total tasks.
+    `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
+    in `done` without an error are kept. `save` gets all scores so far, after each task.
 
     Raises:
         MissingExtraError: The extra `eval` isn't installed.

@@ -18,10 +18,6 @@ Rows = list[dict[str, Any]]
 def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
     """Checked rows of a task's splits.
 
-    Args:
-        folder: Folder given as --data-dir.
-        wanted: The task and its shots.
-
     Returns:
         Rows of the scored split and, with shots, of the split for examples; and a remark if the latter isn't the
         official one, else an empty string.

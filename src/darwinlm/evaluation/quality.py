@@ -54,13 +54,8 @@ def measure_quality(
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens.
 
-    Args:
-        dense: Reference model of the KL.
-        models: Models by name; the dense one may be among them.
-        tokens: [n, t] held-out text.
-        batch_tokens: Tokens in one forward pass.
-        progress: Callback with the numbers of finished and total batches.
-        late: Whether to stop after this batch.
+    `tokens` is [n, t] held-out text. The dense model, the reference of the KL, may be among the models. `late` tells
+    whether to stop after this batch.
     """
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}

@@ -18,8 +18,6 @@ class Known:
     """A task with a known layout of data files.
 
     Attributes:
-        metric: Metric of the harness for tables.
-        split: Split that is scored.
         pool: Split from which examples are drawn.
         spare: Replacement if there is no file of `pool`, or empty.
         fields: Fields that every row of a file must have.

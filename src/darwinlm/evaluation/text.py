@@ -20,10 +20,6 @@ class TextScore:
     """Figures on a text.
 
     Attributes:
-        source: Source of the text.
-        tokens: Number of predictions.
-        blocks: Number of blocks.
-        perplexity: Perplexity of the model.
         dense_perplexity: Perplexity of the other model, if there is one.
         kl: KL(other ‖ model) in nats per token, if there is another model.
         kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
@@ -44,13 +40,8 @@ class TextScore:
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
     """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
-    If the tokenizer adds bos, it replaces the first token of every block.
-
-    Args:
-        source: Source in the syntax of `darwinlm.data.read_documents`.
-        tokenizer: Tokenizer of the model.
-        sequence_length: t.
-        max_tokens: Maximum number of tokens to read; None reads all.
+    If the tokenizer adds bos, it replaces the first token of every block. t is `sequence_length`; at most `max_tokens`
+    are read.
 
     Raises:
         DataError: The text is missing, unreadable, or shorter than one block.
@@ -78,9 +69,8 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
 def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model, in memory.
 
-    Args:
-        model: The smaller model and its tokenizer; see `evaluation.models.Opened`.
-        dense: The dense one. If it has all tokens of the smaller model and more, its embedding and head are cut.
+    Both are `evaluation.models.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    and head are cut.
 
     Returns:
         Whether the dense model was cut.

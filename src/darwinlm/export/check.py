@@ -45,9 +45,6 @@ class Comparison:
     """Two models on the same tokens.
 
     Attributes:
-        left: Name of the first model.
-        right: Name of the second model.
-        tokens: Number of tokens.
         relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
         largest: Largest difference of two logits.
         same_top: Share of tokens with the same most likely next token.
@@ -69,11 +66,8 @@ class ExportReport:
 
     Attributes:
         format: Format: hf, dense, vllm or gguf.
-        path: Path of the exported model.
         bytes: Size of its weights.
         notes: Differences in shape from the model, for the user.
-        comparisons: Chain of comparisons.
-        details: Further facts by format.
     """
 
     format: str
@@ -109,10 +103,7 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
 def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
     """Run a model of transformers and record the residual stream after each sub-layer, in float32.
 
-    Args:
-        model: Model in evaluation mode.
-        family: Names of its parts.
-        tokens: [t].
+    `tokens` is [t]; the model is in evaluation mode.
     """
     streams: Streams = {}
     with _watched(model, family, lambda name, stream: streams.__setitem__(name, stream[0].float().cpu())):

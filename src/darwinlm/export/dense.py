@@ -16,10 +16,6 @@ from darwinlm.export.reshape import Reshaper
 def masked_dense(reshaper: Reshaper, dtype: torch.dtype) -> Any:
     """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
 
-    Args:
-        reshaper: The pruned model.
-        dtype: Element type of the weights.
-
     Raises:
         ExportError: Whole experts were removed, or tensors are missing.
     """

@@ -37,13 +37,7 @@ def export_folder(
 ) -> ExportReport:
     """Write a model as a folder in another format, and check it.
 
-    Args:
-        checkpoint: The model.
-        out: Output folder; it appears by rename, after a successful check.
-        to: One of `FORMATS`.
-        dtype: Element type; None keeps the checkpoint's.
-        tensor_parallel: Number of processes over which vLLM splits every layer.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. Without a `dtype`, the checkpoint's is kept.
 
     Raises:
         ExportError: The model doesn't fit the format, or the check fails.

@@ -32,15 +32,9 @@ def save_model(
 ) -> None:
     """Write configuration, weights, modelling file (if layers differ), tokenizer and model card.
 
-    The folder appears by rename when it is complete.
-
-    Args:
-        model: The smaller model, in the element type to be saved.
-        folder: Target folder; an older one of the same name is replaced.
-        tokenizer: Tokenizer to save.
-        card: Text of README.md.
-        source: Folder of the original model, whose generation settings and licence files are copied, and whose parts
-            beside the language model are carried along.
+    The folder appears by rename when it is complete. An older folder of the same name is replaced. From `source`, the
+    folder of the original model, generation settings and licence files are copied, and parts beside the language model
+    are carried along. `card` is the text of README.md.
 
     Raises:
         CheckpointError: The source's generation settings aren't JSON, or its other parts can't be loaded.
@@ -124,10 +118,7 @@ def saved_bytes(folder: Path) -> int:
 def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
-    Args:
-        model: Saved model, in float32 on the CPU or unchanged.
-        folder: Folder written by `save_model`.
-        tokens: [n, t], text for the comparison.
+    `tokens` is [n, t]; the model is in float32 on the CPU or unchanged.
 
     Raises:
         CheckpointError: The logits differ; the message names the first differing layer.

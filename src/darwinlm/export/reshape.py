@@ -30,9 +30,7 @@ from darwinlm.families.shapes import head_dim, output_name
 class Reshaper:
     """Reads a checkpoint's blocks at other sizes.
 
-    Args:
-        checkpoint: The pruned model.
-        sizes: Sizes of its blocks if its configuration is the stock one, and only its weights are smaller.
+    `sizes` are given if the configuration is the stock one and only the weights are smaller.
     """
 
     def __init__(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> None:
@@ -121,11 +119,6 @@ class Reshaper:
 
     def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
         """A model in memory with its blocks at the targets' sizes.
-
-        Args:
-            config: Configuration with these sizes.
-            targets: Sizes of all blocks.
-            dtype: Element type of the weights.
 
         Raises:
             ExportError: The checkpoint lacks tensors of such a model.

@@ -51,12 +51,7 @@ def open_foreign(
 ) -> Foreign:
     """Read a checkpoint's shapes.
 
-    Args:
-        folder: Folder with config.json and safetensors.
-        family: Model type of the dense model; None detects it.
-        head_dim: Columns of a head; None uses the configuration.
-        query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
-        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
+    Options are those of `darwinlm.importing.import_model`.
 
     Raises:
         ModelError: The folder holds no model, or one of this package.

@@ -54,13 +54,8 @@ class Workload:
 class ModelTimer:
     """Times models alternately with the dense one, so that drift of the machine affects both.
 
-    Args:
-        checkpoint: The dense model; its weights aren't read.
-        shapes: Shapes of its modules.
-        request: Timed workload.
-        dtype: Element type of the weights.
-        device: Device of the models.
-        runs: Number of timed passes of each model, up to three times as many if the machine's speed changes.
+    The checkpoint's weights aren't read. `runs` is the number of timed passes of each model, up to three times as many
+    if the machine's speed changes.
 
     Attributes:
         graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.

@@ -28,14 +28,12 @@ class Device:
     """Throughput and memory of a device.
 
     Attributes:
-        name: Name for `--device`.
         memory: Memory in bytes.
         rates: Operations per second of dense matrix products, by element type.
         bandwidth: Memory bandwidth in bytes per second.
         efficiency: Share of `rates` that a forward pass reaches, by element type.
         product_efficiency: Share of `rates` that other large matrix products reach.
         block_seconds: Minimum time of a pass through one block, even with few tokens.
-        source: Source of the figures.
     """
 
     name: str

@@ -18,11 +18,8 @@ SHARED = ("saliency", "database", "search", "recover")
 def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
     """Needs of the stages.
 
-    Args:
-        sizes: Sizes of model and recipe.
-        device: Device of the stages.
-        ram: Bytes of the machine's memory, for states that wait there; None means enough.
-        only: The only stage to plan; None plans all.
+    `ram` is the machine's memory in bytes, for states that wait there; None means enough. `only` is the only stage to
+    plan.
 
     Raises:
         FamilyError: PyTorch can't count what the model's blocks cost.

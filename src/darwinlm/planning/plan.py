@@ -19,14 +19,7 @@ from darwinlm.search.problem.space import kept_whole
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted needs of a run.
-
-    Attributes:
-        sizes: Sizes of model and recipe.
-        device: Device of the plan.
-        needs: Needs of the stages.
-        problems: Parts that do not fit, and settings that would make them fit.
-    """
+    """Predicted needs of a run. `problems` are parts that don't fit, and settings that would make them fit."""
 
     sizes: Sizes
     device: Device
@@ -81,11 +74,7 @@ class Plan:
 def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
     """Plan a run.
 
-    Args:
-        sizes: Sizes of model and recipe.
-        device: Device of the plan.
-        ram: Bytes of the machine's memory; None skips the check. On a CPU it is the device's memory.
-        disk: Free bytes on the disk of the run; None skips the check.
+    `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory.
 
     Raises:
         BudgetError, RecipeError: As in the run.
@@ -168,10 +157,7 @@ SAVING = 0.8
 def advice(sizes: Sizes, stage: str, device: Device) -> str:
     """Setting with which a stage that ran out of memory would fit.
 
-    Args:
-        sizes: Sizes of model and recipe.
-        stage: Name of the stage.
-        device: Device on which it ran, with all of its memory.
+    The device is the one on which it ran, with all of its memory.
     """
     with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
         for need in estimate(sizes, device, only=stage):

@@ -28,9 +28,6 @@ def model_card(summary: Summary) -> str:
     """Write the card of the model that is saved: Markdown with YAML front matter.
 
     Files on disk are named without their folders, since cards are published.
-
-    Args:
-        summary: of a run.
     """
     name = _code(wording.short_source(summary.model))
     looking_back = looking_back_rows(summary)

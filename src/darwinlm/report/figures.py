@@ -35,10 +35,7 @@ class Extract(BaseModel):
 def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
     """Read a file of figures that states its format.
 
-    Args:
-        path: The file.
-        kind: Model of its content.
-        words: Name of the content, and what to give, for messages.
+    `words` name the content and what to give, for messages.
 
     Raises:
         ArtifactError: The file is missing, has other content, or was written by a version with another format.

@@ -21,10 +21,8 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = True) -> Rows | None:
     """Headings, and a row of cells for each model; None where it wasn't measured of all of them.
 
-    Args:
-        summary: of a run.
-        losses: whether cells of copying hold the loss too.
-        split: whether there are columns of the KL by whether the next token stood in the block before.
+    With `losses`, cells of copying hold the loss too. With `split`, there are columns of the KL by whether the next
+    token stood in the block before.
     """
     headings: tuple[str, ...] = ()
     rows = []

@@ -20,10 +20,8 @@ from darwinlm.report.table import COLUMNS, comparison_rows
 def render_page(summary: Summary) -> str:
     """Render a run's summary as one self-contained HTML page.
 
-    Nothing is loaded from elsewhere, and names, prompts and continuations are escaped.
-
-    Args:
-        summary: of a run or a recovery; what wasn't done or isn't known is left out or said to be unknown.
+    Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
+    is left out or said to be unknown.
 
     Returns:
         The page; write it as UTF-8.

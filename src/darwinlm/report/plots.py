@@ -42,11 +42,7 @@ _SALT = "darwinlm"
 class SizePoint:
     """A model in the plot of size against loss.
 
-    Attributes:
-        name: beside the point.
-        size: parameters in millions.
-        loss: perplexity.
-        final: whether this is the model that is saved.
+    `size` is in millions of parameters, `loss` a perplexity. `final` marks the model that is saved.
     """
 
     name: str
@@ -58,9 +54,7 @@ class SizePoint:
 def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
     """Draw the best KL so far against time.
 
-    Args:
-        points: the start, then every step; at least one.
-        uniform: KL of the best model with equal layers.
+    `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
     with _style():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
@@ -107,8 +101,7 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
 def size_plot(points: Sequence[SizePoint]) -> str:
     """Draw models as points: size to the right, perplexity upward.
 
-    Args:
-        points: models; those that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
+    Models that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
     """
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
@@ -204,10 +197,7 @@ def _style() -> Any:
 def _svg(figure: Any, name: str, title: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page beside others.
 
-    Args:
-        figure: to be written.
-        name: put before every id, since ids are unique in a page.
-        title: read out where the picture can't be seen.
+    `name` begins every id, since ids are unique in a page. `title` is read out where the picture can't be seen.
     """
     file = io.StringIO()
     unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -25,12 +25,7 @@ def sizes_page(
 ) -> str:
     """Render the page; without scripts it shows one allocation and the table of all sizes.
 
-    Args:
-        checkpoint: that is to be made smaller; its weights aren't read.
-        reader: of its database.
-        outside: parameters outside its blocks.
-        sizes: at least one.
-        calibration: name of the text that the database was made from.
+    `outside` is the number of parameters outside the blocks; `calibration` names the text of the database.
     """
     space = SearchSpace(reader.modules)
     dense, dtype = space.params(space.dense), checkpoint.dtype

@@ -22,11 +22,7 @@ class SweepRow(Figures):
         name: dense, or of the budget.
         folder: of its run inside the sweep's; None for the dense model.
         budget: None for the dense model.
-        params: parameters.
-        block_params: parameters inside the blocks.
-        bytes: of its weights.
         kl: KL(dense ‖ model) in nats per token.
-        perplexity: on the same text.
         tokens_per_second: of a prompt.
         decode_tokens_per_second: of new text.
         on_front: whether no model of its size or smaller has less KL.
@@ -107,9 +103,7 @@ def sweep_plot(sweep: SweepSummary) -> str:
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:
     """`index.html`: the table with a link to each model's page, and the plot.
 
-    Args:
-        sweep: its rows.
-        first: summary of any of its runs; they share model, text and machine.
+    `first` is the summary of any of its runs; they share model, text and machine.
     """
     beaten = [row.name for row in sweep.rows if not row.on_front]
     return render(

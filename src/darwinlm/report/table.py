@@ -40,7 +40,6 @@ class ComparisonRow:
     """One model's figures, as they are shown.
 
     Attributes:
-        key: of the model in the summary.
         cells: one for each of `COLUMNS`.
         final: whether this is the model that is saved.
     """
@@ -52,9 +51,6 @@ class ComparisonRow:
 
 def comparison_rows(summary: Summary) -> list[ComparisonRow]:
     """Lay out the models that were measured, the dense one first.
-
-    Args:
-        summary: of a run.
 
     Returns:
         A row for each model; a figure that wasn't measured is a dash, and shares and factors are of the dense model.

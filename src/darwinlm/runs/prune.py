@@ -25,7 +25,6 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: Output folder.
         model: Folder of the smaller model.
         report: Path of the report.
         summary: Figures of the report, as in summary.json.
@@ -44,9 +43,7 @@ class Result:
     def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
         """Load the smaller model and its tokenizer as transformers objects.
 
-        Args:
-            device: Auto, cpu, cuda ...
-            dtype: Auto, bfloat16, float16 or float32.
+        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32.
 
         Raises:
             ModelError: The model no longer exists.

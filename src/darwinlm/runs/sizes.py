@@ -32,9 +32,7 @@ SECONDS = 3.0
 def write_sizes(folder: Path, out: Path) -> int:
     """Predict sizes of a model from its database and write the page, without reading the model.
 
-    Args:
-        folder: Output folder of `darwinlm database` or `darwinlm prune`.
-        out: File of the page.
+    `folder` is the output folder of `darwinlm database` or `darwinlm prune`.
 
     Returns:
         Number of sizes on the page.

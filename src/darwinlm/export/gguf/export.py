@@ -59,14 +59,7 @@ def export_gguf(
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
-    Args:
-        checkpoint: The model.
-        out: Output file; it appears by rename, after a successful check.
-        quantisation: One of `QUANTISATIONS`.
-        tokenizer_from: GGUF file whose tokenizer is copied; None converts the folder's tokenizer.
-        mlp_multiple: Multiple to which MLP widths are padded.
-        threads: Number of threads for quantising and checking.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. See `darwinlm.export.run.export_model` for the options.
 
     Raises:
         ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.

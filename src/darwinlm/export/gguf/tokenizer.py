@@ -38,10 +38,7 @@ class TokenizerKeys:
 def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
     """Describe the tokenizer of a model folder.
 
-    Args:
-        folder: Folder of tokenizer.json or tokenizer.model.
-        tokenizer: Tokenizer as transformers loads it.
-        vocabulary: Number of rows of the embedding; the list of tokens is padded to it.
+    The list of tokens is padded to `vocabulary`, the number of rows of the embedding.
 
     Raises:
         ExportError: Llama.cpp has no tokenizer of this kind.
