@@ -110,9 +110,6 @@ class Run:
         folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
         return folder / "stages" / stage
 
-    def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
-        return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
-
     @contextmanager
     def stage(
         self, name: str, key: Mapping[str, Any], title: str, *, shared: bool = False
@@ -125,7 +122,7 @@ class Run:
         Raises:
             ArtifactError: An earlier result for the same key is damaged.
         """
-        folder = self._stage_folder(name, key)
+        folder = StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from darwinlm import __version__
@@ -92,12 +93,8 @@ def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F]
 
     Its help stands under the heading `panel` and ends with the examples. Without a `name`, the function's is taken.
     """
-    lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
+    lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{escape(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
-
-
-def _escaped(line: str) -> str:
-    return line.replace("[", "\\[")
 
 
 def _print_version(wanted: bool) -> None:

@@ -68,9 +68,6 @@ class TokenBlocks:
     def load(cls, folder: Path | str) -> TokenBlocks:
         """Read what `save` wrote.
 
-        Returns:
-            The same blocks.
-
         Raises:
             ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.
         """

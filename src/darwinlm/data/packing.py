@@ -19,11 +19,7 @@ PIECE = 1 << 18
 
 
 def document_hash(document: str) -> str:
-    """Hash of a document's words, independent of white space and case.
-
-    Returns:
-        32 hexadecimal digits.
-    """
+    """Hash of a document's words, independent of white space and case: 32 hexadecimal digits."""
     normalised = " ".join(document.split()).casefold()
     return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -61,12 +57,11 @@ class Packer:
         waiting = [document for document in documents if document.tokens is None]
         if not waiting:
             return
-        for document, ids in zip(waiting, self._ids([document.text for document in waiting]), strict=True):
+        for document, ids in zip(
+            waiting, token_ids(self._tokenizer, [document.text for document in waiting]), strict=True
+        ):
             whole = self._before + ids + self._after if ids else []
             document.tokens = np.asarray(whole, dtype=np.int64)
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return token_ids(self._tokenizer, texts)
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

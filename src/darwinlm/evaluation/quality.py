@@ -92,7 +92,7 @@ def _quality(sums: Tensor, sequences: int, predictions: int, n_seen: int) -> Qua
     loss, kl_seen, kl_new = sums[:3].tolist()
     by_position = sums[3:] / sequences
     return Quality(
-        _perplexity(loss / predictions),
+        math.exp(min(loss / predictions, 700.0)),  # without overflow
         max(float(by_position.mean()), 0.0),
         predictions,
         max(kl_seen / n_seen, 0.0) if n_seen else None,
@@ -131,8 +131,3 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: T
         sums[name] = torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]).cpu()
         del logits
     return sums
-
-
-def _perplexity(mean_loss: float) -> float:
-    """Exponential of the mean loss, capped to avoid overflow."""
-    return math.exp(min(mean_loss, 700.0))

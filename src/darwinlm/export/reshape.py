@@ -90,16 +90,13 @@ class Reshaper:
             if not (sizes.heads if attention else sizes.width):
                 result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
-            if _same(sizes, target, attention=attention):
-                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
-                continue
             if isinstance(part, Attention):
-                tensors, plain = (
-                    expand_groups(tensors, part, sizes, self.columns) if _expands(sizes, target) else (tensors, sizes)
-                )
+                plain = sizes
+                if sizes.owners is not None and target.heads == target.groups == sizes.heads:
+                    tensors, plain = expand_groups(tensors, part, sizes, self.columns)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
                     tensors = widen_attention(tensors, part, plain, self.columns, target)
-            else:
+            elif sizes.width != target.width:
                 tensors = widen_mlp(tensors, part, target.width)
             result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
         return result
@@ -131,16 +128,6 @@ class Reshaper:
         if missing:
             raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
         return model
-
-
-def _same(sizes: BlockSizes, target: BlockSizes, *, attention: bool) -> bool:
-    if attention:
-        return sizes.owners is None and sizes.sizes[:2] == target.sizes[:2]
-    return sizes.width == target.width
-
-
-def _expands(sizes: BlockSizes, target: BlockSizes) -> bool:
-    return sizes.owners is not None and target.heads == target.groups == sizes.heads
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:

@@ -244,13 +244,10 @@ def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None
             continue
         if isinstance(heads, dict):
             heads = next((inner for inner in heads.values() if isinstance(inner, list)), None)
-        if isinstance(heads, list) and len(heads) == count and _are_heads(heads):
-            return heads
+        known = isinstance(heads, list) and len(heads) == count and all(isinstance(h, int) and h >= 0 for h in heads)
+        if known and sorted(set(heads)) == heads:
+            return list(heads)
     return None
-
-
-def _are_heads(heads: list[Any]) -> bool:
-    return all(isinstance(head, int) and head >= 0 for head in heads) and sorted(set(heads)) == heads
 
 
 def _owners(

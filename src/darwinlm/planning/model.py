@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 
 from darwinlm.compute import DTYPES
 from darwinlm.errors import ModelError, RecipeError, first_line
@@ -69,7 +68,8 @@ class Sizes:
             for name, parameter in self.skeleton.named_parameters()
         )
         self.blocks = self.space.params(self.space.dense)
-        self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
+        blocks = self.skeleton.get_submodule(checkpoint.family.layers)
+        self.block = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
         self.linear_head = not getattr(config, "final_logit_softcapping", None)
         self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
@@ -167,10 +167,6 @@ class Sizes:
         if checkpointing:
             return self.depth * self.width * (4 if recovery else self.size) + one.peak
         return one.saved + max(one.peak - one.saved / self.depth, 0.0)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ def model_card(summary: Summary) -> str:
     """
     name = _code(wording.short_source(summary.model))
     looking_back = looking_back_rows(summary)
+    # Of a model that was pruned elsewhere, the recovery alone is known not to have seen the evaluation text.
+    unseen = "No step of its recovery" if summary.search is None else "No step that made this model"
     sections = [
         f"---\n{_front_matter(summary)}---",
         f"# {_plain(wording.title(summary))}",
@@ -40,7 +42,7 @@ def model_card(summary: Summary) -> str:
         _table(summary),
         *(() if looking_back is None else (tables.markdown(*looking_back, [WORDS]),)),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
-        f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
+        f"{_plain(wording.measured_on(summary))}. {unseen} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
         *(() if summary.vocabulary is None else (wording.vocabulary_words(summary.vocabulary),)),
         "## Loading it",
@@ -93,11 +95,6 @@ def _measured(summary: Summary) -> dict[str, Any]:
             }
         ],
     }
-
-
-def _unseen(summary: Summary) -> str:
-    """What is known not to have seen the evaluation text: of a model that was pruned elsewhere, the recovery alone."""
-    return "No step of its recovery" if summary.search is None else "No step that made this model"
 
 
 def _what_it_is(summary: Summary, name: str) -> str:

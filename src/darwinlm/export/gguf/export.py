@@ -150,7 +150,7 @@ def _check(job: _Job, path: Path) -> None:
         "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
         "chat_template": tokenizer.chat_template is not None,
         "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
-        "same_top_after_rounding": _same_top(pruned, written),
+        "same_top_after_rounding": float((pruned[LOGITS].argmax(-1) == written[LOGITS].argmax(-1)).float().mean()),
     }
     _note_fallbacks(types, job.quantisation, report)
     _check_engine(job, path, tokens, written)
@@ -212,10 +212,6 @@ def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport
         )
     if "F16" in others or "BF16" in others:
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
-
-
-def _same_top(left: Streams, right: Streams) -> float:
-    return float((left[LOGITS].argmax(-1) == right[LOGITS].argmax(-1)).float().mean())
 
 
 def _check_engine(job: _Job, path: Path, tokens: Tensor, written: Streams) -> None:
