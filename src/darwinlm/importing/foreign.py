@@ -244,9 +244,10 @@ def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None
             continue
         if isinstance(heads, dict):
             heads = next((inner for inner in heads.values() if isinstance(inner, list)), None)
-        known = isinstance(heads, list) and len(heads) == count and all(isinstance(h, int) and h >= 0 for h in heads)
-        if known and sorted(set(heads)) == heads:
-            return list(heads)
+        if not isinstance(heads, list) or not all(isinstance(head, int) and head >= 0 for head in heads):
+            continue
+        if len(heads) == count and sorted(set(heads)) == heads:
+            return heads
     return None
 
 
