@@ -148,8 +148,7 @@ def manifest_files(folder: Path) -> dict[str, str]:
 def stage_version(name: str) -> int:
     """Version of a stage's code, which is a part of its key, so that results of older code are redone.
 
-    Args:
-        name: Name of the stage; for stages such as `measure_dense` the part before the underscore.
+    Of names such as `measure_dense`, the part before the underscore counts.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
     return int(lines[name.partition("_")[0]]["version"])
@@ -158,9 +157,7 @@ def stage_version(name: str) -> int:
 class StageFolder:
     """The folder of a stage, with the key that its content must match.
 
-    Args:
-        folder: Folder of the stage's files.
-        key: JSON-like description of everything that the result depends on.
+    The key is a JSON-like description of everything that the result depends on.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:

@@ -111,9 +111,7 @@ class Lock:
 def hold(path: Path, what: Path) -> Lock:
     """Lock a file for this process; repeated calls for the same file return the same lock.
 
-    Args:
-        path: Path of the lock file; it is created if needed.
-        what: Locked object, for messages.
+    `what` is the locked object, for messages.
 
     Raises:
         BusyError: Another process has the lock.

@@ -22,9 +22,7 @@ FOLDER = "rounds"
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in subfolders, and return the last one.
 
-    Args:
-        run: Run with `rounds` in its recipe; the last round is written to its folder.
-        run_stages: Function that runs the stages of a round up to a given one.
+    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one.
 
     Raises:
         DarwinLMError: As in a run without rounds.

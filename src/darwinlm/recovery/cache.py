@@ -38,13 +38,7 @@ _LEAST = -6e4
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Inputs of stored log-probabilities besides the tokens.
-
-    Attributes:
-        teacher: Digest of the dense model.
-        dtype: Element type of the dense model's passes.
-        top_k: Number of tokens stored at each position.
-    """
+    """Inputs of stored log-probabilities besides the tokens."""
 
     teacher: str
     dtype: str
@@ -54,10 +48,7 @@ class CacheKey:
 class CachedText(Dataset[dict[str, Tensor]]):
     """Training text with the dense model's log-probabilities, stored by `cached_text`.
 
-    Args:
-        text: Blocks of tokens.
-        shards: Files, in the order of the blocks.
-        shard_blocks: Blocks in each of them.
+    `shards` are files in the order of the blocks, each of `shard_blocks` blocks.
     """
 
     def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
@@ -91,17 +82,9 @@ def cached_text(
 ) -> CachedText:
     """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
-    Several processes share the work. An interrupted call leaves complete shards, which the next call uses.
-
-    Args:
-        text: Blocks of tokens of one length, `input_ids` [t].
-        teacher: The dense model on its device.
-        folder: Folder of the cache; it may hold shards of other texts and models.
-        key: Key of the stored distributions.
-        batch_rows: Blocks in one pass.
-        shard_tokens: Tokens in a shard.
-        say: Receiver of a message about the size and time of the cache, before it is built.
-        progress: Callback with the numbers of finished and total shards.
+    Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Blocks are
+    `input_ids` [t] of one length, of which `batch_rows` are run at once. The folder may hold shards of other texts and
+    models. `say` gets a message about the size and time of the cache before it is built.
 
     Raises:
         ArtifactError: A shard is damaged or belongs to other inputs, or the folder is a file.

@@ -35,8 +35,6 @@ class TrainingState(BaseModel):
     """State of a training besides tensors.
 
     Attributes:
-        guard: State of the loss guard.
-        step: Number of finished steps.
         seconds: Time of these steps.
         log: Losses and held-out figures by step.
         unlogged: Losses of the steps since the last line of the log.
@@ -61,9 +59,7 @@ class _Manifest(BaseModel):
 class Checkpoints:
     """The checkpoints of one training.
 
-    Args:
-        folder: Folder of the checkpoints, named `checkpoint-STEP`.
-        run: Identity of the training, as JSON.
+    They are folders named `checkpoint-STEP`. `run` is the identity of the training, as JSON.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
@@ -114,9 +110,7 @@ class Checkpoints:
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
 
-        Args:
-            state: State to save.
-            tensors: Weights and moments by name, in float32; each process passes its part of sharded ones.
+        Tensors are weights and moments by name, in float32; each process passes its part of sharded ones.
 
         Raises:
             StorageError: The disk is full or can't be written; the checkpoints before are kept.

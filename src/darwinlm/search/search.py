@@ -43,13 +43,7 @@ STATE = "evolution.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of the search.
-
-    Attributes:
-        allocation: Best allocation.
-        uniform: Best uniform allocation at the same budget.
-        record: Start, history and figures for the report.
-    """
+    """Result of the search."""
 
     allocation: Allocation
     uniform: Allocation
@@ -70,16 +64,8 @@ def search(
 ) -> Outcome:
     """Find the allocation, or resume an interrupted search.
 
-    Args:
-        model: Dense model.
-        database: Pruned modules.
-        problem: Space, costs and budget.
-        texts: Fitness text, [n, t], and training text if candidates are trained.
-        settings: Recipe's section.
-        folder: Folder for the state.
-        reporter: Reporter for progress.
-        batch_tokens: Tokens in one forward pass.
-        neighbour: Result at another budget with the same database; the search starts from it if it is better.
+    `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
+    result at another budget with the same database, if it is better. `folder` holds the state.
 
     Raises:
         ArtifactError: The state is damaged or another search's.
@@ -127,14 +113,8 @@ def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens:
     """The best uniform allocation.
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
-    first if time runs out. The best three are compared on all tokens.
-
-    Args:
-        problem: Space, costs and budget.
-        fitness: Evaluation of candidates.
-        losses: Single-module loss of every level.
-        n_tokens: Fitness tokens for the final comparison.
-        clock: Time used and time limit; at least one allocation is measured.
+    first if time runs out. The best three are compared on all tokens. `n_tokens` fitness tokens decide. At least one
+    allocation is measured, whatever the clock says.
 
     Raises:
         BudgetError: No uniform allocation fits.

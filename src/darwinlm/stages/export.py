@@ -22,14 +22,7 @@ from darwinlm.surgery.stitch import as_dtype
 
 @dataclass(frozen=True)
 class Exported:
-    """The final model.
-
-    Attributes:
-        folder: Folder of the model.
-        dtype: Element type of its weights.
-        custom_code: Whether it needs a modelling file.
-        digest: Digest of its weights and configuration.
-    """
+    """The final model."""
 
     folder: Path
     dtype: torch.dtype

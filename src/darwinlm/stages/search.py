@@ -23,7 +23,6 @@ class SearchResult:
     """Result of the search.
 
     Attributes:
-        stage: Stage folder.
         allocation: Best allocation.
         uniform: Best uniform allocation at the same budget.
         record: Start, history and figures for the report.
@@ -40,12 +39,7 @@ def search_stage(
 ) -> SearchResult:
     """Find the allocation, or reuse it.
 
-    Args:
-        run: The run.
-        texts: Fitness text, and training text if candidates are trained.
-        database: Pruned modules.
-        problem: Space, costs and budget.
-        neighbour: Result at another budget with the same database; the search starts from it if it is better.
+    The search starts from `neighbour`, a result at another budget with the same database, if it is better.
 
     Raises:
         BudgetError: No allocation keeps the budget.

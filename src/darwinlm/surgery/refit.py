@@ -34,8 +34,6 @@ class FitChoice:
     """Decision for one module.
 
     Attributes:
-        block: Index of the block.
-        kind: Kind of the module.
         ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.

@@ -60,11 +60,8 @@ def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict
 def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> Any:
     """Configuration of the smaller model.
 
-    Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`.
-
-    Args:
-        checkpoint: The dense model.
-        table: Table from `layer_table`.
+    Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`. `table` is from
+    `layer_table`.
     """
     family = checkpoint.family
     sizes = _common_sizes(table, family.mlp.experts)
@@ -136,12 +133,7 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
 
 
 def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types.
-
-    Args:
-        database: Pruned modules and the dense checkpoint.
-        allocation: Level index of each of `database.modules`.
-    """
+    """The smaller model of an allocation, in memory, in the checkpoint's types."""
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
     table = layer_table(checkpoint.n_blocks, chosen, database)

@@ -117,10 +117,7 @@ class LinearHead:
 class ExpectedRows:
     """The dense model as the expected row of the head's weight.
 
-    Args:
-        decoder: The dense model.
-        head: Head of the dense model.
-        hidden: [n, m], its residual stream after the last block.
+    `hidden` is [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
@@ -149,9 +146,7 @@ class ExpectedRows:
 class Distributions:
     """The dense model as its distributions, for heads that aren't linear.
 
-    Args:
-        decoder: The dense model.
-        hidden: [n, m], its residual stream after the last block.
+    `hidden` is [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:

@@ -37,10 +37,7 @@ Window = tuple[int, int]
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
-    Args:
-        placed: Decoder with swappable modules.
-        tokens: [n, t] fitness text.
-        batch_tokens: Tokens in one forward pass.
+    The fitness text is [n, t].
 
     Attributes:
         evaluations: Number of evaluations of a candidate.
@@ -78,8 +75,7 @@ class Fitness:
     def set_base(self, allocation: Allocation | None) -> None:
         """Keep the block inputs of this allocation, so that candidates near it are cheap.
 
-        Args:
-            allocation: The base; None keeps no block's inputs.
+        None keeps no block's inputs.
         """
         if allocation != self._base:
             self._base = allocation

@@ -89,9 +89,7 @@ class Trainer(Protocol):
 class Guide:
     """Prediction of losses around a parent.
 
-    Attributes:
-        curvature: Curvature of the modules.
-        gradient: First-order losses of all levels around an allocation, on a window of the fitness text.
+    The gradient gives first-order losses of all levels around an allocation, on a window of the fitness text.
     """
 
     curvature: Curvature
@@ -115,14 +113,7 @@ class Offspring:
 
 @dataclass(frozen=True)
 class Selected:
-    """Result of a generation.
-
-    Attributes:
-        best: The best of the children and the parent.
-        kl: Its loss on the tokens of the last stage.
-        evaluations: Number of evaluated candidates.
-        observations: Measured changes of the loss.
-    """
+    """Result of a generation. `kl` is the loss of the best on the tokens of the last stage."""
 
     best: Allocation
     kl: float
@@ -144,16 +135,9 @@ def evolve(
 ) -> SearchState:
     """Run or resume the search.
 
-    Args:
-        fitness: Evaluation of candidates.
-        problem: Space, costs and budget.
-        settings: Recipe's section.
-        start: Function that returns the first parent; not called if a state is resumed.
-        state_file: File that the first process writes after every generation.
-        clock: Time used and time limit; the limit applies once there is a first parent.
-        guide: Prediction of losses; None searches by the paper's rules.
-        trainer: Training of candidates, if a stage asks for it.
-        report: Callback with the state, before the first generation and after every one.
+    `start` returns the first parent and is not called if a state is resumed; the time limit applies once there is one.
+    The first process writes `state_file` after every generation. Without a guide, the search follows the paper's rules.
+    `report` gets the state before the first generation and after every one.
 
     Returns:
         The final state; `parent` is the answer.

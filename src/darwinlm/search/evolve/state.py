@@ -72,9 +72,7 @@ class SearchState:
     def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
         """Read what `save` wrote.
 
-        Args:
-            path: Path of the file.
-            costs: Cost of each level of each module; allocations and slopes must have matching shapes.
+        Allocations and slopes must have the shapes of `costs`.
 
         Raises:
             ArtifactError: The file can't be read, or holds another search's state.

@@ -63,13 +63,7 @@ def paper_switch(
 ) -> Allocation:
     """The paper's switch: one module shrinks by a level, another of the same kind grows by one; one to three times.
 
-    Args:
-        parent: Level index of each module.
-        costs: Cost of each level of each module.
-        kinds: Kind of each module; only modules of equal kind trade.
-        budget: Bounds on the total cost.
-        rng: Source of randomness.
-        seen: Excluded allocations.
+    Allocations in `seen` are excluded.
 
     Raises:
         BudgetError: No new neighbour was found.
