@@ -6,8 +6,9 @@ machine's memory.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     if known[id(node)] > YAML_NODES:
         raise LimitError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about an unknown name: `did you mean 'x'?` if a known one is similar, else `otherwise`."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 def shorten(value: object, most: int = SHOWN) -> str:

@@ -116,6 +116,10 @@ def root(
     """
 
 
+def _bound(name: str, help: str, *, default: str | bool = False) -> Any:
+    return typer.Option(name, help=help, show_default=default, rich_help_panel=_BUDGET)
+
+
 ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Output folder. Rerun with the same folder to resume an interrupted run.")
@@ -138,35 +142,12 @@ TextOption = Annotated[
 ]
 KeepOption = Annotated[
     str | None,
-    typer.Option(
-        "--keep",
-        help="Share of the block parameters to keep. Several (75%,50%) give one model each.",
-        show_default="50%",
-        rich_help_panel=_BUDGET,
-    ),
+    _bound("--keep", "Share of the block parameters to keep. Several (75%,50%) give one model each.", default="50%"),
 ]
-ParamsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--params", help="Parameters of the whole smaller model: 2.7B.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
-BytesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--bytes", help="Weights and KV cache of the smaller model: 4GiB.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
-SpeedupOption = Annotated[
-    str | None,
-    typer.Option("--speedup", help="Speedup on this machine: 2x.", show_default=False, rich_help_panel=_BUDGET),
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--latency", help="Time of one request on this machine: 30ms.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
+ParamsOption = Annotated[str | None, _bound("--params", "Parameters of the whole smaller model: 2.7B.")]
+BytesOption = Annotated[str | None, _bound("--bytes", "Weights and KV cache of the smaller model: 4GiB.")]
+SpeedupOption = Annotated[str | None, _bound("--speedup", "Speedup on this machine: 2x.")]
+LatencyOption = Annotated[str | None, _bound("--latency", "Time of one request on this machine: 30ms.")]
 VocabOption = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -64,15 +64,10 @@ def compare(
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides: dict[str, Any] = {
-        "model": model,
-        "budget.keep": keep,
-        "text.source": text,
-        "allow_remote_code": allow_remote_code or None,
-    }
+    overrides = {**options(model=model, keep=keep, text=text), "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])

@@ -41,10 +41,10 @@ def database(
 ) -> None:
     """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
     from darwinlm.pipeline import run_stages
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {"model": model, "text.source": text, "allow_remote_code": allow_remote_code or None}
+    overrides = {**options(model=model, text=text), "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     run = Run(chosen, out, terminal.reporter())
     stage = run_stages(run, "database").database.stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import typer
@@ -36,6 +35,7 @@ def schema(
 ) -> None:
     """List settings of the recipe with their defaults and meanings. Change them with --set or a YAML recipe."""
     from darwinlm.errors import RecipeError
+    from darwinlm.limits import suggestion
     from darwinlm.recipe import describe_fields
 
     fields = describe_fields()
@@ -47,8 +47,8 @@ def schema(
     else:
         chosen = [row for row in fields if row[0] == section or row[0].startswith(f"{section}.")]
     if not chosen:
-        near = difflib.get_close_matches(str(section), [*sections, *(name for name, _, _ in fields)], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sections)}"
+        known = [*sections, *(name for name, _, _ in fields)]
+        hint = suggestion(str(section), known, f"sections are {', '.join(sections)}")
         raise RecipeError(f"the recipe has no section '{section}': {hint}")
     if as_json:
         terminal.print_json([{"field": name, "default": value, "meaning": about} for name, value, about in chosen])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.limits import shorten
+from darwinlm.limits import shorten, suggestion
 from darwinlm.recipe import Recipe, find_recipe, merge
 from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
@@ -65,7 +64,10 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
         RecipeError: A name or a step isn't known (the message suggests a similar one), or a row is named twice.
     """
     if text == "all":
-        return tuple(MethodRow(name) for name in (*EVERYWHERE, OURS)) + _with_steps(recipe)
+        refit = ("refit",) if recipe.refit.tokens else ()
+        chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
+        plain = (MethodRow(name) for name in (*EVERYWHERE, OURS))
+        return (*plain, *(MethodRow(OURS, steps) for steps in chains if steps))
     items = [part.strip() for part in text.split(",") if part.strip()]
     known = [*BASELINES, OURS, *variants]
     if not items:
@@ -76,17 +78,10 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     return rows
 
 
-def _with_steps(recipe: Recipe) -> tuple[MethodRow, ...]:
-    refit = ("refit",) if recipe.refit.tokens else ()
-    chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
-    return tuple(MethodRow(OURS, steps) for steps in chains if steps)
-
-
 def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
     base, *steps = (part.strip() for part in item.split("+"))
     if base not in known:
-        near = difflib.get_close_matches(base, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        hint = suggestion(base, known, f"known are {', '.join(known)}")
         raise RecipeError(f"--methods: there is no method '{base}': {hint}")
     if tuple(steps) != tuple(step for step in STEPS if step in steps):
         raise RecipeError(f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'")

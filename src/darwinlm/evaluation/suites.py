@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from darwinlm.errors import RecipeError
+from darwinlm.limits import suggestion
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,8 @@ def parse_suite(text: str) -> tuple[Wanted, ...]:
 
 def check_names(wanted: Sequence[Wanted], known: Collection[str]) -> None:
     """Refuse unknown tasks, and suggest a similar name. Raises RecipeError."""
-    import difflib
-
     for one in wanted:
         if one.task not in known:
-            near = difflib.get_close_matches(one.task, [*known, *SUITES], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"give {' or '.join(SUITES)}, or the harness's task names"
+            otherwise = f"give {' or '.join(SUITES)}, or the harness's task names"
+            hint = suggestion(one.task, [*known, *SUITES], otherwise)
             raise RecipeError(f"--suite: there is no task '{one.task}': {hint}")

@@ -17,7 +17,6 @@ Letters: n tokens, m residual width, v vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +40,6 @@ GPU_PART = 1 << 28
 
 FEWEST = 256
 """Minimum number of vocabulary entries in a part."""
-
-
-class Reference(Protocol):
-    """The dense model on some text."""
-
-    def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """KL(dense ‖ candidate) of each token, [n'] float32.
-
-        Args:
-            hidden: [n', m], the candidate's residual stream after the last block, for the tokens from `start` on.
-            start: Index of the first token.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +120,7 @@ class ExpectedRows:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """As `Reference.kl`."""
+        """KL(dense ‖ candidate) of each token, [n'], from the candidate's `hidden` [n', m] of the tokens from `start` on."""
         x = self.decoder.head_inputs(hidden)
         at = slice(start, start + len(x))
         cross = torch.linalg.vecdot(self.expected[at], x.float())
@@ -157,7 +143,7 @@ class Distributions:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """As `Reference.kl`."""
+        """KL(dense ‖ candidate) of each token, [n'], from the candidate's `hidden` [n', m] of the tokens from `start` on."""
         starts = range(start, start + len(hidden), self.size)
         parts = zip(starts, torch.split(hidden, self.size), strict=True)
         return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])

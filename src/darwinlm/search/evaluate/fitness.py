@@ -20,7 +20,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead, Reference
+from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
@@ -56,7 +56,7 @@ class Fitness:
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
         )
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._dense: list[Reference] = []
+        self._dense: list[ExpectedRows | Distributions] = []
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
         self._prepare_dense()

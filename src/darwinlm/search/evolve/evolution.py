@@ -18,7 +18,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.recipe import SearchSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, first_order
@@ -61,28 +61,6 @@ PROPOSALS = 16
 
 OUT_OF_TIME = "time is up"
 """Reason for the end of a search at its time limit."""
-
-
-class Trainer(Protocol):
-    """Training of candidates at their reduced size before their evaluation."""
-
-    def judge(
-        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int
-    ) -> list[float]:
-        """Train all candidates on the same next tokens and evaluate them; known ones continue from their trained state.
-
-        Args:
-            candidates: Candidates; the first one is always judged again.
-            training_tokens: Number of training tokens.
-            fitness_tokens: Number of fitness tokens for the evaluation.
-            staying: Largest number of candidates that are judged again.
-
-        Returns:
-            Mean KL of each on fitness text.
-        """
-
-    def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Drop all other candidates; if none is kept, the training text restarts."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +108,7 @@ def evolve(
     *,
     clock: Clock,
     guide: Guide | None = None,
-    trainer: Trainer | None = None,
+    trainer: CandidateTrainer | None = None,
     report: Callable[[SearchState], None] = lambda state: None,
 ) -> SearchState:
     """Run or resume the search.
@@ -195,7 +173,7 @@ def _generation(
     problem: Problem,
     settings: SearchSettings,
     guide: Guide | None,
-    trainer: Trainer | None,
+    trainer: CandidateTrainer | None,
 ) -> None:
     """Create children and select. The state changes only at the end, so a generation can be abandoned at any time."""
     offspring = (
@@ -326,7 +304,9 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
     return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
 
 
-def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: Trainer) -> Selected:
+def _trained_rounds(
+    state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: CandidateTrainer
+) -> Selected:
     """Selection with training; the parent is trained on the same text as its children."""
     parent, candidates, evaluations = state.parent, offspring.children, 0
     trainer.keep(())
