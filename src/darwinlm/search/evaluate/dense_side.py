@@ -120,7 +120,7 @@ class ExpectedRows:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """KL(dense ‖ candidate) of each token, [n'], from the candidate's `hidden` [n', m] of the tokens from `start` on."""
+        """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
         x = self.decoder.head_inputs(hidden)
         at = slice(start, start + len(x))
         cross = torch.linalg.vecdot(self.expected[at], x.float())
@@ -143,7 +143,7 @@ class Distributions:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """KL(dense ‖ candidate) of each token, [n'], from the candidate's `hidden` [n', m] of the tokens from `start` on."""
+        """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
         starts = range(start, start + len(hidden), self.size)
         parts = zip(starts, torch.split(hidden, self.size), strict=True)
         return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])
