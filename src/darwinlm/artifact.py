@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, storage_error
+from darwinlm.errors import ArtifactError, StorageError, storage_error
 from darwinlm.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -119,6 +119,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise damaged(path, str(error)) from error
+
+
+def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
+    """Create a folder, and check that its disk has room for some bytes. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise StorageError(
+            f"{folder}: {what} {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free some space, {remedy}"
+        )
 
 
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:

@@ -9,7 +9,6 @@ Letters: B blocks, T tokens in a block.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.artifact import damaged, file_digest, read_json, write_atomically, write_json
-from darwinlm.data.packing import Document, Packer, document_hash
-from darwinlm.errors import DataError, StorageError
+from darwinlm.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
+from darwinlm.data.packing import Document, document_hash, tokenise
+from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,8 +121,8 @@ def pack_documents(
     writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
     if writer.lacks <= 0:
         return
-    _check_room(folder, writer.lacks * writer.dtype.itemsize)
-    packer = Packer(tokenizer)
+    size, remedy = writer.lacks * writer.dtype.itemsize, "choose another output folder, or lower recovery.tokens"
+    check_room(folder, size, "the packed training text takes", remedy)
     seen = set(reserved)
     waiting: list[Document] = []
     count = 0
@@ -136,12 +135,12 @@ def pack_documents(
         if count > writer.documents:
             waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
-            packer.tokenise(waiting)
+            tokenise(waiting, tokenizer)
             writer.add(waiting, count)
             waiting = []
             if writer.lacks <= 0:
                 return
-    packer.tokenise(waiting)
+    tokenise(waiting, tokenizer)
     writer.add(waiting, count)
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"
@@ -210,13 +209,3 @@ class _Writer:
 
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"tokens_{number:05d}.bin"
-
-
-def _check_room(folder: Path, wanted: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise StorageError(
-            f"{folder}: the packed training text takes {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free "
-            "some space, choose another output folder, or lower recovery.tokens"
-        )

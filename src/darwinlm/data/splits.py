@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from darwinlm.data.blocks import TokenBlocks
-from darwinlm.data.packing import Document, Packer, added_bos, document_hash
+from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
 from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def split_documents(
         for purpose in PURPOSES
         if purpose in shares
     }
-    dealer = _Dealer(plan, shelves, Packer(tokenizer))
+    dealer = _Dealer(plan, shelves, tokenizer)
     if any(shelf.lacks for shelf in shelves.values()):
         dealer.deal(documents)
     bos = added_bos(tokenizer)
@@ -231,12 +231,12 @@ class _Shelf:
 class _Dealer:
     """Assigns documents to the shelves in batches."""
 
-    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: Packer) -> None:
+    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], tokenizer: PreTrainedTokenizerBase) -> None:
         self.n_documents = 0
         self.n_repeated = 0
         self._plan = plan
         self._shelves = shelves
-        self._packer = packer
+        self._tokenizer = tokenizer
         self._tokenised_characters = 0
         self._tokenised_tokens = 0
         self._spare: list[Document] = []
@@ -284,7 +284,7 @@ class _Dealer:
         return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
 
     def _place(self, batch: list[tuple[str, Document]]) -> None:
-        self._packer.tokenise([document for _, document in batch])
+        tokenise([document for _, document in batch], self._tokenizer)
         for purpose, document in batch:
             shelf = self._shelves[purpose]
             if shelf.lacks:
@@ -303,6 +303,6 @@ class _Dealer:
         spare = iter(sorted(self._spare, key=lambda document: document.hashed))
         for shelf in self._shelves.values():
             while shelf.lacks and (document := next(spare, None)) is not None:
-                self._packer.tokenise([document])
+                tokenise([document], self._tokenizer)
                 shelf.put(document)
             shelf.fill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.errors import DataError, ModelError
-from darwinlm.evaluation.quality import Quality, measure_quality
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.vocabulary.cut import cut_model, rows_in
 
 
@@ -94,17 +94,9 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
 def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
     """Measure one model, alone or against another, on tokens [n, t]."""
     named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    quality: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
-    against = quality.get("dense")
-    return TextScore(
-        source=source,
-        tokens=quality["model"].tokens,
-        blocks=len(tokens),
-        perplexity=quality["model"].perplexity,
-        dense_perplexity=against.perplexity if against else None,
-        kl=quality["model"].kl if against else None,
-        kl_seen=quality["model"].kl_seen if against else None,
-        kl_new=quality["model"].kl_new if against else None,
-        seen=quality["model"].seen if against else None,
-        kl_by_position=quality["model"].kl_by_position if against else (),
-    )
+    quality = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    figures = asdict(quality["model"])
+    if dense is None:
+        figures = {name: figures[name] for name in ("perplexity", "tokens")} | {"kl": None}
+    against = None if dense is None else quality["dense"].perplexity
+    return TextScore(source=source, blocks=len(tokens), dense_perplexity=against, **figures)

@@ -25,6 +25,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
 from darwinlm.families.family import Attention, Mixer
 from darwinlm.families.shapes import head_dim, output_name
+from darwinlm.surgery.stitch import fill
 
 
 class Reshaper:
@@ -122,9 +123,7 @@ class Reshaper:
         """
         model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
         tensors = {name: tensor.to(dtype) for name, tensor in self.whole(targets)}
-        model.load_state_dict(tensors, assign=True, strict=False)
-        model.tie_weights()
-        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        missing, _ = fill(model, tensors)
         if missing:
             raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
         return model

@@ -22,7 +22,7 @@ from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
 from darwinlm.lock import hold_target
-from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
+from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 
 REPORT = "import.json"
 
@@ -68,16 +68,14 @@ def import_model(
     dtype = next(iter(tensors.values())).dtype
     config = smaller_config(checkpoint, table)
     model = empty_model(config, checkpoint)
-    more = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
-    more = [name for name in more if name not in (getattr(model, "_tied_weights_keys", None) or {})]
-    more = [name for name in more if not is_buffer(name)]
+    left, more = fill(model, tensors)
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    more = [name for name in more if name not in tied and not is_buffer(name)]
     if more:
         raise CheckpointError(
             f"{folder} holds {listed(more)}, which a {checkpoint.family.model_type} model does not have: give the "
             "right --family"
         )
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
     with hold_target(out), unchecked(out) as temporary:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from darwinlm import parallel
-from darwinlm.artifact import digest_of, write_tensors
-from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.artifact import check_room, digest_of, write_tensors
+from darwinlm.errors import ArtifactError
 from darwinlm.recovery.heads import dense_top
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
@@ -104,7 +103,7 @@ def cached_text(
     with parallel.agree():
         if parallel.is_main():
             say(_announcement(folder, key, blocks * length, len(missing), len(parts), size))
-            _check_room(folder, size)
+            check_room(folder, size, "the teacher cache takes", "choose another folder, or lower recovery.top_k")
         mine = parallel.mine(missing)
     with parallel.agree():
         for done, number in enumerate(mine):
@@ -130,19 +129,6 @@ def _announcement(folder: Path, key: CacheKey, tokens: int, missing: int, total:
     if not missing:
         return f"{what}: all there"
     return f"{what}: {missing} of {total} shards are computed now and take {size / 1e9:.2f} GB on disk"
-
-
-def _check_room(folder: Path, size: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"can't make {folder}, the teacher cache: {error}") from error
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise StorageError(
-            f"{folder}: the teacher cache takes {size / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free: free some "
-            "space, choose another folder, or lower recovery.top_k"
-        )
 
 
 def _tokens(text: Dataset[dict[str, Tensor]], part: range) -> Tensor:

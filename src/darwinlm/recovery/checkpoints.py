@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from darwinlm import parallel
-from darwinlm.artifact import digest_of, file_digest, write_json, write_tensors, write_text
+from darwinlm.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
 from darwinlm.errors import ArtifactError, StorageError, first_line, storage_error
 from darwinlm.recovery.guard import LossGuard
 
@@ -161,16 +161,8 @@ class Checkpoints:
             StorageError: There is too little free space.
         """
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (KEPT + 1)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(self.folder, error) from error
-        free = shutil.disk_usage(self.folder).free
-        if wanted > free:
-            raise StorageError(
-                f"{self.folder}: {KEPT} checkpoints and a temporary one take {wanted / 1e9:.1f} GB, but "
-                f"{free / 1e9:.1f} GB are free: free some space, or choose another output folder"
-            )
+        what = f"{KEPT} checkpoints and a temporary one take"
+        check_room(self.folder, wanted, what, "or choose another output folder")
 
 
 def _digests(files: dict[str, Path]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, load_recipe, merge, parse_recipe
 from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
-from darwinlm.stages.dtype import export_dtype
+from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
@@ -105,7 +105,7 @@ def _resolve(
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
     """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else student.dtype
+    dtype = saved_dtype(run.recipe, student)
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,

@@ -109,6 +109,13 @@ def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
 
+def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Give a model on the meta device its weights; returns the names that lack some, and names without a place."""
+    unexpected: list[str] = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
+    model.tie_weights()
+    return [name for name, parameter in model.named_parameters() if parameter.is_meta], unexpected
+
+
 def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
     checkpoint = database.checkpoint
@@ -142,11 +149,8 @@ def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
     tensors = {}
     for name, tensor in stitched_tensors(database, chosen):
         tensors[name] = tensor.clone()
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise AssertionError(f"stitching left {left} without weights")
+    left, _ = fill(model, tensors)
+    assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 
 
