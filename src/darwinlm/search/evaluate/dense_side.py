@@ -61,7 +61,9 @@ class LinearHead:
         """The head of a model; None if the logits are processed further, as by a soft cap."""
         head = decoder.model.get_output_embeddings()
         scale = decoder.logit_scale() if type(head) is nn.Linear else None
-        return None if scale is None else cls(head.weight.detach(), _detached(head.bias), scale)
+        if scale is None:
+            return None
+        return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
 
     def normalisers(self, x: Tensor) -> Tensor:
         """Log-sum-exp of the logits, [n, m] -> [n] float32."""
@@ -155,7 +157,3 @@ def head_tokens(decoder: Decoder) -> int:
         return LOGIT_TOKENS
     embedding: Tensor = decoder.model.get_input_embeddings().weight
     return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), LOGIT_TOKENS), 16)
-
-
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()

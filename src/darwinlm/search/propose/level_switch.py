@@ -115,13 +115,10 @@ def _switched(
     child = list(ranks)
     for index in rng.sample(range(len(child)), k=min(len(child), rng.choice((1, 1, 2, 3)))):
         longest = max(1, round(step * (len(costs[index]) - 1)))
-        child[index] = _clamp(child[index] + rng.choice((-1, 1)) * rng.randint(1, longest), costs[index])
+        level = child[index] + rng.choice((-1, 1)) * rng.randint(1, longest)
+        child[index] = min(max(level, 0), len(costs[index]) - 1)
     moved = {i for i, (a, b) in enumerate(zip(child, ranks, strict=True)) if a != b}
     return child if _repair(child, costs, budget, rng, moved) else None
-
-
-def _clamp(level: int, costs: Sequence[int]) -> int:
-    return min(max(level, 0), len(costs) - 1)
 
 
 def _repair(

@@ -15,9 +15,9 @@ import numpy as np
 
 from darwinlm.errors import BudgetError
 from darwinlm.search.predict.surrogate import Surrogate
-from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.start import knapsack_start
 
 
 def solved_children(
@@ -45,8 +45,7 @@ def solved_children(
 
 
 def _solved(losses: Sequence[np.ndarray], problem: Problem) -> Allocation | None:
-    budget, rows = problem.budget, [row.tolist() for row in losses]
     try:
-        return solve_knapsack(rows, problem.cost.costs, budget.lower, budget.upper, words=budget.words)
+        return knapsack_start(problem, [row.tolist() for row in losses])
     except BudgetError:  # no solution: the parent was built in another way
         return None
