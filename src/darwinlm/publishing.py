@@ -66,8 +66,7 @@ def prepare_upload(
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
     """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
 
-    Returns:
-        Address of the model's page.
+    Returns the address of the model's page.
 
     Raises:
         ExportError: There is no token, the hub refuses the upload or can't be reached, or the repository exists.

@@ -158,10 +158,8 @@ def split_documents(
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
     """Shares scaled down to a short text, in whole blocks.
 
-    `available` and `seq_len` are in tokens.
-
-    Returns:
-        At least a block for each purpose; None if there is too little text for that.
+    `available` and `seq_len` are in tokens. There is at least a block for each purpose; None if there is too little
+    text for that.
     """
     most = available // seq_len
     if most < len(shares):

@@ -113,10 +113,7 @@ def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int =
     """Passages of a text, each given twice, with other text of the same block in between.
 
     `text` is [B, T]. `gap` tokens of other text stand between the occurrences. A block gives at most one of the `lists`
-    sequences.
-
-    Returns:
-        None if the text's blocks are shorter than n + gap.
+    sequences. Returns None if the text's blocks are shorter than n + gap.
     """
     blocks = text[:lists, 1 : 1 + n + gap]
     if blocks.shape[1] < n + gap or not len(blocks):
@@ -141,10 +138,8 @@ def all_copying(
 ) -> tuple[list[Copying], list[str]]:
     """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
 
-    `text` is [B, T]; None leaves passages out. `longest` is the model's longest sequence; None has no limit.
-
-    Returns:
-        The sequences, and remarks about those that were left out.
+    `text` is [B, T]; None leaves passages out. `longest` is the model's longest sequence; None has no limit. Returns
+    remarks about those that were left out, too.
     """
     sequences: list[Copying] = []
     remarks = []
@@ -179,9 +174,6 @@ def measure_copying(
     """Accuracy and loss of several models on the same sequences.
 
     `late` tells whether to leave out the remaining sequences.
-
-    Returns:
-        A score for each entry, by model.
     """
     scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:

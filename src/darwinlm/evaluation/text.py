@@ -70,10 +70,7 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model, in memory.
 
     Both are `evaluation.models.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
-    and head are cut.
-
-    Returns:
-        Whether the dense model was cut.
+    and head are cut. Returns whether it was cut.
 
     Raises:
         ModelError: The vocabularies have different tokens.

@@ -186,10 +186,8 @@ def zero_sublayer(
 ) -> Tensors:
     """A sub-layer with zero output: zero matrices and biases, norms of ones.
 
-    Only names and shapes of `template`, the stock block, are read.
-
-    Returns:
-        Its tensors, including norms, by name inside the block.
+    Only names and shapes of `template`, the stock block, are read. Tensors, including norms, are named inside the
+    block.
     """
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}

@@ -46,9 +46,6 @@ def refine(
         measure: Time of the whole model with all modules of the kind at a size, in units of the dense model's.
         points: Maximum number of sizes to measure on a single line; each further line adds its two ends.
         known: Known times.
-
-    Returns:
-        The measured times.
     """
     times = dict(known)
 

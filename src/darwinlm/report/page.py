@@ -22,9 +22,6 @@ def render_page(summary: Summary) -> str:
 
     Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
     is left out or said to be unknown.
-
-    Returns:
-        The page; write it as UTF-8.
     """
     return render("run.html.j2", _view(summary), "copy.js")
 

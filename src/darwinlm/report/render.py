@@ -17,9 +17,6 @@ def render(template: str, view: dict[str, Any], *scripts: str) -> str:
     """Fill a template; every value is escaped.
 
     The page runs `scripts` and no others, by its own security policy.
-
-    Returns:
-        The page; write it as UTF-8.
     """
     environment = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -32,10 +32,7 @@ SECONDS = 3.0
 def write_sizes(folder: Path, out: Path) -> int:
     """Predict sizes of a model from its database and write the page, without reading the model.
 
-    `folder` is the output folder of `darwinlm database` or `darwinlm prune`.
-
-    Returns:
-        Number of sizes on the page.
+    `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes.
 
     Raises:
         ArtifactError: There is no finished database, it predicts no losses, or the plan beside it is missing, damaged

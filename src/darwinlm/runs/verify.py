@@ -31,9 +31,6 @@ class Finding:
 def verify_run(folder: Path) -> list[Finding]:
     """Check a finished run.
 
-    Returns:
-        All checks in the order of the stages.
-
     Raises:
         ArtifactError: The folder isn't the output folder of a run.
     """

@@ -63,10 +63,8 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
     """Check everything that can be checked before training or pruning.
 
-    `described` is the model to train and its tokenizer; None if it will be pruned from the run's model.
-
-    Returns:
-        The division of the text into steps.
+    `described` is the model to train and its tokenizer; None if it will be pruned from the run's model. Returns the
+    division of the text into steps.
 
     Raises:
         RecipeError: Sequences are too long, a step can't be divided, or weights can't be sharded.

@@ -71,9 +71,6 @@ def refit(
         ridges: Candidate values of λ.
         progress: Callback with the numbers of finished and total blocks.
 
-    Returns:
-        The decision for each module that exists.
-
     Raises:
         NumericsError: Values aren't finite.
         StorageError: The disk is full.

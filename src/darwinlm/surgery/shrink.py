@@ -25,11 +25,7 @@ SHARED_WIDTH = "shared_expert_width"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """Cut the tensors of one sub-layer (names inside it, without the block's norms).
-
-    Returns:
-        The smaller sub-layer's tensors, in the types of the dense ones.
-    """
+    """Cut the tensors of one sub-layer (names inside it, without the block's norms)."""
     part = family.module(shape.kind)
     if kept.weight is None:
         return dict(tensors)

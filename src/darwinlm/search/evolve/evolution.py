@@ -117,9 +117,6 @@ def evolve(
     The first process writes `state_file` after every generation. Without a guide, the search follows the paper's rules.
     `report` gets the state before the first generation and after every one.
 
-    Returns:
-        The final state; `parent` is the answer.
-
     Raises:
         ArtifactError: The state is damaged or another model's.
         NumericsError: The first parent's logits aren't finite.

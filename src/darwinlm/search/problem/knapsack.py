@@ -37,9 +37,6 @@ def solve_knapsack(
         seconds: Time limit for the proof of optimality; after it the best choice found is returned.
         words: Bounds as messages should show them; None shows block parameters.
 
-    Returns:
-        The index of the chosen level of each module.
-
     Raises:
         BudgetError: No choice lies within the bounds.
     """
