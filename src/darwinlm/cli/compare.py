@@ -20,7 +20,6 @@ from darwinlm.cli.app import (
     command,
 )
 from darwinlm.cli.evaluate import DataOption, LimitOption, SuiteOption
-from darwinlm.cli.tables import show_tables
 
 MethodsOption = Annotated[
     str,
@@ -72,8 +71,8 @@ def compare(
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit)
-    console = terminal.console()
     run = Run(chosen, out, terminal.reporter())
     page = out / "comparison.md"
-    show_tables([comparison_cells(compare_methods(run, wanted))], console, page if parallel.is_main() else None)
-    console.print(f"table {page}\nfigures {out / 'comparison.json'}")
+    record = compare_methods(run, wanted)
+    terminal.show_tables([comparison_cells(record)], page if parallel.is_main() else None)
+    terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -9,7 +9,6 @@ import typer
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, JsonOption, RemoteCode, command
-from darwinlm.cli.tables import show_tables
 
 SuiteOption = Annotated[
     str | None,
@@ -67,7 +66,7 @@ def evaluate(
     if as_json:
         terminal.print_json(result.as_json())
     else:
-        show_tables(result.tables(), console, markdown)
+        terminal.show_tables(result.tables(), markdown)
     _fail_if_incomplete(result)
 
 

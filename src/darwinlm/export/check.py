@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
-from darwinlm.export.hf import tokenizer_of
+from darwinlm.export.hf import is_custom, tokenizer_of
+from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
 
@@ -184,3 +185,18 @@ def divergence(reference: Tensor, other: Tensor) -> float:
     """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
     left, right = (logits.double().log_softmax(-1) for logits in (reference, other))
     return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))
+
+
+def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:
+    """Compare the pruned model with its masked dense form, if its shapes differ from the stock ones.
+
+    Raises:
+        ExportError: They differ; the message names the layer.
+    """
+    if not is_custom(reshaper.checkpoint.config):
+        return
+    if reshaper.lacking_experts:
+        report.notes.append("not compared with a masked dense model: there is none for removed experts")
+        return
+    masked = model_streams(reshaper.masked(torch.float32), reshaper.family, tokens)
+    report.comparisons.append(compare_streams(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

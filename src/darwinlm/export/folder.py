@@ -12,8 +12,14 @@ import torch
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import ExportError
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
-from darwinlm.export.dense import check_masked, masked_dense
+from darwinlm.export.check import (
+    SAME_ARITHMETIC,
+    ExportReport,
+    check_masked,
+    check_tokens,
+    compare_streams,
+    model_streams,
+)
 from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
@@ -50,7 +56,7 @@ def export_folder(
     if to == "hf":
         model = checkpoint.load(dtype)
     elif to == "dense":
-        model = masked_dense(reshaper, dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
+        model = reshaper.masked(dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
         report.notes.append(SLOW)
     else:
         model = _for_vllm(reshaper, dtype, tensor_parallel, report)

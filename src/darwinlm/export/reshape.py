@@ -23,7 +23,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Attention, Mixer
+from darwinlm.families.family import Attention, Mixer, Mlp
 from darwinlm.families.shapes import head_dim, output_name
 from darwinlm.surgery.stitch import fill
 
@@ -85,10 +85,7 @@ class Reshaper:
             if not (target.heads if attention else target.width) and kind != "mixer":
                 continue
             tensors, norms = split_block(inside, part)
-            if isinstance(part, Mixer):
-                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
-                continue
-            if not (sizes.heads if attention else sizes.width):
+            if not isinstance(part, Mixer) and not (sizes.heads if attention else sizes.width):
                 result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
             if isinstance(part, Attention):
@@ -97,10 +94,23 @@ class Reshaper:
                     tensors, plain = expand_groups(tensors, part, sizes, self.columns)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
                     tensors = widen_attention(tensors, part, plain, self.columns, target)
-            elif sizes.width != target.width:
+            elif isinstance(part, Mlp) and sizes.width != target.width:
                 tensors = widen_mlp(tensors, part, target.width)
             result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
         return result
+
+    def masked(self, dtype: torch.dtype) -> Any:
+        """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
+
+        Raises:
+            ExportError: Whole experts were removed, or tensors are missing.
+        """
+        if self.lacking_experts:
+            raise ExportError(
+                f"--to dense: block {self.lacking_experts[0]} lost whole experts, and the stock model would "
+                "still send tokens to them, even to zeros. Use --to hf"
+            )
+        return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes], dtype)
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""

@@ -21,9 +21,8 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.plan import hours
+from darwinlm.planning.plan import estimate, hours
 from darwinlm.planning.shorten import STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
 from darwinlm.report.summary import TimeFigures

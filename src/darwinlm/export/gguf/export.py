@@ -20,13 +20,13 @@ from darwinlm.export.check import (
     TEXT,
     ExportReport,
     Streams,
+    check_masked,
     check_tokens,
     compare_logits,
     compare_streams,
     divergence,
     model_streams,
 )
-from darwinlm.export.dense import check_masked
 from darwinlm.export.gguf.layout import Layout, choose_layout
 from darwinlm.export.gguf.reference import GgufFile, reference_streams
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
