@@ -8,7 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,6 @@ class SpeedReport:
     machine: dict[str, Any]
     models: tuple[EngineSpeed, ...]
     ratios: dict[str, Spread]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON."""
-        return asdict(self)
 
 
 def run_bench(
@@ -215,8 +211,6 @@ def _measured(
 
 def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:
     left, right = measured
-    return {
-        "prompt": Spread.of([a / b for a, b in zip(left.prompt.runs, right.prompt.runs, strict=True)]),
-        "first_token": Spread.of([b / a for a, b in zip(left.first_token.runs, right.first_token.runs, strict=True)]),
-        "decode": Spread.of([a / b for a, b in zip(left.decode.runs, right.decode.runs, strict=True)]),
-    }
+    pairs = {"prompt": (left.prompt, right.prompt), "decode": (left.decode, right.decode)}
+    pairs["first_token"] = right.first_token, left.first_token
+    return {name: Spread.of([a / b for a, b in zip(x.runs, y.runs, strict=True)]) for name, (x, y) in pairs.items()}

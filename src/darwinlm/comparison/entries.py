@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
-from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.limits import shorten, suggestion
 from darwinlm.recipe import Recipe, find_recipe, merge
 from darwinlm.recipe.load import read_yaml
@@ -109,16 +107,7 @@ class _Inside(Run):
     def __init__(self, base: Run, recipe: Recipe, folder: Path) -> None:
         self.base = base
         super().__init__(recipe, folder, base.reporter)
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The other run's dense model."""
-        return self.base.checkpoint
-
-    @cached_property
-    def teacher(self) -> Checkpoint:
-        """The other run's teacher."""
-        return self.base.teacher
+        self.checkpoint, self.teacher = base.checkpoint, base.teacher
 
 
 class Variant(_Inside):

@@ -171,43 +171,39 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         BusyError: Another process writes the JSON file.
     """
     with hold_target(out) if out is not None else nullcontext():
-        return _evaluated(request, out, console)
+        wanted = request.check()
+        request = request.settled()
+        done = _resumed(request, out)
+        device = resolve_device(request.device)
+        dtype = DTYPES[request.dtype]
+        opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        result = Evaluated(request, opened.params)
 
+        def save(scores: list[harness.TaskScore]) -> None:
+            result.scores = list(scores)
+            if out is not None:
+                write_json(out, result.as_json())
+            if console is not None and scores:
+                last = scores[-1]
+                value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
+                console.print(f"{last.title}: {value}")
 
-def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Evaluated:
-    wanted = request.check()
-    request = request.settled()
-    done = _resumed(request, out)
-    device = resolve_device(request.device)
-    dtype = DTYPES[request.dtype]
-    opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
-    result = Evaluated(request, opened.params)
-
-    def save(scores: list[harness.TaskScore]) -> None:
-        result.scores = list(scores)
-        if out is not None:
-            write_json(out, result.as_json())
-        if console is not None and scores:
-            last = scores[-1]
-            value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
-            console.print(f"{last.title}: {value}")
-
-    if request.texts or request.looking_back:
-        result.texts, result.copying = _texts(request, opened, dtype, device)
-        if not done:
-            save([])
-    if wanted:
-        harness.run_suite(
-            opened.model,
-            opened.tokenizer,
-            wanted,
-            data_dir=request.data_dir,
-            limit=request.limit,
-            batch_size=request.batch_size,
-            done=done,
-            save=save,
-        )
-    return result
+        if request.texts or request.looking_back:
+            result.texts, result.copying = _texts(request, opened, dtype, device)
+            if not done:
+                save([])
+        if wanted:
+            harness.run_suite(
+                opened.model,
+                opened.tokenizer,
+                wanted,
+                data_dir=request.data_dir,
+                limit=request.limit,
+                batch_size=request.batch_size,
+                done=done,
+                save=save,
+            )
+        return result
 
 
 def _texts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def export_folder(
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
-        write_json(temporary / REPORT, report.as_dict())
+        write_json(temporary / REPORT, asdict(report))
     return report
 
 

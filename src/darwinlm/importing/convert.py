@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def import_model(
         report.details["dtype"] = str(dtype).removeprefix("torch.")
         say("checking")
         _check(foreign, temporary, report)
-        write_json(temporary / REPORT, report.as_dict())
+        write_json(temporary / REPORT, asdict(report))
     return report
 
 

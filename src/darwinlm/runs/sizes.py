@@ -41,28 +41,24 @@ def write_sizes(folder: Path, out: Path) -> int:
         BusyError: Another process writes the page.
     """
     with hold_target(out):
-        return _written(folder, out)
-
-
-def _written(folder: Path, out: Path) -> int:
-    stage = find_database(folder)
-    plan = _plan(stage, folder)
-    checkpoint, units, outside = _model(plan)
-    reader = DatabaseReader(stage.folder, checkpoint, units)
-    _check_same_model(stage, reader, folder)
-    space = SearchSpace(reader.modules)
-    cost = parameter_costs(space)
-    shares = [share for share in SHARES if share * cost.dense >= cost.smallest]
-    sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
-    if not sizes:
-        raise ArtifactError(
-            f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one with "
-            "database.saliency=loss"
-        )
-    about = describe(stage)["calibration"]
-    calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
-    write_text(out, sizes_page(checkpoint, reader, outside, sizes, calibration))
-    return len(sizes)
+        stage = find_database(folder)
+        plan = _plan(stage, folder)
+        checkpoint, units, outside = _model(plan)
+        reader = DatabaseReader(stage.folder, checkpoint, units)
+        _check_same_model(stage, reader, folder)
+        space = SearchSpace(reader.modules)
+        cost = parameter_costs(space)
+        shares = [share for share in SHARES if share * cost.dense >= cost.smallest]
+        sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
+        if not sizes:
+            raise ArtifactError(
+                f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one "
+                "with database.saliency=loss"
+            )
+        about = describe(stage)["calibration"]
+        calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
+        write_text(out, sizes_page(checkpoint, reader, outside, sizes, calibration))
+        return len(sizes)
 
 
 def _plan(stage: StageFolder, folder: Path) -> StageFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def export_gguf(
         say("checking")
         _check(job, temporary)
         report.bytes = temporary.stat().st_size
-        write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
+        write_json(out.with_name(f"{out.name}.export.json"), asdict(report))
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error
