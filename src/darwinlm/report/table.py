@@ -22,15 +22,8 @@ COLUMNS = (
 )
 """Headings of the cells of a row."""
 
-TERMINAL_COLUMNS = (
-    "model",
-    "params",
-    "block params",
-    "MB",
-    "perplexity",
-    "KL, nats per token",
-    "prompt tokens/s",
-    "decode tokens/s",
+TERMINAL_COLUMNS = tuple(
+    column.replace("parameters", "params").replace(" (nats/token)", ", nats per token") for column in COLUMNS
 )
 """The same, in words short enough for 80 characters."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +41,6 @@ if TYPE_CHECKING:
 STATE = "evolution.json"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Result of the search."""
-
-    allocation: Allocation
-    uniform: Allocation
-    record: dict[str, Any]
-
-
 def search(
     model: Decoder,
     database: DatabaseReader,
@@ -61,11 +52,12 @@ def search(
     *,
     batch_tokens: int,
     neighbour: Allocation | None = None,
-) -> Outcome:
+) -> dict[str, Any]:
     """Find the allocation, or resume an interrupted search.
 
     `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
     result at another budget with the same database, if it is better. `folder` holds the state.
+    Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
         ArtifactError: The state is damaged or another search's.
@@ -106,7 +98,7 @@ def search(
     )
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
-    return Outcome(state.parent, uniform, _record(state, problem, uniform_kl))
+    return {"allocation": state.parent, "uniform": uniform, "record": _record(state, problem, uniform_kl)}
 
 
 def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:

@@ -58,7 +58,7 @@ def search_stage(
     }
     with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
-            outcome = search(
+            result = search(
                 Decoder(run.checkpoint.load(run.dtype, run.device), run.checkpoint.family),
                 database.reader,
                 problem,
@@ -70,7 +70,6 @@ def search_stage(
                 neighbour=neighbour,
             )
             if parallel.is_main():
-                result = {"allocation": outcome.allocation, "uniform": outcome.uniform, "record": outcome.record}
                 write_json(stage.folder / RESULT, result)
             parallel.barrier()
         result = read_json(stage.folder / RESULT)
