@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,6 +44,7 @@ def evaluate(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the dense model."""
+    from darwinlm.errors import DataError
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 
     request = EvaluationRequest(
@@ -67,12 +68,6 @@ def evaluate(
         terminal.print_json(result.as_json())
     else:
         terminal.show_tables(result.tables(), markdown)
-    _fail_if_incomplete(result)
-
-
-def _fail_if_incomplete(result: Any) -> None:
-    from darwinlm.errors import DataError
-
     failed = [score for score in result.scores if score.error]
     if failed:
         raise DataError(

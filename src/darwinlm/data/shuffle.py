@@ -46,7 +46,9 @@ class Shuffle:
             held.append(document)
             characters += len(document)
             while held and (len(held) > most or characters > most_characters):
-                drawn = _take(held, generator)
+                place = generator.randrange(len(held))
+                held[place], held[-1] = held[-1], held[place]  # so that the removal moves no others
+                drawn = held.pop()
                 characters -= len(drawn)
                 yield drawn
         generator.shuffle(held)
@@ -54,10 +56,3 @@ class Shuffle:
 
     def _generator(self, *words: str) -> random.Random:
         return random.Random("\0".join((str(self.seed), *words)))  # noqa: S311 - no secret hangs on it
-
-
-def _take(held: list[str], generator: random.Random) -> str:
-    """Remove a random document; the last one moves to its place."""
-    place = generator.randrange(len(held))
-    held[place], held[-1] = held[-1], held[place]
-    return held.pop()

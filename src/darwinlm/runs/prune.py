@@ -126,7 +126,7 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
-    resolved = _resolve(
+    resolved = resolve(
         recipe, assignments, options(model=model, **size, vocab=vocab, time=time, ready_for=ready_for, text=text)
     )
     run = Run(resolved, Path(out), reporter or Reporter())
@@ -134,7 +134,8 @@ def prune(
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
 
 
-def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+def resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+    """A recipe with assignments and overrides. Raises RecipeError."""
     if isinstance(recipe, Recipe):
         return merge(recipe, assignments, overrides)
     return load_recipe(recipe, assignments, overrides)

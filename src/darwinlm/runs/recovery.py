@@ -13,9 +13,10 @@ from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe, load_recipe, merge, parse_recipe
+from darwinlm.recipe import Recipe, parse_recipe
 from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
+from darwinlm.runs.prune import resolve
 from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
@@ -68,7 +69,9 @@ def recover(
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    resolved = _resolve(summary, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
+    if recipe is None and summary is not None:
+        recipe = parse_recipe(summary.recipe, str(folder / FILE))
+    resolved = resolve(recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
@@ -87,20 +90,6 @@ def recover(
         {"student": student.digest},
     )
     return _finish(run, texts, student, recovered, summary)
-
-
-def _resolve(
-    summary: Summary | None,
-    path: Path,
-    recipe: Recipe | str | Path | None,
-    assignments: Sequence[str],
-    overrides: dict[str, Any],
-) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return merge(recipe, assignments, overrides)
-    if recipe is not None or summary is None:
-        return load_recipe(recipe, assignments, overrides)
-    return merge(parse_recipe(summary.recipe, str(path)), assignments, overrides)
 
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
