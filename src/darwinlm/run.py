@@ -33,11 +33,8 @@ OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "lat
 class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
-    Args:
-        recipe: The whole configuration.
-        folder: Output folder: new, empty, or of an earlier run.
-        reporter: Receiver of progress.
-        shared: Output folder of a sweep, whose stages before the search are shared.
+    The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
+    the search are shared.
 
     Raises:
         ArtifactError: The folder holds something else.

@@ -52,11 +52,8 @@ class MethodRow:
 def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tuple[MethodRow, ...]:
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
-    Args:
-        text: Names of methods with their steps; `all` stands for all methods except those that rank experts, and for
-            DarwinLM with every step of the recipe.
-        recipe: Recipe; it determines the steps of `all`.
-        variants: Names of further searches, which may have steps too.
+    `all` stands for all methods except those that rank experts, and for DarwinLM with every step of the recipe.
+    `variants` are names of further searches, which may have steps too.
 
     Raises:
         RecipeError: A name or a step isn't known (the message suggests a similar one), or a row is named twice.

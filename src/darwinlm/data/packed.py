@@ -33,14 +33,9 @@ _BATCH = 64
 class PackedText(Dataset[dict[str, torch.Tensor]]):
     """Blocks of tokens on disk, written by `pack_documents`.
 
-    Args:
-        folder: Folder of the shards.
-        seq_len: T; it may differ from the length for which the shards were written.
-        blocks: B; the shards must hold enough tokens.
-        skip: Number of tokens to skip at the beginning.
-        bos: Token that replaces every block's first token; None leaves it.
-        repeats: Function from blocks to blocks with repeated passages, such as `looking_back.with_repeats`; None
-            leaves them.
+    T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. The first
+    `skip` tokens are left out. `bos` replaces every block's first token. `repeats` makes blocks with repeated passages,
+    such as `looking_back.with_repeats`.
 
     Raises:
         ArtifactError: A shard is missing or was changed.

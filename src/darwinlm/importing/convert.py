@@ -41,15 +41,9 @@ def import_model(
 ) -> ExportReport:
     """Convert a pruned checkpoint: zeros are removed, and layers of other shapes are described in the configuration.
 
-    Args:
-        folder: Folder of the checkpoint.
-        out: Output folder; it appears by rename, after a successful check.
-        family: Model type of the dense model; None detects it.
-        head_size: Columns of a head; None uses the configuration.
-        query_groups: `first` or `spread`; see `darwinlm.importing.foreign.QUERY_GROUPS`.
-        overwrite: Whether to replace an existing `out`.
-        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. `family` is the model type of the dense model; None detects it.
+    `head_size` is the number of columns of a head; None uses the configuration. `query_groups` is one of
+    `darwinlm.importing.foreign.QUERY_GROUPS`.
 
     Raises:
         ModelError, FamilyError, CheckpointError: The checkpoint isn't supported.

@@ -73,11 +73,8 @@ class Mixture:
 def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, float]:
     """The mixture of the current block, and the summed squares of its target.
 
-    It stores the mixture's input and the missing part for the whole text, besides the residual streams.
-
-    Args:
-        walk: The smaller stream, before the mixture.
-        targets: The dense residual stream after it, [b, t, m] for each batch.
+    It stores the mixture's input and the missing part for the whole text, besides the residual streams. The walk is the
+    smaller stream, before the mixture. `targets` are the dense residual stream after it, [b, t, m] for each batch.
     """
     checkpoint = walk.stream.checkpoint
     part = checkpoint.family.mlp

@@ -63,13 +63,8 @@ def refit(
 ) -> list[FitChoice]:
     """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
-    Args:
-        stage: Stage folder, opened for writing; each block gets a file of weights (by name inside the block) and one of
-            decisions.
-        fit: Streams on the fitted text, before the first block; they end after the last one.
-        validation: Streams on validation text, before the first block.
-        ridges: Candidate values of λ.
-        progress: Callback with the numbers of finished and total blocks.
+    The streams stand before the first block; they end after the last one. Each block gets a file of weights (by name
+    inside the block) and one of decisions. `ridges` are candidate values of λ.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -180,13 +175,8 @@ def _fit_module(
 ) -> Fit:
     """The best weights of an output projection on validation text.
 
-    Args:
-        kind: Kind of the module.
-        small: The smaller streams before the module, on the fitted text and on validation text.
-        dense: The dense streams after it, in the same order.
-        spreads: Spreads as in `watched_spread`, in the same order.
-        W0: The stitched weights, float32.
-        ridges: Candidate values of λ.
+    `small` are the smaller streams before the module, on the fitted text and on validation text; `dense` are the dense
+    streams after it, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
     """
     walk = small[0]
     label = f"block {walk.block} {kind}"

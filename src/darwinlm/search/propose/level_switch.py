@@ -27,14 +27,9 @@ def level_switch(
 ) -> Allocation:
     """A new neighbour of the parent within the budget.
 
-    Args:
-        parent: Level index of each module.
-        costs: Cost of each level of each module. If costs don't grow with the level (on a lattice, or measured), a step
-            goes to the level with the next cost.
-        budget: Bounds on the total cost.
-        rng: Source of randomness.
-        step: Longest switch as a share of a module's levels; at least one level is allowed.
-        seen: Excluded allocations, besides the parent.
+    If costs don't grow with the level (on a lattice, or measured), a step goes to the level with the next cost. `step`
+    is the longest switch as a share of a module's levels; at least one level is allowed. Allocations in `seen` are
+    excluded.
 
     Raises:
         BudgetError: No new neighbour was found.

@@ -30,12 +30,8 @@ def solved_children(
 ) -> list[Allocation]:
     """Distinct solutions of the models, without the parent.
 
-    Args:
-        parent: Level of each module.
-        surrogate: Model of the loss around the parent.
-        problem: Costs and budget.
-        strengths: Factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps.
-        slope_parts: Factors on the slopes that are added to single-module losses; only for the first parent.
+    `strengths` are factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps. `slope_parts`
+    are factors on the slopes that are added to single-module losses; only for the first parent.
     """
     losses = [surrogate.losses(parent, strength) for strength in strengths]
     rows = list(zip(surrogate.curvature.losses, map(np.asarray, surrogate.slopes), strict=True))
