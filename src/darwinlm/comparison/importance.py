@@ -23,10 +23,6 @@ from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row
 Progress = Callable[[int, int], None]
 
 
-def _nothing(done: int, total: int) -> None:
-    del done, total
-
-
 @torch.no_grad()
 def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     """Sum of each unit's squared weights: its rows in input projections and its columns in the output projection.
@@ -65,7 +61,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
 
 
 @torch.no_grad()
-def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[Place, UnitScores]:
+def activation_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[Place, UnitScores]:
     """Size of each unit's output on a text: mean over the tokens of a sequence, L2 norm over sequences.
 
     Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
@@ -129,7 +125,7 @@ class ExpertScores:
 
 
 @torch.no_grad()
-def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
+def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[int, ExpertScores]:
     """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
     The stream, before the first block, is used up.
@@ -155,7 +151,7 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
 
 
 @torch.no_grad()
-def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
+def block_influence(stream: BlockStream, progress: Progress = lambda done, total: None) -> list[float]:
     """Rotation of the residual stream by each block: 1 - mean over tokens of cos(h before, h after).
 
     ShortGPT (arXiv 2403.03853, equation 1). The stream, before the first block, is used up.

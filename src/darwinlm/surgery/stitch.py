@@ -36,7 +36,7 @@ def layer_table(
     chosen: Mapping[tuple[int, ModuleKind], Level],
     sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
-    """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and the sub-layers that it skips."""
+    """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
     table: dict[int, dict[str, Any]] = {}
     for block in range(n_blocks):
         there = {kind: chosen[block, kind] for kind in KINDS if (block, kind) in chosen and chosen[block, kind].width}

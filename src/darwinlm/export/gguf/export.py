@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from darwinlm.export.check import (
 )
 from darwinlm.export.gguf.layout import Layout, choose_layout
 from darwinlm.export.gguf.reference import GgufFile, reference_streams
+from darwinlm.export.gguf.rotation import Get
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, check_rows, require_gguf, write_gguf
@@ -134,8 +137,7 @@ def _check(job: _Job, path: Path) -> None:
     pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
     check_masked(reshaper, pruned, tokens, report)
     file = GgufFile(path)
-    meant = _Meant(reshaper, layout)
-    arranged = reference_streams(file.keys, meant.get, tokens, blocks)
+    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
     report.comparisons.append(
         compare_streams(
             ("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
@@ -156,26 +158,21 @@ def _check(job: _Job, path: Path) -> None:
     _check_engine(job, path, tokens, written)
 
 
-class _Meant:
-    """The expected tensors of a file before rounding, with one block in memory at a time."""
+def _meant(reshaper: Reshaper, layout: Layout) -> Get:
+    """A reader of the expected tensors of a file before rounding, with one block in memory at a time."""
+    outside = dict(takewhile(lambda named: not named[0].startswith("blk."), gguf_tensors(reshaper, layout)))
 
-    def __init__(self, reshaper: Reshaper, layout: Layout) -> None:
-        self.reshaper, self.layout = reshaper, layout
-        self.outside: dict[str, Tensor] = {}
-        for name, tensor in gguf_tensors(reshaper, layout):
-            if name.startswith("blk."):
-                break
-            self.outside[name] = tensor
-        self.number, self.block = -1, {}  # type: int, dict[str, Tensor]
+    @lru_cache(maxsize=1)
+    def block(number: int) -> dict[str, Tensor]:
+        return block_tensors(reshaper, layout, layout.targets[number])
 
-    def get(self, name: str) -> Tensor | None:
+    def get(name: str) -> Tensor | None:
         if not name.startswith("blk."):
-            return self.outside.get(name)
+            return outside.get(name)
         _, number, rest = name.split(".", 2)
-        if int(number) != self.number:
-            self.number = int(number)
-            self.block = block_tensors(self.reshaper, self.layout, self.layout.targets[self.number])
-        return self.block.get(rest)
+        return block(int(number)).get(rest)
+
+    return get
 
 
 def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
