@@ -141,7 +141,7 @@ def _next_tokens(tokens: Tensor) -> Tensor:
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
-    Tokens are [b, t]. Without a need for it, the dense model is None.
+    Tokens are [b, t]. The dense model is None if the objective doesn't need it.
     """
     hidden = _streams(model, tokens)
     following = _next_tokens(tokens)

@@ -105,8 +105,8 @@ def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens:
     """The best uniform allocation.
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
-    first if time runs out. The best three are compared on all tokens. `n_tokens` fitness tokens decide. At least one
-    allocation is measured, whatever the clock says.
+    first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
+    measured, whatever the clock says.
 
     Raises:
         BudgetError: No uniform allocation fits.
