@@ -74,12 +74,17 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    from darwinlm.export.run import export_model
+
     token = get_token()
     if token is None:
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token, library_name="darwinlm")
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
-        extra = None if upload.quantisation is None else _gguf(upload, Path(work), say)
+        extra = None
+        if upload.quantisation is not None:
+            extra = Path(work) / upload.gguf_name
+            export_model(upload.folder, extra, to="gguf", quantisation=upload.quantisation, say=say)
         try:
             created = api.create_repo(upload.repo, private=upload.private, exist_ok=upload.update)
             say(f"uploading {len(upload.files()) + (extra is not None)} files to {created}")
@@ -109,14 +114,6 @@ def _model_folder(source: Path) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
     return folder
-
-
-def _gguf(upload: Upload, work: Path, say: Callable[[str], None]) -> Path:
-    from darwinlm.export.run import export_model
-
-    path = work / upload.gguf_name
-    export_model(upload.folder, path, to="gguf", quantisation=upload.quantisation, say=say)
-    return path
 
 
 def _transport_error() -> type[Exception]:

@@ -30,7 +30,8 @@ def model_card(summary: Summary) -> str:
     Files on disk are named without their folders, since cards are published.
     """
     name = _code(wording.short_source(summary.model))
-    looking_back = looking_back_rows(summary)
+    looking_back, rows = looking_back_rows(summary), comparison_rows(summary)
+    figures = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
     # Of a model that was pruned elsewhere, the recovery alone is known not to have seen the evaluation text.
     unseen = "No step of its recovery" if summary.search is None else "No step that made this model"
     sections = [
@@ -39,7 +40,7 @@ def model_card(summary: Summary) -> str:
         wording.headline(summary),
         _what_it_is(summary, name),
         "## Sizes and losses",
-        _table(summary),
+        tables.markdown(COLUMNS, figures, ["In bold: this model. MB are 10⁶ bytes of weights."]),
         *(() if looking_back is None else (tables.markdown(*looking_back, [WORDS]),)),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
         f"{_plain(wording.measured_on(summary))}. {unseen} has seen this text. "
@@ -112,12 +113,6 @@ def _what_it_is(summary: Summary, name: str) -> str:
         f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}."
         f"{wording.kept_whole(summary)} Weights are stored as {summary.export.dtype}."
     )
-
-
-def _table(summary: Summary) -> str:
-    rows = comparison_rows(summary)
-    cells = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
-    return tables.markdown(COLUMNS, cells, ["In bold: this model. MB are 10⁶ bytes of weights."])
 
 
 def _loading(summary: Summary) -> str:

@@ -47,7 +47,10 @@ def _view(summary: Summary) -> dict[str, Any]:
         "samples": _samples(summary),
         "steps": next_steps(summary, ".", "../smaller", wording.hub_id(summary.model)),
         "text": _text(summary),
-        "stages": _stages(summary),
+        "stages": {
+            "rows": [(stage.name, wording.duration(stage.seconds), stage.reused) for stage in summary.stages],
+            "total": wording.duration(sum(stage.seconds for stage in summary.stages)),
+        },
         "time_limit": wording.time_limit(summary),
         "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
         "custom_code": summary.export.custom_code,
@@ -280,11 +283,4 @@ def _text(summary: Summary) -> dict[str, Any]:
             )
             for purpose, amount in text.purposes.items()
         ],
-    }
-
-
-def _stages(summary: Summary) -> dict[str, Any]:
-    return {
-        "rows": [(stage.name, wording.duration(stage.seconds), stage.reused) for stage in summary.stages],
-        "total": wording.duration(sum(stage.seconds for stage in summary.stages)),
     }
