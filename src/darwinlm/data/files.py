@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import struct
@@ -122,11 +123,12 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
 def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
-    A line longer than `LINE_BYTES` is cut or refused.
+    A line longer than `LINE_BYTES` is cut or refused. A blank line is yielded as "".
     """
+    opened = gzip.open if path.name.lower().endswith(".gz") else Path.open
     try:
-        with _opened(path) as handle:
-            number, most = 0, max(FREE_BYTES, RATIO * path.stat().st_size)
+        with cast("IO[bytes]", opened(path, "rb")) as handle:
+            number, blank, most = 0, 0, max(FREE_BYTES, RATIO * path.stat().st_size)
             while raw := handle.readline(LINE_BYTES):
                 number += 1
                 whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
@@ -135,7 +137,13 @@ def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
                         f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
                         "record of text."
                     )
-                yield number, _decoded(raw, path, number, whole=whole)
+                line = _decoded(raw, path, number, whole=whole)
+                blank = 0 if line else blank + 1
+                if blank > BLANK_LINES:
+                    raise DataError(
+                        f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file."
+                    )
+                yield number, line
                 while not whole:
                     _check_unpacked(path, handle, most)
                     rest = handle.readline(LINE_BYTES)
@@ -153,18 +161,11 @@ def _check_unpacked(path: Path, handle: IO[bytes], most: int) -> None:
         raise DataError(_BOMB.format(path))
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
-    end = len(raw)
-    while not whole and end and end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
-        end -= 1  # the cut may be inside a character
-    if not whole and raw[end - 1] >= 0xC0:
-        end -= 1
+def _decoded(raw: bytes, path: Path, number: int, *, whole: bool) -> str:
+    if number == 1:
+        raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        line = raw[:end].decode("utf-8-sig" if number == 1 else "utf-8")
+        line, _ = codecs.utf_8_decode(raw, "strict", whole)  # a line that is cut may end inside a character
     except UnicodeDecodeError as error:
         byte = raw[error.start]
         raise DataError(
@@ -176,18 +177,16 @@ def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
             f"{path}, line {number}: there is a zero byte, so this isn't UTF-8 text. "
             "Convert the file to UTF-8 (for example with iconv), or give a text file."
         )
-    return line.rstrip("\r\n")
+    return "" if line.isspace() else line.rstrip("\r\n")
 
 
 def _split_text(path: Path) -> Iterator[str]:
     """Yield the documents of a text file, which are separated by two or more blank lines."""
     kept: list[str] = []
     blank, held = 0, 0
-    for number, line in _lines(path, cut=True):
-        if not line or line.isspace():
+    for _, line in _lines(path, cut=True):
+        if not line:
             blank += 1
-            if blank > BLANK_LINES:
-                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
             continue
         if kept and blank >= 2:
             yield "\n".join(kept)
@@ -211,14 +210,9 @@ def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokeniz
 
 def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place for messages, record) of every line of a file that isn't blank. Raises DataError."""
-    blank = 0
     for number, line in _lines(path, cut=False):
-        if not line or line.isspace():
-            blank += 1
-            if blank > BLANK_LINES:
-                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
+        if not line:
             continue
-        blank = 0
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
