@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from darwinlm.errors import ParallelError
+from darwinlm.errors import ParallelError, first_line
 
 PATIENCE = 600.0
 """Seconds without a heartbeat after which a process counts as lost."""
@@ -108,5 +108,4 @@ class Meetings:
 
 def lost(error: RuntimeError) -> ParallelError:
     """The error for a broken connection to the others."""
-    reason = str(error).strip().partition("\n")[0][:200]
-    return ParallelError(f"the connection to another process is lost ({reason}): {RESUME}")
+    return ParallelError(f"the connection to another process is lost ({first_line(error)[:200]}): {RESUME}")
