@@ -361,9 +361,9 @@ def decoding(setup: Setup) -> None:
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         engine = Torch(str(checkpoint.folder), device=setup.device)
-        engine.time(prompt, new)
-        times = engine.time(prompt, new)
-        setup.told("decoding", f"{name}: prompt", len(prompt) / times["first"], "tokens/s")
+        engine.generate(prompt, new + 1)
+        _, first, further = engine.generate(prompt, new + 1)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / first, "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
             steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
@@ -372,7 +372,7 @@ def decoding(setup: Setup) -> None:
             for _ in range(new):
                 steps.step()
             setup.wait()
-        seconds = (times["decode"], time.perf_counter() - begun)
+        seconds = (further, time.perf_counter() - begun)
         for (way, of_way), took in zip(rates.items(), seconds, strict=True):
             of_way.append(new / took)
             setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")

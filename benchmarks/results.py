@@ -44,8 +44,8 @@ from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
 from darwinlm.demo import REASON, demo_model, demo_text
-from darwinlm.evaluation import summary
 from darwinlm.evaluation.suites import parse_suite
+from darwinlm.tables import markdown
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
 ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")
@@ -130,7 +130,7 @@ def tables(done: dict[str, ComparisonRecord]) -> str:
     text = []
     for name, comparison in done.items():
         headings, cells, remarks = comparison_cells(comparison)
-        text.append(f"## {name}\n\n{summary.markdown(headings, cells, remarks)}")
+        text.append(f"## {name}\n\n{markdown(headings, cells, remarks)}")
     seeds = [comparison for name, comparison in done.items() if name.startswith("half-")]
     if len(seeds) > 1:
         text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
@@ -153,7 +153,7 @@ def spread(seeds: Sequence[ComparisonRecord]) -> str:
                 values = [getattr(row.texts[place], figure) for row in rows]
                 line.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}")
         cells.append(tuple(line))
-    return summary.markdown(headings, cells)
+    return markdown(headings, cells)
 
 
 def main() -> None:

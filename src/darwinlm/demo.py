@@ -83,10 +83,8 @@ def demo_text() -> str:
 def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Recipe:
     """The recipe of `darwinlm demo`.
 
-    Args:
-        assignments: "section.field=value" strings, applied to it.
-        full: Whether to keep half of the block parameters with the default amounts of text, instead of 85 %
-            in a few minutes.
+    With `full`, half of the block parameters are kept with the default amounts of text, instead of 85 % in a few
+    minutes.
 
     Raises:
         ModelError, DataError: A required package isn't installed.

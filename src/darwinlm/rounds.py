@@ -15,6 +15,7 @@ from darwinlm.artifact import write_json
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.run import MARKER, Run
+from darwinlm.surgery.stitch import block_parameters
 
 FOLDER = "rounds"
 
@@ -22,9 +23,7 @@ FOLDER = "rounds"
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in subfolders, and return the last one.
 
-    Args:
-        run: Run with `rounds` in its recipe; the last round is written to its folder.
-        run_stages: Function that runs the stages of a round up to a given one.
+    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one.
 
     Raises:
         DarwinLMError: As in a run without rounds.
@@ -33,7 +32,7 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     original = run.checkpoint
     if parallel.is_main():
         write_json(run.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
-    dense = block_parameters(original)
+    dense = _block_parameters(original)
     model, kept = str(recipe.model), dense
     part = recipe.recovery.tokens // len(recipe.rounds)
     for number, share in enumerate(recipe.rounds[:-1]):
@@ -42,7 +41,7 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
         one = _round(run, _of_a_round(recipe, model, share * dense / kept, part, number), folder)
         run_stages(one, "export")
         model = str(folder / "model")
-        kept = block_parameters(Checkpoint.open(Path(model)))
+        kept = _block_parameters(Checkpoint.open(Path(model)))
     number = len(recipe.rounds) - 1
     run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
     return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder)
@@ -73,7 +72,5 @@ def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: in
     return recipe.model_copy(update=changes)
 
 
-def block_parameters(checkpoint: Checkpoint) -> int:
-    """Number of parameters inside a model's blocks."""
-    layers = checkpoint.skeleton().get_submodule(checkpoint.family.layers)
-    return sum(parameter.numel() for parameter in layers.parameters())
+def _block_parameters(checkpoint: Checkpoint) -> int:
+    return block_parameters(checkpoint.skeleton(), checkpoint.family.layers)

@@ -12,8 +12,8 @@ import torch
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import estimate
 from darwinlm.recipe import TrainingSettings, merge
 from darwinlm.run import Run
 from darwinlm.search.evaluate import modules, student, training

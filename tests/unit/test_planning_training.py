@@ -19,10 +19,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning import memory
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
-from darwinlm.planning.plan import Plan, advice, make_plan
+from darwinlm.planning.plan import Plan, advice, estimate, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows

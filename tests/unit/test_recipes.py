@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from darwinlm.search.problem.problem import Problem, counted_costs
 from darwinlm.search.problem.space import SearchSpace
 from darwinlm.search.propose.start import random_start
 from darwinlm.stages.dtype import saved_dtype
-from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, smaller_config
+from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 NAMES = [name + variant for name in PUBLISHED for variant in ("", "-fast")]
 
@@ -70,7 +71,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
         for shape in shapes
     }
     database = RankedReader(checkpoint, recipe.units, scores)
-    table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), database)
+    table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), partial(sizes_in, database))
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
 

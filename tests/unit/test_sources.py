@@ -272,7 +272,7 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "a.txt", "hello")
-    monkeypatch.setattr("darwinlm.data.files._opened", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     assert "a.txt: the file can't be read (Permission denied). Check its permissions" in message(path)
 
 

@@ -12,8 +12,8 @@ from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import estimate
 from darwinlm.planning.shorten import differences, shortened
 from darwinlm.planning.time_limit import FILE, TimeLimit
 from darwinlm.recipe import load_recipe, merge

@@ -51,12 +51,7 @@ def best_random(
 ) -> tuple[Allocation, int]:
     """The best of several random allocations, within a time limit.
 
-    Args:
-        problem: Space, costs and budget.
-        loss: Loss of an allocation.
-        tries: Number of draws; duplicates are evaluated once.
-        seed: Seed of the draws.
-        seconds: Time limit for draws; at least one is drawn.
+    Duplicates are evaluated once. At least one allocation is drawn, even after `seconds`.
 
     Returns:
         The allocation, and the number of draws.
@@ -107,9 +102,7 @@ def equal_experts(problem: Problem) -> Allocation:
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Removal of whole blocks by ascending influence until the budget is kept (ShortGPT, section 3.3).
 
-    Args:
-        problem: Space, costs and budget; up to the size of a block may remain unused.
-        influence: Influence of each block.
+    Up to the size of a block may remain unused.
 
     Raises:
         BudgetError: Blocks contain modules that are never cut.

@@ -44,13 +44,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Result of a method.
-
-    Attributes:
-        reader: Source of the pruned modules.
-        allocation: Level of each module.
-        record: Figures for the report.
-    """
+    """Result of a method."""
 
     reader: DatabaseReader
     allocation: Allocation
@@ -170,16 +164,12 @@ class Method:
     """One method.
 
     Attributes:
-        name: Name for `--methods`.
-        title: Name for tables.
-        source: Paper of the method.
         make: Function that computes the result; it may write files to the folder.
         database: Whether it uses the pruning database.
         searches: Whether `search.minutes` limits it.
         mixtures: Whether it ranks experts; `all` excludes such methods.
     """
 
-    name: str
     title: str
     source: str
     make: Callable[[MethodInputs, Path], MethodResult]
@@ -189,17 +179,14 @@ class Method:
 
 
 BASELINES = {
-    method.name: method
-    for method in (
-        Method("uniform", "Uniform", "the best uniform allocation, same database", _uniform, database=True),
-        Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
-        Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
-        Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
-        Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
-        Method("reap", "REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
-        Method("frequency", "Expert frequency", "experts that are used most often", _frequency, mixtures=True),
-        Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
-        Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
-    )
+    "uniform": Method("Uniform", "the best uniform allocation, same database", _uniform, database=True),
+    "random": Method("Random", "the best of random allocations, same database", _random, True, searches=True),
+    "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
+    "minitron": Method("Minitron-style width", "arXiv 2407.14679", _minitron),
+    "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt),
+    "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
+    "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
+    "ziplm": Method("ZipLM", "arXiv 2302.04089", _ziplm, database=True),
+    "sheared": Method("Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
 }
-"""Methods by name. `darwinlm` is the pipeline itself; any method may be followed by refit and recovery."""
+"""Methods by their names for `--methods`. `darwinlm` is the pipeline itself; refit and recovery may follow any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
-from darwinlm.evaluation.summary import Table
+from darwinlm.tables import Table
 
 
 def comparison_cells(compared: ComparisonRecord) -> Table:
@@ -58,7 +58,7 @@ def _footing(compared: ComparisonRecord) -> list[str]:
         + ("; ≥: interrupted, only the last part was timed" if any(row.resumed for row in compared.rows) else ""),
     ]
     if search["minutes"] is not None:
-        tries = _tries(compared)
+        tries = next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)
         random = f", and so are random tries ({tries} allocations)" if tries else ""
         lines.append(f"searches are limited to {search['minutes']:g} minutes{random}")
     else:
@@ -74,7 +74,3 @@ def _footing(compared: ComparisonRecord) -> list[str]:
             f"({weights}, learning rate {recovery['learning_rate']:g})"
         )
     return lines
-
-
-def _tries(compared: ComparisonRecord) -> int:
-    return next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)

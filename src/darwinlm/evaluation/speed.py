@@ -37,12 +37,7 @@ def measure_speed(
 ) -> dict[str, Speed]:
     """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
 
-    Args:
-        models: Models by name.
-        prompt: [1, t] tokens.
-        new_tokens: Number of tokens decoded after the prompt.
-        runs: Number of rounds.
-        late: Whether to stop after this round; there is one after the warm-up at least.
+    `prompt` is [1, t]. `late` tells whether to stop after this round; there is one after the warm-up at least.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}

@@ -29,10 +29,7 @@ REPEATS = (("evaluation.speed_runs", 1), ("evaluation.copying_lists", 4), ("eval
 def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
     """Settings of one stage by dotted name, with its amounts lowered to a share; those that stay are left out.
 
-    Args:
-        recipe: The whole recipe.
-        share: Share of the amounts, 0 to 1.
-        stage: One of `STAGES`.
+    `share` is from 0 to 1, `stage` one of `STAGES`.
     """
     if share >= 1:
         return {}

@@ -21,9 +21,8 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.plan import hours
+from darwinlm.planning.plan import estimate, hours
 from darwinlm.planning.shorten import STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
 from darwinlm.report.summary import TimeFigures
@@ -60,12 +59,8 @@ SIMILAR = "a100"
 class TimeLimit:
     """The time limit of one run, or of several runs that share the stages before the search.
 
-    Args:
-        seconds: The limit.
-        runs: Number of runs.
-        begun: Start of the limit on the clock; None is now.
-        strict: Whether a limit that is too short for the least text is an error; else that text is used.
-        clock: Clock in seconds.
+    It starts at `begun` on the clock, or now. Unless `strict`, a limit that is too short for the least text takes that
+    text instead of raising an error.
     """
 
     def __init__(

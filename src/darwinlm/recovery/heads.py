@@ -141,12 +141,7 @@ def _next_tokens(tokens: Tensor) -> Tensor:
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
-    Args:
-        model: The smaller model.
-        teacher: The dense model; None if the objective doesn't need it.
-        tokens: [b, t].
-        dense: Outputs of the dense model for them.
-        objective: Terms of the loss.
+    Tokens are [b, t]. The dense model is None if the objective doesn't need it.
     """
     hidden = _streams(model, tokens)
     following = _next_tokens(tokens)

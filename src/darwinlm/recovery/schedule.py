@@ -58,13 +58,8 @@ class Steps:
 def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: int = 1) -> Steps:
     """Divide the tokens into steps of `batch_tokens`; the remainder is dropped.
 
-    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
-
-    Args:
-        settings: The recipe's section.
-        length: Tokens in a sequence.
-        micro: Tokens that one process may run at once.
-        processes: Number of processes that share a step.
+    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process. `length`
+    is the number of tokens in a sequence, `micro` that of tokens that one process may run at once.
 
     Raises:
         RecipeError: A step can't be divided evenly, or there are too few tokens for one.

@@ -65,22 +65,12 @@ def train(
 ) -> Trained:
     """Train, or resume from the last checkpoint in `folder`.
 
-    Args:
-        student: Function that builds the smaller model, float32 in main memory, the same one each time.
-        teacher: The dense model in the type of the forward pass; None if the objective doesn't need it.
-        text: One epoch of training text; with the dense model's log-probabilities if they were stored
-            (`darwinlm.recovery.cache`).
-        held_out: [n, t] validation tokens.
-        steps: Division of the text into steps.
-        settings: The recipe's section.
-        folder: Folder for checkpoints.
-        run: Identity of the training, as JSON.
-        device: Device of the model; each process has its own.
-        dtype: Element type of forward and backward passes; trained weights are always float32.
-        logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
-        say: Receiver of log lines.
-        progress: Callback with the numbers of finished and total steps.
-        each_step: Callback with the number of tokens so far and the model, after each step and before its checkpoint.
+    `student` builds the smaller model, float32 in main memory, the same one each time. `teacher` is the dense model in
+    the type of the forward pass; None if the objective doesn't need it. `text` is one epoch, with the dense model's
+    log-probabilities if they were stored (`darwinlm.recovery.cache`); `held_out` is [n, t]. `run` is the identity of
+    the training, as JSON. `dtype` is that of forward and backward passes; trained weights are always float32. Without
+    `logs`, TensorBoard's files lie beside the checkpoints. `each_step` gets the number of tokens so far and the model,
+    after each step and before its checkpoint.
 
     Raises:
         NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.

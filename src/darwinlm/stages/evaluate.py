@@ -33,12 +33,7 @@ Measured = dict[ModelKey, ModelFigures]
 
 
 def evaluate_stage(run: Run, results: StageResults) -> Measured:
-    """Figures of each model.
-
-    Args:
-        run: The run.
-        results: Results of the earlier stages.
-    """
+    """Figures of each model."""
     exported, stitched, refitted = results.export, results.stitch, results.refit
     key = {
         "model": run.checkpoint.digest,
@@ -100,11 +95,7 @@ def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelK
 def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
     """Measure models on the same text, including the dense one.
 
-    Args:
-        run: The run.
-        models: Models in the run's element type, on the CPU.
-        texts: Texts of the run, including `evaluation`.
-        dtype: Element type for their size in bytes.
+    Models are in the run's element type, on the CPU; their sizes in bytes are those in `dtype`.
     """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}

@@ -35,13 +35,7 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class Recovered:
-    """The trained model.
-
-    Attributes:
-        stage: Stage folder.
-        checkpoint: The model, float32.
-        record: Steps, tokens, and the log.
-    """
+    """The trained model."""
 
     stage: StageFolder
     checkpoint: Checkpoint
@@ -69,12 +63,8 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
     """Check everything that can be checked before training or pruning.
 
-    Args:
-        run: The run.
-        described: The model to train and its tokenizer; None if it will be pruned from the run's model.
-
-    Returns:
-        The division of the text into steps.
+    `described` is the model to train and its tokenizer; None if it will be pruned from the run's model. Returns the
+    division of the text into steps.
 
     Raises:
         RecipeError: Sequences are too long, a step can't be divided, or weights can't be sharded.
@@ -105,12 +95,8 @@ def recover_model(
 ) -> Recovered:
     """Train a model, in one process or several, as the stage `recover`.
 
-    Args:
-        run: The run.
-        texts: Texts of other purposes, including `validation`.
-        described: The smaller model (for its configuration) and its tokenizer.
-        student: Function that builds the smaller model in float32.
-        before: Digests of the initial weights.
+    `described` is the smaller model, for its configuration, and its tokenizer; `student` builds it in float32. `before`
+    holds digests of the initial weights.
 
     Raises:
         ModelError: The dense model has another vocabulary or tokenizer.

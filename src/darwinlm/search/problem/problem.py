@@ -24,7 +24,6 @@ class Problem:
     """The search space, the cost of allocations, and the budget.
 
     Attributes:
-        space: Modules and levels.
         cost: Cost of every level, in the unit of the budget.
         budget: Bounds on the cost.
         outside: Number of parameters that aren't pruned.
@@ -56,13 +55,7 @@ def counted_costs(
 ) -> CostModel:
     """Costs in parameters or bytes, which need no measurement.
 
-    Args:
-        settings: Budget of the recipe; its kind determines the unit.
-        checkpoint: Configuration and family; weights aren't read.
-        space: Modules and levels.
-        shapes: Shapes of all modules.
-        outside: Number of parameters outside the blocks.
-        dtype: Element type of the saved model.
+    The budget's kind determines the unit. Weights aren't read.
     """
     if settings.kind == "keep":
         return parameter_costs(space)
