@@ -49,14 +49,14 @@ def best_random(
     seed: int,
     seconds: float | None = None,
 ) -> tuple[Allocation, int]:
-    """The best of several random allocations, within a time limit.
+    """The best of several random allocations.
 
     Args:
         problem: Space, costs and budget.
         loss: Loss of an allocation.
-        tries: Number of draws; duplicates are evaluated once.
+        tries: Number of draws without a time limit; duplicates are evaluated once.
         seed: Seed of the draws.
-        seconds: Time limit for draws; at least one is drawn.
+        seconds: Time for draws, however many; at least one is drawn.
 
     Returns:
         The allocation, and the number of draws.
@@ -68,7 +68,7 @@ def best_random(
     begun = time.monotonic()
     losses: dict[Allocation, float] = {}
     drawn = 0
-    while drawn < tries and (not drawn or seconds is None or time.monotonic() - begun < seconds):
+    while not drawn or (drawn < tries if seconds is None else time.monotonic() - begun < seconds):
         allocation = random_start(problem, rng)
         drawn += 1
         if allocation not in losses:

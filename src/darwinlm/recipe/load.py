@@ -34,9 +34,7 @@ MISTAKES = 5
 MOST, MOST_REPEATS = 10**15, 10**6
 """Largest number in a recipe (tokens or bytes), and largest number of repetitions."""
 REPEATS = frozenset(
-    {"generations", "offspring", "survivors"}
-    | {"epochs", "speed_runs", "random_tries", "new_tokens"}
-    | {"sequence_length", "lora_rank", "mlp_multiple"}
+    {"generations", "offspring", "survivors", "epochs", "sequence_length", "lora_rank", "mlp_multiple"}
 )
 
 

@@ -15,7 +15,7 @@ class SearchStage(Section):
     """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
     tokens: int = Field(gt=0)
-    """Fitness tokens for each candidate; at most `text.fitness_tokens`."""
+    """Fitness tokens for each candidate."""
     survivors: int = Field(gt=0)
     """Number of candidates that survive the round."""
     training_tokens: int = Field(0, ge=0)
@@ -29,8 +29,6 @@ class TrainingSettings(Section):
     """Learning rate after a warm-up of four steps."""
     lora_rank: int = Field(0, ge=0)
     """Rank of low-rank adapters that are trained instead of the weights; 0 trains the weights."""
-    batch_tokens: int = Field(2048, gt=0)
-    """Training tokens in one step."""
 
 
 class SearchSettings(Section):
@@ -83,7 +81,7 @@ def _shrink(field: str, first: str, counts: list[int]) -> None:
 PAPER: dict[str, Any] = {
     "units": {"levels": "paper"},
     "database": {"saliency": "output"},
-    "text": {"looking_back": 0, "fitness_tokens": 8192},
+    "text": {"looking_back": 0},
     "search": {
         "method": "paper",
         "generations": 200,

@@ -22,6 +22,13 @@ from darwinlm.recipe.search import SearchSettings, apply_preset
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
 
+GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
+"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
+The measured databases have these amounts (docs/notebook/database.md)."""
+
+COPYING_LISTS, COPYING_TOKENS = (4, 16), 512
+"""Fewest and most lists of a length for copying, and evaluation tokens for each of them."""
+
 
 class ComputeSettings(Section):
     """Device and precision of the computation."""
@@ -48,14 +55,23 @@ class TextSettings(Section):
     smaller model still uses its context. 0 turns repetition off."""
     calibration_tokens: int = Field(65536, gt=0)
     """Tokens for the second moments of the database, and for the refit."""
-    fitness_tokens: int = Field(8192, gt=0)
-    """Tokens for the evaluation of candidates in the search."""
     validation_tokens: int = Field(8192, gt=0)
     """Tokens for choices that must not use the fitted text, such as the strength of the refit."""
     evaluation_tokens: int = Field(16384, gt=0)
     """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
     """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
+
+    @property
+    def gradient_tokens(self) -> int:
+        """Calibration tokens for the gradients of the loss."""
+        return min(max(self.calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
+
+    @property
+    def copying_lists(self) -> int:
+        """Number of lists of words, and of passages, of each length for copying."""
+        fewest, most = COPYING_LISTS
+        return min(max(self.evaluation_tokens // COPYING_TOKENS, fewest), most)
 
 
 class UnitsSettings(Section):
@@ -114,13 +130,9 @@ class UnitsSettings(Section):
 class DatabaseSettings(Section):
     """Second-order pruning of every module at every level."""
 
-    damping: float = Field(0.01, gt=0)
-    """Damping of the second moment, relative to the mean of its diagonal."""
     saliency: Literal["output", "loss"] = "loss"
     """Weighting of output errors in the removal order: by their effect on the `loss`, or equal (`output`, as in the
     paper)."""
-    saliency_tokens: int = Field(8192, gt=0)
-    """Calibration tokens for the gradients of the loss; at most `text.calibration_tokens` are used."""
     folder: str | None = None
     """Finished database of this model to use, instead of building one."""
 
@@ -137,12 +149,6 @@ class EvaluationSettings(Section):
 
     prompts: tuple[str, ...] = ("The capital of France is", "Water boils when", "To make bread, you first")
     """Prompts that every model continues greedily."""
-    new_tokens: int = Field(32, gt=0)
-    """Number of tokens of each continuation."""
-    speed_runs: int = Field(3, ge=1)
-    """Timed passes per model; the median is reported."""
-    copying_lists: int = Field(16, ge=1)
-    """Number of lists of words, and of passages, of each length for copying."""
 
 
 class ExportSettings(Section):
@@ -150,15 +156,6 @@ class ExportSettings(Section):
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Element type; `auto` is the checkpoint's, or bfloat16 if the model came from a GGUF file."""
-
-
-class BaselinesSettings(Section):
-    """Settings of the other methods that `darwinlm compare` runs."""
-
-    random_tries: int = Field(16, ge=1)
-    """Number of random allocations, of which the best is used; `search.minutes` limits it too."""
-    sheared_tokens: int = Field(65536, gt=0)
-    """Calibration tokens for training masks and weights in Sheared-LLaMA; shorter text is repeated."""
 
 
 class Recipe(Section):
@@ -201,8 +198,6 @@ class Recipe(Section):
     """Measurements for the report."""
     export: ExportSettings = ExportSettings()
     """The saved model."""
-    baselines: BaselinesSettings = BaselinesSettings()
-    """Other methods for comparison."""
 
     @model_validator(mode="before")
     @classmethod
