@@ -41,7 +41,6 @@ from search import Json, machine
 
 BUDGET = (
     "text.calibration_tokens=8192",
-    "database.saliency_tokens=1024",
     "recovery.tokens=0",
 )
 ARMS = {

@@ -160,15 +160,12 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
     assert longer["database"] == base["database"]
     assert "refit" not in need("refit.tokens=0")
     assert "saliency" not in need("database.saliency=output")
-    fewer = need("database.saliency_tokens=32")
-    assert fewer["saliency"]["flops"] < 0.5 * base["saliency"]["flops"]
-    assert fewer["database"] == base["database"]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folder) -> None:
     folder = tiny_folder(model_type)
-    sizes = sizes_of(folder, "text.sequence_length=32", "database.saliency_tokens=128")
+    sizes = sizes_of(folder, "text.sequence_length=32", "text.calibration_tokens=1024")
     (need, *_) = make_plan(sizes, find_device("h100")).needs
     assert (need.name, need.tokens) == ("saliency", 128)
     tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -205,7 +202,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
     """See docs/notebook/database.md: 1,492 MB, of them 772 MB of residual streams."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
-    settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=8192")
+    settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=65536")
 
     def gradients() -> StageNeed:
         recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(tmp_path)})
@@ -226,8 +223,8 @@ def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, toke
     LlamaConfig(
         **config, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, dtype="bfloat16"
     ).save_pretrained(tmp_path)
-    settings = ("compute.batch_tokens=4096", "compute.dtype=float32", f"database.saliency_tokens={tokens}")
-    text = ("text.calibration_tokens=32768", "refit.tokens=0")
+    settings = ("compute.batch_tokens=4096", "compute.dtype=float32")
+    text = (f"text.calibration_tokens={8 * tokens}", "refit.tokens=0")
     recipe = load_recipe(None, (*settings, *text), {"model": str(tmp_path)})
     sizes = Sizes(Checkpoint.describe(tmp_path), recipe)
     (cpu, *_), (gpu, *_) = (make_plan(sizes, find_device(name)).needs for name in ("cpu", "h100"))

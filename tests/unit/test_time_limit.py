@@ -169,7 +169,7 @@ def test_every_part_is_lowered_and_none_below_its_least() -> None:
             lowered = list(differences(recipe, merged))
             assert bool(lowered) == bool(settings)
     half = shortened(recipe, 0.5, "database")
-    assert half == {"text.calibration_tokens": 32768, "database.saliency_tokens": 4096}
+    assert half == {"text.calibration_tokens": 32768}
     assert shortened(recipe, 0.1, "refit") == {"refit.tokens": 0}
     assert shortened(recipe, 0.001, "recover")["recovery.tokens"] == 8 * 512
 

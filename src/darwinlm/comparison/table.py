@@ -50,9 +50,10 @@ def _footing(compared: ComparisonRecord) -> list[str]:
     """Remarks about the common conditions, and about the resources of each row."""
     recipe, names = compared.recipe, [row.method for row in compared.rows]
     text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
+    fitness = max(stage["tokens"] for stage in search["stages"])
     lines = [
         f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
-        f"{max(stage['tokens'] for stage in search['stages']):,} fitness tokens of {text['source']}; measured on other documents: "
+        f"{fitness:,} fitness tokens of {text['source']}; measured on other documents: "
         + "; ".join(f"{place}, {part.tokens:,} tokens of {part.source}" for place, part in compared.texts.items()),
         "minutes: the method with all of its steps, including the pruning database if it uses one"
         + ("; ≥: interrupted, only the last part was timed" if any(row.resumed for row in compared.rows) else ""),

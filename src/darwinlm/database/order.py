@@ -201,7 +201,7 @@ class Removal:
         costs *= self.gain
         if not bool(torch.isfinite(costs).all()):
             raise NumericsError(
-                f"{self.name}: the removal order lost all precision in {self.work}; use float64 or more damping"
+                f"{self.name}: the removal order lost all precision in {self.work}; use float64 or more text"
             )
         return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 

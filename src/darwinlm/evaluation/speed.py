@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 NEW_TOKENS = 32
 """Tokens of a continuation, and of a timed one."""
 

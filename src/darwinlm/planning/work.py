@@ -6,8 +6,8 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 
 from __future__ import annotations
 
+from darwinlm.evaluation import speed
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES
-from darwinlm.evaluation.speed import NEW_TOKENS
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
@@ -206,7 +206,7 @@ def evaluate(need: StageNeed) -> None:
     """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights."""
     sizes, recipe = need.sizes, need.sizes.recipe
     smaller, runs = memory.smaller_models(recipe), ROUNDS
-    decoded = NEW_TOKENS * (runs + len(recipe.evaluation.prompts))
+    decoded = speed.NEW_TOKENS * (runs + len(recipe.evaluation.prompts))
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
         need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1, logit_bytes=KL_BYTES)
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)

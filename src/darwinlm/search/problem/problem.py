@@ -16,6 +16,7 @@ from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 
+
 @dataclass(frozen=True)
 class Problem:
     """The search space, the cost of allocations, and the budget.
