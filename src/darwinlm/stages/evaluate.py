@@ -17,7 +17,7 @@ from darwinlm.evaluation.looking_back import all_copying, longest_sequence, meas
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.report.summary import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.report.models import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
