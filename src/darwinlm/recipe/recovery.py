@@ -20,7 +20,7 @@ class RecoverySettings(Section):
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
     epochs: int = Field(1, ge=1)
-    """Maximum number of passes over the text."""
+    """Maximum number of passes over the text, where it is shorter than `tokens`."""
     batch_tokens: Count = Field(32768, gt=0)
     """Tokens in one step of all processes; fewer `tokens` are divided into up to eight smaller steps."""
     distillation: Share = Field(1.0, ge=0, le=1)
