@@ -83,8 +83,8 @@ def dead_inputs(H: Tensor) -> Tensor:
 
 
 DAMPING = 0.01
-"""Damping of a second moment as a share of its mean diagonal, as in the reference code. From 0.003 to 0.03 the KL
-changes by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
+"""Damping of a second moment as a share of its mean diagonal, as for GPTQ (arXiv 2210.17323). From 0.003 to 0.03, KL
+rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
 
 
 def damp(H: Tensor, relative: float = DAMPING) -> Tensor:

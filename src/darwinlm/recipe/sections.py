@@ -175,7 +175,7 @@ class Recipe(Section):
     """Descending shares of the block parameters: prune to the first, recover, prune the result to the next, and so on.
     `budget.keep` is the last of them. The rounds share `recovery.tokens`."""
     time: Minutes | None = Field(None, gt=0)
-    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, amounts of text, steps and repetitions are lowered
+    """Time limit of the run (30, 30m, 1h, 90s). Before each stage, amounts of text and steps are lowered
     until the rest fits; the report says to what."""
     allow_remote_code: bool = False
     """Whether a checkpoint may run its own Python code."""
