@@ -136,7 +136,7 @@ def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
     for path in files:
         with safe_open(path, framework="pt") as file:
             payload += sum(file.get_tensor(name).nbytes for name in STORED)
-    assert payload == 7 * LENGTH * bytes_per_token(12, vocabulary)
+    assert payload == 7 * LENGTH * bytes_per_token(vocabulary, 12)
     assert said == [
         f"teacher cache: top 12 of 112 tokens in {tmp_path / 'cache'}: 4 of 4 shards are computed now and take 0.00 GB "
         "on disk"
