@@ -186,10 +186,11 @@ def test_a_limited_run_says_what_it_shortened(
     from tests.tiny.checkpoint import SETTINGS
 
     monkeypatch.setattr(time_limit, "_device", lambda run: find_device("rtx3090"))
-    probe = make_run(tiny_llama, tmp_path / "probe")
+    much = ("recovery.tokens=16384", "recovery.batch_tokens=128")
+    probe = make_run(tiny_llama, tmp_path / "probe", *much)
     times = 600 / (0.8 * sum(planned(probe).values()))
     monkeypatch.setattr(TimeLimit, "_of_passes", lambda *_: times)
-    settings = [part for assignment in SETTINGS for part in ("--set", assignment)]
+    settings = [part for assignment in (*SETTINGS, *much) for part in ("--set", assignment)]
     ended = command(
         "prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, "--time", "10m", *settings
     )

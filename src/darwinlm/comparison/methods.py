@@ -153,9 +153,8 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
-    wanted = -(-min(SHEARED_TOKENS, run.recipe.text.calibration_tokens) // tokens.shape[1])
-    order = torch.arange(wanted) % len(tokens)
-    batches = torch.split(tokens[order], max(1, SHEARED_BATCH // tokens.shape[1]))
+    tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
+    batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
     shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
@@ -165,7 +164,7 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     trained = folder / "trained"
     save_model(model.to("cpu"), trained)
     checkpoint = Checkpoint.open(trained)
-    record |= {"tokens": wanted * tokens.shape[1]}
+    record |= {"tokens": tokens.numel()}
     return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
 
 

@@ -7,12 +7,13 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 from __future__ import annotations
 
 from darwinlm.evaluation import speed
-from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
 from darwinlm.search.evaluate.training import STEP_TOKENS
 from darwinlm.search.evolve import evolution
+from darwinlm.stages.database import gradient_tokens
 from darwinlm.stages.refit import STRENGTHS
 from darwinlm.surgery.refit import RIDGES
 
@@ -58,7 +59,7 @@ TRANSFER = 25e9
 def saliency(need: StageNeed) -> None:
     """Gradients of the loss at the outputs of modules; weights get none."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    need.tokens = sizes.whole(recipe.text.gradient_tokens)
+    need.tokens = sizes.whole(gradient_tokens(recipe.text.calibration_tokens))
     # Forward pass; then again with gradients of the stream.
     need.run(need.tokens, blocks=3, heads=2, logit_bytes=GRADIENT_BYTES)
     need.products["float32"] += 2.0 * need.tokens * sizes.width**2 * len(sizes.shapes)
@@ -197,7 +198,7 @@ def recover(need: StageNeed) -> None:
 def _copied(need: StageNeed) -> int:
     """Tokens of the lists and passages whose copying is measured."""
     recipe, length = need.sizes.recipe, need.sizes.recipe.text.sequence_length
-    lists = recipe.text.copying_lists
+    lists = number_of_lists(recipe.text.evaluation_tokens)
     passages = min(lists, recipe.text.evaluation_tokens // length)
     return lists * 2 * sum(LIST_LENGTHS) + passages * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
 

@@ -22,13 +22,6 @@ from darwinlm.recipe.search import SearchSettings, apply_preset
 AttentionUnit = Literal["kv_group", "group_heads", "query_head", "lattice"]
 ExpertUnit = Literal["both", "whole", "width"]
 
-GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
-"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
-The measured databases have these amounts (docs/notebook/database.md)."""
-
-COPYING_LISTS, COPYING_TOKENS = (4, 16), 512
-"""Fewest and most lists of a length for copying, and evaluation tokens for each of them."""
-
 
 class ComputeSettings(Section):
     """Device and precision of the computation."""
@@ -62,17 +55,6 @@ class TextSettings(Section):
     """Tokens for the figures in the report; no choice depends on them."""
     allow_benchmark_text: str = ""
     """Reason, in words, for using evaluation text of a benchmark. Without one such text is refused."""
-
-    @property
-    def gradient_tokens(self) -> int:
-        """Calibration tokens for the gradients of the loss."""
-        return min(max(self.calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
-
-    @property
-    def copying_lists(self) -> int:
-        """Number of lists of words, and of passages, of each length for copying."""
-        fewest, most = COPYING_LISTS
-        return min(max(self.evaluation_tokens // COPYING_TOKENS, fewest), most)
 
 
 class UnitsSettings(Section):

@@ -23,6 +23,10 @@ from darwinlm.malloc import kept_memory
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 
+GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
+"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
+Measured databases have these amounts (docs/notebook/database.md)."""
+
 
 @dataclass(frozen=True)
 class PruningDatabase:
@@ -87,9 +91,14 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
 
 
+def gradient_tokens(calibration_tokens: int) -> int:
+    """Number of calibration tokens for the gradients of the loss."""
+    return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
+
+
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
-    wanted = -(-run.recipe.text.gradient_tokens // text.tokens.shape[1])
+    wanted = -(-gradient_tokens(text.n_tokens) // text.tokens.shape[1])
     sequences = min(max(wanted, parallel.size()), len(text.tokens))
     tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
     key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": sequences, "arithmetic": run.arithmetic}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import first_line
-from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
     speed = measure_speed(named, tokens[:1], late=late(SPEED))
     tokenizer = run.checkpoint.tokenizer()
     sequences, remarks = all_copying(
-        tokenizer, tokens, longest_sequence(models["dense"].config), lists=run.recipe.text.copying_lists
+        tokenizer, tokens, longest_sequence(models["dense"].config), lists=number_of_lists(tokens.numel())
     )
     copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens, late=late(COPYING))
     if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
