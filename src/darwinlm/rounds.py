@@ -38,36 +38,34 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     for number, share in enumerate(recipe.rounds[:-1]):
         run.reporter.say(f"round {number + 1} of {len(recipe.rounds)}: keep {share:.0%} of the original")
         folder = run.folder / FOLDER / str(number + 1)
-        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part, number), folder)
+        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part), folder, number)
         run_stages(one, "export")
         model = str(folder / "model")
         kept = _block_parameters(Checkpoint.open(Path(model)))
     number = len(recipe.rounds) - 1
     run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
-    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder)
+    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part), run.folder, number)
 
 
-def _round(run: Run, recipe: Recipe, folder: Path) -> Run:
-    """The run of one round, with the dense models of the whole run."""
+def _round(run: Run, recipe: Recipe, folder: Path, number: int) -> Run:
+    """The run of one round, with the dense models of the whole run, and training text after that of earlier rounds."""
     one = Run(recipe, folder, run.reporter)
+    one.skipped_tokens = number * (recipe.recovery.tokens // recipe.recovery.epochs)
     one.teacher = run.teacher
     if recipe.model == run.recipe.model:
         one.checkpoint = run.checkpoint
     return one
 
 
-def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: int) -> Recipe:
-    """The recipe of one round, with its model, share, and part of the training text."""
-    recovery = recipe.recovery
+def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int) -> Recipe:
+    """The recipe of one round, with its model, share, and number of training tokens."""
     changes = {
         "rounds": (),
         "vocabulary": None,
         "model": model,
         "teacher": recipe.teacher or recipe.model,
         "budget": recipe.budget.model_copy(update={"keep": keep}),
-        "recovery": recovery.model_copy(
-            update={"tokens": tokens, "skip_tokens": recovery.skip_tokens + number * (tokens // recovery.epochs)}
-        ),
+        "recovery": recipe.recovery.model_copy(update={"tokens": tokens}),
     }
     return recipe.model_copy(update=changes)
 

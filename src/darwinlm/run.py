@@ -50,6 +50,7 @@ class Run:
         self.timings: list[dict[str, Any]] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
+        self.skipped_tokens = 0  # training text of earlier rounds
         parallel.init_from_environment()
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
         with parallel.agree():

@@ -27,7 +27,6 @@ from tests.tiny.checkpoint import tiny_checkpoint
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
     "units.mlp_multiple=32",
-    "text.fitness_tokens=64",
     "search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",
 )
 ROUNDS = ((32, 2), (32, 1), (64, 0))
@@ -64,8 +63,14 @@ class Bench:
         decoder = Decoder(run.checkpoint.load(torch.bfloat16, device), run.checkpoint.family)
         placed = PlacedModules(decoder, reader, self.space)
         fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
-        chosen = TrainingSettings(learning_rate=1e-3, batch_tokens=32, **settings)
+        chosen = TrainingSettings(learning_rate=1e-3, **settings)
         return CandidateTrainer(placed, fitness, self.tokens["training"], chosen, run.folder)
+
+
+@pytest.fixture(autouse=True)
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence in a step."""
+    monkeypatch.setattr("darwinlm.search.evaluate.training.STEP_TOKENS", 32)
 
 
 @pytest.fixture(scope="module")

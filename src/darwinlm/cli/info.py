@@ -11,18 +11,18 @@ from darwinlm.cli import terminal
 from darwinlm.cli.app import LEARN, JsonOption, command
 
 FIRST = (
+    "budget.keep",
     "text.source",
     "text.calibration_tokens",
     "text.sequence_length",
-    "units.attention",
-    "search.minutes",
-    "search.method",
+    "units.quantisation",
+    "time",
     "recovery.tokens",
     "recovery.learning_rate",
     "compute.dtype",
     "compute.batch_tokens",
 )
-"""Most frequently changed settings."""
+"""Settings that a user may want: size, text, quantiser, time, training, precision and memory."""
 
 
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")

@@ -49,9 +49,10 @@ def best_random(
     seed: int,
     seconds: float | None = None,
 ) -> tuple[Allocation, int]:
-    """The best of several random allocations, within a time limit.
+    """The best of several random allocations.
 
-    Duplicates are evaluated once. At least one allocation is drawn, even after `seconds`.
+    `tries` counts without a time limit; with one, as many as fit into `seconds` are drawn, at least one. Duplicates are
+    evaluated once.
 
     Returns:
         The allocation, and the number of draws.
@@ -63,7 +64,7 @@ def best_random(
     begun = time.monotonic()
     losses: dict[Allocation, float] = {}
     drawn = 0
-    while drawn < tries and (not drawn or seconds is None or time.monotonic() - begun < seconds):
+    while not drawn or (drawn < tries if seconds is None else time.monotonic() - begun < seconds):
         allocation = random_start(problem, rng)
         drawn += 1
         if allocation not in losses:

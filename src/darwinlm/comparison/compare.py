@@ -131,7 +131,6 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "fitness": inputs.texts["fitness"].digest,
         "units": run.recipe.units.model_dump(),
         "budget": run.recipe.budget.model_dump(),
-        "settings": run.recipe.baselines.model_dump(),
         "score_tokens": run.recipe.search.stages[0].tokens,
         "seed": run.recipe.search.seed,
         "minutes": run.recipe.search.minutes if method.searches else None,

@@ -79,13 +79,17 @@ def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
+TRIES = 16
+"""Random allocations without `search.minutes`; with it, as many as there is time for."""
+
+
 def _random(inputs: MethodInputs, _: Path) -> MethodResult:
     reader, recipe = inputs.database.reader, inputs.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
         inputs.plan,
         inputs.loss(reader),
-        tries=recipe.baselines.random_tries,
+        tries=TRIES,
         seed=recipe.search.seed,
         seconds=None if minutes is None else 60 * minutes,
     )
@@ -133,8 +137,8 @@ def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
     return _ranked_experts(inputs, lambda experts: experts.asked)
 
 
-SHEARED_BATCH = 2048
-"""Tokens in one step of Sheared-LLaMA."""
+SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
+"""Most calibration tokens for masks and weights of Sheared-LLaMA, and tokens in one step."""
 
 
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
@@ -143,9 +147,8 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
-    wanted = -(-run.recipe.baselines.sheared_tokens // tokens.shape[1])
-    order = torch.arange(wanted) % len(tokens)
-    batches = torch.split(tokens[order], max(1, SHEARED_BATCH // tokens.shape[1]))
+    tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
+    batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
     shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
@@ -155,7 +158,7 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     trained = folder / "trained"
     save_model(model.to("cpu"), trained)
     checkpoint = Checkpoint.open(trained)
-    record |= {"tokens": wanted * tokens.shape[1]}
+    record |= {"tokens": tokens.numel()}
     return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
 
 

@@ -20,8 +20,8 @@ from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
 
-LISTS = 16
-"""Number of sequences of each kind and length."""
+FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
+"""Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
 
 SEED = 0
 """Seed of the lists, so that all models with the same tokenizer get the same ones."""
@@ -76,6 +76,11 @@ class CopyingScore:
     accuracy: float
     loss: float
     tokens: int
+
+
+def number_of_lists(evaluation_tokens: int) -> int:
+    """Number of sequences of each kind and length beside so many tokens of text."""
+    return min(max(evaluation_tokens // LIST_TOKENS, FEWEST_LISTS), LISTS)
 
 
 def word_tokens(tokenizer: Any) -> list[int]:

@@ -148,7 +148,6 @@ class Sizes:
         """
         length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
         if recovery:
-            length = self.recipe.recovery.sequence_length or length
             dtype, low = torch.float32, None if dtype == torch.float32 else dtype
         key = (length, dtype, low, backward, kept != 1)
         if key not in self._counted:

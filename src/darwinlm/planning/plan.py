@@ -121,7 +121,7 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
 
-LOWERED = {"saliency": "database.saliency_tokens", "database": "text.calibration_tokens", "refit": "refit.tokens"}
+LOWERED = {"database": "text.calibration_tokens", "refit": "refit.tokens"}
 """Setting of a stage that is halved until the stage fits, if `compute.batch_tokens` isn't enough."""
 
 
@@ -138,7 +138,7 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
     if stage == "recover":
         recovery = recipe.recovery
         base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
-        smallest = f"compute.batch_tokens={recovery.sequence_length or recipe.text.sequence_length}"
+        smallest = f"compute.batch_tokens={recipe.text.sequence_length}"
         sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
         several = [(sharded, processes) for processes in sorted({here, 2, 4, 8, 16, 32}) if processes >= max(here, 2)]
         adapters = [(("recovery.lora_rank=16",), here)] if sharded else []  # fsdp doesn't shard them

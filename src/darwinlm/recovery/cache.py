@@ -30,6 +30,8 @@ from darwinlm.recovery.heads import dense_top
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
 """Keys of a batch besides its tokens, in the order of `TopK`'s fields."""
+TOP_K = 64
+"""Tokens stored at each position, as in the measured trainings (docs/results.md)."""
 SHARD_TOKENS = 1 << 16
 _SMALL_VOCABULARY = 1 << 16
 _LEAST = -6e4
@@ -41,7 +43,7 @@ class CacheKey:
 
     teacher: str
     dtype: str
-    top_k: int
+    top_k: int = TOP_K
 
 
 class CachedText(Dataset[dict[str, Tensor]]):
@@ -99,11 +101,11 @@ def cached_text(
     paths = [folder / f"top{key.top_k}_{digest_of(shard)}.safetensors" for shard in keys]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     vocabulary = int(teacher.config.vocab_size)
-    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(key.top_k, vocabulary)
+    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, key.top_k)
     with parallel.agree():
         if parallel.is_main():
             say(_announcement(folder, key, blocks * length, len(missing), len(parts), size))
-            check_room(folder, size, "the teacher cache takes", "choose another folder, or lower recovery.top_k")
+            check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
     with parallel.agree():
         for done, number in enumerate(mine):
@@ -115,7 +117,7 @@ def cached_text(
     return CachedText(text, paths, shard_blocks)
 
 
-def bytes_per_token(top_k: int, vocabulary: int) -> int:
+def bytes_per_token(vocabulary: int, top_k: int = TOP_K) -> int:
     """Bytes of a token on disk, without the header of a shard."""
     return min(top_k, vocabulary) * (2 + _places_type(vocabulary).itemsize) + 4
 

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.summary import CopyingFigures, ModelKey, Summary
+from darwinlm.report.models import CopyingFigures, ModelKey
+from darwinlm.report.summary import Summary
 
 COPIED = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.summary import ModelFigures, Summary
+from darwinlm.report.models import ModelFigures
+from darwinlm.report.summary import Summary
 
 COLUMNS = (
     "model",

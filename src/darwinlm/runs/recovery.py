@@ -14,7 +14,8 @@ from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe, parse_recipe
-from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
+from darwinlm.report.models import ModelKey
+from darwinlm.report.summary import FILE, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.runs.prune import resolve
 from darwinlm.stages.dtype import saved_dtype

@@ -108,7 +108,7 @@ class Fitness:
         mean = self.kls([allocation], n_tokens)[0]
         if math.isinf(mean):
             raise NumericsError(
-                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32 or more damping"
+                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32"
             )
         return mean
 

@@ -36,6 +36,9 @@ from darwinlm.search.problem.space import Allocation
 HOST_SHARE = 0.5
 """Largest share of free main memory for states of waiting candidates."""
 
+STEP_TOKENS = 2048
+"""Training tokens in one step. Our choice; the paper has none."""
+
 LOGIT_BYTES = 24
 """Bytes per logit in training: logits of both models, their float32 log-softmax, and gradients."""
 
@@ -197,7 +200,7 @@ class CandidateTrainer:
             student.rounds += 1
 
     def _batches(self, begin: int, end: int) -> Sequence[Tensor]:
-        rows = max(1, self.settings.batch_tokens // self.tokens.shape[1])
+        rows = max(1, STEP_TOKENS // self.tokens.shape[1])
         return torch.split(self.tokens[begin:end], rows) if end > begin else ()
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:

@@ -16,8 +16,6 @@ from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 
-KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -80,7 +78,7 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
         tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
         batch=settings.batch,
         latent=latent_columns(config),
-        itemsize=dtype.itemsize if settings.kv_dtype == "auto" else KV_BYTES[settings.kv_dtype],
+        itemsize=dtype.itemsize,
         counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
     )
 
