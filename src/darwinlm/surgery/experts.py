@@ -114,7 +114,7 @@ def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, rid
         fitted, unseen = seen.moments(expert, W), held_out.moments(expert, W)
         if fitted.count == 0 or unseen.count == 0:
             continue
-        fit = fit_output(fitted, unseen, W, None, ridges, f"{name} expert {expert}")
+        fit = fit_output(fitted, unseen.errors, W, None, ridges, f"{name} expert {expert}")
         if fit.ridge is not None:
             chosen[fit.ridge] += 1
             weights[expert] = fit.weight

@@ -21,7 +21,14 @@ from darwinlm.families.expert_tensors import as_stored, by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import output_name
 from darwinlm.surgery.experts import fit_experts, mixture_of
-from darwinlm.surgery.projection_fit import Fit, fit_output, module_moments, output_gain, watched_spread
+from darwinlm.surgery.projection_fit import (
+    Fit,
+    errors_behind_norm,
+    fit_output,
+    module_moments,
+    output_gain,
+    watched_spread,
+)
 from darwinlm.surgery.sublayers import BlockWalk
 
 RIDGES = (0.03, 0.3)
@@ -186,8 +193,16 @@ def _fit_module(
         (seen, _), (held_out, energy) = (mixture_of(walk, target.stream.hidden) for walk, target in pairs)
         return fit_experts(seen, held_out, energy, W0, ridges, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
-    fitted, unseen = (
-        module_moments(walk, kind, target.stream.hidden, spread, gain)
-        for (walk, target), spread in zip(pairs, spreads, strict=True)
-    )
-    return fit_output(fitted, unseen, W0, gain, ridges, label)
+    fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
+    if spreads[0]:
+
+        def errors(candidates: Sequence[Tensor]) -> list[float]:
+            return errors_behind_norm(small[1], kind, dense[1].stream.hidden, candidates)
+
+    else:
+        unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
+
+        def errors(candidates: Sequence[Tensor]) -> list[float]:
+            return unseen.errors([W if gain is None else gain[:, None] * W for W in candidates])
+
+    return fit_output(fitted, errors, W0, gain, ridges, label, normed=bool(spreads[0]))

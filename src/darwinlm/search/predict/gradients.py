@@ -9,13 +9,18 @@ C = Σ g xᵀ over tokens, [r, d],
 and one triangular solve gives all widths of a factor (`database/factors.py` explains the letters). Only differences
 between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
+A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
+module would seem free. There g is the gradient behind the norm, and loss(level) - loss(gone) ≈ Σ ⟨g, norm(W_k x)⟩ over
+tokens. The outputs of all widths are partial sums, W_k x = Σ_{j < k} T_j (L⁻¹ x_π)_j.
+
 First-order (Taylor) importance was proposed for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771).
 Here it applies to whole levels, with the weights of each level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -116,9 +121,9 @@ class Gradients:
         gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
         slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):
-            gradient, products = self._back_through(block, inputs.pop(), gradient, arguments[block])
-            for index, C in products.items():
-                slopes[index] = self._levels(index, C)
+            gradient, found = self._back_through(block, inputs.pop(), gradient, arguments[block])
+            for index, row in found.items():
+                slopes[index] = row
         return torch.cat(slopes)
 
     def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ class Gradients:
     def _back_through(
         self, block: int, hidden: Tensor, gradient: Tensor, arguments: dict[str, Any]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The gradient before a block, and C of each of its modules by module index."""
+        """The gradient before a block, and the slopes of each of its modules by module index."""
         places = [index for (at, _), index in self._places.items() if at == block]
         watched = [one for one in map(self._watched, places) if one is not None]
         with ExitStack() as hooks:
@@ -152,36 +157,41 @@ class Gradients:
                 if not after.requires_grad or after is hidden:  # an empty block returns its input
                     return gradient, {}
                 before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
-        products = {}
+        found = {}
         for one, g in zip(watched, at_outputs, strict=True):
-            x = one.dense_input()
-            products[one.index] = g.flatten(0, 1).float().T @ x.flatten(0, 1).float()
-        return before, products
+            x, g = one.dense_input().flatten(0, 1).float(), g.flatten(0, 1).float()
+            found[one.index] = self._levels(one.index, x, g, one.norm)
+        return before, found
 
     def _watched(self, index: int) -> _Watched | None:
-        """A module whose slopes can be computed; None for fixed modules, mixtures, and absent modules before a norm."""
+        """A module whose slopes can be computed; None for fixed modules and mixtures."""
         module, family = self.placed.space.modules[index], self.decoder.family
         if len(module.levels) == 1 or self.placed.database.shape(module.block, module.kind).experts:
             return None
         present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
-        if isinstance(present, Absent) and part.post_norm is not None:  # a norm has no derivative at zero
-            return None
-        return _Watched(index, present, self.placed.dense[index], part.output)
+        norm = None if part.post_norm is None else getattr(self.decoder.blocks[module.block], part.post_norm)
+        return _Watched(index, present, self.placed.dense[index], part.output, norm)
 
-    def _levels(self, index: int, C: Tensor) -> Tensor:
-        """⟨W_k, C_k⟩ of every level of a module, float64."""
+    def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
+        """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
         module, reader = self.placed.space.modules[index], self.placed.database
-        C = C.to(reader.device)
-        sums: dict[int, Tensor] = {}
+        C = (g.T @ x).to(reader.device) if norm is None else None
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
+        by_variant: dict[int, dict[int, int]] = {}
         for at, level in enumerate(module.levels):
             if level.width:
-                variant = reader.variant(module.block, module.kind, level)
-                if variant not in sums:
-                    (factors,) = reader.factors(module.block, module.kind, variant)
-                    sums[variant] = inner_products(factors, C).cpu()
-                slopes[at] = sums[variant][level.width]
+                by_variant.setdefault(reader.variant(module.block, module.kind, level), {})[level.width] = at
+        for variant, places in by_variant.items():
+            (factors,) = reader.factors(module.block, module.kind, variant)
+            widths = sorted(places)
+            if C is not None:
+                sums = inner_products(factors, C)[widths]
+            else:
+                assert norm is not None
+                at_widths = outputs(factors, x.to(reader.device), widths)
+                sums = torch.stack([(norm(y.to(g.device)) * g).sum(dtype=torch.float64) for y in at_widths])
+            slopes[[places[width] for width in widths]] = sums.cpu()
         return slopes
 
 
@@ -201,14 +211,30 @@ def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
     return torch.cat([sums.new_zeros(1), sums])
 
 
-class _Watched:
-    """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection."""
+@torch.no_grad()
+def outputs(factors: NestedFactors, x: Tensor, widths: Sequence[int]) -> Iterator[Tensor]:
+    """Outputs W_k x, [n, r] float32, for ascending widths k > 0 and inputs x, [n, d] floating."""
+    solved = torch.linalg.solve_triangular(factors.factor, x.float()[:, factors.columns].T, upper=False)
+    y = solved.new_zeros(len(x), len(factors.target))
+    for start, end in itertools.pairwise((0, *widths)):
+        y = y + solved[start:end].T @ factors.target[:, start:end].T
+        yield y
 
-    def __init__(self, index: int, present: nn.Module, dense: nn.Module, projection: str) -> None:
+
+class _Watched:
+    """Hooks on a module: its output in a pass with gradients, and the input of the dense output projection.
+
+    The output is that of the norm behind the module, if there is one.
+    """
+
+    def __init__(
+        self, index: int, present: nn.Module, dense: nn.Module, projection: str, norm: nn.Module | None
+    ) -> None:
         self.index = index
         self.standing = present
         self.dense = dense
         self.projection = projection
+        self.norm = norm
         self.output: Tensor
         self._call: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -225,8 +251,11 @@ class _Watched:
             self.output = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
             return (self.output, *output[1:]) if isinstance(output, tuple) else self.output
 
+        gone = isinstance(self.standing, Absent)
         hooks.callback(self.standing.register_forward_pre_hook(called, with_kwargs=True).remove)
-        if isinstance(self.standing, Absent):
+        if self.norm is not None:
+            hooks.callback(self.norm.register_forward_hook(absent if gone else projected).remove)
+        elif gone:
             hooks.callback(self.standing.register_forward_hook(absent).remove)
         else:
             projection = getattr(self.standing, self.projection)
