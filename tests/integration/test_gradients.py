@@ -9,16 +9,20 @@ from tests.tiny.checkpoint import tiny_checkpoint
 from darwinlm.artifact import read_json
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.hidden import HiddenMemory
-from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.calibration.stream import BlockStream, output_projection, stream_moments
 from darwinlm.database.finished import find_database
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.shapes import module_shapes
 from darwinlm.pipeline import run_stages
 
 LENGTH = 24
 
 
 def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
-    """E[g gᵀ] of the gradient of the summed loss at every module's output, from the model as transformers loads it."""
+    """E[g gᵀ] of the gradient of the summed loss at every module's output, from the model as transformers loads it.
+
+    In front of a norm, the gradient is that of the output divided by what the norm divides it by.
+    """
     model = checkpoint.load(torch.float32)
     outputs: dict[tuple[int, str], torch.Tensor] = {}
     for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
@@ -29,8 +33,13 @@ def second_moments(checkpoint: Checkpoint, tokens: torch.Tensor) -> dict[tuple[i
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     found = torch.autograd.grad(loss, list(outputs.values()))
-    flat = (gradient.flatten(0, 1) for gradient in found)
-    return {key: g.T @ g / tokens.numel() for key, g in zip(outputs, flat, strict=True)}
+    moments = {}
+    for key, gradient in zip(outputs, found, strict=True):
+        y, g = outputs[key].detach().flatten(0, 1), gradient.flatten(0, 1)
+        if checkpoint.family.module(key[1]).post_norm is not None:
+            g = g * y.square().mean(-1, keepdim=True).add(checkpoint.config.rms_norm_eps).sqrt()
+        moments[key] = g.T @ g / tokens.numel()
+    return moments
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen2"])
@@ -57,6 +66,34 @@ def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, 
     assert set(seen) == set(expected)
     assert [block for block, _ in seen] == sorted((block for block, _ in seen), reverse=True)
     assert list(tmp_path.iterdir()) == [], "nothing stays on the disk"
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "glm4"])
+def test_errors_in_front_of_a_norm_are_those_behind_it(model_type, tiny_folder):
+    """tr(W H Wᵀ) is the mean square of the norm's output before the gain, which every token shares equally."""
+    checkpoint = Checkpoint.open(tiny_folder(model_type))
+    tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
+    stream = BlockStream(
+        checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH
+    )
+    model, behind = checkpoint.load(torch.float32), {}
+    for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
+        for kind in checkpoint.family.kinds:
+            norm = getattr(layer, checkpoint.family.module(kind).post_norm)
+            gain = norm(torch.ones(1, model.config.hidden_size)).detach()
+
+            def watch(_, __, out, key=(block, kind), gain=gain):
+                behind[key] = float((out / gain).square().mean())
+
+            norm.register_forward_hook(watch)
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for seen in stream_moments(stream):
+        for shape in (each for each in module_shapes(checkpoint) if each.block == seen.block):
+            W = seen.weights[shape.output].float()
+            energy = float(((W @ seen.moments[shape.kind]) * W).sum()) / len(W)
+            assert energy == pytest.approx(behind[seen.block, shape.kind], rel=1e-3)
+            assert energy > 0.1
 
 
 def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_run):

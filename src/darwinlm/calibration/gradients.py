@@ -21,7 +21,7 @@ from darwinlm import parallel
 from darwinlm.calibration.experts import expert_module, output_sizes
 from darwinlm.calibration.hidden import HiddenMemory, HiddenStates
 from darwinlm.calibration.moments import SecondMoment
-from darwinlm.calibration.stream import BlockStream, output_projection
+from darwinlm.calibration.stream import BlockStream, norm_divisor, output_projection
 from darwinlm.errors import NumericsError
 from darwinlm.families.family import ModuleKind
 
@@ -41,7 +41,9 @@ def output_gradients(
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
-        one token. Several processes, each with a part of the text, get the moments over all of it.
+        one token. In front of a norm, g is multiplied by what the norm divides the output by, as the inputs are
+        divided by it (`stream_moments`): tokens of small outputs have large gradients there. Several processes, each
+        with a part of the text, get the moments over all of it.
 
     Raises:
         NumericsError: A gradient isn't finite.
@@ -96,8 +98,15 @@ def _back_through(
         for kind, module, width in _outputs(stream, block):
             moment = moments[kind] = SecondMoment(width, stream.device)
 
-            def watch(_: nn.Module, __: Any, output: Tensor, to: SecondMoment = moment) -> None:
-                output.register_hook(to.add)  # type: ignore[no-untyped-call]
+            def watch(
+                _: nn.Module, __: Any, output: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind
+            ) -> None:
+                divisor = norm_divisor(stream.checkpoint, kind, output.detach())
+
+                def add(g: Tensor) -> None:
+                    to.add(g if divisor is None else g.float() * divisor)
+
+                output.register_hook(add)  # type: ignore[no-untyped-call]
 
             hooks.callback(module.register_forward_hook(watch).remove)
         for index in range(len(inputs)):

@@ -171,12 +171,21 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
     return getattr(owner, part.output, None)
 
 
+def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Tensor | None:
+    """What the norm behind a module divides each token's output [..., r] by, [..., 1] float32; None without a norm."""
+    if checkpoint.family.module(kind).post_norm is None:
+        return None
+    mean_square = output.float().square().mean(-1, keepdim=True)
+    return (mean_square + checkpoint.config.rms_norm_eps).sqrt()
+
+
 def stream_moments(
     stream: BlockStream, *, skip: int = 0, saliency: Saliency = lambda block: {}
 ) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run.
 
-    Several processes, each with a stream over a part of the text, get the moments over all of it.
+    Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
+    the inputs are divided by what the norm divides the output by, so that errors are those behind it.
     """
     for block in range(stream.checkpoint.n_blocks):
         sample: list[Tensor] = []
@@ -226,8 +235,14 @@ def _run_watched(
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
                 moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)
-                handle = output.register_forward_pre_hook(lambda _, inputs, to=moment: to.add(inputs[0]))
-                hooks.callback(handle.remove)
+
+                def watch_inputs(
+                    _: nn.Module, inputs: Any, y: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind
+                ) -> None:
+                    divisor = norm_divisor(stream.checkpoint, kind, y)
+                    to.add(inputs[0] if divisor is None else inputs[0].float() / divisor)
+
+                hooks.callback(output.register_forward_hook(watch_inputs).remove)
         stream.run(block)
     # Copies, because a tensor keeps the whole mapped file in memory.
     return {

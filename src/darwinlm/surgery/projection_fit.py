@@ -2,7 +2,7 @@
 
 A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
 a: c = a. In Gemma 2 and 3 a root-mean-square norm follows the projection. Then c is its gain times a, and s is the root
-mean square of W x in the dense model, for each token. With V = diag(c) W, fitting V (x / s) to the desired increment of
+mean square of W x in the dense model, for each token (`norm_divisor`). With V = diag(c) W, fitting V (x / s) to the desired increment of
 the residual stream is a least-squares problem in every case. A bias stays and is subtracted from the targets.
 
 The norm divides by the length of the new output, not by that of the dense one. A channel with a small gain would need a
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.calibration.moments import CrossMoment, SecondMoment
-from darwinlm.calibration.stream import output_projection
+from darwinlm.calibration.stream import norm_divisor, output_projection
 from darwinlm.families.family import ModuleKind
 from darwinlm.surgery.ridge import ridge_solution, squared_error
 from darwinlm.surgery.sublayers import BlockWalk
@@ -158,15 +158,19 @@ def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor |
 @contextmanager
 def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
     """Collect s of each batch, [b, t, 1], while the dense stream finishes a module; empty if s is 1."""
-    family = walk.stream.checkpoint.family
-    output = output_projection(walk.stream.decoder.blocks[walk.block], family, kind)
+    checkpoint = walk.stream.checkpoint
+    output = output_projection(walk.stream.decoder.blocks[walk.block], checkpoint.family, kind)
     spread: list[Tensor] = []
-    if output is None or family.module(kind).post_norm is None:
+    if output is None or checkpoint.family.module(kind).post_norm is None:
         yield spread
         return
-    handle = output.register_forward_hook(
-        lambda _, __, z: spread.append(z.float().square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6))
-    )
+
+    def watch(_: nn.Module, __: Any, z: Tensor) -> None:
+        divisor = norm_divisor(checkpoint, kind, z)
+        assert divisor is not None
+        spread.append(divisor)
+
+    handle = output.register_forward_hook(watch)
     try:
         yield spread
     finally:
