@@ -73,9 +73,7 @@ def test_errors_in_front_of_a_norm_are_those_behind_it(model_type, tiny_folder):
     """tr(W H Wᵀ) is the mean square of the norm's output before the gain, which every token shares equally."""
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     tokens = torch.randint(3, 250, (5, LENGTH), generator=torch.Generator().manual_seed(0))
-    stream = BlockStream(
-        checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH
-    )
+    stream = BlockStream(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=2 * LENGTH)
     model, behind = checkpoint.load(torch.float32), {}
     for block, layer in enumerate(model.get_submodule(checkpoint.family.layers)):
         for kind in checkpoint.family.kinds:

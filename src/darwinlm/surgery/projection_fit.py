@@ -2,13 +2,15 @@
 
 A sub-layer adds c ⊙ (W x) / s to the residual stream. In most families c = 1 and s = 1. Granite multiplies by a number
 a: c = a. In Gemma 2 and 3 a root-mean-square norm follows the projection. Then c is its gain times a, and s is the root
-mean square of W x in the dense model, for each token (`norm_divisor`). With V = diag(c) W, fitting V (x / s) to the desired increment of
-the residual stream is a least-squares problem in every case. A bias stays and is subtracted from the targets.
+mean square of W x in the dense model, for each token (`norm_divisor`). With V = diag(c) W, fitting V (x / s) to the
+desired increment of the residual stream is a least-squares problem in every case. A bias stays and is subtracted from
+the targets.
 
-The norm divides by the length of the new output, not by that of the dense one. A channel with a small gain would need a
-large row of W for its target, and that row would shrink all others: gains of one norm of Gemma 3 270M range from 0.01 to
-500. So the mean square of W (x / s) is limited to 1, the value of the dense model. With a multiplier μ of this constraint
-the solution is W_i = c_i V_i / (c_i² + μ) for each row i. Errors on validation text are measured behind the norm.
+The norm divides by the length of the new output, not by that of the dense one. A channel with a small gain would need
+a large row of W for its target, and that row would shrink all others: gains of one norm of Gemma 3 270M range from
+0.01 to 500. So the mean square of W (x / s) is limited to 1, the value of the dense model. With a multiplier μ of this
+constraint, the solution is W_i = c_i V_i / (c_i² + μ) for each row i. Errors on validation text are measured behind
+the norm.
 
 Letters: b sequences, t tokens, r outputs, d inputs.
 """
