@@ -159,8 +159,8 @@ class Gradients:
                 before, *at_outputs = torch.autograd.grad(after, [hidden, *(one.output for one in watched)], gradient)
         found = {}
         for one, g in zip(watched, at_outputs, strict=True):
-            x, g = one.dense_input().flatten(0, 1).float(), g.flatten(0, 1).float()
-            found[one.index] = self._levels(one.index, x, g, one.norm)
+            x = one.dense_input()
+            found[one.index] = self._levels(one.index, x.flatten(0, 1).float(), g.flatten(0, 1).float(), one.norm)
         return before, found
 
     def _watched(self, index: int) -> _Watched | None:
