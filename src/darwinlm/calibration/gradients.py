@@ -103,7 +103,7 @@ def _back_through(
         for index in range(len(inputs)):
             with torch.enable_grad():
                 hidden = inputs[index].requires_grad_()
-                after = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])
+                after = stream.decoder.run_block(block, hidden, stream.arguments(index, block))
                 if after.grad_fn is None:  # an empty block returns its input
                     continue
                 (before,) = torch.autograd.grad(after, hidden, gradients[index])
@@ -120,7 +120,7 @@ def _back_through(
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
     """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
-    for kind in filter(family.is_cut, family.kinds):
+    for kind in family.cut_kinds(stream.checkpoint.config, block):
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features

@@ -82,4 +82,7 @@ def pruned_config(
     values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
     values |= changes or {}
     layers = {index: dict(overrides) for index, overrides in per_layer.items()}
+    if "head_dim" in (dense.per_layer_attributes or ()):
+        for index, layer in enumerate(dense.per_layer_config):
+            layers.setdefault(index, {})["head_dim"] = layer.head_dim
     return config_class(**values, per_layer_config=layers, attn_implementation=dense._attn_implementation)

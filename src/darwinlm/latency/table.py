@@ -84,7 +84,7 @@ class LatencyTable:
     Attributes:
         lines: Ascending widths and seconds for each number of query heads per group.
         dense: Seconds of the dense model.
-        fixed: Seconds of everything that isn't a module.
+        fixed: Seconds of everything else, including modules that are never cut.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
@@ -92,8 +92,8 @@ class LatencyTable:
     fixed: float
 
     def seconds(self, kind: str, size: Size) -> float:
-        """Time of one module; widths between measured ones are interpolated. Mixers belong to `fixed`."""
-        if not size[2] or kind == "mixer":
+        """Time of one module; widths between measured ones are interpolated."""
+        if not size[2]:
             return 0.0
         pairs = self.lines[kind][size[1]]
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))

@@ -86,7 +86,7 @@ def layer_overrides(
         level: Level of the module.
         query_groups: KV head of each kept query head, if KV heads serve different numbers of them.
     """
-    if shape.kind == "mixer":
+    if shape.kind in ("mixer", "tail"):
         return {}
     if shape.kind == "mlp":
         experts = family.mlp.experts

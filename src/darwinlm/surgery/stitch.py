@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.families.shapes import head_dim
+from darwinlm.families.shapes import head_dim, module_shapes
 from darwinlm.surgery.shrink import QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
 
 SKIP = "skip"
@@ -35,7 +36,7 @@ def gone_modules(block: int, chosen: Mapping[tuple[int, ModuleKind], Level]) -> 
     there = {kind for kind in KINDS if (block, kind) in chosen and chosen[block, kind].width}
     if "mixer" in there:  # in place of the attention
         there.add("attention")
-    return [kind for kind in KINDS if kind != "mixer" and kind not in there]
+    return [kind for kind in ("attention", "mlp") if kind not in there]
 
 
 def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict[int, dict[str, Any]]:
@@ -67,12 +68,15 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
         table: Table from `layer_table`.
     """
     family = checkpoint.family
-    sizes = _common_sizes(table, family.mlp.experts)
     tree = checkpoint.config.to_dict()
-    if sizes is not None:
+    columns = [head_dim(checkpoint.config, block) for block in table]
+    if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
+        return copy.deepcopy(checkpoint.config)
+    sizes = _common_sizes(table, family.mlp.experts)
+    if sizes is not None and len(set(columns)) == 1:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= sizes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        tree |= sizes | {"model_type": family.model_type, "head_dim": columns[0]}
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
@@ -86,6 +90,18 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]
     return config
+
+
+def _dense_table(checkpoint: Checkpoint) -> dict[int, dict[str, Any]] | None:
+    """The table of a model whose family has layers of different sizes (Gemma 4); None if it was pruned."""
+    if str(checkpoint.config.model_type).startswith(PREFIX):
+        return None
+    table: dict[int, dict[str, Any]] = {block: {} for block in range(checkpoint.n_blocks)}
+    for shape in module_shapes(checkpoint):
+        heads = shape.width // shape.head_dim if shape.kind == "attention" else 0
+        level = Level(shape.groups, shape.heads, shape.width, 0, heads, shape.experts)
+        table[shape.block] |= layer_overrides(checkpoint.family, shape, level)
+    return table
 
 
 def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> dict[str, Any] | None:
@@ -121,6 +137,8 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = checkpoint.read(prefix)
+        if family.tail is not None and family.tail.scale in inside:
+            yield prefix + family.tail.scale, inside[family.tail.scale]
         for kind in family.kinds:
             part = family.module(kind)
             level = chosen.get((block, kind))

@@ -79,7 +79,7 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
     n_blocks = checkpoint.n_blocks
     kinds = layer_kinds(config, n_blocks)
     window = getattr(config, "sliding_window", None) or settings.context
-    columns = dict.fromkeys(range(n_blocks), head_dim(config))
+    columns = {block: head_dim(config, block) for block in range(n_blocks)}
     columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
     sliding = "sliding_attention"
     return KvCache(
