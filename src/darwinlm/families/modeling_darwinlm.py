@@ -82,6 +82,7 @@ class PrunedConfig:
     _definition: tuple[str, str, str, Norms, Sequence[str]]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
+    stock_kv_heads = None  # of every layer before pruning, in families whose layers differ anyway
     shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.families.shapes import head_dim, module_shapes
-from darwinlm.surgery.shrink import QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
+from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
@@ -72,11 +72,19 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     columns = [head_dim(checkpoint.config, block) for block in table]
     if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
         return copy.deepcopy(checkpoint.config)
-    sizes = _common_sizes(table, family.mlp.experts)
-    if sizes is not None and len(set(columns)) == 1:
+    per_layer: dict[int, dict[str, Any]] = {}
+    if len(set(columns)) > 1:  # then the family's class takes KV heads by layer too
+        per_layer = {block: {name: row[name] for name in (KV_HEADS,) if name in row} for block, row in table.items()}
+    rest = {block: {k: v for k, v in row.items() if k not in per_layer.get(block, ())} for block, row in table.items()}
+    sizes = _common_sizes(rest, family.mlp.experts)
+    if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= sizes | {"model_type": family.model_type, "head_dim": columns[0]}
+        tree |= sizes | {"model_type": family.model_type}
+        if per_layer:
+            tree["per_layer_config"] = {block: row | {"head_dim": columns[block]} for block, row in per_layer.items()}
+        else:
+            tree["head_dim"] = columns[0]
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ TYPE_ERROR = {
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 QUANTISED_ERROR = 0.2
+MEMORY, WRITTEN = "pruned in memory", "the file's tensors, computed by PyTorch"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -80,6 +81,8 @@ def export_gguf(
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
     layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
+    if not layout.architecture.referenced:
+        require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     check_rows(reshaper, layout, quantisation)
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
@@ -144,26 +147,34 @@ def _check(
     pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
     check_masked(reshaper, pruned, tokens, report)
     file = GgufFile(path)
+    report.details |= {
+        "architecture": layout.architecture.name,
+        "quantisation": quantisation,
+        "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
+        "chat_template": tokenizer.chat_template is not None,
+    }
+    if not layout.architecture.referenced:
+        types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
+        _note_fallbacks(types, quantisation, report)
+        logits = _check_engine(
+            path, tokens, (MEMORY, pruned), tokenizer, quantisation, threads, checkpoint, report
+        )
+        assert logits is not None
+        _note_rounding(pruned[LOGITS], logits, report)
+        return
     meant = _Meant(reshaper, layout)
     arranged = reference_streams(file.keys, meant.get, tokens, blocks)
     report.comparisons.append(
         compare_streams(
-            ("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
+            (MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
         )
     )
     types = _check_types(file, reshaper, layout)
     written = reference_streams(file.keys, file.get, tokens, blocks)
-    report.details |= {
-        "architecture": layout.architecture.name,
-        "quantisation": quantisation,
-        "tensor_types": dict(types),
-        "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
-        "chat_template": tokenizer.chat_template is not None,
-        "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
-        "same_top_after_rounding": _same_top(pruned, written),
-    }
+    report.details["tensor_types"] = dict(types)
+    _note_rounding(pruned[LOGITS], written[LOGITS], report)
     _note_fallbacks(types, quantisation, report)
-    _check_engine(path, tokens, written, tokenizer, quantisation, threads, checkpoint, report)
+    _check_engine(path, tokens, (WRITTEN, written), tokenizer, quantisation, threads, checkpoint, report)
 
 
 class _Meant:
@@ -210,7 +221,14 @@ def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[
     return types
 
 
-def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport) -> None:
+def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> None:
+    report.details |= {
+        "kl_of_rounding": divergence(logits, rounded),
+        "same_top_after_rounding": float((logits.argmax(-1) == rounded.argmax(-1)).float().mean()),
+    }
+
+
+def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
     if quantisation not in BY_LIBRARY:
         return
     others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
@@ -224,26 +242,22 @@ def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
-def _same_top(left: Streams, right: Streams) -> float:
-    return float((left[LOGITS].argmax(-1) == right[LOGITS].argmax(-1)).float().mean())
-
-
 def _check_engine(
     path: Path,
     tokens: Tensor,
-    written: Streams,
+    expected: tuple[str, Streams],
     tokenizer: TokenizerKeys,
     quantisation: str,
     threads: int,
     checkpoint: Checkpoint,
     report: ExportReport,
-) -> None:
-    """Load the file into llama.cpp, if it is installed."""
+) -> Tensor | None:
+    """Load the file into llama.cpp, if it is installed; returns its logits [t, v]."""
     try:
         require_engine(ENGINE, "checking the file in llama.cpp itself")
     except MissingExtraError as missing:
         report.notes.append(f"not loaded into llama.cpp itself: {missing}")
-        return
+        return None
     try:
         with EngineProcess(ENGINE, path, threads=threads, context=max(len(tokens), 64), exact=True) as engine:
             logits = from_numpy(engine.logits(tokens.tolist()))
@@ -253,12 +267,13 @@ def _check_engine(
         raise ExportError(f"the export fails its check: {error}; nothing was written") from error
     report.comparisons.append(
         compare_logits(
-            ("the file's tensors, computed by PyTorch", written[LOGITS]),
+            (expected[0], expected[1][LOGITS]),
             ("the file in llama.cpp", logits),
             ENGINE_ERROR.get(quantisation, QUANTISED_ERROR),
         )
     )
     _check_tokenizer(ids, checkpoint, tokenizer, report)
+    return logits
 
 
 def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:

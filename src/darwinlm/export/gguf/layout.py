@@ -9,11 +9,12 @@ attention's result).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from darwinlm.export.gguf.features import EXPERTS, PERIODS, Features, read_features, refused
+from darwinlm.export.gguf import places
+from darwinlm.export.gguf.features import EXPERTS, HYBRIDS, PERIODS, Features, read_features, refused
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
 
@@ -35,6 +36,9 @@ class Architecture:
         biases: Whether projections may have biases.
         frequencies: Whether it reads divisors of the rotary frequencies.
         square: Whether query heads must fill the residual width.
+        places: Further names in the file, by names inside a block.
+        referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
+        then be installed.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Architecture:
     biases: bool = False
     frequencies: bool = False
     square: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
+    referenced: bool = True
 
 
 LLAMA = Architecture("llama", permuted=True, biases=True, frequencies=True)
@@ -74,6 +80,14 @@ STOCK = {
     "exaone4": Architecture("exaone4", frequencies=True, square=True),
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
+    "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
+    "qwen3_5_text": Architecture(
+        "qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False
+    ),
+    "qwen3_5_moe_text": Architecture(
+        "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
+    ),
+    "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
 }
 """Architecture of a model with equal layers, by model type."""
 TIED = ("qwen3",)
@@ -94,10 +108,7 @@ UNKNOWN = {
     ),
     "gpt_oss": "its attention has sinks and its experts have biases, which the export doesn't write yet",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
-    "qwen3_5_text": "the export doesn't support linear attention yet",
-    "qwen3_5_moe_text": "the export doesn't support linear attention yet",
     "qwen3_next": "the export doesn't support linear attention yet",
-    "lfm2": "the export doesn't support short convolutions yet",
     "granitemoehybrid": "the export doesn't support state spaces yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
@@ -136,8 +147,10 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
         raise refused(family, UNKNOWN[family])
-    features = read_features(family, config, reshaper.columns)
-    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
+    columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
+    features = read_features(family, config, columns)
+    keep = reshaper.family.tail is not None
+    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise refused(family, "all blocks are empty")
     why = _unfit(reshaper, kept, features)
@@ -147,7 +160,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         for sizes in reshaper.sizes
         if sizes.owners is not None
     ]
-    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty]
+    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
     if left_out:
         notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
@@ -159,20 +172,29 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
     family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
-    if len({(sizes.sizes, sizes.experts) for sizes in kept}) > 1 or 0 in kept[0].sizes:
+    if stock.per_layer:
+        return None
+    if differ(kept):
         return "its layers differ"
-    if stock.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
-    if (family == "smollm3" or family in PERIODS) and len(kept) < len(reshaper.sizes):
+    if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
     if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     return None
 
 
+def differ(kept: Sequence[BlockSizes]) -> bool:
+    """Whether blocks differ in size; those with another token mixer have no attention to compare."""
+    attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
+    mlps = {(sizes.width, sizes.experts) for sizes in kept}
+    return len(attentions) > 1 or len(mlps) > 1 or (0, 0) in attentions or (0, 0) in mlps
+
+
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
     target = replace(sizes, width=rounded(max(sizes.width, 1), multiple))
-    if sizes.heads == 0 and (first or not architecture.skips_attention):
+    if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
         target = replace(target, heads=1, groups=1)
     return target
 
@@ -218,4 +240,6 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
                 "normed queries and keys reads",
             )
         return OPENELM
+    if family in HYBRIDS:
+        raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
     raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")

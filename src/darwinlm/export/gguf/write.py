@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.export.gguf.keys import write_further
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import write_rope
 from darwinlm.export.gguf.tensors import gguf_tensors
@@ -46,10 +47,9 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     """
     if quantisation in ("f32", "f16", "bf16"):
         return
-    columns = reshaper.columns
     lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
     for target in layout.targets:
-        lengths |= {f"block {target.block}'s attention output": target.heads * columns}
+        lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
         lengths |= {f"block {target.block}'s MLP output": target.width}
     for what, length in lengths.items():
         if length % BLOCK:
@@ -119,6 +119,8 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     uniform = not layout.architecture.per_layer
+    full = next(i for i, target in enumerate(layout.targets) if target.heads)
+    reads = name == "lfm2"  # which blocks have an attention
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
@@ -128,11 +130,13 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
-    writer.add_head_count(heads[0] if uniform else heads)
-    writer.add_head_count_kv(groups[0] if uniform else groups)
-    writer.add_key_length(reshaper.columns)
-    writer.add_value_length(reshaper.columns)
-    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
+    writer.add_head_count(heads[full] if uniform else heads)
+    writer.add_head_count_kv(groups[full] if uniform and not reads else groups)
+    columns = max(reshaper.columns_of(target.block) for target in layout.targets)
+    writer.add_key_length(columns)
+    writer.add_value_length(columns)
+    writer.add_layer_norm_rms_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
+    write_further(writer, reshaper, layout)
     write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
     if name == "granite":
         writer.add_attention_scale(float(config.attention_multiplier))

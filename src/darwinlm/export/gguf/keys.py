@@ -1,0 +1,45 @@
+"""Keys of a GGUF file that only some architectures have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.reshape import Reshaper
+
+
+def write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    """Add the keys of an architecture with other token mixers, per-layer inputs or shared keys and values.
+
+    Args:
+        writer: Writer of the package `gguf`.
+        reshaper: The model.
+        layout: Its layout.
+    """
+    config = reshaper.checkpoint.config
+    match layout.architecture.name:
+        case "gemma4":
+            sliding = [kind == "sliding_attention" for kind in config.layer_types]
+            columns = min(reshaper.columns_of(block) for block in range(len(sliding)))
+            writer.add_sliding_window_pattern(sliding)
+            writer.add_key_length_swa(columns)
+            writer.add_value_length_swa(columns)
+            writer.add_rope_dimension_count_swa(columns)
+            writer.add_rope_freq_base_swa(float(config.rope_parameters["sliding_attention"]["rope_theta"]))
+            writer.add_shared_kv_layers(int(config.num_kv_shared_layers))
+            writer.add_embedding_length_per_layer_input(int(config.hidden_size_per_layer_input or 0))
+            if config.final_logit_softcapping:
+                writer.add_final_logit_softcapping(float(config.final_logit_softcapping))
+        case "qwen35" | "qwen35moe":
+            writer.add_ssm_conv_kernel(int(config.linear_conv_kernel_dim))
+            writer.add_ssm_inner_size(int(config.linear_value_head_dim * config.linear_num_value_heads))
+            writer.add_ssm_state_size(int(config.linear_key_head_dim))
+            writer.add_ssm_time_step_rank(int(config.linear_num_value_heads))
+            writer.add_ssm_group_count(int(config.linear_num_key_heads))
+            writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+            sections = list(config.rope_parameters.get("mrope_section") or [layout.features.rope.turned // 2] * 3)
+            writer.add_rope_dimension_sections([*sections, 0][:4])
+            if layout.architecture.name == "qwen35moe":
+                writer.add_expert_shared_feed_forward_length(int(config.shared_expert_intermediate_size))
+        case "lfm2":
+            writer.add_shortconv_l_cache(int(config.conv_L_cache))
