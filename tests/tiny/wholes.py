@@ -28,10 +28,24 @@ QWEN_VISION: dict[str, Any] = {
     "out_hidden_size": 48,
     "num_position_embeddings": 16,
 }
+QWEN_TOKENS = {"image_token_id": 299, "video_token_id": 298}
+GEMMA4_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 16,
+}
 WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 299}),
     "mistral3": ("ministral3", {"vision_config": {**VISION, "head_dim": 8}, "image_token_index": 299}),
-    "qwen3_5": ("qwen3_5_text", {"vision_config": QWEN_VISION, "image_token_id": 299, "video_token_id": 298}),
+    "qwen3_5": ("qwen3_5_text", {"vision_config": QWEN_VISION, **QWEN_TOKENS}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {"vision_config": QWEN_VISION, **QWEN_TOKENS}),
+    "gemma4": ("gemma4_text", {"vision_config": GEMMA4_VISION, "audio_config": None, "image_token_id": 299}),
 }
 """Text part and further settings of every tiny model with a vision tower."""
 

@@ -154,6 +154,13 @@ class PrunedConfig:
                 if width is not None and width < 1:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
 
+    def validate_layer_type(self) -> None:
+        """Run the family's check. Some releases rename layer types in code outside of transformers; undo this."""
+        kinds = getattr(self, "layer_types", None)
+        super().validate_layer_type()  # type: ignore[misc]
+        if kinds is not None and self.layer_types != kinds:  # type: ignore[has-type]
+            self.layer_types = kinds
+
     def validate_rope(self) -> None:
         """Run the family's check of the rotary embedding, which all layers share."""
         with _uniform(self):
