@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.integration.test_without_package import run_elsewhere
 from tests.tiny.masked import logits
+from tests.tiny.vocabulary import byte_level, fast
 from tests.tiny.wholes import WHOLES, tiny_whole
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
@@ -124,6 +125,31 @@ def test_equal_layers_need_no_custom_code(make_run, tmp_path):
     pruned, dense = loaded(tmp_path / "out" / "model"), loaded(source)
     assert pruned.config.text_config.model_type == "gemma3_text"
     assert pruned.state_dict().keys() == dense.state_dict().keys()
+
+
+@pytest.mark.parametrize("model_type", ["gemma4", "qwen3_5"])
+def test_a_smaller_vocabulary_keeps_the_tokens_of_images(make_run, tmp_path, model_type):
+    """And per-layer embeddings (Gemma 4) are cut with the others."""
+    rows = {"vocab_size_per_layer_input": 512} if model_type == "gemma4" else {}
+    source = tiny_whole(tmp_path / "source", model_type, fast(byte_level()), vocab_size=512, **rows)
+    run_stages(make_run(source, tmp_path / "out", "vocabulary=75%"), "report")
+    dense, pruned = loaded(source), loaded(tmp_path / "out" / "model")
+    config = pruned.config
+    assert config.text_config.vocab_size == pruned.lm_head.out_features == 384
+    if model_type == "gemma4":
+        assert pruned.model.language_model.embed_tokens_per_layer.num_embeddings == 384
+        assert config.text_config.vocab_size_per_layer_input == 384
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (source, tmp_path / "out" / "model"))
+    image, was = config.image_token_id, dense.config.image_token_id
+    assert image != was
+    assert after.convert_ids_to_tokens(image) == before.convert_ids_to_tokens(was)
+    assert torch.equal(pruned.get_input_embeddings().weight[image], dense.get_input_embeddings().weight[was])
+    ids = torch.tensor([[5, *[image] * 4, 6]])
+    sizes = {name: torch.tensor(value) for name, value in SIZES[model_type].items()}
+    pixels = {name: torch.randn(shape) for name, shape in IMAGES[model_type].items()}
+    kinds = {"mm_token_type_ids": (ids == image).int()}
+    with torch.no_grad():
+        assert pruned(input_ids=ids, **pixels, **sizes, **kinds).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("text", [None, {}, {"model_type": 7}])

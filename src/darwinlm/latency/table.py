@@ -99,18 +99,18 @@ class LatencyTable:
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))
 
 
-def lines_of(ratios: Mapping[Size, float], count: int, dense: float) -> dict[int, tuple[tuple[int, float], ...]]:
+def lines_of(ratios: Mapping[Size, float], counts: Mapping[int, int], dense: float) -> dict[int, tuple[tuple[int, float], ...]]:
     """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
 
     Args:
         ratios: Time of the whole model at each size relative to the dense model, including `ABSENT`.
-        count: Number of modules of the kind.
+        counts: Number of modules of the kind, for each number of query heads per group.
         dense: Seconds of the dense model.
     """
     lines: dict[int, list[tuple[int, float]]] = {}
     for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):
         if size != ABSENT:
-            seconds = max(0.0, (ratio - ratios[ABSENT]) * dense / count)
+            seconds = max(0.0, (ratio - ratios[ABSENT]) * dense / counts[size[1]])
             line = lines.setdefault(size[1], [])
             line.append((size[2], max(seconds, line[-1][1]) if line else seconds))
     return {heads: tuple(line) for heads, line in lines.items()}

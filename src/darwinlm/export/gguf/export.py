@@ -44,6 +44,8 @@ TYPE_ERROR = {
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 QUANTISED_ERROR = 0.2
+ROUNDED = 1.0
+"""The same between a quantised file and the model itself."""
 MEMORY, WRITTEN = "pruned in memory", "the file's tensors, computed by PyTorch"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -156,9 +158,13 @@ def _check(
     if not layout.architecture.referenced:
         types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
         _note_fallbacks(types, quantisation, report)
-        logits = _check_engine(
-            path, tokens, (MEMORY, pruned), tokenizer, quantisation, threads, checkpoint, report
-        )
+        expected = MEMORY, pruned
+        if quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+            exact, unrounded = INTERMEDIATE.get(checkpoint.dtype, "f32"), path.with_name(path.name.replace(".partial", ".plain.partial"))
+            write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+            _check_engine(unrounded, tokens, expected, tokenizer, exact, threads, checkpoint, report)
+            unrounded.unlink()
+        logits = _check_engine(path, tokens, expected, tokenizer, quantisation, threads, checkpoint, report)
         assert logits is not None
         _note_rounding(pruned[LOGITS], logits, report)
         return
@@ -269,7 +275,7 @@ def _check_engine(
         compare_logits(
             (expected[0], expected[1][LOGITS]),
             ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(quantisation, QUANTISED_ERROR),
+            ENGINE_ERROR.get(quantisation, QUANTISED_ERROR if expected[0] == WRITTEN else ROUNDED),
         )
     )
     _check_tokenizer(ids, checkpoint, tokenizer, report)

@@ -15,10 +15,10 @@ SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = ("mixtral", "qwen3_moe", "qwen3_5_moe_text")
-HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "lfm2")
+EXPERTS = ("mixtral", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
+HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
 """Families with other token mixers."""
-PARTIAL = ("phi3", "glm4", "qwen3_5_text", "qwen3_5_moe_text")
+PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 """Families whose architecture rotates only a part of each head."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
@@ -122,14 +122,16 @@ def _check_family(model_type: str, config: Any) -> None:
             raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")
         if getattr(config, "use_bidirectional_attention", False):
             raise refused(model_type, "its attention is bidirectional")
-    if model_type in ("qwen3_5_text", "qwen3_5_moe_text"):
+    if model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"):
         step = config.layer_types.index("full_attention") + 1 if "full_attention" in config.layer_types else 0
         whole = [kind == "full_attention" for kind in config.layer_types]
         if not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]:
             raise refused(model_type, "its attentions don't come at equal distances")
         if config.linear_key_head_dim != config.linear_value_head_dim:
             raise refused(model_type, "heads of its linear attention have more columns for keys than for values")
-    if model_type == "qwen3_moe":
+    if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
+        raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
+    if model_type in ("qwen3_moe", "qwen3_next"):
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
             raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
         if not config.norm_topk_prob:

@@ -30,16 +30,38 @@ def write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
             writer.add_embedding_length_per_layer_input(int(config.hidden_size_per_layer_input or 0))
             if config.final_logit_softcapping:
                 writer.add_final_logit_softcapping(float(config.final_logit_softcapping))
-        case "qwen35" | "qwen35moe":
+        case "qwen35" | "qwen35moe" | "qwen3next":
             writer.add_ssm_conv_kernel(int(config.linear_conv_kernel_dim))
             writer.add_ssm_inner_size(int(config.linear_value_head_dim * config.linear_num_value_heads))
             writer.add_ssm_state_size(int(config.linear_key_head_dim))
             writer.add_ssm_time_step_rank(int(config.linear_num_value_heads))
             writer.add_ssm_group_count(int(config.linear_num_key_heads))
             writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+            if layout.architecture.name != "qwen35":
+                writer.add_expert_shared_feed_forward_length(int(config.shared_expert_intermediate_size))
+            if layout.architecture.name == "qwen3next":
+                return
             sections = list(config.rope_parameters.get("mrope_section") or [layout.features.rope.turned // 2] * 3)
             writer.add_rope_dimension_sections([*sections, 0][:4])
-            if layout.architecture.name == "qwen35moe":
-                writer.add_expert_shared_feed_forward_length(int(config.shared_expert_intermediate_size))
+        case "granitehybrid":
+            writer.add_ssm_conv_kernel(int(config.mamba_d_conv))
+            writer.add_ssm_inner_size(int(config.mamba_n_heads * config.mamba_d_head))
+            writer.add_ssm_state_size(int(config.mamba_d_state))
+            writer.add_ssm_time_step_rank(int(config.mamba_n_heads))
+            writer.add_ssm_group_count(int(config.mamba_n_groups))
+            writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")  # whether there is one
+        case "glm4moe" | "deepseek2":
+            from gguf import ExpertGatingFuncType
+
+            experts = [bool(target.experts) for target in layout.targets]
+            writer.add_leading_dense_block_count(experts.index(True))
+            writer.add_expert_shared_count(int(config.n_shared_experts))
+            writer.add_expert_weights_scale(float(config.routed_scaling_factor))
+            writer.add_expert_weights_norm(bool(config.norm_topk_prob))
+            writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+            if layout.architecture.name == "deepseek2":
+                writer.add_kv_lora_rank(int(config.kv_lora_rank))
+                if config.q_lora_rank:
+                    writer.add_q_lora_rank(int(config.q_lora_rank))
         case "lfm2":
             writer.add_shortconv_l_cache(int(config.conv_L_cache))

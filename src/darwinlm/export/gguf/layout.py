@@ -87,7 +87,15 @@ STOCK = {
     "qwen3_5_moe_text": Architecture(
         "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
     ),
+    "qwen3_next": Architecture(
+        "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
+    ),
+    "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
+    "granitemoehybrid": Architecture(
+        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
+    ),
+    "glm4_moe": Architecture("glm4moe", whole_heads=False, biases=True, places=places.GLM4_MOE, referenced=False),
 }
 """Architecture of a model with equal layers, by model type."""
 TIED = ("qwen3",)
@@ -101,15 +109,12 @@ UNKNOWN = {
     "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
     "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
     "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
-    "glm4_moe": "it has shared experts, which the export doesn't write yet",
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
-        "its attention compresses keys and values, which the export doesn't write yet",
+        ("deepseek_v2", "deepseek_v3"),
+        "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",
     ),
-    "gpt_oss": "its attention has sinks and its experts have biases, which the export doesn't write yet",
+    "gpt_oss": "llama.cpp rounds the bounds of its rope scaling (yarn), and transformers doesn't",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
-    "qwen3_next": "the export doesn't support linear attention yet",
-    "granitemoehybrid": "the export doesn't support state spaces yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""
@@ -186,10 +191,11 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:
-    """Whether blocks differ in size; those with another token mixer have no attention to compare."""
+    """Whether blocks differ in size; only attentions, mixtures, and MLPs are compared with each other."""
     attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
-    mlps = {(sizes.width, sizes.experts) for sizes in kept}
-    return len(attentions) > 1 or len(mlps) > 1 or (0, 0) in attentions or (0, 0) in mlps
+    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts}
+    dense = {sizes.width for sizes in kept if not sizes.experts}
+    return max(map(len, (attentions, mixtures, dense))) > 1 or (0, 0) in attentions or 0 in dense
 
 
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:

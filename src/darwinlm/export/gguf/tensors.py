@@ -191,11 +191,16 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = tensor.squeeze(1)
     if leaf == "A_log":
         tensor = -tensor.exp()
+    if name in ("mamba.A_log", "mamba.D"):
+        tensor = tensor[:, None]
+    if name == "mamba.norm.weight":
+        tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
     if leaf == "shared_expert_gate":
         tensor = tensor[0]
     if "norm" in leaf and name.count(".") == 1:
         tensor = _norm(tensor, layout)
-    return _tiled(tensor, leaf, reshaper.checkpoint.config) if name.startswith("linear_attn.") else tensor
+    tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
+    return _tiled(tensor, leaf, reshaper.checkpoint.config) if tiled else tensor
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
