@@ -172,7 +172,7 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
         "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
-        "Of Gemma 4, heads are cut in the dense 31B; the smaller E models keep the attentions that share keys and values.",
+        "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
         *images_words(known.values()),

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import LLAMA
 from darwinlm.families.modeling_darwinlm import NAMES as PARTS
-from darwinlm.families.shapes import head_dim
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
+from darwinlm.families.shapes import head_dim
 
 
 def test_equals_the_masked_dense_model(dense, plan, pruned):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,7 +99,7 @@ class BlockStream:
     def _layer_inputs(
         self, batches: Sequence[Tensor], n_tokens: int, memory: HiddenMemory | None
     ) -> HiddenStates | None:
-        """Collect the arguments of all blocks for each batch; per-layer inputs [b, t, layers, size] go where there is room."""
+        """Collect the arguments of all blocks for each batch; inputs of layers, [b, t, n, size], may go to a file."""
         tail, config = self.checkpoint.family.tail, self.checkpoint.config
         if tail is None or not getattr(config, tail.width):
             self._arguments = [self.decoder.block_arguments(batch) for batch in batches]

@@ -91,8 +91,9 @@ class Attention(SubLayer):
     """Configuration field for the number of last blocks whose attentions reuse the keys and values of the last earlier
     block of the same layer type (Gemma 4). All attentions that take part in this are kept."""
     key_value: tuple[str, ...]
-    """Projections whose rows belong to KV heads; a block may lack values that equal its keys. A name that is also in `query`, or that is listed twice, is a fused
-    tensor: its rows are those of each occurrence in order, queries first."""
+    """Projections whose rows belong to KV heads; a block may lack those of values that equal its keys. A name that is
+    also in `query`, or that is listed twice, is a fused tensor: its rows are those of each occurrence in order, queries
+    first."""
 
     def sources(self, config: Any) -> dict[int, int]:
         """The blocks that reuse keys and values, each with the block whose keys and values these are."""

@@ -134,12 +134,11 @@ def _module_shape(
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.num_attention_heads)
         return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
-    if f"{part.name}.{part.key_value[0]}.weight" not in tensors:  # reused keys and values
+    key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
+    if stored is None:  # reused keys and values
         groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
-        return ModuleShape(block, "attention", tensors, groups, width // (groups * columns), columns, width, output)
-    key = part.segments[part.key_value[0]]
-    rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width  # of a fused tensor
-    groups = rows // (key.count("key_value") * columns)
+    else:
+        groups = (stored[0] - key.count("query") * width) // (key.count("key_value") * columns)  # of a fused tensor
     if query_groups is not None:
         return ModuleShape(block, "attention", tensors, groups, 0, columns, width, output, query_groups=query_groups)
     heads = width // (groups * columns)

@@ -99,7 +99,9 @@ class LatencyTable:
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))
 
 
-def lines_of(ratios: Mapping[Size, float], counts: Mapping[int, int], dense: float) -> dict[int, tuple[tuple[int, float], ...]]:
+def lines_of(
+    ratios: Mapping[Size, float], counts: Mapping[int, int], dense: float
+) -> dict[int, tuple[tuple[int, float], ...]]:
     """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
 
     Args:

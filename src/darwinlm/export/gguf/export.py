@@ -160,7 +160,10 @@ def _check(
         _note_fallbacks(types, quantisation, report)
         expected = MEMORY, pruned
         if quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
-            exact, unrounded = INTERMEDIATE.get(checkpoint.dtype, "f32"), path.with_name(path.name.replace(".partial", ".plain.partial"))
+            exact, unrounded = (
+                INTERMEDIATE.get(checkpoint.dtype, "f32"),
+                path.with_name(path.name.replace(".partial", ".plain.partial")),
+            )
             write_gguf(unrounded, reshaper, layout, tokenizer, exact)
             _check_engine(unrounded, tokens, expected, tokenizer, exact, threads, checkpoint, report)
             unrounded.unlink()
@@ -171,9 +174,7 @@ def _check(
     meant = _Meant(reshaper, layout)
     arranged = reference_streams(file.keys, meant.get, tokens, blocks)
     report.comparisons.append(
-        compare_streams(
-            (MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
-        )
+        compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
     )
     types = _check_types(file, reshaper, layout)
     written = reference_streams(file.keys, file.get, tokens, blocks)

@@ -122,13 +122,21 @@ def _check_family(model_type: str, config: Any) -> None:
             raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")
         if getattr(config, "use_bidirectional_attention", False):
             raise refused(model_type, "its attention is bidirectional")
+    _check_mixers(model_type, config)
+    _check_experts(model_type, config)
+
+
+def _check_mixers(model_type: str, config: Any) -> None:
     if model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"):
         step = config.layer_types.index("full_attention") + 1 if "full_attention" in config.layer_types else 0
         whole = [kind == "full_attention" for kind in config.layer_types]
         if not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]:
             raise refused(model_type, "its attentions don't come at equal distances")
         if config.linear_key_head_dim != config.linear_value_head_dim:
-            raise refused(model_type, "heads of its linear attention have more columns for keys than for values")
+            raise refused(model_type, "keys and values of its linear attention differ in size")
+
+
+def _check_experts(model_type: str, config: Any) -> None:
     if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
         raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
     if model_type in ("qwen3_moe", "qwen3_next"):

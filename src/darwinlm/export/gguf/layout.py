@@ -81,9 +81,7 @@ STOCK = {
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
     "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
-    "qwen3_5_text": Architecture(
-        "qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False
-    ),
+    "qwen3_5_text": Architecture("qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False),
     "qwen3_5_moe_text": Architecture(
         "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
     ),
@@ -179,8 +177,8 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
     if stock.per_layer:
         return None
-    if differ(kept):
-        return "its layers differ"
+    if differ(kept) or _odd_shared(reshaper, kept):
+        return "its layers differ" if differ(kept) else "its shared experts aren't a multiple as wide as the others"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
@@ -188,6 +186,15 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     return None
+
+
+def _odd_shared(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> bool:
+    """Whether shared experts don't have the width that follows from that of the other experts."""
+    experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
+    if experts is None or experts.shared_count is None:
+        return False
+    own = {getattr(config.per_layer_config[sizes.block], "shared_expert_width", None) for sizes in kept}
+    return bool(own - {None, kept[-1].width * int(getattr(config, experts.shared_count))})
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:

@@ -79,8 +79,9 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
             raise _no_place(name, layout)
         place = names[name]
         if place == "output_norm.weight":
-            yield "token_embd_norm.weight" if layout.architecture.name == "lfm2" else place, _norm(
-                tensor.float(), layout
+            yield (
+                "token_embd_norm.weight" if layout.architecture.name == "lfm2" else place,
+                _norm(tensor.float(), layout),
             )
         elif place == "token_embd.weight":
             yield place, tensor.float() * embedding
@@ -204,8 +205,10 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
-    """Value heads of linear attention in another order: transformers gives key head k the next r of them, llama.cpp
-    those with the numbers k, k + n, k + 2n and so on, with n key heads.
+    """Reorder value heads of linear attention.
+
+    Transformers gives key head k the next r value heads, llama.cpp those with the numbers k, k + n, k + 2n and so on,
+    with n key heads.
 
     Args:
         tensor: A tensor of the linear attention.
