@@ -89,6 +89,7 @@ EQUAL = {
     ),
     "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
     "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", {"moe_intermediate_size": 64, "num_key_value_heads": 4}),
+    "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
     "qwen3_next_moe": (
         "qwen3_next",
         "qwen3next",
@@ -98,7 +99,7 @@ EQUAL = {
 }
 CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4")
 CONTINUED += ("glm4", "arcee", "gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2")
-CONTINUED += ("granitemoehybrid", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe")
+CONTINUED += ("granitemoehybrid", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
 """Where greedy tokens are compared too."""
 
 
@@ -119,7 +120,7 @@ def test_equal_layers(tmp_path, case):
     assert report["details"]["architecture"] == architecture
     assert report["notes"] == [] or case == "ministral3"
     # llama.cpp looks gelu up in a table of float16 numbers
-    tolerance = 2e-3 if "gemma" in case else 1e-5 if "moe" not in case else 1e-4
+    tolerance = 2e-3 if "gemma" in case else 1e-5 if STOCK[model_type].referenced else 1e-3
     if STOCK[model_type].referenced:
         assert_checked_in_the_library(report, tolerance)
     else:
@@ -127,7 +128,8 @@ def test_equal_layers(tmp_path, case):
         assert (row["left"], row["right"]) == ("pruned in memory", "the file in llama.cpp")
         assert row["relative"] < tolerance
     if case in CONTINUED:
-        assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3 if "gemma" in case else 1e-4)
+        loose = "gemma" in case or not STOCK[model_type].referenced
+        assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3 if loose else 1e-4)
 
 
 @pytest.mark.parametrize("overrides", [WHOLE, {}], ids=["whole heads turn", "half of each head turns"])

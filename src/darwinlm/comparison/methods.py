@@ -177,6 +177,7 @@ class Method:
         database: Whether it uses the pruning database.
         searches: Whether `search.minutes` limits it.
         mixtures: Whether it ranks experts; `all` excludes such methods.
+        blocks: Whether it removes whole blocks; `all` excludes it if some modules are never cut.
     """
 
     name: str
@@ -186,6 +187,7 @@ class Method:
     database: bool = False
     searches: bool = False
     mixtures: bool = False
+    blocks: bool = False
 
 
 BASELINES = {
@@ -195,7 +197,7 @@ BASELINES = {
         Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
         Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
         Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
-        Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
+        Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt, blocks=True),
         Method("reap", "REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
         Method("frequency", "Expert frequency", "experts that are used most often", _frequency, mixtures=True),
         Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),

@@ -269,7 +269,7 @@ class PrunedBlock:
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
-        self.empty = set(config.skip) == set(SUBLAYERS) and not counts and not self.state_dict()
+        self.empty = set(config.skip) == set(SUBLAYERS) and not counts and not self.state_dict()  # type: ignore[attr-defined]
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the family's layer; a layer without sub-layers returns its input."""

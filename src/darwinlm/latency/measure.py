@@ -107,7 +107,7 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     return time_costs(space, times, table.fixed)
 
 
-def _counts(kind: ModuleKind, modules: Sequence[ModuleLevels]) -> dict[int, int]:
+def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:
     """Number of modules of a kind by query heads per group, or by experts: MLPs and mixtures count apart."""
     counts: dict[int, int] = {}
     for module in modules:

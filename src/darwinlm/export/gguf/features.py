@@ -15,7 +15,7 @@ SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = ("mixtral", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
+EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
 HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
 """Families with other token mixers."""
 PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
@@ -139,6 +139,13 @@ def _check_mixers(model_type: str, config: Any) -> None:
 def _check_experts(model_type: str, config: Any) -> None:
     if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
         raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
+    if model_type == "olmoe":
+        if config.norm_topk_prob:
+            raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
+        if config.num_key_value_heads != config.num_attention_heads:
+            raise refused(model_type, "it has fewer KV heads than query heads, but in llama.cpp as many")
+        if config.clip_qkv is not None:
+            raise refused(model_type, "it clips queries, keys and values, which the export doesn't support")
     if model_type in ("qwen3_moe", "qwen3_next"):
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
             raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")

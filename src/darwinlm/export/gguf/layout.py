@@ -88,6 +88,7 @@ STOCK = {
     "qwen3_next": Architecture(
         "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
     ),
+    "olmoe": Architecture("olmoe", square=True, referenced=False),
     "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
     "granitemoehybrid": Architecture(
@@ -106,7 +107,6 @@ UNKNOWN = {
     "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
     "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
     "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
-    "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
     **dict.fromkeys(
         ("deepseek_v2", "deepseek_v3"),
         "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",
@@ -202,7 +202,8 @@ def differ(kept: Sequence[BlockSizes]) -> bool:
     attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
     mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts}
     dense = {sizes.width for sizes in kept if not sizes.experts}
-    return max(map(len, (attentions, mixtures, dense))) > 1 or (0, 0) in attentions or 0 in dense
+    unlike = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
+    return unlike or (0, 0) in attentions or 0 in dense
 
 
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
