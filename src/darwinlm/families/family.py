@@ -97,10 +97,12 @@ class Attention(SubLayer):
 
     def sources(self, config: Any) -> dict[int, int]:
         """The blocks that reuse keys and values, each with the block whose keys and values these are."""
-        count = int(config.num_hidden_layers)
-        first = count - int(getattr(config, self.reused or "", 0) or 0)
-        last = {config.layer_types[block]: block for block in range(first)} if first < count else {}
-        return {block: last[config.layer_types[block]] for block in range(first, count)}
+        if self.reused is None:
+            return {}
+        count, kinds = int(config.num_hidden_layers), config.layer_types
+        first = max(count - int(getattr(config, self.reused) or 0), 0)
+        last = {kinds[block]: block for block in range(first)}
+        return {block: last[kinds[block]] for block in range(first, count) if kinds[block] in last}
 
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
