@@ -67,6 +67,9 @@ def test_vllm_does_not_run_unequal_hybrids(unequal: Path, tmp_path: Path):
         export_model(unequal, tmp_path / "vllm", to="vllm")
 
 
-def test_hybrids_of_other_tools_are_not_imported(tiny_folder: Callable[[str], Path], tmp_path: Path):
-    with pytest.raises(FamilyError, match=r"has blocks with short convolution \(lfm2\), which can't be imported yet"):
-        import_model(tiny_folder("lfm2"), tmp_path / "out")
+@pytest.mark.parametrize(("model_type", "part"), [("lfm2", "short convolution"), ("gemma4_text", "per-layer input")])
+def test_hybrids_of_other_tools_are_not_imported(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, model_type: str, part: str
+):
+    with pytest.raises(FamilyError, match=rf"has blocks with {part} \({model_type}\), which can't be imported yet"):
+        import_model(tiny_folder(model_type), tmp_path / "out")
