@@ -69,9 +69,7 @@ def _dashes(answer: str) -> list[str]:
 def loops(answer: str) -> bool:
     """Whether an answer ends in a phrase of one to ten words, three times in a row."""
     found = words(answer)
-    return any(
-        len(found) >= 3 * n and found[-n:] == found[-2 * n : -n] == found[-3 * n : -2 * n] for n in range(1, 11)
-    )
+    return any(len(found) >= 3 * n and found[-n:] == found[-2 * n : -n] == found[-3 * n : -2 * n] for n in range(1, 11))
 
 
 def main() -> None:
