@@ -27,8 +27,10 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], N
         RuntimeError: The step can't be recorded.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):  # after a failure, too
-        # Other threads may copy at the same time.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            step()
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream(device)),  # a failed recording doesn't return to it
+        torch.cuda.graph(graph, capture_error_mode="thread_local"),  # other threads may copy at the same time
+    ):
+        step()
     return graph.replay
