@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.gpu.device import NAME, PretendTensor
+from tests.gpu.device import NAME, PretendTensor, on_cpu
 from tests.gpu.rules import Call
 
 
@@ -68,7 +68,7 @@ class Recording(TorchDispatchMode):
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
             for call in self.calls:
                 func, args, kwargs, result = call
-                again = func(*_held(args), **_held(kwargs))
+                again = func(*_held(args), **on_cpu(_held(kwargs)))
                 if id(call) in new:
                     pairs = zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True)
                     for kept, value in pairs:

@@ -52,7 +52,11 @@ MICRO_BYTES = 18
 """Bytes moved per parameter for each accumulation of gradients: its copy in bfloat16, and the sum."""
 
 TOKENISED = 4e5
-"""Tokens that one process reads, tokenises and packs per second. Measured on two cores, 2026-11-24."""
+"""Tokens that one core reads, tokenises and packs per second. Measured 2026-11-24; 94 % of the time is the tokenizer's,
+which uses all cores."""
+
+CORES = 8
+"""Cores that tokenise on a machine with a GPU; our choice, 2026-11-27."""
 
 TRANSFER = 25e9
 """Bytes per second between a GPU and pinned memory; our choice, reached by PCI Express 4 with 16 lanes."""
@@ -201,7 +205,7 @@ def recover(need: StageNeed) -> None:
     need.tokens = tokens
     steps = tokens / min(settings.batch_tokens, settings.tokens)
     need.moved += steps * memory.trained_in_recovery(sizes) * UPDATE_BYTES + tokens / micro * sizes.small * MICRO_BYTES
-    need.host = tokens / settings.epochs / TOKENISED
+    need.host = tokens / settings.epochs / (TOKENISED * (1 if need.device.is_cpu else CORES))
 
 
 def _copied(need: StageNeed) -> int:
