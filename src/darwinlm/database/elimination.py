@@ -10,9 +10,9 @@ W is never recomputed, since C and G are enough. Their updates have rank u and 2
 and applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and
 the diagonal blocks of all units, which are updated at once.
 
-A step takes 31 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA graph,
-recorded whenever the size of the arrays changes. It works on tensors of fixed size, and counts on the device. Larger
-units are removed in few steps, by cuSOLVER, which can't be recorded.
+A step takes 31 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA
+graph, recorded whenever the size of the arrays changes. It works on tensors of fixed size, and counts on the device.
+Larger units are removed in few steps, by cuSOLVER, which can't be recorded.
 """
 
 from __future__ import annotations

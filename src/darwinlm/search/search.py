@@ -129,8 +129,11 @@ def search(
 
 
 def _held(problem: Problem, model: Decoder, streams: int, batch_tokens: int) -> int:
-    """Bytes of what a search without training holds besides the dense model and caches: a candidate's modules, a pass,
-    and the input of every block on `streams` tokens, for the parent and a backward pass."""
+    """Bytes that a search without training holds besides the dense model and caches.
+
+    These are a candidate's modules, a pass, and the input of every block on `streams` tokens, for the parent and a
+    backward pass.
+    """
     modules = max(map(problem.space.params, uniform_allocations(problem)))
     width = int(model.model.config.hidden_size)
     stream = (streams * len(model.blocks) + PASS * batch_tokens) * width
