@@ -11,6 +11,8 @@ import torch
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
 from darwinlm.pipeline import run_stages
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.results import StageResults
 from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
@@ -172,3 +174,18 @@ def test_a_wait_in_the_inner_loop_is_caught(monkeypatch):
         matrix = torch.eye(64, device=NAME)
         eliminate(matrix.clone(), matrix, 64, 64)
     assert sum(gpu.tally.waits.values()) > WAITS * 64
+
+
+def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypatch):
+    reserved: list[int] = []
+    monkeypatch.setattr(PlacedModules, "reserve", lambda self, size: reserved.append(size))
+    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
+    with pretend_gpu():
+        run = make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW)
+        found = run_stages(run, "search")
+    (size,) = reserved
+    space = SearchSpace(found.database.reader.modules)
+    streams = found.text["fitness"].tokens.numel() * 2 * 48  # blocks, width
+    assert size > 4 * (space.params(found.search.allocation) + streams)
+    run_stages(make_run(model, tmp_path / "cpu", *FEW), "search")
+    assert len(reserved) == 1, "caches on a CPU are as before"

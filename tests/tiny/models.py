@@ -195,7 +195,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     """
     generator = torch.Generator().manual_seed(seed)
     # Decays of linear attention keep their initial values, which are random.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
     with torch.no_grad():

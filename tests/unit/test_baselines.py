@@ -282,7 +282,7 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
             idle[one.block, one.kind] = gone
         # Text that the model itself finds likely, so that what it does matters.
         text = torch.randint(3, 259, (1, 1), generator=generator).expand(8, 1)
-        with torch.random.fork_rng():  # it takes no generator
+        with torch.random.fork_rng(devices=[]):  # it takes no generator
             torch.manual_seed(0)
             text = model.generate(text, max_new_tokens=40, do_sample=True, pad_token_id=0)
     batches = [text[torch.randperm(8, generator=generator)] for _ in range(100)]

@@ -19,13 +19,6 @@ from darwinlm.recipe import UnitsSettings
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
-class Stream:
-    """Does everything at once."""
-
-    def wait_stream(self, other: Stream) -> None:
-        pass
-
-
 class Graph:
     """Records nothing: the step is run anew when it is replayed."""
 
@@ -46,7 +39,7 @@ def played(monkeypatch):
             made.append(self)
 
     @contextmanager
-    def recording(graph):
+    def recording(graph, **options):
         step = StaticDecoding.step
 
         # Kernels that are recorded don't run: the counts stay.
@@ -69,9 +62,9 @@ def played(monkeypatch):
     monkeypatch.setattr(GraphedDecoding, "__init__", remembered)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
     monkeypatch.setattr(torch.cuda, "graph", recording)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda place: nullcontext())
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 
@@ -12,7 +13,7 @@ from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 from darwinlm.artifact import read_json
 from darwinlm.data import packed
 from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.packing import document_hash
+from darwinlm.data.packing import THREADS, document_hash, token_ids
 from darwinlm.errors import ArtifactError, DataError, StorageError
 
 DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]
@@ -107,3 +108,20 @@ def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(ArtifactError, match=r"tokens_00001.bin is damaged"):
         PackedText(tmp_path, 100, 30)
+
+
+@pytest.mark.parametrize("before", [None, "false"])
+def test_tokenizers_use_all_cores_only_while_they_work(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv(THREADS, raising=False)
+    else:
+        monkeypatch.setenv(THREADS, before)
+    seen = []
+
+    def tokenizer(texts, **_):
+        seen.append(os.environ[THREADS])
+        return {"input_ids": [[1]] * len(texts)}
+
+    assert token_ids(tokenizer, ["a", "b"]) == [[1], [1]]
+    assert seen == ["true"]
+    assert os.environ.get(THREADS) == before

@@ -33,6 +33,8 @@ class Device:
         efficiency: Share of `rates` that a forward pass reaches, by element type.
         product_efficiency: Share of `rates` that other large matrix products reach.
         block_seconds: Minimum time of a pass through one block, even with few tokens.
+        step_seconds: Minimum time of one step of a removal order.
+        source: Source of the figures.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Device:
     efficiency: dict[str, float]
     product_efficiency: float
     block_seconds: float
+    step_seconds: float
     source: str
 
     @property
@@ -61,6 +64,13 @@ utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached
 
 GPU_BLOCK_SECONDS = 4e-4
 """Minimum time of a block's pass on a GPU in seconds, for about forty kernel launches; our choice, 2026-11-24."""
+
+GPU_STEP_SECONDS = 1e-4
+"""Minimum time of a step of a removal order on a GPU in seconds: 31 kernels of a CUDA graph, counted on the simulated
+device of the tests, at 3 microseconds each. Our choice, 2026-11-27; `benchmarks/gpu.py` measures it."""
+
+CPU_STEP_SECONDS = 3e-4
+"""The same on a CPU. Set on a run on two cores, 2026-11-24."""
 
 BLOCK_CALLS = 90
 """Number of small operations that take as long as a block's pass over one token; measured on a very narrow Llama,
@@ -103,7 +113,7 @@ def find_device(name: str) -> Device:
 
 
 def _measured(path: Path) -> Device:
-    """The device of a file with a row as `devices.yaml` has them, and `efficiency` and `product_efficiency` of it."""
+    """The device of a file with a row as `devices.yaml` has them, and its efficiencies and `step_seconds`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         numbers = [float(value) for field, value in row.items() if field != "source"]
@@ -126,6 +136,7 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
         dict.fromkeys(rates, row.get("efficiency", GPU_EFFICIENCY)),
         row.get("product_efficiency", GPU_EFFICIENCY),
         GPU_BLOCK_SECONDS,
+        row.get("step_seconds", GPU_STEP_SECONDS),
         str(row["source"]),
     )
 
@@ -169,7 +180,8 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     efficiency = dict.fromkeys(rates, CPU_EFFICIENCY)
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
-    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, BLOCK_CALLS * call, source_words)
+    calls = (BLOCK_CALLS * call, CPU_STEP_SECONDS)
+    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, source_words)
 
 
 def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:
