@@ -134,6 +134,22 @@ def test_python_of_the_readme_runs(
     assert "report.html" in capsys.readouterr().out
 
 
+def prose(text: str) -> str:
+    """Text without code blocks, tables, headings, pictures, comments and addresses of links."""
+    text = FENCE.sub("", text)
+    text = re.sub(r"^(\||#|!\[|<!--).*$", "", text, flags=re.M)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    outside = re.sub(r"<!-- support table.*?<!-- end -->", "", text, flags=re.S)  # of what a reader looks up
+    assert len(outside.split()) <= 700
+    sentences = [each for each in re.split(r"[.:?!]\*?\s|\n\n|\n- ", prose(text)) if each.strip(" -*\n")]
+    assert len(sentences) > 20
+    assert [each for each in sentences if len(each.split()) > 16] == []
+
+
 def named_paths(path: Path) -> set[str]:
     """Links inside the repository, and words in code marks that look like paths of files that are here."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
