@@ -188,7 +188,7 @@ def families_page() -> str:
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
         "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
-        "[CONTRIBUTING](../CONTRIBUTING.md).",
+        "`CONTRIBUTING.md` of the repository.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -193,6 +193,16 @@ def test_links_of_the_notebook_hold(path: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_the_site_has_the_page_and_its_links(path: Path) -> None:
+    """What `make docs` refuses: a page outside the navigation, a link out of the documentation, another anchor."""
+    assert f" {path.relative_to(ROOT / 'docs')}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s:]+)\)", FENCE.sub("", path.read_text(encoding="utf-8")))
+    outside = [link for link in links if not (path.parent / link).resolve().is_relative_to(ROOT / "docs")]
+    assert not outside, f"{path.name} links to {outside}, which the site hasn't"
+    assert not [link for link in links if "--" in link], "GitHub's anchor; the site's has one hyphen: change the title"
+
+
 def test_every_entry_of_the_notebook_is_in_its_index() -> None:
     index = (NOTEBOOK[0].parent / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOK:
