@@ -1,4 +1,6 @@
-"""Take the picture of a report in a headless Chromium, from the summary of a run.
+"""Take the picture of a report for the README in a headless Chromium, from the summary of a run.
+
+It was taken of the demo:
 
     python tools/report_picture.py runs/demo --out docs/report.png
 """
@@ -37,7 +39,8 @@ def take(page: str, out: Path, width: int, height: int) -> None:
             f"--screenshot={out.resolve()}",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
         ]
-        subprocess.run([browser, *options, source.as_uri()], check=True, capture_output=True, timeout=120)
+        command = [browser, *options, source.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603 - our own options
 
 
 def main() -> None:
