@@ -29,6 +29,19 @@ def test_the_model_is_loaded_and_answers(result: Result) -> None:
     assert answer == result.generate("the river", max_tokens=5, temperature=0)
 
 
+def test_loading_shows_no_bars_and_leaves_the_users_setting(
+    result: Result, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    # As without the environment variable that tests set.
+    monkeypatch.setattr("huggingface_hub.utils.tqdm.HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    result.load(dtype="float32")
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
+
+
 def test_the_allocation_is_the_one_of_the_summary(result: Result) -> None:
     assert [row.block for row in result.allocation] == list(range(len(result.allocation)))
     assert result.allocation == result.summary.allocation
