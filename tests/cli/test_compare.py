@@ -19,7 +19,6 @@ from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
-SHEARED = ("--set", "baselines.sheared_tokens=1024")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def arguments(model: Path, text: Path, folder: Path, *more: object) -> tuple[obj
     if not other.exists():
         tiny_text(other, seed=7)
     domain = ("--domain", f"other={other}")
-    return ("compare", model, "--text", text, *domain, "--keep", "60%", "--out", folder / "out", *SETS, *SHEARED, *more)
+    return ("compare", model, "--text", text, *domain, "--keep", "60%", "--out", folder / "out", *SETS, *more)
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -106,8 +105,8 @@ def test_variant_of_the_search_is_a_row_of_its_own(
 
 
 RECOVERY = (
-    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.evaluate_every=64",
-    "recovery.save_every=64", "recovery.learning_rate=0.003",
+    "recovery.tokens=256", "recovery.batch_tokens=64", "recovery.save_every=64",
+    "recovery.learning_rate=0.003",
 )  # fmt: skip
 
 
@@ -174,7 +173,7 @@ def test_text_that_is_measured_on_is_not_trained_on(
 def test_random_draws_until_the_search_would_end(
     command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
 ) -> None:
-    bound = ("--set", "search.minutes=0.0001", "--set", "baselines.random_tries=1000")
+    bound = ("--set", "search.minutes=0.0001")
     ended = command(*arguments(tiny_llama, tiny_text_file, folder, "--methods", "random", *bound))
     assert ended.code == 0, ended.err
     tries = found(folder)["rows"][1]["record"]["tries"]

@@ -26,7 +26,7 @@ def test_both_models_get_the_same_questions_and_a_cut_answer_says_so(monkeypatch
     monkeypatch.setattr(models, "open_model", open_model)
     monkeypatch.setattr(chat.Conversation, "__init__", lambda self, opened, settings: setattr(self, "opened", opened))
     monkeypatch.setattr(chat.Conversation, "answer", answer)
-    _answers(Console(width=100), tmp_path)
+    _answers(Console(width=100, highlight=False), tmp_path)
     dense, smaller = opened
     assert (dense, smaller) == (str(tmp_path / "stages" / "source"), str(tmp_path / "model"))
     assert asked == [(folder, question) for question in QUESTIONS for folder in (dense, smaller)]

@@ -16,7 +16,6 @@ from tests.tiny.pruned import plain_checkpoint
 SETTINGS = (
     "text.sequence_length=32",
     "text.calibration_tokens=512",
-    "text.fitness_tokens=64",
     "text.validation_tokens=64",
     "text.evaluation_tokens=64",
     "refit.tokens=512",
@@ -28,14 +27,11 @@ SETTINGS = (
     "search.generations=2",
     "search.offspring=4",
     "search.stages=[{tokens: 64, survivors: 1}]",
-    "evaluation.new_tokens=1",
-    "evaluation.speed_runs=1",
     "evaluation.prompts=['the river']",
 )
 TRAINING = (
     "recovery.batch_tokens=256",
     "recovery.learning_rate=0.003",
-    "recovery.evaluate_every=512",
     "recovery.save_every=512",
 )
 
@@ -140,7 +136,7 @@ COMMANDS: dict[str, Words] = {
     ],
     "recover with a cache": lambda given, out: [
         "recover", given.finished, "--tokens", "1024", "--text", given.text, "--out", out / "out",
-        *_sets((*SETTINGS, *TRAINING, "recovery.top_k=8", f"recovery.teacher_cache={out / 'cache'}")),
+        *_sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
     ],
     "compare": lambda given, out: [
         "compare", given.model, "--keep", "60%", "--text", given.text, "--out", out / "out",

@@ -82,11 +82,10 @@ def test_the_refit_changes_output_projections_only(whole):
 
 def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
-    damping = whole.run.recipe.database.damping
     modules = {(module.block, module.kind): module for module in whole.reader.modules}
     for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
         for kind in whole.checkpoint.family.kinds:
-            H = damp(seen.moments[kind].double(), damping)
+            H = damp(seen.moments[kind].double())
             W = whole.reader.dense_weight(seen.block, kind).double()
             energy = float(((W @ H) * W).sum())
             levels = modules[seen.block, kind].levels
@@ -258,7 +257,7 @@ def test_texts_are_disjoint_and_of_the_sizes_asked_for(whole):
     text = whole.run.recipe.text
     assert {purpose: part.n_tokens for purpose, part in whole.texts.items()} == {
         "calibration": text.calibration_tokens,
-        "fitness": text.fitness_tokens,
+        "fitness": whole.run.recipe.search.fitness_needed,
         "validation": text.validation_tokens,
         "evaluation": text.evaluation_tokens,
     }

@@ -52,7 +52,7 @@ def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
 
 
 def test_sequences_that_are_longer_than_the_model_allows(refused):
-    refused(RecipeError, "recovery.sequence_length is 512, but .* allows 256", "recovery.sequence_length=512")
+    refused(RecipeError, "text.sequence_length is 512, but .* allows 256", "text.sequence_length=512")
 
 
 def test_text_that_runs_out(refused):
@@ -94,9 +94,9 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
         ("recovery.tokens=0", "recovery.tokens is 0: say how many"),
         ("recovery.tokens=many", "recovery.tokens: .*'many'"),
         ("recovery.tokens=20", "recovery.tokens is 20, but a step has a sequence of 32 tokens for each of 1 process"),
-        ("recovery.distillation=0", "distillation and cross_entropy are both 0"),
+        ("recovery.distillation=1.5", "recovery.distillation: .*less than or equal to 1"),
         ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 32"),
-        ("recovery.schedule=linear", "recovery.schedule"),
+        ("recovery.cross_entropy=1", "unknown field 'recovery.cross_entropy'"),
         ("rounds=[50%, 75%]", "rounds: shares must fall"),
         ("rounds=[75%, 60%]", "budget.keep is 50%, but rounds end at 60%"),
     ],

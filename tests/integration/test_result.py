@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_loading_shows_no_bars_and_leaves_the_users_setting(
     from transformers.utils import logging
 
     # As without the environment variable that tests set.
-    monkeypatch.setattr("huggingface_hub.utils.tqdm.HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", None)
     monkeypatch.setattr(logging, "_tqdm_active", True)
     result.load(dtype="float32")
     assert "Loading weights" not in capfd.readouterr().err

@@ -16,7 +16,7 @@ from darwinlm.run import Run
 from darwinlm.stages.text import text_stage
 
 WORDS = ("river", "stone", "light", "under", "water", "runs", "over", "cold", "hills", "into", "quiet", "fields")
-MUCH = ("text.calibration_tokens=65536", "text.fitness_tokens=8192", "refit.tokens=65536")
+MUCH = ("text.calibration_tokens=65536", "search.stages=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_sixty_short_documents_make_a_model(tiny_llama, tiny_run_settings, sixty
 
 
 def wanted(run):
-    text = run.recipe.text
-    return {name: getattr(text, f"{name}_tokens") for name in ("calibration", "fitness", "validation", "evaluation")}
+    text = {name: getattr(run.recipe.text, f"{name}_tokens") for name in ("calibration", "validation", "evaluation")}
+    return {**text, "fitness": run.recipe.search.fitness_needed}
 
 
 def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):

@@ -10,8 +10,8 @@ from darwinlm.recovery.model import prepared
 from darwinlm.recovery.schedule import rate_share, warm_up_steps
 
 
-def shares(steps, **settings):
-    return [rate_share(RecoverySettings(**settings), steps, step) for step in range(steps)]
+def shares(steps):
+    return [rate_share(steps, step) for step in range(steps)]
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1000, 20), (100, 10), (24, 6), (3, 0)])
@@ -27,13 +27,6 @@ def test_the_cosine_falls_to_a_tenth():
     found = shares(1000)
     assert found[510] == pytest.approx(0.1 + 0.9 * 0.5, abs=0.001)
     assert found[-1] == pytest.approx(0.1, abs=0.001)
-
-
-def test_wsd_stays_and_falls_at_the_end():
-    found = shares(100, schedule="wsd")
-    assert found[10:81] == [1.0] * 71
-    assert found[90] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert found[-1] == pytest.approx(0.1 + 0.9 / 20)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.tiny.benchmarks import tiny_benchmarks
 
+from darwinlm import tables
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation import summary
 from darwinlm.evaluation.harness import TaskScore
@@ -88,7 +89,7 @@ def break_file(folder: Path, task: str, split: str, text: str) -> Path:
         ('{"goal": "a", "sol1": "b"}\n', r"line 1: the fields sol2, label are missing; the task reads goal, sol1, .*"),
         ('{"goal": "a", "sol1": "b", "sol2": "c"}\n', r"line 1: the field label is missing"),
         ("\n{goal\n", r"line 2: this isn't JSON"),
-        ("[1]\n", r"line 1: the fields .* are missing; .* the row has list"),
+        ("[1]\n", r"line 1: the line holds a list, not a record"),
         ("\n", r"is empty"),
     ],
 )
@@ -105,7 +106,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     packed = gzip.compress(path.read_bytes(), mtime=0)
     path.unlink()
     path.with_suffix(".jsonl.gz").write_bytes(packed[:-20])
-    with pytest.raises(DataError, match=r"can't read .*validation\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"validation\.jsonl\.gz: the file is damaged or isn't gzip"):
         read_task(tmp_path, Wanted("boolq", 0))
 
 
@@ -151,7 +152,7 @@ def test_limited_table_says_that_it_is_partial() -> None:
     mean = summary.average([score("a", 0.4, items=5), score("b", 0.6)])
     assert mean.value == pytest.approx(0.5)
     assert mean.partial == "partial: not all items were scored: A 5 of 10"
-    text = summary.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
+    text = tables.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]), [mean.partial])
     assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
     assert text.rstrip().endswith(mean.partial)
 
