@@ -32,7 +32,8 @@ REFUSED = (
     ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
-    ("Gemma 3n, Gemma 4", "gemma4_text"),
+    ("Gemma 3n", "gemma3n_text"),
+    ("Gemma 4 with experts", "gemma4_text"),
     ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
@@ -40,6 +41,8 @@ REFUSED = (
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
+OPTIONS = {"Gemma 4 with experts": {"enable_moe_block": True}}
+"""Settings of these configurations that differ from the defaults."""
 
 
 def recipe_page() -> str:
@@ -94,7 +97,8 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.model_type in TIED:
         return "with tied embeddings"
-    return "yes" if family.model_type in LIKE_LLAMA else "no"
+    own = family.model_type in STOCK and STOCK[family.model_type].per_layer
+    return "yes" if own or family.model_type in LIKE_LLAMA else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -102,6 +106,8 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
+    if family.attention.reused:
+        attention += "; kept where keys and values are shared"
     if experts is None:
         return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
@@ -125,6 +131,10 @@ def _whole_parts() -> dict[str, list[Family]]:
             family for family in kept if not family.attention.key_value
         ],
         "Attention beside experts": [family for family in kept if family.attention.key_value],
+        "Attention that shares its keys and values with later blocks": [
+            family for family in families().values() if family.attention.reused
+        ],
+        "Per-layer inputs": [family for family in families().values() if family.tail],
         "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
     }
 
@@ -141,7 +151,8 @@ def families_page() -> str:
         "Pruned units of each family, and engines that run the result. Models with equal layers keep the family's",
         "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
         "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
-        "zeros, unless experts were removed.",
+        "zeros, unless experts were removed. Other architectures of llama.cpp have one size for all blocks: for them,",
+        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller.",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -155,7 +166,7 @@ def families_page() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        config = CONFIG_MAPPING[name]()
+        config = CONFIG_MAPPING[name](**OPTIONS.get(title, {}))
         reason = known[name].refuses(config) if name in known else why_not(config, known)
         reasons.setdefault(str(reason), []).append(title)
     lines += [
@@ -163,6 +174,7 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
         "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
+        "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
         "All families are tested with random weights. Whole prunes with trained weights were measured for Llama",

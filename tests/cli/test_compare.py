@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,21 @@ def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_
     assert rows["magnitude"]["database_seconds"] is None
     assert rows["darwinlm"]["allocation"] == searched["allocation"]
     assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "lfm2", "gemma4_text"])
+def test_blocks_of_several_kinds(
+    command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path, model_type: str
+) -> None:
+    ended = command(*arguments(tiny_folder(model_type), tiny_text_file, tmp_path, "--methods", "all"))
+    assert ended.code == 0, ended.err
+    rows = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert list(rows) == ["dense", *(name for name in EVERYWHERE if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
+    assert re.search(r"left out, since .* (is|are) kept: shortgpt", ended.out)
+    for name, row in rows.items():
+        if name != "dense":
+            assert 0 < row["block_params"] <= found(tmp_path)["budget"]["upper"]
+            assert row["texts"]["held out"]["kl"] > 0
 
 
 def test_finished_methods_are_reused(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path) -> None:

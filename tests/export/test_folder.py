@@ -33,7 +33,7 @@ WHOLE = {0: (0, 0, 96), 1: (4, 2, 0), 2: (4, 2, 40)}
 
 OWN_SIZES = (
     *("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"),
-    *("granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
+    *("gemma4_text", "granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
 )
 """Families whose layers of several kinds, or compressed attention, don't take the sizes of the other tests."""
 

@@ -16,6 +16,7 @@ from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import LLAMA
 from darwinlm.families.modeling_darwinlm import NAMES as PARTS
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
+from darwinlm.families.shapes import head_dim
 
 
 def test_equals_the_masked_dense_model(dense, plan, pruned):
@@ -34,7 +35,8 @@ def test_removed_parts_hold_no_weights(plan, pruned):
             for module in (part.name, *part.norms):
                 assert any(name.startswith(f"model.layers.{i}.{module}.") for name in names) == bool(there)
         if not kept.heads and not kept.channels:
-            assert not [name for name in names if f"layers.{i}." in name]
+            tail = (family.tail.name, family.tail.scale, *family.tail.norms) if family.tail else ()
+            assert {name.split(".")[3] for name in names if f"layers.{i}." in name} == set(tail)
     assert pruned.num_parameters() == sum({id(w): w.numel() for w in pruned.parameters()}.values())
 
 
@@ -54,7 +56,7 @@ def test_save_and_load(pruned, tmp_path):
     prefix = NAMES[stored["model_type"].removeprefix("darwinlm_")][0]
     assert stored["auto_map"] == auto_map(prefix)
     name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
-    assert stored[name] == pruned.config.head_dim
+    assert stored[name] == head_dim(pruned.config)
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
     stated = NAMES[pruned.config.model_type[9:]]
     assert family_of(pruned.config).class_names == (*stated, *("", LLAMA, PARTS)[len(stated) - 2 :])
@@ -121,6 +123,15 @@ def test_built_on_the_meta_device_and_pickled(pruned):
             },
         ),
         ("qwen3_moe", {"tie_word_embeddings": True, "attention_bias": True, "mlp_only_layers": []}),
+        (
+            "gemma4_text",  # as 31B: values of full attention are its keys, and nothing is shared or added per layer
+            {
+                "attention_k_eq_v": True,
+                "num_kv_shared_layers": 0,
+                "hidden_size_per_layer_input": 0,
+                "use_double_wide_mlp": False,
+            },
+        ),
         (
             "phi3",  # factors for each half of a head size that mustn't change with the number of heads
             {

@@ -99,6 +99,8 @@ def pruned_checkpoint(
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
     table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
+    for row in table.values():
+        row.update(family.mlp.with_width if field in row else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

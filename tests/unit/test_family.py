@@ -51,12 +51,11 @@ REFUSED = {
     "deepseek_v4": "multi-head latent attention",
     "minicpm3": "multi-head latent attention",
     "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
-    "gemma4_text": "its layers share keys and values or have per-layer embeddings",
     "ernie4_5_moe": "its mixtures of experts have no description",
     "cohere2": "its attention and MLP run in parallel on the same residual stream",
     "gpt_neox": "its attention and MLP run in parallel on the same residual stream",
     "paligemma": "its text part has the type 'gemma': save this part separately and use it",
-    "gemma4": "its text part has the type 'gemma4_text', and its layers share keys and values",
+    "gemma3n": "its text part has the type 'gemma3n_text', and its layers share keys and values",
     "fuyu": "its text part has the type 'persimmon'. Known are",
     "bart": "it has an encoder, and only models with just a decoder",
     "vit": "transformers has no causal language model for it",
@@ -70,6 +69,24 @@ def test_what_is_not_cut_is_refused_with_the_reason(model_type):
         FamilyError, match=f"models? of the type '{model_type}' can't be pruned: .*{REFUSED[model_type]}"
     ):
         family_of(config)
+
+
+def test_gemma_4_with_experts_is_refused():
+    config = CONFIG_MAPPING["gemma4_text"](enable_moe_block=True, num_experts=4, top_k_experts=2)
+    with pytest.raises(FamilyError, match="'gemma4_text' can't be pruned: its experts run beside an MLP in the same"):
+        family_of(config)
+
+
+def test_keys_and_values_that_are_shared_keep_their_attentions():
+    kinds = ["sliding_attention", "full_attention"] * 3
+    config = CONFIG_MAPPING["gemma4_text"](num_hidden_layers=6, layer_types=kinds, num_kv_shared_layers=3)
+    family = family_of(config)
+    assert family.attention.sources(config) == {3: 1, 4: 2, 5: 1}
+    assert [block for block in range(6) if "attention" in family.cut_kinds(config, block)] == [0]
+    assert family.linked(config)
+    config = CONFIG_MAPPING["gemma4_text"](hidden_size_per_layer_input=0)
+    assert not family.attention.sources(config)
+    assert not family.linked(config)
 
 
 def test_a_configuration_that_looks_plain_lacks_a_description_alone():
