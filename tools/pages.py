@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the table of model families.
+"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
 
     python tools/pages.py
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -204,12 +205,39 @@ def families_page() -> str:
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
         "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
-        "[CONTRIBUTING](../CONTRIBUTING.md).",
+        "`CONTRIBUTING.md` of the repository.",
     ]
     return "\n".join(lines) + "\n"
 
 
+SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def support_table() -> str:
+    """Families by what is cut and which engines run the result; families with equal cells share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for family in families().values():
+        unequal = gguf_when_layers_differ(family)
+        gguf = "yes" if unequal != "no" else "equal layers" if family.model_type in STOCK else "no"
+        attention, mlp, experts = parts_cut(family)
+        vllm = "tested" if family.model_type in TESTED else ""
+        title = family.title.partition(" (")[0]
+        cells = (attention.partition(";")[0], mlp.partition(" ")[0], experts.replace(" or ", ", "), gguf, vllm)
+        rows.setdefault(cells, []).append(title)
+    lines = ["| families | attention | MLP | experts | GGUF | vLLM |", "| --- | --- | --- | --- | --- | --- |"]
+    for cells, titles in sorted(rows.items(), key=lambda row: (bool(row[0][2]), -len(row[1]))):
+        lines.append("| " + " | ".join((", ".join(sorted(titles, key=str.lower)), *cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_page() -> str:
+    """The README with the present table of families."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return SUPPORT.sub(lambda found: found[1] + support_table() + found[2], text)
+
+
 PAGES = {
+    "README.md": readme_page,
     "docs/recipe.md": recipe_page,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,

@@ -64,9 +64,15 @@ def test_prune_prints_the_table_and_where_things_are(prune, tmp_path):
         assert (tmp_path / "out" / name).exists()
 
 
-def test_a_run_begins_with_its_plan_and_a_resumed_one_does_not(prune):
+def test_a_run_begins_with_its_plan_and_a_resumed_one_does_not(prune, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ GB of memory", prune().out)
     assert "planned:" not in prune().out
+
+
+def test_the_plan_of_a_busy_machine_names_its_load(prune, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (900.0, 0.0, 0.0))
+    assert re.search(r"planned: [\d.]+ (s|min) at the present load 900.0 on \d+ cores, [\d.]+ GB", prune().out)
 
 
 def test_what_does_not_fit_is_said_before_the_first_stage(prune, monkeypatch):

@@ -134,6 +134,22 @@ def test_python_of_the_readme_runs(
     assert "report.html" in capsys.readouterr().out
 
 
+def prose(text: str) -> str:
+    """Text without code blocks, tables, headings, pictures, comments and addresses of links."""
+    text = FENCE.sub("", text)
+    text = re.sub(r"^(\||#|!\[|<!--).*$", "", text, flags=re.M)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    outside = re.sub(r"<!-- support table.*?<!-- end -->", "", text, flags=re.S)  # of what a reader looks up
+    assert len(outside.split()) <= 700
+    sentences = [each for each in re.split(r"[.:?!]\*?\s|\n\n|\n- ", prose(text)) if each.strip(" -*\n")]
+    assert len(sentences) > 20
+    assert [each for each in sentences if len(each.split()) > 16] == []
+
+
 def named_paths(path: Path) -> set[str]:
     """Links inside the repository, and words in code marks that look like paths of files that are here."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
@@ -175,6 +191,16 @@ def test_links_of_the_notebook_hold(path: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_the_site_has_the_page_and_its_links(path: Path) -> None:
+    """What `make docs` refuses: a page outside the navigation, a link out of the documentation, another anchor."""
+    assert f" {path.relative_to(ROOT / 'docs')}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s:]+)\)", FENCE.sub("", path.read_text(encoding="utf-8")))
+    outside = [link for link in links if not (path.parent / link).resolve().is_relative_to(ROOT / "docs")]
+    assert not outside, f"{path.name} links to {outside}, which the site hasn't"
+    assert not [link for link in links if "--" in link], "GitHub's anchor; the site's has one hyphen: change the title"
 
 
 def test_every_entry_of_the_notebook_is_in_its_index() -> None:

@@ -92,6 +92,13 @@ def test_text_that_runs_out_is_refused(tmp_path):
         pack(tmp_path, tokens=50_000, source="a.txt")
 
 
+def test_text_that_other_purposes_used_up_is_refused(tmp_path):
+    reserved = {document_hash(text) for text in DOCUMENTS}
+    message = r"needs 50000 tokens, but none are left \(300 documents .*\)\. Give more text \(--text\)\.$"
+    with pytest.raises(DataError, match=message):
+        pack(tmp_path, tokens=50_000, reserved=reserved)
+
+
 def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))

@@ -153,7 +153,7 @@ def test_a_model_is_named_in_a_command_where_others_know_it():
 
 
 def test_samples_are_of_the_dense_and_the_saved_model():
-    text = text_of(recovered()).split("What the models write")[1].split("Block by block")[0]
+    text = text_of(recovered()).split("What the models write")[1].split("How it was made")[0]
     assert text.count("searched") == text.count("dense") == len(recovered()["prompts"])
     assert "Paris." in text
     assert "the the the" not in text, "of the uniform model"

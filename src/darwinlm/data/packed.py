@@ -140,10 +140,11 @@ def pack_documents(
     writer.add(waiting, count)
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"
+        fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if writer.there else " (--text)"
+        left = f"there are only {writer.there}" if writer.there else "none are left"
         raise DataError(
-            f"{named} is too short: training needs {tokens} tokens, but there are only {writer.there} ({count} "
-            "documents were read; those of other purposes are excluded). Give more text, lower recovery.tokens, or "
-            "allow recovery.epochs above 1."
+            f"{named} is too short: training needs {tokens} tokens, but {left} ({count} documents were read; those "
+            f"of other purposes are excluded). Give more text{fewer}."
         )
 
 

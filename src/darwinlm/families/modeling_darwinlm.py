@@ -351,7 +351,7 @@ def define_classes(
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
-        _derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared)
+        _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared))
     return tuple(globals()[name] for name in classes)
 
 
@@ -392,7 +392,7 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
         parts = {**parent.sub_configs_defaults, "text_config": by_type}
         made = {"model_type": f"darwinlm_{parent.model_type}", "_whole": (prefix, module)}
         config = _derive(names[0], WholeConfig, parent, sub_configs_defaults=parts, **made)
-        _derive(names[1], FromFamily, plain, config_class=config)
+        _show_server(_derive(names[1], FromFamily, plain, config_class=config))
     return globals()[names[0]], globals()[names[1]]
 
 
@@ -406,6 +406,13 @@ def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
     }
     globals()[name] = made = type(name, (mixin, parent), {**about, **members})
     return made
+
+
+def _show_server(model: type) -> None:
+    """Let `transformers serve`, if this is its process, find a model class; it looks in `transformers` alone."""
+    server = sys.modules.get("transformers.cli.serving.model_manager")
+    if server is not None:
+        setattr(server.transformers, model.__name__, model)
 
 
 def auto_map(prefix: str) -> dict[str, str]:

@@ -90,6 +90,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
 
+BUSY = 1.5
+"""Load average per core above which other programs slow a measurement. Our choice, 2026-11-27."""
+
 
 def find_device(name: str) -> Device:
     """A device by name; `cpu` is measured, `cuda` is this machine's GPU, a YAML file comes from benchmarks/gpu.py.
@@ -175,13 +178,24 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     small = torch.ones(1, 64)
     call = best(lambda: [small.mul(1.0) for _ in range(100)]) / 100
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    threads = torch.get_num_threads()
-    source_words = f"measured here, {threads} threads"
     efficiency = dict.fromkeys(rates, CPU_EFFICIENCY)
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
     calls = (BLOCK_CALLS * call, CPU_STEP_SECONDS)
-    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, source_words)
+    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, _circumstances())
+
+
+def present_load() -> str:
+    """Words for the machine's load, if other programs slow it; else an empty string."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load {load:.1f} on {cores} cores" if load > BUSY * cores else ""
+
+
+def _circumstances() -> str:
+    """Number of threads of a measurement, and the load that made it too slow."""
+    threads, load = torch.get_num_threads(), present_load()
+    busy = f"; the machine is busy, {load}: times are shorter when it is idle" if load else ""
+    return f"measured here, {threads} thread{'' if threads == 1 else 's'}{busy}"
 
 
 def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:
