@@ -9,6 +9,7 @@ line holds the medians and spreads of both, and the spread of their ratios.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import warnings
@@ -46,7 +47,7 @@ def main() -> None:
             say=lambda message: print(message, file=sys.stderr),
             **CASES[name],
         )
-        print(json.dumps({"case": name, **speeds.as_dict()}), flush=True)
+        print(json.dumps({"case": name, **dataclasses.asdict(speeds)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def training(setup: Setup) -> None:
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
     text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
-    settings = load_recipe(None, ["search.training.batch_tokens=2048"], {"model": "any"}).search.training
+    settings = load_recipe(None, [], {"model": "any"}).search.training
     trainer = CandidateTrainer(placed, fitness, text, settings, setup.work)
     trainer.reserve(placed.space.params(parent))
     children = [tuple(level + (place == index) for place, level in enumerate(parent)) for index in range(4)]
@@ -205,7 +205,6 @@ def training(setup: Setup) -> None:
         checkpoint,
         "search",
         f"text.sequence_length={length}",
-        f"text.fitness_tokens={length}",
         "search.offspring=4",
         f"search.stages=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
     )
@@ -292,7 +291,6 @@ def recovery_settings(setup: Setup) -> tuple[str, ...]:
         f"compute.batch_tokens={length}",
         f"recovery.tokens={6 * step}",
         f"recovery.batch_tokens={step}",
-        f"recovery.evaluate_every={6 * step}",
         f"recovery.save_every={6 * step}",
         f"recovery.gradient_checkpointing={str(not setup.tiny).lower()}",
     )
@@ -301,7 +299,7 @@ def recovery_settings(setup: Setup) -> tuple[str, ...]:
 def recovery(setup: Setup) -> None:
     """Six steps of recovery with and without a teacher."""
     layers = 4 if setup.tiny else 32
-    alone = ("recovery.distillation=0", "recovery.cross_entropy=1")
+    alone = ("recovery.distillation=0",)
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
     for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
         record = recovered(setup, layers, f"recovered {name}", *more)
@@ -361,9 +359,9 @@ def decoding(setup: Setup) -> None:
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         engine = Torch(str(checkpoint.folder), device=setup.device)
-        engine.time(prompt, new)
-        times = engine.time(prompt, new)
-        setup.told("decoding", f"{name}: prompt", len(prompt) / times["first"], "tokens/s")
+        engine.generate(prompt, new + 1)
+        _, first, further = engine.generate(prompt, new + 1)
+        setup.told("decoding", f"{name}: prompt", len(prompt) / first, "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
             steps = (GraphedDecoding if on_gpu else StaticDecoding)(engine.model, tokens, new)
@@ -372,7 +370,7 @@ def decoding(setup: Setup) -> None:
             for _ in range(new):
                 steps.step()
             setup.wait()
-        seconds = (times["decode"], time.perf_counter() - begun)
+        seconds = (further, time.perf_counter() - begun)
         for (way, of_way), took in zip(rates.items(), seconds, strict=True):
             of_way.append(new / took)
             setup.told("decoding", f"{name}: decoding {way}", new / took, "tokens/s")

@@ -26,7 +26,6 @@ from darwinlm.run import Run
 SETTINGS = {
     "budget.keep": 0.5,
     "text.calibration_tokens": 24576,
-    "text.fitness_tokens": 4096,
     "text.validation_tokens": 4096,
     "text.evaluation_tokens": 8192,
     "refit.tokens": 24576,
@@ -35,7 +34,6 @@ SETTINGS = {
     "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 4096, "survivors": 1}],
     "recovery.batch_tokens": 2048,
     "recovery.embeddings": False,
-    "recovery.evaluate_every": 10_000_000,
 }
 """Settings small enough for two processor cores."""
 

@@ -47,7 +47,7 @@ def main() -> None:
     trained.requires_grad_(requires_grad=True).train()
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, int(checkpoint.config.vocab_size), (options.tokens // 512, 512), generator=generator)
-    objective = Objective(top_k=64)
+    objective = Objective()
     known = Dense(None, top=dense_top(dense, tokens, 64))
 
     def step() -> None:

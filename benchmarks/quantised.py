@@ -14,7 +14,6 @@ repeated.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,10 @@ from darwinlm.stages.database import database_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import as_dtype, stitch
-from search import Json, machine
+from search import Json, each_arm, machine
 
 BUDGET = (
     "text.calibration_tokens=8192",
-    "database.saliency_tokens=1024",
     "recovery.tokens=0",
 )
 ARMS = {
@@ -128,18 +126,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2, help="blocks of held-out text for the KL")
     parser.add_argument("--set", action="append", help="section.field=value, as for `darwinlm demo`")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    finished = {(row["arm"], row["seed"]) for row in done}
-    for seed in options.seed or [0]:
-        for arm in ARMS:
-            if (arm, seed) in finished:
-                continue
-            row = compete(options, arm, seed)
-            print(json.dumps(row), flush=True)
-            with results.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+    each_arm(options, ARMS, compete)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -50,14 +51,25 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe.quantities import COUNTS, parse_quantity
+from darwinlm.recovery import train as recovery_train
 from darwinlm.recovery.cache import CacheKey, cached_text
 from darwinlm.recovery.checks import check_teacher
-from darwinlm.recovery.schedule import DECAY, plan_steps
-from darwinlm.recovery.train import train
+from darwinlm.recovery.schedule import LEAST_RATE, plan_steps, rate_share, warm_up_steps
 from recovery_plot import draw
 
 DTYPE = fast_dtype(torch.device("cpu"))
 """Element type of forward passes and of the dense model; training uses it with float32 weights."""
+
+
+DECAY = 0.2
+"""Share of the steps in which `wsd` lowers the rate."""
+
+
+def steady_share(steps: int, step: int) -> float:
+    """Share of the learning rate that stays until the last steps, and then falls linearly (WSD, arXiv 2404.06395)."""
+    if step < warm_up_steps(steps):
+        return rate_share(steps, step)
+    return LEAST_RATE + (1 - LEAST_RATE) * min((steps - step) / max(round(DECAY * steps), 1), 1.0)
 
 
 class Mixed(Dataset[dict[str, Tensor]]):
@@ -142,9 +154,6 @@ class Bench:
             tokens=points[-1],
             batch_tokens=options.batch_tokens,
             learning_rate=options.learning_rate,
-            schedule=options.schedule,
-            top_k=options.cached_top_k,
-            evaluate_every=max(points[-1] // 4, options.batch_tokens),
             embeddings=not options.blocks_alone,
             save_every=options.save_every,
             seed=seed,
@@ -167,20 +176,22 @@ class Bench:
             self.lines.add(title | facts | {"held_out": self.measured({name: ready})[name]})
             measuring += time.monotonic() - at
 
-        trained = train(
-            lambda: small.load(torch.float32),
-            self.dense,
-            Subset(self.text, range(plan.blocks)),
-            torch.cat([parts["validation"].tokens for parts in self.held_out.values()]),
-            plan,
-            settings,
-            options.out / f"{name}-{seed}-{kind}-{points[-1]}",
-            {"model": small.digest, "kind": kind, "tokens": points[-1], "seed": seed, **self.lines.settings},
-            device=torch.device("cpu"),
-            dtype=getattr(torch, DTYPE),
-            say=lambda message: print(message, flush=True),
-            each_step=look,
-        )
+        rates = {"wsd": steady_share, "cosine": rate_share}
+        with mock.patch.object(recovery_train, "rate_share", rates[options.schedule]):
+            trained = recovery_train.train(
+                lambda: small.load(torch.float32),
+                self.dense,
+                Subset(self.text, range(plan.blocks)),
+                torch.cat([parts["validation"].tokens for parts in self.held_out.values()]),
+                plan,
+                settings,
+                options.out / f"{name}-{seed}-{kind}-{points[-1]}",
+                {"model": small.digest, "kind": kind, "tokens": points[-1], "seed": seed, **self.lines.settings},
+                device=torch.device("cpu"),
+                dtype=getattr(torch, DTYPE),
+                say=lambda message: print(message, flush=True),
+                each_step=look,
+            )
         if self.lines.lack(**title, tokens=points[-1]):
             # The last checkpoint was complete, but its lines are missing.
             look(trained.record["tokens"], trained.model)

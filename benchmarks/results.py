@@ -25,7 +25,7 @@ core was busy:
 
 With the defaults, 10 minutes a search and 300,000 tokens of training for each of four rows, that is six to seven hours.
 
-`--set recovery.teacher_cache=FOLDER --set recovery.top_k=64` runs the dense model only for the first trained row. This
+`--set recovery.teacher_cache=FOLDER` runs the dense model only for the first trained row. This
 saves the other rows about a quarter of their time, and changes their loss a little.
 """
 
@@ -44,8 +44,8 @@ from darwinlm.comparison.methods import BASELINES
 from darwinlm.comparison.record import ComparisonRecord, read_comparison
 from darwinlm.comparison.table import comparison_cells
 from darwinlm.demo import REASON, demo_model, demo_text
-from darwinlm.evaluation import summary
 from darwinlm.evaluation.suites import parse_suite
+from darwinlm.tables import markdown
 
 PAPER = Path(__file__).with_name("paper_search.yaml")
 ALL = (*BASELINES, "darwinlm", "darwinlm+refit", "paper")
@@ -55,8 +55,6 @@ PAPER_ROWS = ("uniform", "ziplm", "sheared", "paper", "darwinlm", "darwinlm+refi
 """Rows of the paper's suite; some of them are trained in the first table."""
 STEP_TOKENS = 4096
 """Tokens in one step of a trained row."""
-DRAWS = 1_000_000
-"""Number of random allocations, beyond the time limit, so that random search runs as long as the others."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     if part.suite:
         line += ["--suite", part.suite, "--limit", str(part.limit)]
         line += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}", f"baselines.random_tries={DRAWS}"]
+    settings = [f"search.seed={part.seed}", f"search.minutes={options.minutes}"]
     if options.recovery:
         # The recipe's step size suits long trainings: so few tokens would give only nine steps.
         settings += [f"recovery.tokens={options.recovery}", f"recovery.batch_tokens={STEP_TOKENS}"]
@@ -130,7 +128,7 @@ def tables(done: dict[str, ComparisonRecord]) -> str:
     text = []
     for name, comparison in done.items():
         headings, cells, remarks = comparison_cells(comparison)
-        text.append(f"## {name}\n\n{summary.markdown(headings, cells, remarks)}")
+        text.append(f"## {name}\n\n{markdown(headings, cells, remarks)}")
     seeds = [comparison for name, comparison in done.items() if name.startswith("half-")]
     if len(seeds) > 1:
         text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
@@ -153,7 +151,7 @@ def spread(seeds: Sequence[ComparisonRecord]) -> str:
                 values = [getattr(row.texts[place], figure) for row in rows]
                 line.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}")
         cells.append(tuple(line))
-    return summary.markdown(headings, cells)
+    return markdown(headings, cells)
 
 
 def main() -> None:

@@ -39,7 +39,6 @@ def command(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
         "search.generations=100000",
         f"recovery.tokens={options.tokens}",
         f"recovery.batch_tokens={options.batch_tokens}",
-        "evaluation.speed_runs=1",
     ]
     settings += [f"budget.keep={shares[-1]}"] if arm == "once" else [f"rounds=[{options.rounds}]"]
     settings += [] if options.text else [f"text.allow_benchmark_text={REASON}"]

@@ -26,6 +26,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,24 @@ def race(options: argparse.Namespace) -> None:
                 "used": record["cost"] / plan.budget.limit,
                 **machine(run),
             }
+            print(json.dumps(row), flush=True)
+            with results.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+def each_arm(
+    options: argparse.Namespace, arms: Iterable[str], compete: Callable[[argparse.Namespace, str, int], Json]
+) -> None:
+    """Print a line for every seed and arm, and add it to OUT/results.jsonl; those that it holds aren't repeated."""
+    results = options.out / "results.jsonl"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    finished = {(row["arm"], row["seed"]) for row in done}
+    for seed in options.seed or [0]:
+        for arm in arms:
+            if (arm, seed) in finished:
+                continue
+            row = compete(options, arm, seed)
             print(json.dumps(row), flush=True)
             with results.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")

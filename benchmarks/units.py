@@ -12,7 +12,6 @@ Finished ones are in OUT/results.jsonl and aren't repeated.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from darwinlm.database.store import DatabaseReader
@@ -25,7 +24,7 @@ from darwinlm.search.predict.module_losses import estimated_losses, local_errors
 from darwinlm.search.problem.space import Allocation
 from darwinlm.search.propose.start import knapsack_start, uniform_allocations
 from darwinlm.surgery.stitch import as_dtype, stitch
-from search import Bench, Json, machine, open_bench
+from search import Bench, Json, each_arm, machine, open_bench
 
 ARMS = {
     "lattice": ("units.attention=lattice",),
@@ -76,17 +75,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", choices=list(ARMS))
     parser.add_argument("--set", action="append", default=[], help="section.field=value, as for `darwinlm demo`")
     options = parser.parse_args()
-    results = options.out / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    finished = {(row["arm"], row["seed"]) for row in done}
-    for seed in options.seed or [0]:
-        for arm in options.arm or ARMS:
-            if (arm, seed) in finished:
-                continue
-            row = compete(options, arm, seed)
-            print(json.dumps(row), flush=True)
-            with results.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+    each_arm(options, options.arm or ARMS, compete)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from darwinlm.console import Reporter
+from darwinlm.evaluation import speed
 from darwinlm.pipeline import run_stages
 from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
@@ -34,6 +35,8 @@ from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
 
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
+
+speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
 
 MakeRun = Callable[..., Run]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, storage_error
+from darwinlm.errors import ArtifactError, StorageError, storage_error
 from darwinlm.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -121,6 +121,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise damaged(path, str(error)) from error
 
 
+def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
+    """Create a folder, and check that its disk has room for some bytes. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise StorageError(
+            f"{folder}: {what} {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free some space, {remedy}"
+        )
+
+
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:
     """The error for a damaged artifact; `stage` is its folder, or None to find it from the path.
 
@@ -148,8 +161,7 @@ def manifest_files(folder: Path) -> dict[str, str]:
 def stage_version(name: str) -> int:
     """Version of a stage's code, which is a part of its key, so that results of older code are redone.
 
-    Args:
-        name: Name of the stage; for stages such as `measure_dense` the part before the underscore.
+    Of names such as `measure_dense`, the part before the underscore counts.
     """
     lines = json.loads(resources.files("darwinlm").joinpath("stage_versions.json").read_text(encoding="utf-8"))
     return int(lines[name.partition("_")[0]]["version"])
@@ -158,9 +170,7 @@ def stage_version(name: str) -> int:
 class StageFolder:
     """The folder of a stage, with the key that its content must match.
 
-    Args:
-        folder: Folder of the stage's files.
-        key: JSON-like description of everything that the result depends on.
+    The key is a JSON-like description of everything that the result depends on.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:

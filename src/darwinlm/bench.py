@@ -8,7 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,7 @@ from darwinlm.families.resolve import resolve_model
 
 @dataclass(frozen=True)
 class Spread:
-    """Repetitions of one figure.
-
-    Attributes:
-        median: Median of the repetitions.
-        low: Smallest value.
-        high: Largest value.
-        runs: All values, in order.
-    """
+    """Repetitions of one figure."""
 
     median: float
     low: float
@@ -53,7 +46,6 @@ class EngineSpeed:
     """One model in one engine.
 
     Attributes:
-        name: Name of the model as the user gave it.
         file_bytes: Size of its weights on disk.
         peak_memory: Peak resident memory of the engine's process in bytes, including libraries.
         prompt: Prompt tokens per second.
@@ -75,9 +67,6 @@ class SpeedReport:
 
     Attributes:
         engine: Name and version of the engine.
-        settings: Settings of the measurement.
-        machine: Description of the machine.
-        models: The model, and the one for comparison if given.
         ratios: Ratios of the first model to the second for prompt, decode and first_token (inverted, since it is a
             time), from pairs of consecutive runs.
     """
@@ -87,10 +76,6 @@ class SpeedReport:
     machine: dict[str, Any]
     models: tuple[EngineSpeed, ...]
     ratios: dict[str, Spread]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON."""
-        return asdict(self)
 
 
 def run_bench(
@@ -109,19 +94,9 @@ def run_bench(
 ) -> SpeedReport:
     """Measure one model, or two alternately: a warm-up, then `runs` rounds over both.
 
-    Args:
-        model: Folder, finished run, hub id or GGUF file.
-        against: Second model; None measures one.
-        engine: Engine: torch, llama.cpp or vllm; None uses llama.cpp for a GGUF file, else torch.
-        prompt_tokens: Number of tokens in the prompt.
-        new_tokens: Number of tokens decoded after the first.
-        runs: Number of rounds.
-        threads: Number of CPU threads.
-        dtype: Element type for torch and vllm; None uses the checkpoint's.
-        quantisation: Type to which llama.cpp converts both models first; None leaves a GGUF file unchanged and converts
-            folders to f16.
-        allow_remote_code: Whether a checkpoint may run its own code.
-        say: Receiver of progress messages.
+    A model is a folder, finished run, hub id or GGUF file. Without an `engine`, a GGUF file runs in llama.cpp, anything
+    else in PyTorch. llama.cpp converts models to `quantisation` first; by default it leaves a GGUF file unchanged and
+    converts folders to f16.
 
     Raises:
         MissingExtraError: The engine isn't installed.
@@ -236,8 +211,6 @@ def _measured(
 
 def _ratios(measured: Sequence[EngineSpeed]) -> dict[str, Spread]:
     left, right = measured
-    return {
-        "prompt": Spread.of([a / b for a, b in zip(left.prompt.runs, right.prompt.runs, strict=True)]),
-        "first_token": Spread.of([b / a for a, b in zip(left.first_token.runs, right.first_token.runs, strict=True)]),
-        "decode": Spread.of([a / b for a, b in zip(left.decode.runs, right.decode.runs, strict=True)]),
-    }
+    pairs = {"prompt": (left.prompt, right.prompt), "decode": (left.decode, right.decode)}
+    pairs["first_token"] = right.first_token, left.first_token
+    return {name: Spread.of([a / b for a, b in zip(x.runs, y.runs, strict=True)]) for name, (x, y) in pairs.items()}

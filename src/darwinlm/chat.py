@@ -18,10 +18,8 @@ class AnswerSettings:
     """Settings of answers.
 
     Attributes:
-        max_tokens: Maximum length of one answer in tokens.
         temperature: Sampling temperature; 0 is greedy, None uses the model's generation config.
         repetition_penalty: Penalty; above 1, tokens that were used before become less likely.
-        seed: Seed of the sampling.
         system: System prompt, for models with a chat template.
 
     Raises:
@@ -42,12 +40,7 @@ class AnswerSettings:
 
 
 class Conversation:
-    """A conversation with a model. Without a chat template, the model continues the user's text.
-
-    Args:
-        opened: The model.
-        settings: Settings of the answers.
-    """
+    """A conversation with a model. Without a chat template, the model continues the user's text."""
 
     def __init__(self, opened: Opened, settings: AnswerSettings) -> None:
         self.opened, self.model = opened, opened.model
@@ -66,9 +59,7 @@ class Conversation:
     def answer(self, text: str, on_text: Callable[[str], None] = lambda piece: None) -> str:
         """Answer, and add question and answer to the history. If the context is full, the oldest turns are dropped.
 
-        Args:
-            text: Message of the user.
-            on_text: Callback for each piece of the answer, a word or more.
+        `on_text` gets each piece of the answer, a word or more.
 
         Raises:
             DataError: The text alone doesn't fit into the model's context.

@@ -75,13 +75,7 @@ class _Line(ProgressColumn):
 
 
 class Reporter:
-    """Prints stages to a console.
-
-    Args:
-        console: Console for output; None is standard output.
-        quiet: Whether to print nothing.
-        every_step: Whether to print every step without a terminal, at any rate.
-    """
+    """Prints stages to a console. With `every_step`, every step is printed without a terminal, at any rate."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, every_step: bool = False) -> None:
         self.console = Console(quiet=True) if quiet else console or Console()

@@ -28,10 +28,8 @@ SIZES = (0.9, 0.75, 0.5)
 QUICK: dict[str, Any] = {
     "time": 4.2,
     "text.calibration_tokens": 8192,
-    "text.fitness_tokens": 2048,
     "text.validation_tokens": 2048,
     "text.evaluation_tokens": 2048,
-    "database.saliency_tokens": 1024,
     "refit.tokens": 0,
     "search.generations": 1,
     "search.offspring": 3,
@@ -39,11 +37,7 @@ QUICK: dict[str, Any] = {
     "recovery.tokens": 6144,
     "recovery.batch_tokens": 1024,
     "recovery.learning_rate": 2e-5,
-    "recovery.evaluate_every": 6144,
     "evaluation.prompts": (),
-    "evaluation.new_tokens": 16,
-    "evaluation.speed_runs": 1,
-    "evaluation.copying_lists": 4,
     "budget.keep": 0.85,
 }
 """Settings for two minutes of work on two cores with AVX-512; the time limit lowers them on slower machines. A refit
@@ -51,7 +45,6 @@ gained nothing on so little text."""
 
 FULL: dict[str, Any] = {
     "text.calibration_tokens": 65536,
-    "text.fitness_tokens": 8192,
     "text.validation_tokens": 8192,
     "text.evaluation_tokens": 16384,
     "refit.tokens": 45056,
@@ -59,7 +52,6 @@ FULL: dict[str, Any] = {
     "search.offspring": 6,
     "search.stages": [{"tokens": 2048, "survivors": 2}, {"tokens": 8192, "survivors": 1}],
     "recovery.tokens": 24576,
-    "recovery.evaluate_every": 24576,
     "budget.keep": 0.5,
 }
 
@@ -83,10 +75,8 @@ def demo_text() -> str:
 def demo_recipe(assignments: tuple[str, ...] = (), *, full: bool = False) -> Recipe:
     """The recipe of `darwinlm demo`.
 
-    Args:
-        assignments: "section.field=value" strings, applied to it.
-        full: Whether to keep half of the block parameters with the default amounts of text, instead of 85 %
-            in a few minutes.
+    With `full`, half of the block parameters are kept with the default amounts of text, instead of 85 % in a few
+    minutes.
 
     Raises:
         ModelError, DataError: A required package isn't installed.

@@ -100,7 +100,7 @@ class DataError(DarwinLMError):
 class NumericsError(DarwinLMError):
     """A tensor isn't finite, or a matrix can't be factorised.
 
-    What to do: try `--set compute.dtype=float32`, more calibration text, or a larger `database.damping`.
+    What to do: try `--set compute.dtype=float32`, or more calibration text.
     """
 
 

@@ -6,8 +6,9 @@ machine's memory.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class LimitError(ValueError):
 def load_json(path: Path, most: int = JSON_BYTES) -> Any:
     """Read a JSON file of bounded size and depth.
 
-    Args:
-        path: The file.
-        most: Largest size in bytes.
+    `most` is in bytes.
 
     Raises:
         OSError: The file can't be read.
@@ -63,19 +62,13 @@ def parse_json(text: str) -> Any:
 
 def check_depth(value: Any) -> None:
     """Refuse lists and mappings that are nested too deep. Raises LimitError."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
-        level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, dict | list)]
+        inside = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in inside if isinstance(inner, dict | list)]
         if not level:
             return
     raise LimitError(f"it is nested more than {DEPTH} levels deep")
-
-
-def _inner(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
 
 
 def parse_yaml(text: str) -> Any:
@@ -113,6 +106,12 @@ def _count(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     if known[id(node)] > YAML_NODES:
         raise LimitError(f"its aliases expand to more than {YAML_NODES:,} values")
     return known[id(node)]
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about an unknown name: `did you mean 'x'?` if a known one is similar, else `otherwise`."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 def shorten(value: object, most: int = SHOWN) -> str:

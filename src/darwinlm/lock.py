@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -110,9 +111,7 @@ class Lock:
 def hold(path: Path, what: Path) -> Lock:
     """Lock a file for this process; repeated calls for the same file return the same lock.
 
-    Args:
-        path: Path of the lock file; it is created if needed.
-        what: Locked object, for messages.
+    `what` is the locked object, for messages.
 
     Raises:
         BusyError: Another process has the lock.
@@ -150,7 +149,7 @@ def hold_target(path: Path) -> Lock:
     """
     lock = hold(path.with_name(f".{path.name}.lock"), path)
     if lock.problem is None and path.parent.is_dir():
-        for other in path.parent.glob(f".{_literal(path.name)}.*"):
+        for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
             if other.name.startswith(f".{path.name}.") and re.fullmatch(
                 r"((export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old)", other.name[len(path.name) + 2 :]
             ):
@@ -181,10 +180,6 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _make(folder: Path) -> list[Path]:

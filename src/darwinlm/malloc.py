@@ -29,9 +29,6 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Keep freed memory while the body runs, then return it. Nested uses belong to the outer one.
 
     It does nothing on a GPU or without glibc.
-
-    Args:
-        device: Device of the work.
     """
     global _kept  # noqa: PLW0603 - as mallopt's own settings, it is the process's
     library = _glibc() if device.type == "cpu" else None

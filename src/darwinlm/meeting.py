@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from darwinlm.errors import ParallelError
+from darwinlm.errors import ParallelError, first_line
 
 PATIENCE = 600.0
 """Seconds without a heartbeat after which a process counts as lost."""
@@ -27,12 +27,7 @@ RESUME = "read its messages, then rerun the same command; finished work is kept"
 class Meetings:
     """The meetings of one process with all others; all processes count them in the same order.
 
-    Args:
-        store: Shared store of `torch.distributed`.
-        rank: Number of this process.
-        size: Number of processes.
-        patience: Seconds as in `PATIENCE`.
-        beat: Seconds as in `BEAT`.
+    Times are in seconds, as in `PATIENCE` and `BEAT`.
     """
 
     def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, beat: float = BEAT) -> None:
@@ -49,8 +44,7 @@ class Meetings:
     def wait(self, what: str) -> None:
         """Wait until all processes are here.
 
-        Args:
-            what: Purpose of the meeting; all processes must give the same one.
+        All processes must give the same purpose `what`.
 
         Raises:
             ParallelError: Another process is lost, has ended, or is at another meeting.
@@ -114,5 +108,4 @@ class Meetings:
 
 def lost(error: RuntimeError) -> ParallelError:
     """The error for a broken connection to the others."""
-    reason = str(error).strip().partition("\n")[0][:200]
-    return ParallelError(f"the connection to another process is lost ({reason}): {RESUME}")
+    return ParallelError(f"the connection to another process is lost ({first_line(error)[:200]}): {RESUME}")

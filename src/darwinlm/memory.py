@@ -58,11 +58,9 @@ def _within_limit(cgroup: Path) -> int | None:
 class Bounded(Generic[K, V]):
     """A cache whose size is a share of the free memory at its first use.
 
-    Args:
-        size: Function that returns the bytes of a value.
-        room: Function that returns the bytes for all values; called once.
-        scanned: Whether keys are accessed cyclically. Then the first values stay, and those that don't fit aren't kept;
-            otherwise the least recently used values are dropped.
+    `size` gives the bytes of a value, `room` those for all values; it is called once. If keys are accessed cyclically
+    (`scanned`), the first values stay, and those that don't fit aren't kept; otherwise the least recently used values
+    are dropped.
     """
 
     def __init__(self, size: Callable[[V], int], room: Callable[[], int], *, scanned: bool = False) -> None:

@@ -36,11 +36,8 @@ def run_stages(
 ) -> StageResults:
     """Run the stages in order up to `until`, and return their results.
 
-    Args:
-        run: The run.
-        until: Name of the last stage.
-        neighbour: Result at another budget with the same database; the search starts from it if it is better.
-        limit: Time limit that several runs share; None takes the recipe's, from now on.
+    The search starts from `neighbour`, a result at another budget with the same database, if it is better. Several runs
+    may share a `limit`; None takes the recipe's, from now on.
     """
     limit = limit or TimeLimit.of(run.recipe)
     if run.recipe.recovery.tokens and STAGES.index(until) >= STAGES.index("recover"):

@@ -20,10 +20,8 @@ class Upload:
     """An upload to the hub.
 
     Attributes:
-        folder: Folder of the model.
         repo: Repository on the hub, `owner/name`.
         quantisation: Type of an additional GGUF file; None for no such file.
-        private: Whether the repository is private.
         update: Whether the repository may already exist.
     """
 
@@ -49,12 +47,7 @@ def prepare_upload(
 ) -> Upload:
     """Find the model, and run all checks that need no network.
 
-    Args:
-        source: Output folder of a run, or folder of a model.
-        repo: Repository on the hub, `owner/name`.
-        quantisation: As in `Upload`.
-        private: As in `Upload`.
-        update: As in `Upload`.
+    `source` is the output folder of a run, or the folder of a model.
 
     Raises:
         ModelError: The folder is no model, or its run isn't finished.
@@ -73,12 +66,7 @@ def prepare_upload(
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
     """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
 
-    Args:
-        upload: Files and repository.
-        say: Receiver of progress messages.
-
-    Returns:
-        Address of the model's page.
+    Returns the address of the model's page.
 
     Raises:
         ExportError: There is no token, the hub refuses the upload or can't be reached, or the repository exists.
@@ -86,12 +74,17 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    from darwinlm.export.run import export_model
+
     token = get_token()
     if token is None:
         raise ExportError("there is no token for the hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token, library_name="darwinlm")
     with tempfile.TemporaryDirectory(prefix="darwinlm-") as work:
-        extra = None if upload.quantisation is None else _gguf(upload, Path(work), say)
+        extra = None
+        if upload.quantisation is not None:
+            extra = Path(work) / upload.gguf_name
+            export_model(upload.folder, extra, to="gguf", quantisation=upload.quantisation, say=say)
         try:
             created = api.create_repo(upload.repo, private=upload.private, exist_ok=upload.update)
             say(f"uploading {len(upload.files()) + (extra is not None)} files to {created}")
@@ -121,14 +114,6 @@ def _model_folder(source: Path) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
     return folder
-
-
-def _gguf(upload: Upload, work: Path, say: Callable[[str], None]) -> Path:
-    from darwinlm.export.run import export_model
-
-    path = work / upload.gguf_name
-    export_model(upload.folder, path, to="gguf", quantisation=upload.quantisation, say=say)
-    return path
 
 
 def _transport_error() -> type[Exception]:

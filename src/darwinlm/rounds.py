@@ -15,6 +15,7 @@ from darwinlm.artifact import write_json
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
 from darwinlm.run import MARKER, Run
+from darwinlm.surgery.stitch import block_parameters
 
 FOLDER = "rounds"
 
@@ -22,9 +23,7 @@ FOLDER = "rounds"
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in subfolders, and return the last one.
 
-    Args:
-        run: Run with `rounds` in its recipe; the last round is written to its folder.
-        run_stages: Function that runs the stages of a round up to a given one.
+    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one.
 
     Raises:
         DarwinLMError: As in a run without rounds.
@@ -33,47 +32,43 @@ def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     original = run.checkpoint
     if parallel.is_main():
         write_json(run.folder / MARKER, {"made_by": "darwinlm", "version": __version__})
-    dense = block_parameters(original)
+    dense = _block_parameters(original)
     model, kept = str(recipe.model), dense
     part = recipe.recovery.tokens // len(recipe.rounds)
     for number, share in enumerate(recipe.rounds[:-1]):
         run.reporter.say(f"round {number + 1} of {len(recipe.rounds)}: keep {share:.0%} of the original")
         folder = run.folder / FOLDER / str(number + 1)
-        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part, number), folder)
+        one = _round(run, _of_a_round(recipe, model, share * dense / kept, part), folder, number)
         run_stages(one, "export")
         model = str(folder / "model")
-        kept = block_parameters(Checkpoint.open(Path(model)))
+        kept = _block_parameters(Checkpoint.open(Path(model)))
     number = len(recipe.rounds) - 1
     run.reporter.say(f"round {number + 1} of {number + 1}: keep {recipe.rounds[-1]:.0%} of the original")
-    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part, number), run.folder)
+    return _round(run, _of_a_round(recipe, model, recipe.rounds[-1] * dense / kept, part), run.folder, number)
 
 
-def _round(run: Run, recipe: Recipe, folder: Path) -> Run:
-    """The run of one round, with the dense models of the whole run."""
+def _round(run: Run, recipe: Recipe, folder: Path, number: int) -> Run:
+    """The run of one round, with the dense models of the whole run, and training text after that of earlier rounds."""
     one = Run(recipe, folder, run.reporter)
+    one.skipped_tokens = number * (recipe.recovery.tokens // recipe.recovery.epochs)
     one.teacher = run.teacher
     if recipe.model == run.recipe.model:
         one.checkpoint = run.checkpoint
     return one
 
 
-def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int, number: int) -> Recipe:
-    """The recipe of one round, with its model, share, and part of the training text."""
-    recovery = recipe.recovery
+def _of_a_round(recipe: Recipe, model: str, keep: float, tokens: int) -> Recipe:
+    """The recipe of one round, with its model, share, and number of training tokens."""
     changes = {
         "rounds": (),
         "vocabulary": None,
         "model": model,
         "teacher": recipe.teacher or recipe.model,
         "budget": recipe.budget.model_copy(update={"keep": keep}),
-        "recovery": recovery.model_copy(
-            update={"tokens": tokens, "skip_tokens": recovery.skip_tokens + number * (tokens // recovery.epochs)}
-        ),
+        "recovery": recipe.recovery.model_copy(update={"tokens": tokens}),
     }
     return recipe.model_copy(update=changes)
 
 
-def block_parameters(checkpoint: Checkpoint) -> int:
-    """Number of parameters inside a model's blocks."""
-    layers = checkpoint.skeleton().get_submodule(checkpoint.family.layers)
-    return sum(parameter.numel() for parameter in layers.parameters())
+def _block_parameters(checkpoint: Checkpoint) -> int:
+    return block_parameters(checkpoint.skeleton(), checkpoint.family.layers)

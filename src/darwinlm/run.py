@@ -33,11 +33,8 @@ OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "lat
 class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
-    Args:
-        recipe: The whole configuration.
-        folder: Output folder: new, empty, or of an earlier run.
-        reporter: Receiver of progress.
-        shared: Output folder of a sweep, whose stages before the search are shared.
+    The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
+    the search are shared.
 
     Raises:
         ArtifactError: The folder holds something else.
@@ -53,6 +50,7 @@ class Run:
         self.timings: list[dict[str, Any]] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
+        self.skipped_tokens = 0  # training text of earlier rounds
         parallel.init_from_environment()
         self.reporter = reporter if parallel.is_main() else Reporter(quiet=True)
         with parallel.agree():
@@ -110,9 +108,6 @@ class Run:
         folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
         return folder / "stages" / stage
 
-    def _stage_folder(self, name: str, key: Mapping[str, Any]) -> StageFolder:
-        return StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
-
     @contextmanager
     def stage(
         self, name: str, key: Mapping[str, Any], title: str, *, shared: bool = False
@@ -125,7 +120,7 @@ class Run:
         Raises:
             ArtifactError: An earlier result for the same key is damaged.
         """
-        folder = self._stage_folder(name, key)
+        folder = StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
         if shared:
             with parallel.main_first():
                 complete = not parallel.is_main() or folder.is_complete()

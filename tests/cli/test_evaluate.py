@@ -178,11 +178,11 @@ def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypa
     scored: list[str] = []
     original = harness._score
 
-    def watched(lm_eval: Any, lm: Any, manager: Any, one: Any, *rest: Any) -> Any:
+    def watched(lm: Any, manager: Any, one: Any, *rest: Any) -> Any:
         if one.task == "boolq" and len(scored) == 2:
             raise KeyboardInterrupt
         scored.append(one.task)
-        return original(lm_eval, lm, manager, one, *rest)
+        return original(lm, manager, one, *rest)
 
     monkeypatch.setattr(harness, "_score", watched)
     assert command(*arguments).code == 130

@@ -17,19 +17,16 @@ from tests.tiny.pruned import plain_checkpoint
 SETTINGS = (
     *TINY,
     "text.calibration_tokens=512",
-    "text.fitness_tokens=64",
     "text.validation_tokens=64",
     "text.evaluation_tokens=64",
     "refit.tokens=512",
     "compute.device=cpu",
     "search.generations=2",
     "search.stages=[{tokens: 64, survivors: 1}]",
-    "evaluation.new_tokens=1",
 )
 TRAINING = (
     "recovery.batch_tokens=256",
     "recovery.learning_rate=0.003",
-    "recovery.evaluate_every=512",
     "recovery.save_every=512",
 )
 
@@ -102,7 +99,7 @@ COMMANDS: dict[str, Words] = {
     ],
     "recover with a cache": lambda given, out: [
         "recover", given.finished, "--tokens", "1024", "--text", given.text, "--out", out / "out",
-        *sets((*SETTINGS, *TRAINING, "recovery.top_k=8", f"recovery.teacher_cache={out / 'cache'}")),
+        *sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
     ],
     "compare": lambda given, out: [
         "compare", given.model, "--keep", "60%", "--text", given.text, "--out", out / "out",

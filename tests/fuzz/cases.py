@@ -136,10 +136,10 @@ def _recipes() -> Iterator[Case]:
     for name, content in texts.items():
         yield Case(f"recipe: {name}", "recipe", alone("recipe.yaml", content))
     fields = (
-        "search.generations", "search.offspring", "search.training.batch_tokens",
+        "search.generations", "search.offspring", "search.training.lora_rank",
         "text.sequence_length", "text.calibration_tokens", "refit.tokens",
         "units.mlp_multiple",
-        "compute.batch_tokens", "evaluation.new_tokens", "evaluation.speed_runs", "recovery.epochs", "recovery.tokens",
+        "compute.batch_tokens", "recovery.epochs", "recovery.tokens",
     )  # fmt: skip
     for field in fields:
         for value in (

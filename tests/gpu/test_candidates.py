@@ -12,8 +12,8 @@ import torch
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import estimate
 from darwinlm.recipe import TrainingSettings, merge
 from darwinlm.run import Run
 from darwinlm.search.evaluate import modules, student, training
@@ -27,7 +27,6 @@ from tests.tiny.checkpoint import tiny_checkpoint
 WIDE = {"intermediate_size": 256, "num_hidden_layers": 2}
 SETTINGS = (
     "units.mlp_multiple=32",
-    "text.fitness_tokens=64",
     "search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",
 )
 ROUNDS = ((32, 2), (32, 1), (64, 0))
@@ -64,8 +63,14 @@ class Bench:
         decoder = Decoder(run.checkpoint.load(torch.bfloat16, device), run.checkpoint.family)
         placed = PlacedModules(decoder, reader, self.space)
         fitness = Fitness(placed, self.tokens["fitness"], batch_tokens=64)
-        chosen = TrainingSettings(learning_rate=1e-3, batch_tokens=32, **settings)
+        chosen = TrainingSettings(learning_rate=1e-3, **settings)
         return CandidateTrainer(placed, fitness, self.tokens["training"], chosen, run.folder)
+
+
+@pytest.fixture(autouse=True)
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence in a step."""
+    monkeypatch.setattr("darwinlm.search.evaluate.training.STEP_TOKENS", 32)
 
 
 @pytest.fixture(scope="module")

@@ -73,22 +73,16 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1
 
 
-def test_as_many_tokens_are_measured_as_asked_for(tmp_path, make_run, tiny_folder):
+def test_gradients_are_measured_on_an_eighth_of_the_calibration_text(tmp_path, make_run, tiny_folder, monkeypatch):
     folder = tiny_folder("llama")
 
     def build(name, *settings):
         run_stages(make_run(folder, tmp_path / name, *settings), "database")
         saliency = tmp_path / name / "stages" / "saliency"
-        return find_database(tmp_path / name), read_json(saliency / "key.json")["rows"] if saliency.exists() else None
+        return read_json(saliency / "key.json")["rows"] if saliency.exists() else None
 
-    length, total = 32, 8
-    settings = (f"text.sequence_length={length}", f"text.calibration_tokens={length * total}", f"refit.tokens={length}")
-    few, rows = build("few", *settings, "database.saliency=loss", f"database.saliency_tokens={2 * length + 1}")
-    assert rows == 3, "whole blocks of text"
-    whole, rows = build("all", *settings, "database.saliency=loss", "database.saliency_tokens=1000000")
-    assert rows == total, "no more than there is"
-    assert few.digest != whole.digest
-    plain, rows = build("plain", *settings, "database.saliency=output", "database.saliency_tokens=64")
-    assert rows is None
-    again, _ = build("plain too", *settings, "database.saliency=output", "database.saliency_tokens=96")
-    assert plain.digest == again.digest, "it has no effect"
+    settings = ("text.sequence_length=32", f"text.calibration_tokens={24 * 32}", "refit.tokens=32")
+    assert build("an eighth", *settings) == 3
+    monkeypatch.setattr("darwinlm.stages.database.GRADIENT_TOKENS", 33)
+    assert build("fewer", *settings) == 2, "whole blocks of text"
+    assert build("plain", *settings, "database.saliency=output") is None

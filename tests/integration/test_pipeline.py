@@ -66,11 +66,11 @@ def test_the_refit_changes_output_projections_only(whole):
 
 def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
-    damping, reader = whole.run.recipe.database.damping, whole.reader
+    reader = whole.reader
     modules = {(module.block, module.kind): module for module in reader.modules}
     for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
         for kind in whole.checkpoint.family.kinds:
-            H = damp(seen.moments[kind].double(), damping)
+            H = damp(seen.moments[kind].double())
             W = reader.dense_weight(seen.block, kind).double()
             energy = float(((W @ H) * W).sum())
             levels = modules[seen.block, kind].levels

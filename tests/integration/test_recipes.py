@@ -39,7 +39,7 @@ def shrunken(name: str) -> dict[str, Any]:
     """A recipe's tree with small numbers of tokens and generations, and narrow units."""
     tree = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
     text = tree["text"]
-    text |= {"sequence_length": 16, "calibration_tokens": 1024, "fitness_tokens": 128}
+    text |= {"sequence_length": 16, "calibration_tokens": 1024}
     text |= {"validation_tokens": 128, "evaluation_tokens": 128}
     tree["compute"] |= {"dtype": "float32", "batch_tokens": 128}
     tree["units"]["mlp_multiple"] = 8
@@ -47,16 +47,14 @@ def shrunken(name: str) -> dict[str, Any]:
     tree["budget"] = {"keep": SHARES[name.removesuffix("-fast")], "tolerance": 0.1}
     search = tree.setdefault("search", {})
     search |= {"generations": 2}
-    if "training" in search:
-        search["training"]["batch_tokens"] = 32
     search["stages"] = [
         {**stage, "tokens": 16 * (place + 1), **({"training_tokens": 32} if stage.get("training_tokens") else {})}
         for place, stage in enumerate(search["stages"])
     ]
     if tree["refit"]["tokens"]:
         tree["refit"]["tokens"] = 512
-    tree["recovery"] |= {"batch_tokens": 64, "evaluate_every": 64, "save_every": 128}
-    tree["evaluation"] = {"new_tokens": 2, "speed_runs": 1, "prompts": ["the river"]}
+    tree["recovery"] |= {"batch_tokens": 64, "save_every": 128}
+    tree["evaluation"] = {"prompts": ["the river"]}
     return tree
 
 

@@ -20,9 +20,7 @@ pytestmark = QUIET
 FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
 TINY = (
     *SETTINGS,
-    "baselines.sheared_tokens=256",
     "recovery.batch_tokens=64",
-    "recovery.evaluate_every=128",
 )
 
 

@@ -25,8 +25,14 @@ from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.text import text_stage
 from darwinlm.surgery.stitch import stitch
 
-FAST = TrainingSettings(learning_rate=3e-3, batch_tokens=64)
-TEXT = "search.stages=[{tokens: 64, survivors: 1, training_tokens: 1024}]"
+FAST = TrainingSettings(learning_rate=3e-3)
+TEXT = "search.stages=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
+
+
+@pytest.fixture(autouse=True)
+def short_steps(monkeypatch):
+    """Two sequences in a step."""
+    monkeypatch.setattr("darwinlm.search.evaluate.training.STEP_TOKENS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_one_step_is_plain_distillation(bench):
     """Compared with the stitched model, PyTorch's KL and PyTorch's AdamW."""
     whole = bench[0]
     allocation = whole.random_allocations(1, seed=3)[0]
-    settings = TrainingSettings(learning_rate=1e-3, batch_tokens=64)
+    settings = TrainingSettings(learning_rate=1e-3)
     trainer = trainer_of(bench, settings)
     trainer.judge([allocation], 64, 64)
     tokens = whole.texts["training"].tokens[:2]
@@ -147,7 +153,7 @@ def test_a_batch_that_overflows_is_left_out():
 def test_adapters_alone_learn_and_share_the_banks_weights(bench):
     whole, placed, fitness = bench
     allocation = whole.random_allocations(1, seed=4)[0]
-    trainer = trainer_of(bench, TrainingSettings(learning_rate=1e-2, batch_tokens=64, lora_rank=2))
+    trainer = trainer_of(bench, TrainingSettings(learning_rate=1e-2, lora_rank=2))
     before = fitness.kl(allocation, 256)
     (after,) = trainer.judge([allocation], 512, 256)
     student = trainer._students[allocation]
@@ -169,7 +175,7 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
 def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
     """As in the preset `paper`, losses after training decide, and the parent is trained too."""
     stages = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
-    training = "search.training={learning_rate: 0.0005, batch_tokens: 64}"
+    training = "search.training.learning_rate=0.0005"
     out = Path(shutil.copytree(folder, tmp_path / "out"))
     settings = (f"search.stages={stages}", "search.generations=2", training, f"search.method={method}")
     found = searched(make_run(tiny_llama, out, *settings))

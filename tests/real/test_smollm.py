@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
 SMALLER = (
     "text.calibration_tokens=8192",
-    "text.fitness_tokens=1024",
     "text.validation_tokens=2048",
     "text.evaluation_tokens=4096",
     "refit.tokens=8192",
@@ -31,11 +30,7 @@ SMALLER = (
     "search.stages=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
     "recovery.tokens=4096",
     "recovery.batch_tokens=1024",
-    "recovery.evaluate_every=4096",
     "evaluation.prompts=['The capital of France is']",
-    "evaluation.new_tokens=16",
-    "evaluation.speed_runs=1",
-    "evaluation.copying_lists=2",
 )
 MODELS = ("dense", "uniform", "stitched", "refit", "recovered")
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl", "tokens_per_second")

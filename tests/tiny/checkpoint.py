@@ -18,7 +18,6 @@ WORDS = SENTENCE.split()
 SETTINGS = (
     "text.sequence_length=32",
     "text.calibration_tokens=1024",
-    "text.fitness_tokens=256",
     "text.validation_tokens=256",
     "text.evaluation_tokens=256",
     "refit.tokens=1024",
@@ -28,9 +27,7 @@ SETTINGS = (
     "budget.tolerance=0.05",
     "search.generations=3",
     "search.offspring=4",
-    "search.stages=[{tokens: 64, survivors: 2}, {tokens: 128, survivors: 1}]",
-    "evaluation.new_tokens=4",
-    "evaluation.speed_runs=1",
+    "search.stages=[{tokens: 64, survivors: 2}, {tokens: 256, survivors: 1}]",
     "evaluation.prompts=['the river']",
 )
 """A recipe that runs in seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ LLAMA3 = {
 def exported(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Export, and return the report, which must be the one that lies beside the file."""
     report = export_model(folder, out, to="gguf", **options)
-    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(report.as_dict()))
-    return report.as_dict()
+    assert json.loads(Path(f"{out}.export.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    return asdict(report)
 
 
 def assert_checked_in_the_library(report: dict[str, Any], tolerance: float) -> None:

@@ -41,6 +41,13 @@ DELTA: dict[str, Any] = {
     "linear_num_value_heads": 4,
 }
 
+SHARED_EXPERT: dict[str, Any] = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 24,
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},
@@ -137,21 +144,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "vaultgemma": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "qwen3_5_text": {**DELTA, "tie_word_embeddings": True},
-    "qwen3_5_moe_text": {
-        **DELTA,
-        "num_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 48,
-        "shared_expert_intermediate_size": 24,
-    },
-    "qwen3_next": {
-        **DELTA,
-        "num_experts": 5,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 48,
-        "shared_expert_intermediate_size": 24,
-        "mlp_only_layers": [2],
-    },
+    "qwen3_5_moe_text": {**DELTA, **SHARED_EXPERT},
+    "qwen3_next": {**DELTA, **SHARED_EXPERT, "mlp_only_layers": [2]},
     "lfm2": {
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         "intermediate_size": 144,

@@ -26,7 +26,6 @@ RECOVERY = (
     "recovery.tokens=6144",
     "recovery.batch_tokens=512",
     "recovery.learning_rate=0.003",
-    "recovery.evaluate_every=2048",
     "recovery.save_every=2048",
 )
 """Twelve steps, with checkpoints after the fourth, the eighth and the last."""

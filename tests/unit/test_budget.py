@@ -132,9 +132,9 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
 def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("preset: paper\nsearch: {generations: 5, method: gradient}\n", encoding="utf-8")
-    recipe = load_recipe(path, ["text.fitness_tokens=9000"])
+    recipe = load_recipe(path, ["text.looking_back=10%"])
     assert (recipe.search.generations, recipe.search.method, recipe.search.offspring) == (5, "gradient", 16)
-    assert recipe.text.fitness_tokens == 9000
+    assert recipe.text.looking_back == 0.1
     assert recipe.units.levels == "paper"
 
 

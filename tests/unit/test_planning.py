@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command
 from tests.tiny.models import FAMILIES
 from tests.tiny.published import PARAMETERS, published_config
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import LlamaConfig
@@ -23,11 +20,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from darwinlm.calibration.gradients import output_gradients
 from darwinlm.calibration.stream import BlockStream
-from darwinlm.errors import BudgetError, FamilyError, RecipeError
+from darwinlm.errors import BudgetError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.pruned import pruned_classes, pruned_config
 from darwinlm.planning import memory
-from darwinlm.planning.devices import Device, find_device, measure_cpu
+from darwinlm.planning.devices import Device, find_device
 from darwinlm.planning.model import Sizes, described
 from darwinlm.planning.need import StageNeed
 from darwinlm.planning.plan import make_plan
@@ -160,15 +157,12 @@ def test_needs_grow_with_what_they_depend_on(tiny_llama: Path) -> None:
     assert longer["database"] == base["database"]
     assert "refit" not in need("refit.tokens=0")
     assert "saliency" not in need("database.saliency=output")
-    fewer = need("database.saliency_tokens=32")
-    assert fewer["saliency"]["flops"] < 0.5 * base["saliency"]["flops"]
-    assert fewer["database"] == base["database"]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_gradients_take_what_the_flop_counter_counts(model_type: str, tiny_folder) -> None:
     folder = tiny_folder(model_type)
-    sizes = sizes_of(folder, "text.sequence_length=32", "database.saliency_tokens=128")
+    sizes = sizes_of(folder, "text.sequence_length=32", "text.calibration_tokens=1024")
     (need, *_) = make_plan(sizes, find_device("h100")).needs
     assert (need.name, need.tokens) == ("saliency", 128)
     tokens = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -205,7 +199,7 @@ def test_memory_of_the_gradients_is_what_a_larger_model_took(tmp_path: Path, mon
     """See docs/notebook/database.md: 1,492 MB, of them 772 MB of residual streams."""
     config = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
     LlamaConfig(**config, num_attention_heads=32, num_key_value_heads=4, dtype="bfloat16").save_pretrained(tmp_path)
-    settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=8192")
+    settings = ("compute.batch_tokens=512", "compute.dtype=bfloat16", "text.calibration_tokens=65536")
 
     def gradients() -> StageNeed:
         recipe = load_recipe(None, (*settings, "refit.tokens=0"), {"model": str(tmp_path)})
@@ -226,8 +220,8 @@ def test_memory_of_the_gradients_is_what_a_small_model_took(tmp_path: Path, toke
     LlamaConfig(
         **config, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, dtype="bfloat16"
     ).save_pretrained(tmp_path)
-    settings = ("compute.batch_tokens=4096", "compute.dtype=float32", f"database.saliency_tokens={tokens}")
-    text = ("text.calibration_tokens=32768", "refit.tokens=0")
+    settings = ("compute.batch_tokens=4096", "compute.dtype=float32")
+    text = (f"text.calibration_tokens={8 * tokens}", "refit.tokens=0")
     recipe = load_recipe(None, (*settings, *text), {"model": str(tmp_path)})
     sizes = Sizes(Checkpoint.describe(tmp_path), recipe)
     (cpu, *_), (gpu, *_) = (make_plan(sizes, find_device(name)).needs for name in ("cpu", "h100"))
@@ -269,76 +263,6 @@ def test_what_does_not_fit_names_the_setting_that_would(tmp_path: Path, monkeypa
     tiny = dataclasses.replace(device, memory=1e9)
     (hopeless, *_) = make_plan(Sizes(Checkpoint.describe(folder), recipe), tiny).problems
     assert "no single setting makes it fit; the largest item is" in hopeless
-
-
-@pytest.mark.parametrize(("tiles", "expected"), [(True, 0.8), (False, 0.57)])
-def test_passes_get_more_of_a_products_speed_from_matrix_tiles(
-    monkeypatch: pytest.MonkeyPatch, tiles: bool, expected: float
-) -> None:
-    monkeypatch.setattr("darwinlm.planning.devices.has_matrix_tiles", lambda: tiles)
-    device = measure_cpu.__wrapped__()
-    assert device.efficiency == {"bfloat16": expected, "float32": 0.57, "float64": 0.57}
-
-
-def test_cpu_is_measured_and_devices_have_sources() -> None:
-    cpu = find_device("cpu")
-    assert cpu is measure_cpu()
-    assert min(*cpu.rates.values(), cpu.bandwidth, cpu.memory) > 1e8
-    assert "data sheet" in find_device("h100").source
-    with pytest.raises(RecipeError, match="'h10' isn't known: did you mean 'h100'"):
-        find_device("h10")
-    with pytest.raises(RecipeError, match=r"known are h100, .*, cpu"):
-        find_device("abacus")
-
-
-@pytest.mark.parametrize(
-    ("card", "memory", "expected"),
-    [
-        ("NVIDIA H100 80GB HBM3", 85e9, "h100"),
-        ("NVIDIA A100-SXM4-40GB", 42e9, "a100-40gb"),
-        ("NVIDIA A100-SXM4-80GB", 85e9, "a100"),
-        ("NVIDIA GeForce RTX 3090", 25e9, "rtx3090"),
-        ("NVIDIA L40S", 47e9, "l40s"),
-    ],
-)
-def test_cuda_is_the_card_at_hand(monkeypatch: pytest.MonkeyPatch, card: str, memory: float, expected: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    found = SimpleNamespace(name=card, total_memory=memory)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    device = find_device("cuda")
-    assert (device.name, device.memory) == (expected, memory)
-    assert device.rates == find_device(expected).rates
-    found.name = "Some Card 7"
-    with pytest.raises(RecipeError, match="'Some Card 7' isn't known: give the most similar of h100"):
-        find_device("cuda")
-
-
-def test_cuda_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        RecipeError, match=r"--device cuda: this machine's PyTorch finds no GPU: give cpu or one of h100"
-    ):
-        find_device("cuda")
-
-
-@pytest.mark.parametrize(("slowness", "sizes"), [(1e-6, {128, 256, 512, 1024}), (1.0, {128})])
-def test_a_cpu_is_measured_without_long_products(
-    monkeypatch: pytest.MonkeyPatch, slowness: float, sizes: set[int]
-) -> None:
-    """An emulated type may be a hundred times slower, so one small product is timed once."""
-    whole, made = torch.matmul, []
-    clock = itertools.count()
-
-    def counted(a: Tensor, b: Tensor) -> Tensor:
-        made.append(len(a))
-        return whole(a[:1], b)
-
-    monkeypatch.setattr(torch, "matmul", counted)
-    device = measure_cpu.__wrapped__(lambda: next(clock) * slowness)
-    assert set(made) == sizes
-    assert len(made) == 3 * (1 if slowness == 1.0 else 6 * len(sizes))
-    assert device.rates["float32"] == pytest.approx(4 * max(sizes) ** 3 / slowness)
 
 
 def test_gguf_header_is_enough(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) -> None:
@@ -393,30 +317,3 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
 def test_impossible_budget_is_the_runs_own_error(tiny_llama: Path) -> None:
     with pytest.raises(BudgetError, match="smallest model"):
         make_plan(sizes_of(tiny_llama, "budget.keep=0.01%"), find_device("h100"))
-
-
-ROW = "measured: {memory: 80, bfloat16: 700, float32: 50, float64: 30, bandwidth: 2800, source: here"
-
-
-def test_a_file_of_measured_rates_is_a_device(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.yaml"
-    path.write_text(f"{ROW}, efficiency: 0.5, product_efficiency: 0.8}}", encoding="utf-8")
-    device = find_device(str(path))
-    assert (device.name, device.memory, device.rates["bfloat16"]) == ("measured", 80e9, 700e12)
-    assert (device.efficiency["float64"], device.product_efficiency) == (0.5, 0.8)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", "a: 1", f"{ROW}, efficiency: -1}}", f"{ROW}, efficiency: .nan}}", "a: {memory: 80}", "a: ["],
-)
-def test_other_files_are_no_device(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "gpu.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"gpu\.yaml: it describes no device .*: give the YAML file that benchmarks"):
-        find_device(str(path))
-
-
-def test_a_file_of_rates_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="it describes no device"):
-        find_device(str(tmp_path / "none.yaml"))

@@ -19,10 +19,9 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning import memory
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
-from darwinlm.planning.plan import Plan, advice, make_plan
+from darwinlm.planning.plan import Plan, advice, estimate, make_plan
 from darwinlm.recipe import load_recipe
 from darwinlm.recovery.heads import Objective, batch_loss, run_dense
 from darwinlm.search.evaluate.dense_side import ExpectedRows
@@ -54,7 +53,7 @@ def published(tmp_path: Path, name: str, *assignments: str, processes: int = 1) 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, checkpointing: bool) -> None:
     """99.9 % is kept, so that both models count as dense."""
-    settings = (f"recovery.distillation={distillation}", "recovery.cross_entropy=1", "budget.keep=99.9%")
+    settings = (f"recovery.distillation={distillation}", "budget.keep=99.9%")
     settings += (f"recovery.gradient_checkpointing={checkpointing}", "text.validation_tokens=32")
     sizes = sizes_of(tiny_llama, *settings)
     model, dense = (Checkpoint.open(tiny_llama).load(torch.float32) for _ in range(2))
@@ -64,7 +63,7 @@ def test_operations_are_those_of_a_step(tiny_llama: Path, distillation: int, *, 
     if checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     tokens = torch.arange(4 * 32).view(4, 32)
-    objective = Objective(distillation=distillation, cross_entropy=1.0)
+    objective = Objective(distillation)
     with FlopCounterMode(display=False) as counter:
         seen = run_dense(dense, tokens) if distillation else None
         batch_loss(model, dense if distillation else None, tokens, seen, objective).backward()
@@ -80,9 +79,9 @@ def test_a_head_that_is_not_trained_saves_one_product_in_three(tiny_llama: Path)
         model.get_output_embeddings().requires_grad_(trained)
         model.get_input_embeddings().requires_grad_(trained)
         with FlopCounterMode(display=False) as counter:
-            batch_loss(model, None, tokens, None, Objective(distillation=0, cross_entropy=1.0)).backward()
+            batch_loss(model, None, tokens, None, Objective(0)).backward()
         counted.append(counter.get_total_flops() / tokens.numel())
-        settings = ("recovery.distillation=0", "recovery.cross_entropy=1", f"recovery.embeddings={trained}")
+        settings = ("recovery.distillation=0", f"recovery.embeddings={trained}")
         need = need_of(make_plan(sizes_of(tiny_llama, *settings, "budget.keep=99.9%"), find_device("h100")), "recover")
         planned.append(need.passes / need.tokens)
     assert planned[0] - planned[1] == pytest.approx(counted[0] - counted[1], rel=0.01)
@@ -152,7 +151,7 @@ def test_checkpoints_are_what_training_leaves(tiny_llama: Path, make_run, tmp_pa
     """Two checkpoints exist during training; they are counted just before they are removed."""
     from darwinlm.stages import recover
 
-    assignments = (*TRAINING, "recovery.save_every=512", "recovery.evaluate_every=2048", "compute.dtype=float32")
+    assignments = (*TRAINING, "recovery.save_every=512", "compute.dtype=float32")
     left: list[int] = []
     remove = recover.shutil.rmtree
 

@@ -59,7 +59,7 @@ def test_a_field_that_is_near_to_nothing_is_refused_with_all_known_ones():
     assert all(name in said for name in Recipe.model_fields)
     nested = message({"database": {"qqqqqqq": 1}})
     assert "unknown field 'database.qqqqqqq'" in nested
-    assert "damping" in nested
+    assert "saliency" in nested
 
 
 def test_every_wrong_field_is_named_at_once():
@@ -82,12 +82,12 @@ def test_every_wrong_field_is_named_at_once():
         ({"units": {"attention": "head"}}, "units.attention", "'query_head' or 'lattice' (it is 'head')"),
         ({"units": {"mlp_multiple": 0}}, "units.mlp_multiple", "greater than 0"),
         ({"units": {"levels": ["150%"]}}, "units.levels", "must be all, paper, or shares from 0 to 100 %"),
-        ({"database": {"damping": 0}}, "database.damping", "greater than 0"),
-        ({"database": {"damping": float("nan")}}, "database.damping", "finite"),
+        ({"recovery": {"learning_rate": 0}}, "recovery.learning_rate", "greater than 0"),
+        ({"recovery": {"learning_rate": float("nan")}}, "recovery.learning_rate", "finite"),
         ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
         ({"compute": {"batch_tokens": -4}}, "compute.batch_tokens", "it is -4"),
         ({"text": {"sequence_length": 7}}, "text.sequence_length", "greater than or equal to 8"),
-        ({"text": {"fitness_tokens": 0}}, "text.fitness_tokens", "greater than 0"),
+        ({"text": {"validation_tokens": 0}}, "text.validation_tokens", "greater than 0"),
         ({"text": None}, "text", "valid dictionary"),
         ({"budget": 0.5}, "budget", "valid dictionary or instance of BudgetSettings (it is 0.5)"),
         ({"budget": {"tolerance": 0.2}}, "budget.tolerance", "less than or equal to 0.1"),

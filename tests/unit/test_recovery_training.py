@@ -31,7 +31,6 @@ SETTINGS = RecoverySettings(
     tokens=6 * 8 * LENGTH,
     batch_tokens=8 * LENGTH,
     distillation=0.6,
-    cross_entropy=0.4,
     learning_rate=0.01,
     epochs=2,
     save_every=2 * 8 * LENGTH,
@@ -84,7 +83,7 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = 0.01 * rate_share(SETTINGS, 6, step)
+            group["lr"] = 0.01 * rate_share(6, step)
         optimizer.step()
         optimizer.zero_grad()
         expected.append((loss.item(), norm.item()))

@@ -32,7 +32,7 @@ from darwinlm.report import plots
 from darwinlm.report.card import model_card
 from darwinlm.report.looking_back import looking_back_table
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import read_summary
+from darwinlm.report.summary import GenerationFigures, read_summary
 from darwinlm.report.table import COLUMNS, TERMINAL_COLUMNS, comparison_rows, comparison_table
 
 
@@ -226,7 +226,7 @@ def test_plots_are_svg_and_deterministic(blocks):
 
     def draw():
         return [
-            plots.search_plot([plots.SearchPoint(each.seconds, each.kl, each.improved) for each in history], 1.3),
+            plots.search_plot(history, 1.3),
             plots.size_plot(points),
             plots.recovery_plot(trained.recovery.log),
         ]
@@ -250,7 +250,7 @@ def test_plots_are_svg_and_deterministic(blocks):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: plots.search_plot([plots.SearchPoint(0.0, 0.9, improved=False)]),
+        lambda: plots.search_plot([GenerationFigures(kl=0.9, improved=False, evaluations=1, seconds=0.0)], 1.0),
         lambda: plots.recovery_plot([]),
         lambda: plots.size_plot([]),
         lambda: plots.size_plot([plots.SizePoint("lost", 1.0, math.inf)]),

@@ -6,11 +6,10 @@ import gzip
 import json
 import struct
 import sys
-from types import ModuleType
 
 import pytest
 
-from darwinlm.data import DEFAULT_SOURCE, read_documents
+from darwinlm.data import read_documents
 from darwinlm.errors import DataError, MissingExtraError
 
 ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
@@ -272,7 +271,7 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "a.txt", "hello")
-    monkeypatch.setattr("darwinlm.data.files._opened", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     assert "a.txt: the file can't be read (Permission denied). Check its permissions" in message(path)
 
 
@@ -318,118 +317,3 @@ def test_tables_without_pyarrow(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow': pip install .*\[parquet\]'"):
         read(write(tmp_path / name, b""))
-
-
-# ---------------------------------------------------------------------------------------------------------- hub
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Replace `datasets`: its `load_dataset` returns `hub.rows` or raises `hub.error`, and records its arguments."""
-    module = ModuleType("datasets")
-    module.calls, module.rows, module.error, module.taken = [], ROWS, None, 0
-
-    def stream():
-        for row in module.rows:
-            module.taken += 1
-            yield row
-
-    def load_dataset(*arguments, **options):
-        module.calls.append((arguments, options))
-        if module.error is not None:
-            raise module.error
-        return stream()
-
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("source", "name", "config", "split"),
-    [
-        ("hf:someone/things", "someone/things", None, "train"),
-        ("hf:someone/things:small-1.0", "someone/things", "small-1.0", "train"),
-        ("hf:someone/things@test", "someone/things", None, "test"),
-        ("hf:things:small@train[:10%]", "things", "small", "train[:10%]"),
-        (DEFAULT_SOURCE, "HuggingFaceFW/fineweb-edu", None, "train"),
-    ],
-)
-def test_hub_is_streamed(hub, source, name, config, split):
-    assert read(source) == TEXTS
-    assert hub.calls == [((name, config), {"split": split, "streaming": True})]
-
-
-def test_hub_is_read_lazily(hub):
-    assert next(read_documents("hf:someone/things")) == "document 0"
-    assert hub.taken == 1
-
-
-def test_hub_with_a_field(hub):
-    hub.rows = [{"text": "no", "body": "yes"}]
-    assert read("hf:someone/things:small@train#body") == ["yes"]
-    assert "row 1: there is no field other; the existing fields are: body, text" in message("hf:someone/things#other")
-
-
-def test_real_library_has_the_function_that_is_called(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_arguments, **_options: iter(ROWS))
-    assert read("hf:someone/things") == TEXTS
-
-
-@pytest.mark.parametrize("source", ["hf:", "hf:a/b/c", "hf:a b", "hf:a/b@", "hf://a/b"])
-def test_malformed_hub_name(hub, source):
-    assert "this isn't a data set's name. Write hf:owner/name" in message(source)
-    assert not hub.calls
-
-
-def test_hub_that_cannot_be_reached(hub):
-    hub.error = ConnectionError("Name or service not known")
-    text = message("hf:someone/things")
-    assert "hf:someone/things@train: the hub can't be reached (Name or service not known)" in text
-    assert "pass local text instead: a .txt, .jsonl or .parquet file" in text
-
-
-def test_hub_that_breaks_off(hub):
-    def rows():
-        yield ROWS[0]
-        raise RuntimeError
-
-    hub.rows = rows()
-    documents = read_documents("hf:someone/things")
-    assert next(documents) == "document 0"
-    with pytest.raises(DataError, match=r"can't be reached \(RuntimeError\)"):
-        next(documents)
-
-
-@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
-def test_hub_offline(hub, monkeypatch, variable):
-    monkeypatch.setenv(variable, "1")
-    hub.error = ConnectionError("Couldn't reach the hub")
-    text = message("hf:someone/things")
-    assert f"{variable} is set, so the hub can't be reached" in text
-    assert "pass local text instead" in text
-
-
-def test_unknown_data_set(hub):
-    hub.error = FileNotFoundError("doesn't exist")
-    assert "no such data set, or it asks for a log-in (doesn't exist)" in message("hf:someone/things")
-
-
-def test_unknown_split(hub):
-    hub.error = ValueError('Unknown split "tset"')
-    text = message("hf:someone/things@tset")
-    assert 'can\'t be opened like this (Unknown split "tset"). Check :config and @split' in text
-
-
-def test_empty_data_set(hub):
-    hub.rows = []
-    assert "there is no text in it" in message("hf:someone/things")
-
-
-def test_hub_without_datasets(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'datasets': pip install .*\[hub\]'"):
-        read_documents("hf:someone/things")

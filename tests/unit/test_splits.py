@@ -19,7 +19,7 @@ from darwinlm.data import (
     split_documents,
 )
 from darwinlm.data.splits import shares_within
-from darwinlm.errors import ArtifactError, DataError, RecipeError, StorageError
+from darwinlm.errors import ArtifactError, DataError, StorageError
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
 
@@ -213,26 +213,6 @@ def test_shares_of_a_short_text_keep_their_proportions_and_a_block_each():
         shares = shares_within(wanted, available, 8)
         assert sum(shares.values()) <= available
         assert all(tokens % 8 == 0 and tokens for tokens in shares.values())
-
-
-@pytest.mark.parametrize(
-    ("shares", "seq_len", "message"),
-    [
-        ({"fitness": 0}, 8, r"text\.fitness_tokens is 0: it has to be at least 1"),
-        ({"training": -1}, 8, r"search\.stages is -1: it has to be at least 0"),
-        ({"fittness": 8}, 8, "no purpose 'fittness': the purposes are calibration, fitness"),
-        ({"fitness": 8}, 0, r"text\.sequence_length is 0"),
-        ({}, 8, "No purpose is given"),
-    ],
-)
-def test_plans_out_of_range(shares, seq_len, message):
-    with pytest.raises(RecipeError, match=message):
-        TextPlan(shares, seq_len)
-
-
-def test_no_document_has_a_purpose_when_nothing_is_wanted():
-    with pytest.raises(RecipeError, match=r"All shares of text are 0: raise search\.stages"):
-        TextPlan({"training": 0}, 8).purpose_of(document_hash("a"))
 
 
 def test_shared_documents_are_named_and_counted():

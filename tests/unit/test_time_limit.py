@@ -12,8 +12,8 @@ from darwinlm.errors import RecipeError
 from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning import time_limit
 from darwinlm.planning.devices import find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
+from darwinlm.planning.plan import estimate
 from darwinlm.planning.shorten import differences, shortened
 from darwinlm.planning.time_limit import FILE, TimeLimit
 from darwinlm.recipe import load_recipe, merge
@@ -162,7 +162,7 @@ def test_every_part_is_lowered_and_none_below_its_least() -> None:
             lowered = list(differences(recipe, merged))
             assert bool(lowered) == bool(settings)
     half = shortened(recipe, 0.5, "database")
-    assert half == {"text.calibration_tokens": 32768, "database.saliency_tokens": 4096}
+    assert half == {"text.calibration_tokens": 32768}
     assert shortened(recipe, 0.1, "refit") == {"refit.tokens": 0}
     assert shortened(recipe, 0.001, "recover")["recovery.tokens"] == 8 * 512
 
@@ -176,12 +176,12 @@ def test_a_limited_run_says_what_it_shortened(
     command, card, make_run, tiny_llama, tiny_text_file, tmp_path, monkeypatch
 ):
     """A real run, with a machine that claims to be slow."""
-    many = "evaluation.speed_runs=30"
-    probe = make_run(tiny_llama, tmp_path / "probe", many)
+    much = ("recovery.tokens=16384", "recovery.batch_tokens=128")
+    probe = make_run(tiny_llama, tmp_path / "probe", *much)
     times = 600 / (0.8 * sum(planned(probe).values()))
     monkeypatch.setattr(TimeLimit, "_of_passes", lambda *_: times)
     common = ("prune", tiny_llama, "--out", tmp_path / "out", "--text", tiny_text_file, "--time", "10m")
-    ended = command(*common, *sets((*SETTINGS, many)))
+    ended = command(*common, *sets((*SETTINGS, *much)))
     assert ended.code == 0, ended
     for words in ("time limit: ", "Time limit: ", "calibration text "):
         assert words in ended.out

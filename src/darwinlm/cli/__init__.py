@@ -1,6 +1,6 @@
 """The command `darwinlm`: thin commands, one small file for each task of the user."""
 
-from darwinlm.cli import (
+from darwinlm.cli import (  # noqa: F401 - each declares its command
     bench,
     chat,
     compare,
@@ -21,23 +21,4 @@ from darwinlm.cli import (
 from darwinlm.cli.app import app
 from darwinlm.cli.main import main
 
-__all__ = [
-    "app",
-    "bench",
-    "chat",
-    "compare",
-    "database",
-    "demo",
-    "evaluate",
-    "export",
-    "import_",
-    "info",
-    "main",
-    "plan",
-    "prune",
-    "push",
-    "recover",
-    "scores",
-    "show",
-    "verify",
-]
+__all__ = ["app", "main"]

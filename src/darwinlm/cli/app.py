@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from darwinlm import __version__
@@ -90,17 +91,10 @@ app = typer.Typer(
 def command(panel: str, *examples: str, name: str | None = None) -> Callable[[F], F]:
     """Declare a command.
 
-    Args:
-        panel: Heading in the help.
-        examples: Command lines for the end of its help.
-        name: Name of the command; None takes the function's name.
+    Its help stands under the heading `panel` and ends with the examples. Without a `name`, the function's is taken.
     """
-    lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{_escaped(line)}[/cyan]" for line in examples)))
+    lines = "\n\n".join(("[bold]Examples[/bold]", *(f"  [cyan]{escape(line)}[/cyan]" for line in examples)))
     return app.command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
-
-
-def _escaped(line: str) -> str:
-    return line.replace("[", "\\[")
 
 
 def _print_version(wanted: bool) -> None:
@@ -120,6 +114,10 @@ def root(
     Start with [cyan]darwinlm prune MODEL --keep 50% --text TEXT --out runs/half[/cyan], then look at the result with
     [cyan]darwinlm show runs/half[/cyan] and talk to it with [cyan]darwinlm chat runs/half[/cyan].
     """
+
+
+def _bound(name: str, help: str, *, default: str | bool = False) -> Any:
+    return typer.Option(name, help=help, show_default=default, rich_help_panel=_BUDGET)
 
 
 ModelArgument = Annotated[str | None, typer.Argument(help="Hub id, local folder, or GGUF file.", show_default=False)]
@@ -144,35 +142,12 @@ TextOption = Annotated[
 ]
 KeepOption = Annotated[
     str | None,
-    typer.Option(
-        "--keep",
-        help="Share of the block parameters to keep. Several (75%,50%) give one model each.",
-        show_default="50%",
-        rich_help_panel=_BUDGET,
-    ),
+    _bound("--keep", "Share of the block parameters to keep. Several (75%,50%) give one model each.", default="50%"),
 ]
-ParamsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--params", help="Parameters of the whole smaller model: 2.7B.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
-BytesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--bytes", help="Weights and KV cache of the smaller model: 4GiB.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
-SpeedupOption = Annotated[
-    str | None,
-    typer.Option("--speedup", help="Speedup on this machine: 2x.", show_default=False, rich_help_panel=_BUDGET),
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--latency", help="Time of one request on this machine: 30ms.", show_default=False, rich_help_panel=_BUDGET
-    ),
-]
+ParamsOption = Annotated[str | None, _bound("--params", "Parameters of the whole smaller model: 2.7B.")]
+BytesOption = Annotated[str | None, _bound("--bytes", "Weights and KV cache of the smaller model: 4GiB.")]
+SpeedupOption = Annotated[str | None, _bound("--speedup", "Speedup on this machine: 2x.")]
+LatencyOption = Annotated[str | None, _bound("--latency", "Time of one request on this machine: 30ms.")]
 VocabOption = Annotated[
     str | None,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,11 +59,11 @@ def bench(
             say=(lambda message: None) if as_json else terminal.say,
         )
         if as_json:
-            terminal.print_json(report.as_dict())
+            terminal.print_json(asdict(report))
         else:
             _show(terminal.console(), report)
         if out is not None:
-            write_json(out, report.as_dict())
+            write_json(out, asdict(report))
 
 
 def _show(console: Console, report: SpeedReport) -> None:

@@ -92,7 +92,7 @@ def _answer_or_tell(console: Console, talks: Mapping[str, Conversation], text: s
     try:
         _answer(console, talks, text)
     except DataError as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+        console.print(str(error), style="red")
     except KeyboardInterrupt:
         console.print("\n(stopped)", style="dim")
 
@@ -115,7 +115,7 @@ def _questions(console: Console) -> Iterator[str]:
         if text == "/exit":
             return
         if text.startswith("/") and text != "/reset":
-            console.print(HELP, style="dim", highlight=False)
+            console.print(HELP, style="dim")
         elif text:
             yield text
 
@@ -129,7 +129,7 @@ def _answer(console: Console, talks: Mapping[str, Conversation], text: str) -> N
         _beside(console, talks, text)
     else:
         for name, talk in talks.items():
-            console.print(f"[{name}]", style="bold", highlight=False, markup=False)
+            console.print(f"[{name}]", style="bold")
             talk.answer(text, lambda piece: _write(console, piece))
             console.print()
 

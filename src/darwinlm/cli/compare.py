@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,30 +60,19 @@ def compare(
 ) -> None:
     """Prune with several methods under the same budget and compare them in one table."""
     from darwinlm import parallel
-    from darwinlm.artifact import write_text
     from darwinlm.comparison.compare import ComparisonRequest, compare_methods
     from darwinlm.comparison.entries import parse_methods, parse_named
     from darwinlm.comparison.table import comparison_cells
-    from darwinlm.evaluation import summary
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides: dict[str, Any] = {
-        "model": model,
-        "budget.keep": keep,
-        "text.source": text,
-        "allow_remote_code": allow_remote_code or None,
-    }
+    overrides = {**options(model=model, keep=keep, text=text), "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit)
-    console = terminal.console()
     run = Run(chosen, out, terminal.reporter())
-    headings, cells, remarks = comparison_cells(compare_methods(run, wanted))
-    console.print(summary.terminal(headings, cells))
-    for remark in remarks:
-        console.print(remark, highlight=False, markup=False, soft_wrap=True)
-    if parallel.is_main():
-        write_text(out / "comparison.md", summary.markdown(headings, cells, remarks))
-    console.print(f"table {out / 'comparison.md'}\nfigures {out / 'comparison.json'}", highlight=False)
+    page = out / "comparison.md"
+    record = compare_methods(run, wanted)
+    terminal.show_tables([comparison_cells(record)], page if parallel.is_main() else None)
+    terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
+from darwinlm import tables
 from darwinlm.cli import terminal
 from darwinlm.cli.app import (
     LOOK,
@@ -42,16 +41,16 @@ def database(
 ) -> None:
     """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
     from darwinlm.pipeline import run_stages
-    from darwinlm.recipe import load_recipe
+    from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {"model": model, "text.source": text, "allow_remote_code": allow_remote_code or None}
+    overrides = {**options(model=model, text=text), "allow_remote_code": allow_remote_code or None}
     chosen = load_recipe(recipe, assignments or (), overrides)
     run = Run(chosen, out, terminal.reporter())
     stage = run_stages(run, "database").database.stage
     size = sum(path.stat().st_size for path in stage.folder.glob("block_*"))
     console = terminal.console()
-    console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", highlight=False, soft_wrap=True)
+    console.print(f"{stage.folder}: {size / 1e6:,.1f} MB; see darwinlm inspect {out}", soft_wrap=True)
 
 
 @command(
@@ -83,13 +82,12 @@ def inspect(
     console = terminal.console()
     wide = max(SHARES)
     shares = next(shares for width, shares in SHARES.items() if console.width >= width)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     narrow = console.width < NARROW
     estimated = not narrow and any(curves.losses is not None for curves in read_curves(stage))
     losses = ("KL at 50%", "KL at 0") if estimated else ()
     sizes = ("heads",) if narrow else ("heads", "columns")
-    for heading in ("block", "module", *sizes, *(f"{share:.0%}" for share in shares), *losses):
-        table.add_column(heading, justify="left" if heading == "module" else "right", no_wrap=heading == "module")
+    headings = ("block", "module", *sizes, *(f"{share:.0%}" for share in shares), *losses)
+    rows = []
     for curves in read_curves(stage):
         width = len(curves.errors) - 1
         heads = _heads(curves.kind, curves.variant)
@@ -98,7 +96,9 @@ def inspect(
             cells.insert(0, str(width))
         if estimated and curves.losses is not None:
             cells += [f"{float(curves.losses[at]):.4f}" for at in (round(0.5 * width), 0)]
-        table.add_row(str(curves.block), curves.kind, "" if heads is None else str(heads), *cells)
+        rows.append((str(curves.block), curves.kind, "" if heads is None else str(heads), *cells))
+    table = tables.terminal(headings, rows)
+    table.columns[0].justify, table.columns[1].justify, table.columns[1].no_wrap = "right", "left", True
     console.print(table)
     calibration = about["calibration"]
     notes = [
@@ -113,7 +113,7 @@ def inspect(
     )
     if console.width < wide:
         notes.append(f"A terminal of {wide} columns shows more shares; --json prints all of them.")
-    console.print("\n".join(notes), highlight=False, markup=False)
+    console.print("\n".join(notes))
 
 
 def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
@@ -123,7 +123,7 @@ def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
         raise typer.BadParameter("give --json or --html, not both")
     terminal.say("choosing the best levels of each size; up to a minute")
     count = write_sizes(folder, page)
-    terminal.console().print(f"{page}: {count} sizes", highlight=False, markup=False, soft_wrap=True)
+    terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
 
 
 def _points(curves: Any) -> dict[str, Any]:

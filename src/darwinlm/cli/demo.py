@@ -34,8 +34,6 @@ def demo(
         f"  darwinlm chat {out}\n"
         f"  darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine\n"
         f"  darwinlm recover {out} --tokens 1M --out runs/recovered",
-        highlight=False,
-        markup=False,
         soft_wrap=True,
     )
 
@@ -56,9 +54,7 @@ def _sizes(console: Console, results: Any, kept: float | None) -> None:
     for size in sizes:
         bar = "#" * max(1, round(30 * size.kl / most))
         here = "measured" if size.share == kept else "about"
-        console.print(
-            f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {here:8} {scale * size.kl:.2f}  {bar}", highlight=False
-        )
+        console.print(f"  {size.share:4.0%}  {size.params / 1e6:6.1f} M  {here:8} {scale * size.kl:.2f}  {bar}")
 
 
 def _answers(console: Console, out: Path) -> None:
@@ -71,8 +67,8 @@ def _answers(console: Console, out: Path) -> None:
 
     settings = AnswerSettings(max_tokens=40, temperature=0)
     for question in QUESTIONS:
-        console.print(f"\n{question}", style="bold", markup=False, highlight=False)
+        console.print(f"\n{question}", style="bold", markup=False)
         for name, folder in (("dense", out / "stages" / "source"), ("smaller", out / "model")):
             opened = open_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
             answer = " ".join(Conversation(opened, settings).answer(question).split())
-            console.print(f"  {name}: {answer}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {name}: {answer}", soft_wrap=True)

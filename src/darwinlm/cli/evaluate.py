@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, JsonOption, RemoteCode, command
-from darwinlm.cli.tables import show_tables
 
 SuiteOption = Annotated[
     str | None,
@@ -45,6 +44,7 @@ def evaluate(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the dense model."""
+    from darwinlm.errors import DataError
     from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
 
     request = EvaluationRequest(
@@ -67,13 +67,7 @@ def evaluate(
     if as_json:
         terminal.print_json(result.as_json())
     else:
-        show_tables(result.tables(), console, markdown)
-    _fail_if_incomplete(result)
-
-
-def _fail_if_incomplete(result: Any) -> None:
-    from darwinlm.errors import DataError
-
+        terminal.show_tables(result.tables(), markdown)
     failed = [score for score in result.scores if score.error]
     if failed:
         raise DataError(

@@ -72,5 +72,5 @@ def show_report(console: Console, report: ExportReport) -> None:
         )
     console.print(table)
     for note in report.notes:
-        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB of {report.format}", highlight=False, markup=False)
+        console.print(f"- {note}", soft_wrap=True)
+    console.print(f"{report.path}: {report.bytes / 1e6:.1f} MB of {report.format}")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from darwinlm import __version__
+from darwinlm import __version__, tables
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LEARN, JsonOption, command
 
 FIRST = (
+    "budget.keep",
     "text.source",
     "text.calibration_tokens",
     "text.sequence_length",
-    "units.attention",
-    "search.minutes",
-    "search.method",
+    "units.quantisation",
+    "time",
     "recovery.tokens",
     "recovery.learning_rate",
     "compute.dtype",
     "compute.batch_tokens",
 )
-"""Most frequently changed settings."""
+"""Settings that a user may want: size, text, quantiser, time, training, precision and memory."""
 
 
 @command(LEARN, "darwinlm schema", "darwinlm schema recovery", "darwinlm schema all")
@@ -39,6 +35,7 @@ def schema(
 ) -> None:
     """List settings of the recipe with their defaults and meanings. Change them with --set or a YAML recipe."""
     from darwinlm.errors import RecipeError
+    from darwinlm.limits import suggestion
     from darwinlm.recipe import describe_fields
 
     fields = describe_fields()
@@ -50,26 +47,21 @@ def schema(
     else:
         chosen = [row for row in fields if row[0] == section or row[0].startswith(f"{section}.")]
     if not chosen:
-        near = difflib.get_close_matches(str(section), [*sections, *(name for name, _, _ in fields)], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sections)}"
+        known = [*sections, *(name for name, _, _ in fields)]
+        hint = suggestion(str(section), known, f"sections are {', '.join(sections)}")
         raise RecipeError(f"the recipe has no section '{section}': {hint}")
     if as_json:
         terminal.print_json([{"field": name, "default": value, "meaning": about} for name, value, about in chosen])
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("setting", overflow="fold")
-    table.add_column("default", overflow="fold", max_width=24)
-    table.add_column("meaning")
-    for name, value, about in chosen:
-        table.add_row(Text(name), Text(value), Text(" ".join(about.split())))
+    rows = [(name, value, " ".join(about.split())) for name, value, about in chosen]
+    table = tables.terminal(("setting", "default", "meaning"), rows)
+    for column in table.columns:
+        column.justify, column.overflow = "left", "fold"
+    table.columns[1].max_width = 24
     console = terminal.console()
     console.print(table)
     if section is None:
-        console.print(
-            f"\nMore: darwinlm schema SECTION, with one of {', '.join(sections)}; or darwinlm schema all.",
-            highlight=False,
-            markup=False,
-        )
+        console.print(f"\nMore: darwinlm schema SECTION, with one of {', '.join(sections)}; or darwinlm schema all.")
 
 
 @command(LEARN)

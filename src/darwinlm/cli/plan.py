@@ -47,10 +47,10 @@ def plan(
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Estimate what a run needs before it starts: memory, disk, FLOPs and hours of every stage."""
+    from darwinlm import tables
     from darwinlm.artifact import write_json
     from darwinlm.compute import settled
     from darwinlm.errors import RecipeError
-    from darwinlm.evaluation import summary
     from darwinlm.lock import hold_target
     from darwinlm.planning.devices import find_device
     from darwinlm.planning.model import Sizes, described
@@ -83,14 +83,13 @@ def plan(
             f"{most if least == most else f'{least} to {most}'}, "
             f"at most {sizes.kept_blocks[1] / sizes.blocks:.2%} of the {count(sizes.blocks)} in the blocks\n"
             f"{f'{processes} x ' if processes > 1 else ''}{card.name}: {card.memory / 1e9:.0f} GB ({card.source})",
-            highlight=False,
             soft_wrap=True,
         )
-        console.print(summary.terminal(HEADINGS, cells(plan_of_run)))
+        console.print(tables.terminal(HEADINGS, cells(plan_of_run)))
         for note in plan_of_run.notes:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            console.print(note, soft_wrap=True)
         for problem in plan_of_run.problems:
-            console.print(f"doesn't fit: {problem}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"doesn't fit: {problem}", soft_wrap=True)
 
 
 def read_bytes(option: str, text: str | None) -> float | None:

@@ -77,26 +77,24 @@ def prune(
 
 
 def _run_sweep(recipes: list[Any], out: Path, until: str) -> None:
-    from darwinlm.report.sweep import sweep_table
+    from darwinlm import tables
+    from darwinlm.report.sweep import HEADINGS, sweep_cells
     from darwinlm.runs.sweep import PAGE, SWEEP, prune_sweep
 
     console = terminal.console()
     sweep = prune_sweep(recipes, out, until=until, reporter=terminal.reporter(), begun=terminal.BEGUN)
     if until != "report":
-        console.print(f"stopped after {until}; the folders in {out} hold the results", highlight=False)
+        console.print(f"stopped after {until}; the folders in {out} hold the results")
         return
-    console.print(sweep_table(sweep))
-    console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json", highlight=False)
+    console.print("size against loss")
+    console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
+    console.print(f"models  {out}/*/model\npage    {out / PAGE}\nsummary {out / SWEEP}.json")
 
 
 def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> Any:
     """Run the stages and print the result; returns the results of all stages.
 
-    Args:
-        recipe: The recipe.
-        out: Output folder.
-        until: Last stage.
-        strict: Whether a time limit that is too short for the least text is an error.
+    Unless `strict`, a time limit that is too short for the least text is no error.
     """
     from darwinlm.pipeline import run_stages
     from darwinlm.planning.time_limit import TimeLimit
@@ -111,7 +109,7 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
         _expect(run)
     results = run_stages(run, until, limit=TimeLimit.of(recipe, begun=terminal.BEGUN, strict=strict))
     if until != "report":
-        console.print(f"stopped after {until}; {out / 'stages'} holds the result", highlight=False)
+        console.print(f"stopped after {until}; {out / 'stages'} holds the result")
         return results
     summary = results.report
     console.print(comparison_table(summary))
@@ -119,12 +117,12 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
     if looked is not None:
         console.print("", looked, *looking_back_remarks(summary))
     if summary.prompts:
-        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold", highlight=False, markup=False)
+        console.print(f"\ncontinuations of {summary.prompts[0]!r}", style="bold")
         for key in ("dense", summary.saved_key):
             text = wording.collapsed(summary.models[key].continuations[0])
-            console.print(f"  {wording.model_name(key, summary)}: {text!r}", highlight=False, markup=False)
+            console.print(f"  {wording.model_name(key, summary)}: {text!r}")
     if summary.time is not None:
-        console.print(f"\n{wording.time_limit(summary)}", highlight=False, markup=False)
+        console.print(f"\n{wording.time_limit(summary)}")
     budget = summary.budget
     assert budget is not None
     limit = "" if budget.kind == "keep" else f" of {wording.amount(budget.upper, budget.unit)}"
@@ -135,7 +133,6 @@ def run_recipe(recipe: Any, out: Path, until: str, *, strict: bool = True) -> An
         f"model   {out / 'model'}\nreport  {out / 'report.html'}\nsummary {out / 'summary.json'}\n\n"
         f"darwinlm show {out}    the kept part of every block, and next steps\n"
         f"darwinlm chat {out}    talk to the smaller model",
-        highlight=False,
         soft_wrap=True,
     )
     return results

@@ -40,7 +40,7 @@ def push(
         lines += [f"{upload.gguf_name}  built from the weights"] if gguf else []
         total = sum(size for _, size in files)
         lines.append(f"{total / 1e6:,.1f} MB would go to {repo}; nothing was uploaded")
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.print("\n".join(lines), soft_wrap=True)
         return
     page = publish(upload, terminal.say)
-    console.print(f"published: {page}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"published: {page}", soft_wrap=True)

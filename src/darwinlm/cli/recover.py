@@ -51,6 +51,5 @@ def recover(
     console.print(comparison_table(summary))
     console.print(
         f"{summary.recovery.tokens:,} tokens in {summary.recovery.steps:,} steps\nmodel   {out / 'model'}\n"
-        f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}",
-        highlight=False,
+        f"report  {out / 'report.html'}\nsummary {out / 'summary.json'}"
     )

@@ -9,7 +9,6 @@ import typer
 
 from darwinlm.cli import terminal
 from darwinlm.cli.app import LOOK, JsonOption, command
-from darwinlm.cli.tables import show_tables
 
 
 @command(LOOK, "darwinlm scores dense.json half.json")
@@ -25,4 +24,4 @@ def scores(
     if as_json:
         terminal.print_json(saved)
         return
-    show_tables(filter(None, (text_table(saved), task_table(saved))), terminal.console(), markdown)
+    terminal.show_tables(filter(None, (text_table(saved), task_table(saved))), markdown)

@@ -61,7 +61,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report.table import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
-    console.print(wording.headline(summary), highlight=False, markup=False)
+    console.print(wording.headline(summary))
     console.print()
     plain = not (console.encoding or "").startswith("utf")
     for line in allocation_lines(summary, min(console.width, 100), plain=plain):
@@ -73,24 +73,19 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
         for key, model in summary.measured():
             console.print(
                 f"{wording.model_name(key, summary)}: {wording.count(model.params)} parameters, perplexity "
-                f"{wording.perplexity(model.perplexity)}, KL {wording.divergence(model.kl)}",
-                highlight=False,
-                markup=False,
+                f"{wording.perplexity(model.perplexity)}, KL {wording.divergence(model.kl)}"
             )
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
     for wish, do in next_steps(summary, str(run), str(beside), summary.model):
-        console.print(f"{wish}:", style="dim", highlight=False)
-        console.print(f"  {do}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{wish}:", style="dim")
+        console.print(f"  {do}", soft_wrap=True)
 
 
 def allocation_lines(summary: Summary, width: int, *, plain: bool = False) -> list[Text]:
     """One line for each block with the kept parts of its attention and MLP.
 
-    Args:
-        summary: Summary of a run.
-        width: Width of the terminal in characters.
-        plain: Whether to draw with ASCII characters.
+    `width` is in characters. `plain` draws with ASCII characters.
     """
     blocks = summary.allocation
     heads = max((len(f"{row.heads}/{row.dense_heads}") for row in blocks), default=0)

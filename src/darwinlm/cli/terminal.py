@@ -7,12 +7,14 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from darwinlm import parallel
+from darwinlm import parallel, tables
 
 if TYPE_CHECKING:
     from darwinlm.console import Reporter
@@ -56,9 +58,10 @@ def verbosity() -> Verbosity:
 
 
 def console() -> Console:
-    """Console for results, silent in all processes but the first. Piped output isn't wrapped."""
+    """Console for plain text, silent in all processes but the first. Piped output isn't wrapped."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return _Console(quiet=not parallel.is_main(), width=PIPED_WIDTH if wide else None)
+    width = PIPED_WIDTH if wide else None
+    return _Console(quiet=not parallel.is_main(), width=width, markup=False, highlight=False, emoji=False)
 
 
 def reporter() -> Reporter:
@@ -72,7 +75,24 @@ def reporter() -> Reporter:
 def say(message: str) -> None:
     """Print a line of progress, except with `-q`."""
     if verbosity() is not Verbosity.QUIET:
-        console().print(message, highlight=False, markup=False)
+        console().print(message)
+
+
+def show_tables(several: Iterable[tables.Table], markdown: Path | None) -> None:
+    """Print tables with remarks, and write them to a Markdown file if given. Raises StorageError, BusyError."""
+    from darwinlm.artifact import write_text
+    from darwinlm.lock import hold_target
+
+    output = console()
+    parts: list[str] = []
+    for headings, cells, remarks in several:
+        output.print(tables.terminal(headings, cells))
+        for remark in remarks:
+            output.print(remark, soft_wrap=True)
+        parts.append(tables.markdown(headings, cells, remarks))
+    if markdown is not None:
+        with hold_target(markdown):
+            write_text(markdown, "\n".join(parts))
 
 
 def print_json(value: Any) -> None:

@@ -20,12 +20,10 @@ def verify(folder: Annotated[Path, typer.Argument(help="Output folder of a run."
     console = terminal.console()
     findings = verify_run(folder)
     for finding in findings:
-        console.print(
-            f"{finding.what}: {finding.wrong or 'as recorded'}", highlight=False, markup=False, soft_wrap=True
-        )
+        console.print(f"{finding.what}: {finding.wrong or 'as recorded'}", soft_wrap=True)
     wrong = [finding for finding in findings if finding.wrong is not None]
     if wrong:
         raise ArtifactError(
             f"{folder}: {len(wrong)} of {len(findings)} checks failed; the first is {wrong[0].what}: {wrong[0].wrong}"
         )
-    console.print(f"{folder}: all {len(findings)} checks passed", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{folder}: all {len(findings)} checks passed", soft_wrap=True)

@@ -49,14 +49,10 @@ def best_random(
     seed: int,
     seconds: float | None = None,
 ) -> tuple[Allocation, int]:
-    """The best of several random allocations, within a time limit.
+    """The best of several random allocations.
 
-    Args:
-        problem: Space, costs and budget.
-        loss: Loss of an allocation.
-        tries: Number of draws; duplicates are evaluated once.
-        seed: Seed of the draws.
-        seconds: Time limit for draws; at least one is drawn.
+    `tries` counts without a time limit; with one, as many as fit into `seconds` are drawn, at least one. Duplicates are
+    evaluated once.
 
     Returns:
         The allocation, and the number of draws.
@@ -68,7 +64,7 @@ def best_random(
     begun = time.monotonic()
     losses: dict[Allocation, float] = {}
     drawn = 0
-    while drawn < tries and (not drawn or seconds is None or time.monotonic() - begun < seconds):
+    while not drawn or (drawn < tries if seconds is None else time.monotonic() - begun < seconds):
         allocation = random_start(problem, rng)
         drawn += 1
         if allocation not in losses:
@@ -107,9 +103,7 @@ def equal_experts(problem: Problem) -> Allocation:
 def without_blocks(problem: Problem, influence: Sequence[float]) -> Allocation:
     """Removal of whole blocks by ascending influence until the budget is kept (ShortGPT, section 3.3).
 
-    Args:
-        problem: Space, costs and budget; up to the size of a block may remain unused.
-        influence: Influence of each block.
+    Up to the size of a block may remain unused.
 
     Raises:
         BudgetError: Blocks contain modules that are never cut.

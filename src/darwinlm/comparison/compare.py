@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
 from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
@@ -43,9 +41,6 @@ class ComparisonRequest:
         rows: Methods with their steps, in the order of the table.
         domains: Name and source of further evaluation texts, besides the run's held-out part.
         variants: Name and recipe file of further searches; those not among the rows get a row without steps.
-        suite: Benchmark tasks; None skips them.
-        data_dir: Local files of the tasks.
-        limit: Maximum number of items of each task.
     """
 
     rows: tuple[MethodRow, ...]
@@ -81,8 +76,24 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
     variant_inputs = {name: MethodInputs(variant, inputs.texts, plan_stage(variant)) for name, variant in runs.items()}
     domains = _domains(run, inputs, comparison)
     texts = {HELD_OUT: inputs.texts["evaluation"], **domains}
-    compared = _head(run, inputs, texts, comparison)
-    compared = _add(run, compared, "dense", run.checkpoint, _dense(), texts, comparison)
+    settings, cost = run.recipe.budget, inputs.plan.cost
+    compared = ComparisonRecord(
+        version=__version__,
+        model=run.checkpoint.source,
+        budget=ComparedBudget(
+            kind=settings.kind,
+            unit=cost.unit,
+            upper=inputs.plan.budget.limit,
+            dense=cost.dense,
+            keep=settings.keep,
+        ),
+        texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},
+        suite=comparison.suite,
+        limit=comparison.limit,
+        recipe=run.recipe.model_dump(mode="json"),
+    )
+    dense: Row = {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
+    compared = _add(run, compared, "dense", run.checkpoint, dense, texts, comparison)
     for row in comparison.all_rows:
         checkpoint, facts = _made(variant_inputs.get(row.base, inputs), row, domains)
         compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
@@ -112,31 +123,6 @@ def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlock
     return Checkpoint.open(exported.folder), facts
 
 
-def _head(
-    run: Run, inputs: MethodInputs, texts: Mapping[str, TokenBlocks], comparison: ComparisonRequest
-) -> ComparisonRecord:
-    plan = inputs.plan
-    return ComparisonRecord(
-        version=__version__,
-        model=run.checkpoint.source,
-        budget=ComparedBudget(
-            kind=run.recipe.budget.kind,
-            unit=plan.cost.unit,
-            upper=plan.budget.limit,
-            dense=plan.cost.dense,
-            keep=run.recipe.budget.keep,
-        ),
-        texts={name: MeasuredText(source=text.source, tokens=text.n_tokens) for name, text in texts.items()},
-        suite=comparison.suite,
-        limit=comparison.limit,
-        recipe=run.recipe.model_dump(mode="json"),
-    )
-
-
-def _dense() -> Row:
-    return {"title": "Dense", "seconds": None, "database_seconds": None, "training_tokens": 0, "record": {}}
-
-
 def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
     run, method = inputs.run, BASELINES[name]
     key = {
@@ -145,7 +131,6 @@ def _baseline(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
         "fitness": inputs.texts["fitness"].digest,
         "units": run.recipe.units.model_dump(),
         "budget": run.recipe.budget.model_dump(),
-        "settings": run.recipe.baselines.model_dump(),
         "score_tokens": run.recipe.search.stages[0].tokens,
         "seed": run.recipe.search.seed,
         "minutes": run.recipe.search.minutes if method.searches else None,
@@ -233,7 +218,7 @@ def _add(
     measured = _measure(run, name, checkpoint, texts)
     scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
     row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
-    compared = compared.with_row(ComparedMethod.model_validate(row))
+    compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(row))})
     if parallel.is_main():
         write_json(run.folder / "comparison.json", compared.as_json())
     return compared
@@ -255,7 +240,7 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
             row: Row = {
                 "params": params,
                 "block_params": block_parameters(model, run.checkpoint.family.layers),
-                "bytes": params * _itemsize(run.checkpoint.dtype),
+                "bytes": params * run.checkpoint.dtype.itemsize,
                 "texts": {},
             }
             for place, text in texts.items():
@@ -266,10 +251,6 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
             write_json(stage.folder / "row.json", row)
         measured: Row = read_json(stage.folder / "row.json")
     return measured
-
-
-def _itemsize(dtype: Any) -> int:
-    return dtype.itemsize if isinstance(dtype, torch.dtype) else torch.float32.itemsize
 
 
 def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:

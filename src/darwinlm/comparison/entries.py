@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from darwinlm.comparison.methods import BASELINES
 from darwinlm.errors import RecipeError
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.limits import shorten
+from darwinlm.limits import shorten, suggestion
 from darwinlm.recipe import Recipe, find_recipe, merge
 from darwinlm.recipe.load import read_yaml
 from darwinlm.run import Run
@@ -55,17 +52,17 @@ class MethodRow:
 def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tuple[MethodRow, ...]:
     """Read `uniform,ziplm+recovery,darwinlm+refit+recovery`.
 
-    Args:
-        text: Names of methods with their steps; `all` stands for all methods except those that rank experts, and for
-            DarwinLM with every step of the recipe.
-        recipe: Recipe; it determines the steps of `all`.
-        variants: Names of further searches, which may have steps too.
+    `all` stands for all methods except those that rank experts, and for DarwinLM with every step of the recipe.
+    `variants` are names of further searches, which may have steps too.
 
     Raises:
         RecipeError: A name or a step isn't known (the message suggests a similar one), or a row is named twice.
     """
     if text == "all":
-        return tuple(MethodRow(name) for name in (*EVERYWHERE, OURS)) + _with_steps(recipe)
+        refit = ("refit",) if recipe.refit.tokens else ()
+        chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
+        plain = (MethodRow(name) for name in (*EVERYWHERE, OURS))
+        return (*plain, *(MethodRow(OURS, steps) for steps in chains if steps))
     items = [part.strip() for part in text.split(",") if part.strip()]
     known = [*BASELINES, OURS, *variants]
     if not items:
@@ -76,17 +73,10 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     return rows
 
 
-def _with_steps(recipe: Recipe) -> tuple[MethodRow, ...]:
-    refit = ("refit",) if recipe.refit.tokens else ()
-    chains = [refit, (*refit, "recovery") if recipe.recovery.tokens else ()]
-    return tuple(MethodRow(OURS, steps) for steps in chains if steps)
-
-
 def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
     base, *steps = (part.strip() for part in item.split("+"))
     if base not in known:
-        near = difflib.get_close_matches(base, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        hint = suggestion(base, known, f"known are {', '.join(known)}")
         raise RecipeError(f"--methods: there is no method '{base}': {hint}")
     if tuple(steps) != tuple(step for step in STEPS if step in steps):
         raise RecipeError(f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'")
@@ -114,16 +104,7 @@ class _Inside(Run):
     def __init__(self, base: Run, recipe: Recipe, folder: Path) -> None:
         self.base = base
         super().__init__(recipe, folder, base.reporter)
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The other run's dense model."""
-        return self.base.checkpoint
-
-    @cached_property
-    def teacher(self) -> Checkpoint:
-        """The other run's teacher."""
-        return self.base.teacher
+        self.checkpoint, self.teacher = base.checkpoint, base.teacher
 
 
 class Variant(_Inside):

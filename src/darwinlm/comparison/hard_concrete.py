@@ -19,12 +19,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 
 
 class HardConcrete(nn.Module):
-    """Masks of n units.
-
-    Args:
-        n: Number of units.
-        generator: Generator of the noise, for reproducible runs.
-    """
+    """Masks of n units."""
 
     def __init__(self, n: int, generator: torch.Generator) -> None:
         super().__init__()

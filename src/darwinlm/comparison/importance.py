@@ -23,10 +23,6 @@ from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row
 Progress = Callable[[int, int], None]
 
 
-def _nothing(done: int, total: int) -> None:
-    del done, total
-
-
 @torch.no_grad()
 def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     """Sum of each unit's squared weights: its rows in input projections and its columns in the output projection.
@@ -65,15 +61,12 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
 
 
 @torch.no_grad()
-def activation_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[Place, UnitScores]:
+def activation_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[Place, UnitScores]:
     """Size of each unit's output on a text: mean over the tokens of a sequence, L2 norm over sequences.
 
     Minitron's importance with its best aggregation (arXiv 2407.14679, section 2.2): ‖x‖₂ of a head, |x| of a channel.
-    Channels are measured after the gate, at the input of the output projection.
-
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    Channels are measured after the gate, at the input of the output projection. The stream, before the first block, is
+    used up.
     """
     checkpoint = stream.checkpoint
     by_place = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
@@ -110,12 +103,7 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
 
 
 class ExpertScores:
-    """Statistics of a mixture's experts on some text.
-
-    Args:
-        module: Module of the experts.
-        count: Number of experts.
-    """
+    """Statistics of a mixture's experts on some text."""
 
     def __init__(self, module: Any, count: int) -> None:
         self.module = module
@@ -137,12 +125,10 @@ class ExpertScores:
 
 
 @torch.no_grad()
-def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[int, ExpertScores]:
+def expert_scores(stream: BlockStream, progress: Progress = lambda done, total: None) -> dict[int, ExpertScores]:
     """Frequency of each expert, and its contribution to the output (REAP, arXiv 2510.13999), by block.
 
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    The stream, before the first block, is used up.
 
     Raises:
         FamilyError: The model has no mixture of experts.
@@ -165,14 +151,10 @@ def expert_scores(stream: BlockStream, progress: Progress = _nothing) -> dict[in
 
 
 @torch.no_grad()
-def block_influence(stream: BlockStream, progress: Progress = _nothing) -> list[float]:
+def block_influence(stream: BlockStream, progress: Progress = lambda done, total: None) -> list[float]:
     """Rotation of the residual stream by each block: 1 - mean over tokens of cos(h before, h after).
 
-    ShortGPT (arXiv 2403.03853, equation 1).
-
-    Args:
-        stream: Stream before the first block; it is used up.
-        progress: Callback with the numbers of finished and total blocks.
+    ShortGPT (arXiv 2403.03853, equation 1). The stream, before the first block, is used up.
     """
     influence = []
     for block in range(stream.checkpoint.n_blocks):

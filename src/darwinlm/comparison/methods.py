@@ -44,13 +44,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Result of a method.
-
-    Attributes:
-        reader: Source of the pruned modules.
-        allocation: Level of each module.
-        record: Figures for the report.
-    """
+    """Result of a method."""
 
     reader: DatabaseReader
     allocation: Allocation
@@ -85,13 +79,17 @@ def _uniform(inputs: MethodInputs, _: Path) -> MethodResult:
     return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)), {})
 
 
+TRIES = 16
+"""Random allocations without `search.minutes`; with it, as many as there is time for."""
+
+
 def _random(inputs: MethodInputs, _: Path) -> MethodResult:
     reader, recipe = inputs.database.reader, inputs.run.recipe
     minutes = recipe.search.minutes
     chosen, tries = best_random(
         inputs.plan,
         inputs.loss(reader),
-        tries=recipe.baselines.random_tries,
+        tries=TRIES,
         seed=recipe.search.seed,
         seconds=None if minutes is None else 60 * minutes,
     )
@@ -139,8 +137,8 @@ def _frequency(inputs: MethodInputs, _: Path) -> MethodResult:
     return _ranked_experts(inputs, lambda experts: experts.asked)
 
 
-SHEARED_BATCH = 2048
-"""Tokens in one step of Sheared-LLaMA."""
+SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
+"""Most calibration tokens for masks and weights of Sheared-LLaMA, and tokens in one step."""
 
 
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
@@ -149,9 +147,8 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     dense = DenseReader(run.checkpoint, run.recipe.units)
     shapes = [dense.shape(module.block, module.kind) for module in space.modules]
     tokens = inputs.texts["calibration"].tokens
-    wanted = -(-run.recipe.baselines.sheared_tokens // tokens.shape[1])
-    order = torch.arange(wanted) % len(tokens)
-    batches = torch.split(tokens[order], max(1, SHEARED_BATCH // tokens.shape[1]))
+    tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
+    batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = run.checkpoint.load(torch.float32, run.device)
     shearing = Shearing(seed=run.recipe.search.seed)
     with kept_memory(run.device):
@@ -161,7 +158,7 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     trained = folder / "trained"
     save_model(model.to("cpu"), trained)
     checkpoint = Checkpoint.open(trained)
-    record |= {"tokens": wanted * tokens.shape[1]}
+    record |= {"tokens": tokens.numel()}
     return MethodResult(RankedReader(checkpoint, run.recipe.units, scores), target, record)
 
 
@@ -170,16 +167,12 @@ class Method:
     """One method.
 
     Attributes:
-        name: Name for `--methods`.
-        title: Name for tables.
-        source: Paper of the method.
         make: Function that computes the result; it may write files to the folder.
         database: Whether it uses the pruning database.
         searches: Whether `search.minutes` limits it.
         mixtures: Whether it ranks experts; `all` excludes such methods.
     """
 
-    name: str
     title: str
     source: str
     make: Callable[[MethodInputs, Path], MethodResult]
@@ -189,17 +182,14 @@ class Method:
 
 
 BASELINES = {
-    method.name: method
-    for method in (
-        Method("uniform", "Uniform", "the best uniform allocation, same database", _uniform, database=True),
-        Method("random", "Random", "the best of random allocations, same database", _random, True, searches=True),
-        Method("magnitude", "Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
-        Method("minitron", "Minitron-style width", "arXiv 2407.14679", _minitron),
-        Method("shortgpt", "ShortGPT", "arXiv 2403.03853", _shortgpt),
-        Method("reap", "REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
-        Method("frequency", "Expert frequency", "experts that are used most often", _frequency, mixtures=True),
-        Method("ziplm", "ZipLM", "arXiv 2302.04089", _ziplm, database=True),
-        Method("sheared", "Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
-    )
+    "uniform": Method("Uniform", "the best uniform allocation, same database", _uniform, database=True),
+    "random": Method("Random", "the best of random allocations, same database", _random, True, searches=True),
+    "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
+    "minitron": Method("Minitron-style width", "arXiv 2407.14679", _minitron),
+    "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt),
+    "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
+    "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
+    "ziplm": Method("ZipLM", "arXiv 2302.04089", _ziplm, database=True),
+    "sheared": Method("Sheared-LLaMA-style", "arXiv 2310.06694", _sheared),
 }
-"""Methods by name. `darwinlm` is the pipeline itself; any method may be followed by refit and recovery."""
+"""Methods by their names for `--methods`. `darwinlm` is the pipeline itself; refit and recovery may follow any."""

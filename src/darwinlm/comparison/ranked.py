@@ -39,11 +39,6 @@ class UnitScores:
 class RankedReader(DatabaseReader):
     """Keeps the units of every module with the highest scores; their weights don't change.
 
-    Args:
-        checkpoint: The model.
-        units: Units of removal.
-        scores: Scores of every module that may be cut.
-
     Raises:
         FamilyError: The model is a mixture of experts, whose units these methods don't score.
     """
@@ -77,10 +72,7 @@ class RankedReader(DatabaseReader):
 class ExpertReader(DatabaseReader):
     """Keeps the experts of every mixture with the highest scores; their weights don't change.
 
-    Args:
-        checkpoint: The model.
-        units: Units of removal.
-        scores: [e], scores of the experts of each mixture, by block.
+    Scores are [e] of each mixture, by block.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[int, Tensor]) -> None:
@@ -93,12 +85,7 @@ class ExpertReader(DatabaseReader):
 
 
 class DenseReader(DatabaseReader):
-    """Keeps or removes whole modules.
-
-    Args:
-        checkpoint: The model.
-        units: Units, which determine the order of levels.
-    """
+    """Keeps or removes whole modules."""
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
         super().__init__(Path(), checkpoint, units)

@@ -41,18 +41,13 @@ class ComparedMethod(Figures):
 
     Attributes:
         method: Name for `--methods`; `dense` for the dense model.
-        title: Name for the table.
-        source: Paper of the method.
         seconds: Time of the method and its steps; None for the dense model.
         database_seconds: Time of the pruning database, if the method uses it.
         resumed: Whether a stage was interrupted, so that only its last part was timed.
         training_tokens: Number of tokens in the method's training.
         allocation: Level of each module.
-        record: Details reported by the method.
-        params: Number of parameters.
         block_params: Number of parameters inside the blocks.
         bytes: Size of its weights.
-        texts: Quality by name of the text.
         tasks: Scores in the format of `evaluation.harness`.
     """
 
@@ -84,14 +79,6 @@ class ComparisonRecord(Figures):
     limit: int | None
     recipe: dict[str, Any]
     rows: tuple[ComparedMethod, ...] = ()
-
-    def with_row(self, row: ComparedMethod) -> ComparisonRecord:
-        """The comparison with an additional row."""
-        return self.model_copy(update={"rows": (*self.rows, row)})
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as plain values."""
-        return self.model_dump(mode="json")
 
 
 def read_comparison(path: Path) -> ComparisonRecord:

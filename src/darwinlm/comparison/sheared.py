@@ -34,7 +34,6 @@ class Shearing:
         ascent: Learning rate of the multipliers.
         pull: Initial φ. The paper starts at 0, with which short trainings oscillate around the target.
         warmup: Share of the steps in which the target falls from 1 to its final value.
-        seed: Seed of the masks' noise.
     """
 
     mask_rate: float = 0.3
@@ -46,13 +45,7 @@ class Shearing:
 
 
 class ModuleMask(nn.Module):
-    """Masks of one module, expanded to the columns of its output projection.
-
-    Args:
-        shape: Shape of the module.
-        level: Target level.
-        generator: Generator of the noise.
-    """
+    """Masks of one module, expanded to the columns of its output projection."""
 
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
         super().__init__()
@@ -118,14 +111,7 @@ def shear(
 ) -> tuple[dict[Place, UnitScores], dict[str, Any]]:
     """Learn masks of units; the model's weights are trained with them, in place.
 
-    Args:
-        model: The dense causal LM in float32; its weights change.
-        family: Family of the model.
-        shapes: Shapes of its modules.
-        levels: Target level of each module.
-        batches: [n, t], tokens of each step.
-        settings: Learning rates and schedule.
-        progress: Callback with the numbers of finished and total steps.
+    The dense model is in float32. `batches` are [n, t], the tokens of each step.
 
     Returns:
         Scores of every module's units, and the record: losses and the largest gap to the target at the end.

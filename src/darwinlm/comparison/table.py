@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from darwinlm.comparison.record import ComparedMethod, ComparisonRecord
 from darwinlm.evaluation import harness, summary
-from darwinlm.evaluation.summary import Table
+from darwinlm.tables import Table
 
 
 def comparison_cells(compared: ComparisonRecord) -> Table:
@@ -50,31 +50,29 @@ def _footing(compared: ComparisonRecord) -> list[str]:
     """Remarks about the common conditions, and about the resources of each row."""
     recipe, names = compared.recipe, [row.method for row in compared.rows]
     text, search, recovery = recipe["text"], recipe["search"], recipe["recovery"]
+    fitness = max(stage["tokens"] for stage in search["stages"])
     lines = [
         f"same for all rows: model, budget, and {text['calibration_tokens']:,} calibration and "
-        f"{text['fitness_tokens']:,} fitness tokens of {text['source']}; measured on other documents: "
+        f"{fitness:,} fitness tokens of {text['source']}; measured on other documents: "
         + "; ".join(f"{place}, {part.tokens:,} tokens of {part.source}" for place, part in compared.texts.items()),
         "minutes: the method with all of its steps, including the pruning database if it uses one"
         + ("; ≥: interrupted, only the last part was timed" if any(row.resumed for row in compared.rows) else ""),
     ]
     if search["minutes"] is not None:
-        tries = _tries(compared)
+        tries = next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)
         random = f", and so are random tries ({tries} allocations)" if tries else ""
         lines.append(f"searches are limited to {search['minutes']:g} minutes{random}")
     else:
         lines.append("searches have no time limit (search.minutes): compare the minutes")
     if any(name.startswith("sheared") for name in names):
-        tokens = recipe["baselines"]["sheared_tokens"]
+        tokens = next(row.record["tokens"] for row in compared.rows if row.method.startswith("sheared"))
         lines.append(f"sheared learns masks and weights on {tokens:,} tokens of the calibration text")
     if any(name.endswith("recovery") for name in names):
         source = recovery["text"] or text["source"]
-        weights = f"{recovery['distillation']:g} x KL to the dense model, {recovery['cross_entropy']:g} x cross-entropy"
+        share = recovery["distillation"]
+        weights = f"{share:g} x KL to the dense model, {1 - share:g} x cross-entropy"
         lines.append(
             f"recovery: {recovery['tokens']:,} tokens of {source}, in the same order in every row "
             f"({weights}, learning rate {recovery['learning_rate']:g})"
         )
     return lines
-
-
-def _tries(compared: ComparisonRecord) -> int:
-    return next((row.record["tries"] for row in compared.rows if row.method == "random"), 0)

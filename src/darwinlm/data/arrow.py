@@ -15,8 +15,7 @@ HEADER, DATA, BUFFERS, COMPRESSION = 2, 1, 2, 3
 def unpacked_bytes(message: Any) -> int:
     """Size of a message's buffers in bytes after decompression, as they state it.
 
-    Args:
-        message: A `pyarrow.ipc.Message`.
+    The message is a `pyarrow.ipc.Message`.
 
     Raises:
         struct.error: The metadata is damaged.

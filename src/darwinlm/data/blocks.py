@@ -27,7 +27,6 @@ class TokenBlocks:
     Attributes:
         tokens: Token ids, int64 [B, T].
         document_hashes: `document_hash` of every document with at least one token, in the order of the tokens.
-        source: Source of the text, for reports.
         digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
     """
 
@@ -49,8 +48,7 @@ class TokenBlocks:
     def save(self, folder: Path | str) -> None:
         """Write the blocks as ``tokens.safetensors`` and then ``blocks.json``.
 
-        Args:
-            folder: Target folder; it is created if needed, and earlier blocks in it are replaced.
+        The folder is created if needed, and earlier blocks in it are replaced.
 
         Raises:
             StorageError: The disk is full or can't be written.
@@ -69,12 +67,6 @@ class TokenBlocks:
     @classmethod
     def load(cls, folder: Path | str) -> TokenBlocks:
         """Read what `save` wrote.
-
-        Args:
-            folder: Folder of the blocks.
-
-        Returns:
-            The same blocks.
 
         Raises:
             ArtifactError: The folder has no blocks, they are damaged, or an incompatible version wrote them.

@@ -16,10 +16,7 @@ CHAT_FIELD = "messages"
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
     """Render a chat with the model's template, without the bos token, which packing adds.
 
-    Args:
-        messages: List of records with a `role` and a `content`, both text.
-        tokenizer: The model's tokenizer, with a chat template.
-        where: Name of the record, for messages.
+    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors.
 
     Raises:
         DataError: It isn't a list of messages, the tokenizer has no template, or the template refuses the chat.

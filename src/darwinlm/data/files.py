@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import struct
@@ -51,12 +52,7 @@ _BOMB = f"{{}}: the file unpacks to more than {RATIO} times its size, as text ne
 
 @dataclass
 class Tally:
-    """Counts of text that was left out; updated while documents are read.
-
-    Attributes:
-        cut: Number of documents longer than `DOCUMENT_CHARACTERS`.
-        empty: Number of documents without a visible character.
-    """
+    """Counts of text that was left out; updated while documents are read."""
 
     cut: int = 0
     empty: int = 0
@@ -90,13 +86,8 @@ def read_files(
 ) -> Iterator[str]:
     """Read the documents of files, one of each in turn, so that the first documents come from all files.
 
-    At most `OPEN_FILES` are read at once; when one ends, the next one is opened.
-
-    Args:
-        files: Files in reading order.
-        field: Field of a record that holds the text; None tries `TEXT_FIELDS`.
-        shuffle: Shuffle of the files and of the documents in each; None keeps their order.
-        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
+    At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
+    None tries `TEXT_FIELDS`. Without `shuffle`, the order is kept. Only chats need the tokenizer.
 
     Raises:
         DataError: A file is unreadable or damaged, or a record has no text.
@@ -132,11 +123,12 @@ def _read_file(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase
 def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
-    A line longer than `LINE_BYTES` is cut or refused.
+    A line longer than `LINE_BYTES` is cut or refused. A blank line is yielded as "".
     """
+    opened = gzip.open if path.name.lower().endswith(".gz") else Path.open
     try:
-        with _opened(path) as handle:
-            number, most = 0, max(FREE_BYTES, RATIO * path.stat().st_size)
+        with cast("IO[bytes]", opened(path, "rb")) as handle:
+            number, blank, most = 0, 0, max(FREE_BYTES, RATIO * path.stat().st_size)
             while raw := handle.readline(LINE_BYTES):
                 number += 1
                 whole = raw.endswith(b"\n") or len(raw) < LINE_BYTES
@@ -145,7 +137,13 @@ def _lines(path: Path, *, cut: bool) -> Iterator[tuple[int, str]]:
                         f"{path}, line {number}: the line has more than {LINE_BYTES:,} bytes. Every line has to be one "
                         "record of text."
                     )
-                yield number, _decoded(raw, path, number, whole=whole)
+                line = _decoded(raw, path, number, whole=whole)
+                blank = 0 if line else blank + 1
+                if blank > BLANK_LINES:
+                    raise DataError(
+                        f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file."
+                    )
+                yield number, line
                 while not whole:
                     _check_unpacked(path, handle, most)
                     rest = handle.readline(LINE_BYTES)
@@ -163,18 +161,11 @@ def _check_unpacked(path: Path, handle: IO[bytes], most: int) -> None:
         raise DataError(_BOMB.format(path))
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
-    end = len(raw)
-    while not whole and end and end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
-        end -= 1  # the cut may be inside a character
-    if not whole and raw[end - 1] >= 0xC0:
-        end -= 1
+def _decoded(raw: bytes, path: Path, number: int, *, whole: bool) -> str:
+    if number == 1:
+        raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        line = raw[:end].decode("utf-8-sig" if number == 1 else "utf-8")
+        line, _ = codecs.utf_8_decode(raw, "strict", whole)  # a line that is cut may end inside a character
     except UnicodeDecodeError as error:
         byte = raw[error.start]
         raise DataError(
@@ -186,18 +177,16 @@ def _decoded(raw: bytes, path: Path, number: int, *, whole: bool = True) -> str:
             f"{path}, line {number}: there is a zero byte, so this isn't UTF-8 text. "
             "Convert the file to UTF-8 (for example with iconv), or give a text file."
         )
-    return line.rstrip("\r\n")
+    return "" if line.isspace() else line.rstrip("\r\n")
 
 
 def _split_text(path: Path) -> Iterator[str]:
     """Yield the documents of a text file, which are separated by two or more blank lines."""
     kept: list[str] = []
     blank, held = 0, 0
-    for number, line in _lines(path, cut=True):
-        if not line or line.isspace():
+    for _, line in _lines(path, cut=True):
+        if not line:
             blank += 1
-            if blank > BLANK_LINES:
-                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
             continue
         if kept and blank >= 2:
             yield "\n".join(kept)
@@ -213,14 +202,17 @@ def _split_text(path: Path) -> Iterator[str]:
 
 
 def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
-    blank = 0
+    for where, record in json_records(path):
+        names = text_fields(list(record), field, where)
+        field = "+".join(names)  # of all records the same
+        yield text_of([record[name] for name in names], names, where, tokenizer)
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, record) of every line of a file that isn't blank. Raises DataError."""
     for number, line in _lines(path, cut=False):
-        if not line or line.isspace():
-            blank += 1
-            if blank > BLANK_LINES:
-                raise DataError(f"{path}, line {number}: {BLANK_LINES:,} lines in a row are blank. Give a text file.")
+        if not line:
             continue
-        blank = 0
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
@@ -233,9 +225,7 @@ def _read_json_lines(path: Path, field: str | None, tokenizer: PreTrainedTokeniz
                 f"{where}: the line holds a {type(record).__name__}, not a record. "
                 'Every line has to be an object like {"text": "..."}.'
             )
-        names = text_fields(list(record), field, where)
-        field = "+".join(names)  # of all records the same
-        yield text_of([record[name] for name in names], names, where, tokenizer)
+        yield where, record
 
 
 def _read_arrow(
@@ -298,11 +288,8 @@ def _arrow_batches(path: Path, field: str | None) -> Iterator[tuple[tuple[str, .
 def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
     """Choose the text fields.
 
-    Args:
-        names: Fields of a record.
-        wanted: Field given by the user, or two joined by a plus: a question and its answer. None uses the first
-            existing one of `TEXT_FIELDS`.
-        where: Record or file, for messages.
+    `wanted` is the field given by the user, or two joined by a plus: a question and its answer. None takes the first
+    existing one of `TEXT_FIELDS`. `where` names the record or file in errors.
 
     Raises:
         DataError: There is no such field.
@@ -326,11 +313,7 @@ def text_of(
 ) -> str:
     """Text of a record: a string is returned as it is; messages, or a question and its answer, are rendered as a chat.
 
-    Args:
-        values: Values of the fields, in their order.
-        fields: One field, or two with a question and its answer.
-        where: Record, for messages.
-        tokenizer: Tokenizer for rendering chats; other text doesn't need it.
+    Only chats need the tokenizer. `where` names the record in errors.
 
     Raises:
         DataError: A value is something else, or a chat that the template can't render.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darwinlm.data.sources import HubSource, LocalSource, parse_source
@@ -24,11 +23,12 @@ _BENCHMARKS = {
     "LogiQA": r"logiqa",
     "BoolQ": r"boolq",
     "MMLU": r"mmlu|hendrycks[-_ ]?test",
+    "WikiText": r"wikitext|wiki(?=\.test)",
 }
 """Evaluation benchmarks, and patterns of their lower-case paths."""
 
-_TEXT_BENCHMARKS = {"WikiText": r"wikitext|wiki(?=\.test)"}
-"""Ordinary text whose test split is reserved."""
+_ORDINARY = frozenset({"WikiText"})
+"""Ordinary text, of which only the test split is reserved."""
 
 _TRAINING_WORDS = frozenset({"train", "training"})
 _EVALUATION_WORDS = frozenset({"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "all"})
@@ -37,9 +37,6 @@ _TEST_WORDS = frozenset({"test", "testing", "all"})
 
 def assert_disjoint(named: Mapping[str, TokenBlocks]) -> None:
     """Refuse two purposes that share a document.
-
-    Args:
-        named: The blocks of each purpose.
 
     Raises:
         DataError: Two purposes share documents; the message names the purposes and the number.
@@ -59,11 +56,8 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
 
     Only names are checked: ids, configurations and splits of hub data sets, and the components of absolute local paths.
     For a folder, the paths of all files in it are checked; for a link with a neutral name, its target. A question
-    benchmark must be named as a training split; for WikiText only the test split is refused.
-
-    Args:
-        source: Source in the syntax of `read_documents`.
-        allow_benchmark_text: Reason in the user's words for allowing such text; blank means none.
+    benchmark must be named as a training split; for WikiText only the test split is refused. A reason in the user's
+    words in `allow_benchmark_text` allows such text.
 
     Raises:
         DataError: The source looks like evaluation text and no reason is given, or there is no such source.
@@ -83,41 +77,33 @@ def check_not_evaluation_text(source: str, *, allow_benchmark_text: str = "") ->
 
 def _in_hub_name(source: HubSource) -> tuple[str, str] | None:
     split = set(_words(source.split))
+    trains = split & _TRAINING_WORDS and not split & _EVALUATION_WORDS
     name = f"{source.name}/{source.config or ''}".lower()
     for benchmark, pattern in _BENCHMARKS.items():
-        trains = split & _TRAINING_WORDS and not split & _EVALUATION_WORDS
-        if _mention(name, pattern) is not None and not trains:
-            return benchmark, str(source)
-    for benchmark, pattern in _TEXT_BENCHMARKS.items():
-        if _mention(name, pattern) is not None and split & _TEST_WORDS:
+        reserved = split & _TEST_WORDS if benchmark in _ORDINARY else not trains
+        if reserved and _mention(name, pattern) is not None:
             return benchmark, str(source)
     return None
 
 
 def _in_local_files(source: LocalSource) -> tuple[str, str] | None:
     for path in source.files():
-        named, target = path.absolute(), path.resolve()
-        benchmark = _in_path(named if _names_benchmark(named) else target)
+        named, target = ([part.lower() for part in each.parts] for each in (path.absolute(), path.resolve()))
+        mentions = any(_mention(part, pattern) for part in named for pattern in _BENCHMARKS.values())
+        benchmark = _in_path(named if mentions else target)
         if benchmark is not None:
             return benchmark, str(path)
     return None
 
 
-def _names_benchmark(path: Path) -> bool:
-    patterns = [*_BENCHMARKS.values(), *_TEXT_BENCHMARKS.values()]
-    return any(_mention(part.lower(), pattern) is not None for part in path.parts for pattern in patterns)
-
-
-def _in_path(path: Path) -> str | None:
+def _in_path(parts: list[str]) -> str | None:
     """Name of the benchmark whose evaluation split a file resembles, if any."""
-    parts = [part.lower() for part in path.parts]
     for benchmark, pattern in _BENCHMARKS.items():
         words = _split_words(parts, pattern)
-        if words is not None and (not words or words[-1] not in _TRAINING_WORDS):
-            return benchmark
-    for benchmark, pattern in _TEXT_BENCHMARKS.items():
-        words = _split_words(parts, pattern)
-        if words and words[-1] in _TEST_WORDS:
+        if words is None:
+            continue
+        last = words[-1] if words else ""
+        if last in _TEST_WORDS if benchmark in _ORDINARY else last not in _TRAINING_WORDS:
             return benchmark
     return None
 

@@ -9,7 +9,6 @@ Letters: B blocks, T tokens in a block.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from darwinlm.artifact import damaged, file_digest, read_json, write_atomically, write_json
-from darwinlm.data.packing import Document, Packer, document_hash
-from darwinlm.errors import DataError, StorageError
+from darwinlm.artifact import check_room, damaged, file_digest, read_json, write_atomically, write_json
+from darwinlm.data.packing import Document, document_hash, tokenise
+from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,14 +33,9 @@ _BATCH = 64
 class PackedText(Dataset[dict[str, torch.Tensor]]):
     """Blocks of tokens on disk, written by `pack_documents`.
 
-    Args:
-        folder: Folder of the shards.
-        seq_len: T; it may differ from the length for which the shards were written.
-        blocks: B; the shards must hold enough tokens.
-        skip: Number of tokens to skip at the beginning.
-        bos: Token that replaces every block's first token; None leaves it.
-        repeats: Function from blocks to blocks with repeated passages, such as `looking_back.with_repeats`; None
-            leaves them.
+    T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. The first
+    `skip` tokens are left out. `bos` replaces every block's first token. `repeats` makes blocks with repeated passages,
+    such as `looking_back.with_repeats`.
 
     Raises:
         ArtifactError: A shard is missing or was changed.
@@ -111,18 +105,9 @@ def pack_documents(
 ) -> None:
     """Pack the first `tokens` tokens of a source, without repeated and reserved documents.
 
-    Finished shards of an interrupted call are kept; their documents are read again but not tokenised.
-
-    Args:
-        documents: Texts, in the same order every time.
-        folder: Target folder of the shards.
-        tokens: Number of tokens to pack.
-        tokenizer: The model's tokenizer.
-        reserved: Hashes of documents of other purposes.
-        vocabulary: Size of the model's vocabulary, which determines the bytes per token.
-        source: Source of the documents, for messages.
-        shard_tokens: Tokens in a shard.
-        progress: Callback with the numbers of written and requested tokens.
+    Finished shards of an interrupted call are kept; their documents are read again but not tokenised. Documents must
+    come in the same order every time. `reserved` are the hashes of documents of other purposes. The size of the model's
+    vocabulary determines the bytes per token.
 
     Raises:
         DataError: The source has too few tokens.
@@ -131,8 +116,8 @@ def pack_documents(
     writer = _Writer(folder, tokens, np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4"), shard_tokens, progress)
     if writer.lacks <= 0:
         return
-    _check_room(folder, writer.lacks * writer.dtype.itemsize)
-    packer = Packer(tokenizer)
+    size, remedy = writer.lacks * writer.dtype.itemsize, "choose another output folder, or lower recovery.tokens"
+    check_room(folder, size, "the packed training text takes", remedy)
     seen = set(reserved)
     waiting: list[Document] = []
     count = 0
@@ -145,12 +130,12 @@ def pack_documents(
         if count > writer.documents:
             waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
-            packer.tokenise(waiting)
+            tokenise(waiting, tokenizer)
             writer.add(waiting, count)
             waiting = []
             if writer.lacks <= 0:
                 return
-    packer.tokenise(waiting)
+    tokenise(waiting, tokenizer)
     writer.add(waiting, count)
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"
@@ -219,13 +204,3 @@ class _Writer:
 
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"tokens_{number:05d}.bin"
-
-
-def _check_room(folder: Path, wanted: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise StorageError(
-            f"{folder}: the packed training text takes {wanted / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free: free "
-            "some space, choose another output folder, or lower recovery.tokens"
-        )

@@ -11,7 +11,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 
 PIECE = 1 << 18
@@ -19,14 +18,7 @@ PIECE = 1 << 18
 
 
 def document_hash(document: str) -> str:
-    """Hash of a document's words, independent of white space and case.
-
-    Args:
-        document: Any text.
-
-    Returns:
-        32 hexadecimal digits.
-    """
+    """Hash of a document's words, independent of white space and case: 32 hexadecimal digits."""
     normalised = " ".join(document.split()).casefold()
     return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -50,26 +42,14 @@ def added_bos(tokenizer: Any) -> int | None:
     return bos if bos is not None and by_default[:1] == [bos] and bare[:1] != [bos] else None
 
 
-class Packer:
-    """Tokenises documents and joins their tokens as described in `splits.split_documents`."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer: Any = tokenizer
-        bos, eos = added_bos(tokenizer), tokenizer.eos_token_id
-        self._before = [] if bos is None else [bos]
-        self._after = [] if eos is None else [eos]
-
-    def tokenise(self, documents: list[Document]) -> None:
-        """Tokenise the documents without tokens."""
-        waiting = [document for document in documents if document.tokens is None]
-        if not waiting:
-            return
-        for document, ids in zip(waiting, self._ids([document.text for document in waiting]), strict=True):
-            whole = self._before + ids + self._after if ids else []
-            document.tokens = np.asarray(whole, dtype=np.int64)
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return token_ids(self._tokenizer, texts)
+def tokenise(documents: list[Document], tokenizer: Any) -> None:
+    """Tokenise the documents without tokens, each with the tokens around it as described in `splits`."""
+    waiting = [document for document in documents if document.tokens is None]
+    if not waiting:
+        return
+    before, after = ([] if token is None else [token] for token in (added_bos(tokenizer), tokenizer.eos_token_id))
+    for document, ids in zip(waiting, token_ids(tokenizer, [document.text for document in waiting]), strict=True):
+        document.tokens = np.asarray([*before, *ids, *after] if ids else [], dtype=np.int64)
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

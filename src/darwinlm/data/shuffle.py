@@ -18,7 +18,6 @@ class Shuffle:
     """Random sampling of documents, because files are often sorted by book or date and a run reads only a part of them.
 
     Attributes:
-        seed: Seed of the order.
         documents: Maximum number of documents in the buffer, all files together, at least 1. Each document drawn makes
             room for the next one. A source with fewer documents is shuffled as a whole.
     """
@@ -35,10 +34,8 @@ class Shuffle:
     def draw(self, documents: Iterable[str], name: str, *, files: int = 1) -> Iterator[str]:
         """Yield all documents of one file in a random order.
 
-        Args:
-            documents: Documents of the file, read on demand.
-            name: Name of the file; two files with the same name are shuffled alike.
-            files: Number of files that are read at once and share the buffer.
+        Two files with the same name are shuffled alike. `files` is the number of files that are read at once and share
+        the buffer.
         """
         generator = self._generator("file", name)
         most = max(1, self.documents // files)
@@ -49,7 +46,9 @@ class Shuffle:
             held.append(document)
             characters += len(document)
             while held and (len(held) > most or characters > most_characters):
-                drawn = _take(held, generator)
+                place = generator.randrange(len(held))
+                held[place], held[-1] = held[-1], held[place]  # so that the removal moves no others
+                drawn = held.pop()
                 characters -= len(drawn)
                 yield drawn
         generator.shuffle(held)
@@ -57,10 +56,3 @@ class Shuffle:
 
     def _generator(self, *words: str) -> random.Random:
         return random.Random("\0".join((str(self.seed), *words)))  # noqa: S311 - no secret hangs on it
-
-
-def _take(held: list[str], generator: random.Random) -> str:
-    """Remove a random document; the last one moves to its place."""
-    place = generator.randrange(len(held))
-    held[place], held[-1] = held[-1], held[place]
-    return held.pop()

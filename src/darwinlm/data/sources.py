@@ -53,21 +53,13 @@ _HUB_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class LocalSource:
-    """A file or a folder on this machine.
-
-    Attributes:
-        path: Existing file or folder.
-        field: Text field of records; None tries `TEXT_FIELDS`.
-    """
+    """A file or a folder on this machine."""
 
     path: Path
     field: str | None = None
 
     def files(self) -> list[Path]:
         """List the files to read, sorted by path, without hidden files and metadata of `datasets`.
-
-        Returns:
-            The file itself, or a folder's readable files.
 
         Raises:
             DataError: The file's extension isn't supported, or the folder has no readable file.
@@ -79,29 +71,23 @@ class LocalSource:
                     f"Give a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
-        paths = [path for path in self.path.rglob("*") if path.is_file() and self._is_text(path)]
+        inside = {path.relative_to(self.path).parts: path for path in self.path.rglob("*") if path.is_file()}
+        paths = [
+            path
+            for parts, path in sorted(inside.items())
+            if extension_of(path) and path.name not in _DATASET_METADATA and not any(p.startswith(".") for p in parts)
+        ]
         if not paths:
             raise DataError(
                 f"Text source {self.path}: the folder has no readable file. "
                 f"Put files there that end in {listed(EXTENSIONS)}."
             )
-        return sorted(paths, key=lambda path: path.relative_to(self.path).parts)
-
-    def _is_text(self, path: Path) -> bool:
-        hidden = any(part.startswith(".") for part in path.relative_to(self.path).parts)
-        return not hidden and path.name not in _DATASET_METADATA and extension_of(path) is not None
+        return paths
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set of the Hugging Face hub.
-
-    Attributes:
-        name: ``owner/name``.
-        config: Configuration of the data set; None is its default.
-        split: Split to stream.
-        field: Text field; None tries `TEXT_FIELDS`.
-    """
+    """A data set of the Hugging Face hub."""
 
     name: str
     config: str | None = None
@@ -117,12 +103,6 @@ def parse_source(source: str) -> LocalSource | HubSource:
     """Parse a source string without opening the source.
 
     An existing local path is used as it is, even if it contains a ``#``.
-
-    Args:
-        source: Source in the syntax at the top of this module.
-
-    Returns:
-        The source's parts.
 
     Raises:
         DataError: The string is empty or malformed, or there is no such file or folder.
@@ -200,11 +180,7 @@ def read_domains(
 ) -> Iterator[tuple[str, str]]:
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
-    Args:
-        source: Source in the syntax at the top of this module.
-        characters: Length of text after which reading ends; files get equal parts of it.
-        shuffle: As in `read_documents`.
-        tokenizer: As in `read_documents`.
+    Reading ends after `characters`, of which files get equal parts. The other arguments are as in `read_documents`.
 
     Raises:
         DataError, MissingExtraError: As in `read_documents`.
@@ -279,7 +255,9 @@ def _hub_rows(source: HubSource, load_dataset: Any, shuffle: Shuffle | None) -> 
 
 def _hub_error(source: HubSource, error: Exception) -> DataError:
     local = "Or pass local text instead: a .txt, .jsonl or .parquet file, or a folder of them."
-    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if _is_set(name)]
+    yes = {"1", "ON", "YES", "TRUE"}
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    offline = [name for name in names if os.environ.get(name, "").strip().upper() in yes]
     reason = str(error).strip() or type(error).__name__
     if offline:
         return DataError(f"{source}: {offline[0]} is set, so the hub can't be reached ({reason}). Unset it. {local}")
@@ -290,7 +268,3 @@ def _hub_error(source: HubSource, error: Exception) -> DataError:
             f"{source}: the data set can't be opened like this ({reason}). Check :config and @split. {local}"
         )
     return DataError(f"{source}: the hub can't be reached ({reason}). Check the network and try again. {local}")
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from darwinlm.data.blocks import TokenBlocks
-from darwinlm.data.packing import Document, Packer, added_bos, document_hash
-from darwinlm.errors import DataError, RecipeError
+from darwinlm.data.packing import Document, added_bos, document_hash, tokenise
+from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,11 +62,6 @@ DOCUMENT_TOKENS = 512
 see docs/notebook/quality.md."""
 
 
-def _setting(purpose: str) -> str:
-    """Name of the recipe field for the number of tokens of a purpose."""
-    return "search.stages" if purpose == "training" else f"text.{purpose}_tokens"
-
-
 @dataclass(frozen=True)
 class TextPlan:
     """Amount of text for each purpose, and the assignment of documents.
@@ -74,28 +69,11 @@ class TextPlan:
     Attributes:
         shares: Number of tokens for each purpose in `PURPOSES`; rounded up to whole blocks.
         seq_len: Tokens in a block, T.
-        seed: Seed of the assignment.
-
-    Raises:
-        RecipeError: A purpose is unknown, or a number is out of range.
     """
 
     shares: Mapping[str, int]
     seq_len: int
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.seq_len < 1:
-            raise RecipeError(f"text.sequence_length is {self.seq_len}: a block needs at least one token.")
-        unknown = sorted(set(self.shares) - set(PURPOSES))
-        if unknown:
-            raise RecipeError(f"Text has no purpose '{unknown[0]}': the purposes are {', '.join(PURPOSES)}.")
-        if not self.shares:
-            raise RecipeError(f"No purpose is given: name at least one of {', '.join(PURPOSES)}.")
-        for purpose, tokens in self.shares.items():
-            least = 0 if purpose == "training" else 1
-            if tokens < least:
-                raise RecipeError(f"{_setting(purpose)} is {tokens}: it has to be at least {least}.")
 
     def blocks_wanted(self, purpose: str) -> int:
         """Number of blocks of a purpose, B: its share, rounded up to whole blocks."""
@@ -107,12 +85,6 @@ class TextPlan:
         Every purpose draws a number from the hash, -ln(u) / weight, and the smallest wins. So purposes get documents in
         proportion to their weights, and changing one share never moves documents between two others. A weight is the
         share of the tokens, but at least 2 %.
-
-        Args:
-            hashed: The `document_hash`.
-
-        Returns:
-            One of the purposes whose share isn't 0.
         """
         total = sum(self.shares.values())
         draws: list[tuple[float, str]] = []
@@ -121,8 +93,6 @@ class TextPlan:
                 digest = blake2b(f"{self.seed}:{purpose}:{hashed}".encode(), digest_size=8).digest()
                 uniform = (int.from_bytes(digest, "big") + 1) / 2**64
                 draws.append((-math.log(uniform) / max(tokens / total, _SMALLEST_WEIGHT), purpose))
-        if not draws:
-            raise RecipeError(f"All shares of text are 0: raise {' or '.join(map(_setting, self.shares))}.")
         return min(draws)[1]
 
 
@@ -147,23 +117,14 @@ def split_documents(
     dropped. If the tokenizer adds bos, it replaces the first token of every block. A document with more than
     `document_tokens` tokens contributes a passage of this length, from a position given by its hash, so that a few
     thousand tokens come from many documents. Only if the source ends and a purpose needs more text, further tokens of
-    the same documents are used, in turn.
-
-    Args:
-        documents: Texts, read lazily.
-        shares: Number of tokens for each purpose; see `TextPlan`.
-        tokenizer: The model's tokenizer.
-        seq_len: Tokens in a block, T.
-        seed: Seed; together with a document's hash it determines the document's purpose.
-        source: Source of the documents, for messages and for the result.
-        document_tokens: Maximum number of tokens from one document as long as there are others.
+    the same documents are used, in turn. `shares` holds the number of tokens for each purpose. `source` names the
+    documents, for messages and in the result.
 
     Returns:
         For each purpose in `shares`, blocks [B, T]; B is 0 if the share is.
 
     Raises:
         TextTooShortError: There is too little text; the message gives the shortages and the settings to lower.
-        RecipeError: A purpose is unknown, or a number is out of range.
     """
     plan = TextPlan(shares, seq_len, seed)
     shelves = {
@@ -171,18 +132,21 @@ def split_documents(
         for purpose in PURPOSES
         if purpose in shares
     }
-    dealer = _Dealer(plan, shelves, Packer(tokenizer))
+    dealer = _Dealer(plan, shelves, tokenizer)
     if any(shelf.lacks for shelf in shelves.values()):
         dealer.deal(documents)
     bos = added_bos(tokenizer)
     short = [purpose for purpose, shelf in shelves.items() if shelf.lacks]
     if short:
-        shortages = "; ".join(f"{purpose} has {shelves[purpose].progress} tokens" for purpose in short)
+        settings = ["search.stages" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
+        shortages = "; ".join(
+            f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].wanted} tokens" for purpose in short
+        )
         read = f"{dealer.n_documents} documents were read, {dealer.n_repeated} of them repeated"
         named = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
             f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
-            f"Give more text, or lower {' and '.join(map(_setting, short))}.",
+            f"Give more text, or lower {' and '.join(settings)}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
         )
     return {
@@ -194,13 +158,8 @@ def split_documents(
 def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> dict[str, int] | None:
     """Shares scaled down to a short text, in whole blocks.
 
-    Args:
-        shares: Number of tokens for each purpose.
-        available: Number of available tokens.
-        seq_len: Tokens in a block, T.
-
-    Returns:
-        At least a block for each purpose; None if there is too little text for that.
+    `available` and `seq_len` are in tokens. There is at least a block for each purpose; None if there is too little
+    text for that.
     """
     most = available // seq_len
     if most < len(shares):
@@ -229,16 +188,15 @@ class _Shelf:
         """Number of tokens still needed."""
         return self.wanted - self.n_tokens
 
-    @property
-    def progress(self) -> str:
-        """Present and requested numbers of tokens, for messages."""
-        return f"{self.n_tokens} of {self.wanted}"
-
-    def put(self, hashed: str, tokens: NDArray[np.int64]) -> int:
+    def put(self, document: Document) -> int:
         """Add as many of a document's tokens as are needed and allowed; returns the allowed number."""
+        tokens = document.tokens
+        assert tokens is not None, "documents are tokenised before they are placed"
         most = min(self.document_tokens, len(tokens))
-        start = int(hashed, 16) % (len(tokens) - most + 1)
-        self.hashes.append(hashed)
+        if not most:
+            return 0
+        start = int(document.hashed, 16) % (len(tokens) - most + 1)
+        self.hashes.append(document.hashed)
         self._add(tokens[start : start + most])
         for left in (tokens[start + most :], tokens[:start]):
             if len(left) and self._left_tokens < _LEFT * self.wanted:
@@ -271,12 +229,12 @@ class _Shelf:
 class _Dealer:
     """Assigns documents to the shelves in batches."""
 
-    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], packer: Packer) -> None:
+    def __init__(self, plan: TextPlan, shelves: Mapping[str, _Shelf], tokenizer: PreTrainedTokenizerBase) -> None:
         self.n_documents = 0
         self.n_repeated = 0
         self._plan = plan
         self._shelves = shelves
-        self._packer = packer
+        self._tokenizer = tokenizer
         self._tokenised_characters = 0
         self._tokenised_tokens = 0
         self._spare: list[Document] = []
@@ -324,18 +282,14 @@ class _Dealer:
         return min(_BATCH_CHARACTERS, math.ceil(characters_per_token * self._missing()))
 
     def _place(self, batch: list[tuple[str, Document]]) -> None:
-        self._packer.tokenise([document for _, document in batch])
+        tokenise([document for _, document in batch], self._tokenizer)
         for purpose, document in batch:
             shelf = self._shelves[purpose]
             if shelf.lacks:
                 self._tokenised_characters += len(document.text)
-                self._tokenised_tokens += self._put(shelf, document)
+                self._tokenised_tokens += shelf.put(document)
             else:
                 self._set_aside(document)
-
-    def _put(self, shelf: _Shelf, document: Document) -> int:
-        assert document.tokens is not None, "documents are tokenised before they are placed"
-        return shelf.put(document.hashed, document.tokens) if len(document.tokens) else 0
 
     def _set_aside(self, document: Document) -> None:
         """Keep a document of a full purpose as surplus, unless there is already enough."""
@@ -347,6 +301,6 @@ class _Dealer:
         spare = iter(sorted(self._spare, key=lambda document: document.hashed))
         for shelf in self._shelves.values():
             while shelf.lacks and (document := next(spare, None)) is not None:
-                self._packer.tokenise([document])
-                self._put(shelf, document)
+                tokenise([document], self._tokenizer)
+                shelf.put(document)
             shelf.fill()

@@ -29,14 +29,12 @@ class BuildSettings:
 
     Attributes:
         units: Units of removal.
-        damping: Damping relative to the mean diagonal of the second moment.
         saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
         device: Device of the computation.
         folder: Folder for matrices that are moved out of memory.
     """
 
     units: UnitsSettings
-    damping: float
     device: torch.device
     folder: Path
     saliency: Saliency = field(default=lambda block: {})
@@ -46,7 +44,6 @@ def build_database(
     stage: StageFolder,
     stream: BlockStream,
     units: UnitsSettings,
-    damping: float,
     saliency: Saliency = lambda block: {},
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -55,10 +52,9 @@ def build_database(
     Each process runs its part of the text and factorises its part of the blocks.
 
     Args:
-        stage: Stage folder, opened for writing; its key describes model, text, units and damping.
+        stage: Stage folder, opened for writing; its key describes model, text and units.
         stream: The calibration text before the first block.
         units: Units of removal.
-        damping: Damping relative to the mean diagonal of the second moment.
         saliency: As in `BuildSettings`.
         progress: Callback with the numbers of finished and total blocks.
 
@@ -66,7 +62,7 @@ def build_database(
         NumericsError: Values aren't finite.
         StorageError: The disk is full.
     """
-    method = BuildSettings(units, damping, stream.device, stage.folder, saliency)
+    method = BuildSettings(units, stream.device, stage.folder, saliency)
     shapes = module_shapes(stream.checkpoint)
     total = stream.checkpoint.n_blocks
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
@@ -138,10 +134,10 @@ def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W
         return experts_tensors(expert_factors(method, shape, moment, W, S))
     W = W.to(method.device)
     curves, (variant, units) = _narrow_curves(method, shape, moment, W, S)
-    removal = Removal(moment.rows(), W, units, saliency=S, damping=method.damping, name=shape.name)
+    removal = Removal(moment.rows(), W, units, saliency=S, name=shape.name)
     columns = removal.run().columns(units)
     del removal
-    A = damp_(ordered_moment(moment.rows(), columns), method.damping)
+    A = damp_(ordered_moment(moment.rows(), columns))
     packed, errors, losses = whole_factor_(A, W, columns, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
     curves[variant] = Curve(columns, errors, losses)
@@ -163,8 +159,8 @@ def expert_factors(
         name = f"{shape.name} expert {expert}"
         H, weight = moment.read(expert), W[expert].to(method.device, torch.float32)
         damped_input = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
-        columns = removal_order(damped_input, weight, channels, damping=method.damping, name=name).units
-        A = damp_(ordered_moment(H, columns), method.damping)
+        columns = removal_order(damped_input, weight, channels, name=name).units
+        A = damp_(ordered_moment(H, columns))
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
         if damped_input is H:
             check_energy(float(errors[0]), name)
@@ -190,7 +186,7 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
         return {0: heads}
     if method.units.attention not in ("lattice", "group_heads") or shape.heads == 1:
         return {shape.heads: heads.view(shape.groups, -1)}
-    order = removal_order(H, W, heads, saliency=S, damping=method.damping, name=shape.name).units.tolist()
+    order = removal_order(H, W, heads, saliency=S, name=shape.name).units.tolist()
     by_rank = [[head for head in order if head // shape.heads == group] for group in range(shape.groups)]
     ranked = torch.tensor(by_rank, device=H.device)
     if method.units.attention == "group_heads":
@@ -201,11 +197,11 @@ def _candidates(method: BuildSettings, shape: ModuleShape, H: Tensor, W: Tensor,
 
 def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units: Tensor, S: Tensor | None) -> Curve:
     """Curve over units [n, u] of some columns; the other columns are already removed."""
-    damped = damp(H, method.damping)
+    damped = damp(H)
     flat = units.reshape(-1)
     W_kept = kept_weights(nested_factors(damped, W, flat, name=name), len(flat))
     places = torch.arange(len(flat), device=H.device).view(units.shape)
-    order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, damping=method.damping, name=name)
+    order = removal_order(H[flat][:, flat], W_kept, places, saliency=S, name=name)
     factors = nested_factors(damped, W, order.columns(units), name=name)
     return Curve(factors.columns, factors.errors, None if S is None else estimated_losses(factors, damped, W, S))
 

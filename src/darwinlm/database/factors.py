@@ -192,7 +192,7 @@ def _factor(A: Tensor, name: str) -> Tensor:
     """Cholesky factor, in the memory of the matrix on a CPU. Raises NumericsError."""
     L, definite = cholesky_(A)
     if not definite:
-        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more damping or more text")
+        raise NumericsError(f"{name}: the damped second moment isn't positive definite; use more text")
     return L
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from cyllama.llama import llama_cpp as library
 
+from darwinlm.engines.process import Generated
+
 F32 = 0  # of ggml_type
 FTYPES = {"Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 """Values of `llama_ftype`."""
@@ -25,11 +27,7 @@ class _Model(library.LlamaModel):  # type: ignore[misc]
 class LlamaCpp:
     """One GGUF file in llama.cpp.
 
-    Args:
-        model: The file.
-        threads: Number of CPU threads.
-        context: Maximum number of tokens.
-        exact: Whether to keep keys and values in float32, for comparisons.
+    `context` is in tokens. With `exact`, keys and values stay in float32, for comparisons.
     """
 
     def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False, **_: Any) -> None:
@@ -53,40 +51,27 @@ class LlamaCpp:
             self.batch.add(token, start + offset, [0], every or offset == len(tokens) - 1)
         self.context.decode(self.batch)
 
-    def _clear_cache(self) -> None:
-        self.context.kv_cache_clear(True)
-
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v] in float32."""
-        self._clear_cache()
+        self.context.kv_cache_clear(True)
         self._decode(tokens, 0, every=True)
         return np.array([self.context.get_logits_ith(i) for i in range(len(tokens))], dtype=np.float32)
 
-    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+    def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation."""
-        self._clear_cache()
+        self.context.kv_cache_clear(True)
+        begun = time.perf_counter()
         self._decode(tokens, 0)
         generated = [int(self.sampler.sample(self.context, -1))]
+        first = time.perf_counter()
         while len(generated) < new_tokens:
             self._decode(generated[-1:], len(tokens) + len(generated) - 1)
             generated.append(int(self.sampler.sample(self.context, -1)))
-        return generated
+        return generated, first - begun, time.perf_counter() - first
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text, with the special tokens that the file requests."""
         return list(self.vocabulary.tokenize(text, True, False))
-
-    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` further ones."""
-        self._clear_cache()
-        begun = time.perf_counter()
-        self._decode(tokens, 0)
-        token = int(self.sampler.sample(self.context, -1))
-        first = time.perf_counter()
-        for step in range(new_tokens):
-            self._decode([token], len(tokens) + step)
-            token = int(self.sampler.sample(self.context, -1))
-        return {"first": first - begun, "decode": time.perf_counter() - first}
 
 
 def quantise(source: str, target: str, quantisation: str, threads: int) -> None:

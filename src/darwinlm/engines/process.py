@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +21,9 @@ from darwinlm.errors import EngineError, MissingExtraError
 
 ENGINES = {"torch": ("torch", ""), "llama.cpp": ("cyllama", "llama-cpp"), "vllm": ("vllm", "vllm")}
 """Python package of each engine, and the extra that installs it."""
+
+Generated = tuple[list[int], float, float]
+"""New tokens, seconds to the first one, and seconds for the others."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,8 @@ def require_engine(engine: str, purpose: str) -> None:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Args:
-        engine: One of `ENGINES`.
-        model: Folder or GGUF file.
-        options: `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `beside` (models on the GPU together).
+    Options are `threads`, `context` (tokens), `dtype`, `allow_remote_code`, `exact` and `beside` (models on the GPU
+    together).
 
     Raises:
         MissingExtraError: The engine isn't installed.
@@ -83,16 +83,11 @@ class EngineProcess:
         try:
             self._ask("load", engine=self.engine, model=str(self.model), **self._options)
         except BaseException:
-            self._end()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.kill()
@@ -113,16 +108,15 @@ class EngineProcess:
 
     def greedy(self, tokens: Sequence[int], new_tokens: int) -> list[int]:
         """The greedy continuation."""
-        return [int(token) for token in self._ask("greedy", tokens=list(tokens), new_tokens=new_tokens)]
+        return list(self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)[0])
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
-        return [int(token) for token in self._ask("tokenize", text=text)]
+        return list(self._ask("tokenize", text=text))
 
     def time(self, tokens: Sequence[int], new_tokens: int) -> Timing:
         """Time a prompt and `new_tokens` greedy tokens after the first."""
-        answer = self._ask("time", tokens=list(tokens), new_tokens=new_tokens)
-        return Timing(float(answer["first"]), float(answer["decode"]))
+        return Timing(*self._ask("generate", tokens=list(tokens), new_tokens=new_tokens + 1)[1:])
 
     def facts(self) -> Mapping[str, Any]:
         """Peak memory of the process in bytes so far (`peak_memory`), and the engine's version."""

@@ -10,19 +10,12 @@ import numpy as np
 import torch
 
 from darwinlm.compute import DTYPES
+from darwinlm.engines.process import Generated
 from darwinlm.families.checkpoint import Checkpoint
 
 
 class Torch:
-    """One model folder.
-
-    Args:
-        model: The folder.
-        threads: Number of CPU threads.
-        dtype: Element type of weights and arithmetic; None uses the checkpoint's.
-        device: Device of the model.
-        allow_remote_code: Whether the checkpoint may run its own code.
-    """
+    """One model folder. Without a `dtype`, the checkpoint's is used."""
 
     def __init__(
         self,
@@ -45,24 +38,9 @@ class Torch:
         array: np.ndarray[Any, Any] = logits.cpu().numpy()
         return array
 
-    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The greedy continuation."""
-        return self._generate(tokens, new_tokens)[0]
-
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text."""
-        return list(self.checkpoint.tokenizer()(text)["input_ids"])
-
-    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` further ones."""
-        _, first, decode = self._generate(tokens, new_tokens + 1)
-        return {"first": first, "decode": decode}
-
-    def _ids(self, tokens: list[int]) -> torch.Tensor:
-        return torch.tensor([tokens], device=self.model.device)
-
     @torch.no_grad()
-    def _generate(self, tokens: list[int], new_tokens: int) -> tuple[list[int], float, float]:
+    def generate(self, tokens: list[int], new_tokens: int) -> Generated:
+        """The greedy continuation."""
         ids = self._ids(tokens)
         begun = time.perf_counter()
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -74,3 +52,10 @@ class Torch:
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             generated.append(int(token))
         return generated, first - begun, time.perf_counter() - first
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        return list(self.checkpoint.tokenizer()(text)["input_ids"])
+
+    def _ids(self, tokens: list[int]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self.model.device)

@@ -9,6 +9,8 @@ import numpy as np
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
+from darwinlm.engines.process import Generated
+
 GPU_SHARE = 0.9
 """Share of a GPU's memory for the weights and caches of several models together."""
 
@@ -16,12 +18,8 @@ GPU_SHARE = 0.9
 class Vllm:
     """One model folder.
 
-    Args:
-        model: The folder.
-        dtype: Element type; None uses the checkpoint's.
-        context: Maximum number of tokens.
-        beside: Number of models that share the GPU's memory; a single model gets vLLM's default share.
-        allow_remote_code: Whether to pass `trust_remote_code`, which the plugin of this package makes unnecessary.
+    `beside` models share the GPU's memory; a single one gets vLLM's default share. Pruned models need no
+    `allow_remote_code`, thanks to the plugin of this package.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class Vllm:
             disable_log_stats=True,
         )
 
-    def _generate(self, tokens: list[int], new_tokens: int, **more: Any) -> Any:
+    def _request(self, tokens: list[int], new_tokens: int, **more: Any) -> Any:
         parameters = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, **more)
         return self.engine.generate(TokensPrompt(prompt_token_ids=tokens), parameters, use_tqdm=False)[0]
 
@@ -55,26 +53,22 @@ class Vllm:
         """Logits [t, v] in float32, from a request per position, since the engine only gives them for new tokens."""
         logits = []
         for end in range(1, len(tokens) + 1):
-            scores = self._generate(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
+            scores = self._request(tokens[:end], 1, logprobs=-1).outputs[0].logprobs[0]
             row = np.full(max(scores) + 1, -np.inf, dtype=np.float32)
             for token, value in scores.items():
                 row[token] = value.logprob
             logits.append(row)
         return np.stack(logits)
 
-    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
-        """The greedy continuation."""
-        return list(self._generate(tokens, new_tokens).outputs[0].token_ids)
+    def generate(self, tokens: list[int], new_tokens: int) -> Generated:
+        """The greedy continuation, timed by a request for its first token and one for all."""
+        begun = time.perf_counter()
+        self._request(tokens, 1)
+        first = time.perf_counter() - begun
+        begun = time.perf_counter()
+        generated = list(self._request(tokens, new_tokens).outputs[0].token_ids)
+        return generated, first, max(time.perf_counter() - begun - first, 1e-9)
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text."""
         return list(self.engine.get_tokenizer()(text)["input_ids"])
-
-    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for `new_tokens` further ones, from two requests."""
-        begun = time.perf_counter()
-        self._generate(tokens, 1)
-        first = time.perf_counter() - begun
-        begun = time.perf_counter()
-        self._generate(tokens, new_tokens + 1)
-        return {"first": first, "decode": max(time.perf_counter() - begun - first, 1e-9)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from vllm.model_executor.models.transformers import TransformersForCausalLM, TransformersMoEForCausalLM, base
@@ -10,14 +11,10 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM, Tra
 
 def present_runs(present: Sequence[bool], start: int, end: int) -> Iterator[tuple[int, int]]:
     """Maximal ranges [first, last + 1) of layers with attention among those of this process."""
-    first = None
-    for index in range(start, end + 1):
-        there = index < end and present[index]
-        if there and first is None:
-            first = index
-        elif not there and first is not None:
-            yield first, index
-            first = None
+    for there, layers in groupby(range(start, end), key=present.__getitem__):
+        if there:
+            run = list(layers)
+            yield run[0], run[-1] + 1
 
 
 class _SkipsAttention:

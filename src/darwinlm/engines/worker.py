@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from darwinlm.engines.process import ENGINES, Generated
 
 
 class Engine(Protocol):
@@ -18,17 +20,11 @@ class Engine(Protocol):
     def logits(self, tokens: list[int]) -> np.ndarray[Any, Any]:
         """Logits [t, v]."""
 
-    def greedy(self, tokens: list[int], new_tokens: int) -> list[int]:
+    def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation."""
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text."""
-
-    def time(self, tokens: list[int], new_tokens: int) -> dict[str, float]:
-        """Seconds to the first token, and for all further tokens."""
-
-
-PACKAGES = {"torch": "torch", "llama.cpp": "cyllama", "vllm": "vllm"}
 
 
 def load(engine: str, model: str, **options: Any) -> Engine:
@@ -64,18 +60,13 @@ def answer(engine: Engine, name: str, request: dict[str, Any], kind: str) -> Any
     if name == "logits":
         np.save(request["path"], engine.logits(request["tokens"]))
         return None
-    if name == "greedy":
-        return engine.greedy(request["tokens"], request["new_tokens"])
-    if name == "tokenize":
-        return engine.tokenize(request["text"])
-    if name == "time":
-        return engine.time(request["tokens"], request["new_tokens"])
-    return {"peak_memory": peak_memory(), "version": f"{PACKAGES[kind]} {_version(PACKAGES[kind])}"}
+    if name == "facts":
+        package, _ = ENGINES[kind]
+        return {"peak_memory": peak_memory(), "version": f"{package} {_version(package)}"}
+    return getattr(engine, name)(**request)
 
 
 def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
     for name in (package, f"{package}-cpu"):
         try:
             return version(name)

@@ -7,9 +7,12 @@ The figures are bits per byte of the right answer and its log-probability among 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from scipy.special import log_softmax
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,6 @@ class RightAnswers:
         bits_stderr: Standard error of `bits`; None for a single item.
         log_p: Natural logarithm of the right answer's probability among the choices; higher is better, and a model
             without preference among n choices has -log n.
-        log_p_stderr: Standard error of `log_p`.
         items: Number of items with one right answer among several.
     """
 
@@ -58,9 +60,7 @@ def _of_item(sample: Mapping[str, Any]) -> tuple[float, float] | None:
     if right is None or not answers[right]:
         return None
     log_ps = [float(one[0]) for one in given]
-    largest = max(log_ps)
-    together = largest + math.log(sum(math.exp(log_p - largest) for log_p in log_ps))
-    return -log_ps[right] / math.log(2) / len(answers[right].encode()), log_ps[right] - together
+    return -log_ps[right] / math.log(2) / len(answers[right].encode()), float(log_softmax(log_ps)[right])
 
 
 def _place(target: object, answers: list[str]) -> int | None:
@@ -74,8 +74,5 @@ def _place(target: object, answers: list[str]) -> int | None:
 
 
 def _mean(values: list[float]) -> tuple[float, float | None]:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error

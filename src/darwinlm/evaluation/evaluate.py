@@ -24,20 +24,14 @@ from darwinlm.evaluation.looking_back import (
 )
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
-from darwinlm.evaluation.summary import Table
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
 from darwinlm.lock import hold_target
+from darwinlm.tables import Table
 
 
 @dataclass(frozen=True)
 class Copied:
-    """Copying scores of a model.
-
-    Attributes:
-        model: Name of the model as the user gave it.
-        scores: Scores by kind of sequence.
-        remarks: Kinds of sequences that were left out, and the reasons.
-    """
+    """Copying scores of a model. `remarks` name the kinds of sequences that were left out, and the reasons."""
 
     model: str
     scores: tuple[CopyingScore, ...]
@@ -90,15 +84,7 @@ class EvaluationRequest:
 
 @dataclass
 class Evaluated:
-    """Results of an evaluation.
-
-    Attributes:
-        request: Request of the user.
-        params: Parameters of the model.
-        scores: Scores of the suite's tasks.
-        texts: Score of each text.
-        copying: Copying of the model, and of the dense one if there is one.
-    """
+    """Results of an evaluation. Copying is that of the model, and of the dense one if there is one."""
 
     request: EvaluationRequest
     params: int = 0
@@ -175,10 +161,8 @@ def _nats(value: float | None) -> str:
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
     """Measure a model.
 
-    Args:
-        request: Request of the user.
-        out: JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
-        console: Console that reports every finished task.
+    `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
+    The console gets every finished task.
 
     Raises:
         DarwinLMError: The request, the model or the data is wrong. A task that fails while running is recorded in its
@@ -187,43 +171,39 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         BusyError: Another process writes the JSON file.
     """
     with hold_target(out) if out is not None else nullcontext():
-        return _evaluated(request, out, console)
+        wanted = request.check()
+        request = request.settled()
+        done = _resumed(request, out)
+        device = resolve_device(request.device)
+        dtype = DTYPES[request.dtype]
+        opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
+        result = Evaluated(request, opened.params)
 
+        def save(scores: list[harness.TaskScore]) -> None:
+            result.scores = list(scores)
+            if out is not None:
+                write_json(out, result.as_json())
+            if console is not None and scores:
+                last = scores[-1]
+                value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
+                console.print(f"{last.title}: {value}")
 
-def _evaluated(request: EvaluationRequest, out: Path | None, console: Any) -> Evaluated:
-    wanted = request.check()
-    request = request.settled()
-    done = _resumed(request, out)
-    device = resolve_device(request.device)
-    dtype = DTYPES[request.dtype]
-    opened = open_model(request.model, dtype=dtype, device=device, allow_remote_code=request.allow_remote_code)
-    result = Evaluated(request, opened.params)
-
-    def save(scores: list[harness.TaskScore]) -> None:
-        result.scores = list(scores)
-        if out is not None:
-            write_json(out, result.as_json())
-        if console is not None and scores:
-            last = scores[-1]
-            value = last.error or f"{summary.percent(last.value)} ± {summary.percent(last.stderr)}"
-            console.print(f"{last.title}: {value}", highlight=False, markup=False)
-
-    if request.texts or request.looking_back:
-        result.texts, result.copying = _texts(request, opened, dtype, device)
-        if not done:
-            save([])
-    if wanted:
-        harness.run_suite(
-            opened.model,
-            opened.tokenizer,
-            wanted,
-            data_dir=request.data_dir,
-            limit=request.limit,
-            batch_size=request.batch_size,
-            done=done,
-            save=save,
-        )
-    return result
+        if request.texts or request.looking_back:
+            result.texts, result.copying = _texts(request, opened, dtype, device)
+            if not done:
+                save([])
+        if wanted:
+            harness.run_suite(
+                opened.model,
+                opened.tokenizer,
+                wanted,
+                data_dir=request.data_dir,
+                limit=request.limit,
+                batch_size=request.batch_size,
+                done=done,
+                save=save,
+            )
+        return result
 
 
 def _texts(

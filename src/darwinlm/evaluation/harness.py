@@ -31,9 +31,7 @@ class TaskScore:
 
     Attributes:
         task: Name in the harness.
-        title: Name for tables.
         shots: Number of examples in the prompt.
-        metric: Name of the metric of `value`.
         value: Score between 0 and 1; None if the task failed.
         stderr: Standard error of `value`; None if the harness gives none.
         items: Number of scored items.
@@ -76,27 +74,20 @@ def run_suite(
 ) -> list[TaskScore]:
     """Evaluate tasks in turn; a failure is recorded, and the other tasks continue.
 
-    Args:
-        model: A causal LM of transformers on its device.
-        tokenizer: Tokenizer of the model.
-        wanted: Tasks and shots.
-        data_dir: Local files instead of the harness's data sets.
-        limit: Items of each task, spread over the tasks of a group such as MMLU; None scores all.
-        batch_size: Sequences in one forward pass.
-        done: Scores of an interrupted run by task; those without an error are kept.
-        save: Callback with all scores so far, after each task.
-        progress: Callback with the numbers of finished and total tasks.
+    `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
+    in `done` without an error are kept. `save` gets all scores so far, after each task.
 
     Raises:
         MissingExtraError: The extra `eval` isn't installed.
         RecipeError: The harness doesn't know a task.
         DataError: A local file is missing or wrong; all are read before the first task runs.
     """
-    lm_eval = _harness()
-    manager = _manager(all(one.task in KNOWN for one in wanted))
-    check_names(wanted, manager.task_index)
-    local = {one.task: read_task(data_dir, one) for one in wanted} if data_dir is not None else {}
-    lm = _wrapped(model)(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    manager, local = check_suite(wanted, data_dir)
+    from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
+
+    # On a CPU, answers share the forward pass of their context.
+    wrapper = SharedContextLM if model.device.type == "cpu" else QuietLM
+    lm = wrapper(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     scores: list[TaskScore] = []
     for number, one in enumerate(wanted):
         before = (done or {}).get(one.task)
@@ -104,17 +95,10 @@ def run_suite(
             scores.append(before)
         else:
             rows, remark = local.get(one.task, (None, ""))
-            scores.append(_score(lm_eval, lm, manager, one, rows, remark, limit))
+            scores.append(_score(lm, manager, one, rows, remark, limit))
         save(scores)
         progress(number + 1, len(wanted))
     return scores
-
-
-def _wrapped(model: Any) -> Any:
-    """The harness's wrapper of a model; on a CPU, answers share the forward pass of their context."""
-    from darwinlm.evaluation.shared_context import QuietLM, SharedContextLM
-
-    return SharedContextLM if model.device.type == "cpu" else QuietLM
 
 
 @contextmanager
@@ -133,20 +117,18 @@ def _no_machine_report() -> Iterator[None]:
             setattr(evaluator, name, function)
 
 
-def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
-    """Run the checks of `run_suite` before a model is loaded. Raises the same errors."""
-    _harness()
+def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> tuple[Any, dict[str, Any]]:
+    """The harness's index of tasks, and their local rows; run before a model is loaded. Raises as `run_suite`."""
+    _require_harness()
     manager = _manager(all(one.task in KNOWN for one in wanted))
     check_names(wanted, manager.task_index)
-    if data_dir is not None:
-        for one in wanted:
-            read_task(data_dir, one)
+    return manager, {} if data_dir is None else {one.task: read_task(data_dir, one) for one in wanted}
 
 
-def _harness() -> Any:
+def _require_harness() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import lm_eval
+        import lm_eval  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("lm-eval", "eval", "a benchmark suite") from error
     from datasets import disable_progress_bars
@@ -154,7 +136,6 @@ def _harness() -> Any:
     disable_progress_bars()
     for name in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return lm_eval
 
 
 @cache
@@ -169,10 +150,11 @@ def _manager(only_known: bool) -> Any:
 
 
 def _score(
-    lm_eval: Any, lm: Any, manager: Any, one: Wanted, rows: dict[str, Rows] | None, remark: str, limit: int | None
+    lm: Any, manager: Any, one: Wanted, rows: dict[str, Rows] | None, remark: str, limit: int | None
 ) -> TaskScore:
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
+    from lm_eval import simple_evaluate
 
     score = TaskScore(one.task, one.title, one.shots, remark=remark)
     try:
@@ -181,7 +163,7 @@ def _score(
         if limit is not None and hasattr(task, "get_all_tasks"):
             share = -(-limit // len(task.get_all_tasks()))
         with _no_machine_report():
-            results = lm_eval.simple_evaluate(
+            results = simple_evaluate(
                 lm, tasks=[task], limit=share, task_manager=manager, log_samples=True, bootstrap_iters=1000
             )
     except (

@@ -5,12 +5,10 @@ Paths are `DIR/TASK/SPLIT.jsonl` or `.jsonl.gz`; a suffix after the split is all
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from darwinlm.data.files import json_records
 from darwinlm.errors import DataError, RecipeError
 from darwinlm.evaluation.suites import KNOWN, Wanted
 
@@ -19,10 +17,6 @@ Rows = list[dict[str, Any]]
 
 def read_task(folder: Path, wanted: Wanted) -> tuple[dict[str, Rows], str]:
     """Checked rows of a task's splits.
-
-    Args:
-        folder: Folder given as --data-dir.
-        wanted: The task and its shots.
 
     Returns:
         Rows of the scored split and, with shots, of the split for examples; and a remark if the latter isn't the
@@ -84,29 +78,15 @@ def _required(folder: Path, task: str, split: str) -> Path:
 
 def _read(path: Path, fields: tuple[str, ...]) -> Rows:
     rows: Rows = []
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: this isn't JSON ({error})") from error
-        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+    for where, row in json_records(path):
+        missing = [name for name in fields if name not in row]
         if missing:
-            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise DataError(
-                f"{path}, line {number}: the field{'s' * (len(missing) > 1)} {', '.join(missing)} "
-                f"{'are' if len(missing) > 1 else 'is'} missing; the task reads {', '.join(fields)}, the row has {held}"
+                f"{where}: the field{'s' * (len(missing) > 1)} {', '.join(missing)} "
+                f"{'are' if len(missing) > 1 else 'is'} missing; the task reads {', '.join(fields)}, the row has "
+                f"{', '.join(row)}"
             )
         rows.append(row)
     if not rows:
         raise DataError(f"{path} is empty")
     return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read {path}: {error}") from error

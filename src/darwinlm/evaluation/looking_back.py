@@ -20,8 +20,8 @@ from darwinlm.data.packing import added_bos
 from darwinlm.errors import DataError
 from darwinlm.evaluation.divergence import token_losses
 
-LISTS = 16
-"""Number of sequences of each kind and length."""
+FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 512
+"""Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
 
 SEED = 0
 """Seed of the lists, so that all models with the same tokenizer get the same ones."""
@@ -45,7 +45,6 @@ class Copying:
     """Sequences that repeat a list or a passage.
 
     Attributes:
-        kind: Words or text.
         n: Number of repeated tokens.
         gap: Tokens of other text between the two occurrences.
         tokens: Int64 [b, t]; the last n of each are the second occurrence.
@@ -68,7 +67,6 @@ class CopyingScore:
     """Copying score of a model.
 
     Attributes:
-        name: Name of the sequences.
         accuracy: Share of the tokens that can be copied and are ranked first.
         loss: Their mean cross-entropy, nats.
         tokens: Number of these tokens.
@@ -78,6 +76,11 @@ class CopyingScore:
     accuracy: float
     loss: float
     tokens: int
+
+
+def number_of_lists(evaluation_tokens: int) -> int:
+    """Number of sequences of each kind and length beside so many tokens of text."""
+    return min(max(evaluation_tokens // LIST_TOKENS, FEWEST_LISTS), LISTS)
 
 
 def word_tokens(tokenizer: Any) -> list[int]:
@@ -114,15 +117,8 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS, seed: int = SEED) 
 def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
     """Passages of a text, each given twice, with other text of the same block in between.
 
-    Args:
-        tokenizer: Tokenizer; it determines whether sequences begin with bos.
-        text: Blocks of text, [B, T].
-        n: Number of tokens in a passage.
-        gap: Number of tokens between the occurrences.
-        lists: Number of sequences, at most one from a block.
-
-    Returns:
-        None if the text's blocks are shorter than n + gap.
+    `text` is [B, T]. `gap` tokens of other text stand between the occurrences. A block gives at most one of the `lists`
+    sequences. Returns None if the text's blocks are shorter than n + gap.
     """
     blocks = text[:lists, 1 : 1 + n + gap]
     if blocks.shape[1] < n + gap or not len(blocks):
@@ -147,14 +143,8 @@ def all_copying(
 ) -> tuple[list[Copying], list[str]]:
     """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
 
-    Args:
-        tokenizer: Tokenizer of the model.
-        text: Blocks of text, [B, T]; None leaves passages out.
-        longest: Maximum sequence length of the model; None has no limit.
-        lists: Number of sequences of each length.
-
-    Returns:
-        The sequences, and remarks about those that were left out.
+    `text` is [B, T]; None leaves passages out. `longest` is the model's longest sequence; None has no limit. Returns
+    remarks about those that were left out, too.
     """
     sequences: list[Copying] = []
     remarks = []
@@ -188,14 +178,7 @@ def measure_copying(
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences.
 
-    Args:
-        models: Models by name.
-        copying: Sequences.
-        batch_tokens: Tokens in one forward pass.
-        late: Whether to leave out the remaining entries of `copying`.
-
-    Returns:
-        A score for each entry, by model.
+    `late` tells whether to leave out the remaining sequences.
     """
     scores: dict[str, list[CopyingScore]] = {name: [] for name in models}
     for each in copying:

@@ -16,13 +16,7 @@ from darwinlm.families.resolve import resolve_model
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model.
-
-    Attributes:
-        source: Name of the model as the user gave it.
-        model: Model of transformers, in evaluation mode.
-        tokenizer: Tokenizer of the model.
-    """
+    """A loaded model."""
 
     source: str
     model: Any
@@ -48,11 +42,7 @@ def open_model(
 ) -> Opened:
     """Load a model and its tokenizer.
 
-    Args:
-        source: Hub id, folder, output folder of a run, or GGUF file.
-        dtype: Element type of its weights.
-        device: Device of the model.
-        allow_remote_code: Whether the checkpoint may run its own code.
+    `source` is a hub id, folder, output folder of a run, or GGUF file.
 
     Raises:
         ModelError: The model doesn't exist, can't be loaded, or has no tokenizer.

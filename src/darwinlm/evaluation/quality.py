@@ -54,13 +54,8 @@ def measure_quality(
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens.
 
-    Args:
-        dense: Reference model of the KL.
-        models: Models by name; the dense one may be among them.
-        tokens: [n, t] held-out text.
-        batch_tokens: Tokens in one forward pass.
-        progress: Callback with the numbers of finished and total batches.
-        late: Whether to stop after this batch.
+    `tokens` is [n, t] held-out text. The dense model, the reference of the KL, may be among the models. `late` tells
+    whether to stop after this batch.
     """
     sequences = max(1, batch_tokens // tokens.shape[1])
     sums = {name: torch.zeros(3 + tokens.shape[1], dtype=torch.float64) for name in models}
@@ -97,7 +92,7 @@ def _quality(sums: Tensor, sequences: int, predictions: int, n_seen: int) -> Qua
     loss, kl_seen, kl_new = sums[:3].tolist()
     by_position = sums[3:] / sequences
     return Quality(
-        _perplexity(loss / predictions),
+        math.exp(min(loss / predictions, 700.0)),  # without overflow
         max(float(by_position.mean()), 0.0),
         predictions,
         max(kl_seen / n_seen, 0.0) if n_seen else None,
@@ -136,8 +131,3 @@ def _measure_batch(dense: Any, models: Mapping[str, Any], batch: Tensor, seen: T
         sums[name] = torch.cat([torch.stack(parts), divergence.sum(0, dtype=torch.float64)]).cpu()
         del logits
     return sums
-
-
-def _perplexity(mean_loss: float) -> float:
-    """Exponential of the mean loss, capped to avoid overflow."""
-    return math.exp(min(mean_loss, 700.0))

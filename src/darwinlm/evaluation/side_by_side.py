@@ -10,7 +10,8 @@ from typing import Any
 from darwinlm.artifact import read_json
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation.harness import TaskScore, from_json
-from darwinlm.evaluation.summary import Table, average, notes, percent
+from darwinlm.evaluation.summary import average, notes, percent
+from darwinlm.tables import Table
 
 
 def read_saved(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

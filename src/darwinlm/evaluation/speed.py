@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEW_TOKENS = 32
+"""Tokens of a continuation, and of a timed one."""
+
+SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
+"""Most timed rounds, and seconds after which no further one begins: long passes need no repetition."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -31,35 +37,33 @@ def measure_speed(
     models: Mapping[str, Any],
     prompt: Tensor,
     *,
-    new_tokens: int,
-    runs: int,
     late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Speed]:
-    """Time prompt processing and decoding: one warm-up, then `runs` rounds over all models.
+    """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
     Args:
         models: Models by name.
         prompt: [1, t] tokens.
-        new_tokens: Number of tokens decoded after the prompt.
-        runs: Number of rounds.
         late: Whether to stop after this round; there is one after the warm-up at least.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(runs + 1):
+    timed = 0.0
+    for number in range(SPEED_ROUNDS + 1):
         for name, model in models.items():
             tokens = prompt.to(model.device)
             seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
-            whole = _seconds(partial(_decode, model, tokens[:, :16], new_tokens), model.device)
+            whole = _seconds(partial(_decode, model, tokens[:, :16]), model.device)
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
-                decodes[name].append(new_tokens / whole)
-        if number and late():
+                decodes[name].append(NEW_TOKENS / whole)
+                timed += seconds + whole
+        if number and (timed > SPEED_SECONDS or late()):
             break
     return {name: Speed(statistics.median(prompts[name]), statistics.median(decodes[name])) for name in models}
 
 
-def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
+def _decode(model: Any, tokens: Tensor) -> None:
     # min_new_tokens, so that a model that ends its text early doesn't look fast.
     model.generate(
         tokens,
@@ -67,8 +71,8 @@ def _decode(model: Any, tokens: Tensor, new_tokens: int) -> None:
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
         pad_token_id=0,
     )
 
@@ -84,7 +88,7 @@ def _seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_tokens: int) -> list[str]:
+def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
     """Greedy continuation of each prompt, without the prompt."""
     continuations = []
     for prompt in prompts:
@@ -95,7 +99,7 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...], new_
             do_sample=False,
             num_beams=1,  # overrides the checkpoint's generation_config.json
             num_return_sequences=1,
-            max_new_tokens=new_tokens,
+            max_new_tokens=NEW_TOKENS,
             pad_token_id=model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0,
         )
         continuations.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -34,11 +34,7 @@ class Spelling:
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:
     """Compare two tokenizers on texts.
 
-    Args:
-        texts: Documents.
-        dense: Tokenizer with the whole vocabulary.
-        small: Tokenizer with the smaller one.
-        rows: Number in `dense` of every token of `small`.
+    `rows` holds the number in `dense` of every token of `small`.
 
     Raises:
         CheckpointError: They number other tokens, spell different texts, or kept tokens in different ways.
@@ -70,13 +66,8 @@ def measure_bits(
 ) -> Mapping[str, float]:
     """Bits per byte of a model in both vocabularies, and the probability of the tokens that the smaller one lacks.
 
-    Args:
-        model: Model with the whole vocabulary.
-        passages: Short texts; each is read after the bos token, or the end token, and predicted with its end.
-        dense: Tokenizer with the whole vocabulary.
-        small: Tokenizer with the smaller one.
-        rows: Number in `dense` of every token of `small`.
-        progress: Callback with the numbers of finished and total passages.
+    Each passage is read after the bos token, or the end token, and predicted with its end. `rows` holds the number in
+    `dense` of every token of `small`.
 
     Returns:
         `dense_bits_per_byte`; `bits_per_byte` with the smaller vocabulary, whose probabilities sum to one; `mass_lost`,

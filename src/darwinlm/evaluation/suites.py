@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from darwinlm.errors import RecipeError
+from darwinlm.limits import suggestion
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class Known:
     """A task with a known layout of data files.
 
     Attributes:
-        metric: Metric of the harness for tables.
-        split: Split that is scored.
         pool: Split from which examples are drawn.
         spare: Replacement if there is no file of `pool`, or empty.
         fields: Fields that every row of a file must have.
         by_subject: Whether the file joins the harness's subtasks, identified by the field `subject`.
     """
 
+    title: str
     metric: str
     split: str
     pool: str
@@ -36,34 +36,25 @@ class Known:
 
 KNOWN = {
     "sciq": Known(
+        "SciQ",
         "acc",
         "test",
         "train",
         "validation",
         ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
     ),
-    "piqa": Known("acc", "validation", "train", "", ("goal", "sol1", "sol2", "label")),
-    "arc_easy": Known("acc", "test", "train", "validation", ("question", "choices", "answerKey")),
-    "arc_challenge": Known("acc_norm", "test", "train", "validation", ("question", "choices", "answerKey")),
-    "logiqa": Known("acc_norm", "test", "train", "validation", ("context", "question", "options", "label")),
-    "boolq": Known("acc", "validation", "train", "", ("passage", "question", "label")),
-    "winogrande": Known("acc", "validation", "train", "", ("sentence", "option1", "option2", "answer")),
-    "hellaswag": Known("acc_norm", "validation", "train", "", ("activity_label", "ctx_a", "ctx_b", "endings", "label")),
-    "mmlu": Known("acc", "test", "dev", "", ("question", "subject", "choices", "answer"), by_subject=True),
+    "piqa": Known("PIQA", "acc", "validation", "train", "", ("goal", "sol1", "sol2", "label")),
+    "arc_easy": Known("ARC-E", "acc", "test", "train", "validation", ("question", "choices", "answerKey")),
+    "arc_challenge": Known("ARC-C", "acc_norm", "test", "train", "validation", ("question", "choices", "answerKey")),
+    "logiqa": Known("LogiQA", "acc_norm", "test", "train", "validation", ("context", "question", "options", "label")),
+    "boolq": Known("BoolQ", "acc", "validation", "train", "", ("passage", "question", "label")),
+    "winogrande": Known("WinoGrande", "acc", "validation", "train", "", ("sentence", "option1", "option2", "answer")),
+    "hellaswag": Known(
+        "HellaSwag", "acc_norm", "validation", "train", "", ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+    ),
+    "mmlu": Known("MMLU", "acc", "test", "dev", "", ("question", "subject", "choices", "answer"), by_subject=True),
 }
 """Tasks by their names in the harness; the fields are those that the task reads."""
-
-TITLES = {
-    "sciq": "SciQ",
-    "piqa": "PIQA",
-    "arc_easy": "ARC-E",
-    "arc_challenge": "ARC-C",
-    "logiqa": "LogiQA",
-    "boolq": "BoolQ",
-    "winogrande": "WinoGrande",
-    "hellaswag": "HellaSwag",
-    "mmlu": "MMLU",
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Wanted:
     @property
     def title(self) -> str:
         """Name for tables: `ARC-C (25)`."""
-        name = TITLES.get(self.task, self.task)
+        name = KNOWN[self.task].title if self.task in KNOWN else self.task
         return f"{name} ({self.shots})" if self.shots else name
 
 
@@ -127,10 +118,8 @@ def parse_suite(text: str) -> tuple[Wanted, ...]:
 
 def check_names(wanted: Sequence[Wanted], known: Collection[str]) -> None:
     """Refuse unknown tasks, and suggest a similar name. Raises RecipeError."""
-    import difflib
-
     for one in wanted:
         if one.task not in known:
-            near = difflib.get_close_matches(one.task, [*known, *SUITES], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"give {' or '.join(SUITES)}, or the harness's task names"
+            otherwise = f"give {' or '.join(SUITES)}, or the harness's task names"
+            hint = suggestion(one.task, [*known, *SUITES], otherwise)
             raise RecipeError(f"--suite: there is no task '{one.task}': {hint}")

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from darwinlm.evaluation.harness import TaskScore
-
-Table = tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]
-"""Headings, rows of cells, and remarks below."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +96,3 @@ def notes(scores: Sequence[TaskScore]) -> list[str]:
     remarks += [f"{score.title} failed: {score.error}" for score in scores if score.error]
     remarks += [f"{score.title}: {score.remark}" for score in scores if score.remark]
     return remarks
-
-
-def terminal(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Any:
-    """A table for the terminal."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", overflow="ellipsis" if place else "fold")
-    for row in cells:
-        table.add_row(*row)
-    return table
-
-
-def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
-    """A table as Markdown, with remarks below."""
-    lines = ["| " + " | ".join(headings) + " |", "| " + " | ".join("---" for _ in headings) + " |"]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
-    lines += [line for remark in remarks for line in ("", remark)]
-    return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from darwinlm.data import read_documents
 from darwinlm.data.packing import added_bos, token_ids
 from darwinlm.errors import DataError, ModelError
-from darwinlm.evaluation.quality import Quality, measure_quality
+from darwinlm.evaluation.quality import measure_quality
 from darwinlm.vocabulary.cut import cut_model, rows_in
 
 
@@ -20,10 +20,6 @@ class TextScore:
     """Figures on a text.
 
     Attributes:
-        source: Source of the text.
-        tokens: Number of predictions.
-        blocks: Number of blocks.
-        perplexity: Perplexity of the model.
         dense_perplexity: Perplexity of the other model, if there is one.
         kl: KL(other ‖ model) in nats per token, if there is another model.
         kl_seen, kl_new, seen, kl_by_position: As in `Quality`, if there is another model.
@@ -44,13 +40,8 @@ class TextScore:
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int | None) -> Tensor:
     """The documents of a text, each followed by the end token, joined and cut into blocks [n, t].
 
-    If the tokenizer adds bos, it replaces the first token of every block.
-
-    Args:
-        source: Source in the syntax of `darwinlm.data.read_documents`.
-        tokenizer: Tokenizer of the model.
-        sequence_length: t.
-        max_tokens: Maximum number of tokens to read; None reads all.
+    If the tokenizer adds bos, it replaces the first token of every block. t is `sequence_length`; at most `max_tokens`
+    are read.
 
     Raises:
         DataError: The text is missing, unreadable, or shorter than one block.
@@ -78,12 +69,8 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int |
 def share_vocabulary(model: Any, dense: Any) -> bool:
     """Give a dense model the tokens of a smaller model, in memory.
 
-    Args:
-        model: The smaller model and its tokenizer; see `evaluation.models.Opened`.
-        dense: The dense one. If it has all tokens of the smaller model and more, its embedding and head are cut.
-
-    Returns:
-        Whether the dense model was cut.
+    Both are `evaluation.models.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    and head are cut. Returns whether it was cut.
 
     Raises:
         ModelError: The vocabularies have different tokens.
@@ -104,17 +91,9 @@ def share_vocabulary(model: Any, dense: Any) -> bool:
 def measure_text(model: Any, dense: Any | None, source: str, tokens: Tensor, *, batch_tokens: int) -> TextScore:
     """Measure one model, alone or against another, on tokens [n, t]."""
     named = {"model": model} if dense is None else {"model": model, "dense": dense}
-    quality: dict[str, Quality] = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
-    against = quality.get("dense")
-    return TextScore(
-        source=source,
-        tokens=quality["model"].tokens,
-        blocks=len(tokens),
-        perplexity=quality["model"].perplexity,
-        dense_perplexity=against.perplexity if against else None,
-        kl=quality["model"].kl if against else None,
-        kl_seen=quality["model"].kl_seen if against else None,
-        kl_new=quality["model"].kl_new if against else None,
-        seen=quality["model"].seen if against else None,
-        kl_by_position=quality["model"].kl_by_position if against else (),
-    )
+    quality = measure_quality(dense or model, named, tokens, batch_tokens=batch_tokens)
+    figures = asdict(quality["model"])
+    if dense is None:
+        figures = {name: figures[name] for name in ("perplexity", "tokens")} | {"kl": None}
+    against = None if dense is None else quality["dense"].perplexity
+    return TextScore(source=source, blocks=len(tokens), dense_perplexity=against, **figures)

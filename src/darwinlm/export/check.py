@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from darwinlm.errors import CheckpointError, ExportError, ModelError
+from darwinlm.errors import ExportError
+from darwinlm.export.hf import is_custom, tokenizer_of
+from darwinlm.export.reshape import Reshaper
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import Family
 
@@ -45,9 +46,6 @@ class Comparison:
     """Two models on the same tokens.
 
     Attributes:
-        left: Name of the first model.
-        right: Name of the second model.
-        tokens: Number of tokens.
         relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
         largest: Largest difference of two logits.
         same_top: Share of tokens with the same most likely next token.
@@ -69,11 +67,8 @@ class ExportReport:
 
     Attributes:
         format: Format: hf, dense, vllm or gguf.
-        path: Path of the exported model.
         bytes: Size of its weights.
         notes: Differences in shape from the model, for the user.
-        comparisons: Chain of comparisons.
-        details: Further facts by format.
     """
 
     format: str
@@ -83,22 +78,16 @@ class ExportReport:
     comparisons: list[Comparison] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON."""
-        return asdict(self)
-
 
 def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
     """Tokens [t] for the check: its text, or random tokens (noted in the report) without a tokenizer."""
     length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
-    try:
-        ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
-    except CheckpointError:
-        raise
-    except ModelError:
+    tokenizer = tokenizer_of(checkpoint)
+    if tokenizer is None:
         report.notes.append("the folder holds no tokenizer: compared on random tokens instead of text")
         generator = torch.Generator().manual_seed(0)
         return torch.randint(int(checkpoint.config.vocab_size), (length,), generator=generator)
+    ids = tokenizer(TEXT)["input_ids"][:length]
     if max(ids) >= int(checkpoint.config.vocab_size):
         raise ExportError(
             f"{checkpoint.folder}: its tokenizer gives the token {max(ids)}, but the embedding has "
@@ -111,10 +100,7 @@ def check_tokens(checkpoint: Checkpoint, report: ExportReport) -> Tensor:
 def model_streams(model: Any, family: Family, tokens: Tensor) -> Streams:
     """Run a model of transformers and record the residual stream after each sub-layer, in float32.
 
-    Args:
-        model: Model in evaluation mode.
-        family: Names of its parts.
-        tokens: [t].
+    `tokens` is [t]; the model is in evaluation mode.
     """
     streams: Streams = {}
     with _watched(model, family, lambda name, stream: streams.__setitem__(name, stream[0].float().cpu())):
@@ -191,12 +177,22 @@ def _differs(left: str, right: str, place: str, difference: float, tolerance: fl
     )
 
 
-def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """Convert the logits of an engine to a tensor."""
-    return torch.from_numpy(np.ascontiguousarray(array)).float()
-
-
 def divergence(reference: Tensor, other: Tensor) -> float:
     """Mean KL(reference ‖ other) in nats per token, from logits [t, v]."""
     left, right = (logits.double().log_softmax(-1) for logits in (reference, other))
     return float((left.exp() * (left - right)).sum(-1).mean().clamp_min(0))
+
+
+def check_masked(reshaper: Reshaper, pruned: Streams, tokens: Tensor, report: ExportReport) -> None:
+    """Compare the pruned model with its masked dense form, if its shapes differ from the stock ones.
+
+    Raises:
+        ExportError: They differ; the message names the layer.
+    """
+    if not is_custom(reshaper.checkpoint.config):
+        return
+    if reshaper.lacking_experts:
+        report.notes.append("not compared with a masked dense model: there is none for removed experts")
+        return
+    masked = model_streams(reshaper.masked(torch.float32), reshaper.family, tokens)
+    report.comparisons.append(compare_streams(("masked dense", masked), ("pruned in memory", pruned), SAME_ARITHMETIC))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from darwinlm.artifact import write_json
-from darwinlm.errors import CheckpointError, ExportError, ModelError
-from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
-from darwinlm.export.dense import check_masked, masked_dense
-from darwinlm.export.hf import is_custom, save_model, saved_bytes, unchecked
+from darwinlm.errors import ExportError
+from darwinlm.export.check import (
+    SAME_ARITHMETIC,
+    ExportReport,
+    check_masked,
+    check_tokens,
+    compare_streams,
+    model_streams,
+)
+from darwinlm.export.hf import is_custom, save_model, saved_bytes, tokenizer_of, unchecked
 from darwinlm.export.reshape import Reshaper, plain_sizes
 from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.checkpoint import Checkpoint
@@ -37,13 +43,7 @@ def export_folder(
 ) -> ExportReport:
     """Write a model as a folder in another format, and check it.
 
-    Args:
-        checkpoint: The model.
-        out: Output folder; it appears by rename, after a successful check.
-        to: One of `FORMATS`.
-        dtype: Element type; None keeps the checkpoint's.
-        tensor_parallel: Number of processes over which vLLM splits every layer.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. Without a `dtype`, the checkpoint's is kept.
 
     Raises:
         ExportError: The model doesn't fit the format, or the check fails.
@@ -56,7 +56,7 @@ def export_folder(
     if to == "hf":
         model = checkpoint.load(dtype)
     elif to == "dense":
-        model = masked_dense(reshaper, dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
+        model = reshaper.masked(dtype) if is_custom(checkpoint.config) else checkpoint.load(dtype)
         report.notes.append(SLOW)
     else:
         model = _for_vllm(reshaper, dtype, tensor_parallel, report)
@@ -65,22 +65,16 @@ def export_folder(
         report.bytes = saved_bytes(temporary)
         say("checking")
         _check(reshaper, temporary, dtype, report)
-        write_json(temporary / REPORT, report.as_dict())
+        write_json(temporary / REPORT, asdict(report))
     return report
 
 
 def _save(model: Any, checkpoint: Checkpoint, folder: Path) -> None:
-    try:
-        tokenizer = checkpoint.tokenizer()
-    except CheckpointError:
-        raise
-    except ModelError:
-        tokenizer = None  # the report of the check mentions it
     card = checkpoint.folder / "README.md"
     save_model(
         model,
         folder,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(checkpoint),
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
         source=checkpoint.folder,
     )

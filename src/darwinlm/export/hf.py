@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.artifact import write_text
-from darwinlm.errors import CheckpointError, NumericsError, storage_error
+from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import PREFIX
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
@@ -31,15 +32,9 @@ def save_model(
 ) -> None:
     """Write configuration, weights, modelling file (if layers differ), tokenizer and model card.
 
-    The folder appears by rename when it is complete.
-
-    Args:
-        model: The smaller model, in the element type to be saved.
-        folder: Target folder; an older one of the same name is replaced.
-        tokenizer: Tokenizer to save.
-        card: Text of README.md.
-        source: Folder of the original model, whose generation settings and licence files are copied, and whose parts
-            beside the language model are carried along.
+    The folder appears by rename when it is complete. An older folder of the same name is replaced. From `source`, the
+    folder of the original model, generation settings and licence files are copied, and parts beside the language model
+    are carried along. `card` is the text of README.md.
 
     Raises:
         CheckpointError: The source's generation settings aren't JSON, or its other parts can't be loaded.
@@ -70,6 +65,16 @@ def save_model(
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """The model's tokenizer; None if its folder holds none. Raises CheckpointError."""
+    try:
+        return checkpoint.tokenizer()
+    except CheckpointError:
+        raise
+    except ModelError:
+        return None
 
 
 @contextmanager
@@ -113,10 +118,7 @@ def saved_bytes(folder: Path) -> int:
 def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     """Load the folder again and compare its logits with the model's, exactly.
 
-    Args:
-        model: Saved model, in float32 on the CPU or unchanged.
-        folder: Folder written by `save_model`.
-        tokens: [n, t], text for the comparison.
+    `tokens` is [n, t]; the model is in float32 on the CPU or unchanged.
 
     Raises:
         CheckpointError: The logits differ; the message names the first differing layer.

@@ -23,23 +23,23 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Attention, Mixer
+from darwinlm.families.family import Attention, Mixer, Mlp
 from darwinlm.families.shapes import head_dim, output_name
+from darwinlm.surgery.stitch import fill
 
 
 class Reshaper:
     """Reads a checkpoint's blocks at other sizes.
 
-    Args:
-        checkpoint: The pruned model.
+    `sizes` are given if the configuration is the stock one and only the weights are smaller.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> None:
         self.checkpoint = checkpoint
         self.family = checkpoint.family
         self.columns = head_dim(checkpoint.config)
-        self.sizes: Sequence[BlockSizes] = block_sizes(checkpoint)
-        self.stock = stock_config(checkpoint)
+        self.sizes = block_sizes(checkpoint) if sizes is None else sizes
+        self.stock = stock_config(checkpoint) if sizes is None else checkpoint.config
 
     @cached_property
     def template(self) -> list[Tensors]:
@@ -85,25 +85,32 @@ class Reshaper:
             if not (target.heads if attention else target.width) and kind != "mixer":
                 continue
             tensors, norms = split_block(inside, part)
-            if isinstance(part, Mixer):
-                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
-                continue
-            if not (sizes.heads if attention else sizes.width):
+            if not isinstance(part, Mixer) and not (sizes.heads if attention else sizes.width):
                 result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
                 continue
-            if _same(sizes, target, attention=attention):
-                result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
-                continue
             if isinstance(part, Attention):
-                tensors, plain = (
-                    expand_groups(tensors, part, sizes, self.columns) if _expands(sizes, target) else (tensors, sizes)
-                )
+                plain = sizes
+                if sizes.owners is not None and target.heads == target.groups == sizes.heads:
+                    tensors, plain = expand_groups(tensors, part, sizes, self.columns)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
                     tensors = widen_attention(tensors, part, plain, self.columns, target)
-            else:
+            elif isinstance(part, Mlp) and sizes.width != target.width:
                 tensors = widen_mlp(tensors, part, target.width)
             result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms
         return result
+
+    def masked(self, dtype: torch.dtype) -> Any:
+        """The stock class at the sizes before pruning, with zeros for pruned units, so that results are the same.
+
+        Raises:
+            ExportError: Whole experts were removed, or tensors are missing.
+        """
+        if self.lacking_experts:
+            raise ExportError(
+                f"--to dense: block {self.lacking_experts[0]} lost whole experts, and the stock model would "
+                "still send tokens to them, even to zeros. Use --to hf"
+            )
+        return self.model(self.stock, [self.full(sizes.block) for sizes in self.sizes], dtype)
 
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embedding, final norm and head."""
@@ -121,32 +128,15 @@ class Reshaper:
     def model(self, config: Any, targets: Sequence[BlockSizes], dtype: torch.dtype) -> Any:
         """A model in memory with its blocks at the targets' sizes.
 
-        Args:
-            config: Configuration with these sizes.
-            targets: Sizes of all blocks.
-            dtype: Element type of the weights.
-
         Raises:
             ExportError: The checkpoint lacks tensors of such a model.
         """
         model = Checkpoint(self.checkpoint.folder, config, self.family, self.checkpoint.source).skeleton()
         tensors = {name: tensor.to(dtype) for name, tensor in self.whole(targets)}
-        model.load_state_dict(tensors, assign=True, strict=False)
-        model.tie_weights()
-        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        missing, _ = fill(model, tensors)
         if missing:
             raise ExportError(f"the exported model has tensors that the pruned one lacks: {', '.join(missing)}")
         return model
-
-
-def _same(sizes: BlockSizes, target: BlockSizes, *, attention: bool) -> bool:
-    if attention:
-        return sizes.owners is None and sizes.sizes[:2] == target.sizes[:2]
-    return sizes.width == target.width
-
-
-def _expands(sizes: BlockSizes, target: BlockSizes) -> bool:
-    return sizes.owners is not None and target.heads == target.groups == sizes.heads
 
 
 def plain_sizes(sizes: BlockSizes) -> BlockSizes:

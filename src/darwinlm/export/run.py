@@ -33,19 +33,10 @@ def export_model(
 ) -> ExportReport:
     """Export a model folder or a finished run, and check the result. A failed export leaves no files.
 
-    Args:
-        model: Folder of a model or of a finished run.
-        out: Output folder (hf, dense, vllm) or file (gguf); the report of a file is saved beside it.
-        to: Format: hf, dense, vllm or gguf.
-        quantisation: Type of the weights for gguf; None is f16.
-        dtype: Element type for hf, dense and vllm; None keeps the model's.
-        tensor_parallel: Number of tensor-parallel processes for vllm.
-        tokenizer_from: GGUF file whose tokenizer is copied, for gguf.
-        mlp_multiple: Multiple to which MLP widths are padded for gguf.
-        threads: Number of CPU threads.
-        overwrite: Whether to replace an existing `out`.
-        allow_remote_code: Whether the checkpoint may run its own code.
-        say: Receiver of progress messages.
+    `to` is hf, dense, vllm or gguf. `out` is a folder, or for gguf a file, whose report is saved beside it. `dtype`
+    and, for vllm, the number of processes in `tensor_parallel` belong to folders. `quantisation` (None is f16),
+    `tokenizer_from`, a GGUF file whose tokenizer is copied, and `mlp_multiple`, to which MLP widths are padded, belong
+    to gguf.
 
     Raises:
         ModelError, ExportError, MissingExtraError, StorageError, BusyError: See `darwinlm.errors`.

@@ -29,9 +29,7 @@ class BlockSizes:
     """Sizes of a block.
 
     Attributes:
-        block: Index of the block.
         heads: Number of query heads; 0 without attention.
-        groups: Number of KV heads.
         width: Number of MLP channels; 0 without MLP.
         owners: KV head of each query head; None if they are shared evenly in order.
         experts: Number of experts of a mixture, each of width `width`; 0 if the MLP isn't a mixture.
@@ -111,12 +109,8 @@ def widen_attention(
 ) -> Tensors:
     """Copy the heads of an attention into a larger one, each to its KV head.
 
-    Args:
-        tensors: Tensors of the sub-layer by name inside it; rows of projections [heads · h, m], output [m, heads · h].
-        part: Names of its projections.
-        sizes: Present heads and KV heads.
-        columns: h.
-        target: Target heads and KV heads, shared evenly.
+    `tensors` are named inside the sub-layer: rows of projections [heads · h, m], output [m, heads · h]. The target
+    shares its heads evenly.
 
     Raises:
         ExportError: A KV head has more query heads than in the target.
@@ -192,15 +186,8 @@ def zero_sublayer(
 ) -> Tensors:
     """A sub-layer with zero output: zero matrices and biases, norms of ones.
 
-    Args:
-        template: Tensors of the stock block by name, for names and sizes; their values aren't read.
-        part: Sub-layer.
-        sizes: Target heads, KV heads and channels.
-        columns: Columns of a head.
-        dtype: Element type.
-
-    Returns:
-        Its tensors, including norms, by name inside the block.
+    Only names and shapes of `template`, the stock block, are read. Tensors, including norms, are named inside the
+    block.
     """
     inner: RowUnit = "query" if isinstance(part, Attention) else "channel"
     each: dict[RowUnit, int] = {**_attention_rows(sizes, columns), "channel": sizes.width}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,9 @@ import torch
 from darwinlm.artifact import write_json
 from darwinlm.errors import CheckpointError, ModelError
 from darwinlm.export.check import SAME_ARITHMETIC, ExportReport, check_tokens, compare_streams, model_streams
-from darwinlm.export.hf import save_model, saved_bytes, unchecked
-from darwinlm.export.sizes import (
-    BlockSizes,
-    Tensors,
-    split_block,
-    split_rows,
-    widen_attention,
-    widen_mlp,
-    zero_sublayer,
-)
+from darwinlm.export.hf import save_model, saved_bytes, tokenizer_of, unchecked
+from darwinlm.export.reshape import Reshaper
+from darwinlm.export.sizes import Tensors, split_block, split_rows
 from darwinlm.export.source import check_target
 from darwinlm.families.checkpoint import Checkpoint, is_buffer
 from darwinlm.families.family import Attention, Mlp, RowUnit
@@ -29,7 +23,7 @@ from darwinlm.families.shapes import head_dim
 from darwinlm.importing.foreign import Foreign, open_foreign
 from darwinlm.importing.zeros import Sizes, useful_channels, useful_heads
 from darwinlm.lock import hold_target
-from darwinlm.surgery.stitch import SKIP, empty_model, smaller_config
+from darwinlm.surgery.stitch import SKIP, empty_model, fill, smaller_config
 
 REPORT = "import.json"
 
@@ -47,15 +41,9 @@ def import_model(
 ) -> ExportReport:
     """Convert a pruned checkpoint: zeros are removed, and layers of other shapes are described in the configuration.
 
-    Args:
-        folder: Folder of the checkpoint.
-        out: Output folder; it appears by rename, after a successful check.
-        family: Model type of the dense model; None detects it.
-        head_size: Columns of a head; None uses the configuration.
-        query_groups: `first` or `spread`; see `darwinlm.importing.foreign.QUERY_GROUPS`.
-        overwrite: Whether to replace an existing `out`.
-        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. `family` is the model type of the dense model; None detects it.
+    `head_size` is the number of columns of a head; None uses the configuration. `query_groups` is one of
+    `darwinlm.importing.foreign.QUERY_GROUPS`.
 
     Raises:
         ModelError, FamilyError, CheckpointError: The checkpoint isn't supported.
@@ -75,37 +63,25 @@ def import_model(
     dtype = next(iter(tensors.values())).dtype
     config = smaller_config(checkpoint, table)
     model = empty_model(config, checkpoint)
-    more = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
-    more = [name for name in more if name not in (getattr(model, "_tied_weights_keys", None) or {})]
-    more = [name for name in more if not is_buffer(name)]
+    left, more = fill(model, tensors)
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    more = [name for name in more if name not in tied and not is_buffer(name)]
     if more:
         raise CheckpointError(
             f"{folder} holds {listed(more)}, which a {checkpoint.family.model_type} model does not have: give the "
             "right --family"
         )
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise ModelError(f"{folder} lacks {', '.join(left[:3])}: it isn't a whole model")
     with hold_target(out), unchecked(out) as temporary:
-        tokenizer = _tokenizer(checkpoint)
-        save_model(model, temporary, tokenizer=tokenizer)
+        save_model(model, temporary, tokenizer=tokenizer_of(checkpoint))
         del model, tensors
         report.bytes = saved_bytes(temporary)
         report.details["dtype"] = str(dtype).removeprefix("torch.")
         say("checking")
         _check(foreign, temporary, report)
-        write_json(temporary / REPORT, report.as_dict())
+        write_json(temporary / REPORT, asdict(report))
     return report
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        return checkpoint.tokenizer()
-    except CheckpointError:
-        raise
-    except ModelError:
-        return None  # the report of the check mentions it
 
 
 def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, Any]], Tensors]:
@@ -115,39 +91,40 @@ def _cut(foreign: Foreign, report: ExportReport) -> tuple[dict[int, dict[str, An
     tensors: Tensors = {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()}
     table: dict[int, dict[str, Any]] = {}
     before, after = [0, 0], [0, 0]
-    for block in range(checkpoint.n_blocks):
-        prefix = checkpoint.block_prefix(block)
+    for there in foreign.sizes:
+        prefix, owners = checkpoint.block_prefix(there.block), there.owners
+        assert owners is not None
         row: dict[str, Any] = {}
         gone = []
         inside = checkpoint.read(prefix)
         rows: dict[RowUnit, int] = {
-            "query": foreign.heads[block] * columns,
-            "key_value": foreign.groups[block] * columns,
+            "query": there.heads * columns,
+            "key_value": there.groups * columns,
         }
         for part in (family.attention, family.mlp):
             part_tensors, norms = split_block(inside, part)
             if isinstance(part, Attention):
-                there = foreign.heads[block]
-                kept = useful_heads(part_tensors, part, rows, foreign.owners[block], columns) if there else []
+                count = there.heads
+                kept = useful_heads(part_tensors, part, rows, owners, columns) if count else []
             else:
-                there = foreign.widths[block]
-                kept = useful_channels(part_tensors, part) if there else []
-            before[isinstance(part, Attention)] += there
+                count = there.width
+                kept = useful_channels(part_tensors, part) if count else []
+            before[isinstance(part, Attention)] += count
             after[isinstance(part, Attention)] += len(kept)
             if not kept:
                 gone.append("attention" if isinstance(part, Attention) else "mlp")
                 continue
             if isinstance(part, Attention):
-                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, foreign.owners[block], columns)
+                part_tensors, sizes = _cut_attention(part_tensors, part, kept, rows, owners, columns)
                 row |= sizes
             else:
-                part_tensors = _take(part_tensors, part, {"channel": there}, {"channel": kept}, kept)
+                part_tensors = _take(part_tensors, part, {"channel": count}, {"channel": kept}, kept)
                 row |= {part.width: len(kept), **part.with_width}
             tensors |= {f"{prefix}{part.name}.{name}": tensor for name, tensor in part_tensors.items()}
             tensors |= {prefix + name: tensor for name, tensor in norms.items()}
-        table[block] = row | ({SKIP: gone} if gone else {})
+        table[there.block] = row | ({SKIP: gone} if gone else {})
         if gone:
-            report.notes.append(f"block {block}: no {' and no '.join(gone)}")
+            report.notes.append(f"block {there.block}: no {' and no '.join(gone)}")
     report.notes.insert(
         0, f"{after[1]} of {before[1]} query heads and {after[0]} of {before[0]} channels have an effect"
     )
@@ -192,39 +169,9 @@ def _check(foreign: Foreign, folder: Path, report: ExportReport) -> None:
     """Compare the checkpoint's weights in the family's stock class with the written folder."""
     checkpoint = foreign.checkpoint
     tokens = check_tokens(checkpoint, report)
-    left = ("the checkpoint's weights in stock shapes", model_streams(_stock(foreign), checkpoint.family, tokens))
+    reshaper = Reshaper(checkpoint, foreign.sizes)
+    stock = model_streams(reshaper.masked(torch.float32), checkpoint.family, tokens)
+    left = ("the checkpoint's weights in stock shapes", stock)
     again = Checkpoint.open(folder)
     right = ("the folder read again", model_streams(again.load(torch.float32), again.family, tokens))
     report.comparisons.append(compare_streams(left, right, SAME_ARITHMETIC))
-
-
-def _stock(foreign: Foreign) -> Any:
-    """The family's class with the checkpoint's weights; smaller layers are padded with zeros."""
-    checkpoint, columns = foreign.checkpoint, head_dim(foreign.checkpoint.config)
-    config, family = checkpoint.config, checkpoint.family
-    model = checkpoint.skeleton()
-    state = model.state_dict()
-    tensors: Tensors = {name: checkpoint.read(name)[""].float() for name in checkpoint.names_outside_blocks()}
-    full = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
-    for block in range(checkpoint.n_blocks):
-        prefix = checkpoint.block_prefix(block)
-        inside = checkpoint.read(prefix, dtype=torch.float32)
-        template = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        sizes = BlockSizes(
-            block, foreign.heads[block], foreign.groups[block], foreign.widths[block], foreign.owners[block]
-        )
-        target = BlockSizes(block, *full)
-        for part in (family.attention, family.mlp):
-            part_tensors, norms = split_block(inside, part)
-            if not (sizes.heads if isinstance(part, Attention) else sizes.width):
-                layer = zero_sublayer(template, part, target, columns, torch.float32)
-            else:
-                if isinstance(part, Attention):
-                    part_tensors = widen_attention(part_tensors, part, sizes, columns, target)
-                else:
-                    part_tensors = widen_mlp(part_tensors, part, target.width)
-                layer = {f"{part.name}.{name}": tensor for name, tensor in part_tensors.items()} | norms
-            tensors |= {prefix + name: tensor for name, tensor in layer.items()}
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    return model

@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.errors import CheckpointError, FamilyError, ModelError, first_line
+from darwinlm.export.sizes import BlockSizes
 from darwinlm.families.bounds import BLOCKS, check_quantised
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.config import read_config
@@ -33,17 +34,11 @@ class Foreign:
 
     Attributes:
         checkpoint: Checkpoint with the stock configuration of the dense model.
-        heads: Number of query heads of each block.
-        groups: Number of KV heads of each block.
-        widths: Number of MLP channels of each block.
-        owners: KV head of each query head of each block.
+        sizes: Sizes of each block, with the KV head of each query head.
     """
 
     checkpoint: Checkpoint
-    heads: tuple[int, ...]
-    groups: tuple[int, ...]
-    widths: tuple[int, ...]
-    owners: tuple[tuple[int, ...], ...]
+    sizes: tuple[BlockSizes, ...]
 
 
 def open_foreign(
@@ -56,23 +51,21 @@ def open_foreign(
 ) -> Foreign:
     """Read a checkpoint's shapes.
 
-    Args:
-        folder: Folder with config.json and safetensors.
-        family: Model type of the dense model; None detects it.
-        head_dim: Columns of a head; None uses the configuration.
-        query_groups: One of `QUERY_GROUPS`, for layers whose query heads aren't a multiple of their KV heads.
-        allow_remote_code: Whether the checkpoint's tokenizer may run its own code.
+    Options are those of `darwinlm.importing.import_model`.
 
     Raises:
         ModelError: The folder holds no model, or one of this package.
         FamilyError: The family isn't known.
         CheckpointError: The weights don't fit the family; the message names the option to give.
     """
-    raw = _read(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no model: there is no config.json in it")
+    raw = read_config(path)
     model_type = str(raw.get("model_type", ""))
     if model_type.startswith(PREFIX):
         raise ModelError(f"{folder} is already a model of this package and needs no import")
-    check_quantised(raw, folder / "config.json")
+    check_quantised(raw, path)
     shapes = Checkpoint(folder, None, next(iter(families().values())), str(folder)).stored_shapes()
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:
@@ -99,11 +92,11 @@ def open_foreign(
     config = _config(raw, described, shapes, {**stock, "num_hidden_layers": blocks, "head_dim": columns}, folder)
     checkpoint = Checkpoint(folder, config, described, str(folder), allow_remote_code)
     share = stock["num_attention_heads"] // stock["num_key_value_heads"]
-    owners = tuple(
-        _owners(block, heads[block], groups[block], share, _kept_heads(raw, block, heads[block]), query_groups)
-        for block in range(blocks)
-    )
-    return Foreign(checkpoint, heads, groups, widths, owners)
+    sizes = []
+    for block, (some, of, width) in enumerate(zip(heads, groups, widths, strict=True)):
+        owners = _owners(block, some, of, share, _kept_heads(raw, block, some), query_groups)
+        sizes.append(BlockSizes(block, some, of, width, owners))
+    return Foreign(checkpoint, tuple(sizes))
 
 
 def _rows(
@@ -152,13 +145,6 @@ def _check_shapes(
                         f"{folder}: the tensor {full} is {has}, but the others require {shape[0]} x {shape[1]}: fetch "
                         "the model again"
                     )
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no model: there is no config.json in it")
-    return read_config(path)
 
 
 def _family(model_type: str, stated: str | None, shapes: dict[str, tuple[int, ...]]) -> Family:
@@ -258,13 +244,11 @@ def _kept_heads(raw: dict[str, Any], block: int, count: int) -> list[int] | None
             continue
         if isinstance(heads, dict):
             heads = next((inner for inner in heads.values() if isinstance(inner, list)), None)
-        if isinstance(heads, list) and len(heads) == count and _are_heads(heads):
+        if not isinstance(heads, list) or not all(isinstance(head, int) and head >= 0 for head in heads):
+            continue
+        if len(heads) == count and sorted(set(heads)) == heads:
             return heads
     return None
-
-
-def _are_heads(heads: list[Any]) -> bool:
-    return all(isinstance(head, int) and head >= 0 for head in heads) and sorted(set(heads)) == heads
 
 
 def _owners(

@@ -19,12 +19,7 @@ Sizes = Mapping[RowUnit, int]
 def useful_heads(tensors: Tensors, part: Attention, sizes: Sizes, owners: tuple[int, ...], columns: int) -> list[int]:
     """Query heads with an effect: their output columns and their values aren't zero.
 
-    Args:
-        tensors: Tensors of the attention by name inside it.
-        part: Names of its projections.
-        sizes: Rows of its queries and of its keys.
-        owners: KV head of each query head.
-        columns: h.
+    `sizes` are the rows of queries and of keys, `owners` the KV head of each query head.
     """
     output = tensors[f"{part.output}.weight"].reshape(-1, len(owners), columns)
     written = output.ne(0).any(-1).any(0)

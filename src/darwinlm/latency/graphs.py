@@ -71,10 +71,7 @@ def _states(layer: Any) -> list[Tensor]:
 class GraphedDecoding:
     """The same steps as a CUDA graph.
 
-    Args:
-        model: Model as above, on a CUDA device.
-        tokens: Text as above, on the same device.
-        steps: Number of steps as above.
+    Arguments are as above, on a CUDA device.
 
     Raises:
         RuntimeError: a step can't be recorded, as one that reads the device's results (a mixture's routing).

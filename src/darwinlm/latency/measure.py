@@ -29,12 +29,8 @@ def measure_table(
 ) -> dict[str, Any]:
     """Time the models for a table.
 
-    Args:
-        space: Modules and levels.
-        timer: Times whole models against the dense one.
-        points: Maximum number of timed widths for one kind of module.
-        record: File of the measured ratios; those of an interrupted run are kept.
-        progress: Callback with the number of models timed so far and the expected total.
+    `points` is the maximum number of timed widths for one kind of module. The file `record` keeps the ratios for a run
+    that resumes.
 
     Returns:
         The table for `read_table`, with predicted and measured times of a few random allocations.

@@ -41,14 +41,9 @@ def refine(
 ) -> dict[Size, float]:
     """Measure the ends of each line, then the middle of every interval with inaccurate interpolation.
 
-    Args:
-        lines: Sizes by ascending width.
-        measure: Time of the whole model with all modules of the kind at a size, in units of the dense model's.
-        points: Maximum number of sizes to measure on a single line; each further line adds its two ends.
-        known: Known times.
-
-    Returns:
-        The measured times.
+    `lines` are sizes by ascending width. `measure` gives the time of the whole model with all modules of the kind at a
+    size, in units of the dense model's. `points` is the maximum number of sizes to measure on a single line; each
+    further line adds its two ends.
     """
     times = dict(known)
 

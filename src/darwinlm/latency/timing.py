@@ -19,11 +19,11 @@ from torch import nn
 from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import KINDS, ModuleKind
+from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape
 from darwinlm.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.surgery.shrink import layer_overrides
-from darwinlm.surgery.stitch import SKIP, empty_model, gone_modules, smaller_config
+from darwinlm.surgery.stitch import empty_model, layer_table, smaller_config
 
 Choice = Mapping[tuple[int, ModuleKind], Level]
 DECODE_STEPS = 8
@@ -54,13 +54,8 @@ class Workload:
 class ModelTimer:
     """Times models alternately with the dense one, so that drift of the machine affects both.
 
-    Args:
-        checkpoint: The dense model; its weights aren't read.
-        shapes: Shapes of its modules.
-        request: Timed workload.
-        dtype: Element type of the weights.
-        device: Device of the models.
-        runs: Number of timed passes of each model, up to three times as many if the machine's speed changes.
+    The checkpoint's weights aren't read. `runs` is the number of timed passes of each model, up to three times as many
+    if the machine's speed changes.
 
     Attributes:
         graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
@@ -106,15 +101,7 @@ class ModelTimer:
 
     def build(self, choice: Choice) -> Any:
         """A model with modules at the given levels; other modules are removed."""
-        table: dict[int, dict[str, Any]] = {}
-        for block in range(self.checkpoint.n_blocks):
-            row: dict[str, Any] = {}
-            for kind in KINDS:
-                level = choice.get((block, kind))
-                if level is not None and level.width:
-                    row |= self._sizes(self.shapes[block, kind], level)
-            gone = gone_modules(block, choice)
-            table[block] = row | ({SKIP: gone} if gone else {})
+        table = layer_table(self.checkpoint.n_blocks, choice, self._sizes)
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -122,8 +109,8 @@ class ModelTimer:
         model.tie_weights()
         return model.to(self.device)
 
-    def _sizes(self, shape: ModuleShape, level: Level) -> dict[str, Any]:
-        query_groups = None
+    def _sizes(self, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
+        shape, query_groups = self.shapes[block, kind], None
         if shape.kind == "attention" and not level.heads:
             # The choice of query heads isn't known yet and hardly affects the time, so use the first ones.
             _, query_groups = kept_groups(shape, level, torch.arange(level.width))

@@ -79,16 +79,10 @@ def count_passes(
 ) -> Passes:
     """Count a pass through every block.
 
-    A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients.
-
-    Args:
-        checkpoint: Configuration and family; weights aren't read.
-        model: Skeleton of the checkpoint; its tensors are replaced by fake ones.
-        length: Tokens in a sequence.
-        dtype: Element type of weights and residual stream.
-        low: Element type of products, if autocast lowers it.
-        backward: Whether a backward pass follows, with gradients of all weights.
-        thin: Whether sub-layers have a width of 1.
+    A pass of n + 1 sequences minus one of n is what tokens cost, without weights and their gradients. The skeleton's
+    tensors are replaced by fake ones. `dtype` is that of weights and residual stream, `low` that of products if
+    autocast lowers it. With `backward`, a backward pass follows, with gradients of all weights. With `thin`, sub-layers
+    have a width of 1.
 
     Raises:
         FamilyError: PyTorch can't run the blocks without data.

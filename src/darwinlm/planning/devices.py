@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import time
@@ -18,7 +17,7 @@ import yaml
 
 from darwinlm.compute import has_matrix_tiles
 from darwinlm.errors import RecipeError, first_line
-from darwinlm.limits import parse_yaml
+from darwinlm.limits import parse_yaml, suggestion
 
 GIGA, TERA = 1e9, 1e12
 
@@ -28,14 +27,12 @@ class Device:
     """Throughput and memory of a device.
 
     Attributes:
-        name: Name for `--device`.
         memory: Memory in bytes.
         rates: Operations per second of dense matrix products, by element type.
         bandwidth: Memory bandwidth in bytes per second.
         efficiency: Share of `rates` that a forward pass reaches, by element type.
         product_efficiency: Share of `rates` that other large matrix products reach.
         block_seconds: Minimum time of a pass through one block, even with few tokens.
-        source: Source of the figures.
     """
 
     name: str
@@ -100,8 +97,7 @@ def find_device(name: str) -> Device:
         return _card_at_hand(table)
     if name not in table:
         known = [*table, "cuda", "cpu"]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+        hint = suggestion(name, known, f"known are {', '.join(known)}")
         raise RecipeError(f"--device: '{name}' isn't known: {hint}")
     return _from_row(name, table[name])
 

@@ -11,6 +11,7 @@ from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import StageNeed
 from darwinlm.recipe import Recipe
+from darwinlm.recovery.cache import bytes_per_token
 from darwinlm.recovery.checkpoints import KEPT
 from darwinlm.recovery.heads import LOGIT_CHUNK
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
@@ -217,8 +218,7 @@ def refit(need: StageNeed) -> None:
 def micro_tokens(sizes: Sizes) -> int:
     """Tokens in one pass of recovery."""
     settings = sizes.recipe.recovery
-    length = settings.sequence_length or sizes.recipe.text.sequence_length
-    return min(max(sizes.recipe.compute.batch_tokens, length), settings.batch_tokens, settings.tokens)
+    return min(sizes.pass_tokens, settings.batch_tokens, settings.tokens)
 
 
 def shards(sizes: Sizes) -> int:
@@ -260,8 +260,8 @@ def recover(need: StageNeed) -> None:
     # One checkpoint more is being written.
     need.scratch = (KEPT + 1) * STATE_BYTES * weights + unique * (4 if wide else 2)
     need.disk = 4.0 * small
-    if settings.teacher_cache and settings.top_k:
-        need.disk += unique * (settings.top_k * (6 if wide else 4) + 4.0)
+    if settings.teacher_cache:
+        need.disk += unique * bytes_per_token(sizes.vocabulary)
 
 
 def smaller_models(recipe: Recipe) -> int:

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 
 from darwinlm.compute import DTYPES
 from darwinlm.errors import ModelError, RecipeError, first_line
@@ -32,10 +31,7 @@ from darwinlm.vocabulary.choose import kept_size
 class Sizes:
     """Sizes of a model and a recipe; operations and bytes are counted when they are asked for.
 
-    Args:
-        checkpoint: Configuration and family, without weights.
-        recipe: Units, budget and settings.
-        processes: Number of processes that share the work, each with its own device.
+    The checkpoint's weights aren't read. Each of the processes that share the work has its own device.
 
     Attributes:
         skeleton: The dense model without data.
@@ -72,7 +68,8 @@ class Sizes:
             for name, parameter in self.skeleton.named_parameters()
         )
         self.blocks = self.space.params(self.space.dense)
-        self.block = max(map(_parameters, self.skeleton.get_submodule(checkpoint.family.layers)))
+        blocks = self.skeleton.get_submodule(checkpoint.family.layers)
+        self.block = max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
         self.outside, self.depth = self.params - self.blocks, checkpoint.n_blocks
         self.linear_head = not getattr(config, "final_logit_softcapping", None)
         self.saved = int(getattr(checkpoint.dtype, "itemsize", 4))
@@ -146,14 +143,11 @@ class Sizes:
     def passes(self, kept: float = 1.0, *, backward: bool = False, recovery: bool = False) -> Passes:
         """Costs of one token in the blocks.
 
-        Args:
-            kept: Share of the widths that the blocks keep.
-            backward: Whether a backward pass follows.
-            recovery: Whether weights and stream are float32, as in recovery, whatever the type of products is.
+        `kept` is the share of the widths that the blocks keep. In recovery, weights and stream are float32, whatever
+        the type of products is.
         """
         length, dtype, low = self.recipe.text.sequence_length, DTYPES[self.kind], None
         if recovery:
-            length = self.recipe.recovery.sequence_length or length
             dtype, low = torch.float32, None if dtype == torch.float32 else dtype
         key = (length, dtype, low, backward, kept != 1)
         if key not in self._counted:
@@ -166,10 +160,7 @@ class Sizes:
     def activations(self, kept: float = 1.0, *, recovery: bool = False, checkpointing: bool = False) -> float:
         """Bytes of one token in a forward and backward pass.
 
-        Args:
-            kept: Share of the widths that the blocks keep.
-            recovery: As in `passes`.
-            checkpointing: Whether only the stream between blocks is saved, and blocks are recomputed.
+        With checkpointing, only the stream between blocks is saved, and blocks are recomputed. Others as in `passes`.
         """
         one = self.passes(kept, backward=True, recovery=recovery)
         if checkpointing:
@@ -177,17 +168,11 @@ class Sizes:
         return one.saved + max(one.peak - one.saved / self.depth, 0.0)
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @contextlib.contextmanager
 def described(model: str, *, allow_remote_code: bool = False) -> Iterator[Checkpoint]:
     """A model's configuration, without its weights.
 
-    Args:
-        model: Hub id (only its config.json is fetched), folder, or GGUF file (only its header is read).
-        allow_remote_code: Whether the checkpoint may run its own code.
+    Of a hub id only config.json is fetched, of a GGUF file only the header is read.
 
     Raises:
         ModelError: There is no such model, or it can't be reached.

@@ -20,9 +20,6 @@ class StageNeed:
     """Needs of one stage. Operations, tokens and bytes moved are totals of all processes; memory is that of one.
 
     Attributes:
-        name: Name of the stage.
-        sizes: Sizes of model and recipe.
-        device: Device of every process.
         machine: Bytes of the machine's memory; None means enough.
         processes: Number of processes that share the work.
         tokens: Number of tokens that the stage reads; repeated ones count each time.

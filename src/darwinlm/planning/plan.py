@@ -1,4 +1,4 @@
-"""The plan: needs of the stages, parts that don't fit a device, and settings that would make them fit."""
+"""The plan: needs of the stages with work, parts that don't fit a device, and settings that would make them fit."""
 
 from __future__ import annotations
 
@@ -10,23 +10,52 @@ from typing import Any
 
 from darwinlm.database.quantised import unfit_widths
 from darwinlm.errors import FamilyError, RecipeError
+from darwinlm.planning import memory, work
 from darwinlm.planning.devices import Device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
 from darwinlm.planning.need import RESERVE, StageNeed
 from darwinlm.search.problem.space import kept_whole
 
+LIBRARIES = 0.45e9
+"""Memory of Python, PyTorch and transformers without a model. Measured on 2026-11-24; 0.40 GB of it are there before
+the first stage (docs/notebook/database.md)."""
+
+SHARED = ("saliency", "database", "search", "recover")
+"""Stages whose work processes share; the first process runs the others."""
+
+
+def estimate(sizes: Sizes, device: Device, ram: float | None = None, only: str | None = None) -> list[StageNeed]:
+    """Needs of the stages.
+
+    `ram` is the machine's memory in bytes, for states that wait there; None means enough. `only` is the only stage to
+    plan.
+
+    Raises:
+        FamilyError: PyTorch can't count what the model's blocks cost.
+    """
+    recipe = sizes.recipe
+    stages = {
+        "saliency": (recipe.database.saliency == "loss", work.saliency, memory.saliency),
+        "database": (True, work.database, memory.database),
+        "search": (True, work.search, memory.search),
+        "refit": (recipe.refit.tokens, work.refit, memory.refit),
+        "recover": (recipe.recovery.tokens, work.recover, memory.recover),
+        "evaluate": (True, work.evaluate, memory.evaluate),
+    }
+    needs = []
+    for name, (wanted, *parts) in stages.items():
+        if wanted and only in (None, name):
+            need = StageNeed(name, sizes, device, ram, sizes.processes if name in SHARED else 1)
+            for part in parts:
+                part(need)
+            need.ram["libraries"] = LIBRARIES
+            needs.append(need)
+    return needs
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted needs of a run.
-
-    Attributes:
-        sizes: Sizes of model and recipe.
-        device: Device of the plan.
-        needs: Needs of the stages.
-        problems: Parts that do not fit, and settings that would make them fit.
-    """
+    """Predicted needs of a run. `problems` are parts that don't fit, and settings that would make them fit."""
 
     sizes: Sizes
     device: Device
@@ -81,11 +110,7 @@ class Plan:
 def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: float | None = None) -> Plan:
     """Plan a run.
 
-    Args:
-        sizes: Sizes of model and recipe.
-        device: Device of the plan.
-        ram: Bytes of the machine's memory; None skips the check. On a CPU it is the device's memory.
-        disk: Free bytes on the disk of the run; None skips the check.
+    `ram` and `disk` are free bytes; None skips the check. On a CPU, `ram` is the device's memory.
 
     Raises:
         BudgetError, RecipeError: As in the run.
@@ -96,7 +121,7 @@ def make_plan(sizes: Sizes, device: Device, *, ram: float | None = None, disk: f
     return Plan(sizes, device, needs, (*problems, *_out_of_disk(needs, disk)))
 
 
-LOWERED = {"saliency": "database.saliency_tokens", "database": "text.calibration_tokens", "refit": "refit.tokens"}
+LOWERED = {"database": "text.calibration_tokens", "refit": "refit.tokens"}
 """Setting of a stage that is halved until the stage fits, if `compute.batch_tokens` isn't enough."""
 
 
@@ -113,7 +138,7 @@ def _remedies(sizes: Sizes, stage: str) -> Iterator[tuple[tuple[str, ...], int]]
     if stage == "recover":
         recovery = recipe.recovery
         base = () if recovery.gradient_checkpointing else ("recovery.gradient_checkpointing=true",)
-        smallest = f"compute.batch_tokens={recovery.sequence_length or recipe.text.sequence_length}"
+        smallest = f"compute.batch_tokens={recipe.text.sequence_length}"
         sharded = () if recovery.sharding == "fsdp" else ("recovery.sharding=fsdp",)
         several = [(sharded, processes) for processes in sorted({here, 2, 4, 8, 16, 32}) if processes >= max(here, 2)]
         adapters = [(("recovery.lora_rank=16",), here)] if sharded else []  # fsdp doesn't shard them
@@ -168,10 +193,7 @@ SAVING = 0.8
 def advice(sizes: Sizes, stage: str, device: Device) -> str:
     """Setting with which a stage that ran out of memory would fit.
 
-    Args:
-        sizes: Sizes of model and recipe.
-        stage: Name of the stage.
-        device: Device on which it ran, with all of its memory.
+    The device is the one on which it ran, with all of its memory.
     """
     with contextlib.suppress(FamilyError, RecipeError):  # blocks that can't be counted, a budget in seconds
         for need in estimate(sizes, device, only=stage):

@@ -1,4 +1,4 @@
-"""Recipes with less text, fewer steps and fewer repetitions, for runs with a time limit."""
+"""Recipes with less text and fewer steps, for runs with a time limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ STAGES = ("database", "search", "refit", "recover", "evaluate")
 """Stages whose time depends on these settings, in order."""
 
 TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
-    "database": (
-        ("text.calibration_tokens", 4, "calibration text"),
-        ("database.saliency_tokens", 1, "text for gradients"),
-    ),
+    "database": (("text.calibration_tokens", 4, "calibration text"),),
     "refit": (("refit.tokens", 32, "text of the refit"), ("text.validation_tokens", 2, "validation text")),
     "recover": (("recovery.tokens", 8, "training"), ("text.validation_tokens", 2, "validation text")),
     "evaluate": (("text.evaluation_tokens", 2, "evaluation text"),),
@@ -22,17 +19,11 @@ TEXT: dict[str, tuple[tuple[str, int, str], ...]] = {
 """Amounts of text of each stage: setting, least number of sequences, and name. A refit on less text gains nothing (see
 docs/notebook/training.md), so it is left out."""
 
-REPEATS = (("evaluation.speed_runs", 1), ("evaluation.copying_lists", 4), ("evaluation.new_tokens", 8))
-"""Repetitions in the evaluation: setting and least number."""
-
 
 def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
     """Settings of one stage by dotted name, with its amounts lowered to a share; those that stay are left out.
 
-    Args:
-        recipe: The whole recipe.
-        share: Share of the amounts, 0 to 1.
-        stage: One of `STAGES`.
+    `share` is from 0 to 1, `stage` one of `STAGES`.
     """
     if share >= 1:
         return {}
@@ -49,10 +40,6 @@ def shortened(recipe: Recipe, share: float, stage: str) -> dict[str, Any]:
         rounds = [_round(recipe, number, share) for number in range(len(recipe.search.stages))]
         if rounds != [each.model_dump() for each in recipe.search.stages]:
             settings["search.stages"] = rounds
-    for name, least in REPEATS if stage == "evaluate" else ():
-        given = _value(recipe, name)
-        if max(round(share * given), least) < given:
-            settings[name] = max(round(share * given), least)
     return settings
 
 
@@ -74,8 +61,6 @@ def differences(asked: Recipe, taken: Recipe) -> Iterator[str]:
             yield f"{words} {used:,} of {given:,} tokens"
     if taken.search.fitness_needed < asked.search.fitness_needed:
         yield f"text of the search {taken.search.fitness_needed:,} of {asked.search.fitness_needed:,} tokens"
-    if any(_value(taken, name) < _value(asked, name) for name, _ in REPEATS):
-        yield "fewer repetitions in the evaluation"
 
 
 def _value(recipe: Recipe, name: str) -> int:

@@ -1,7 +1,7 @@
 """A time limit of a run: before a stage, the settings of the remaining ones are fitted to the time that is left.
 
 A pass through a real block is timed first, so that the plan holds for this machine and its present load; the stage that
-ran last corrects it too. If the remaining stages take too long, all of their text, steps and repetitions are lowered to
+ran last corrects it too. If the remaining stages take too long, all of their text and steps are lowered to
 the same share. Search and recovery also get time limits. The settings are kept in a file, with which an interrupted run
 resumes.
 """
@@ -21,9 +21,8 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.errors import RecipeError
 from darwinlm.planning.devices import Device, find_device
-from darwinlm.planning.estimate import estimate
 from darwinlm.planning.model import Sizes
-from darwinlm.planning.plan import hours
+from darwinlm.planning.plan import estimate, hours
 from darwinlm.planning.shorten import STAGES, differences, shortened
 from darwinlm.recipe import Recipe, merge
 from darwinlm.report.summary import TimeFigures
@@ -53,6 +52,9 @@ SHARES = tuple(0.85**step for step in range(26))
 PASS_SECONDS, PROBE_SECONDS, PROBE_SHARE = 0.3, 1.5, 0.01
 """Planned duration of one timed pass, minimum duration of all of them, and the same as a share of the limit."""
 
+SEARCH = ("fitness", "training")
+"""Purposes of text whose amount `search.stages` gives."""
+
 SIMILAR = "a100"
 """Device of the plan for a GPU without known figures; the timed passes correct it."""
 
@@ -60,12 +62,8 @@ SIMILAR = "a100"
 class TimeLimit:
     """The time limit of one run, or of several runs that share the stages before the search.
 
-    Args:
-        seconds: The limit.
-        runs: Number of runs.
-        begun: Start of the limit on the clock; None is now.
-        strict: Whether a limit that is too short for the least text is an error; else that text is used.
-        clock: Clock in seconds.
+    It starts at `begun` on the clock, or now. Unless `strict`, a limit that is too short for the least text takes that
+    text instead of raising an error.
     """
 
     def __init__(
@@ -249,7 +247,7 @@ def _sizes(run: Run, recipe: Recipe) -> Sizes:
 
 def _available(recipe: Recipe, results: StageResults) -> Recipe:
     """The recipe with no more text than there is."""
-    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in results.text.items() if purpose != "training"}
+    there = {f"text.{purpose}_tokens": part.n_tokens for purpose, part in results.text.items() if purpose not in SEARCH}
     section = recipe.text.model_dump()
     fewer = {name: n for name, n in there.items() if n < section[name.removeprefix("text.")]}
     return merge(recipe, _assignments(fewer), {})
@@ -257,7 +255,7 @@ def _available(recipe: Recipe, results: StageResults) -> Recipe:
 
 def _beginning(part: TokenBlocks, recipe: Recipe, purpose: str) -> TokenBlocks:
     """As many blocks of a text as the recipe asks for."""
-    if purpose == "training":
+    if purpose in SEARCH:
         return part
     wanted = -(-getattr(recipe.text, f"{purpose}_tokens") // part.tokens.shape[1])
     if wanted >= len(part.tokens):

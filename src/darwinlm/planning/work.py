@@ -6,11 +6,14 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 
 from __future__ import annotations
 
-from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES
+from darwinlm.evaluation import speed
+from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
+from darwinlm.search.evaluate.training import STEP_TOKENS
 from darwinlm.search.evolve import evolution
+from darwinlm.stages.database import gradient_tokens
 from darwinlm.stages.refit import STRENGTHS
 from darwinlm.surgery.refit import RIDGES
 
@@ -46,6 +49,9 @@ MICRO_BYTES = 18
 TOKENISED = 4e5
 """Tokens that one process reads, tokenises and packs per second. Measured on two cores, 2026-11-24."""
 
+ROUNDS = 2
+"""Passes that time a model: a warm-up and one more. Only short ones are repeated (`SPEED_SECONDS`)."""
+
 TRANSFER = 25e9
 """Bytes per second between a GPU and pinned memory; our choice, reached by PCI Express 4 with 16 lanes."""
 
@@ -53,7 +59,7 @@ TRANSFER = 25e9
 def saliency(need: StageNeed) -> None:
     """Gradients of the loss at the outputs of modules; weights get none."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    need.tokens = sizes.whole(min(recipe.database.saliency_tokens, recipe.text.calibration_tokens))
+    need.tokens = sizes.whole(gradient_tokens(recipe.text.calibration_tokens))
     # Forward pass; then again with gradients of the stream.
     need.run(need.tokens, blocks=3, heads=2, logit_bytes=GRADIENT_BYTES)
     need.products["float32"] += 2.0 * need.tokens * sizes.width**2 * len(sizes.shapes)
@@ -140,7 +146,7 @@ def _train_candidates(need: StageNeed) -> None:
     if on_cpu:
         need.run(learnt, times=settings.generations, blocks=0, heads=1)
     need.tokens += read
-    need.moved += read / max(recipe.batch_tokens, length) * memory.trained(sizes, recipe.lora_rank) * UPDATE_BYTES
+    need.moved += read / max(STEP_TOKENS, length) * memory.trained(sizes, recipe.lora_rank) * UPDATE_BYTES
     need.host += settings.generations * moves * state / TRANSFER / sizes.processes
     if most:
         need.note = f"search: states of {waiting} of the {most} candidates that wait stay in RAM, "
@@ -180,7 +186,7 @@ def recover(need: StageNeed) -> None:
     if distils:
         unique = tokens / settings.epochs if settings.teacher_cache else tokens
         need.run(unique, heads=1 if settings.teacher_cache else 2, batch=micro)
-    held_out = (2 + settings.tokens // settings.evaluate_every) * sizes.recipe.text.validation_tokens
+    held_out = (2 + settings.tokens // settings.save_every) * sizes.recipe.text.validation_tokens
     need.run(held_out, sizes.kept, heads=1)
     need.run(held_out if distils else 0, heads=1)
     need.tokens = tokens
@@ -192,7 +198,7 @@ def recover(need: StageNeed) -> None:
 def _copied(need: StageNeed) -> int:
     """Tokens of the lists and passages whose copying is measured."""
     recipe, length = need.sizes.recipe, need.sizes.recipe.text.sequence_length
-    lists = recipe.evaluation.copying_lists
+    lists = number_of_lists(recipe.text.evaluation_tokens)
     passages = min(lists, recipe.text.evaluation_tokens // length)
     return lists * 2 * sum(LIST_LENGTHS) + passages * sum(2 * n + gap for n, gap in PASSAGES if n + gap < length)
 
@@ -200,8 +206,8 @@ def _copied(need: StageNeed) -> int:
 def evaluate(need: StageNeed) -> None:
     """Every model on evaluation text, timed passes, and continuations, of which each token reads all weights."""
     sizes, recipe = need.sizes, need.sizes.recipe
-    smaller, runs = memory.smaller_models(recipe), recipe.evaluation.speed_runs + 1
-    decoded = recipe.evaluation.new_tokens * (runs + len(recipe.evaluation.prompts))
+    smaller, runs = memory.smaller_models(recipe), ROUNDS
+    decoded = speed.NEW_TOKENS * (runs + len(recipe.evaluation.prompts))
     for kept, models in ((1.0, 1), (sizes.kept, smaller)):
         need.run(recipe.text.evaluation_tokens, kept, times=models, heads=1, logit_bytes=KL_BYTES)
         need.run(recipe.text.sequence_length, kept, times=models * runs, heads=1)

@@ -7,7 +7,6 @@ from darwinlm.recipe.quantities import parse_share
 from darwinlm.recipe.recovery import RecoverySettings
 from darwinlm.recipe.search import SearchSettings, SearchStage, TrainingSettings
 from darwinlm.recipe.sections import (
-    BaselinesSettings,
     ComputeSettings,
     DatabaseSettings,
     EvaluationSettings,
@@ -21,7 +20,6 @@ from darwinlm.recipe.shipped import find_recipe, shipped_recipes
 
 __all__ = [
     "BUDGETS",
-    "BaselinesSettings",
     "BudgetKind",
     "BudgetSettings",
     "ComputeSettings",

@@ -22,7 +22,7 @@ class BudgetSettings(Section):
     params: Count | None = None
     """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
     bytes: ByteCount | None = None
-    """Weights in the saved type, and the KV cache of `context` tokens for `batch` sequences: 4GiB, 900MB."""
+    """Weights, and the KV cache of `context` tokens for `batch` sequences, both in the saved type: 4GiB, 900MB."""
     speedup: Factor | None = None
     """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
     latency: Duration | None = None
@@ -33,8 +33,6 @@ class BudgetSettings(Section):
     """Tokens in the KV cache of each sequence, for `bytes`; 0 counts only the weights."""
     batch: int = Field(1, ge=1)
     """Number of parallel sequences, for `bytes`, `speedup` and `latency`."""
-    kv_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
-    """Element type of the KV cache; `auto` is the saved model's."""
     prefill_tokens: int = Field(512, ge=0)
     """Tokens of the timed prompt; 0 skips it."""
     decode_tokens: int = Field(128, ge=0)

@@ -33,11 +33,7 @@ MISTAKES = 5
 """Maximum number of wrong fields in a message."""
 MOST, MOST_REPEATS = 10**15, 10**6
 """Largest number in a recipe (tokens or bytes), and largest number of repetitions."""
-REPEATS = frozenset(
-    {"generations", "offspring", "survivors"}
-    | {"epochs", "speed_runs", "random_tries", "new_tokens"}
-    | {"sequence_length", "lora_rank", "mlp_multiple"}
-)
+REPEATS = frozenset({"generations", "offspring", "survivors", "epochs", "sequence_length", "lora_rank", "mlp_multiple"})
 
 
 def options(**given: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from darwinlm.recipe.base import Section
-from darwinlm.recipe.quantities import Count, Minutes
+from darwinlm.recipe.quantities import Count, Minutes, Share
 
 
 class RecoverySettings(Section):
@@ -19,27 +19,18 @@ class RecoverySettings(Section):
     """Time limit of the training (30, 30m, 1h, 90s); the learning rate falls earlier, to end with it."""
     text: str | None = None
     """Source of the training text; none uses `text.source` without the documents of other purposes."""
-    skip_tokens: Count = Field(0, ge=0)
-    """Number of tokens to skip at the beginning of the text, for example those of an earlier training."""
     epochs: int = Field(1, ge=1)
-    """Maximum number of passes over the text."""
-    sequence_length: int | None = Field(None, ge=8)
-    """Tokens in one sequence; none uses `text.sequence_length`."""
+    """Maximum number of passes over the text, where it is shorter than `tokens`."""
     batch_tokens: Count = Field(32768, gt=0)
     """Tokens in one step of all processes; fewer `tokens` are divided into up to eight smaller steps."""
-    distillation: float = Field(1.0, ge=0)
-    """Weight of the forward KL from the dense model, KL(dense ‖ model) in nats per token."""
-    cross_entropy: float = Field(0.0, ge=0)
-    """Weight of the next-token loss. With `distillation=0` no dense model is needed."""
-    top_k: int | None = Field(None, ge=1)
-    """Number of the dense model's largest logits to use, with the rest merged into one; none uses all."""
+    distillation: Share = Field(1.0, ge=0, le=1)
+    """Weight of the forward KL from the dense model, KL(dense ‖ model) in nats per token. The next-token loss has the
+    rest: 0.5 is an equal part of both, and 0 needs no dense model."""
     teacher_cache: str | None = None
-    """Folder for the `top_k` log-probabilities of the dense model, so that it reads a text once for all epochs, seeds
-    and smaller models. Each takes 6 bytes, or 4 if the vocabulary has at most 65,536 tokens."""
+    """Folder for the 64 most likely tokens of the dense model at each position, so that it reads a text once for all
+    epochs, seeds and smaller models. A position takes 388 bytes, or 260 if the vocabulary has at most 65,536 tokens."""
     learning_rate: float = Field(4e-4, gt=0)
-    """Learning rate of AdamW after a short warm-up."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """Fall of the learning rate to a tenth: along a `cosine`, or linearly in the last fifth of the steps (`wsd`)."""
+    """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     embeddings: bool = True
@@ -49,21 +40,15 @@ class RecoverySettings(Section):
     sharding: Literal["none", "fsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
     (FSDP2, without adapters)."""
-    evaluate_every: Count = Field(1_000_000, gt=0)
-    """Tokens between two evaluations on validation text."""
     save_every: Count = Field(10_000_000, gt=0)
-    """Tokens between two checkpoints; one is also written at the end."""
+    """Tokens between two checkpoints, each with an evaluation on validation text; the end has one too."""
     log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Additional logs; TensorBoard's files are written to the stage's folder."""
     seed: int = 0
     """Seed of the order of the text and of new weights."""
 
     @model_validator(mode="after")
-    def _something_is_learned(self) -> RecoverySettings:
-        if self.tokens and self.distillation == 0 and self.cross_entropy == 0:
-            raise ValueError("distillation and cross_entropy are both 0: give one of them a weight")
-        if self.teacher_cache is not None and self.top_k is None:
-            raise ValueError("teacher_cache stores the top_k most likely tokens: set top_k, for example 64")
+    def _cache_is_used(self) -> RecoverySettings:
         if self.teacher_cache is not None and self.distillation == 0:
             raise ValueError("teacher_cache is only used by distillation: set distillation above 0")
         return self

@@ -15,7 +15,7 @@ class SearchStage(Section):
     """One round of selection in a generation; all candidates are evaluated on the same tokens."""
 
     tokens: int = Field(gt=0)
-    """Fitness tokens for each candidate; at most `text.fitness_tokens`."""
+    """Fitness tokens for each candidate."""
     survivors: int = Field(gt=0)
     """Number of candidates that survive the round."""
     training_tokens: int = Field(0, ge=0)
@@ -26,11 +26,9 @@ class TrainingSettings(Section):
     """Training of candidates before their evaluation: AdamW on float32 master weights, KL to the dense model."""
 
     learning_rate: float = Field(1e-4, gt=0)
-    """Learning rate after a warm-up of four steps."""
+    """Learning rate after a warm-up of four steps; the paper has 1e-5 for models of 7B to 14B."""
     lora_rank: int = Field(0, ge=0)
-    """Rank of low-rank adapters that are trained instead of the weights; 0 trains the weights."""
-    batch_tokens: int = Field(2048, gt=0)
-    """Training tokens in one step."""
+    """Rank of low-rank adapters that are trained instead of the weights, with less memory; 0 trains the weights."""
 
 
 class SearchSettings(Section):
@@ -42,14 +40,16 @@ class SearchSettings(Section):
     """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
     generations: int = Field(40, ge=1)
-    """Maximum number of generations."""
+    """Maximum number of generations; the paper has 200."""
     offspring: int = Field(12, ge=1)
-    """Maximum number of candidates in a generation."""
+    """Maximum number of candidates in a generation; the paper has 16."""
     stages: tuple[SearchStage, ...] = (
         SearchStage(tokens=2048, survivors=2),
         SearchStage(tokens=8192, survivors=1),
     )
-    """Rounds of selection. With `gradient` the first one uses a different part of the text in each generation."""
+    """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
+    evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
+    first round of each generation."""
     training: TrainingSettings = TrainingSettings()
     """Training of candidates, if a stage asks for it."""
     seed: int = 0
@@ -83,7 +83,7 @@ def _shrink(field: str, first: str, counts: list[int]) -> None:
 PAPER: dict[str, Any] = {
     "units": {"levels": "paper"},
     "database": {"saliency": "output"},
-    "text": {"looking_back": 0, "fitness_tokens": 8192},
+    "text": {"looking_back": 0},
     "search": {
         "method": "paper",
         "generations": 200,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,12 +24,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from darwinlm import parallel
-from darwinlm.artifact import digest_of, write_tensors
-from darwinlm.errors import ArtifactError, StorageError
+from darwinlm.artifact import check_room, digest_of, write_tensors
+from darwinlm.errors import ArtifactError
 from darwinlm.recovery.heads import dense_top
 
 STORED = ("top_log_p", "top_places", "top_log_rest")
 """Keys of a batch besides its tokens, in the order of `TopK`'s fields."""
+TOP_K = 64
+"""Tokens stored at each position, as in the measured trainings (docs/results.md)."""
 SHARD_TOKENS = 1 << 16
 _SMALL_VOCABULARY = 1 << 16
 _LEAST = -6e4
@@ -38,26 +39,17 @@ _LEAST = -6e4
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Inputs of stored log-probabilities besides the tokens.
-
-    Attributes:
-        teacher: Digest of the dense model.
-        dtype: Element type of the dense model's passes.
-        top_k: Number of tokens stored at each position.
-    """
+    """Inputs of stored log-probabilities besides the tokens."""
 
     teacher: str
     dtype: str
-    top_k: int
+    top_k: int = TOP_K
 
 
 class CachedText(Dataset[dict[str, Tensor]]):
     """Training text with the dense model's log-probabilities, stored by `cached_text`.
 
-    Args:
-        text: Blocks of tokens.
-        shards: Files, in the order of the blocks.
-        shard_blocks: Blocks in each of them.
+    `shards` are files in the order of the blocks, each of `shard_blocks` blocks.
     """
 
     def __init__(self, text: Dataset[dict[str, Tensor]], shards: list[Path], shard_blocks: int) -> None:
@@ -91,17 +83,9 @@ def cached_text(
 ) -> CachedText:
     """Load cached shards of a text, run the dense model on the rest, and check all of them.
 
-    Several processes share the work. An interrupted call leaves complete shards, which the next call uses.
-
-    Args:
-        text: Blocks of tokens of one length, `input_ids` [t].
-        teacher: The dense model on its device.
-        folder: Folder of the cache; it may hold shards of other texts and models.
-        key: Key of the stored distributions.
-        batch_rows: Blocks in one pass.
-        shard_tokens: Tokens in a shard.
-        say: Receiver of a message about the size and time of the cache, before it is built.
-        progress: Callback with the numbers of finished and total shards.
+    Several processes share the work. An interrupted call leaves complete shards, which the next call uses. Blocks are
+    `input_ids` [t] of one length, of which `batch_rows` are run at once. The folder may hold shards of other texts and
+    models. `say` gets a message about the size and time of the cache before it is built.
 
     Raises:
         ArtifactError: A shard is damaged or belongs to other inputs, or the folder is a file.
@@ -117,11 +101,11 @@ def cached_text(
     paths = [folder / f"top{key.top_k}_{digest_of(shard)}.safetensors" for shard in keys]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     vocabulary = int(teacher.config.vocab_size)
-    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(key.top_k, vocabulary)
+    size = sum(len(parts[number]) for number in missing) * length * bytes_per_token(vocabulary, key.top_k)
     with parallel.agree():
         if parallel.is_main():
             say(_announcement(folder, key, blocks * length, len(missing), len(parts), size))
-            _check_room(folder, size)
+            check_room(folder, size, "the teacher cache takes", "or choose another folder")
         mine = parallel.mine(missing)
     with parallel.agree():
         for done, number in enumerate(mine):
@@ -133,7 +117,7 @@ def cached_text(
     return CachedText(text, paths, shard_blocks)
 
 
-def bytes_per_token(top_k: int, vocabulary: int) -> int:
+def bytes_per_token(vocabulary: int, top_k: int = TOP_K) -> int:
     """Bytes of a token on disk, without the header of a shard."""
     return min(top_k, vocabulary) * (2 + _places_type(vocabulary).itemsize) + 4
 
@@ -147,19 +131,6 @@ def _announcement(folder: Path, key: CacheKey, tokens: int, missing: int, total:
     if not missing:
         return f"{what}: all there"
     return f"{what}: {missing} of {total} shards are computed now and take {size / 1e9:.2f} GB on disk"
-
-
-def _check_room(folder: Path, size: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"can't make {folder}, the teacher cache: {error}") from error
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise StorageError(
-            f"{folder}: the teacher cache takes {size / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free: free some "
-            "space, choose another folder, or lower recovery.top_k"
-        )
 
 
 def _tokens(text: Dataset[dict[str, Tensor]], part: range) -> Tensor:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from darwinlm import parallel
-from darwinlm.artifact import digest_of, file_digest, write_json, write_tensors, write_text
+from darwinlm.artifact import check_room, digest_of, file_digest, write_json, write_tensors, write_text
 from darwinlm.errors import ArtifactError, StorageError, first_line, storage_error
 from darwinlm.recovery.guard import LossGuard
 
@@ -35,8 +35,6 @@ class TrainingState(BaseModel):
     """State of a training besides tensors.
 
     Attributes:
-        guard: State of the loss guard.
-        step: Number of finished steps.
         seconds: Time of these steps.
         log: Losses and held-out figures by step.
         unlogged: Losses of the steps since the last line of the log.
@@ -61,9 +59,7 @@ class _Manifest(BaseModel):
 class Checkpoints:
     """The checkpoints of one training.
 
-    Args:
-        folder: Folder of the checkpoints, named `checkpoint-STEP`.
-        run: Identity of the training, as JSON.
+    They are folders named `checkpoint-STEP`. `run` is the identity of the training, as JSON.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
@@ -114,9 +110,7 @@ class Checkpoints:
     def save(self, state: TrainingState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint under a temporary name, rename it, and delete old ones.
 
-        Args:
-            state: State to save.
-            tensors: Weights and moments by name, in float32; each process passes its part of sharded ones.
+        Tensors are weights and moments by name, in float32; each process passes its part of sharded ones.
 
         Raises:
             StorageError: The disk is full or can't be written; the checkpoints before are kept.
@@ -167,16 +161,8 @@ class Checkpoints:
             StorageError: There is too little free space.
         """
         wanted = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) * (KEPT + 1)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(self.folder, error) from error
-        free = shutil.disk_usage(self.folder).free
-        if wanted > free:
-            raise StorageError(
-                f"{self.folder}: {KEPT} checkpoints and a temporary one take {wanted / 1e9:.1f} GB, but "
-                f"{free / 1e9:.1f} GB are free: free some space, or choose another output folder"
-            )
+        what = f"{KEPT} checkpoints and a temporary one take"
+        check_room(self.folder, wanted, what, "or choose another output folder")
 
 
 def _digests(files: dict[str, Path]) -> dict[str, str]:

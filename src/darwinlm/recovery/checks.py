@@ -36,13 +36,12 @@ def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
     return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
 
 
-def check_length(settings: RecoverySettings, length: int, *checkpoints: Checkpoint) -> None:
+def check_length(length: int, *checkpoints: Checkpoint) -> None:
     """Refuse sequences longer than a model allows. Raises RecipeError."""
     for checkpoint in checkpoints:
         longest = getattr(checkpoint.config, "max_position_embeddings", None)
         if longest and length > longest:
-            name = "recovery.sequence_length" if settings.sequence_length else "text.sequence_length"
-            raise RecipeError(f"{name} is {length}, but {checkpoint.source} allows {longest} tokens")
+            raise RecipeError(f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens")
 
 
 def check_sharding(settings: RecoverySettings) -> None:

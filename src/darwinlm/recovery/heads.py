@@ -29,16 +29,12 @@ class Objective:
     """The training objective.
 
     Attributes:
-        distillation: Weight of the KL to the dense model.
-        cross_entropy: Weight of the next-token loss.
-        top_k: Number of the dense model's logits that are used; None uses all.
+        distillation: Weight of the KL to the dense model; the next-token loss has the rest.
         chunk: Tokens whose logits are in memory at once.
         again: Whether to compute them again in the backward pass; see `chunked_loss`.
     """
 
     distillation: float = 1.0
-    cross_entropy: float = 0.0
-    top_k: int | None = None
     chunk: int = LOGIT_CHUNK
     again: bool = False
 
@@ -141,12 +137,7 @@ def _next_tokens(tokens: Tensor) -> Tensor:
 def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, objective: Objective) -> Tensor:
     """Mean loss per token of a batch, a differentiable scalar.
 
-    Args:
-        model: The smaller model.
-        teacher: The dense model; None if the objective doesn't need it.
-        tokens: [b, t].
-        dense: Outputs of the dense model for them.
-        objective: Terms of the loss.
+    Tokens are [b, t]. The dense model is None if the objective doesn't need it.
     """
     hidden = _streams(model, tokens)
     following = _next_tokens(tokens)
@@ -177,10 +168,10 @@ def _chunk_loss(
         else:
             with torch.no_grad():
                 dense = logits_of(teacher, reference)
-            divergence = forward_kl(logits, dense, top_k=objective.top_k)
+            divergence = forward_kl(logits, dense)
         loss = loss + objective.distillation * divergence / counts[0]
-    if objective.cross_entropy > 0:
-        loss = loss + objective.cross_entropy * next_token_loss(logits, following) / counts[1]
+    if objective.distillation < 1:
+        loss = loss + (1 - objective.distillation) * next_token_loss(logits, following) / counts[1]
     return loss
 
 

@@ -42,19 +42,16 @@ def top_of(dense: Tensor, k: int) -> TopK:
     return TopK(log_p, places, _log_rest(log_p))
 
 
-def forward_kl(logits: Tensor, dense: Tensor, *, top_k: int | None = None) -> Tensor:
+def forward_kl(logits: Tensor, dense: Tensor) -> Tensor:
     """Sum over tokens of KL(dense ‖ model).
 
     Args:
         logits: [n, v], logits of the model.
         dense: [n, v], logits of the dense model.
-        top_k: k as in `top_k_kl`; None compares the whole distributions.
 
     Returns:
         A scalar, float32.
     """
-    if top_k is not None and top_k < dense.shape[-1]:
-        return top_k_kl(logits, top_of(dense, top_k))
     log_q = torch.log_softmax(logits.float(), -1)
     log_p = torch.log_softmax(dense.float(), -1)
     return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)

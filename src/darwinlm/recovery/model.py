@@ -56,12 +56,7 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
-        self.objective = Objective(
-            settings.distillation,
-            settings.cross_entropy,
-            settings.top_k,
-            again=sharded,
-        )
+        self.objective = Objective(settings.distillation, again=sharded)
         self.low = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.sharded = sharded
 

@@ -14,9 +14,6 @@ WARM_UP = 0.02
 LEAST_STEPS = 10
 """Minimum warm-up, because AdamW's first steps move every weight by the full rate; see docs/notebook/training.md."""
 
-DECAY = 0.2
-"""Share of the steps in which `wsd` lowers the rate."""
-
 LEAST_RATE = 0.1
 """Final learning rate as a share of the largest, as for Llama 2 (arXiv 2307.09288)."""
 
@@ -58,13 +55,8 @@ class Steps:
 def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: int = 1) -> Steps:
     """Divide the tokens into steps of `batch_tokens`; the remainder is dropped.
 
-    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process.
-
-    Args:
-        settings: The recipe's section.
-        length: Tokens in a sequence.
-        micro: Tokens that one process may run at once.
-        processes: Number of processes that share a step.
+    Fewer tokens are divided into `SHORT_STEPS` smaller steps, or as many as have a sequence for each process. `length`
+    is the number of tokens in a sequence, `micro` that of tokens that one process may run at once.
 
     Raises:
         RecipeError: A step can't be divided evenly, or there are too few tokens for one.
@@ -74,7 +66,7 @@ def plan_steps(settings: RecoverySettings, length: int, micro: int, processes: i
         if settings.tokens < least:
             raise RecipeError(
                 f"recovery.tokens is {settings.tokens}, but a step has a sequence of {length} tokens for each of "
-                f"{processes} process(es): give at least {least}, or lower recovery.sequence_length"
+                f"{processes} process(es): give at least {least}, or lower text.sequence_length"
             )
         batch = max(settings.tokens // SHORT_STEPS // least, 1) * least
     if batch % least:
@@ -94,17 +86,10 @@ def warm_up_steps(steps: int) -> int:
     return max(round(WARM_UP * steps), min(LEAST_STEPS, steps // 4))
 
 
-def rate_share(settings: RecoverySettings, steps: int, step: int) -> float:
-    """Share of `learning_rate` at a step, counted from 0.
-
-    The rate rises linearly from the first step on. Then `cosine` lowers it to `LEAST_RATE` at the end. `wsd` keeps it
-    and lowers it linearly in the last `DECAY` of the steps.
-    """
+def rate_share(steps: int, step: int) -> float:
+    """Share of `learning_rate` at a step, counted from 0: a linear rise, then a cosine that falls to `LEAST_RATE`."""
     warm = warm_up_steps(steps)
     if step < warm:
         return (step + 1) / (warm + 1)
-    if settings.schedule == "cosine":
-        done = min((step - warm) / max(steps - warm, 1), 1.0)
-        return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2
-    falling = max(round(DECAY * steps), 1)
-    return LEAST_RATE + (1 - LEAST_RATE) * min((steps - step) / falling, 1.0)
+    done = min((step - warm) / max(steps - warm, 1), 1.0)
+    return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * done)) / 2

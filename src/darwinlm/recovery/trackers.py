@@ -13,11 +13,8 @@ from darwinlm.artifact import digest_of
 def start_trackers(names: Sequence[str], folder: Path, run: dict[str, Any], step: int) -> list[Any]:
     """Trackers by name, in the first process; the others get none.
 
-    Args:
-        names: `tensorboard`, `trackio` or `wandb`.
-        folder: Folder for TensorBoard's files.
-        run: Identity of the training; a service continues the run with this identity.
-        step: Number of finished steps; TensorBoard hides later entries.
+    `run` is the identity of the training; a service continues the run with this identity. TensorBoard hides entries
+    after `step`.
     """
     if not names or not parallel.is_main():
         return []

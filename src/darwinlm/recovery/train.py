@@ -65,22 +65,12 @@ def train(
 ) -> Trained:
     """Train, or resume from the last checkpoint in `folder`.
 
-    Args:
-        student: Function that builds the smaller model, float32 in main memory, the same one each time.
-        teacher: The dense model in the type of the forward pass; None if the objective doesn't need it.
-        text: One epoch of training text; with the dense model's log-probabilities if they were stored
-            (`darwinlm.recovery.cache`).
-        held_out: [n, t] validation tokens.
-        steps: Division of the text into steps.
-        settings: The recipe's section.
-        folder: Folder for checkpoints.
-        run: Identity of the training, as JSON.
-        device: Device of the model; each process has its own.
-        dtype: Element type of forward and backward passes; trained weights are always float32.
-        logs: Folder for TensorBoard's files; None puts them beside the checkpoints.
-        say: Receiver of log lines.
-        progress: Callback with the numbers of finished and total steps.
-        each_step: Callback with the number of tokens so far and the model, after each step and before its checkpoint.
+    `student` builds the smaller model, float32 in main memory, the same one each time. `teacher` is the dense model in
+    the type of the forward pass; None if the objective doesn't need it. `text` is one epoch, with the dense model's
+    log-probabilities if they were stored (`darwinlm.recovery.cache`); `held_out` is [n, t]. `run` is the identity of
+    the training, as JSON. `dtype` is that of forward and backward passes; trained weights are always float32. Without
+    `logs`, TensorBoard's files lie beside the checkpoints. `each_step` gets the number of tokens so far and the model,
+    after each step and before its checkpoint.
 
     Raises:
         NumericsError: The loss isn't finite or diverges; the last good checkpoint is kept.
@@ -149,18 +139,17 @@ class _Training:
         if not self.state.step:
             self.evaluate()
         self.stepping = time.monotonic()
-        settings = self.settings
-        evaluate, save = (max(1, n // self.steps.tokens) for n in (settings.evaluate_every, settings.save_every))
+        every = max(1, self.settings.save_every // self.steps.tokens)
         while self.state.step < self.last:
             self.update(self.state.step)
             done = self.state.step = self.state.step + 1
             self.last = self._last_step(done)
             self.progress(done, self.last)
             self.each_step(done * self.steps.tokens, self.model)
-            if done % evaluate == 0 or done == self.last:
+            if done % every == 0 or done == self.last:
                 self.evaluate()
-            if (done % save == 0 or done == self.last) and self.state.guard.good:
-                self.save()
+                if self.state.guard.good:
+                    self.save()
 
     def _last_step(self, done: int) -> int:
         """The last step that ends before the time limit, with an evaluation as long as the first one."""
@@ -174,7 +163,7 @@ class _Training:
     def update(self, step: int) -> None:
         """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
         torch.manual_seed((self.settings.seed * self.steps.count + step) * parallel.size() + parallel.rank())
-        rate = self.settings.learning_rate * rate_share(self.settings, self.last, step)
+        rate = self.settings.learning_rate * rate_share(self.last, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
@@ -291,9 +280,9 @@ class _Training:
     def _better(self) -> bool:
         """Whether training lowered the objective on held-out text."""
         held_out = [entry for entry in self.state.log if "eval_perplexity" in entry]
-        distillation, cross_entropy = self.settings.distillation, self.settings.cross_entropy
+        share = self.settings.distillation
         goals = [
-            distillation * entry.get("eval_kl", 0.0) + cross_entropy * math.log(entry["eval_perplexity"])
+            share * entry.get("eval_kl", 0.0) + (1 - share) * math.log(entry["eval_perplexity"])
             for entry in (held_out[0], held_out[-1])
         ]
         return goals[1] <= goals[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+from darwinlm import tables
 from darwinlm.report import wording
 from darwinlm.report.looking_back import WORDS, looking_back_rows
 from darwinlm.report.summary import Summary
@@ -28,20 +28,22 @@ def model_card(summary: Summary) -> str:
     """Write the card of the model that is saved: Markdown with YAML front matter.
 
     Files on disk are named without their folders, since cards are published.
-
-    Args:
-        summary: of a run.
     """
     name = _code(wording.short_source(summary.model))
+    looking_back, rows = looking_back_rows(summary), comparison_rows(summary)
+    figures = [[f"**{cell}**" for cell in row.cells] if row.final else row.cells for row in rows]
+    # Of a model that was pruned elsewhere, the recovery alone is known not to have seen the evaluation text.
+    unseen = "No step of its recovery" if summary.search is None else "No step that made this model"
     sections = [
         f"---\n{_front_matter(summary)}---",
         f"# {_plain(wording.title(summary))}",
         wording.headline(summary),
         _what_it_is(summary, name),
         "## Sizes and losses",
-        _table(summary),
+        tables.markdown(COLUMNS, figures, ["In bold: this model. MB are 10⁶ bytes of weights."]),
+        *(() if looking_back is None else (tables.markdown(*looking_back, [WORDS]),)),
         f"Perplexity and KL (from the dense model's predictions to this one's) were measured on "
-        f"{_plain(wording.measured_on(summary))}. {_unseen(summary)} has seen this text. "
+        f"{_plain(wording.measured_on(summary))}. {unseen} has seen this text. "
         f"Speeds were measured on {_plain(wording.machine_words(summary))}, one sequence at a time.",
         *(() if summary.vocabulary is None else (wording.vocabulary_words(summary.vocabulary),)),
         "## Loading it",
@@ -52,7 +54,7 @@ def model_card(summary: Summary) -> str:
         "## Limits",
         _limits(summary),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section.rstrip("\n") for section in sections) + "\n"
 
 
 def _front_matter(summary: Summary) -> str:
@@ -96,11 +98,6 @@ def _measured(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _unseen(summary: Summary) -> str:
-    """What is known not to have seen the evaluation text: of a model that was pruned elsewhere, the recovery alone."""
-    return "No step of its recovery" if summary.search is None else "No step that made this model"
-
-
 def _what_it_is(summary: Summary, name: str) -> str:
     removed = wording.removed(summary.allocation)
     what = f"with {removed} taken out" if removed else "with nothing taken out"
@@ -116,27 +113,6 @@ def _what_it_is(summary: Summary, name: str) -> str:
         f"This is {name} {what}. The tensors are physically smaller: nothing is masked. {shape}."
         f"{wording.kept_whole(summary)} Weights are stored as {summary.export.dtype}."
     )
-
-
-def _table(summary: Summary) -> str:
-    lines = [_row(COLUMNS), _row(["---", *["---:"] * (len(COLUMNS) - 1)])]
-    for row in comparison_rows(summary):
-        cells = [f"**{cell}**" for cell in row.cells] if row.final else row.cells
-        lines.append(_row(cells))
-    return "\n".join(lines) + "\n\nIn bold: this model. MB are 10⁶ bytes of weights." + _looking_back(summary)
-
-
-def _looking_back(summary: Summary) -> str:
-    found = looking_back_rows(summary)
-    if found is None:
-        return ""
-    headings, rows = found
-    lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)]), *map(_row, rows)]
-    return "\n\n" + "\n".join(lines) + f"\n\n{WORDS}"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _loading(summary: Summary) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,10 @@ class Figures(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: what the file holds."""
+        return self.model_dump(mode="json")
+
 
 AnyFigures = TypeVar("AnyFigures", bound=Figures)
 
@@ -31,10 +35,7 @@ class Extract(BaseModel):
 def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
     """Read a file of figures that states its format.
 
-    Args:
-        path: The file.
-        kind: Model of its content.
-        words: Name of the content, and what to give, for messages.
+    `words` name the content and what to give, for messages.
 
     Raises:
         ArtifactError: The file is missing, has other content, or was written by a version with another format.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.summary import CopyingFigures, ModelKey, Summary
+from darwinlm.report.models import CopyingFigures, ModelKey
+from darwinlm.report.summary import Summary
 
 COPIED = (
     "Copied: of words or text that the model is given twice, the share of the second time that it predicts (loss in "
@@ -22,10 +22,8 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def looking_back_rows(summary: Summary, *, losses: bool = True, split: bool = True) -> Rows | None:
     """Headings, and a row of cells for each model; None where it wasn't measured of all of them.
 
-    Args:
-        summary: of a run.
-        losses: whether cells of copying hold the loss too.
-        split: whether there are columns of the KL by whether the next token stood in the block before.
+    With `losses`, cells of copying hold the loss too. With `split`, there are columns of the KL by whether the next
+    token stood in the block before.
     """
     headings: tuple[str, ...] = ()
     rows = []
@@ -86,12 +84,7 @@ def looking_back_table(summary: Summary) -> Table | None:
     if found is None:
         return None
     headings, rows = found
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row), style="bold" if row is rows[-1] else None)
-    return table
+    return tables.terminal(headings, rows, bold=len(rows) - 1)
 
 
 def _refit_dropped(key: ModelKey, summary: Summary) -> bool:

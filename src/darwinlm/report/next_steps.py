@@ -10,11 +10,8 @@ from darwinlm.report.summary import Summary
 def next_steps(summary: Summary, run: str, beside: str, model: str | None) -> list[tuple[str, str]]:
     """Each wish and the command that fulfils it.
 
-    Args:
-        summary: of the run.
-        run: its folder.
-        beside: path that the names of new files and folders begin with.
-        model: the dense model; None where it has no name that others know.
+    New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
+    know.
     """
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""

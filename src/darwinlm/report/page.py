@@ -20,13 +20,8 @@ from darwinlm.report.table import COLUMNS, comparison_rows
 def render_page(summary: Summary) -> str:
     """Render a run's summary as one self-contained HTML page.
 
-    Nothing is loaded from elsewhere, and names, prompts and continuations are escaped.
-
-    Args:
-        summary: of a run or a recovery; what wasn't done or isn't known is left out or said to be unknown.
-
-    Returns:
-        The page; write it as UTF-8.
+    Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
+    is left out or said to be unknown.
     """
     return render("run.html.j2", _view(summary), "copy.js")
 
@@ -52,7 +47,10 @@ def _view(summary: Summary) -> dict[str, Any]:
         "samples": _samples(summary),
         "steps": next_steps(summary, ".", "../smaller", wording.hub_id(summary.model)),
         "text": _text(summary),
-        "stages": _stages(summary),
+        "stages": {
+            "rows": [(stage.name, wording.duration(stage.seconds), stage.reused) for stage in summary.stages],
+            "total": wording.duration(sum(stage.seconds for stage in summary.stages)),
+        },
         "time_limit": wording.time_limit(summary),
         "recipe": yaml.safe_dump(_without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
         "custom_code": summary.export.custom_code,
@@ -164,7 +162,6 @@ def _search(summary: Summary) -> dict[str, Any] | None:
     if search is None:
         return None
     cut = "the model that this round cut" if summary.from_pruned else "the dense model"
-    points = [plots.SearchPoint(each.seconds, each.kl, improved=each.improved) for each in search.history]
     return {
         "words": (
             f"The sizes come from {wording.searched_by(search)}. It began with nearly equal layers at KL "
@@ -173,7 +170,7 @@ def _search(summary: Summary) -> dict[str, Any] | None:
             f"{wording.duration(search.seconds)}: {search.ended}. The best model with equal layers has "
             f"{wording.divergence(search.uniform_kl)} there."
         ),
-        "svg": Markup(plots.search_plot(points, search.uniform_kl)) if points else None,  # noqa: S704
+        "svg": Markup(plots.search_plot(search.history, search.uniform_kl)) if search.history else None,  # noqa: S704
     }
 
 
@@ -286,11 +283,4 @@ def _text(summary: Summary) -> dict[str, Any]:
             )
             for purpose, amount in text.purposes.items()
         ],
-    }
-
-
-def _stages(summary: Summary) -> dict[str, Any]:
-    return {
-        "rows": [(stage.name, wording.duration(stage.seconds), stage.reused) for stage in summary.stages],
-        "total": wording.duration(sum(stage.seconds for stage in summary.stages)),
     }

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from darwinlm.report import wording
-from darwinlm.report.summary import TrainingPoint
+from darwinlm.report.summary import GenerationFigures, TrainingPoint
 
 COLOURS = {
     "ink": "#1d2129",
@@ -42,11 +42,7 @@ _SALT = "darwinlm"
 class SizePoint:
     """A model in the plot of size against loss.
 
-    Attributes:
-        name: beside the point.
-        size: parameters or bytes, in millions.
-        loss: perplexity.
-        final: whether this is the model that is saved.
+    `size` is in millions of parameters, `loss` a perplexity. `final` marks the model that is saved.
     """
 
     name: str
@@ -55,21 +51,10 @@ class SizePoint:
     final: bool = False
 
 
-@dataclass(frozen=True)
-class SearchPoint:
-    """The best KL so far, some seconds into the search; `improved` where it was just found."""
-
-    seconds: float
-    kl: float
-    improved: bool
-
-
-def search_plot(points: Sequence[SearchPoint], uniform: float | None = None) -> str:
+def search_plot(points: Sequence[GenerationFigures], uniform: float) -> str:
     """Draw the best KL so far against time.
 
-    Args:
-        points: the start, then every step; at least one.
-        uniform: KL of the best model with equal layers.
+    `points` are the start, then every step; at least one. `uniform` is the KL of the best model with equal layers.
     """
     with _style():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
@@ -81,8 +66,7 @@ def search_plot(points: Sequence[SearchPoint], uniform: float | None = None) -> 
             where = ([point.seconds for point in better], [point.kl for point in better])
             axis.scatter(*where, s=18, color=GAIN, zorder=3, label="improvement")
         axis.scatter(places[:1], losses[:1], s=46, marker="D", color=MLP, zorder=4, label="start")
-        if uniform is not None:
-            axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
+        axis.axhline(uniform, color=MUTED, linestyle="--", linewidth=1.2, label="equal layers")
         axis.set_xlabel("seconds of search")
         axis.set_ylabel("KL (nats/token)")
         axis.grid(visible=True, axis="both")
@@ -114,12 +98,10 @@ def recovery_plot(log: Sequence[TrainingPoint]) -> str:
         return _svg(figure, "recovery", "Training loss and held-out KL against tokens")
 
 
-def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)") -> str:
+def size_plot(points: Sequence[SizePoint]) -> str:
     """Draw models as points: size to the right, perplexity upward.
 
-    Args:
-        points: models; those that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
-        unit: of the size.
+    Models that predict nothing any more, with a loss above 10⁶, are named below and not drawn.
     """
     lost = [point.name for point in points if not point.loss <= _LARGEST_LOSS]
     points = [point for point in points if point.loss <= _LARGEST_LOSS]
@@ -129,7 +111,7 @@ def size_plot(points: Sequence[SizePoint], *, unit: str = "block parameters (M)"
         if points:
             _draw_points(axis, points)
         beyond = f" (off the scale: {'; '.join(lost)})" if lost else ""
-        axis.set_xlabel(unit + beyond, parse_math=False)
+        axis.set_xlabel("parameters (M)" + beyond, parse_math=False)
         axis.set_ylabel("perplexity (lower is better)")
         axis.grid(visible=True, axis="both")
         figure.draw_without_rendering()
@@ -215,10 +197,7 @@ def _style() -> Any:
 def _svg(figure: Any, name: str, title: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page beside others.
 
-    Args:
-        figure: to be written.
-        name: put before every id, since ids are unique in a page.
-        title: read out where the picture can't be seen.
+    `name` begins every id, since ids are unique in a page. `title` is read out where the picture can't be seen.
     """
     file = io.StringIO()
     unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -16,13 +16,7 @@ from darwinlm import __version__
 def render(template: str, view: dict[str, Any], *scripts: str) -> str:
     """Fill a template; every value is escaped.
 
-    Args:
-        template: name of a file beside this one.
-        view: what it shows, `title` among it.
-        scripts: names of the scripts that the page runs; it runs no others, by its own security policy.
-
-    Returns:
-        The page; write it as UTF-8.
+    The page runs `scripts` and no others, by its own security policy.
     """
     environment = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

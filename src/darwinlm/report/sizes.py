@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from darwinlm.families.shapes import ModuleShape
+from darwinlm.database.store import DatabaseReader
+from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.report import wording
 from darwinlm.report.render import render
 from darwinlm.report.strip import block_rows, kept_cells
@@ -20,49 +20,29 @@ START = 0.5
 """Share of the block parameters that the page opens with."""
 
 
-@dataclass(frozen=True)
-class Described:
-    """The model that the sizes are of.
-
-    Attributes:
-        name: for the title.
-        shapes: of its modules.
-        n_blocks: number of its blocks.
-        outside: parameters outside the blocks.
-        dtype: element type of saved weights.
-        itemsize: bytes of such a weight.
-    """
-
-    name: str
-    shapes: Sequence[ModuleShape]
-    n_blocks: int
-    outside: int
-    dtype: str
-    itemsize: int
-
-
-def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSize], calibration: str) -> str:
+def sizes_page(
+    checkpoint: Checkpoint, reader: DatabaseReader, outside: int, sizes: Sequence[PredictedSize], calibration: str
+) -> str:
     """Render the page; without scripts it shows one allocation and the table of all sizes.
 
-    Args:
-        model: that is to be made smaller.
-        space: of its allocations.
-        sizes: at least one.
-        calibration: name of the text that the database was made from.
+    `outside` is the number of parameters outside the blocks; `calibration` names the text of the database.
     """
-    dense = space.params(space.dense)
-    kept = [_blocks(model, space, size) for size in sizes]
+    space = SearchSpace(reader.modules)
+    dense, dtype = space.params(space.dense), checkpoint.dtype
+    whole = wording.count(outside + dense)
+    kept = [_blocks(checkpoint.n_blocks, reader, space, size) for size in sizes]
     words: dict[tuple[float, str], int] = {}
     data = []
     for size, blocks in zip(sizes, kept, strict=True):
         places = [[words.setdefault(cell, len(words)) for cell in kept_cells(block)] for block in blocks]
-        data.append({"text": _text(model, size, dense), "blocks": places})
+        data.append({"text": _text(outside, size, dense, dtype.itemsize), "blocks": places})
     start = min(range(len(sizes)), key=lambda at: abs(sizes[at].share - START))
     most = max(size.kl for size in sizes) or 1.0
     return render(
         "sizes.html.j2",
         {
-            "title": f"How small can it be? {model.name}",
+            "title": f"How small can it be? {checkpoint.family.model_type}, {whole} parameters in "
+            f"{checkpoint.n_blocks} blocks",
             "start": start,
             "rows": [
                 {"text": each["text"], "bar": f"{100 * size.kl / most:.2f}"}
@@ -71,8 +51,8 @@ def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSi
             "tiles": [
                 ("block parameters kept", "kept", f"of {wording.count(dense)}"),
                 ("predicted KL", "kl", "nats per token, one shot, similar text"),
-                ("parameters", "params", f"of {wording.count(model.outside + dense)}"),
-                ("weights", "bytes", f"in {model.dtype}"),
+                ("parameters", "params", f"of {whole}"),
+                ("weights", "bytes", f"in {str(dtype).removeprefix('torch.')}"),
             ],
             "picture": [(label, Markup(svg)) for label, svg in block_rows(kept[start])],  # noqa: S704
             "columns": ("block", "KV groups", "query heads", "MLP width"),
@@ -87,21 +67,21 @@ def sizes_page(model: Described, space: SearchSpace, sizes: Sequence[PredictedSi
     )
 
 
-def _text(model: Described, size: PredictedSize, dense: int) -> dict[str, str]:
-    params = model.outside + size.params
+def _text(outside: int, size: PredictedSize, dense: int, itemsize: int) -> dict[str, str]:
+    params = outside + size.params
     return {
         "keep": f"{100 * size.share:.4g}%",
         "kept": wording.percent(size.params, dense),
         "kl": wording.divergence(size.kl),
         "params": wording.count(params),
-        "bytes": f"{wording.megabytes(params * model.itemsize)} MB",
+        "bytes": f"{wording.megabytes(params * itemsize)} MB",
     }
 
 
-def _blocks(model: Described, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
+def _blocks(n_blocks: int, reader: DatabaseReader, space: SearchSpace, size: PredictedSize) -> list[BlockFigures]:
     """What each block keeps at a size."""
-    rows: list[dict[str, Any]] = [{"block": block} for block in range(model.n_blocks)]
-    for shape, level in zip(model.shapes, space.levels(size.allocation), strict=True):
+    rows: list[dict[str, Any]] = [{"block": block} for block in range(n_blocks)]
+    for shape, level in zip(reader.shapes.values(), space.levels(size.allocation), strict=True):
         if shape.kind == "attention":
             rows[shape.block] |= {
                 "groups": level.groups,

@@ -26,9 +26,7 @@ def block_rows(
 ) -> list[tuple[str, str]]:
     """Rows of the picture as (label, SVG), the numbers on hover.
 
-    Args:
-        allocation: of all blocks, at least one.
-        sensitivity: of modules; shades are of one logarithmic scale.
+    Shades of `sensitivity` are of one logarithmic scale.
     """
     rows = []
     darkest = max((row.removed for row in sensitivity), default=0.0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from markupsafe import Markup
-from rich.table import Table
 
 from darwinlm import __version__
 from darwinlm.report import plots, wording
@@ -23,11 +22,7 @@ class SweepRow(Figures):
         name: dense, or of the budget.
         folder: of its run inside the sweep's; None for the dense model.
         budget: None for the dense model.
-        params: parameters.
-        block_params: parameters inside the blocks.
-        bytes: of its weights.
         kl: KL(dense ‖ model) in nats per token.
-        perplexity: on the same text.
         tokens_per_second: of a prompt.
         decode_tokens_per_second: of new text.
         on_front: whether no model of its size or smaller has less KL.
@@ -69,10 +64,6 @@ class SweepSummary(Figures):
         ]
         return cls(rows=tuple(row.model_copy(update={"on_front": _on_front(row, rows)}) for row in rows))
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return self.model_dump(mode="json")
-
 
 def _on_front(row: SweepRow, rows: list[SweepRow]) -> bool:
     def loss(one: SweepRow) -> float:
@@ -94,20 +85,9 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
     )
 
 
-def sweep_table(sweep: SweepSummary) -> Table:
-    """For the terminal."""
-    table = Table(title="size against loss")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in sweep.rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def sweep_markdown(sweep: SweepSummary) -> str:
-    """A Markdown table; a model is on the front when none of its size or smaller has less KL."""
-    lines = [HEADINGS, ("---",) + ("---:",) * (len(HEADINGS) - 1), *map(_cells, sweep.rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def sweep_cells(sweep: SweepSummary) -> list[tuple[str, ...]]:
+    """Rows of cells under `HEADINGS`; a model is on the front when none of its size or smaller has less KL."""
+    return list(map(_cells, sweep.rows))
 
 
 def sweep_plot(sweep: SweepSummary) -> str:
@@ -117,15 +97,13 @@ def sweep_plot(sweep: SweepSummary) -> str:
         for row in sweep.rows
         if row.perplexity is not None
     ]
-    return plots.size_plot(points, unit="parameters (M)")
+    return plots.size_plot(points)
 
 
 def sweep_page(sweep: SweepSummary, first: Summary) -> str:
     """`index.html`: the table with a link to each model's page, and the plot.
 
-    Args:
-        sweep: its rows.
-        first: summary of any of its runs; they share model, text and machine.
+    `first` is the summary of any of its runs; they share model, text and machine.
     """
     beaten = [row.name for row in sweep.rows if not row.on_front]
     return render(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from darwinlm import tables
 from darwinlm.report import wording
-from darwinlm.report.summary import ModelFigures, Summary
+from darwinlm.report.models import ModelFigures
+from darwinlm.report.summary import Summary
 
 COLUMNS = (
     "model",
@@ -23,15 +23,8 @@ COLUMNS = (
 )
 """Headings of the cells of a row."""
 
-TERMINAL_COLUMNS = (
-    "model",
-    "params",
-    "block params",
-    "MB",
-    "perplexity",
-    "KL, nats per token",
-    "prompt tokens/s",
-    "decode tokens/s",
+TERMINAL_COLUMNS = tuple(
+    column.replace("parameters", "params").replace(" (nats/token)", ", nats per token") for column in COLUMNS
 )
 """The same, in words short enough for 80 characters."""
 
@@ -41,7 +34,6 @@ class ComparisonRow:
     """One model's figures, as they are shown.
 
     Attributes:
-        key: of the model in the summary.
         cells: one for each of `COLUMNS`.
         final: whether this is the model that is saved.
     """
@@ -53,9 +45,6 @@ class ComparisonRow:
 
 def comparison_rows(summary: Summary) -> list[ComparisonRow]:
     """Lay out the models that were measured, the dense one first.
-
-    Args:
-        summary: of a run.
 
     Returns:
         A row for each model; a figure that wasn't measured is a dash, and shares and factors are of the dense model.
@@ -76,14 +65,11 @@ def comparison_table(summary: Summary) -> Table:
     Where the terminal is narrow, shares and factors go to a line of their own; no figure is cut.
     """
     rows = comparison_rows(summary)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, column in enumerate(TERMINAL_COLUMNS):
-        pieces = [*column.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
-        table.add_column(
-            Text(column), justify="right" if place else "left", min_width=max(len(piece) for piece in pieces)
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.cells), style="bold" if row.final else None)
+    final = next((number for number, row in enumerate(rows) if row.final), None)
+    table = tables.terminal(TERMINAL_COLUMNS, [row.cells for row in rows], bold=final)
+    for place, heading in enumerate(TERMINAL_COLUMNS):
+        pieces = [*heading.split(), *(piece for row in rows for piece in _pieces(row.cells[place], words=place == 0))]
+        table.columns[place].min_width = max(map(len, pieces))
     return table
 
 

@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, ModelKey, SearchFigures, Summary, VocabularyFigures
+from darwinlm.report.models import ModelKey
+from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
@@ -29,7 +30,12 @@ def count(value: float | None) -> str:
 
 def megabytes(value: float | None) -> str:
     """Write bytes as MB of 10⁶ bytes, three digits or more, without the unit."""
-    return NOTHING if value is None else _three_digits(value / 1e6)
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    value /= 1e6
+    if value >= 9.995:
+        return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def perplexity(value: float | None) -> str:
@@ -326,16 +332,6 @@ def _same_size(summary: Summary) -> bool:
     """Whether the uniform model is within 1 % of the saved one: equal layers come in coarser steps."""
     uniform, final = summary.models.get("uniform"), summary.saved
     return uniform is None or abs(uniform.block_params - final.block_params) <= 0.01 * final.block_params
-
-
-def _three_digits(value: float) -> str:
-    if not math.isfinite(value):
-        return NOTHING
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    if value >= 9.995:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _python_string(text: str) -> str:

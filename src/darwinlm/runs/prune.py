@@ -25,7 +25,6 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: Output folder.
         model: Folder of the smaller model.
         report: Path of the report.
         summary: Figures of the report, as in summary.json.
@@ -44,9 +43,7 @@ class Result:
     def load(self, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
         """Load the smaller model and its tokenizer as transformers objects.
 
-        Args:
-            device: Auto, cpu, cuda ...
-            dtype: Auto, bfloat16, float16 or float32.
+        `device` is auto, cpu, cuda ..., `dtype` auto, bfloat16, float16 or float32.
 
         Raises:
             ModelError: The model no longer exists.
@@ -129,7 +126,7 @@ def prune(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     size = {"keep": keep, "params": params, "bytes": bytes, "speedup": speedup, "latency": latency}
-    resolved = _resolve(
+    resolved = resolve(
         recipe, assignments, options(model=model, **size, vocab=vocab, time=time, ready_for=ready_for, text=text)
     )
     run = Run(resolved, Path(out), reporter or Reporter())
@@ -137,7 +134,8 @@ def prune(
     return Result(run.folder, run.folder / "model", run.folder / "report.html", summary)
 
 
-def _resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+def resolve(recipe: Recipe | str | Path | None, assignments: Sequence[str], overrides: dict[str, Any]) -> Recipe:
+    """A recipe with assignments and overrides. Raises RecipeError."""
     if isinstance(recipe, Recipe):
         return merge(recipe, assignments, overrides)
     return load_recipe(recipe, assignments, overrides)

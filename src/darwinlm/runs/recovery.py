@@ -13,10 +13,12 @@ from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe, load_recipe, merge, parse_recipe
-from darwinlm.report.summary import FILE, ModelKey, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
+from darwinlm.recipe import Recipe, parse_recipe
+from darwinlm.report.models import ModelKey
+from darwinlm.report.summary import FILE, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
-from darwinlm.stages.dtype import export_dtype
+from darwinlm.runs.prune import resolve
+from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
@@ -68,7 +70,9 @@ def recover(
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    resolved = _resolve(summary, folder / FILE, recipe, assignments, {**overrides, "teacher": teacher})
+    if recipe is None and summary is not None:
+        recipe = parse_recipe(summary.recipe, str(folder / FILE))
+    resolved = resolve(recipe, assignments, {**overrides, "teacher": teacher})
     resolved = resolved.model_copy(update={"model": resolved.teacher or resolved.model, "rounds": ()})
     if resolved.model is None:
         raise RecipeError("no dense model is given: name the original model with --teacher")
@@ -89,23 +93,9 @@ def recover(
     return _finish(run, texts, student, recovered, summary)
 
 
-def _resolve(
-    summary: Summary | None,
-    path: Path,
-    recipe: Recipe | str | Path | None,
-    assignments: Sequence[str],
-    overrides: dict[str, Any],
-) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return merge(recipe, assignments, overrides)
-    if recipe is not None or summary is None:
-        return load_recipe(recipe, assignments, overrides)
-    return merge(parse_recipe(summary.recipe, str(path)), assignments, overrides)
-
-
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
     """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = export_dtype(run) if run.recipe.export.dtype != "auto" else _dtype(student.dtype)
+    dtype = saved_dtype(run.recipe, student)
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,
@@ -144,10 +134,6 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     )
     write_report(run.folder, target, summary)
     return summary
-
-
-def _dtype(dtype: Any) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."))
 
 
 def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:

@@ -17,7 +17,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.lock import hold_target
 from darwinlm.recipe import UnitsSettings
 from darwinlm.report import wording
-from darwinlm.report.sizes import Described, sizes_page
+from darwinlm.report.sizes import sizes_page
 from darwinlm.search.predict.sizes import predicted_sizes
 from darwinlm.search.problem.cost import parameter_costs
 from darwinlm.search.problem.space import SearchSpace
@@ -32,12 +32,7 @@ SECONDS = 3.0
 def write_sizes(folder: Path, out: Path) -> int:
     """Predict sizes of a model from its database and write the page, without reading the model.
 
-    Args:
-        folder: Output folder of `darwinlm database` or `darwinlm prune`.
-        out: File of the page.
-
-    Returns:
-        Number of sizes on the page.
+    `folder` is the output folder of `darwinlm database` or `darwinlm prune`. Returns the number of sizes.
 
     Raises:
         ArtifactError: There is no finished database, it predicts no losses, or the plan beside it is missing, damaged
@@ -46,38 +41,24 @@ def write_sizes(folder: Path, out: Path) -> int:
         BusyError: Another process writes the page.
     """
     with hold_target(out):
-        return _written(folder, out)
-
-
-def _written(folder: Path, out: Path) -> int:
-    stage = find_database(folder)
-    plan = _plan(stage, folder)
-    checkpoint, units, outside = _model(plan)
-    reader = DatabaseReader(stage.folder, checkpoint, units)
-    _check_same_model(stage, reader, folder)
-    space = SearchSpace(reader.modules)
-    cost = parameter_costs(space)
-    shares = [share for share in SHARES if share * cost.dense >= cost.smallest]
-    sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
-    if not sizes:
-        raise ArtifactError(
-            f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one with "
-            "database.saliency=loss"
-        )
-    itemsize = checkpoint.dtype.itemsize
-    dense = outside + cost.dense
-    model = Described(
-        name=f"{checkpoint.family.model_type}, {wording.count(dense)} parameters in {checkpoint.n_blocks} blocks",
-        shapes=list(reader.shapes.values()),
-        n_blocks=checkpoint.n_blocks,
-        outside=outside,
-        dtype=str(checkpoint.dtype).removeprefix("torch."),
-        itemsize=itemsize,
-    )
-    about = describe(stage)["calibration"]
-    calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
-    write_text(out, sizes_page(model, space, sizes, calibration))
-    return len(sizes)
+        stage = find_database(folder)
+        plan = _plan(stage, folder)
+        checkpoint, units, outside = _model(plan)
+        reader = DatabaseReader(stage.folder, checkpoint, units)
+        _check_same_model(stage, reader, folder)
+        space = SearchSpace(reader.modules)
+        cost = parameter_costs(space)
+        shares = [share for share in SHARES if share * cost.dense >= cost.smallest]
+        sizes = predicted_sizes(space, reader, shares, seconds=SECONDS)
+        if not sizes:
+            raise ArtifactError(
+                f"the database in {folder} predicts no losses (it was built with database.saliency=output): build one "
+                "with database.saliency=loss"
+            )
+        about = describe(stage)["calibration"]
+        calibration = f"{about['tokens']:,} tokens of {wording.short_source(about['source'])}"
+        write_text(out, sizes_page(checkpoint, reader, outside, sizes, calibration))
+        return len(sizes)
 
 
 def _plan(stage: StageFolder, folder: Path) -> StageFolder:

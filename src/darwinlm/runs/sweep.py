@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from darwinlm import parallel
+from darwinlm import parallel, tables
 from darwinlm.artifact import write_json, write_text
 from darwinlm.console import Reporter
 from darwinlm.errors import RecipeError
@@ -13,7 +13,7 @@ from darwinlm.pipeline import STAGES, run_stages
 from darwinlm.planning.time_limit import TimeLimit
 from darwinlm.recipe import BudgetSettings, Recipe
 from darwinlm.report.summary import Summary
-from darwinlm.report.sweep import SweepSummary, sweep_markdown, sweep_page, sweep_plot
+from darwinlm.report.sweep import HEADINGS, SweepSummary, sweep_cells, sweep_page, sweep_plot
 from darwinlm.run import Run
 
 SWEEP = "sweep"
@@ -67,7 +67,7 @@ def prune_sweep(
     sweep = SweepSummary.of(summaries)
     if parallel.is_main():
         write_json(folder / f"{SWEEP}.json", sweep.as_json())
-        write_text(folder / f"{SWEEP}.md", sweep_markdown(sweep))
+        write_text(folder / f"{SWEEP}.md", tables.markdown(HEADINGS, sweep_cells(sweep)))
         write_text(folder / f"{SWEEP}.svg", sweep_plot(sweep))
         write_text(folder / PAGE, sweep_page(sweep, summaries[0][1]))
     return sweep

@@ -21,7 +21,6 @@ class Finding:
     """Result of one check.
 
     Attributes:
-        what: Description for the user.
         wrong: Difference from the record; None if there is none.
     """
 
@@ -31,12 +30,6 @@ class Finding:
 
 def verify_run(folder: Path) -> list[Finding]:
     """Check a finished run.
-
-    Args:
-        folder: Output folder of the run.
-
-    Returns:
-        All checks in the order of the stages.
 
     Raises:
         ArtifactError: The folder isn't the output folder of a run.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +41,6 @@ if TYPE_CHECKING:
 STATE = "evolution.json"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Result of the search.
-
-    Attributes:
-        allocation: Best allocation.
-        uniform: Best uniform allocation at the same budget.
-        record: Start, history and figures for the report.
-    """
-
-    allocation: Allocation
-    uniform: Allocation
-    record: dict[str, Any]
-
-
 def search(
     model: Decoder,
     database: DatabaseReader,
@@ -67,19 +52,12 @@ def search(
     *,
     batch_tokens: int,
     neighbour: Allocation | None = None,
-) -> Outcome:
+) -> dict[str, Any]:
     """Find the allocation, or resume an interrupted search.
 
-    Args:
-        model: Dense model.
-        database: Pruned modules.
-        problem: Space, costs and budget.
-        texts: Fitness text, [n, t], and training text if candidates are trained.
-        settings: Recipe's section.
-        folder: Folder for the state.
-        reporter: Reporter for progress.
-        batch_tokens: Tokens in one forward pass.
-        neighbour: Result at another budget with the same database; the search starts from it if it is better.
+    `texts` are fitness text, [n, t], and training text if candidates are trained. The search starts from `neighbour`, a
+    result at another budget with the same database, if it is better. `folder` holds the state.
+    Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
         ArtifactError: The state is damaged or another search's.
@@ -120,21 +98,15 @@ def search(
     )
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
-    return Outcome(state.parent, uniform, _record(state, problem, uniform_kl))
+    return {"allocation": state.parent, "uniform": uniform, "record": _record(state, problem, uniform_kl)}
 
 
 def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:
     """The best uniform allocation.
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
-    first if time runs out. The best three are compared on all tokens.
-
-    Args:
-        problem: Space, costs and budget.
-        fitness: Evaluation of candidates.
-        losses: Single-module loss of every level.
-        n_tokens: Fitness tokens for the final comparison.
-        clock: Time used and time limit; at least one allocation is measured.
+    first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
+    measured, whatever the clock says.
 
     Raises:
         BudgetError: No uniform allocation fits.

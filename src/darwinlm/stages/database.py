@@ -20,9 +20,12 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
 from darwinlm.families.family import KINDS
 from darwinlm.malloc import kept_memory
-from darwinlm.recipe import DatabaseSettings
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
+
+GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
+"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
+Measured databases have these amounts (docs/notebook/database.md)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
         "model": run.checkpoint.digest,
         "calibration": texts["calibration"].digest,
         "units": recipe.units.attention,
-        "database": recipe.database.model_dump(exclude=_without_effect(recipe.database)),
+        "database": recipe.database.model_dump(exclude={"folder"}),
         "arithmetic": run.arithmetic,
     }
     text = texts["calibration"]
@@ -80,7 +83,7 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
             memory = HiddenMemory(stage.folder)
             with parallel.agree():
                 stream = _stream(run, tokens, memory)
-            build_database(stage, stream, recipe.units, recipe.database.damping, weights, run.reporter.advance)
+            build_database(stage, stream, recipe.units, weights, run.reporter.advance)
             with parallel.agree():
                 if parallel.is_main():
                     about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}
@@ -88,14 +91,14 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
     return PruningDatabase(stage, DatabaseReader(stage.folder, run.checkpoint, recipe.units, device=run.device))
 
 
-def _without_effect(settings: DatabaseSettings) -> set[str]:
-    """Fields that don't affect the pruned modules."""
-    return {"folder"} if settings.saliency == "loss" else {"folder", "saliency_tokens"}
+def gradient_tokens(calibration_tokens: int) -> int:
+    """Number of calibration tokens for the gradients of the loss."""
+    return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
 
 
 def _saliency_stage(run: Run, text: TokenBlocks) -> Saliency:
     """Second moments of output gradients on the beginning of the calibration text, a file for each block."""
-    wanted = -(-run.recipe.database.saliency_tokens // text.tokens.shape[1])
+    wanted = -(-gradient_tokens(text.n_tokens) // text.tokens.shape[1])
     sequences = min(max(wanted, parallel.size()), len(text.tokens))
     tokens = text.tokens[:sequences][parallel.place() :: parallel.size()]
     key = {"model": run.checkpoint.digest, "calibration": text.digest, "rows": sequences, "arithmetic": run.arithmetic}

@@ -7,12 +7,6 @@ import torch
 from darwinlm.compute import DTYPES
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
-from darwinlm.run import Run
-
-
-def export_dtype(run: Run) -> torch.dtype:
-    """Element type of the saved model of a run."""
-    return saved_dtype(run.recipe, run.checkpoint)
 
 
 def saved_dtype(recipe: Recipe, checkpoint: Checkpoint) -> torch.dtype:

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from darwinlm.artifact import damaged, read_json, write_json
 from darwinlm.errors import first_line
-from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying
+from darwinlm.evaluation.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.speed import continue_greedily, measure_speed
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.report.summary import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.report.models import CopyingFigures, LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.run import Run
 from darwinlm.stages.text import Texts
 from darwinlm.surgery.stitch import as_dtype, block_parameters, stitch
@@ -33,12 +33,7 @@ Measured = dict[ModelKey, ModelFigures]
 
 
 def evaluate_stage(run: Run, results: StageResults) -> Measured:
-    """Figures of each model.
-
-    Args:
-        run: The run.
-        results: Results of the earlier stages.
-    """
+    """Figures of each model."""
     exported, stitched, refitted = results.export, results.stitch, results.refit
     key = {
         "model": run.checkpoint.digest,
@@ -100,11 +95,7 @@ def together(sizes: dict[ModelKey, int], room: float | None) -> list[list[ModelK
 def measure_models(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
     """Measure models on the same text, including the dense one.
 
-    Args:
-        run: The run.
-        models: Models in the run's element type, on the CPU.
-        texts: Texts of the run, including `evaluation`.
-        dtype: Element type for their size in bytes.
+    Models are in the run's element type, on the CPU; their sizes in bytes are those in `dtype`.
     """
     sizes = {name: sum(p.numel() * p.element_size() for p in model.parameters()) for name, model in models.items()}
     measured: Measured = {}
@@ -125,7 +116,6 @@ def _late(run: Run) -> Callable[[float], Callable[[], bool]]:
 
 
 def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype: torch.dtype) -> Measured:
-    settings = run.recipe.evaluation
     tokens = texts["evaluation"].tokens
     named: dict[str, Any] = {str(name): model for name, model in models.items()}
     late = _late(run)
@@ -137,15 +127,15 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
         progress=run.reporter.advance,
         late=late(QUALITY),
     )
-    speed = measure_speed(named, tokens[:1], new_tokens=settings.new_tokens, runs=settings.speed_runs, late=late(SPEED))
+    speed = measure_speed(named, tokens[:1], late=late(SPEED))
     tokenizer = run.checkpoint.tokenizer()
     sequences, remarks = all_copying(
-        tokenizer, tokens, longest_sequence(models["dense"].config), lists=settings.copying_lists
+        tokenizer, tokens, longest_sequence(models["dense"].config), lists=number_of_lists(tokens.numel())
     )
     copied = measure_copying(named, sequences, batch_tokens=run.batch_tokens, late=late(COPYING))
     if skipped := [each.name for each in sequences[len(copied["dense"]) :]]:
         remarks.append(f"copying was not measured for lack of time: {'; '.join(skipped)}")
-    prompts = settings.prompts[:1] if late(COPYING)() else settings.prompts
+    prompts = run.recipe.evaluation.prompts[: 1 if late(COPYING)() else None]
     measured: Measured = {}
     for name, model in models.items():
         params = sum(parameter.numel() for parameter in model.parameters())
@@ -166,6 +156,6 @@ def _measure_together(run: Run, models: dict[ModelKey, Any], texts: Texts, dtype
             ),
             tokens_per_second=speed[name].prompt,
             decode_tokens_per_second=speed[name].decode,
-            continuations=tuple(continue_greedily(model, tokenizer, prompts, settings.new_tokens)),
+            continuations=tuple(continue_greedily(model, tokenizer, prompts)),
         )
     return measured

@@ -12,7 +12,7 @@ from darwinlm.artifact import file_digest, write_json
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.stages.dtype import export_dtype
+from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -22,14 +22,7 @@ from darwinlm.surgery.stitch import as_dtype
 
 @dataclass(frozen=True)
 class Exported:
-    """The final model.
-
-    Attributes:
-        folder: Folder of the model.
-        dtype: Element type of its weights.
-        custom_code: Whether it needs a modelling file.
-        digest: Digest of its weights and configuration.
-    """
+    """The final model."""
 
     folder: Path
     dtype: torch.dtype
@@ -46,7 +39,7 @@ def export_stage(
         CheckpointError: The saved model differs from the model in memory.
         StorageError: The disk is full.
     """
-    dtype = export_dtype(run)
+    dtype = saved_dtype(run.recipe, run.checkpoint)
     folder = run.folder / "model"
     key = {
         "stitched": stitched.stage.digest,

@@ -35,13 +35,7 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class Recovered:
-    """The trained model.
-
-    Attributes:
-        stage: Stage folder.
-        checkpoint: The model, float32.
-        record: Steps, tokens, and the log.
-    """
+    """The trained model."""
 
     stage: StageFolder
     checkpoint: Checkpoint
@@ -69,12 +63,8 @@ def recover_stage(run: Run, texts: Texts, stitched: Stitched, refitted: Refitted
 def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) -> Steps:
     """Check everything that can be checked before training or pruning.
 
-    Args:
-        run: The run.
-        described: The model to train and its tokenizer; None if it will be pruned from the run's model.
-
-    Returns:
-        The division of the text into steps.
+    `described` is the model to train and its tokenizer; None if it will be pruned from the run's model. Returns the
+    division of the text into steps.
 
     Raises:
         RecipeError: Sequences are too long, a step can't be divided, or weights can't be sharded.
@@ -84,16 +74,15 @@ def check_recovery(run: Run, described: tuple[Checkpoint, Any] | None = None) ->
     """
     settings, text, teacher = run.recipe.recovery, run.recipe.text, run.teacher
     small, tokenizer = described or (run.checkpoint, run.checkpoint.tokenizer())
-    length = settings.sequence_length or text.sequence_length
     check_packages(settings)
     check_sharding(settings)
-    check_length(settings, length, small, *([teacher] if settings.distillation else []))
+    check_length(text.sequence_length, small, *([teacher] if settings.distillation else []))
     source = settings.text or text.source
     if source is not None:
         check_not_evaluation_text(source, allow_benchmark_text=text.allow_benchmark_text)
     if settings.distillation and teacher is not small:
         check_teacher(teacher, small, tokenizer)
-    return plan_steps(settings, length, run.batch_tokens, parallel.size())
+    return plan_steps(settings, text.sequence_length, run.batch_tokens, parallel.size())
 
 
 def recover_model(
@@ -105,12 +94,8 @@ def recover_model(
 ) -> Recovered:
     """Train a model, in one process or several, as the stage `recover`.
 
-    Args:
-        run: The run.
-        texts: Texts of other purposes, including `validation`.
-        described: The smaller model (for its configuration) and its tokenizer.
-        student: Function that builds the smaller model in float32.
-        before: Digests of the initial weights.
+    `described` is the smaller model, for its configuration, and its tokenizer; `student` builds it in float32. `before`
+    holds digests of the initial weights.
 
     Raises:
         ModelError: The dense model has another vocabulary or tokenizer.
@@ -146,6 +131,8 @@ def recover_model(
     }
     if run.recipe.text.looking_back:
         key["looking_back"] = run.recipe.text.looking_back
+    if run.skipped_tokens:
+        key["skipped"] = run.skipped_tokens
     work = _work_folder(run)
     if parallel.is_main() and (run.path("recover") / MANIFEST).exists():
         shutil.rmtree(work, ignore_errors=True)  # left by a training that was killed at its end
@@ -173,7 +160,7 @@ def _train(
     work = _work_folder(run)
     with parallel.main_first():
         if parallel.is_main():
-            tokens = settings.skip_tokens + steps.blocks * steps.length
+            tokens = run.skipped_tokens + steps.blocks * steps.length
             _pack(run, described, work, tokens, source, reserved, stage.digest)
     with parallel.agree():
         bos = added_bos(described[1])
@@ -181,7 +168,7 @@ def _train(
             work / "text",
             steps.length,
             steps.blocks,
-            settings.skip_tokens,
+            run.skipped_tokens,
             bos,
             repeats=partial(
                 with_repeats,
@@ -219,13 +206,13 @@ def _with_cache(run: Run, text: PackedText, dense: Any, digest: str, batch_rows:
     from darwinlm.recovery.cache import CacheKey, cached_text
 
     settings = run.recipe.recovery
-    if settings.teacher_cache is None or settings.top_k is None:
+    if settings.teacher_cache is None:
         return text
     return cached_text(
         text,
         dense,
         Path(settings.teacher_cache).expanduser(),
-        CacheKey(digest, run.recipe.compute.dtype, settings.top_k),
+        CacheKey(digest, run.recipe.compute.dtype),
         batch_rows=batch_rows,
         say=run.reporter.say,
         progress=run.reporter.advance,

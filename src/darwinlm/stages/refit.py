@@ -40,7 +40,6 @@ class Refitted:
     """Result of the refit.
 
     Attributes:
-        stage: Stage folder.
         choices: Decision for each module.
         record: KL to the dense model on validation text before, after and by interpolation factor; the chosen factor
             (`strength`).
@@ -51,11 +50,7 @@ class Refitted:
     record: dict[str, Any]
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The corrected weights by tensor name, float32; empty if the stitched model was better.
-
-        Args:
-            checkpoint: The stitched model.
-        """
+        """The corrected weights by tensor name, float32; empty if the stitched model was better."""
         corrected: dict[str, Tensor] = {}
         if self.record["kept"] == "stitched":
             return corrected

@@ -15,6 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
 from darwinlm.report.card import model_card
+from darwinlm.report.models import ModelFigures
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
     FILE,
@@ -22,7 +23,6 @@ from darwinlm.report.summary import (
     BudgetFigures,
     ExportFigures,
     MachineFigures,
-    ModelFigures,
     OriginFigures,
     PurposeFigures,
     RecoveryFigures,

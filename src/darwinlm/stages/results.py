@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from darwinlm.report.summary import ModelFigures, ModelKey, Summary, VocabularyFigures
+from darwinlm.report.models import ModelFigures, ModelKey
+from darwinlm.report.summary import Summary, VocabularyFigures
 from darwinlm.search.problem.problem import Problem
 from darwinlm.stages.database import PruningDatabase
 from darwinlm.stages.export import Exported
@@ -17,21 +18,7 @@ from darwinlm.stages.text import Texts
 
 @dataclass(eq=False, repr=False)
 class StageResults:
-    """Result of each stage, by its name; a field exists once its stage has run.
-
-    Attributes:
-        vocabulary: Figures of the smaller vocabulary; None if all tokens are kept.
-        text: Blocks of tokens by purpose.
-        plan: Space, costs and budget.
-        database: Pruned modules.
-        search: Allocation.
-        stitch: Smaller model.
-        refit: Refitted model; None if the recipe skips it.
-        recover: Trained model; None if the recipe skips it.
-        export: Saved model.
-        evaluate: Figures of each model.
-        report: Summary.
-    """
+    """Result of each stage, by its name; a field exists once its stage has run, and is None if the recipe skips it."""
 
     vocabulary: VocabularyFigures | None = field(init=False)
     text: Texts = field(init=False)

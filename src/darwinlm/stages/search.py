@@ -23,7 +23,6 @@ class SearchResult:
     """Result of the search.
 
     Attributes:
-        stage: Stage folder.
         allocation: Best allocation.
         uniform: Best uniform allocation at the same budget.
         record: Start, history and figures for the report.
@@ -40,12 +39,7 @@ def search_stage(
 ) -> SearchResult:
     """Find the allocation, or reuse it.
 
-    Args:
-        run: The run.
-        texts: Fitness text, and training text if candidates are trained.
-        database: Pruned modules.
-        problem: Space, costs and budget.
-        neighbour: Result at another budget with the same database; the search starts from it if it is better.
+    The search starts from `neighbour`, a result at another budget with the same database, if it is better.
 
     Raises:
         BudgetError: No allocation keeps the budget.
@@ -64,7 +58,7 @@ def search_stage(
     }
     with run.stage("search", key, "search", shared=True) as (stage, work):
         if work:
-            outcome = search(
+            result = search(
                 Decoder(run.checkpoint.load(run.dtype, run.device), run.checkpoint.family),
                 database.reader,
                 problem,
@@ -76,7 +70,6 @@ def search_stage(
                 neighbour=neighbour,
             )
             if parallel.is_main():
-                result = {"allocation": outcome.allocation, "uniform": outcome.uniform, "record": outcome.record}
                 write_json(stage.folder / RESULT, result)
             parallel.barrier()
         result = read_json(stage.folder / RESULT)

@@ -101,7 +101,7 @@ def shares_of(recipe: Recipe) -> dict[str, int]:
     settings, training = recipe.text, recipe.search.training_needed
     shares = {
         "calibration": settings.calibration_tokens,
-        "fitness": settings.fitness_tokens,
+        "fitness": recipe.search.fitness_needed,
         "validation": settings.validation_tokens,
         "evaluation": settings.evaluation_tokens,
     }

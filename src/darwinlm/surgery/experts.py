@@ -73,11 +73,8 @@ class Mixture:
 def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, float]:
     """The mixture of the current block, and the summed squares of its target.
 
-    It stores the mixture's input and the missing part for the whole text, besides the residual streams.
-
-    Args:
-        walk: The smaller stream, before the mixture.
-        targets: The dense residual stream after it, [b, t, m] for each batch.
+    It stores the mixture's input and the missing part for the whole text, besides the residual streams. The walk is the
+    smaller stream, before the mixture. `targets` are the dense residual stream after it, [b, t, m] for each batch.
     """
     checkpoint = walk.stream.checkpoint
     part = checkpoint.family.mlp
@@ -102,15 +99,8 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor]) -> tuple[Mixture, flo
 def fit_experts(seen: Mixture, held_out: Mixture, energy: float, W0: Tensor, ridges: Sequence[float], name: str) -> Fit:
     """The best weights of all experts; every accepted fit lowers the error on held-out text.
 
-    An expert without held-out tokens keeps its weights.
-
-    Args:
-        seen: Mixture on the fitted text.
-        held_out: Mixture on validation text.
-        energy: Summed squares of the mixture's target on validation text.
-        W0: [e, m, d] float32, the stitched weights.
-        ridges: Candidate values of λ.
-        name: Name of the mixture, for messages.
+    An expert without held-out tokens keeps its weights. W0, [e, m, d] float32, are the stitched weights, `ridges` the
+    candidate values of λ, `energy` the summed squares of the mixture's target on validation text.
 
     Returns:
         Weights [e, m, d], the most frequent λ, and errors of the whole mixture.

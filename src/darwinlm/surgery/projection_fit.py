@@ -149,12 +149,8 @@ def module_moments(
 ) -> Moments:
     """Moments of a module's inputs in the smaller stream and of the increments that would match the dense stream.
 
-    Args:
-        walk: The smaller stream, before the module.
-        kind: The module; it must exist.
-        targets: The dense residual stream after the module, [b, t, m] for each batch.
-        spread: s of each batch; empty if s is 1.
-        gain: c, [r] or None.
+    The walk is the smaller stream, before the module, which must exist. `targets` are the dense residual stream after
+    the module, [b, t, m] for each batch; `spread` is s of each batch, empty if s is 1; `gain` is c, [r] or None.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)

@@ -34,8 +34,6 @@ class FitChoice:
     """Decision for one module.
 
     Attributes:
-        block: Index of the block.
-        kind: Kind of the module.
         ridge: Best λ on validation text, for a mixture the most frequent one; None if the stitched weights were kept.
         before: Validation error of the stitched weights, E‖y - W x‖² relative to E‖y‖².
         after: Validation error of the chosen weights.
@@ -65,16 +63,8 @@ def refit(
 ) -> list[FitChoice]:
     """Fit every output projection of the smaller model. Finished blocks of an interrupted run are kept.
 
-    Args:
-        stage: Stage folder, opened for writing; each block gets a file of weights (by name inside the block) and one of
-            decisions.
-        fit: Streams on the fitted text, before the first block; they end after the last one.
-        validation: Streams on validation text, before the first block.
-        ridges: Candidate values of λ.
-        progress: Callback with the numbers of finished and total blocks.
-
-    Returns:
-        The decision for each module that exists.
+    The streams stand before the first block; they end after the last one. Each block gets a file of weights (by name
+    inside the block) and one of decisions. `ridges` are candidate values of λ.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -185,13 +175,8 @@ def _fit_module(
 ) -> Fit:
     """The best weights of an output projection on validation text.
 
-    Args:
-        kind: Kind of the module.
-        small: The smaller streams before the module, on the fitted text and on validation text.
-        dense: The dense streams after it, in the same order.
-        spreads: Spreads as in `watched_spread`, in the same order.
-        W0: The stitched weights, float32.
-        ridges: Candidate values of λ.
+    `small` are the smaller streams before the module, on the fitted text and on validation text; `dense` are the dense
+    streams after it, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
     """
     walk = small[0]
     label = f"block {walk.block} {kind}"

@@ -25,17 +25,7 @@ SHARED_WIDTH = "shared_expert_width"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """Cut the tensors of one sub-layer (names inside it, without the block's norms).
-
-    Args:
-        family: Names of the projections.
-        shape: Shape before the cut.
-        tensors: The dense sub-layer's tensors by name inside it.
-        kept: Kept columns and weights.
-
-    Returns:
-        The smaller sub-layer's tensors, in the types of the dense ones.
-    """
+    """Cut the tensors of one sub-layer (names inside it, without the block's norms)."""
     part = family.module(shape.kind)
     if kept.weight is None:
         return dict(tensors)
@@ -80,11 +70,7 @@ def layer_overrides(
 ) -> dict[str, Any]:
     """Configuration fields of a layer that a level changes.
 
-    Args:
-        family: Names of the sizes.
-        shape: Shape before the cut.
-        level: Level of the module.
-        query_groups: KV head of each kept query head, if KV heads serve different numbers of them.
+    `query_groups` is the KV head of each kept query head, if KV heads serve different numbers of them.
     """
     if shape.kind == "mixer":
         return {}
@@ -121,14 +107,8 @@ def small_module(
 ) -> nn.Module:
     """Build the sub-layer at a level, in the family's class, around the given tensors.
 
-    Args:
-        block: A block of the dense model, for its class.
-        config: Configuration of the dense model.
-        family: Names of the sub-layers.
-        shape: Shape before the cut.
-        level: Level of the module; it must keep something.
-        tensors: The smaller sub-layer's tensors by name inside it; they are used, not copied.
-        query_groups: As in `layer_overrides`.
+    The level must keep something. The tensors, by name inside the sub-layer, are used, not copied. The block of the
+    dense model gives the class.
     """
     kind: ModuleKind = shape.kind
     overrides = layer_overrides(family, shape, level, query_groups)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,41 +31,37 @@ def chosen_levels(modules: tuple[ModuleLevels, ...], allocation: tuple[int, ...]
     return {(module.block, module.kind): module.levels[index] for module, index in pairs}
 
 
-def gone_modules(block: int, chosen: Mapping[tuple[int, ModuleKind], Level]) -> list[ModuleKind]:
-    """Kinds of the modules that a block doesn't have: for `skip` in the configuration."""
-    there = {kind for kind in KINDS if (block, kind) in chosen and chosen[block, kind].width}
-    if "mixer" in there:  # in place of the attention
-        there.add("attention")
-    return [kind for kind in KINDS if kind != "mixer" and kind not in there]
-
-
-def layer_table(n_blocks: int, chosen: Chosen, database: DatabaseReader) -> dict[int, dict[str, Any]]:
-    """`per_layer_config` of the smaller model: sizes of every layer, and the sub-layers that it skips."""
+def layer_table(
+    n_blocks: int,
+    chosen: Mapping[tuple[int, ModuleKind], Level],
+    sizes: Callable[[int, ModuleKind, Level], dict[str, Any]],
+) -> dict[int, dict[str, Any]]:
+    """`per_layer_config` of a smaller model: `sizes` of the modules of every layer, and sub-layers that it skips."""
     table: dict[int, dict[str, Any]] = {}
     for block in range(n_blocks):
+        there = {kind: chosen[block, kind] for kind in KINDS if (block, kind) in chosen and chosen[block, kind].width}
         row: dict[str, Any] = {}
-        gone = gone_modules(block, chosen)
-        for kind in KINDS:
-            level = chosen.get((block, kind))
-            if level is not None and level.width:
-                shape, query_groups = database.shape(block, kind), None
-                if kind == "attention":
-                    _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
-                row |= layer_overrides(database.checkpoint.family, shape, level, query_groups)
-        if gone:
-            row[SKIP] = gone
-        table[block] = row
+        for kind, level in there.items():
+            row |= sizes(block, kind, level)
+        standing = {"attention" if kind == "mixer" else kind for kind in there}  # a mixer replaces the attention
+        gone = [kind for kind in KINDS if kind != "mixer" and kind not in standing]
+        table[block] = row | ({SKIP: gone} if gone else {})
     return table
+
+
+def sizes_in(database: DatabaseReader, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
+    """Configuration fields of a layer for a module of a database at a level."""
+    shape, query_groups = database.shape(block, kind), None
+    if kind == "attention":
+        _, query_groups = kept_groups(shape, level, database.columns(block, kind, level).sort().values)
+    return layer_overrides(database.checkpoint.family, shape, level, query_groups)
 
 
 def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> Any:
     """Configuration of the smaller model.
 
-    Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`.
-
-    Args:
-        checkpoint: The dense model.
-        table: Table from `layer_table`.
+    Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`. `table` is from
+    `layer_table`.
     """
     family = checkpoint.family
     sizes = _common_sizes(table, family.mlp.experts)
@@ -112,6 +109,13 @@ def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
     return Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source).skeleton()
 
 
+def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Give a model on the meta device its weights; returns the names that lack some, and names without a place."""
+    unexpected: list[str] = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
+    model.tie_weights()
+    return [name for name, parameter in model.named_parameters() if parameter.is_meta], unexpected
+
+
 def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the smaller model, a block at a time, in the checkpoint's types."""
     checkpoint = database.checkpoint
@@ -136,25 +140,17 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
 
 
 def stitch(database: DatabaseReader, allocation: tuple[int, ...]) -> Any:
-    """The smaller model of an allocation, in memory, in the checkpoint's types.
-
-    Args:
-        database: Pruned modules and the dense checkpoint.
-        allocation: Level index of each of `database.modules`.
-    """
+    """The smaller model of an allocation, in memory, in the checkpoint's types."""
     checkpoint = database.checkpoint
     chosen = chosen_levels(database.modules, allocation)
-    table = layer_table(checkpoint.n_blocks, chosen, database)
+    table = layer_table(checkpoint.n_blocks, chosen, partial(sizes_in, database))
     config = smaller_config(checkpoint, table)
     model = empty_model(config, checkpoint)
     tensors = {}
     for name, tensor in stitched_tensors(database, chosen):
         tensors[name] = tensor.clone()
-    model.load_state_dict(tensors, assign=True, strict=False)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise AssertionError(f"stitching left {left} without weights")
+    left, _ = fill(model, tensors)
+    assert not left, f"stitching left {left} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 
 

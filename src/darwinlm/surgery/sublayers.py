@@ -42,9 +42,7 @@ class _Given(nn.Module):
 class BlockWalk:
     """A residual stream moving through one loaded block.
 
-    Args:
-        stream: Stream before the block; it is after the block once all sub-layers are finished.
-        block: The block.
+    The stream is after the block once all sub-layers are finished.
     """
 
     def __init__(self, stream: BlockStream, block: int) -> None:

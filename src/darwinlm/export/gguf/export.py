@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,16 @@ from darwinlm.export.check import (
     TEXT,
     ExportReport,
     Streams,
+    check_masked,
     check_tokens,
     compare_logits,
     compare_streams,
     divergence,
-    from_numpy,
     model_streams,
 )
-from darwinlm.export.dense import check_masked
 from darwinlm.export.gguf.layout import Layout, choose_layout
 from darwinlm.export.gguf.reference import GgufFile, reference_streams
+from darwinlm.export.gguf.rotation import Get
 from darwinlm.export.gguf.tensors import block_tensors, gguf_tensors
 from darwinlm.export.gguf.tokenizer import TokenizerKeys, copy_tokenizer, read_tokenizer
 from darwinlm.export.gguf.write import BY_LIBRARY, QUANTISATIONS, check_rows, require_gguf, write_gguf
@@ -59,14 +62,7 @@ def export_gguf(
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
-    Args:
-        checkpoint: The model.
-        out: Output file; it appears by rename, after a successful check.
-        quantisation: One of `QUANTISATIONS`.
-        tokenizer_from: GGUF file whose tokenizer is copied; None converts the folder's tokenizer.
-        mlp_multiple: Multiple to which MLP widths are padded.
-        threads: Number of threads for quantising and checking.
-        say: Receiver of progress messages.
+    `out` appears by rename, after a successful check. See `darwinlm.export.run.export_model` for the options.
 
     Raises:
         ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
@@ -88,6 +84,7 @@ def export_gguf(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(out), notes=list(layout.notes))
+    job = _Job(reshaper, layout, tokenizer, quantisation, threads, report)
     if checkpoint.whole is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     temporary = out.with_name(f".{out.name}.partial")
@@ -95,11 +92,11 @@ def export_gguf(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         say(f"writing {layout.architecture.name} as {quantisation}")
-        _write(temporary, plain, reshaper, layout, tokenizer, quantisation, threads)
+        _write(job, temporary, plain)
         say("checking")
-        _check(temporary, reshaper, layout, tokenizer, quantisation, threads, report)
+        _check(job, temporary)
         report.bytes = temporary.stat().st_size
-        write_json(out.with_name(f"{out.name}.export.json"), report.as_dict())
+        write_json(out.with_name(f"{out.name}.export.json"), asdict(report))
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error
@@ -109,43 +106,38 @@ def export_gguf(
     return report
 
 
-def _write(
-    path: Path,
-    plain: Path,
-    reshaper: Reshaper,
-    layout: Layout,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-) -> None:
-    if quantisation not in BY_LIBRARY:
-        write_gguf(path, reshaper, layout, tokenizer, quantisation)
+@dataclass(frozen=True)
+class _Job:
+    reshaper: Reshaper
+    layout: Layout
+    tokenizer: TokenizerKeys
+    quantisation: str
+    threads: int
+    report: ExportReport
+
+
+def _write(job: _Job, path: Path, plain: Path) -> None:
+    model = (job.reshaper, job.layout, job.tokenizer)
+    if job.quantisation not in BY_LIBRARY:
+        write_gguf(path, *model, job.quantisation)
         return
     from darwinlm.engines.process import quantise_file
 
-    write_gguf(plain, reshaper, layout, tokenizer, INTERMEDIATE.get(reshaper.checkpoint.dtype, "f32"))
-    quantise_file(plain, path, BY_LIBRARY[quantisation], threads)
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    quantise_file(plain, path, BY_LIBRARY[job.quantisation], job.threads)
     plain.unlink()
 
 
-def _check(
-    path: Path,
-    reshaper: Reshaper,
-    layout: Layout,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-    report: ExportReport,
-) -> None:
+def _check(job: _Job, path: Path) -> None:
     """Compare masked dense, pruned, the file's tensors before quantisation, the file, and llama.cpp."""
+    reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
     tokens = check_tokens(checkpoint, report)[: layout.features.context]
     blocks = [target.block for target in layout.targets]
     pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
     check_masked(reshaper, pruned, tokens, report)
     file = GgufFile(path)
-    meant = _Meant(reshaper, layout)
-    arranged = reference_streams(file.keys, meant.get, tokens, blocks)
+    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
     report.comparisons.append(
         compare_streams(
             ("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
@@ -155,37 +147,32 @@ def _check(
     written = reference_streams(file.keys, file.get, tokens, blocks)
     report.details |= {
         "architecture": layout.architecture.name,
-        "quantisation": quantisation,
+        "quantisation": job.quantisation,
         "tensor_types": dict(types),
         "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
         "chat_template": tokenizer.chat_template is not None,
         "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
-        "same_top_after_rounding": _same_top(pruned, written),
+        "same_top_after_rounding": float((pruned[LOGITS].argmax(-1) == written[LOGITS].argmax(-1)).float().mean()),
     }
-    _note_fallbacks(types, quantisation, report)
-    _check_engine(path, tokens, written, tokenizer, quantisation, threads, checkpoint, report)
+    _note_fallbacks(types, job.quantisation, report)
+    _check_engine(job, path, tokens, written)
 
 
-class _Meant:
-    """The expected tensors of a file before rounding, with one block in memory at a time."""
+def _meant(reshaper: Reshaper, layout: Layout) -> Get:
+    """A reader of the expected tensors of a file before rounding, with one block in memory at a time."""
+    outside = dict(takewhile(lambda named: not named[0].startswith("blk."), gguf_tensors(reshaper, layout)))
 
-    def __init__(self, reshaper: Reshaper, layout: Layout) -> None:
-        self.reshaper, self.layout = reshaper, layout
-        self.outside: dict[str, Tensor] = {}
-        for name, tensor in gguf_tensors(reshaper, layout):
-            if name.startswith("blk."):
-                break
-            self.outside[name] = tensor
-        self.number, self.block = -1, {}  # type: int, dict[str, Tensor]
+    @lru_cache(maxsize=1)
+    def block(number: int) -> dict[str, Tensor]:
+        return block_tensors(reshaper, layout, layout.targets[number])
 
-    def get(self, name: str) -> Tensor | None:
+    def get(name: str) -> Tensor | None:
         if not name.startswith("blk."):
-            return self.outside.get(name)
+            return outside.get(name)
         _, number, rest = name.split(".", 2)
-        if int(number) != self.number:
-            self.number = int(number)
-            self.block = block_tensors(self.reshaper, self.layout, self.layout.targets[self.number])
-        return self.block.get(rest)
+        return block(int(number)).get(rest)
+
+    return get
 
 
 def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[str]:
@@ -224,29 +211,17 @@ def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
-def _same_top(left: Streams, right: Streams) -> float:
-    return float((left[LOGITS].argmax(-1) == right[LOGITS].argmax(-1)).float().mean())
-
-
-def _check_engine(
-    path: Path,
-    tokens: Tensor,
-    written: Streams,
-    tokenizer: TokenizerKeys,
-    quantisation: str,
-    threads: int,
-    checkpoint: Checkpoint,
-    report: ExportReport,
-) -> None:
+def _check_engine(job: _Job, path: Path, tokens: Tensor, written: Streams) -> None:
     """Load the file into llama.cpp, if it is installed."""
+    report = job.report
     try:
         require_engine(ENGINE, "checking the file in llama.cpp itself")
     except MissingExtraError as missing:
         report.notes.append(f"not loaded into llama.cpp itself: {missing}")
         return
     try:
-        with EngineProcess(ENGINE, path, threads=threads, context=max(len(tokens), 64), exact=True) as engine:
-            logits = from_numpy(engine.logits(tokens.tolist()))
+        with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
+            logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
             report.details["engine"] = engine.facts()["version"]
     except EngineError as error:
@@ -255,10 +230,10 @@ def _check_engine(
         compare_logits(
             ("the file's tensors, computed by PyTorch", written[LOGITS]),
             ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(quantisation, QUANTISED_ERROR),
+            ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR),
         )
     )
-    _check_tokenizer(ids, checkpoint, tokenizer, report)
+    _check_tokenizer(ids, job.reshaper.checkpoint, job.tokenizer, report)
 
 
 def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:

@@ -38,10 +38,7 @@ class TokenizerKeys:
 def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKeys:
     """Describe the tokenizer of a model folder.
 
-    Args:
-        folder: Folder of tokenizer.json or tokenizer.model.
-        tokenizer: Tokenizer as transformers loads it.
-        vocabulary: Number of rows of the embedding; the list of tokens is padded to it.
+    The list of tokens is padded to `vocabulary`, the number of rows of the embedding.
 
     Raises:
         ExportError: Llama.cpp has no tokenizer of this kind.
@@ -67,7 +64,10 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> TokenizerKe
     if any(step["type"] == "ByteLevel" for step in pre):
         kind = "gpt2"
         name = _pre_name(pre, folder, ignores_merges=bool(model.get("ignore_merges")))
-        values |= {"pre": name, "merges": [_merge(merge) for merge in model["merges"]]}
+        values |= {
+            "pre": name,
+            "merges": [each if isinstance(each, str) else " ".join(each) for each in model["merges"]],
+        }
         if not values["merges"]:
             raise _unknown(folder, "it has no merges")
     elif model.get("byte_fallback"):
@@ -174,10 +174,6 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
             name = PATTERNS[pattern]
             return name if ignores_merges else MERGED.get(name, name)
     raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
-
-
-def _merge(merge: str | list[str]) -> str:
-    return merge if isinstance(merge, str) else " ".join(merge)
 
 
 def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:

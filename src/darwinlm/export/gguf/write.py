@@ -62,12 +62,7 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
 def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: TokenizerKeys, quantisation: str) -> None:
     """Write the file.
 
-    Args:
-        path: Temporary path; the caller renames it.
-        reshaper: The model.
-        layout: Architecture and padding.
-        tokenizer: Keys of the tokenizer.
-        quantisation: One of `PLAIN`.
+    `path` is temporary: the caller renames it. `quantisation` is one of `PLAIN`.
 
     Raises:
         ExportError: A weight is out of the type's range.

@@ -17,7 +17,6 @@ Letters: n tokens, m residual width, v vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +42,6 @@ FEWEST = 256
 """Minimum number of vocabulary entries in a part."""
 
 
-class Reference(Protocol):
-    """The dense model on some text."""
-
-    def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """KL(dense ‖ candidate) of each token, [n'] float32.
-
-        Args:
-            hidden: [n', m], the candidate's residual stream after the last block, for the tokens from `start` on.
-            start: Index of the first token.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class LinearHead:
     """Logits that are a linear function of the head's input.
@@ -75,7 +61,9 @@ class LinearHead:
         """The head of a model; None if the logits are processed further, as by a soft cap."""
         head = decoder.model.get_output_embeddings()
         scale = decoder.logit_scale() if type(head) is nn.Linear else None
-        return None if scale is None else cls(head.weight.detach(), _detached(head.bias), scale)
+        if scale is None:
+            return None
+        return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
 
     def normalisers(self, x: Tensor) -> Tensor:
         """Log-sum-exp of the logits, [n, m] -> [n] float32."""
@@ -117,10 +105,7 @@ class LinearHead:
 class ExpectedRows:
     """The dense model as the expected row of the head's weight.
 
-    Args:
-        decoder: The dense model.
-        head: Head of the dense model.
-        hidden: [n, m], its residual stream after the last block.
+    `hidden` is [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, head: LinearHead, hidden: Tensor) -> None:
@@ -137,7 +122,7 @@ class ExpectedRows:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """As `Reference.kl`."""
+        """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
         x = self.decoder.head_inputs(hidden)
         at = slice(start, start + len(x))
         cross = torch.linalg.vecdot(self.expected[at], x.float())
@@ -149,9 +134,7 @@ class ExpectedRows:
 class Distributions:
     """The dense model as its distributions, for heads that aren't linear.
 
-    Args:
-        decoder: The dense model.
-        hidden: [n, m], its residual stream after the last block.
+    `hidden` is [n, m], its residual stream after the last block.
     """
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
@@ -162,7 +145,7 @@ class Distributions:
         )
 
     def kl(self, hidden: Tensor, start: int = 0) -> Tensor:
-        """As `Reference.kl`."""
+        """KL(dense ‖ candidate) of each token, [n'], of the candidate's `hidden` [n', m] from the token `start` on."""
         starts = range(start, start + len(hidden), self.size)
         parts = zip(starts, torch.split(hidden, self.size), strict=True)
         return torch.cat([self.distribution.kl(self.decoder.head(part), at) for at, part in parts])
@@ -174,7 +157,3 @@ def head_tokens(decoder: Decoder) -> int:
         return LOGIT_TOKENS
     embedding: Tensor = decoder.model.get_input_embeddings().weight
     return max(min(CPU_LOGITS // (len(embedding) * embedding.element_size()), LOGIT_TOKENS), 16)
-
-
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()

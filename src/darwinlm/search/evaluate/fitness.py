@@ -20,7 +20,7 @@ from torch import Tensor
 from darwinlm import parallel
 from darwinlm.errors import NumericsError
 from darwinlm.search.evaluate.clock import Clock
-from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead, Reference
+from darwinlm.search.evaluate.dense_side import Distributions, ExpectedRows, LinearHead
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import Allocation
 
@@ -37,10 +37,7 @@ Window = tuple[int, int]
 class Fitness:
     """KL(dense ‖ candidate) in nats per token.
 
-    Args:
-        placed: Decoder with swappable modules.
-        tokens: [n, t] fitness text.
-        batch_tokens: Tokens in one forward pass.
+    The fitness text is [n, t].
 
     Attributes:
         evaluations: Number of evaluations of a candidate.
@@ -59,7 +56,7 @@ class Fitness:
             1, (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // self.sequence_length
         )
         self._known: dict[Allocation, dict[int, float]] = {}
-        self._dense: list[Reference] = []
+        self._dense: list[ExpectedRows | Distributions] = []
         self._base: Allocation | None = None
         self._inputs: dict[Piece, list[Tensor]] = {}
         self._prepare_dense()
@@ -78,8 +75,7 @@ class Fitness:
     def set_base(self, allocation: Allocation | None) -> None:
         """Keep the block inputs of this allocation, so that candidates near it are cheap.
 
-        Args:
-            allocation: The base; None keeps no block's inputs.
+        None keeps no block's inputs.
         """
         if allocation != self._base:
             self._base = allocation
@@ -112,7 +108,7 @@ class Fitness:
         mean = self.kls([allocation], n_tokens)[0]
         if math.isinf(mean):
             raise NumericsError(
-                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32 or more damping"
+                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32"
             )
         return mean
 

@@ -23,13 +23,7 @@ PLACED = -1
 
 
 class PlacedModules:
-    """Puts allocations into a decoder by swapping modules; the dense model is never copied.
-
-    Args:
-        decoder: The dense model in the element type of the evaluation.
-        database: Source of the pruned modules.
-        space: The order of modules.
-    """
+    """Puts allocations into a decoder by swapping modules; the dense model is never copied."""
 
     def __init__(self, decoder: Decoder, database: DatabaseReader, space: SearchSpace) -> None:
         self.decoder = decoder

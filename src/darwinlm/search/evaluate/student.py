@@ -28,10 +28,7 @@ PART = 1 << 28
 class LowRank(nn.Module):
     """A frozen linear layer with a trainable low-rank correction (LoRA, arXiv 2106.09685).
 
-    Args:
-        linear: The layer.
-        rank: Rank of the correction.
-        generator: Generator of the first factor; the second factor starts at zero.
+    The second factor starts at zero.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
@@ -69,9 +66,7 @@ class Parked:
 class Student:
     """A copy of one candidate's modules, with master weights and an optimiser.
 
-    Args:
-        modules: Modules of the candidate in the order of the allocation; they are not changed.
-        settings: Training settings.
+    The modules of the candidate, in the order of the allocation, are not changed.
 
     Attributes:
         working: Weights of the passes.

@@ -36,6 +36,9 @@ from darwinlm.search.problem.space import Allocation
 HOST_SHARE = 0.5
 """Largest share of free main memory for states of waiting candidates."""
 
+STEP_TOKENS = 2048
+"""Training tokens in one step. Our choice; the paper has none."""
+
 LOGIT_BYTES = 24
 """Bytes per logit in training: logits of both models, their float32 log-softmax, and gradients."""
 
@@ -46,12 +49,7 @@ MARGIN = 1.1
 class CandidateTrainer:
     """Trains and evaluates candidates. Several processes share them; a survivor stays in its process.
 
-    Args:
-        placed: Source of their modules.
-        fitness: Evaluation after training.
-        tokens: Training text [n, t].
-        settings: Training settings.
-        folder: Folder for the dense model's residual stream if main memory is too small.
+    The training text is [n, t]. The dense model's residual stream goes to `folder` if main memory is too small.
     """
 
     def __init__(
@@ -83,13 +81,9 @@ class CandidateTrainer:
     ) -> list[float]:
         """Train all candidates on the same next tokens, then compare them with the dense model.
 
-        Those that were trained before go on from there; new ones learn first what the others did.
-
-        Args:
-            candidates: The first one will be judged again whatever it loses.
-            training_tokens: How many tokens, rounded up to whole sequences.
-            fitness_tokens: Tokens of fitness text that they are judged on.
-            staying: How many of them will be judged again at most.
+        Those that were trained before go on from there; new ones learn first what the others did. The first candidate
+        will be judged again whatever it loses, of the others at most `staying`. Training tokens are rounded up to whole
+        sequences.
 
         Returns:
             Mean KL of each on fitness text; infinite where values aren't finite.
@@ -206,7 +200,7 @@ class CandidateTrainer:
             student.rounds += 1
 
     def _batches(self, begin: int, end: int) -> Sequence[Tensor]:
-        rows = max(1, self.settings.batch_tokens // self.tokens.shape[1])
+        rows = max(1, STEP_TOKENS // self.tokens.shape[1])
         return torch.split(self.tokens[begin:end], rows) if end > begin else ()
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:

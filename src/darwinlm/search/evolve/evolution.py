@@ -18,7 +18,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from darwinlm.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.recipe import SearchSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness, Window
+from darwinlm.search.evaluate.training import CandidateTrainer
 from darwinlm.search.evolve.state import Generation, SearchState
 from darwinlm.search.predict.curvature import Curvature
 from darwinlm.search.predict.surrogate import INTERACTION, Observation, Surrogate, first_order
@@ -63,35 +63,11 @@ OUT_OF_TIME = "time is up"
 """Reason for the end of a search at its time limit."""
 
 
-class Trainer(Protocol):
-    """Training of candidates at their reduced size before their evaluation."""
-
-    def judge(
-        self, candidates: Sequence[Allocation], training_tokens: int, fitness_tokens: int, *, staying: int
-    ) -> list[float]:
-        """Train all candidates on the same next tokens and evaluate them; known ones continue from their trained state.
-
-        Args:
-            candidates: Candidates; the first one is always judged again.
-            training_tokens: Number of training tokens.
-            fitness_tokens: Number of fitness tokens for the evaluation.
-            staying: Largest number of candidates that are judged again.
-
-        Returns:
-            Mean KL of each on fitness text.
-        """
-
-    def keep(self, candidates: Sequence[Allocation]) -> None:
-        """Drop all other candidates; if none is kept, the training text restarts."""
-
-
 @dataclass(frozen=True)
 class Guide:
     """Prediction of losses around a parent.
 
-    Attributes:
-        curvature: Curvature of the modules.
-        gradient: First-order losses of all levels around an allocation, on a window of the fitness text.
+    The gradient gives first-order losses of all levels around an allocation, on a window of the fitness text.
     """
 
     curvature: Curvature
@@ -115,14 +91,7 @@ class Offspring:
 
 @dataclass(frozen=True)
 class Selected:
-    """Result of a generation.
-
-    Attributes:
-        best: The best of the children and the parent.
-        kl: Its loss on the tokens of the last stage.
-        evaluations: Number of evaluated candidates.
-        observations: Measured changes of the loss.
-    """
+    """Result of a generation. `kl` is the loss of the best on the tokens of the last stage."""
 
     best: Allocation
     kl: float
@@ -139,24 +108,14 @@ def evolve(
     *,
     clock: Clock,
     guide: Guide | None = None,
-    trainer: Trainer | None = None,
+    trainer: CandidateTrainer | None = None,
     report: Callable[[SearchState], None] = lambda state: None,
 ) -> SearchState:
     """Run or resume the search.
 
-    Args:
-        fitness: Evaluation of candidates.
-        problem: Space, costs and budget.
-        settings: Recipe's section.
-        start: Function that returns the first parent; not called if a state is resumed.
-        state_file: File that the first process writes after every generation.
-        clock: Time used and time limit; the limit applies once there is a first parent.
-        guide: Prediction of losses; None searches by the paper's rules.
-        trainer: Training of candidates, if a stage asks for it.
-        report: Callback with the state, before the first generation and after every one.
-
-    Returns:
-        The final state; `parent` is the answer.
+    `start` returns the first parent and is not called if a state is resumed; the time limit applies once there is one.
+    The first process writes `state_file` after every generation. Without a guide, the search follows the paper's rules.
+    `report` gets the state before the first generation and after every one.
 
     Raises:
         ArtifactError: The state is damaged or another model's.
@@ -211,7 +170,7 @@ def _generation(
     problem: Problem,
     settings: SearchSettings,
     guide: Guide | None,
-    trainer: Trainer | None,
+    trainer: CandidateTrainer | None,
 ) -> None:
     """Create children and select. The state changes only at the end, so a generation can be abandoned at any time."""
     offspring = (
@@ -342,7 +301,9 @@ def _rounds(state: SearchState, offspring: Offspring, fitness: Fitness, settings
     return Selected(best, fitness.kls([best], final)[0], evaluations, observations)
 
 
-def _trained_rounds(state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: Trainer) -> Selected:
+def _trained_rounds(
+    state: SearchState, offspring: Offspring, settings: SearchSettings, trainer: CandidateTrainer
+) -> Selected:
     """Selection with training; the parent is trained on the same text as its children."""
     parent, candidates, evaluations = state.parent, offspring.children, 0
     trainer.keep(())

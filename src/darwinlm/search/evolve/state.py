@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from darwinlm.artifact import damaged, read_json, write_json
+from darwinlm.errors import first_line
 from darwinlm.search.predict.surrogate import Observation
 from darwinlm.search.problem.space import Allocation
 
@@ -72,34 +74,21 @@ class SearchState:
     def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
         """Read what `save` wrote.
 
-        Args:
-            path: Path of the file.
-            costs: Cost of each level of each module; allocations and slopes must have matching shapes.
+        Allocations and slopes must have the shapes of `costs`.
 
         Raises:
             ArtifactError: The file can't be read, or holds another search's state.
         """
-        tree: Any = read_json(path)
         try:
-            tree["parent"] = tuple(tree["parent"])
-            tree["seen"] = [tuple(allocation) for allocation in tree["seen"]]
-            tree["observations"] = [
-                (tuple(parent), tuple(child), float(change), float(by))
-                for parent, child, change, by in tree["observations"]
-            ]
-            tree["history"] = [Generation(**entry) for entry in tree["history"]]
-            state = cls(**tree)
-            fits = all(_fits(allocation, costs) for allocation in (state.parent, *state.seen))
-            fits &= not state.slopes or [len(row) for row in state.slopes] == [len(row) for row in costs]
-            fits &= math.isfinite(state.kl) and state.misses >= 0
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"it doesn't hold the state of a search: {error}") from error
-        if not fits or len(state.history) != state.done + 1:
+            state = TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            raise damaged(path, f"it doesn't hold the state of a search: {first_line(error)}") from error
+        sizes = [len(row) for row in costs]
+        fits = all(
+            len(each) == len(sizes) and all(0 <= level < size for level, size in zip(each, sizes, strict=True))
+            for each in (state.parent, *state.seen)
+        )
+        fits &= not state.slopes or [len(row) for row in state.slopes] == sizes
+        if not fits or not math.isfinite(state.kl) or state.misses < 0 or len(state.history) != state.done + 1:
             raise damaged(path, "it holds the state of another search")
         return state
-
-
-def _fits(allocation: Allocation, costs: Sequence[Sequence[int]]) -> bool:
-    return len(allocation) == len(costs) and all(
-        isinstance(level, int) and 0 <= level < len(row) for level, row in zip(allocation, costs, strict=True)
-    )

@@ -41,11 +41,7 @@ Slopes = list[list[float]]
 class Gradients:
     """First-order losses of all levels around an allocation, with a cache of the last result.
 
-    Args:
-        placed: Decoder with swappable modules.
-        tokens: [n, t] text.
-        batch_tokens: Tokens in one pass.
-        clock: Time limit that stops a computation.
+    The text is [n, t]. The clock's time limit stops a computation.
     """
 
     def __init__(self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, clock: Clock | None = None) -> None:
@@ -63,11 +59,8 @@ class Gradients:
     def around(self, allocation: Allocation, window: Window | None = None) -> Slopes:
         """First-order losses of every level; zero for a mixture of experts, where routing would change.
 
-        Processes share the text; the result doesn't depend on their number.
-
-        Args:
-            allocation: Level of every module.
-            window: Sequences of the text; None takes all.
+        Processes share the text; the result doesn't depend on their number. `window` selects sequences of the text;
+        None takes all.
 
         Raises:
             NumericsError: The gradient isn't finite.

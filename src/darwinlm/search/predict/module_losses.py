@@ -33,8 +33,6 @@ class Sensitivity:
     """Estimated loss of the model in nats per token, for one module removed or cut to half of its parameters.
 
     Attributes:
-        block: Block of the module.
-        kind: Kind of the module.
         removed: Loss at level 0.
         halved: Loss at the level nearest to half; None if there is no level between removed and dense.
     """

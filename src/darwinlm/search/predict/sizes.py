@@ -24,7 +24,6 @@ class PredictedSize:
         share: Largest share of the block parameters.
         params: Block parameters of the best allocation within this share.
         kl: Predicted one-shot KL(dense ‖ smaller) on held-out text, in nats per token.
-        allocation: The best allocation.
     """
 
     share: float
@@ -38,11 +37,7 @@ def predicted_sizes(
 ) -> list[PredictedSize]:
     """Losses of several sizes, from the lowest sum of single-module losses.
 
-    Args:
-        space: Space of allocations.
-        database: Database with estimated losses.
-        shares: Shares of the block parameters, each above the smallest possible one.
-        seconds: Time limit for each share; the best allocation until then counts.
+    Shares must be above the smallest possible one. `seconds` limits each share; the best allocation until then counts.
 
     Returns:
         One for each share; none where the database has no estimates.

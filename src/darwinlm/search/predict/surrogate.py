@@ -33,11 +33,8 @@ RIDGE = 4.0
 class Surrogate:
     """Predicted change of the loss between a parent and its children.
 
-    Args:
-        curvature: Curvature of the modules.
-        slopes: First-order loss of every level of every module around the parent.
-        observations: Changes of the loss in earlier evaluations, for any parents.
-        curvature_weight: Starting value of every module's w.
+    Slopes are those of every level of every module around the parent; observations may be of any parents.
+    `curvature_weight` is the starting value of every module's w.
     """
 
     def __init__(

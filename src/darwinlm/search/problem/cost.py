@@ -112,12 +112,7 @@ class KvCache:
 def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCache, buffers: int = 0) -> CostModel:
     """Costs in bytes of weights and KV cache.
 
-    Args:
-        space: Modules and levels.
-        outside: Number of parameters that aren't pruned.
-        itemsize: Bytes per saved weight.
-        cache: Sizes of the KV cache.
-        buffers: Bytes of saved tensors that aren't parameters.
+    `itemsize` is that of a saved weight; `buffers` are saved tensors that aren't parameters, in bytes.
     """
     costs = []
     with_attention = set()
@@ -135,10 +130,8 @@ def byte_costs(space: SearchSpace, *, outside: int, itemsize: int, cache: KvCach
 def time_costs(space: SearchSpace, times: Mapping[tuple[int, ModuleKind], Sequence[float]], fixed: float) -> CostModel:
     """Costs in nanoseconds.
 
-    Args:
-        space: Modules and levels.
-        times: Seconds of each level of each module, by block and kind.
-        fixed: Seconds of everything that isn't pruned.
+    `times` are seconds of each level of each module, by block and kind; `fixed` are those of everything that isn't
+    pruned.
     """
     rows = [times[module.block, module.kind] for module in space.modules]
     quantum = max(1, round(1e9 * (fixed + sum(row[-1] for row in rows)) / STEPS))

@@ -29,16 +29,8 @@ def solve_knapsack(
 ) -> tuple[int, ...]:
     """Choose a level for each module.
 
-    Args:
-        losses: Loss of each level of each module.
-        costs: Cost of each level of each module, in the same shape.
-        lower: Minimum total cost.
-        upper: Maximum total cost.
-        seconds: Time limit for the proof of optimality; after it the best choice found is returned.
-        words: Bounds as messages should show them; None shows block parameters.
-
-    Returns:
-        The index of the chosen level of each module.
+    `seconds` limits the proof of optimality; after it the best choice found is returned. `words` are the bounds as
+    messages should show them; None shows block parameters.
 
     Raises:
         BudgetError: No choice lies within the bounds.

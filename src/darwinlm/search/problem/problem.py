@@ -16,15 +16,12 @@ from darwinlm.search.problem.budget import Budget
 from darwinlm.search.problem.cost import CostModel, KvCache, byte_costs, parameter_costs
 from darwinlm.search.problem.space import SearchSpace
 
-KV_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
-
 
 @dataclass(frozen=True)
 class Problem:
     """The search space, the cost of allocations, and the budget.
 
     Attributes:
-        space: Modules and levels.
         cost: Cost of every level, in the unit of the budget.
         budget: Bounds on the cost.
         outside: Number of parameters that aren't pruned.
@@ -56,13 +53,7 @@ def counted_costs(
 ) -> CostModel:
     """Costs in parameters or bytes, which need no measurement.
 
-    Args:
-        settings: Budget of the recipe; its kind determines the unit.
-        checkpoint: Configuration and family; weights aren't read.
-        space: Modules and levels.
-        shapes: Shapes of all modules.
-        outside: Number of parameters outside the blocks.
-        dtype: Element type of the saved model.
+    The budget's kind determines the unit. Weights aren't read.
     """
     if settings.kind == "keep":
         return parameter_costs(space)
@@ -87,7 +78,7 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
         tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
         batch=settings.batch,
         latent=latent_columns(config),
-        itemsize=dtype.itemsize if settings.kv_dtype == "auto" else KV_BYTES[settings.kv_dtype],
+        itemsize=dtype.itemsize,
         counters=frozenset(i for i, kind in enumerate(kinds) if kind == sliding or kind not in kinds[:i]),
     )
 

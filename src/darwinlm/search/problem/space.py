@@ -20,11 +20,7 @@ PerLevel = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Modules with their levels and costs.
-
-    Attributes:
-        modules: Modules in the order of the allocation.
-    """
+    """Modules with their levels and costs. Modules are in the order of the allocation."""
 
     modules: tuple[ModuleLevels, ...]
 

@@ -27,14 +27,9 @@ def level_switch(
 ) -> Allocation:
     """A new neighbour of the parent within the budget.
 
-    Args:
-        parent: Level index of each module.
-        costs: Cost of each level of each module. If costs don't grow with the level (on a lattice, or measured), a step
-            goes to the level with the next cost.
-        budget: Bounds on the total cost.
-        rng: Source of randomness.
-        step: Longest switch as a share of a module's levels; at least one level is allowed.
-        seen: Excluded allocations, besides the parent.
+    If costs don't grow with the level (on a lattice, or measured), a step goes to the level with the next cost. `step`
+    is the longest switch as a share of a module's levels; at least one level is allowed. Allocations in `seen` are
+    excluded.
 
     Raises:
         BudgetError: No new neighbour was found.
@@ -63,13 +58,7 @@ def paper_switch(
 ) -> Allocation:
     """The paper's switch: one module shrinks by a level, another of the same kind grows by one; one to three times.
 
-    Args:
-        parent: Level index of each module.
-        costs: Cost of each level of each module.
-        kinds: Kind of each module; only modules of equal kind trade.
-        budget: Bounds on the total cost.
-        rng: Source of randomness.
-        seen: Excluded allocations.
+    Allocations in `seen` are excluded.
 
     Raises:
         BudgetError: No new neighbour was found.
@@ -121,13 +110,10 @@ def _switched(
     child = list(ranks)
     for index in rng.sample(range(len(child)), k=min(len(child), rng.choice((1, 1, 2, 3)))):
         longest = max(1, round(step * (len(costs[index]) - 1)))
-        child[index] = _clamp(child[index] + rng.choice((-1, 1)) * rng.randint(1, longest), costs[index])
+        level = child[index] + rng.choice((-1, 1)) * rng.randint(1, longest)
+        child[index] = min(max(level, 0), len(costs[index]) - 1)
     moved = {i for i, (a, b) in enumerate(zip(child, ranks, strict=True)) if a != b}
     return child if _repair(child, costs, budget, rng, moved) else None
-
-
-def _clamp(level: int, costs: Sequence[int]) -> int:
-    return min(max(level, 0), len(costs) - 1)
 
 
 def _repair(

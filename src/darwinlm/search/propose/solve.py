@@ -15,9 +15,9 @@ import numpy as np
 
 from darwinlm.errors import BudgetError
 from darwinlm.search.predict.surrogate import Surrogate
-from darwinlm.search.problem.knapsack import solve_knapsack
 from darwinlm.search.problem.problem import Problem
 from darwinlm.search.problem.space import Allocation
+from darwinlm.search.propose.start import knapsack_start
 
 
 def solved_children(
@@ -30,12 +30,8 @@ def solved_children(
 ) -> list[Allocation]:
     """Distinct solutions of the models, without the parent.
 
-    Args:
-        parent: Level of each module.
-        surrogate: Model of the loss around the parent.
-        problem: Costs and budget.
-        strengths: Factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps.
-        slope_parts: Factors on the slopes that are added to single-module losses; only for the first parent.
+    `strengths` are factors on the curvature: 1 for the fitted curvature, larger ones for shorter steps. `slope_parts`
+    are factors on the slopes that are added to single-module losses; only for the first parent.
     """
     losses = [surrogate.losses(parent, strength) for strength in strengths]
     rows = list(zip(surrogate.curvature.losses, map(np.asarray, surrogate.slopes), strict=True))
@@ -45,8 +41,7 @@ def solved_children(
 
 
 def _solved(losses: Sequence[np.ndarray], problem: Problem) -> Allocation | None:
-    budget, rows = problem.budget, [row.tolist() for row in losses]
     try:
-        return solve_knapsack(rows, problem.cost.costs, budget.lower, budget.upper, words=budget.words)
+        return knapsack_start(problem, [row.tolist() for row in losses])
     except BudgetError:  # no solution: the parent was built in another way
         return None

@@ -17,9 +17,7 @@ from darwinlm.search.propose.level_switch import filled
 def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
     """The allocation with the lowest sum of losses within the budget. Raises BudgetError.
 
-    Args:
-        problem: Costs and budget.
-        losses: Single-module losses, or local errors as in ZipLM (arXiv 2302.04089).
+    Losses are those of single modules, or local errors as in ZipLM (arXiv 2302.04089).
     """
     cost, budget = problem.cost, problem.budget
     return solve_knapsack(losses, cost.costs, budget.lower, budget.upper, words=budget.words)
@@ -27,12 +25,6 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
     """Equal layers, adjusted to use up the budget.
-
-    Args:
-        problem: Costs and budget.
-        losses: Single-module loss of every level.
-        uniform: Allocation with equal layers.
-        rng: Source of randomness.
 
     Raises:
         BudgetError: No allocation lies within the budget's bounds.
@@ -52,10 +44,7 @@ def random_start(problem: Problem, rng: random.Random) -> Allocation:
 def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
     """The result at a neighbouring budget, moved to this budget by a knapsack.
 
-    Args:
-        problem: Costs and budget.
-        losses: Single-module loss of every level.
-        neighbour: Allocation at another budget; every module keeps its level or moves towards this budget.
+    Every module of `neighbour` keeps its level or moves towards this budget.
 
     Raises:
         BudgetError: No such allocation exists.
@@ -80,10 +69,8 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     """Uniform allocations: one level for all attention modules, one for all MLPs, as large as the budget allows.
 
     For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
-    If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep.
-
-    Args:
-        problem: Space, costs and budget; uniform allocations respect its upper bound, but not always the lower one.
+    If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep. They
+    respect the budget's upper bound, but not always the lower one.
 
     Raises:
         BudgetError: No uniform allocation fits.

@@ -1,0 +1,30 @@
+"""Tables of text for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
+"""Headings, rows of cells, and remarks below."""
+
+
+def terminal(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: int | None = None) -> TerminalTable:
+    """A table for the terminal: names on the left, figures on the right; `bold` is the index of a row to stress."""
+    table = TerminalTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        justify, overflow = ("right", "ellipsis") if place else ("left", "fold")
+        table.add_column(Text(heading), justify=justify, overflow=overflow)  # type: ignore[arg-type]
+    for number, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold" if number == bold else None)
+    return table
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
+    """A Markdown table, names on the left and figures on the right, with remarks below."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([text, *remarks]) + "\n"
