@@ -160,7 +160,7 @@ def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
 
 
 def test_random_draws_until_the_search_would_end(compare, folder):
-    ended = compare("--methods", "random", *"--set", "search.minutes=0.0001")
+    ended = compare("--methods", "random", "--set", "search.minutes=0.0001")
     assert ended.code == 0, ended.err
     tries = found(folder)["rows"][1]["record"]["tries"]
     assert 1 <= tries < 1000
