@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.export import test_gguf
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
-from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 
 from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
@@ -50,6 +49,14 @@ def gemma(blocks, period, **more):
 
 
 EQUAL = {
+    "llama": ("llama", "llama", {}),
+    "mistral": ("mistral", "llama", {"sliding_window": None}),
+    "qwen2": ("qwen2", "qwen2", SQUARE),
+    "qwen2 with fewer heads": ("qwen2", "deci", {}),
+    "qwen3": ("qwen3", "qwen3", {"tie_word_embeddings": False}),
+    "gemma": ("gemma", "gemma", {}),
+    "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
+    "granite": ("granite", "granite", {}),
     "gemma2": ("gemma2", "gemma2", gemma(3, 2)),
     "gemma2 without caps": (
         "gemma2",
@@ -97,28 +104,48 @@ EQUAL = {
     ),
     "lfm2": ("lfm2", "lfm2", SQUARE | {"layer_types": ["conv", "full_attention", "conv"], **WIDTH}),
 }
-CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4")
-CONTINUED += ("glm4", "arcee", "gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2")
-CONTINUED += ("granitemoehybrid", "glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
+BIASES = {"attention_bias": True, "mlp_bias": True}
+UNEQUAL = {
+    "mistral": ("mistral", "deci", MIXED, {"sliding_window": None}),
+    "qwen2": ("qwen2", "deci", MIXED, {}),
+    "qwen3": ("qwen3", "openelm", MIXED, {}),
+    "granite": ("granite", "deci", MIXED, {"tie_word_embeddings": True}),
+    "llama": ("llama", "deci", MIXED, BIASES | LLAMA3),
+    "phi3": ("phi3", "deci", MIXED, WHOLE),
+    "phi3 that turns half of a head": ("phi3", "deci", MIXED, {}),
+    "helium": ("helium", "deci", {1: (0, 0, 40)}, SQUARE),
+    "ernie4_5": ("ernie4_5", "deci", MIXED, {}),
+    "seed_oss": ("seed_oss", "deci", MIXED, {}),
+    "ministral3": ("ministral3", "deci", MIXED, LONGER),
+}
+CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
+CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
+CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
+CONTINUED += ("glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
 """Where greedy tokens are compared too."""
 
 
 def test_every_family_is_compared_with_the_library_or_refused():
     """What the documentation says of GGUF comes from these constants."""
-    assert {model_type for model_type, _, _ in EQUAL.values()} | set(test_gguf.EQUAL) == set(STOCK)
-    assert {*UNEQUAL_ATTENTIONS, *test_gguf.UNEQUAL, "phi3"} == {*LIKE_LLAMA, *TIED}
+    assert {model_type for model_type, *_ in EQUAL.values()} == set(STOCK)
+    assert {model_type for model_type, *_ in UNEQUAL.values()} == {*LIKE_LLAMA, *TIED}
     assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text"]
     assert set(families()) == {*STOCK, *UNKNOWN}
     assert not set(STOCK) & set(UNKNOWN)
 
 
-@pytest.mark.parametrize("case", EQUAL)
-def test_equal_layers(tmp_path, case):
-    model_type, architecture, overrides = EQUAL[case]
-    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+@pytest.mark.parametrize("case", [*EQUAL, *(f"unequal {name}" for name in UNEQUAL)])
+def test_layers_compute_what_they_do_in_transformers(tmp_path, case):
+    name = case.removeprefix("unequal ")
+    model_type, architecture, *rows, overrides = EQUAL[case] if name == case else UNEQUAL[name]
+    folder = any_checkpoint(tmp_path / "model", model_type, rows[0] if rows else None, **overrides)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["architecture"] == architecture
-    assert report["notes"] == [] or case == "ministral3"
+    assert report["details"]["chat_template"] is True
+    if rows:
+        assert report["comparisons"][0]["left"] == "masked dense"
+    else:
+        assert report["notes"] == [] or case == "ministral3"
     # llama.cpp looks gelu up in a table of float16 numbers
     tolerance = 2e-3 if "gemma" in case else 1e-5 if STOCK[model_type].referenced else 1e-3
     if STOCK[model_type].referenced:
@@ -127,18 +154,9 @@ def test_equal_layers(tmp_path, case):
         (row,) = report["comparisons"]
         assert (row["left"], row["right"]) == ("pruned in memory", "the file in llama.cpp")
         assert row["relative"] < tolerance
-    if case in CONTINUED:
+    if name in CONTINUED:
         loose = "gemma" in case or not STOCK[model_type].referenced
         assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3 if loose else 1e-4)
-
-
-@pytest.mark.parametrize("overrides", [WHOLE, {}], ids=["whole heads turn", "half of each head turns"])
-def test_unequal_layers_of_phi3(tmp_path, overrides):
-    folder = pruned_checkpoint(tmp_path / "model", "phi3", MIXED, **overrides)
-    report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    assert report["details"]["architecture"] == "deci"
-    assert report["comparisons"][0]["left"] == "masked dense"
-    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
 
 
 @pytest.mark.parametrize("more", [{}, PLAIN_GEMMA4], ids=["as E2B", "as 31B"])
@@ -241,12 +259,3 @@ def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type
     assert_checked_in_the_library(report, 1e-5)
     keys = GgufFile(tmp_path / "m.gguf").keys
     assert keys[f"{report['details']['architecture']}.context_length"] == 100
-
-
-def test_a_bias_that_an_architecture_ignores_is_refused(tmp_path):
-    folder = plain_checkpoint(tmp_path / "model", "qwen3", attention_bias=True)
-    with pytest.raises(
-        ExportError, match=r"a tensor model.layers.0.self_attn.\w+.bias, which .* qwen3 does not support"
-    ):
-        exported(folder, tmp_path / "m.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -50,7 +50,7 @@ def test_parameters_of_the_whole_saved_model(tiny_folder, make_run, tmp_path, mo
 @pytest.mark.parametrize("keep", ["1.4402%", "99.9%"])
 def test_the_smallest_model_and_nearly_the_whole_one(tiny_llama, make_run, tmp_path, keep):
     """The units of this model allow no fewer than 1,200 of its 83,328 block parameters."""
-    run_stages(make_run(tiny_llama, tmp_path / "out", keep=keep), "export")
+    run_stages(make_run(tiny_llama, tmp_path / "out", keep=keep), "report")
     counted = sum(weight.numel() for name, weight in saved(tmp_path / "out").named_parameters() if ".layers." in name)
     assert counted <= float(keep.rstrip("%")) / 100 * 83328
     assert counted == 1200 or counted > 0.94 * 83328
@@ -85,9 +85,6 @@ def test_an_impossible_budget_is_refused_before_anything_is_read(tiny_llama, mak
         plan_stage(make_run(tiny_llama, tmp_path / "out", "budget.params=1k", keep=None))
     release_all()
     assert not (tmp_path / "out").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------- time
 
 
 def seconds_of(choice):
@@ -157,9 +154,6 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
     assert set(table["seconds"]) == ({"mlp"} if model_type == "glm4_moe" else {"attention", "mlp"})
     assert table["dense"] > 0
     assert len(table["checks"]) == 3
-
-
-# ------------------------------------------------------------------------------------------------ families of models
 
 
 def test_a_family_shares_its_database_and_starts_from_its_neighbour(tiny_llama, make_run, tmp_path):

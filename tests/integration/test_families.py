@@ -105,19 +105,18 @@ def test_what_was_saved_is_what_was_searched(whole):
     counted = block_parameters(model, whole.checkpoint.family.layers)
     assert counted == whole.summary.budget.block_params == whole.plan.space.params(whole.search.allocation)
     assert counted <= whole.plan.budget.upper
-    assert json.loads((folder / "config.json").read_text())["model_type"] == f"darwinlm_{model_type(whole)}"
-
-
-def model_type(whole: Whole) -> str:
-    return whole.checkpoint.family.model_type
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    assert model_type == f"darwinlm_{whole.checkpoint.family.model_type}"
 
 
 def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
-    first = whole.run.folder / "model"
-    run = make_run(first, tmp_path / "out", keep="75%")
+    """Layers that differ, sub-layers that are gone, and the same answers."""
+    run = make_run(whole.run.folder / "model", tmp_path / "out", keep="75%")
     second = opened(run, run_stages(run, "report").report)
     before = whole.plan.space.params(whole.search.allocation)
-    assert second.plan.space.params(second.plan.space.dense) == before
+    assert second.plan.space.params(second.plan.space.dense) == before == second.summary.budget.dense_block_params
+    saved = whole.summary.models["refit"].perplexity
+    assert second.summary.models["dense"].perplexity == pytest.approx(saved, rel=1e-5)
     tokens = second.texts["evaluation"].tokens[:2]
     small = second.stitched.checkpoint.load(torch.float32)
     assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)

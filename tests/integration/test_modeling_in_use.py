@@ -125,9 +125,6 @@ def test_gradient_checkpointing(pruned):
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-# ------------------------------------------------------------------------- once for each family, on the oddest layers
-
-
 @pytest.fixture(params=["no attention first", "query heads"], scope="module")
 def odd(request, dense) -> torch.nn.Module:
     return cut(dense, plan_for(dense.config.model_type, request.param))

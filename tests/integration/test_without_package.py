@@ -160,6 +160,8 @@ def test_unequal_layers_load_and_generate_elsewhere(tiny_folder, make_run, tmp_p
 
 def test_equal_layers_load_elsewhere_without_custom_code(tiny_llama, make_run, tmp_path):
     summary = run_stages(make_run(tiny_llama, tmp_path / "out", keep="100%"), "report").report
+    assert summary.budget.unused == 0
+    assert [summary.models[name].kl for name in ("stitched", "refit")] == pytest.approx([0, 0], abs=1e-6)
     assert summary.export.custom_code is False
     folder = tmp_path / "out" / "model"
     assert not list(folder.glob("*.py"))

@@ -94,19 +94,18 @@ def test_a_configuration_that_looks_plain_lacks_a_description_alone():
         family_of(CONFIG_MAPPING["starcoder2"]())
 
 
+SANDWICH = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
+
+
 def test_a_post_norm_goes_with_its_sub_layer():
-    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"]}
-    assert described(mlp=sandwich | {"post_norm": "third"}).mlp.post_norm == "third"
+    assert described(mlp=SANDWICH).mlp.post_norm == "third"
+    assert described(mlp=SANDWICH).mlp.input_norm == described().mlp.input_norm == "second"
+    assert described(mlp=SANDWICH | {"norms": ["third"]}).mlp.input_norm is None, "it reads the residual stream itself"
     for wrong in ("second", "fourth"):
         with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be the last of norms"):
-            described(mlp=sandwich | {"post_norm": wrong})
-
-
-def test_a_sub_layer_may_read_the_residual_stream_itself():
-    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
-    assert described(mlp=sandwich).mlp.input_norm == "second"
-    assert described(mlp=sandwich | {"norms": ["third"]}).mlp.input_norm is None
-    assert described().mlp.input_norm == "second"
+            described(mlp=SANDWICH | {"post_norm": wrong})
+    with pytest.raises(ValidationError, match="post_normm"):
+        described(post_normm="x")
 
 
 def test_what_the_configuration_multiplies_sub_layers_by():
@@ -119,11 +118,6 @@ def test_class_names():
     norms = (("before", "after"), ("second",)), ("attn", "mlp")
     assert described().class_names == ("Otter", "otter", "", *norms)
     assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text", *norms)
-
-
-def test_a_misspelt_field_is_refused():
-    with pytest.raises(ValidationError, match="post_normm"):
-        described(post_normm="x")
 
 
 def test_defaults_without_a_number_of_kv_heads_are_valid():

@@ -44,11 +44,6 @@ def test_it_is_the_sources_tokens_end_to_end(tmp_path, seq_len, vocabulary):
     assert sum(path.stat().st_size for path in tmp_path.glob("*.bin")) == 3000 * (2 if vocabulary == 300 else 4)
 
 
-def test_blocks_may_begin_later(tmp_path):
-    pack(tmp_path)
-    assert torch.equal(read(tmp_path, 50, 20, skip=1234), tokens_of(DOCUMENTS)[1234:2234])
-
-
 def test_bos_takes_the_place_of_every_first_token(tmp_path):
     pack(tmp_path)
     text = PackedText(tmp_path, 50, 20, skip=1234, bos=7)
