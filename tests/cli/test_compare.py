@@ -75,7 +75,8 @@ def test_every_method_keeps_the_budget(compare, folder):
 def test_blocks_of_several_kinds(
     command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path, model_type: str
 ) -> None:
-    ended = command(*arguments(tiny_folder(model_type), tiny_text_file, tmp_path, "--methods", "all"))
+    common = ("--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *SETS)
+    ended = command("compare", tiny_folder(model_type), *common, "--methods", "all")
     assert ended.code == 0, ended.err
     rows = {row["method"]: row for row in found(tmp_path)["rows"]}
     assert list(rows) == ["dense", *(name for name in EVERYWHERE if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
