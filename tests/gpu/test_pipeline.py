@@ -135,7 +135,7 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
 
 
 BUGS = {
-    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination.cheapest", 0),
+    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination._cheapest", 0),
     "fitted moments in main memory": ("darwinlm.calibration.moments.SecondMoment.mean", 0),
     "rotary arguments in main memory": ("darwinlm.families.decoder.Decoder.block_arguments", 0),
 }
@@ -162,14 +162,14 @@ def test_a_tensor_on_the_wrong_device_is_caught(bug, make_run, tmp_path, monkeyp
 def test_a_wait_in_the_inner_loop_is_caught(monkeypatch):
     from darwinlm.database.elimination import _Elimination
 
-    right = _Elimination.cheapest
+    right = _Elimination._cheapest
 
-    def waiting(self: _Elimination) -> Any:
-        place, cost = right(self)
-        float(cost)
-        return place, cost
+    def waiting(self: _Elimination) -> torch.Tensor:
+        place = right(self)
+        int(place)
+        return place
 
-    monkeypatch.setattr(_Elimination, "cheapest", waiting)
+    monkeypatch.setattr(_Elimination, "_cheapest", waiting)
     with pretend_gpu() as gpu:
         matrix = torch.eye(64, device=NAME)
         eliminate(matrix.clone(), matrix, 64, 64)

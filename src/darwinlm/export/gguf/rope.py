@@ -17,7 +17,7 @@ from torch import Tensor
 
 STILL = 1e30
 """Divisor of a pair without rotation."""
-KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic", "proportional")
+KINDS = ("default", "linear", "yarn", "llama3", "longrope", "dynamic")
 FAST, SLOW = 32.0, 1.0
 """Rotations that bound YaRN's ramp. llama.cpp ignores a different lower bound in the file (seen in b9190)."""
 SLIDING_BASE = 10000.0
@@ -33,7 +33,7 @@ class Rope:
     """A rotary embedding.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `KINDS`, or `proportional` for full attention beside sliding.
         base: Base of the frequencies.
         turned: Number of rotated columns of a head, from the first on.
         columns: Columns of a head.
