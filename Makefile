@@ -77,7 +77,7 @@ pages: $(VENV)/dev.stamp
 # The documentation as a site in build/site; links are checked.
 docs: pages
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Licences and known vulnerabilities of what is installed here; asks PyPI for the latter.
 audit: $(VENV)/release.stamp

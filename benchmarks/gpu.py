@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import queue
+import shutil
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ import torch
 import yaml
 
 from gpu_stages import PASSES, candidates, decoding, recovery, refit, resume, stream, training
-from gpu_units import Line, Setup, equality, machine, mixed_types, moments, order, traps
+from gpu_units import STEPS, Line, Setup, equality, machine, mixed_types, moments, order, traps
 
 PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "machine": (60, machine),
@@ -41,13 +42,16 @@ PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
     "stream": (120, stream),
     "candidates": (240, candidates),
     "training": (120, training),
-    "recovery": (180, recovery),
+    "recovery": (240, recovery),
     "resume": (120, resume),
     "refit": (90, refit),
     "decoding": (60, decoding),
     "traps": (30, traps),
 }
 """Parts by name, with a time limit in seconds that includes the creation of their models."""
+
+DISK = 50e9
+"""Bytes of the working folder: a 7B model, its database, its smaller version, and checkpoints of four blocks."""
 
 TINY_BOX = 300
 """Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
@@ -108,7 +112,8 @@ def run_parts(chosen: list[str], setup: Setup, box: int | None) -> list[Line]:
 
 def measured_device(results: list[Line], device: str, out: Path) -> str | None:
     """Write the rates of this machine as a device for the plan; return the file's name."""
-    values = {line.name: float(line.value) for line in results if line.part in ("machine", "stream") and line.unit}
+    parts = ("machine", "stream", "order")
+    values = {line.name: float(line.value) for line in results if line.part in parts and line.unit}
     if not {f"{kind} product" for kind in KINDS} <= values.keys():
         return None
     on_gpu = torch.device(device).type == "cuda"
@@ -118,6 +123,8 @@ def measured_device(results: list[Line], device: str, out: Path) -> str | None:
     row["product_efficiency"] = PRODUCT_EFFICIENCY
     if PASSES in values:
         row["efficiency"] = round(values[PASSES] / values["bfloat16 product" if on_gpu else "float32 product"], 4)
+    if STEPS in values:
+        row["step_seconds"] = values[STEPS] / 1e6
     name = "".join(filter(str.isalnum, torch.cuda.get_device_name().lower())) if on_gpu else "this-machine"
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump({name: row | {"source": "measured by benchmarks/gpu.py"}}), encoding="utf-8")
@@ -161,6 +168,9 @@ def main() -> None:
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU; --device cpu --tiny runs all parts on small shapes")
     with tempfile.TemporaryDirectory(dir=options.work) as work:
+        free = shutil.disk_usage(work).free
+        if not options.tiny and free < DISK:
+            parser.error(f"{work} has {free / 1e9:.0f} GB, {DISK / 1e9:.0f} GB are needed: give a folder with --work")
         lines: Any = multiprocessing.get_context("spawn").Queue()
         setup = Setup(options.device, tiny=options.tiny, work=Path(work), lines=lines)
         results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None)

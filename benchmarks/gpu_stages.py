@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
+from darwinlm import parallel
 from darwinlm.artifact import StageFolder, write_tensors
 from darwinlm.calibration.hidden import HiddenMemory, Place
 from darwinlm.calibration.stream import BlockStream
@@ -21,8 +25,10 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.decoder import Decoder
 from darwinlm.families.shapes import module_shapes
-from darwinlm.recipe import UnitsSettings
-from darwinlm.report.summary import RecoveryFigures, TrainingPoint
+from darwinlm.recipe import UnitsSettings, load_recipe
+from darwinlm.recovery.checkpoints import Checkpoints
+from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.train import _Training, train
 from darwinlm.search.evaluate.modules import PlacedModules
 from darwinlm.search.problem.space import SearchSpace
 from gpu_units import Setup
@@ -58,7 +64,7 @@ def model_of(setup: Setup, layers: int) -> Checkpoint:
     if not (folder / "config.json").exists():
         sizes = SMALL if setup.tiny else LARGE
         dtype = torch.float32 if setup.tiny else torch.bfloat16
-        write_llama(folder, dtype=dtype, num_hidden_layers=layers, **sizes)
+        write_llama(folder, dtype=dtype, device=setup.kind, num_hidden_layers=layers, **sizes)
     return Checkpoint.open(folder)
 
 
@@ -176,7 +182,6 @@ def candidates(setup: Setup) -> None:
 
 def training(setup: Setup) -> None:
     """Train one generation of four candidates, on 4k tokens each."""
-    from darwinlm.recipe import load_recipe
     from darwinlm.search.evaluate.fitness import Fitness
     from darwinlm.search.evaluate.training import CandidateTrainer
 
@@ -253,41 +258,72 @@ def refit(setup: Setup) -> None:
     setup.peak("refit", setup.plan("refit", dense, "refit", *sizes))
 
 
-def recovered(setup: Setup, layers: int, out: str, *more: str) -> RecoveryFigures:
-    """Figures of six steps of recovery, through the function of the command."""
-    from rich.console import Console
-    from tests.tiny.checkpoint import tiny_text
-    from tests.tiny.tokenizer import tiny_tokenizer
+@dataclass(frozen=True)
+class Recovered:
+    """A short recovery.
 
-    from darwinlm.console import Reporter
-    from darwinlm.runs.recovery import recover
+    Attributes:
+        record: Record of the training.
+        rate: Tokens per second, without the first step, evaluations and checkpoints.
+    """
 
+    record: dict[str, Any]
+    rate: float
+
+
+def recovered(setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True) -> Recovered:
+    """Train the smaller model for six steps on random tokens.
+
+    Args:
+        setup: The benchmark's settings.
+        layers: Number of blocks.
+        out: Name of the folder for checkpoints.
+        more: Assignments for the recipe.
+        checkpoints: Whether to write checkpoints; three of a 2.7B model take 97 GB.
+    """
     dense, small = model_of(setup, layers), smaller_model(setup, layers)
-    for folder in (dense.folder, small.folder):
-        tiny_tokenizer().save_pretrained(folder)
-    text = setup.work / "recovery.txt"
-    if not text.exists():
-        tiny_text(text, 400 if setup.tiny else 60000)
-    quiet = Reporter(Console(quiet=True))
-    summary = recover(
-        small.folder,
-        setup.work / out,
-        teacher=str(dense.folder),
-        text=str(text),
-        assignments=(*recovery_settings(setup), f"compute.device={setup.device}", *more),
-        reporter=quiet,
-    )
-    assert summary.recovery is not None
-    return summary.recovery
+    length, step = _sizes(setup)
+    recipe = load_recipe(None, (*recovery_settings(setup), *more), {"model": str(dense.folder)})
+    settings = recipe.recovery
+    dtype = torch.float32 if setup.tiny else torch.bfloat16
+    teacher = dense.load(dtype, setup.kind) if settings.distillation else None
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(dense.config.vocab_size, (6 * step // length + 8, length), generator=generator)
+    text: Any = [{"input_ids": row} for row in tokens[8:]]
+    ends: list[float] = []
+    kept = contextlib.ExitStack()
+    if not checkpoints:
+        for name in ("save", "check_room"):
+            kept.enter_context(mock.patch.object(Checkpoints, name))
+    with kept:
+        trained = train(
+            lambda: small.load(torch.float32),
+            teacher,
+            text,
+            tokens[:8],
+            plan_steps(settings, length, recipe.compute.batch_tokens, parallel.size()),
+            settings,
+            setup.work / out,
+            {"benchmark": "recovery"},
+            device=setup.kind,
+            dtype=dtype,
+            each_step=lambda *_: ends.append(time.perf_counter()),
+        )
+    del teacher
+    gc.collect()
+    return Recovered(trained.record, (len(ends) - 1) * step / max(ends[-1] - ends[0], 1e-9))
+
+
+def _sizes(setup: Setup) -> tuple[int, int]:
+    """Tokens in a sequence, and in a step."""
+    return (32, 256) if setup.tiny else (4096, 65536)
 
 
 def recovery_settings(setup: Setup) -> tuple[str, ...]:
     """Six steps."""
-    length, step = (32, 256) if setup.tiny else (4096, 65536)
+    length, step = _sizes(setup)
     return (
         f"text.sequence_length={length}",
-        f"text.validation_tokens={8 * length}",
-        f"text.evaluation_tokens={8 * length}",
         f"compute.batch_tokens={length}",
         f"recovery.tokens={6 * step}",
         f"recovery.batch_tokens={step}",
@@ -302,8 +338,7 @@ def recovery(setup: Setup) -> None:
     alone = ("recovery.distillation=0",)
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
     for name, more, floor in (("without a teacher", alone, 9000.0), ("with one", (), None)):
-        record = recovered(setup, layers, f"recovered {name}", *more)
-        rate = record.tokens / record.seconds
+        rate = recovered(setup, layers, f"recovered {name}", *more, checkpoints=False).rate
         setup.fast("recovery", f"tokens trained, {name}", rate, "a second", floor)
         setup.told("recovery", f"model operations, {name}", 6 * size * rate / 1e12, "TFLOP/s")
     planned = setup.plan("recovery", model_of(setup, layers), "recover", *recovery_settings(setup))
@@ -311,11 +346,10 @@ def recovery(setup: Setup) -> None:
 
 
 def resume(setup: Setup) -> None:
-    """Recovery that is killed behind a checkpoint, and goes on from it, against one that isn't."""
-    from darwinlm.recovery.train import _Training
-
-    settings = (f"recovery.save_every={2 * (256 if setup.tiny else 65536)}",)
-    whole = recovered(setup, 4, "uninterrupted", *settings).log[-1]
+    """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
+    settings = (f"recovery.save_every={2 * _sizes(setup)[1]}",)
+    whole = recovered(setup, 4, "uninterrupted", *settings).record["log"][-1]
+    shutil.rmtree(setup.work / "uninterrupted")
     update = _Training.update
 
     def killed(self: _Training, step: int) -> None:
@@ -325,6 +359,7 @@ def resume(setup: Setup) -> None:
 
     with mock.patch.object(_Training, "update", killed), contextlib.suppress(_KilledError):
         recovered(setup, 4, "interrupted", *settings)
+    gc.collect()
     begun: list[int] = []
 
     def watched(self: _Training, step: int) -> None:
@@ -332,15 +367,11 @@ def resume(setup: Setup) -> None:
         update(self, step)
 
     with mock.patch.object(_Training, "update", watched):
-        again = recovered(setup, 4, "interrupted", *settings).log[-1]
+        again = recovered(setup, 4, "interrupted", *settings).record["log"][-1]
+    shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
-    differs = abs(_perplexity(again) / _perplexity(whole) - 1)
+    differs = abs(again["eval_perplexity"] / whole["eval_perplexity"] - 1)
     setup.most("resume", "perplexity differs from the uninterrupted one's by", differs, "relative", 1e-3)
-
-
-def _perplexity(point: TrainingPoint) -> float:
-    assert point.eval_perplexity is not None
-    return point.eval_perplexity
 
 
 class _KilledError(Exception):

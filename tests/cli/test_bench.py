@@ -7,8 +7,10 @@ import json
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import ENGINES
-from darwinlm.errors import install
+from darwinlm.engines import ENGINES, EngineProcess
+from darwinlm.errors import EngineError, ExportError, install
+from darwinlm.export.gguf import layout
+from darwinlm.export.run import export_model
 
 FAST = ("--prompt-tokens", 24, "--new-tokens", 6, "--runs", 3)
 
@@ -63,18 +65,24 @@ def test_llama_cpp_from_a_folder_and_from_a_file(command, model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--engine", "onnx"], ["there is no engine 'onnx'", "torch, llama.cpp, vllm"]),
-        (["--engine", "torch", "--quant", "q8_0"], ["only the engine llama.cpp takes it"]),
-        (["--engine", "llama.cpp", "--dtype", "float32"], ["takes --quant"]),
-        (["--engine", "llama.cpp", "--quant", "q1"], ["there is no quantisation 'q1'"]),
-        (["--dtype", "int8"], ["the types are bfloat16, float16, float32"]),
-        (["--against", "nowhere"], ["there is no model at 'nowhere'"]),
-        (["--runs", "0"], ["--runs"]),
+        ("--engine onnx", ["there is no engine 'onnx'", "torch, llama.cpp, vllm"]),
+        ("--engine torch --quant q8_0", ["only the engine llama.cpp takes it"]),
+        ("--engine llama.cpp --dtype float32", ["takes --quant"]),
+        ("--engine llama.cpp --quant q1", ["there is no quantisation 'q1'"]),
+        ("--dtype int8", ["the types are bfloat16, float16, float32"]),
+        ("--against nowhere", ["there is no model at 'nowhere'"]),
+        ("--runs 0", ["--runs"]),
     ],
 )
 def test_wrong_options(command, model, tmp_path, arguments, parts):
-    command("bench", model, "--out", tmp_path / "b.json", *arguments).refused(*parts)
+    command("bench", model, "--out", tmp_path / "b.json", *arguments.split()).refused(*parts)
     assert not (tmp_path / "b.json").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("darwinlm.bench.run_bench", None)
+    command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")
 
 
 @pytest.mark.parametrize(("engine", "extra"), [("llama.cpp", "llama-cpp"), ("vllm", "vllm")])
@@ -92,11 +100,6 @@ def test_a_file_that_llama_cpp_refuses(command, tmp_path):
 def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     """A width of 0 in the last block makes llama.cpp abort its process."""
     pytest.importorskip("cyllama", reason="comes with the extra llama-cpp")
-    from darwinlm.engines import EngineProcess
-    from darwinlm.errors import EngineError, ExportError
-    from darwinlm.export.gguf import layout
-    from darwinlm.export.run import export_model
-
     folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
     monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
     with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):
@@ -104,9 +107,3 @@ def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(EngineError, match="can't load"), EngineProcess("torch", tmp_path / "nothing"):
         pass
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_measuring(command, model, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr("darwinlm.bench.run_bench", None)
-    command("bench", model, "--out", tmp_path / "file" / "b.json").refused("can't write")

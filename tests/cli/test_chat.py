@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from darwinlm import chat
 from darwinlm.chat import AnswerSettings, Conversation
+from darwinlm.cli.chat import _answer
 from darwinlm.errors import DataError
 from darwinlm.evaluation.models import Opened, open_model
 
@@ -113,32 +115,23 @@ def test_drawing_follows_the_seed(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("arguments", "question", "parts"),
     [
-        (["nowhere"], ["there is no model at 'nowhere'"]),
-        (["MODEL", "--against", "nowhere"], ["there is no model at 'nowhere'"]),
-        (["MODEL", "--temperature", "-1"], ["--temperature -1: must be from 0"]),
-        (["MODEL", "--repetition-penalty", "0"], ["--repetition-penalty 0: must be above 0"]),
-        (["MODEL", "--dtype", "int3"], ["dtype int3: use auto"]),
-        (["EMPTY"], ["config.json"]),
+        ("nowhere", "hello", ["there is no model at 'nowhere'"]),
+        ("{model} --against nowhere", "hello", ["there is no model at 'nowhere'"]),
+        ("{model} --temperature -1", "hello", ["--temperature -1: must be from 0"]),
+        ("{model} --repetition-penalty 0", "hello", ["--repetition-penalty 0: must be above 0"]),
+        ("{model} --dtype int3", "hello", ["dtype int3: use auto"]),
+        ("{model}/..", "hello", ["config.json"]),
+        ("{model}", "refuse", ["chat template refuses", "roles must alternate"]),
+        ("{model}", "x" * 5000, ["don't fit into the model's"]),
     ],
 )
-def test_what_is_refused(command, said, talker: Path, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    said("hello\n")
-    places = {"MODEL": str(talker), "EMPTY": str(tmp_path / "empty")}
-    command("chat", *(places.get(each, each) for each in arguments), "-q").refused(*parts)
-
-
-def test_a_template_that_refuses(command, said, talker: Path) -> None:
-    (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    said("hello\n")
-    command("chat", talker, "-q").refused("chat template refuses", "roles must alternate")
-
-
-def test_a_question_that_is_too_long_ends_a_pipe_with_one_message(command, said, talker: Path) -> None:
-    said("x" * 5000 + "\n")
-    command("chat", talker, "-q").refused("don't fit into the model's")
+def test_what_is_refused(command, said, talker: Path, arguments, question, parts) -> None:
+    if question == "refuse":
+        (talker / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    said(f"{question}\n")
+    command("chat", *arguments.format(model=talker).split(), "-q").refused(*parts)
 
 
 def test_a_closed_pipe(command, said, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +146,6 @@ def test_a_closed_pipe(command, said, talker: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_two_columns_in_a_terminal(opened: Opened) -> None:
-    from rich.console import Console
-
-    from darwinlm.cli.chat import _answer
-
     talks = {name: Conversation(opened, AnswerSettings(6, 0.0)) for name in ("small", "dense")}
     for width, beside in ((80, True), (40, False)):
         stream = io.StringIO()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
-from tests.tiny.command import Command
+from tests.tiny.command import Command, sets
 from tests.tiny.recovering import stop_at
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +20,7 @@ from darwinlm.comparison.record import ComparedMethod
 from darwinlm.comparison.table import _minutes
 from darwinlm.recipe import load_recipe
 
-SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
+SETS = sets(SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +28,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("comparison")
 
 
-def arguments(model: Path, text: Path, folder: Path, *more: object) -> tuple[object, ...]:
+@pytest.fixture
+def compare(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path) -> Command:
+    """Compare with tiny settings and a text of another domain: compare("--methods", "all")."""
     other = folder / "other.txt"
     if not other.exists():
         tiny_text(other, seed=7)
-    domain = ("--domain", f"other={other}")
-    return ("compare", model, "--text", text, *domain, "--keep", "60%", "--out", folder / "out", *SETS, *more)
+    common = ("compare", tiny_llama, "--text", tiny_text_file, "--domain", f"other={other}", "--keep", "60%")
+    return lambda *more: command(*common, "--out", folder / "out", *SETS, *more)
 
 
 def found(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "out" / "comparison.json").read_text(encoding="utf-8"))
 
 
-def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path) -> None:
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, "--methods", "all"))
+def test_every_method_keeps_the_budget(compare, folder):
+    ended = compare("--methods", "all")
     assert ended.code == 0, ended.err
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
@@ -67,9 +71,25 @@ def test_every_method_keeps_the_budget(command: Command, tiny_llama: Path, tiny_
     assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
 
 
-def test_finished_methods_are_reused(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path) -> None:
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "lfm2", "gemma4_text"])
+def test_blocks_of_several_kinds(
+    command: Command, tiny_folder: Callable[[str], Path], tiny_text_file: Path, tmp_path: Path, model_type: str
+) -> None:
+    common = ("--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *SETS)
+    ended = command("compare", tiny_folder(model_type), *common, "--methods", "all")
+    assert ended.code == 0, ended.err
+    rows = {row["method"]: row for row in found(tmp_path)["rows"]}
+    assert list(rows) == ["dense", *(name for name in EVERYWHERE if name != "shortgpt"), "darwinlm", "darwinlm+refit"]
+    assert re.search(r"left out, since .* (is|are) kept: shortgpt", ended.out)
+    for name, row in rows.items():
+        if name != "dense":
+            assert 0 < row["block_params"] <= found(tmp_path)["budget"]["upper"]
+            assert row["texts"]["held out"]["kl"] > 0
+
+
+def test_finished_methods_are_reused(compare, folder):
     before = found(folder)
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, "--methods", "ziplm,sheared"))
+    ended = compare("--methods", "ziplm,sheared")
     assert ended.code == 0, ended.err
     done = [line for line in ended.out.splitlines() if line.endswith("done before, reused")]
     assert {line.partition(":")[0] for line in done} >= {"ZipLM", "Sheared-LLaMA-style", "measure ziplm"}
@@ -80,28 +100,21 @@ def test_finished_methods_are_reused(command: Command, tiny_llama: Path, tiny_te
             assert again[row["method"]] == row
 
 
-def test_variant_of_the_search_is_a_row_of_its_own(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
-) -> None:
+def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     variant = folder / "paper.yaml"
-    variant.write_text(
-        "search: {method: paper, generations: 2}\nunits: {levels: paper}\n",
-        encoding="utf-8",
-    )
+    variant.write_text("search: {method: paper, generations: 2}\nunits: {levels: paper}\n", encoding="utf-8")
     options = ("--methods", "darwinlm", "--variant", f"paper={variant}")
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
+    ended = compare(*options)
     assert ended.code == 0, ended.err
     rows = {row["method"]: row for row in found(folder)["rows"]}
     assert list(rows) == ["dense", "darwinlm", "paper"]
     assert rows["paper"]["title"] == "DarwinLM, paper"
     assert rows["paper"]["block_params"] <= found(folder)["budget"]["upper"]
-    for shared in ("text", "saliency"):
-        assert not (folder / "out" / "variants" / "paper" / "stages" / shared).exists()
-    searched = read_json(folder / "out" / "variants" / "paper" / "stages" / "search" / "result.json")
-    assert searched["record"]["start"] == "uniform"
+    stages = folder / "out" / "variants" / "paper" / "stages"
+    assert not {"text", "saliency"} & {path.name for path in stages.iterdir()}
+    assert read_json(stages / "search" / "result.json")["record"]["start"] == "uniform"
     variant.write_text("text: {calibration_tokens: 5}", encoding="utf-8")
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
-    ended.refused("must be a recipe with nothing but search, units, database, refit, recovery")
+    compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
 
 
 RECOVERY = (
@@ -110,21 +123,15 @@ RECOVERY = (
 )  # fmt: skip
 
 
-def test_any_method_is_refitted_and_trained(
-    command: Command,
-    tiny_llama: Path,
-    tiny_text_file: Path,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_any_method_is_refitted_and_trained(compare, folder, monkeypatch):
     """Rows with steps start from their method's own model, and an interrupted training resumes."""
     names = ["ziplm", "ziplm+refit", "ziplm+recovery", "darwinlm+refit+recovery", "sheared+recovery"]
-    options = ["--methods", ",".join(names), *(word for setting in RECOVERY for word in ("--set", setting))]
+    options = ["--methods", ",".join(names), *sets(RECOVERY)]
     with monkeypatch.context() as patch:
         stop_at(patch, 2, KeyboardInterrupt())
-        assert command(*arguments(tiny_llama, tiny_text_file, folder, *options)).code == 130
+        assert compare(*options).code == 130
     assert [row["method"] for row in found(folder)["rows"]] == ["dense", "ziplm", "ziplm+refit"]
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
+    ended = compare(*options)
     assert ended.code == 0, ended.err
     assert "recovery: resuming from checkpoint-2" in ended.out
 
@@ -145,36 +152,33 @@ def test_any_method_is_refitted_and_trained(
             assert row["seconds"] > own["seconds"]
     recovered = result["rows"][3]["record"]["recovery"]
     assert (recovered["steps"], recovered["tokens"]) == (4, 256)
-    trained = AutoModelForCausalLM.from_pretrained(folder / "out" / "rows" / "ziplm+recovery" / "model")
-    stitched = AutoModelForCausalLM.from_pretrained(folder / "out" / "stages" / "method_ziplm" / "model")
+    trained, stitched = (
+        AutoModelForCausalLM.from_pretrained(folder / "out" / place / "model")
+        for place in ("rows/ziplm+recovery", "stages/method_ziplm")
+    )
     differs = any(not a.equal(b) for a, b in zip(trained.parameters(), stitched.parameters(), strict=True))
     assert differs == (recovered["kept"] == "trained")
     table = (folder / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert "| trained on, tokens |" in table
-    assert "recovery: 256 tokens of" in table
-    assert "same for all rows: model, budget, and 1,024 calibration and 256 fitness tokens" in table
-    assert "sheared learns masks and weights on 1,024 tokens of the calibration text" in table
-    assert "searches have no time limit" in table
+    for words in (
+        "| trained on, tokens |",
+        "recovery: 256 tokens of",
+        "same for all rows: model, budget, and 1,024 calibration and 256 fitness tokens",
+        "sheared learns masks and weights on 1,024 tokens of the calibration text",
+        "searches have no time limit",
+    ):
+        assert words in table
 
 
-def test_text_that_is_measured_on_is_not_trained_on(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
-) -> None:
+def test_text_that_is_measured_on_is_not_trained_on(compare, folder):
     """Training on the text of another domain leaves out the measured documents, so there is too little text."""
-    other = folder / "few.txt"
-    tiny_text(other, documents=12, seed=11)
-    settings = (*RECOVERY, f"recovery.text={other}", "recovery.epochs=1")
-    options = ["--methods", "ziplm+recovery", "--domain", f"few={other}"]
-    options += [word for setting in settings for word in ("--set", setting)]
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options, "--set", "recovery.tokens=4096"))
+    few = tiny_text(folder / "few.txt", documents=12, seed=11)
+    settings = (*RECOVERY, f"recovery.text={few}", "recovery.epochs=1", "recovery.tokens=4096")
+    ended = compare("--methods", "ziplm+recovery", "--domain", f"few={few}", *sets(settings))
     ended.refused("few.txt", "of other purposes")
 
 
-def test_random_draws_until_the_search_would_end(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
-) -> None:
-    bound = ("--set", "search.minutes=0.0001")
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, "--methods", "random", *bound))
+def test_random_draws_until_the_search_would_end(compare, folder):
+    ended = compare("--methods", "random", "--set", "search.minutes=0.0001")
     assert ended.code == 0, ended.err
     tries = found(folder)["rows"][1]["record"]["tries"]
     assert 1 <= tries < 1000
@@ -182,19 +186,8 @@ def test_random_draws_until_the_search_would_end(
 
 
 def test_a_time_that_was_interrupted_is_marked() -> None:
-    row = ComparedMethod(
-        method="ziplm",
-        title="ZipLM",
-        seconds=60.0,
-        database_seconds=30.0,
-        resumed=True,
-        training_tokens=0,
-        record={},
-        params=1,
-        block_params=1,
-        bytes=1,
-        texts={},
-    )
+    figures = {"training_tokens": 0, "record": {}, "params": 1, "block_params": 1, "bytes": 1, "texts": {}}
+    row = ComparedMethod(method="ziplm", title="ZipLM", seconds=60.0, database_seconds=30.0, resumed=True, **figures)
     assert _minutes(row) == "≥ 1.5"
     assert _minutes(row.model_copy(update={"resumed": False})) == "1.5"
 
@@ -212,37 +205,26 @@ def test_all_takes_the_steps_that_the_recipe_has() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--variant", "paper"), "--variant takes NAME=SOURCE, not 'paper'"),
-        (("--variant", "ziplm=x.yaml"), "--variant names 'ziplm' twice"),
-        (("--variant", "paper=nowhere.yaml"), "must be a recipe with nothing but"),
-        (("--methods", "zipml"), "there is no method 'zipml': did you mean 'ziplm'"),
-        (("--methods", "xyzzy"), "known are uniform, random"),
-        (("--methods", ","), "--methods is empty"),
-        (("--methods", "ziplm,ziplm"), "--methods names one twice"),
-        (("--methods", "ziplm+rifit"), "a method may be followed by +refit, +recovery or +refit+recovery"),
-        (("--methods", "ziplm+recovery+refit"), "not 'ziplm+recovery+refit'"),
-        (("--methods", "ziplm+recovery"), "recovery.tokens is 0: say how many tokens to train on"),
-        (("--variant", "a+b=x.yaml"), "the name 'a+b' must not contain"),
-        (
-            ("--methods", "ziplm+recovery", "--set", "recovery.tokens=1k", "--set", "recovery.batch_tokens=80"),
-            "can't share evenly",
-        ),
-        (("--domain", "books"), "--domain takes NAME=SOURCE, not 'books'"),
-        (("--domain", "other=x.txt"), "--domain names 'other' twice"),
-        (("--domain", "held out=x.txt"), "--domain names 'held out' twice"),
-        (("--suite", "piqa", "--data-dir", "nowhere"), "there is no such folder"),
-        (("--methods", "darwinlm+refit", "--set", "refit.tokens=0"), "refit.tokens is 0"),
+        ("--variant paper", "--variant takes NAME=SOURCE, not 'paper'"),
+        ("--variant ziplm=x.yaml", "--variant names 'ziplm' twice"),
+        ("--variant paper=nowhere.yaml", "must be a recipe with nothing but"),
+        ("--variant a+b=x.yaml", "the name 'a+b' must not contain"),
+        ("--methods zipml", "there is no method 'zipml': did you mean 'ziplm'"),
+        ("--methods xyzzy", "known are uniform, random"),
+        ("--methods ,", "--methods is empty"),
+        ("--methods ziplm,ziplm", "--methods names one twice"),
+        ("--methods ziplm+rifit", "a method may be followed by +refit, +recovery or +refit+recovery"),
+        ("--methods ziplm+recovery+refit", "not 'ziplm+recovery+refit'"),
+        ("--methods ziplm+recovery", "recovery.tokens is 0: say how many tokens to train on"),
+        ("--methods ziplm+recovery --set recovery.tokens=1k --set recovery.batch_tokens=80", "can't share evenly"),
+        ("--methods darwinlm+refit --set refit.tokens=0", "refit.tokens is 0"),
+        ("--domain books", "--domain takes NAME=SOURCE, not 'books'"),
+        ("--domain other=x.txt", "--domain names 'other' twice"),
+        ("--domain held:out=x.txt", "--domain names 'held out' twice"),
+        ("--methods ziplm --domain same={text}", "and same share"),
+        ("--suite piqa --data-dir nowhere", "there is no such folder"),
     ],
 )
-def test_wrong_request(
-    options: tuple[str, ...], message: str, command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
-) -> None:
-    command(*arguments(tiny_llama, tiny_text_file, folder, *options)).refused(message)
-
-
-def test_domain_that_shares_text_is_refused(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Path
-) -> None:
-    options = ("--methods", "ziplm", "--domain", f"same={tiny_text_file}")
-    ended = command(*arguments(tiny_llama, tiny_text_file, folder, *options))
-    ended.refused("and same share")
+def test_wrong_request(options, message, compare, tiny_text_file):
+    words = options.format(text=tiny_text_file).split()
+    compare(*(word.replace("held:out", "held out") for word in words)).refused(message)

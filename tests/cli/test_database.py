@@ -6,12 +6,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
-from tests.tiny.command import Ended
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written, flip
 from tests.tiny.summaries import Page
 from transformers import AutoModelForCausalLM
@@ -21,6 +20,7 @@ from darwinlm.calibration import hidden
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import ArtifactError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.pipeline import run_stages
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runs.sizes import write_sizes
 from darwinlm.search.predict.sizes import predicted_sizes
@@ -30,16 +30,10 @@ BLOCKS = 4
 
 
 @pytest.fixture(scope="module")
-def made(tiny_llama: Path, tiny_text_file: Path, tiny_run_settings, tmp_path_factory) -> Path:
-    """Output folder of `darwinlm database` on the tiny Llama. It is shared: copy it before changing it."""
-    from darwinlm.console import Reporter
-    from darwinlm.pipeline import run_stages
-    from darwinlm.recipe import load_recipe
-    from darwinlm.run import Run
-
+def made(tiny_llama: Path, make_run, tmp_path_factory) -> Path:
+    """A run up to its database. It is shared: copy it before changing it."""
     folder = tmp_path_factory.mktemp("made") / "db"
-    recipe = load_recipe(None, tiny_run_settings, {"model": str(tiny_llama), "text.source": str(tiny_text_file)})
-    run_stages(Run(recipe, folder, Reporter(quiet=True)), "database")
+    run_stages(make_run(tiny_llama, folder, keep=None), "database")
     return folder
 
 
@@ -48,22 +42,10 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "db"))
 
 
-def settings(assignments: tuple[str, ...]) -> list[str]:
-    return [part for assignment in assignments for part in ("--set", assignment)]
-
-
-def test_database_alone_then_inspect_then_prune(
-    command: Callable[..., Ended],
-    prune: Callable[..., Ended],
-    tiny_llama: Path,
-    tiny_text_file: Path,
-    tiny_run_settings: tuple[str, ...],
-    finished_llama: Path,
-    tmp_path: Path,
-):
+def test_database_alone_then_inspect_then_prune(command, prune, tiny_llama, tiny_text_file, finished_llama, tmp_path):
     """The same model comes out as when the pipeline makes its own database."""
     out = tmp_path / "db"
-    ended = command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *settings(tiny_run_settings))
+    ended = command("database", tiny_llama, "--out", out, "--text", tiny_text_file, *sets(SETTINGS))
     assert ended.code == 0, ended.err
     assert {path.name for path in (out / "stages").iterdir()} == {"text", "plan", "saliency", "database"}
     ended = command("inspect", out)
@@ -101,8 +83,6 @@ def test_database_alone_then_inspect_then_prune(
 
 
 def test_residual_streams_in_a_file_change_nothing(made, make_run, tiny_llama, tmp_path, monkeypatch):
-    from darwinlm.pipeline import run_stages
-
     monkeypatch.setattr(hidden, "SHARE", 0.0)
     run_stages(make_run(tiny_llama, tmp_path / "out"), "database")
     for block in range(BLOCKS):
@@ -124,44 +104,45 @@ def test_no_room_for_residual_streams(prune, tmp_path, monkeypatch):
 
 def test_a_database_of_another_model(prune, made, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "llama", rms_norm_eps=1e-5)
-    ended = prune("--database", made, model=other)
-    ended.refused(str(made), "was built from another model", str(other))
+    prune("--database", made, model=other).refused(str(made), "was built from another model", str(other))
     assert_nothing_half_written(tmp_path / "out")
 
 
-def test_a_database_of_other_units(prune, made):
-    ended = prune("--database", made, "--set", "units.attention=query_head")
-    ended.refused(str(made), "was built for units.attention=lattice, not query_head")
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["units.attention=query_head"], ["was built for units.attention=lattice, not query_head"]),
+        (
+            ["search.seed=1", "text.evaluation_tokens=12288"],
+            ["was calibrated on", "documents that are now", "the seed of the database"],
+        ),
+    ],
+)
+def test_a_database_of_other_units_or_one_that_saw_the_evaluation_text(prune, made, settings, parts):
+    prune("--database", made, *sets(settings)).refused(str(made), *parts)
 
 
-def test_a_database_serves_every_grid_of_levels(prune, made):
-    grid = ("--set", "units.mlp_multiple=16", "--set", "units.levels=[75%, 50%, 25%]", "--set", "budget.tolerance=0.1")
+def test_a_database_serves_every_grid_of_levels_and_other_text(prune, made, tmp_path):
+    grid = sets(("units.mlp_multiple=16", "units.levels=[75%, 50%, 25%]", "budget.tolerance=0.1"))
     assert prune("--database", made, *grid, "--until", "search").code == 0
-
-
-def test_a_database_that_saw_the_evaluation_text(prune, made):
-    ended = prune("--database", made, "--set", "search.seed=1", "--set", "text.evaluation_tokens=12288")
-    ended.refused(str(made), "was calibrated on", "documents that are now", "the seed of the database")
-
-
-def test_other_text_is_fine(prune, made, tmp_path):
-    assert prune("--database", made, "--until", "search", text=tiny_text(tmp_path / "new.txt", seed=9)).code == 0
+    new = tiny_text(tmp_path / "new.txt", seed=9)
+    assert prune("--database", made, "--until", "search", text=new).code == 0
 
 
 @pytest.mark.parametrize("how", ["inspect", "prune"])
-@pytest.mark.parametrize("damage", ["flipped", "gone"])
+@pytest.mark.parametrize("damage", ["flipped", "gone", "not finished"])
 def test_a_damaged_database(command, prune, copied, how, damage):
     path = copied / "stages" / "database" / "block_0002.safetensors"
-    flip(path) if damage == "flipped" else path.unlink()
+    said = [str(path), "is damaged", "it was changed" if damage == "flipped" else "missing"]
+    if damage == "flipped":
+        flip(path)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        (path.parent / "manifest.json").unlink()
+        said = [f"the database in {copied} isn't finished", "rerun the command that created it"]
     ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
-    ended.refused(str(path), "is damaged", "it was changed" if damage == "flipped" else "missing")
-
-
-@pytest.mark.parametrize("how", ["inspect", "prune"])
-def test_a_database_that_is_not_finished(command, prune, copied, how):
-    (copied / "stages" / "database" / "manifest.json").unlink()
-    ended = command("inspect", copied) if how == "inspect" else prune("--database", copied)
-    ended.refused(f"the database in {copied} isn't finished", "rerun the command that created it")
+    ended.refused(*said)
 
 
 @pytest.mark.parametrize(("columns", "shares"), [(100, 5), (80, 3), (40, 1)])
@@ -178,9 +159,6 @@ def test_no_figure_is_cut_in_a_narrow_terminal(command, made, monkeypatch, colum
 def test_a_folder_that_is_no_database(command, tmp_path):
     command("inspect", tmp_path / "none").refused("there is no folder")
     command("inspect", tmp_path).refused(f"{tmp_path} holds no database", "darwinlm database")
-
-
-# ----------------------------------------------------------------------------------------------- the page of sizes
 
 
 def test_the_page_of_sizes_tells_what_the_database_predicts(command, made, tiny_llama, tmp_path):
@@ -235,8 +213,6 @@ def test_sizes_of_a_finished_run_and_of_a_sweep(command, finished_llama, made, t
 
 
 def test_sizes_of_a_mixture_tell_its_experts(tiny_folder, make_run, tmp_path):
-    from darwinlm.pipeline import run_stages
-
     run_stages(make_run(tiny_folder("qwen3_moe"), tmp_path / "out"), "database")
     write_sizes(tmp_path / "out", tmp_path / "sizes.html")
     page = Page((tmp_path / "sizes.html").read_text())

@@ -5,39 +5,36 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
-from tests.tiny.benchmarks import tiny_benchmarks
+from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.command import Command
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from tests.tiny.tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from darwinlm.errors import install
 from darwinlm.evaluation import harness
 from darwinlm.families.checkpoint import Checkpoint
 
-# The harness and what it brings along warn about themselves when they are first imported.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory) -> Path:
     return tiny_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")
-def long_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_llama(tmp_path_factory) -> Path:
     """A tiny model with room for 25 shots."""
     return tiny_checkpoint(tmp_path_factory.mktemp("model") / "llama", max_position_embeddings=2048)
 
@@ -47,20 +44,9 @@ def result(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "folder", "shots"), [("piqa", "piqa", 0), ("arc_challenge", "arc", 3)])
-def test_scores_are_the_harness_own(
-    task: str,
-    folder: str,
-    shots: int,
-    command: Command,
-    data: Path,
-    long_llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ended = command(
-        "evaluate", long_llama, "--suite", f"{task}:{shots}", "--data-dir", data, "--out", tmp_path / "ours.json",
-        "--dtype", "float32",
-    )  # fmt: skip
+def test_scores_are_the_harness_own(task, folder, shots, command, data, long_llama, tmp_path, monkeypatch):
+    request = ("--suite", f"{task}:{shots}", "--data-dir", data, "--dtype", "float32")
+    ended = command("evaluate", long_llama, *request, "--out", tmp_path / "ours.json")
     assert ended.code == 0, ended.err
 
     import datasets
@@ -103,41 +89,18 @@ def test_scores_are_the_harness_own(
     assert f"{ours['bits']:.3f} ± {ours['bits_stderr']:.3f}" in ended.out
 
 
-def test_harness_shows_no_bars_and_starts_no_programs(
-    command: Command, data: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import subprocess
-
-    def started(*arguments: Any, **_: Any) -> None:
-        raise AssertionError(arguments)
-
-    monkeypatch.setattr(subprocess, "Popen", started)
+def test_harness_shows_no_bars_and_starts_no_programs(command, data, tiny_llama, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError))
     ended = command("evaluate", tiny_llama, "--suite", "piqa:0", "--data-dir", data, "--limit", 2)
     assert ended.code == 0, ended.err
     assert "requests" not in ended.out + ended.err
     assert "Tokenizing" not in ended.out + ended.err
 
 
-def test_whole_paper_suite_runs_from_local_files(
-    command: Command, data: Path, long_llama: Path, tmp_path: Path
-) -> None:
+def test_whole_paper_suite_runs_from_local_files(command, data, long_llama, tmp_path):
     out, page = tmp_path / "paper.json", tmp_path / "paper.md"
-    ended = command(
-        "evaluate",
-        long_llama,
-        "--suite",
-        "paper",
-        "--data-dir",
-        data,
-        "--limit",
-        2,
-        "--out",
-        out,
-        "--markdown",
-        page,
-        "--dtype",
-        "float32",
-    )
+    request = ("--suite", "paper", "--data-dir", data, "--limit", 2, "--dtype", "float32")
+    ended = command("evaluate", long_llama, *request, "--out", out, "--markdown", page)
     assert ended.code == 0, ended.err
     found = result(out)
     assert [task["items"] for task in found["tasks"]] == [2] * 9
@@ -148,12 +111,10 @@ def test_whole_paper_suite_runs_from_local_files(
     assert "| MMLU | 5 | acc |" in page.read_text(encoding="utf-8")
 
 
-def test_text_is_measured_as_by_hand(command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", num_hidden_layers=2)
-    ended = command(
-        "evaluate", other, "--text", tiny_text_file, "--against", tiny_llama, "--tokens", 200, "--sequence-length", 32,
-        "--dtype", "float32", "--out", tmp_path / "text.json",
-    )  # fmt: skip
+    text = ("--text", tiny_text_file, "--tokens", 200, "--sequence-length", 32, "--dtype", "float32")
+    ended = command("evaluate", other, *text, "--against", tiny_llama, "--out", tmp_path / "text.json")
     assert ended.code == 0, ended.err
     (found,) = result(tmp_path / "text.json")["texts"]
 
@@ -164,19 +125,19 @@ def test_text_is_measured_as_by_hand(command: Command, tiny_llama: Path, tiny_te
     assert (found["blocks"], found["tokens"]) == (6, 186)
     tokens = torch.tensor(ids[:192]).view(6, 32)
     with torch.no_grad():
-        q = Checkpoint.open(other).load(torch.float32)(input_ids=tokens).logits.double().log_softmax(-1)
-        p = Checkpoint.open(tiny_llama).load(torch.float32)(input_ids=tokens).logits.double().log_softmax(-1)
+        q, p = (
+            Checkpoint.open(folder).load(torch.float32)(input_ids=tokens).logits.double().log_softmax(-1)
+            for folder in (other, tiny_llama)
+        )
     loss = -q[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
     assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
 
 
-def test_copying_and_divided_kl_are_shown_with_a_text(command: Command, tiny_text_file: Path, tmp_path: Path) -> None:
-    names = [worded(tmp_path / "small", num_hidden_layers=2), worded(tmp_path / "dense")]
-    ended = command(
-        "evaluate", names[0], "--text", tiny_text_file, "--against", names[1], "--tokens", 700, "--sequence-length",
-        100, "--dtype", "float32", "--out", tmp_path / "text.json",
-    )  # fmt: skip
+def test_copying_and_divided_kl_are_shown_with_a_text(command, tiny_text_file, tmp_path):
+    small, dense = worded(tmp_path / "small", num_hidden_layers=2), worded(tmp_path / "dense")
+    text = ("--text", tiny_text_file, "--tokens", 700, "--sequence-length", 100, "--dtype", "float32")
+    ended = command("evaluate", small, *text, "--against", dense, "--out", tmp_path / "text.json")
     assert ended.code == 0, ended.err
     found = result(tmp_path / "text.json")
     (text,) = found["texts"]
@@ -184,7 +145,7 @@ def test_copying_and_divided_kl_are_shown_with_a_text(command: Command, tiny_tex
     assert (64 * text["kl_by_position"][0][1] + 36 * text["kl_by_position"][1][1]) / 100 == pytest.approx(text["kl"])
     assert 0 < text["seen"] < 1
     assert min(text["kl_seen"], text["kl_new"]) > 0
-    assert [each["model"] for each in found["copying"]] == [str(names[0]), f"{names[1]} (dense)"]
+    assert [each["model"] for each in found["copying"]] == [str(small), f"{dense} (dense)"]
     scores = found["copying"][0]["scores"]
     assert [score["name"] for score in scores] == ["16 words", "64 words", "64 tokens of text"]
     assert [score["tokens"] for score in scores] == [16 * 15, 16 * 63, 7 * 63]
@@ -193,43 +154,25 @@ def test_copying_and_divided_kl_are_shown_with_a_text(command: Command, tiny_tex
         assert words in ended.out
 
 
-def test_copying_needs_no_text(command: Command, tmp_path: Path) -> None:
+def test_copying_needs_words_and_no_text(command, tiny_llama, tmp_path):
     ended = command("evaluate", worded(tmp_path / "model"), "--looking-back", "--out", tmp_path / "out.json")
     assert ended.code == 0, ended.err
     (copied,) = result(tmp_path / "out.json")["copying"]
     assert [score["name"] for score in copied["scores"]] == ["16 words", "64 words"]
-
-
-def test_copying_without_words_is_refused(command: Command, tiny_llama: Path) -> None:
-    ended = command("evaluate", tiny_llama, "--looking-back")
-    assert ended.code == 2
-    assert "the tokenizer has 0 tokens that are words of 3 letters or more" in ended.err
-
-
-def test_blocks_longer_than_the_model_are_refused(command: Command, tiny_llama: Path, tiny_text_file: Path) -> None:
-    longest = Checkpoint.open(tiny_llama).config.max_position_embeddings
-    ended = command("evaluate", tiny_llama, "--text", tiny_text_file, "--sequence-length", longest + 1)
-    assert ended.code == 2
-    assert f"--sequence-length is {longest + 1}, but {tiny_llama} takes {longest} tokens at most" in ended.err
+    command("evaluate", tiny_llama, "--looking-back").refused("the tokenizer has 0 tokens that are words of 3 letters")
 
 
 def worded(folder: Path, **overrides: Any) -> Path:
     """A tiny model whose tokenizer has 400 words of four letters besides the bytes."""
     tiny_checkpoint(folder, vocab_size=700, **overrides)
     letters = "abcdefgh"
-    words = ["Ġ" + "".join(letters[number >> 3 * place & 7] for place in range(4)) for number in range(400)]
-    pieces = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *words]
-    inner = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["Ġ" + "".join(letters[n >> 3 * place & 7] for place in range(4)) for n in range(400)])
+    tokenizer.save_pretrained(folder)
     return folder
 
 
-def test_interrupted_suite_goes_on(
-    command: Command, data: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypatch):
     out = tmp_path / "quick.json"
     arguments = ("evaluate", tiny_llama, "--suite", "piqa:0,sciq:0,boolq:0", "--data-dir", data, "--out", out)
     scored: list[str] = []
@@ -250,14 +193,12 @@ def test_interrupted_suite_goes_on(
     assert len(result(out)["tasks"]) == 3
 
 
-def test_failed_task_leaves_a_partial_table(command: Command, data: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    shutil.copytree(data, folder)
+def test_failed_task_leaves_a_partial_table(command, data, tiny_llama, tmp_path):
+    folder, out = shutil.copytree(data, tmp_path / "data"), tmp_path / "out.json"
     path = folder / "hellaswag" / "validation.jsonl.gz"
     path.unlink()
     row = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "none"}
     path.with_suffix("").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    out = tmp_path / "out.json"
     ended = command("evaluate", tiny_llama, "--suite", "hellaswag:0,piqa:0", "--data-dir", folder, "--out", out)
     ended = replace(ended, err=ended.err.splitlines()[-1])  # behind the harness's progress bars
     ended.refused("1 of 2 tasks failed", "partial", "no average", "HellaSwag: ValueError: invalid literal for int()")
@@ -267,15 +208,18 @@ def test_failed_task_leaves_a_partial_table(command: Command, data: Path, tiny_l
     assert found["tasks"][1]["value"] is not None
 
 
-def test_model_without_tokenizer(command: Command, data: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bare"
-    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens*"))
+def test_model_without_tokenizer(command, data, tiny_llama, tmp_path):
+    ignored = shutil.ignore_patterns("tokenizer*", "special_tokens*")
+    folder = shutil.copytree(tiny_llama, tmp_path / "bare", ignore=ignored)
     ended = command("evaluate", folder, "--suite", "piqa", "--data-dir", data)
     ended.refused(str(folder), "holds no tokenizer that can be read (", "): put the files")
 
 
-def test_run_folder_is_its_model(command: Command, finished_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
-    text = ("--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
+SHORT = ("--sequence-length", 32, "--tokens", 64)
+
+
+def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_path):
+    text = ("--text", tiny_text_file, *SHORT)
     for source in (finished_llama, finished_llama / "model"):
         assert command("evaluate", source, *text, "--out", tmp_path / f"{source.name}.json").code == 0
     first, second = (result(tmp_path / f"{name}.json") for name in (finished_llama.name, "model"))
@@ -285,59 +229,47 @@ def test_run_folder_is_its_model(command: Command, finished_llama: Path, tiny_te
     command("evaluate", tmp_path / "run", *text).refused("is a run that hasn't exported its model yet")
 
 
-def test_family_that_cannot_be_pruned_is_measured(
-    command: Command, tiny_text_file: Path, tiny_llama: Path, tmp_path: Path
-) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def test_a_family_that_cannot_be_pruned_and_a_gguf_file_are_measured(command, tiny_text_file, gguf_bytes, tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "gpt2")
-    ended = command("evaluate", tmp_path / "gpt2", "--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
-    assert ended.code == 0, ended.err
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
+    for model in (tmp_path / "gpt2", tmp_path / "m.gguf"):
+        ended = command("evaluate", model, "--text", tiny_text_file, *SHORT)
+        assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to measure: give --suite, --text or --looking-back"),
-        (("--suite", "pica"), "there is no task 'pica': did you mean 'piqa'"),
-        (("--suite", "piqa", "--against", "x"), "--against needs --text"),
-        (("--suite", "piqa", "--dtype", "int8"), "--dtype int8: use auto, bfloat16"),
-        (("--suite", "piqa", "--data-dir", "nowhere"), "there is no such folder"),
-        (("--text", "nowhere.txt"), "nowhere.txt"),
+        ("", "nothing to measure: give --suite, --text or --looking-back"),
+        ("--suite pica", "there is no task 'pica': did you mean 'piqa'"),
+        ("--suite piqa --against x", "--against needs --text"),
+        ("--suite piqa --dtype int8", "--dtype int8: use auto, bfloat16"),
+        ("--suite piqa --data-dir nowhere", "there is no such folder"),
+        ("--text nowhere.txt", "nowhere.txt"),
+        ("--text {text} --sequence-length 257", "--sequence-length is 257, but {model} takes 256 tokens at most"),
     ],
 )
-def test_wrong_request(
-    options: tuple[str, ...], message: str, command: Command, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "pica" in options:
-        monkeypatch.setattr(harness, "_manager", lambda only_known: _Index())
-    command("evaluate", tiny_llama, *options).refused(message)
+def test_wrong_request(options, message, command, tiny_llama, tiny_text_file, monkeypatch):
+    if "pica" in options:  # the harness's whole index takes ten seconds to read
+        index = SimpleNamespace(task_index=dict.fromkeys(["piqa", "sciq"]))
+        monkeypatch.setattr(harness, "_manager", lambda only_known: index)
+    command("evaluate", tiny_llama, *options.format(text=tiny_text_file).split()).refused(
+        message.format(model=tiny_llama)
+    )
 
 
-class _Index:
-    """The harness's whole index takes ten seconds to read."""
-
-    task_index = dict.fromkeys(["piqa", "sciq"])
-
-
-def test_short_text_and_other_vocabulary(
-    command: Command, tiny_llama: Path, tmp_path: Path, tiny_text_file: Path
-) -> None:
+def test_short_text_and_other_vocabulary(command, tiny_llama, tmp_path, tiny_text_file):
     (tmp_path / "short.txt").write_text("the river", encoding="utf-8")
     command("evaluate", tiny_llama, "--text", tmp_path / "short.txt").refused("less than one block of 512")
-    other = tmp_path / "other"
-    shutil.copytree(tiny_llama, other)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    other, tokenizer = shutil.copytree(tiny_llama, tmp_path / "other"), tiny_tokenizer()
     tokenizer.add_tokens(["river"])
     tokenizer.save_pretrained(other)
     ended = command("evaluate", other, "--text", tiny_text_file, "--against", tiny_llama)
     ended.refused("have different vocabularies")
 
 
-def test_result_of_another_request_is_kept(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path
-) -> None:
+def test_result_of_another_request_is_kept(command, tiny_llama, tiny_text_file, tmp_path):
     out = tmp_path / "out.json"
     text = ("--text", tiny_text_file, "--sequence-length", 32, "--out", out)
     assert command("evaluate", tiny_llama, *text, "--tokens", 64).code == 0
@@ -348,28 +280,6 @@ def test_result_of_another_request_is_kept(
     command("evaluate", tiny_llama, *text, "--tokens", 96).refused("holds something else")
 
 
-def test_missing_harness_names_its_extra(command: Command, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_missing_harness_names_its_extra(command, tiny_llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     command("evaluate", tiny_llama, "--suite", "piqa").refused("lm-eval", install("eval"))
-
-
-def test_gguf_is_resolved(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The GGUF path itself is tested with the real file elsewhere; here, that evaluation goes through it."""
-    from darwinlm.families import resolve
-
-    called: list[Path] = []
-
-    def dequantise(path: Path, work: Path) -> Path:
-        called.append(path)
-        shutil.copytree(tiny_llama, work)
-        return work
-
-    monkeypatch.setattr(resolve, "_dequantise", dequantise)
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    ended = command("evaluate", tmp_path / "m.gguf", "--text", tiny_text_file, "--sequence-length", 32, "--tokens", 64)
-    assert ended.code == 0, ended.err
-    assert called == [tmp_path / "m.gguf"]

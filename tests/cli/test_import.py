@@ -7,16 +7,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny.pruned import logits_of as logits
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-TOKENS = torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])
 H = 32  # columns of a head
-
-
-@torch.no_grad()
-def logits(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits
 
 
 def edited(folder, change):
@@ -46,6 +41,15 @@ def layers(folder):
     ]
 
 
+def imported(command, folder, *options, expected=None):
+    """Import a folder, to the same logits; sizes of its layers."""
+    expected, out = logits(folder) if expected is None else expected, folder.with_name("out")
+    ended = command("import", folder, "--out", out, *options)
+    assert ended.code == 0, ended
+    torch.testing.assert_close(logits(out), expected, atol=2e-5, rtol=2e-5)
+    return layers(out)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "granite"])
 def test_zeros_are_cut_out(command, tmp_path, model_type):
     overrides = {"layer_types": ["full_attention"] * 3} if model_type == "gemma2" else {}
@@ -59,12 +63,8 @@ def test_zeros_are_cut_out(command, tmp_path, model_type):
         tensors[name(0, "mlp.gate_proj")][20:23] = 0
         tensors[name(0, "mlp.up_proj")][90:] = 0
 
-    edited(folder, change)
-    expected = logits(folder)
-    ended = command("import", folder, "--out", tmp_path / "out")
-    assert ended.code == 0, ended
-    assert layers(tmp_path / "out") == [(set(), 2, 1, 82), ({"attention"}, 1, 1, 96), ({"mlp"}, 4, 2, 96)]
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    found = imported(command, edited(folder, change))
+    assert found == [(set(), 2, 1, 82), ({"attention"}, 1, 1, 96), ({"mlp"}, 4, 2, 96)]
     report = json.loads((tmp_path / "out" / "import.json").read_text())
     assert report["notes"][0] == "6 of 12 query heads and 178 of 288 channels have an effect"
     assert report["bytes"] < (folder / "model.safetensors").stat().st_size
@@ -80,32 +80,22 @@ def test_zeros_are_cut_out_of_fused_projections(command, tmp_path, uneven):
         tensors[name(2, "mlp.gate_up_proj")][90:96] = 0  # of gates
         tensors[name(2, "mlp.gate_up_proj")][96 : 96 + 20] = 0  # of what they open for
 
-    edited(folder, change)
-    expected = logits(folder)
-    ended = command("import", folder, "--out", tmp_path / "out")
-    assert ended.code == 0, ended
     first = (set(), 3, 3, 96) if uneven else (set(), 2, 1, 96)
-    assert layers(tmp_path / "out") == [first, (set(), 2, 1, 96), (set(), 4, 2, 70)]
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    assert imported(command, edited(folder, change)) == [first, (set(), 2, 1, 96), (set(), 4, 2, 70)]
 
 
 def test_values_of_zeros_make_a_group_useless(command, tmp_path):
     folder = edited(
         plain_checkpoint(tmp_path / "zeros", "llama"), lambda tensors: tensors[name(1, "self_attn.v_proj")][:H].zero_()
     )
-    expected = logits(folder)
-    assert command("import", folder, "--out", tmp_path / "out").code == 0
-    assert layers(tmp_path / "out")[1] == (set(), 2, 1, 96)
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    assert imported(command, folder)[1] == (set(), 2, 1, 96)
 
 
 def test_unevenly_removed_heads_keep_their_kv_heads(command, tmp_path):
     folder = edited(plain_checkpoint(tmp_path / "zeros", "llama"), lambda tensors: without_heads(tensors, 1, (1,)))
-    expected = logits(folder)
-    assert command("import", folder, "--out", tmp_path / "out").code == 0
+    imported(command, folder)
     row = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.per_layer_config[1]
     assert (row.query_groups, row.stored_kv_heads) == ([0, 1, 1], 2)
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
 
 
 def test_an_output_bias_is_kept_though_all_heads_are_zeros(command, tmp_path):
@@ -115,11 +105,7 @@ def test_an_output_bias_is_kept_though_all_heads_are_zeros(command, tmp_path):
         tensors[name(1, "self_attn.o_proj")].zero_()
         tensors[name(2, "mlp.down_proj")].zero_()
 
-    edited(folder, change)
-    expected = logits(folder)
-    assert command("import", folder, "--out", tmp_path / "out").code == 0
-    assert layers(tmp_path / "out")[1:] == [(set(), 1, 1, 96), (set(), 4, 2, 1)]
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    assert imported(command, edited(folder, change))[1:] == [(set(), 1, 1, 96), (set(), 4, 2, 1)]
 
 
 def test_equal_layers_become_the_plain_class(command, tmp_path):
@@ -172,34 +158,30 @@ def test_layers_of_their_own_shapes(command, tmp_path, model_type):
         "block 0: 3 query heads over 2 KV heads", "--query-groups first or spread"
     )
     assert not (tmp_path / "out").exists()
-    ended = command("import", tmp_path / "model", "--out", tmp_path / "out", "--query-groups", "first")
-    assert ended.code == 0, ended
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["model_type"] == f"darwinlm_{model_type}"
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.per_layer_config[0].query_groups == [0, 0, 1]
+    imported(command, tmp_path / "model", "--query-groups", "first", expected=expected)
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
+    assert config.model_type == f"darwinlm_{model_type}"
+    assert config.per_layer_config[0].query_groups == [0, 0, 1]
 
 
-@pytest.mark.parametrize("form", ["list", "mapping", "nested"])
+LISTED = [[0, 2], [1, 2, 3], [3]]
+FORMS = {
+    "list": LISTED,
+    "mapping": {str(block): row for block, row in enumerate(LISTED)},
+    "nested": {str(block): {"heads": row} for block, row in enumerate(LISTED)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_heads_that_the_configuration_lists(command, tmp_path, form):
-    heads = [(0, 2), (1, 2, 3), (3,)]
-    listed = [list(row) for row in heads]
-    fields = {
-        "list": {"whatever": listed},
-        "mapping": {"whatever": {str(block): row for block, row in enumerate(listed)}},
-        "nested": {"whatever": {str(block): {"heads": row} for block, row in enumerate(listed)}},
-    }[form]
-    expected = per_layer_shapes(tmp_path / "model", "llama", heads, [96, 32, 64], **fields)
-    ended = command("import", tmp_path / "model", "--out", tmp_path / "out")
-    assert ended.code == 0, ended
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    expected = per_layer_shapes(tmp_path / "model", "llama", LISTED, [96, 32, 64], whatever=FORMS[form])
+    imported(command, tmp_path / "model", expected=expected)
 
 
 def test_heads_shared_out_evenly(command, tmp_path):
     """A multiple of the KV heads is shared as every attention shares it."""
     expected = per_layer_shapes(tmp_path / "model", "llama", [(0, 2), (0, 1, 2, 3), (1, 3)], [96, 32, 64])
-    assert command("import", tmp_path / "model", "--out", tmp_path / "out").code == 0
-    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=2e-5, rtol=2e-5)
+    imported(command, tmp_path / "model", expected=expected)
 
 
 def test_what_cannot_be_imported(command, tmp_path):
@@ -228,6 +210,12 @@ def test_what_cannot_be_imported(command, tmp_path):
     (plain / "model.safetensors.index.json").unlink()
     edited(plain, lambda tensors: [tensors.pop(key) for key in list(tensors) if "self_attn" in key])
     command("import", plain, "--out", out).refused("fit no known family", "give --family")
+    part = edited(plain_checkpoint(tmp_path / "part", "llama"), lambda tensors: tensors.pop("model.norm.weight"))
+    command("import", part, "--out", out).refused("lacks model.norm.weight: it isn't a whole model")
+    edited(part, lambda tensors: [tensors.update({f"body.{key}": tensors.pop(key)}) for key in list(tensors)])
+    command("import", part, "--out", out, "--family", "llama").refused(
+        "holds no tensors of a llama model: give the right --family"
+    )
     assert not out.exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import Command
+from tests.tiny.command import sets
 from tests.tiny.published import published_config
 
 from darwinlm.families.checkpoint import Checkpoint
@@ -20,12 +20,10 @@ from darwinlm.recovery.train import _Training
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128", "refit.tokens=0")
 
 
-def test_one_message_names_stage_and_setting(
-    command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_message_names_stage_and_setting(command, tiny_llama, tiny_text_file, tmp_path, monkeypatch):
     settings = (*SETTINGS, *TRAINING, "compute.batch_tokens=128")
-    sets = [word for setting in settings for word in ("--set", setting)]
-    arguments = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out", *sets)
+    common = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out")
+    arguments = (*common, *sets(settings))
 
     def full(self: _Training, step: int) -> None:
         raise torch.OutOfMemoryError(

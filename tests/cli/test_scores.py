@@ -51,9 +51,7 @@ def test_difference_of_two_and_its_error(command: Command, tmp_path: Path) -> No
         ([score("piqa", None), score("sciq", 0.7)], "PIQA: failed in one of them"),
     ],
 )
-def test_what_is_not_alike_is_no_difference(
-    other: list[TaskScore], remark: str, command: Command, tmp_path: Path
-) -> None:
+def test_what_is_not_alike_is_no_difference(other, remark, command, tmp_path):
     one = saved(tmp_path / "a.json", score("piqa", 0.6), score("sciq", 0.8))
     ended = command("scores", one, saved(tmp_path / "b.json", *other), "--markdown", tmp_path / "both.md")
     assert ended.code == 0, ended.err

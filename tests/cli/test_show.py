@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 from tests.tiny.summaries import SUMMARIES, made, searched
 
 from darwinlm.artifact import write_json
@@ -40,9 +38,8 @@ def test_new_files_are_named_after_the_run_and_lie_beside_it(command, run: Path,
     assert f"--out {run}.gguf" in command("show", run).out
     monkeypatch.chdir(run)
     ended = command("show", ".")
-    assert "darwinlm chat . --against" in ended.out
-    assert "--out ../half-recovered" in ended.out
-    assert "--out ../half.gguf" in ended.out
+    for words in ("darwinlm chat . --against", "--out ../half-recovered", "--out ../half.gguf"):
+        assert words in ended.out
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -79,8 +76,6 @@ def test_a_narrow_terminal_without_colour(command, run: Path, monkeypatch: pytes
 def test_a_terminal_without_unicode(run: Path) -> None:
     lines = allocation_lines(read_summary(run / "summary.json"), 80, plain=True)
     assert "".join(line.plain for line in lines).isascii()
-    del lines
-    assert not Console(file=SimpleNamespace(encoding="ascii", write=print, flush=print)).encoding.startswith("utf")
 
 
 def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:

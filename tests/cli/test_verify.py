@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
-import pytest
 from tests.tiny.damage import flip
 
 
-@pytest.fixture
-def finished(finished_llama: Path, tmp_path: Path) -> Path:
-    """A finished run that may be damaged."""
-    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
-
-
-def test_a_finished_run(command, finished):
-    ended = command("verify", finished)
+def test_a_finished_run(command, finished_llama):
+    ended = command("verify", finished_llama)
     assert ended.code == 0, ended
     assert "stage database: as recorded" in ended.out
     assert "model/model.safetensors: as recorded" in ended.out
     assert "budget: as recorded" in ended.out
 
 
-def test_what_is_not_as_recorded(command, finished, tmp_path):
+def test_what_is_not_as_recorded(command, finished_copy, tmp_path):
+    finished = finished_copy
     flip(finished / "model" / "model.safetensors")
     command("verify", finished).refused("model/model.safetensors", "was changed after the export")
     flip(finished / "model" / "model.safetensors")

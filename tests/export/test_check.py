@@ -7,7 +7,7 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
 from darwinlm.engines import ENGINES
-from darwinlm.errors import ExportError
+from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export import folder as folders
 from darwinlm.export.gguf import export as gguf_export
 from darwinlm.export.gguf import tensors
@@ -50,10 +50,8 @@ def test_a_missing_permutation(tmp_path, monkeypatch, quantisation):
     refused(tmp_path, model, "block 0 attention", quantisation=quantisation)
 
 
-@pytest.mark.parametrize(
-    ("fault", "place"), [("_score_scale", "block 0 attention"), ("permute_rows", "block 0 attention")]
-)
-def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fault, place):
+@pytest.mark.parametrize("fault", ["_score_scale", "permute_rows"])
+def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fault):
     """Gemma 2 scales its scores by a number of its own; of Phi-3's heads only a half turns."""
     kinds = {"layer_types": ["full_attention"] * 3, "query_pre_attn_scalar": 48}
     model_type, overrides = ("gemma2", kinds) if fault == "_score_scale" else ("phi3", {})
@@ -61,7 +59,7 @@ def test_scores_and_halves_that_a_family_has_otherwise(tmp_path, monkeypatch, fa
     whole = tensors.permute_rows
     wrong = {"_score_scale": lambda *_: 1.0, "permute_rows": lambda tensor, heads, turned: whole(tensor, heads)}
     monkeypatch.setattr(tensors, fault, wrong[fault])
-    refused(tmp_path, model, place, quantisation="f16")
+    refused(tmp_path, model, "block 0 attention", quantisation="f16")
 
 
 def test_a_permutation_too_many(tmp_path, monkeypatch):
@@ -76,17 +74,19 @@ def test_a_permutation_too_many(tmp_path, monkeypatch):
     refused(tmp_path, model, "block 1 attention", quantisation="f32")
 
 
-@pytest.mark.parametrize(("bias", "sublayer"), [("attn_k.bias", "attention"), ("attn_v.bias", "attention")])
-def test_a_dropped_bias(tmp_path, monkeypatch, bias, sublayer):
-    model = pruned_checkpoint(tmp_path / "model", "qwen2", ROWS)
+@pytest.mark.parametrize(
+    ("model_type", "bias", "place"),
+    [
+        ("qwen2", "attn_k.bias", "block 2 attention"),
+        ("qwen2", "attn_v.bias", "block 2 attention"),
+        ("llama", "ffn_down.bias", "block 2 mlp"),
+    ],
+)
+def test_a_dropped_bias(tmp_path, monkeypatch, model_type, bias, place):
+    more = {"mlp_bias": True} if model_type == "llama" else {}
+    model = pruned_checkpoint(tmp_path / "model", model_type, ROWS, **more)
     planted(monkeypatch, lambda block, found: {k: v for k, v in found.items() if block != 2 or k != bias})
-    refused(tmp_path, model, f"block 2 {sublayer}", quantisation="f16")
-
-
-def test_a_dropped_mlp_bias(tmp_path, monkeypatch):
-    model = pruned_checkpoint(tmp_path / "model", "llama", ROWS, mlp_bias=True)
-    planted(monkeypatch, lambda block, found: {k: v for k, v in found.items() if block != 1 or k != "ffn_down.bias"})
-    refused(tmp_path, model, "block 1 mlp", quantisation="f16")
+    refused(tmp_path, model, place, quantisation="f16")
 
 
 def test_a_tensor_that_was_written_wrongly(tmp_path, monkeypatch):
@@ -146,8 +146,6 @@ def test_equal_layers_need_no_masked_dense(tmp_path):
 
 @pytest.mark.parametrize("quantisation", [name for name in QUANTISATIONS if name.startswith("q4_k")])
 def test_k_quants_without_the_library(tmp_path, quantisation):
-    from darwinlm.errors import MissingExtraError
-
     model = plain_checkpoint(tmp_path / "model", "llama")
     with pytest.raises(MissingExtraError, match=r"pip install .*\[llama-cpp\]'"):
         export_model(model, tmp_path / "m.gguf", to="gguf", quantisation=quantisation)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.tiny.cutting import EVEN, ODD, Kept, cut, near
 from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.pruned import logits_of as logits
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,13 +17,7 @@ from darwinlm.errors import ExportError
 from darwinlm.export.run import export_model
 from darwinlm.families.family import families
 
-TOKENS = torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
-
-
-@torch.no_grad()
-def logits(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits
 
 
 EXPERTS = {0: (4, 2, 64), 1: (4, 2, 0), 2: (4, 2, 24)}
@@ -33,7 +28,7 @@ WHOLE = {0: (0, 0, 96), 1: (4, 2, 0), 2: (4, 2, 40)}
 
 OWN_SIZES = (
     *("deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"),
-    *("granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
+    *("gemma4_text", "granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"),
 )
 """Families whose layers of several kinds, or compressed attention, don't take the sizes of the other tests."""
 
@@ -71,44 +66,32 @@ def test_dense_has_stock_shapes_and_computes_the_same(tmp_path, model_type):
     assert any("as large and slow" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "phi3"])
-def test_dense_of_unevenly_shared_heads(tmp_path, model_type):
+@pytest.mark.parametrize(("model_type", "projection"), [("llama", "k_proj"), ("phi3", "qkv_proj")])
+def test_unevenly_shared_heads_become_dense_and_plain_linear_layers_for_vllm(tmp_path, model_type, projection):
     folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
-    export_model(folder, tmp_path / "dense", to="dense")
-    torch.testing.assert_close(logits(tmp_path / "dense"), logits(folder), atol=2e-5, rtol=2e-5)
+    for to in ("dense", "vllm"):
+        export_model(folder, tmp_path / to, to=to)
+        torch.testing.assert_close(logits(tmp_path / to), logits(folder), atol=2e-5, rtol=2e-5)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "vllm")
+    assert type(getattr(model.model.layers[1].self_attn, projection)) is torch.nn.Linear
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "phi3", "exaone4", "nemotron"])
-def test_vllm_gets_a_zero_head_where_attention_is_gone(tmp_path, model_type):
-    folder = pruned_checkpoint(
-        tmp_path / "model",
-        model_type,
-        MIXED,
-        **({"layer_types": ["full_attention"] * 3} if "layer_types" in FAMILIES[model_type] else {}),
-    )
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "phi3", "exaone4", "nemotron", "olmo2"])
+def test_vllm_gets_a_zero_head_or_zeros_where_attention_is_gone(tmp_path, model_type):
+    rows, overrides = WHOLE if model_type == "olmo2" else MIXED, {}
+    if "layer_types" in FAMILIES[model_type]:
+        overrides = {"layer_types": ["full_attention"] * 3}
+    folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     report = export_model(folder, tmp_path / "out", to="vllm")
     layers = json.loads((tmp_path / "out" / "config.json").read_text())["per_layer_config"]
-    assert "skip" not in layers.get("0", layers.get("00", {}))
-    assert next(iter(layers.values())).items() >= {"num_attention_heads": 1, "num_key_value_heads": 1}.items()
     assert (tmp_path / "out" / "modeling_darwinlm.py").is_file()
     torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
+    if model_type == "olmo2":
+        assert "an attention of zeros instead of no attention: blocks 0" in report.notes
+        return
+    assert "skip" not in layers.get("0", layers.get("00", {}))
+    assert next(iter(layers.values())).items() >= {"num_attention_heads": 1, "num_key_value_heads": 1}.items()
     assert "one zero head instead of no attention: blocks 0" in report.notes
-
-
-def test_vllm_gets_zeros_where_an_attention_that_stays_whole_is_gone(tmp_path):
-    folder = pruned_checkpoint(tmp_path / "model", "olmo2", WHOLE)
-    report = export_model(folder, tmp_path / "out", to="vllm")
-    assert "an attention of zeros instead of no attention: blocks 0" in report.notes
-    torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
-
-
-@pytest.mark.parametrize(("model_type", "projection"), [("llama", "k_proj"), ("phi3", "qkv_proj")])
-def test_vllm_gets_plain_linear_layers_for_unevenly_shared_heads(tmp_path, model_type, projection):
-    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (3, 2, 96)}, query_groups={1: (0, 0, 1)})
-    export_model(folder, tmp_path / "out", to="vllm")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(getattr(model.model.layers[1].self_attn, projection)) is torch.nn.Linear
-    torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), atol=2e-5, rtol=2e-5)
 
 
 def test_tensor_parallel_sizes_are_checked(tmp_path):

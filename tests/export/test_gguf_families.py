@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.export import test_gguf
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
-from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
 
-from darwinlm.errors import ExportError
+from darwinlm.errors import ExportError, MissingExtraError
 from darwinlm.export.gguf.layout import LIKE_LLAMA, STOCK, TIED, UNKNOWN
 from darwinlm.export.gguf.reference import GgufFile
 from darwinlm.families.family import families
@@ -23,6 +22,25 @@ LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"origi
 WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
 
 
+DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 4, "mamba_d_head": 32}
+WIDTH = {"block_auto_adjust_ff_dim": False}
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "global_head_dim": 64,
+    "num_global_key_value_heads": 1,
+    "num_key_value_heads": 2,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 320,
+}
+PLAIN_GEMMA4 = {
+    "attention_k_eq_v": True,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "use_double_wide_mlp": False,
+}
+
+
 def gemma(blocks, period, **more):
     """A window that is much shorter than the text, and scores scaled by something else than the head size."""
     kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(blocks)]
@@ -31,6 +49,14 @@ def gemma(blocks, period, **more):
 
 
 EQUAL = {
+    "llama": ("llama", "llama", {}),
+    "mistral": ("mistral", "llama", {"sliding_window": None}),
+    "qwen2": ("qwen2", "qwen2", SQUARE),
+    "qwen2 with fewer heads": ("qwen2", "deci", {}),
+    "qwen3": ("qwen3", "qwen3", {"tie_word_embeddings": False}),
+    "gemma": ("gemma", "gemma", {}),
+    "smollm3": ("smollm3", "smollm3", {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1]}),
+    "granite": ("granite", "granite", {}),
     "gemma2": ("gemma2", "gemma2", gemma(3, 2)),
     "gemma2 without caps": (
         "gemma2",
@@ -57,40 +83,135 @@ EQUAL = {
     "glm4": ("glm4", "glm4", {}),
     "glm4 that turns whole heads": ("glm4", "glm4", WHOLE),
     "arcee": ("arcee", "arcee", {**LLAMA3, "mlp_bias": False, "hidden_size": 128}),
+    "gemma4 as E2B": ("gemma4_text", "gemma4", GEMMA4),
+    "gemma4 as 31B": ("gemma4_text", "gemma4", GEMMA4 | PLAIN_GEMMA4),
+    "qwen3_5": ("qwen3_5_text", "qwen35", DELTA),
+    "qwen3_5 with a value head for each key": ("qwen3_5_text", "qwen35", DELTA | {"linear_num_key_heads": 4}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", "qwen35moe", DELTA | {"moe_intermediate_size": 64}),
+    "granitemoehybrid": ("granitemoehybrid", "granitehybrid", MAMBA),
+    "granitemoehybrid without rope": (
+        "granitemoehybrid",
+        "granitehybrid",
+        MAMBA | {"position_embedding_type": "nope", "mamba_n_groups": 2},
+    ),
+    "glm4_moe": ("glm4_moe", "glm4moe", {"moe_intermediate_size": 64}),
+    "glm4_moe_lite": ("glm4_moe_lite", "deepseek2", {"moe_intermediate_size": 64, "num_key_value_heads": 4}),
+    "olmoe": ("olmoe", "olmoe", SQUARE | {"num_key_value_heads": 4}),
+    "qwen3_next_moe": (
+        "qwen3_next",
+        "qwen3next",
+        DELTA | {"moe_intermediate_size": 64, "mlp_only_layers": []},
+    ),
+    "lfm2": ("lfm2", "lfm2", SQUARE | {"layer_types": ["conv", "full_attention", "conv"], **WIDTH}),
 }
-CONTINUED = ("gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4")
-CONTINUED += ("glm4", "arcee")
+BIASES = {"attention_bias": True, "mlp_bias": True}
+UNEQUAL = {
+    "mistral": ("mistral", "deci", MIXED, {"sliding_window": None}),
+    "qwen2": ("qwen2", "deci", MIXED, {}),
+    "qwen3": ("qwen3", "openelm", MIXED, {}),
+    "granite": ("granite", "deci", MIXED, {"tie_word_embeddings": True}),
+    "llama": ("llama", "deci", MIXED, BIASES | LLAMA3),
+    "phi3": ("phi3", "deci", MIXED, WHOLE),
+    "phi3 that turns half of a head": ("phi3", "deci", MIXED, {}),
+    "helium": ("helium", "deci", {1: (0, 0, 40)}, SQUARE),
+    "ernie4_5": ("ernie4_5", "deci", MIXED, {}),
+    "seed_oss": ("seed_oss", "deci", MIXED, {}),
+    "ministral3": ("ministral3", "deci", MIXED, LONGER),
+}
+CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
+CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")
+CONTINUED += ("gemma4 as E2B", "gemma4 as 31B", "qwen3_5", "qwen3_5_moe", "lfm2", "granitemoehybrid")
+CONTINUED += ("glm4_moe", "glm4_moe_lite", "qwen3_next_moe", "olmoe")
 """Where greedy tokens are compared too."""
 
 
 def test_every_family_is_compared_with_the_library_or_refused():
     """What the documentation says of GGUF comes from these constants."""
-    assert {model_type for model_type, _, _ in EQUAL.values()} | set(test_gguf.EQUAL) == set(STOCK)
-    assert {*UNEQUAL_ATTENTIONS, *test_gguf.UNEQUAL, "phi3"} == {*LIKE_LLAMA, *TIED}
+    assert {model_type for model_type, *_ in EQUAL.values()} == set(STOCK)
+    assert {model_type for model_type, *_ in UNEQUAL.values()} == {*LIKE_LLAMA, *TIED}
+    assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text"]
     assert set(families()) == {*STOCK, *UNKNOWN}
     assert not set(STOCK) & set(UNKNOWN)
 
 
-@pytest.mark.parametrize("case", EQUAL)
-def test_equal_layers(tmp_path, case):
-    model_type, architecture, overrides = EQUAL[case]
-    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+@pytest.mark.parametrize("case", [*EQUAL, *(f"unequal {name}" for name in UNEQUAL)])
+def test_layers_compute_what_they_do_in_transformers(tmp_path, case):
+    name = case.removeprefix("unequal ")
+    model_type, architecture, *rows, overrides = EQUAL[case] if name == case else UNEQUAL[name]
+    folder = any_checkpoint(tmp_path / "model", model_type, rows[0] if rows else None, **overrides)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["architecture"] == architecture
-    assert report["notes"] == [] or case == "ministral3"
+    assert report["details"]["chat_template"] is True
+    if rows:
+        assert report["comparisons"][0]["left"] == "masked dense"
+    else:
+        assert report["notes"] == [] or case == "ministral3"
     # llama.cpp looks gelu up in a table of float16 numbers
-    assert_checked_in_the_library(report, 2e-3 if "gemma" in case else 1e-5)
-    if case in CONTINUED:
-        assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3 if "gemma" in case else 1e-4)
+    tolerance = 2e-3 if "gemma" in case else 1e-5 if STOCK[model_type].referenced else 1e-3
+    if STOCK[model_type].referenced:
+        assert_checked_in_the_library(report, tolerance)
+    else:
+        (row,) = report["comparisons"]
+        assert (row["left"], row["right"]) == ("pruned in memory", "the file in llama.cpp")
+        assert row["relative"] < tolerance
+    if name in CONTINUED:
+        loose = "gemma" in case or not STOCK[model_type].referenced
+        assert_same_as_transformers(folder, tmp_path / "m.gguf", 2e-3 if loose else 1e-4)
 
 
-@pytest.mark.parametrize("overrides", [WHOLE, {}], ids=["whole heads turn", "half of each head turns"])
-def test_unequal_layers_of_phi3(tmp_path, overrides):
-    folder = pruned_checkpoint(tmp_path / "model", "phi3", MIXED, **overrides)
+@pytest.mark.parametrize("more", [{}, PLAIN_GEMMA4], ids=["as E2B", "as 31B"])
+def test_unequal_layers_of_gemma4(tmp_path, more):
+    """llama.cpp reads head counts and widths of each layer. Empty blocks stay, since something follows their MLP."""
+    rows = {0: (0, 0, 40), 1: (4, 2, 0), 2: (4, 2, 192)} if not more else {0: (2, 1, 40), 1: (0, 0, 0), 2: (4, 1, 64)}
+    folder = pruned_checkpoint(tmp_path / "model", "gemma4_text", rows, **GEMMA4 | more)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
-    assert report["details"]["architecture"] == "deci"
-    assert report["comparisons"][0]["left"] == "masked dense"
-    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-4)
+    assert [row["left"] for row in report["comparisons"]] == ["masked dense", "pruned in memory"]
+    assert report["comparisons"][1]["relative"] < 2e-3
+    widths = GgufFile(tmp_path / "m.gguf").keys["gemma4.feed_forward_length"]
+    assert widths == ([64, 32, 192] if not more else [64, 32, 64])
+    assert_same_as_transformers(folder, tmp_path / "m.gguf", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("case", "quantisation"),
+    [("gemma4 as E2B", "q8_0"), ("qwen3_5", "q4_k_m"), ("lfm2", "q8_0"), ("granitemoehybrid", "q8_0")],
+)
+def test_quantised_hybrids(tmp_path, case, quantisation):
+    """An unrounded file is checked before."""
+    model_type, _, overrides = EQUAL[case]
+    folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
+    report = exported(folder, tmp_path / "m.gguf", quantisation=quantisation)
+    exact, rounded = report["comparisons"]
+    assert exact["relative"] < 2e-3 < rounded["relative"] < 1
+    assert 0 < report["details"]["kl_of_rounding"] < 2
+    assert report["details"]["tensor_types"]["F32"] > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model"]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "lfm2"])
+def test_unequal_layers_of_hybrids_are_refused(tmp_path, model_type):
+    _, _, overrides = EQUAL[model_type.removesuffix("_text")]
+    folder = pruned_checkpoint(tmp_path / "model", model_type, {1: (4, 2, 40)}, **overrides)
+    with pytest.raises(ExportError, match=r"its layers differ, and in llama.cpp all blocks of this family have the"):
+        exported(folder, tmp_path / "m.gguf")
+
+
+def test_attentions_at_unequal_distances_are_refused(tmp_path):
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    folder = plain_checkpoint(tmp_path / "model", "qwen3_5_text", **DELTA, layer_types=kinds)
+    with pytest.raises(ExportError, match="its attentions don't come at equal distances"):
+        exported(folder, tmp_path / "m.gguf")
+
+
+def test_a_file_that_only_llama_cpp_can_check_needs_it(tmp_path, monkeypatch):
+    folder = plain_checkpoint(tmp_path / "model", "lfm2", **EQUAL["lfm2"][2])
+
+    def missing(engine, purpose):
+        raise MissingExtraError("cyllama", "llama-cpp", purpose)
+
+    monkeypatch.setattr("darwinlm.export.gguf.export.require_engine", missing)
+    with pytest.raises(MissingExtraError, match="checking a file of the architecture lfm2"):
+        exported(folder, tmp_path / "m.gguf")
 
 
 UNEQUAL_ATTENTIONS = {"helium": {1: (0, 0, 40)}, "ernie4_5": MIXED, "seed_oss": MIXED, "ministral3": MIXED}
@@ -138,12 +259,3 @@ def test_where_all_layers_slide_the_file_ends_at_the_window(tmp_path, model_type
     assert_checked_in_the_library(report, 1e-5)
     keys = GgufFile(tmp_path / "m.gguf").keys
     assert keys[f"{report['details']['architecture']}.context_length"] == 100
-
-
-def test_a_bias_that_an_architecture_ignores_is_refused(tmp_path):
-    folder = plain_checkpoint(tmp_path / "model", "qwen3", attention_bias=True)
-    with pytest.raises(
-        ExportError, match=r"a tensor model.layers.0.self_attn.\w+.bias, which .* qwen3 does not support"
-    ):
-        exported(folder, tmp_path / "m.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
-from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.engines import EngineProcess
@@ -61,18 +61,8 @@ CASES = {
     "llama3, qwen2": ("qwen2", "deci", None, SQUARE | LLAMA3),
     "longrope, llama": ("llama", "llama", None, longrope(16)),
     "longrope, phi3": ("phi3", "phi3", None, SQUARE | longrope(16)),
-    "longrope, phi3 of which half a head turns": (
-        "phi3",
-        "phi3",
-        None,
-        SQUARE | longrope(8, partial_rotary_factor=0.5),
-    ),
-    "longrope, unequal phi3 of which half a head turns": (
-        "phi3",
-        "deci",
-        MIXED,
-        SQUARE | longrope(8, partial_rotary_factor=0.5),
-    ),
+    "longrope, phi3 of which half a head turns": ("phi3", "phi3", None, HALF),
+    "longrope, unequal phi3 of which half a head turns": ("phi3", "deci", MIXED, HALF),
     "dynamic": ("llama", "llama", None, DYNAMIC),
 }
 CONTINUED = ("yarn, unequal llama, its own magnitude", "longrope, unequal phi3 of which half a head turns")
@@ -83,10 +73,7 @@ CONTINUED = ("yarn, unequal llama, its own magnitude", "longrope, unequal phi3 o
 @pytest.mark.parametrize("case", CASES)
 def test_scaled_rotary_embeddings(tmp_path, case):
     model_type, architecture, rows, overrides = CASES[case]
-    if rows is None:
-        folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
-    else:
-        folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
+    folder = any_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["details"]["architecture"] == architecture
     assert_checked_in_the_library(report, 1e-3 if "gemma" in case else 1e-5)
@@ -96,10 +83,7 @@ def test_scaled_rotary_embeddings(tmp_path, case):
 
 @pytest.mark.parametrize("rows", [None, MIXED], ids=["phi3", "deci"])
 def test_longrope_takes_the_long_factors_in_long_contexts(tmp_path, rows):
-    if rows is None:
-        folder = plain_checkpoint(tmp_path / "model", "phi3", **HALF)
-    else:
-        folder = pruned_checkpoint(tmp_path / "model", "phi3", rows, **HALF)
+    folder = any_checkpoint(tmp_path / "model", "phi3", rows, **HALF)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert any("larger than 256 tokens" in note for note in report["notes"])
     ids = torch.randint(3, 300, (1, 300), generator=torch.Generator().manual_seed(0))
@@ -118,49 +102,29 @@ def test_what_the_keys_say(tmp_path):
     assert found == {"type": "yarn", "factor": 8.0, "original_context_length": 64}
 
 
+def gemma3(full, base=1e4):
+    plain = {"rope_type": "default", "rope_theta": base}
+    return GEMMA3 | {"rope_parameters": {"full_attention": full, "sliding_attention": plain}}
+
+
 @pytest.mark.parametrize(
     ("model_type", "rows", "overrides", "reason"),
     [
         ("qwen3", None, LLAMA3, "which no architecture with normed queries and keys reads"),
         ("qwen3", MIXED, yarn(beta_slow=2.0), "which no architecture with normed queries and keys reads"),
         ("gemma", None, LLAMA3, "its rope scaling of the type llama3 has a divisor for every frequency"),
-        (
-            "llama",
-            None,
-            {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
-            "of the type proportional",
-        ),
+        ("llama", None, PROPORTIONAL, "of the type proportional"),
         (
             "gemma3_text",
             None,
-            {
-                **GEMMA3,
-                "rope_parameters": {
-                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 5e4},
-                },
-            },
+            gemma3({"rope_type": "default", "rope_theta": 1e6}, 5e4),
             "its sliding layers have a rotary embedding other than the default one of base 10000",
         ),
-        (
-            "gemma3_text",
-            None,
-            {
-                **GEMMA3,
-                "rope_parameters": {
-                    "full_attention": yarn()["rope_parameters"],
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                },
-            },
-            "its rope scaling is of the type yarn",
-        ),
+        ("gemma3_text", None, gemma3(yarn()["rope_parameters"]), "its rope scaling is of the type yarn"),
     ],
 )
 def test_scalings_that_no_architecture_holds(tmp_path, model_type, rows, overrides, reason):
-    if rows is None:
-        folder = plain_checkpoint(tmp_path / "model", model_type, **overrides)
-    else:
-        folder = pruned_checkpoint(tmp_path / "model", model_type, rows, **overrides)
+    folder = any_checkpoint(tmp_path / "model", model_type, rows, **overrides)
     with pytest.raises(ExportError, match=f"{reason}.*--to vllm or --to hf"):
         exported(folder, tmp_path / "m.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

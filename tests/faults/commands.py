@@ -6,28 +6,23 @@ Each works in a folder of its own, which is empty before; what it reads lies in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.tiny.benchmarks import tiny_benchmarks
+from tests.tiny.checkpoint import SETTINGS as TINY
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.pruned import plain_checkpoint
 
 SETTINGS = (
-    "text.sequence_length=32",
+    *TINY,
     "text.calibration_tokens=512",
     "text.validation_tokens=64",
     "text.evaluation_tokens=64",
     "refit.tokens=512",
     "compute.device=cpu",
-    "compute.dtype=float32",
-    "compute.batch_tokens=256",
-    "units.mlp_multiple=8",
-    "budget.tolerance=0.05",
     "search.generations=2",
-    "search.offspring=4",
     "search.stages=[{tokens: 64, survivors: 1}]",
-    "evaluation.prompts=['the river']",
 )
 TRAINING = (
     "recovery.batch_tokens=256",
@@ -36,11 +31,11 @@ TRAINING = (
 )
 
 
-@dataclass(frozen=True)
 class Given:
     """What commands read.
 
     Attributes:
+        folder: holds all of it.
         model: a dense model.
         text: a file of text.
         finished: the output folder of a run.
@@ -48,42 +43,14 @@ class Given:
         gguf: a dense model as a GGUF file.
         benchmarks: local files of benchmark tasks.
         scores: a saved evaluation.
+        before: what lies where commands write, in a folder for each of them; one that isn't there is an empty one.
     """
 
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def text(self) -> Path:
-        return self.folder / "text.txt"
-
-    @property
-    def finished(self) -> Path:
-        return self.folder / "finished"
-
-    @property
-    def zeros(self) -> Path:
-        return self.folder / "zeros"
-
-    @property
-    def gguf(self) -> Path:
-        return self.folder / "model.gguf"
-
-    @property
-    def benchmarks(self) -> Path:
-        return self.folder / "benchmarks"
-
-    @property
-    def scores(self) -> Path:
-        return self.folder / "scores.json"
-
-    @property
-    def before(self) -> Path:
-        """What lies where commands write, in a folder for each of them; a folder that isn't there is an empty one."""
-        return self.folder / "before"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model, self.text, self.finished = folder / "model", folder / "text.txt", folder / "finished"
+        self.zeros, self.gguf, self.benchmarks = folder / "zeros", folder / "model.gguf", folder / "benchmarks"
+        self.scores, self.before = folder / "scores.json", folder / "before"
 
 
 def begin(given: Given) -> None:
@@ -99,7 +66,7 @@ def preparations(given: Given) -> list[list[object]]:
     """Commands that make the rest of it."""
     evaluated = ["evaluate", given.zeros, "--text", given.text, "--tokens", "64", "--sequence-length", "32"]
     return [
-        ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *_sets(SETTINGS)],
+        ["prune", given.model, "--keep", "60%", "--out", given.finished, "--text", given.text, *sets(SETTINGS)],
         [*evaluated, "--out", given.scores],
         ["export", given.zeros, "--to", "gguf", "--quant", "f32", "--out", given.gguf],
         ["export", given.zeros, "--to", "gguf", "--out", given.before / "export over a gguf" / "m.gguf"],
@@ -108,12 +75,8 @@ def preparations(given: Given) -> list[list[object]]:
     ]
 
 
-def _sets(settings: tuple[str, ...]) -> list[object]:
-    return [word for setting in settings for word in ("--set", setting)]
-
-
 def _prune(given: Given, *more: object, model: Path | None = None) -> list[object]:
-    return ["prune", model or given.model, "--text", given.text, *_sets(SETTINGS), *more]
+    return ["prune", model or given.model, "--text", given.text, *sets(SETTINGS), *more]
 
 
 Words = Callable[[Given, Path], list[object]]
@@ -125,22 +88,22 @@ COMMANDS: dict[str, Words] = {
     ),
     "prune a sweep": lambda given, out: _prune(given, "--keep", "80%,60%", "--out", out / "out"),
     "prune in rounds": lambda given, out: _prune(
-        given, "--out", out / "out", *_sets(("rounds=[80%,60%]", "recovery.tokens=1024", *TRAINING))
+        given, "--out", out / "out", *sets(("rounds=[80%,60%]", "recovery.tokens=1024", *TRAINING))
     ),
     "database": lambda given, out: [
-        "database", given.model, "--text", given.text, "--out", out / "out", *_sets(SETTINGS)
+        "database", given.model, "--text", given.text, "--out", out / "out", *sets(SETTINGS)
     ],
     "recover": lambda given, out: [
         "recover", given.finished, "--tokens", "1536", "--text", given.text, "--out", out / "out",
-        *_sets((*SETTINGS, *TRAINING)),
+        *sets((*SETTINGS, *TRAINING)),
     ],
     "recover with a cache": lambda given, out: [
         "recover", given.finished, "--tokens", "1024", "--text", given.text, "--out", out / "out",
-        *_sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
+        *sets((*SETTINGS, *TRAINING, f"recovery.teacher_cache={out / 'cache'}")),
     ],
     "compare": lambda given, out: [
         "compare", given.model, "--keep", "60%", "--text", given.text, "--out", out / "out",
-        "--methods", "uniform,magnitude", *_sets(SETTINGS),
+        "--methods", "uniform,magnitude", *sets(SETTINGS),
     ],
     "export to hf": lambda given, out: [
         "export", given.finished, "--to", "hf", "--dtype", "bfloat16", "--out", out / "hf"

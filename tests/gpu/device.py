@@ -208,7 +208,7 @@ class Gpu(TorchDispatchMode):
         held = [one.held if isinstance(one, PretendTensor) else one for one in flat]
         plain_args, plain_kwargs = tree_unflatten(held, structure)
         with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            result = func(*_on_cpu(call, plain_args), **_options(call, plain_kwargs))
+            result = func(*_on_cpu(call, plain_args), **on_cpu(plain_kwargs))
         device = target if target is not None else ours[0].device
         given = {id(one.held): one for one in ours}
         return tree_map(lambda one: self._wrapped(one, device, given), result)
@@ -238,7 +238,7 @@ def _on_cpu(call: Call, args: Any) -> Any:
     return args
 
 
-def _options(call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+def on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Named arguments for the CPU's kernel."""
     kwargs = {name: value for name, value in kwargs.items() if name not in ("pin_memory", "non_blocking")}
     if kwargs.get("device") is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +68,12 @@ class Bench:
         return CandidateTrainer(placed, fitness, self.tokens["training"], chosen, run.folder)
 
 
-@pytest.fixture(autouse=True)
-def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def short_steps() -> Iterator[None]:
     """A sequence in a step."""
-    monkeypatch.setattr("darwinlm.search.evaluate.training.STEP_TOKENS", 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "STEP_TOKENS", 32)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import torch
 from darwinlm.database import order, store
 from darwinlm.database.elimination import eliminate
 from darwinlm.pipeline import run_stages
+from darwinlm.search.evaluate.modules import PlacedModules
+from darwinlm.search.problem.space import SearchSpace
 from darwinlm.stages import refit as stages_refit
 from darwinlm.stages.results import StageResults
 from tests.gpu.device import NAME, MixedDevicesError, Tally, pretend_gpu
@@ -133,7 +135,7 @@ def test_factors_that_do_not_fit_on_the_device_stay_in_main_memory(make_run, tmp
 
 
 BUGS = {
-    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination.cheapest", 0),
+    "a matrix of the order in main memory": ("darwinlm.database.elimination._Elimination._cheapest", 0),
     "fitted moments in main memory": ("darwinlm.calibration.moments.SecondMoment.mean", 0),
     "rotary arguments in main memory": ("darwinlm.families.decoder.Decoder.block_arguments", 0),
 }
@@ -160,15 +162,30 @@ def test_a_tensor_on_the_wrong_device_is_caught(bug, make_run, tmp_path, monkeyp
 def test_a_wait_in_the_inner_loop_is_caught(monkeypatch):
     from darwinlm.database.elimination import _Elimination
 
-    right = _Elimination.cheapest
+    right = _Elimination._cheapest
 
-    def waiting(self: _Elimination) -> Any:
-        place, cost = right(self)
-        float(cost)
-        return place, cost
+    def waiting(self: _Elimination) -> torch.Tensor:
+        place = right(self)
+        int(place)
+        return place
 
-    monkeypatch.setattr(_Elimination, "cheapest", waiting)
+    monkeypatch.setattr(_Elimination, "_cheapest", waiting)
     with pretend_gpu() as gpu:
         matrix = torch.eye(64, device=NAME)
         eliminate(matrix.clone(), matrix, 64, 64)
     assert sum(gpu.tally.waits.values()) > WAITS * 64
+
+
+def test_caches_leave_room_for_what_a_search_holds(make_run, tmp_path, monkeypatch):
+    reserved: list[int] = []
+    monkeypatch.setattr(PlacedModules, "reserve", lambda self, size: reserved.append(size))
+    model = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=2)
+    with pretend_gpu():
+        run = make_run(model, tmp_path / "out", f"compute.device={NAME}", *FEW)
+        found = run_stages(run, "search")
+    (size,) = reserved
+    space = SearchSpace(found.database.reader.modules)
+    streams = found.text["fitness"].tokens.numel() * 2 * 48  # blocks, width
+    assert size > 4 * (space.params(found.search.allocation) + streams)
+    run_stages(make_run(model, tmp_path / "cpu", *FEW), "search")
+    assert len(reserved) == 1, "caches on a CPU are as before"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.tiny.checkpoint import tiny_text
-from tests.tiny.cutting import PLANS, Kept, cut, plan_for
+from tests.tiny.cutting import Kept, cut, plan_for
 from tests.tiny.models import FAMILIES, tiny_model
 
 
@@ -16,7 +16,7 @@ def dense(request: pytest.FixtureRequest) -> Any:
     return tiny_model(request.param)
 
 
-@pytest.fixture(params=PLANS, scope="module")
+@pytest.fixture(params=["no attention first", "nothing first", "query heads", "experts"], scope="module")
 def plan(request: pytest.FixtureRequest, dense: Any) -> list[Kept]:
     """What stays of each of its blocks."""
     return plan_for(dense.config.model_type, request.param)

@@ -52,12 +52,6 @@ def test_what_is_gone_costs_the_whole_output_weighted_by_the_gradients(estimated
             assert reader.loss(block, kind, module.levels[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_search_on_estimates_lowers_the_loss(estimated):
-    record = estimated.search.record
-    assert record["start"] == "uniform"
-    assert record["kl"] <= record["start_kl"]
-
-
 def test_local_errors_stand_for_estimates_that_are_missing(tiny_llama, make_run, tmp_path):
     said = Console(record=True, file=io.StringIO(), width=200)
     found = searched(make_run(tiny_llama, tmp_path / "out", PLAIN, reporter=Reporter(said)))

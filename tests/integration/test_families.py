@@ -60,6 +60,22 @@ def test_the_search_sees_what_is_stitched(whole):
         assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
+def test_a_candidate_near_the_base_is_run_from_its_first_change_on(whole):
+    """Or from the last block whose keys and values later ones reuse."""
+    tokens = whole.texts["fitness"].tokens
+    placed = PlacedModules(
+        Decoder(whole.checkpoint.load(torch.float32), whole.checkpoint.family), whole.reader, whole.plan.space
+    )
+    fitness = Fitness(placed, tokens, batch_tokens=96)
+    base = whole.random_allocations(2, seed=3)[0]
+    last = max(i for i, module in enumerate(whole.plan.space.modules) if len(module.levels) > 1)
+    candidate = tuple(0 if i == last else level for i, level in enumerate(base))
+    fitness.set_base(base)
+    found = [fitness.kl(each, tokens.numel()) for each in (base, candidate)]
+    fitness = Fitness(placed, tokens, batch_tokens=96)
+    assert [fitness.kl(each, tokens.numel()) for each in (base, candidate)] == pytest.approx(found, rel=1e-6)
+
+
 def test_norms_map_zero_to_zero(whole):
     """So that nothing is added where a sub-layer is gone and the norm after it stays."""
     model = whole.checkpoint.load(torch.float32)
@@ -89,19 +105,18 @@ def test_what_was_saved_is_what_was_searched(whole):
     counted = block_parameters(model, whole.checkpoint.family.layers)
     assert counted == whole.summary.budget.block_params == whole.plan.space.params(whole.search.allocation)
     assert counted <= whole.plan.budget.upper
-    assert json.loads((folder / "config.json").read_text())["model_type"] == f"darwinlm_{model_type(whole)}"
-
-
-def model_type(whole: Whole) -> str:
-    return whole.checkpoint.family.model_type
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    assert model_type == f"darwinlm_{whole.checkpoint.family.model_type}"
 
 
 def test_a_pruned_model_is_pruned_again(whole, make_run, tmp_path):
-    first = whole.run.folder / "model"
-    run = make_run(first, tmp_path / "out", keep="75%")
+    """Layers that differ, sub-layers that are gone, and the same answers."""
+    run = make_run(whole.run.folder / "model", tmp_path / "out", keep="75%")
     second = opened(run, run_stages(run, "report").report)
     before = whole.plan.space.params(whole.search.allocation)
-    assert second.plan.space.params(second.plan.space.dense) == before
+    assert second.plan.space.params(second.plan.space.dense) == before == second.summary.budget.dense_block_params
+    saved = whole.summary.models["refit"].perplexity
+    assert second.summary.models["dense"].perplexity == pytest.approx(saved, rel=1e-5)
     tokens = second.texts["evaluation"].tokens[:2]
     small = second.stitched.checkpoint.load(torch.float32)
     assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)

@@ -137,9 +137,6 @@ def test_a_parent_that_overflows_is_named(folder, tiny_llama, make_run, monkeypa
         run_stages(make_run(tiny_llama, folder, *SETTINGS), "search")
 
 
-# ------------------------------------------------------------------------------------------------------------- windows
-
-
 @pytest.fixture
 def fitness(folder, tiny_llama, make_run):
     run = make_run(tiny_llama, folder, *SETTINGS)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.tiny.process import python
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
 WIDTH, CHANNELS = 256, 1024
@@ -19,15 +17,7 @@ def measured(layers: int, *more: str) -> dict:
     sizes = {"layers": layers, "hidden": WIDTH, "intermediate": CHANNELS, "heads": 4, "kv-heads": 4, "vocabulary": 500}
     sizes |= {"tokens": 128, "sequence": 64, "batch-tokens": 64, "factorise": 1, "dtype": "float32"}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(BENCHMARK), *options, *more],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-        check=False,
-    )
+    done = python("-W", "ignore", BENCHMARK, *options, *more, seconds=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -16,6 +16,7 @@ from darwinlm.families.family import family_of
 from darwinlm.families.modeling_darwinlm import LLAMA
 from darwinlm.families.modeling_darwinlm import NAMES as PARTS
 from darwinlm.families.pruned import auto_map, modeling_source, pruned_classes, pruned_config
+from darwinlm.families.shapes import head_dim
 
 
 def test_equals_the_masked_dense_model(dense, plan, pruned):
@@ -34,7 +35,8 @@ def test_removed_parts_hold_no_weights(plan, pruned):
             for module in (part.name, *part.norms):
                 assert any(name.startswith(f"model.layers.{i}.{module}.") for name in names) == bool(there)
         if not kept.heads and not kept.channels:
-            assert not [name for name in names if f"layers.{i}." in name]
+            tail = (family.tail.name, family.tail.scale, *family.tail.norms) if family.tail else ()
+            assert {name.split(".")[3] for name in names if f"layers.{i}." in name} == set(tail)
     assert pruned.num_parameters() == sum({id(w): w.numel() for w in pruned.parameters()}.values())
 
 
@@ -54,7 +56,7 @@ def test_save_and_load(pruned, tmp_path):
     prefix = NAMES[stored["model_type"].removeprefix("darwinlm_")][0]
     assert stored["auto_map"] == auto_map(prefix)
     name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
-    assert stored[name] == pruned.config.head_dim
+    assert stored[name] == head_dim(pruned.config)
     assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*NAMES[pruned.config.model_type[9:]])
     stated = NAMES[pruned.config.model_type[9:]]
     assert family_of(pruned.config).class_names == (*stated, *("", LLAMA, PARTS)[len(stated) - 2 :])
@@ -73,75 +75,54 @@ def test_built_on_the_meta_device_and_pickled(pruned):
     assert torch.equal(logits(pickle.loads(pickle.dumps(fresh)), tokens()), logits(fresh, tokens()))
 
 
+def rope(kind, theta=1e4, **more):
+    return {"rope_type": kind, "rope_theta": theta, **more}
+
+
+def longrope(*factors, turned):
+    short, long = [factor for factor, _ in factors], [factor for _, factor in factors]
+    settings = rope("longrope", short_factor=short, long_factor=long, partial_rotary_factor=turned, factor=4.0)
+    return {"rope_parameters": settings, "original_max_position_embeddings": 64}
+
+
+def both(full, sliding):
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+
+
+FACTORS = [(1.0, 2.0), (1.1, 2.5), (1.2, 3.0), (1.3, 4.0)]
+TIED = {"tie_word_embeddings": True}
+
+
 @pytest.mark.parametrize(
     ("model_type", "overrides"),
     [
         ("llama", {"attention_bias": True, "mlp_bias": True}),
-        ("llama", {"tie_word_embeddings": True}),
+        ("llama", TIED),
         ("llama", {"head_dim": 16}),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+        ("llama", {"rope_parameters": rope("linear", factor=4.0)}),
         ("qwen2", {"tie_word_embeddings": False}),
         ("qwen2", {"head_dim": 12}),
-        ("granite", {"attention_bias": True, "tie_word_embeddings": True}),
+        ("granite", TIED | {"attention_bias": True}),
         ("mixtral", {"head_dim": 16}),
-        ("seed_oss", {"mlp_bias": True, "attention_out_bias": True, "tie_word_embeddings": True}),
-        ("nemotron", {"mlp_bias": True, "tie_word_embeddings": True, "head_dim": 12}),
-        ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True}),
+        ("seed_oss", TIED | {"mlp_bias": True, "attention_out_bias": True}),
+        ("nemotron", TIED | {"mlp_bias": True, "head_dim": 12}),
+        ("exaone4", TIED | {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+        ("hunyuan_v1_dense", {"rope_parameters": rope("dynamic", alpha=1000.0, factor=1.0)}),
+        ("olmo3", both(rope("yarn", factor=8.0, original_max_position_embeddings=32), rope("default"))),
+        ("gemma3_text", both(rope("linear", 1e6, factor=8.0), rope("default"))),
+        # as Phi-4-mini: tied embeddings, and factors for the part of a head that turns
+        ("phi3", TIED | longrope(*FACTORS[:3], turned=0.75)),
+        # factors for each half of a head size that mustn't change with the number of heads
+        ("phi3", longrope(*FACTORS, turned=1.0)),
+        ("qwen3_moe", TIED | {"attention_bias": True, "mlp_only_layers": []}),
+        # as 31B: values of full attention are its keys, and nothing is shared or added per layer
         (
-            "hunyuan_v1_dense",
-            {"rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 1e4}},
-        ),
-        (
-            "olmo3",
+            "gemma4_text",
             {
-                "rope_parameters": {
-                    "full_attention": {
-                        "rope_type": "yarn",
-                        "rope_theta": 1e4,
-                        "factor": 8.0,
-                        "original_max_position_embeddings": 32,
-                    },
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                }
-            },
-        ),
-        (
-            "phi3",  # as Phi-4-mini: tied embeddings, and factors for the part of a head that turns
-            {
-                "tie_word_embeddings": True,
-                "rope_parameters": {
-                    "rope_type": "longrope",
-                    "rope_theta": 1e4,
-                    "short_factor": [1.0, 1.1, 1.2],
-                    "long_factor": [2.0, 2.5, 3.0],
-                    "partial_rotary_factor": 0.75,
-                    "factor": 4.0,
-                },
-                "original_max_position_embeddings": 64,
-            },
-        ),
-        ("qwen3_moe", {"tie_word_embeddings": True, "attention_bias": True, "mlp_only_layers": []}),
-        (
-            "phi3",  # factors for each half of a head size that mustn't change with the number of heads
-            {
-                "rope_parameters": {
-                    "rope_type": "longrope",
-                    "rope_theta": 1e4,
-                    "short_factor": [1.0, 1.1, 1.2, 1.3],
-                    "long_factor": [2.0, 2.5, 3.0, 4.0],
-                    "partial_rotary_factor": 1.0,
-                    "factor": 4.0,
-                },
-                "original_max_position_embeddings": 64,
-            },
-        ),
-        (
-            "gemma3_text",
-            {
-                "rope_parameters": {
-                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                }
+                "attention_k_eq_v": True,
+                "num_kv_shared_layers": 0,
+                "hidden_size_per_layer_input": 0,
+                "use_double_wide_mlp": False,
             },
         ),
     ],

@@ -36,16 +36,6 @@ def test_a_model_from_its_configuration(saved):
     near(logits(fresh, ids), logits(model, ids), model)
 
 
-def test_generation_with_eager_attention(saved):
-    model, folder = saved
-    eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    assert {m.config._attn_implementation for m in eager.modules() if hasattr(m, "o_proj")} == {"eager"}
-    ids = tokens(length=12)
-    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    for more in ({}, {"cache_implementation": "static"}, {"num_beams": 3}):
-        assert torch.equal(eager.generate(ids, **options, **more), model.generate(ids, **options, **more)), more
-
-
 @pytest.mark.parametrize("plan", ["no attention first", "nothing first", "query heads"])
 def test_automatic_placement_keeps_blocks_whole(tmp_path, plan):
     """What doesn't fit into the memory lies on the disk and is fetched block by block."""

@@ -24,14 +24,7 @@ def cells(path: Path) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(
-    path: Path,
-    tiny_llama: Path,
-    tiny_text_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_notebook_runs(path, tiny_llama, tiny_text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert path.stat().st_size < MOST_BYTES

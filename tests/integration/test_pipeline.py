@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from darwinlm.calibration.moments import SecondMoment
 from darwinlm.calibration.stream import output_projection, stream_moments
 from darwinlm.database.order import damp
-from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.export.hf import save_model
 from darwinlm.families.decoder import Decoder
 from darwinlm.pipeline import run_stages
@@ -28,7 +27,7 @@ from darwinlm.search.propose.start import uniform_allocations
 from darwinlm.stages.database import stream_of
 from darwinlm.surgery.stitch import block_parameters, stitch
 
-CASES = [("llama", "kv_group"), ("llama", "lattice"), ("qwen2", "query_head"), ("qwen3", "lattice")]
+CASES = [("llama", "kv_group"), ("llama", "lattice"), ("qwen2", "query_head")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -41,26 +40,14 @@ def whole(
     return opened(run, run_stages(run, "report").report)
 
 
-def test_the_stitched_model_is_the_masked_dense_one(whole):
+def test_the_chosen_allocation_stitches_to_the_masked_dense_model(whole):
     tokens = whole.texts["evaluation"].tokens
-    small = whole.stitched.checkpoint.load(torch.float32)
-    reference = masked(whole.reader, whole.search.allocation)
-    assert (logits(small, tokens) - logits(reference, tokens)).abs().max() <= 1e-5
+    small, reference = whole.stitched.checkpoint.load(torch.float32), masked(whole.reader, whole.search.allocation)
+    assert_equal_logits(small, reference, tokens)
     dense = logits(whole.checkpoint.load(torch.float32), tokens)
     assert (logits(reference, tokens) - dense).abs().max() > 0.1, "something was removed"
-
-
-def test_any_allocation_stitches_to_the_masked_dense_model(whole):
-    tokens = whole.texts["evaluation"].tokens[:2]
     for allocation in whole.random_allocations(6):
-        assert_equal_logits(stitch(whole.reader, allocation), masked(whole.reader, allocation), tokens)
-
-
-def test_the_dense_allocation_stitches_to_the_dense_model(whole):
-    tokens = whole.texts["evaluation"].tokens
-    small = stitch(whole.reader, whole.plan.space.dense)
-    assert torch.equal(logits(small, tokens), logits(whole.checkpoint.load(torch.float32), tokens))
-    assert small.config.model_type == whole.checkpoint.config.model_type
+        assert_equal_logits(stitch(whole.reader, allocation), masked(whole.reader, allocation), tokens[:2])
 
 
 def test_the_refit_changes_output_projections_only(whole):
@@ -77,20 +64,18 @@ def test_the_refit_changes_output_projections_only(whole):
         assert (choice["after"] < choice["before"]) == (choice["ridge"] is not None)
 
 
-# --------------------------------------------------------------------------------------------- database and oracles
-
-
 def test_the_database_is_direct_least_squares(whole):
     """Weights and errors of a few levels of every module, solved anew on the same second moments."""
-    modules = {(module.block, module.kind): module for module in whole.reader.modules}
+    reader = whole.reader
+    modules = {(module.block, module.kind): module for module in reader.modules}
     for seen in stream_moments(stream_of(whole.run, whole.texts["calibration"])):
         for kind in whole.checkpoint.family.kinds:
             H = damp(seen.moments[kind].double())
-            W = whole.reader.dense_weight(seen.block, kind).double()
+            W = reader.dense_weight(seen.block, kind).double()
             energy = float(((W @ H) * W).sum())
             levels = modules[seen.block, kind].levels
             for level in levels[1 : -1 : max(1, len(levels) // 4)]:
-                kept = whole.reader.kept(seen.block, kind, level)
+                kept = reader.kept(seen.block, kind, level)
                 k = kept.columns
                 assert len(k) == len(k.unique()) == level.width
                 best = torch.linalg.lstsq(H[k][:, k], (W @ H)[:, k].T).solution.T
@@ -98,19 +83,9 @@ def test_the_database_is_direct_least_squares(whole):
                 V = torch.zeros_like(W)
                 V[:, k] = best
                 error = float((((W - V) @ H) * (W - V)).sum()) / energy
-                assert whole.reader.error(seen.block, kind, level) == pytest.approx(error, rel=1e-3, abs=1e-6)
-
-
-def test_errors_never_grow_with_the_width(whole):
-    for module in whole.reader.modules:
-        by_heads: dict[int, list[float]] = {}
-        for level in module.levels[1:]:
-            by_heads.setdefault(level.heads, []).append(whole.reader.error(module.block, module.kind, level))
-        for errors in by_heads.values():
-            assert errors == sorted(errors, reverse=True), module.name
-            assert all(0 <= error <= 1 for error in errors)
-        assert whole.reader.error(module.block, module.kind, module.levels[0]) == pytest.approx(1)
-        assert whole.reader.error(module.block, module.kind, module.levels[-1]) == 0
+                assert reader.error(seen.block, kind, level) == pytest.approx(error, rel=1e-3, abs=1e-6)
+            assert reader.error(seen.block, kind, levels[0]) == pytest.approx(1)
+            assert reader.error(seen.block, kind, levels[-1]) == 0
 
 
 def test_the_block_stream_sees_what_hooks_on_the_whole_model_see(whole):
@@ -180,16 +155,6 @@ def test_blocks_that_candidates_share_with_the_base_are_run_once(whole, placed, 
     assert [block for block, _ in run] == list(range(1, blocks))
 
 
-def test_fitness_is_the_divergence_of_the_stitched_model(whole, placed):
-    tokens = whole.texts["fitness"].tokens
-    fitness = Fitness(placed, tokens, batch_tokens=96)
-    distribution = DenseDistribution(logits(whole.checkpoint.load(torch.float32), tokens).flatten(0, 1))
-    assert fitness.kl(whole.plan.space.dense, tokens.numel()) == pytest.approx(0, abs=1e-6)
-    for allocation in (*whole.random_allocations(3, seed=2), whole.search.allocation):
-        expected = distribution.kl(logits(stitch(whole.reader, allocation), tokens).flatten(0, 1)).double().mean()
-        assert fitness.kl(allocation, tokens.numel()) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
-
-
 def test_fitness_looks_at_whole_sequences_and_remembers(whole, placed):
     fitness = Fitness(placed, whole.texts["fitness"].tokens, batch_tokens=96)
     allocation = whole.random_allocations(2)[0]
@@ -206,9 +171,6 @@ def test_the_dense_model_comes_back_after_candidates(whole, placed):
         placed.apply(allocation)
     placed.apply(whole.plan.space.dense)
     assert torch.equal(logits(placed.decoder.model, tokens), before)
-
-
-# ------------------------------------------------------------------------------------------------------- the outcome
 
 
 def test_the_budget_is_met(whole):
@@ -253,18 +215,6 @@ def test_the_summary_describes_the_saved_layers(whole):
             assert config.intermediate_size == block.mlp.down_proj.in_features == row.width
 
 
-def test_texts_are_disjoint_and_of_the_sizes_asked_for(whole):
-    text = whole.run.recipe.text
-    assert {purpose: part.n_tokens for purpose, part in whole.texts.items()} == {
-        "calibration": text.calibration_tokens,
-        "fitness": whole.run.recipe.search.fitness_needed,
-        "validation": text.validation_tokens,
-        "evaluation": text.evaluation_tokens,
-    }
-    documents = [hashed for part in whole.texts.values() for hashed in set(part.document_hashes)]
-    assert len(documents) == len(set(documents))
-
-
 def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
     if whole.run.recipe.units.attention == "query_head":
         pytest.skip("its layers are equal in number of heads, but hardly in which ones")
@@ -293,24 +243,6 @@ def test_equal_layers_are_saved_as_the_plain_class(whole, tmp_path):
         assert torch.equal(logits(loaded, tokens), logits(model, tokens))
         assert_equal_logits(model, masked(whole.reader, allocation), tokens)
     assert tried
-
-
-# --------------------------------------------------------------------------------------------------- other recipes
-
-
-def test_a_pruned_model_is_a_valid_input(whole, make_run, tmp_path):
-    """Round two on the model of round one: layers that differ, sub-layers that are gone, and the same answers."""
-    first = whole.run.folder / "model"
-    units = f"units.attention={whole.run.recipe.units.attention}"
-    run = make_run(first, tmp_path / "out", units, keep="70%")
-    summary = run_stages(run, "report").report
-    assert summary.budget.dense_block_params == whole.summary.budget.block_params
-    assert summary.budget.block_params <= 0.7 * whole.summary.budget.block_params
-    assert summary.models["dense"].perplexity == pytest.approx(whole.summary.models["refit"].perplexity, rel=1e-6)
-    second = opened(run, summary)
-    tokens = second.texts["evaluation"].tokens
-    small = second.stitched.checkpoint.load(torch.float32)
-    assert_equal_logits(small, masked(second.reader, second.search.allocation), tokens)
 
 
 def test_a_model_with_sub_layers_gone_is_a_valid_input(whole, make_run, tmp_path):

@@ -1,46 +1,36 @@
-"""torchrun with two processes: one artifact, the same to rounding as that of one process."""
+"""Two processes of torchrun give what one gives, to rounding; another single process gives the same bytes."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.command import sets
+from tests.tiny.process import python
 
+from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
 
-SECONDS = 200
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(command: str, model: Path, text: Path, out: Path, *more: str) -> CompletedProcess[str]:
     """The command in two processes, one thread each."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "darwinlm.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [sys.executable, *launch, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env=environment,
-        check=False,
-    )
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "darwinlm.cli")
+    options = ("--text", text, "--keep", "60%", "--out", out, *sets(SETTINGS), *more)
+    return python(*launch, command, model, *options, seconds=200, PYTHONWARNINGS="ignore")
 
 
-def options(model: Path, text: Path, *more: str) -> list[str]:
-    assigned = [part for assignment in (*SETTINGS, *more) for part in ("--set", assignment)]
-    return [str(model), "--text", str(text), "--keep", "60%", *assigned]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
+@POSIX
 def test_two_processes_give_the_database_of_one(tiny_llama, tiny_text_file, make_run, tmp_path):
     """Also the stages after it: the second process follows the first one to the end, and only the first one talks."""
-    done = torchrun("prune", *options(tiny_llama, tiny_text_file), "--out", str(tmp_path / "two"))
+    done = torchrun("prune", tiny_llama, tiny_text_file, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("calibration and database:") == 1
     assert "summary" in done.stdout
@@ -58,21 +48,35 @@ def test_two_processes_give_the_database_of_one(tiny_llama, tiny_text_file, make
                 assert torch.equal(two[name], tensor), f"{file.name} {name}"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
+@POSIX
 def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
-    done = torchrun("prune", *options(tiny_llama, tmp_path / "none.txt"), "--out", str(tmp_path / "out"))
+    done = torchrun("prune", tiny_llama, tmp_path / "none.txt", tmp_path / "out")
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "none.txt" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's standalone mode needs a POSIX system")
+@POSIX
 def test_two_processes_compare_methods(tiny_llama, tiny_text_file, tmp_path):
     """Baselines are stages of the first process alone, in which the search's own shared work is done too."""
     methods = ("--methods", "uniform,ziplm,darwinlm+refit")
-    done = torchrun("compare", *options(tiny_llama, tiny_text_file), *methods, "--out", str(tmp_path / "two"))
+    done = torchrun("compare", tiny_llama, tiny_text_file, tmp_path / "two", *methods)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "two" / "comparison.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in found["rows"]] == ["dense", "uniform", "ziplm", "darwinlm+refit"]
     assert done.stdout.count("measure uniform:") == 1
+
+
+def test_another_process_gives_the_same_bytes(finished_llama, tiny_llama, tiny_text_file, tmp_path):
+    """In another folder too. Sets and dictionaries come in another order there."""
+    words = ("prune", tiny_llama, "--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *sets(SETTINGS))
+    done = python("-m", "darwinlm.cli", *words, "--until", "export", PYTHONHASHSEED="12345")
+    assert done.returncode == 0, done.stderr
+    weights = sorted(path.relative_to(finished_llama) for path in finished_llama.rglob("*.safetensors"))
+    assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
+    for name in weights:
+        assert (tmp_path / "out" / name).read_bytes() == (finished_llama / name).read_bytes(), name
+    for name in ("stages/search/result.json", "stages/plan/plan.json"):
+        ours, theirs = (read_json(folder / name) for folder in (tmp_path / "out", finished_llama))
+        assert ours["allocation"] == theirs["allocation"] if "allocation" in theirs else ours == theirs, name

@@ -5,9 +5,6 @@ The code path is the recipe's own; only widths, depth, numbers of tokens and of 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 from tests.tiny.checkpoint import tiny_checkpoint
+from tests.tiny.process import python
 from tests.tiny.published import PUBLISHED
 from transformers import AutoModelForCausalLM
 
@@ -91,9 +89,7 @@ def test_recipe_runs_end_to_end(name: str, tiny_text_file: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["llama2-7b-2.7b", "qwen2.5-14b-8.4b-fast"])
-def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(
-    name: str, tiny_text_file: Path, tmp_path: Path
-) -> None:
+def test_the_trained_model_grows_from_the_run_of_the_one_shot_model(name, tiny_text_file, tmp_path):
     """The paper's recipe trains on text alone, ours by distillation."""
     recipe = recipe_for(name, model_for(name, tmp_path), tiny_text_file)
     out, reporter = tmp_path / "out", Reporter(Console(quiet=True))
@@ -129,12 +125,8 @@ def test_two_processes_find_the_same_models(tiny_text_file: Path, tmp_path: Path
         recipe = recipe_for(name, model_for(name, tmp_path / name), tiny_text_file)
         run_stages(Run(recipe, tmp_path / name / "alone", Reporter(Console(quiet=True))), "stitch")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(tmp_path / "script.py"), *(str(tmp_path / name / f"{name}.yaml") for name in PUBLISHED),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py")
+    ended = python(*launch, *(tmp_path / name / f"{name}.yaml" for name in PUBLISHED), GLOO_SOCKET_IFNAME="lo")
     assert ended.returncode == 0, ended.stderr[-2000:]
     for name in PUBLISHED:
         folders = [tmp_path / name / place / "stages" / "search" for place in ("alone", "both")]

@@ -8,28 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.tiny.checkpoint import tiny_text
-from tests.tiny.recovering import recover_tiny
+from tests.tiny.recovering import Stopped, losses, recover_tiny
 
 from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.recovery import cache, train
 from darwinlm.recovery.heads import Dense, dense_top
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def inputs(finished_llama, tiny_llama, tmp_path_factory):
-    """The smaller model, the dense one, and text for training."""
-    folder = tmp_path_factory.mktemp("recovery")
-    return finished_llama / "model", tiny_llama, tiny_text(folder / "text.txt", 400, seed=7)
-
-
-def losses(summary):
-    return [point.loss for point in summary.recovery.log if point.loss is not None]
-
-
-# --------------------------------------------------------------------------------------------- as a recovery's part
 
 
 def test_a_recovery_from_stored_tokens_is_that_from_the_dense_model(inputs, tmp_path, monkeypatch):
@@ -65,13 +50,6 @@ def test_a_damaged_cache_is_refused_before_training(inputs, tmp_path, monkeypatc
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="is damaged"):
         recover_tiny(*inputs, tmp_path / "out", *more)
-
-
-# ------------------------------------------------------------------------------------------------- the benchmark
-
-
-class Stopped(BaseException):
-    """What a kill looks like from inside."""
 
 
 @pytest.fixture

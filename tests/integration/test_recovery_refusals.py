@@ -22,7 +22,9 @@ from darwinlm.errors import (
     StorageError,
 )
 from darwinlm.pipeline import run_stages
+from darwinlm.recovery import checks
 from darwinlm.recovery.train import _Training
+from darwinlm.runs.recovery import recover
 
 WORK = Path("stages/recover-work")
 
@@ -32,9 +34,9 @@ def refused(inputs, tmp_path, monkeypatch):
     """Recover, expecting an error before any training; other models and text can be given."""
     monkeypatch.setattr(_Training, "run", lambda *_, **__: pytest.fail("it trained"))
 
-    def run(error, message, *settings, small=inputs[0], teacher=inputs[1], text=inputs[2], out=tmp_path / "out"):
+    def run(error, message, *settings, small=inputs[0], teacher=inputs[1], out=tmp_path / "out"):
         with pytest.raises(error, match=message):
-            recover_tiny(small, teacher, text, out, *settings)
+            recover_tiny(small, teacher, inputs[2], out, *settings)
 
     return run
 
@@ -49,14 +51,6 @@ def test_a_teacher_with_another_tokenizer(refused, inputs, tmp_path):
     other.add_tokens(["<other>"])
     other.save_pretrained(teacher)
     refused(ModelError, "gives different tokens than", teacher=teacher)
-
-
-def test_sequences_that_are_longer_than_the_model_allows(refused):
-    refused(RecipeError, "text.sequence_length is 512, but .* allows 256", "text.sequence_length=512")
-
-
-def test_text_that_runs_out(refused):
-    refused(DataError, "is too short: training needs 99840 tokens.*recovery.epochs", "recovery.tokens=100k")
 
 
 def test_no_room_for_checkpoints(refused, monkeypatch):
@@ -89,26 +83,23 @@ def test_a_checkpoint_of_another_recovery(interrupted, refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("settings", "error", "message"),
     [
-        ("recovery.tokens=0", "recovery.tokens is 0: say how many"),
-        ("recovery.tokens=many", "recovery.tokens: .*'many'"),
-        ("recovery.tokens=20", "recovery.tokens is 20, but a step has a sequence of 32 tokens for each of 1 process"),
-        ("recovery.distillation=1.5", "recovery.distillation: .*less than or equal to 1"),
-        ("recovery.batch_tokens=500", r"recovery.batch_tokens is 500.*multiple of 32"),
-        ("recovery.cross_entropy=1", "unknown field 'recovery.cross_entropy'"),
-        ("rounds=[50%, 75%]", "rounds: shares must fall"),
-        ("rounds=[75%, 60%]", "budget.keep is 50%, but rounds end at 60%"),
+        ("recovery.tokens=0", RecipeError, "recovery.tokens is 0: say how many"),
+        ("recovery.tokens=many", RecipeError, "recovery.tokens: .*'many'"),
+        ("recovery.tokens=20", RecipeError, "tokens is 20, but a step has a sequence of 32 tokens for each of 1 proc"),
+        ("recovery.tokens=100k", DataError, "is too short: training needs 99840 tokens.*recovery.epochs"),
+        ("text.sequence_length=512", RecipeError, "text.sequence_length is 512, but .* allows 256"),
+        ("recovery.distillation=1.5", RecipeError, "recovery.distillation: .*less than or equal to 1"),
+        ("recovery.batch_tokens=500", RecipeError, r"recovery.batch_tokens is 500.*multiple of 32"),
+        ("recovery.cross_entropy=1", RecipeError, "unknown field 'recovery.cross_entropy'"),
+        ("rounds=[50%,75%]", RecipeError, "rounds: shares must fall"),
+        ("rounds=[75%,60%] budget.keep=50%", RecipeError, "budget.keep is 50%, but rounds end at 60%"),
+        ("recovery.sharding=fsdp recovery.lora_rank=4", RecipeError, "shards trained weights, not .*lora_rank=4"),
     ],
 )
-def test_wrong_settings(refused, setting, message):
-    more = ("budget.keep=50%",) if "60%" in setting else ()
-    refused(RecipeError, message, setting, *more)
-
-
-def test_weights_that_cannot_be_dealt_out(refused):
-    settings = ("recovery.sharding=fsdp", "recovery.lora_rank=4")
-    refused(RecipeError, "shards trained weights, not adapters .*lora_rank=4", *settings)
+def test_wrong_settings(refused, settings, error, message):
+    refused(error, message, *settings.split())
 
 
 def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):
@@ -123,23 +114,18 @@ def test_a_run_refuses_before_its_first_stage(tiny_llama, make_run, tmp_path):
     [("recovery.lora_rank=2", "peft"), ("recovery.log_to=[trackio]", "trackio"), ("recovery.log_to=[wandb]", "wandb")],
 )
 def test_packages_that_are_missing(refused, monkeypatch, setting, package):
-    from darwinlm.recovery import checks
-
     whole = checks.find_spec
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == package else whole(name))
     refused(MissingExtraError, rf"needs the package '{package}': pip install .*\[", setting)
 
 
 def test_no_teacher_is_named(inputs, tmp_path):
-    from darwinlm.runs.recovery import recover
-
     with pytest.raises(RecipeError, match="no dense model is given: name the original model with --teacher"):
         recover(inputs[0], tmp_path / "out", tokens=100_000, text=str(inputs[2]))
 
 
-def test_a_run_that_is_not_finished(inputs, finished_llama, tmp_path):
+def test_a_run_that_is_not_finished(refused, finished_llama, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(finished_llama / "darwinlm.json", folder)
-    with pytest.raises(ModelError, match="holds no finished model: rerun the same"):
-        recover_tiny(folder, *inputs[1:], tmp_path / "out")
+    refused(ModelError, "holds no finished model: rerun the same", small=folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from tests.tiny.cutting import MIXED, NAMES, cut, logits, tokens
 from tests.tiny.models import FAMILIES, tiny_model
+from tests.tiny.process import python
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -55,14 +55,7 @@ def test_importing_the_package_is_enough(begin, tmp_path):
     for model_type, model in models.items():
         model.save_pretrained(tmp_path / model_type)
     ids = tokens(length=8)
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys\n" + begin + LOAD, json.dumps(ids.tolist()), *map(str, tmp_path.iterdir())],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = python("-c", "import sys\n" + begin + LOAD, json.dumps(ids.tolist()), *tmp_path.iterdir())
     assert done.returncode == 0, done.stderr
     for folder, (module, name, found) in zip(tmp_path.iterdir(), json.loads(done.stdout), strict=True):
         model = models[folder.name]

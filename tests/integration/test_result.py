@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_the_model_is_loaded_and_answers(result: Result) -> None:
     assert tokenizer.vocab_size > 0
     assert answer.startswith(result.generate("the river", max_tokens=1, temperature=0))
     assert answer == result.generate("the river", max_tokens=5, temperature=0)
+
+
+def test_loading_shows_no_bars_and_leaves_the_users_setting(
+    result: Result, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import logging
+
+    # As without the environment variable that tests set.
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    result.load(dtype="float32")
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
 
 
 def test_the_allocation_is_the_one_of_the_summary(result: Result) -> None:

@@ -9,18 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.tiny.benchmarks import tiny_benchmarks
+from tests.tiny.benchmarks import QUIET, tiny_benchmarks
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
-from tests.tiny.command import Command
+from tests.tiny.command import Command, sets
 
 from darwinlm.artifact import read_json
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "results.py"
 TINY = (
@@ -59,9 +54,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) ->
 
 
 @pytest.mark.timeout(900)
-def test_all_parts_of_the_comparison(
-    runner: ModuleType, tmp_path: Path, tiny_text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_parts_of_the_comparison(runner, tmp_path, tiny_text_file, monkeypatch):
     model = tiny_checkpoint(tmp_path / "model", max_position_embeddings=512)
     data = tiny_benchmarks(tmp_path / "data")
     other = tiny_text(tmp_path / "other.txt", seed=7)
@@ -69,7 +62,7 @@ def test_all_parts_of_the_comparison(
     line = ["results.py", "--out", out, "--model", model, "--text", tiny_text_file, "--domain", f"web={other}"]
     line += ["--data-dir", data, "--suite", "piqa:0", "--limit", 2, "--paper-limit", 2, "--seeds", 2, "--keep", "75%"]
     line += ["--minutes", "0.02", "--recovery", 128, "--recovered", "darwinlm+refit+recovery"]
-    line += [word for setting in TINY for word in ("--set", setting)]
+    line += sets(TINY)
 
     def run() -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [str(word) for word in line])

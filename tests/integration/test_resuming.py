@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from rich.console import Console
+from tests.tiny.damage import flip
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,7 @@ from darwinlm import artifact
 from darwinlm.console import Reporter
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
-from darwinlm.report.summary import Summary
+from darwinlm.report.summary import Summary, read_summary
 
 
 class Stopping(Reporter):
@@ -42,6 +43,7 @@ class Stopping(Reporter):
 
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
+SHARES = (0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0)
 
 
 def figures(tree: Any) -> Any:
@@ -53,15 +55,12 @@ def figures(tree: Any) -> Any:
     return [figures(value) for value in tree] if isinstance(tree, list) else tree
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
-def uninterrupted(
-    request: pytest.FixtureRequest, tiny_folder, make_run, tmp_path_factory
-) -> tuple[Path, Path, Summary, Stopping]:
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_llama, make_run, tmp_path_factory) -> tuple[Path, Path, Summary, Stopping]:
     """Model, output folder, summary and what its reporter saw."""
-    model, folder = tiny_folder(request.param), tmp_path_factory.mktemp("uninterrupted") / "out"
-    reporter = Stopping()
-    summary = run_stages(make_run(model, folder, reporter=reporter), "report").report
-    return model, folder, summary, reporter
+    folder, reporter = tmp_path_factory.mktemp("uninterrupted") / "out", Stopping()
+    summary = run_stages(make_run(tiny_llama, folder, reporter=reporter), "report").report
+    return tiny_llama, folder, summary, reporter
 
 
 def assert_same_outcome(folder: Path, summary: Summary, other: Path, expected: Summary) -> None:
@@ -78,7 +77,7 @@ def assert_same_outcome(folder: Path, summary: Summary, other: Path, expected: S
     assert leftovers == []
 
 
-@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0])
+@pytest.mark.parametrize("share", SHARES)
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(uninterrupted, make_run, tmp_path, share):
     model, other, expected, counted = uninterrupted
     at = max(1, round(share * counted.calls))
@@ -91,17 +90,10 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(uninterrupted, ma
 
 def test_the_interrupts_above_fall_into_every_long_stage(uninterrupted):
     *_, counted = uninterrupted
-    shares = (0.02, 0.15, 0.3, 0.45, 0.6, 0.8, 0.9, 1.0)
-    titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in shares}
+    titles = {counted.titles[max(1, round(share * counted.calls)) - 1] for share in SHARES}
     assert "calibration and database" in titles
     assert len(titles) >= 3
-    assert set(counted.titles) == {
-        "output gradients",
-        "calibration and database",
-        "search",
-        "refit",
-        "evaluate",
-    }
+    assert set(counted.titles) == {"output gradients", "calibration and database", "search", "refit", "evaluate"}
 
 
 def test_an_interrupted_search_counts_every_evaluation_once(uninterrupted, make_run, tmp_path):
@@ -159,12 +151,6 @@ def refused(self: nn.Linear, inputs: Tensor) -> Tensor:
     raise AssertionError("a model was run")
 
 
-@pytest.fixture
-def copied(finished_llama, tmp_path) -> Path:
-    """A finished run that may be changed."""
-    return Path(shutil.copytree(finished_llama, tmp_path / "out"))
-
-
 def stages_done(summary: Summary) -> dict[str, bool]:
     """For each stage whether it was reused."""
     return {stage.name: stage.reused for stage in summary.stages}
@@ -174,57 +160,46 @@ STAGES = ("text", "plan", "saliency", "database", "search", "stitch", "refit", "
 ALL_REUSED = dict.fromkeys(STAGES, True)
 
 
-def test_a_second_run_does_nothing_but_the_report(tiny_llama, make_run, tmp_path, monkeypatch):
-    before = run_stages(make_run(tiny_llama, tmp_path / "out"), "report").report
-    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
-    (tmp_path / "out" / "report.html").unlink()
+def test_a_second_run_in_a_folder_that_was_moved_does_nothing_but_the_report(
+    finished_copy, finished_llama, tiny_llama, make_run, monkeypatch
+):
+    (finished_copy / "report.html").unlink()
     monkeypatch.setattr(nn.Linear, "forward", refused)
-    summary = run_stages(make_run(tiny_llama, tmp_path / "out"), "report").report
+    summary = run_stages(make_run(tiny_llama, finished_copy), "report").report
     assert stages_done(summary) == ALL_REUSED
-    assert figures(summary) == figures(before)
-    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == weights
-    assert (tmp_path / "out" / "report.html").exists()
+    assert figures(summary) == figures(read_summary(finished_llama / "summary.json"))
+    weights = "model/model.safetensors"
+    assert (finished_copy / weights).read_bytes() == (finished_llama / weights).read_bytes()
+    assert (finished_copy / "report.html").exists()
 
 
-def test_a_run_folder_that_was_moved_is_reused(copied, tiny_llama, make_run, monkeypatch):
-    monkeypatch.setattr(nn.Linear, "forward", refused)
-    assert stages_done(run_stages(make_run(tiny_llama, copied), "report").report) == ALL_REUSED
-
-
-def test_a_model_that_was_moved_is_the_same_model(copied, tiny_llama, make_run, tmp_path, monkeypatch):
+def test_a_model_that_was_moved_is_the_same_model(finished_copy, tiny_llama, make_run, tmp_path, monkeypatch):
     """Its weights and configuration are hashed, so its path needn't be: relative and absolute ones mean the same."""
     moved = shutil.copytree(tiny_llama, tmp_path / "moved")
     assert Checkpoint.open(moved).digest == Checkpoint.open(tiny_llama).digest
     monkeypatch.setattr(nn.Linear, "forward", refused)
-    assert run_stages(make_run(moved, copied), "refit").refit is not None
+    assert run_stages(make_run(moved, finished_copy), "refit").refit is not None
 
 
-def test_a_change_to_the_search_keeps_text_and_database(copied, tiny_llama, make_run):
-    summary = run_stages(make_run(tiny_llama, copied, "search.generations=2"), "report").report
+@pytest.mark.parametrize(
+    ("model_type", "setting", "keep", "reused", "redone"),
+    [
+        ("llama", "search.generations=2", "60%", STAGES[:4], ["search"]),
+        ("llama", "search.generations=3", "40%", ["text", "database"], ["plan", *STAGES[4:]]),
+        ("llama", "evaluation.prompts=['a letter']", "60%", STAGES[:-1], ["evaluate"]),
+        ("qwen2", "search.generations=3", "60%", [], STAGES[1:]),
+    ],
+)
+def test_what_a_change_leaves_untouched_is_reused(
+    finished_copy, tiny_folder, make_run, model_type, setting, keep, reused, redone
+):
+    run = make_run(tiny_folder(model_type), finished_copy, setting, keep=keep)
+    summary = run_stages(run, "report").report
     done = stages_done(summary)
-    assert [name for name, reused in done.items() if reused][:4] == list(STAGES[:4])
-    assert not done["search"]
-
-
-def test_a_change_to_the_budget_keeps_the_database(copied, tiny_llama, make_run):
-    summary = run_stages(make_run(tiny_llama, copied, keep="40%"), "report").report
-    done = stages_done(summary)
-    assert done["text"]
-    assert done["database"]
-    assert not any(done[name] for name in ("plan", "search", "stitch", "refit", "export", "evaluate"))
-    assert summary.budget.block_params <= 0.4 * summary.budget.dense_block_params
-
-
-def test_a_change_to_the_prompts_keeps_the_model(copied, tiny_llama, make_run):
-    summary = run_stages(make_run(tiny_llama, copied, "evaluation.prompts=['a letter']"), "report").report
-    done = stages_done(summary)
-    assert [name for name, reused in done.items() if not reused] == ["evaluate"]
-    assert summary.prompts == ("a letter",)
-
-
-def test_another_model_starts_afresh(copied, tiny_folder, make_run):
-    summary = run_stages(make_run(tiny_folder("qwen2"), copied), "report").report
-    assert not any(reused for name, reused in stages_done(summary).items() if name != "text")
+    assert all(done[name] for name in reused)
+    assert not any(done[name] for name in redone)
+    assert summary.budget.block_params <= run.recipe.budget.keep * summary.budget.dense_block_params
+    assert summary.prompts == run.recipe.evaluation.prompts
 
 
 def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
@@ -236,21 +211,18 @@ def test_until_stops_and_a_later_run_goes_on(tiny_llama, make_run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["deleted", "flipped", "without weights", "emptied"])
-def test_a_model_folder_that_was_changed_is_exported_again(copied, tiny_llama, make_run, damage):
+def test_a_model_folder_that_was_changed_is_exported_again(finished_copy, tiny_llama, make_run, damage):
     """People move and delete what they were given."""
-    folder, weights = copied / "model", copied / "model" / "model.safetensors"
+    folder, weights = finished_copy / "model", finished_copy / "model" / "model.safetensors"
     original = weights.read_bytes()
-    if damage == "deleted":
-        shutil.rmtree(folder)
-    elif damage == "emptied":
-        shutil.rmtree(folder)
-        folder.mkdir()
+    if damage == "flipped":
+        flip(weights)
     elif damage == "without weights":
         weights.unlink()
     else:
-        data = bytearray(original)
-        data[-1] ^= 0x40
-        weights.write_bytes(data)
-    run_stages(make_run(tiny_llama, copied), "report")
+        shutil.rmtree(folder)
+    if damage == "emptied":
+        folder.mkdir()
+    run_stages(make_run(tiny_llama, finished_copy), "report")
     assert weights.read_bytes() == original
     AutoModelForCausalLM.from_pretrained(folder)

@@ -164,9 +164,6 @@ def test_adapters_alone_learn_and_share_the_banks_weights(bench):
     assert after < before
 
 
-# -------------------------------------------------------------------------------------------------- inside the search
-
-
 def test_training_is_left_when_time_is_up(bench, monkeypatch):
     trainer = trainer_of(bench)
     monkeypatch.setattr(trainer.fitness, "clock", Clock(limit=0.0))
@@ -177,13 +174,10 @@ def test_training_is_left_when_time_is_up(bench, monkeypatch):
 @pytest.mark.parametrize("method", ["gradient", "paper"])
 def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method):
     """As in the preset `paper`, losses after training decide, and the parent is trained too."""
-    stages = (
-        "search.stages=[{tokens: 64, survivors: 2, training_tokens: 64},"
-        " {tokens: 128, survivors: 1, training_tokens: 128}]"
-    )
+    stages = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
     training = "search.training.learning_rate=0.0005"
     out = Path(shutil.copytree(folder, tmp_path / "out"))
-    settings = (stages, "search.generations=2", training, f"search.method={method}")
+    settings = (f"search.stages={stages}", "search.generations=2", training, f"search.method={method}")
     found = searched(make_run(tiny_llama, out, *settings))
     history = found.search.record["history"]
     assert len(history) == 3

@@ -46,7 +46,6 @@ class Mixed(nn.Module):
 
 
 def bank_of(make_run, model, folder, *settings):
-    run_stages(make_run(model, folder, *settings), "database")
     # Experts' products exist in single precision at most.
     dtype = torch.float32 if "moe" in model.name else torch.float64
     run = make_run(model, folder, *settings)
@@ -54,6 +53,17 @@ def bank_of(make_run, model, folder, *settings):
     reader = database_stage(run, texts).reader
     placed = PlacedModules(Decoder(run.checkpoint.load(dtype), run.checkpoint.family), reader, plan.space)
     return placed, texts["fitness"].tokens[:4]
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_llama, make_run, tmp_path_factory):
+    """Placed modules of the tiny Llama, text, an allocation, and a way to gradients."""
+    placed, tokens = bank_of(make_run, tiny_llama, tmp_path_factory.mktemp("llama") / "run")
+
+    def gradients(batch_tokens=64, **more):
+        return Gradients(placed, tokens, batch_tokens=batch_tokens, **more)
+
+    return placed, gradients, middle(placed.space)
 
 
 def middle(space):
@@ -103,9 +113,8 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
     assert compared > 2
 
 
-def test_what_two_levels_both_remove_is_counted(tiny_llama, make_run, tmp_path):
-    placed, _ = bank_of(make_run, tiny_llama, tmp_path / "run")
-    seen = 0
+def test_what_two_levels_both_remove_is_counted(llama):
+    placed, seen = llama[0], 0
     for module, shared in zip(placed.space.modules, removed_together(placed.space, placed.database), strict=True):
         assert (shared is None) == (module.kind == "mlp"), "only attentions have variants that aren't nested"
         if shared is None:
@@ -120,34 +129,29 @@ def test_what_two_levels_both_remove_is_counted(tiny_llama, make_run, tmp_path):
     assert seen, "some levels aren't nested"
 
 
-def test_slopes_do_not_depend_on_how_the_text_is_split(tiny_llama, make_run, tmp_path):
-    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    allocation = middle(placed.space)
-    whole, parts = (Gradients(placed, tokens, batch_tokens=size).around(allocation) for size in (10**6, 1))
+def test_slopes_do_not_depend_on_how_the_text_is_split(llama):
+    _, gradients, allocation = llama
+    whole, parts = (gradients(size).around(allocation) for size in (10**6, 1))
     for one, other in zip(whole, parts, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
-def test_only_another_allocation_is_measured_anew(tiny_llama, make_run, tmp_path):
-    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    gradients = Gradients(placed, tokens, batch_tokens=64)
-    allocation = middle(placed.space)
-    first = gradients.around(allocation)
-    assert gradients.around(allocation) is first
-    gradients.around(placed.space.dense)
-    assert gradients.around(allocation) == first
-    dense = gradients.around(placed.space.dense)
-    assert all(abs(value) < 1e-6 for row in dense for value in (row[level] - row[-1] for level in range(len(row)))), (
-        "the dense model has no loss to fall"
-    )
+def test_only_another_allocation_is_measured_anew(llama):
+    placed, gradients, allocation = llama
+    found = gradients()
+    first = found.around(allocation)
+    assert found.around(allocation) is first
+    dense = found.around(placed.space.dense)
+    assert found.around(allocation) == first
+    assert all(abs(slope - row[-1]) < 1e-6 for row in dense for slope in row), "the dense model has no loss to fall"
 
 
-def test_a_gradient_that_is_not_finite_is_refused(tiny_llama, make_run, tmp_path, monkeypatch):
-    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    gradients = Gradients(placed, tokens, batch_tokens=64)
-    monkeypatch.setattr(gradients, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
+def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
+    _, gradients, allocation = llama
+    found = gradients()
+    monkeypatch.setattr(found, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
     with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
-        gradients.around(middle(placed.space))
+        found.around(allocation)
 
 
 def test_a_search_keeps_what_the_slopes_said_of_its_candidates(tiny_llama, make_run, tmp_path):
@@ -167,8 +171,7 @@ def test_without_slopes_nothing_is_said_of_them(tiny_llama, make_run, tmp_path):
     assert {slope for *_, slope in state_of(tmp_path / "run")["observations"]} == {0.0}
 
 
-def test_a_gradient_is_left_when_time_is_up(tiny_llama, make_run, tmp_path):
-    placed, tokens = bank_of(make_run, tiny_llama, tmp_path / "run")
-    gradients = Gradients(placed, tokens, batch_tokens=64, clock=Clock(limit=0.0))
+def test_a_gradient_is_left_when_time_is_up(llama):
+    _, gradients, allocation = llama
     with pytest.raises(TimeLimitError):
-        gradients.around(middle(placed.space))
+        gradients(clock=Clock(limit=0.0)).around(allocation)

@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 from tests.integration.test_without_package import assert_same_as_here, loaded_elsewhere
-from tests.tiny.checkpoint import tiny_text
+from tests.tiny.checkpoint import SETTINGS, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import ENGINE_SIZES
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
@@ -19,7 +20,7 @@ from darwinlm.errors import DataError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.pipeline import run_stages
 from darwinlm.planning.model import Sizes
-from darwinlm.recipe import merge, parse_recipe
+from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import VocabularyFigures, read_summary
 from darwinlm.stages.vocabulary import vocabulary_stage
 
@@ -33,12 +34,17 @@ def dense(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(dense, make_run, tmp_path_factory):
-    """A run with a budget for the whole model, embedding included. It is shared: don't write into it."""
-    out = tmp_path_factory.mktemp("finished") / "out"
+def settings(dense):
+    """A budget for the whole model, embedding included."""
     whole = sum(weight.numel() for weight in Checkpoint.open(dense).skeleton().parameters())
-    run = make_run(dense, out, f"vocabulary={SIZE}", f"budget.params={whole // 2}", keep=None)
-    run_stages(run, "report")
+    return f"vocabulary={SIZE}", f"budget.params={whole // 2}"
+
+
+@pytest.fixture(scope="module")
+def finished(dense, settings, make_run, tmp_path_factory):
+    """A run with these settings. It is shared: don't write into it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run_stages(make_run(dense, out, *settings, keep=None), "report")
     return out
 
 
@@ -92,9 +98,8 @@ def test_the_report_says_what_the_vocabulary_cost(finished):
         assert "bits per byte" in page.read_text(encoding="utf-8")
 
 
-def test_a_finished_run_is_reused(dense, finished, make_run):
-    whole = sum(weight.numel() for weight in Checkpoint.open(dense).skeleton().parameters())
-    run = make_run(dense, finished, f"vocabulary={SIZE}", f"budget.params={whole // 2}", keep=None)
+def test_a_finished_run_is_reused(dense, settings, finished, make_run):
+    run = make_run(dense, finished, *settings, keep=None)
     run_stages(run, "text")
     assert [(stage["name"], stage["reused"]) for stage in run.timings] == [("vocabulary", True), ("text", True)]
 
@@ -117,18 +122,10 @@ def test_later_commands_take_it(command, dense, finished, tmp_path, tiny_text_fi
     assert command("verify", finished).code == 0
     shown = command("show", finished)
     assert f"{SIZE} of {TOKENS + 1} tokens of the vocabulary kept" in shown.out
-    ended = command(
-        "evaluate", finished, "--against", dense, "--text", tiny_text_file, "--tokens", 256, "--sequence-length", 32,
-        "--dtype", "float32", "--json",
-    )  # fmt: skip
-    assert ended.code == 0, ended
-    found = json.loads(ended.out)
-    assert found["texts"][0]["kl"] > 0
     small = finished / "stages" / "vocabulary" / "model"
-    same = command(
-        "evaluate", small, "--against", dense, "--text", tiny_text_file, "--tokens", 256, "--sequence-length", 32,
-        "--dtype", "float32", "--json",
-    )  # fmt: skip
+    text = ("--text", tiny_text_file, "--tokens", 256, "--sequence-length", 32, "--dtype", "float32", "--json")
+    pruned, same = (command("evaluate", each, "--against", dense, *text) for each in (finished, small))
+    assert json.loads(pruned.out)["texts"][0]["kl"] > 0
     assert json.loads(same.out)["texts"][0]["kl"] == pytest.approx(0, abs=1e-6)
     assert "cut to the same tokens" in same.out
     command("evaluate", dense, "--against", small, "--text", tiny_text_file).refused("different vocabularies")
@@ -143,9 +140,8 @@ def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dens
     assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
 
 
-def test_a_comparison_has_one_vocabulary(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
-    settings = [part for setting in (*tiny_run_settings, "vocabulary=320") for part in ("--set", setting)]
-    out = tmp_path / "compared"
+def test_a_comparison_has_one_vocabulary(command, dense, tiny_text_file, tmp_path):
+    settings, out = sets((*SETTINGS, "vocabulary=320")), tmp_path / "compared"
     ended = command("compare", dense, "--text", tiny_text_file, "--out", out, "--methods", "magnitude", *settings)
     assert ended.code == 0, ended
     rows = read_json(out / "comparison.json")["rows"]
@@ -178,8 +174,7 @@ def test_impossible_sizes_are_refused(dense, tmp_path, make_run, wanted, error, 
 
 def test_too_little_text_is_refused(dense, tmp_path, make_run):
     text = tiny_text(tmp_path / "text.txt", documents=1)
-    run = make_run(dense, tmp_path / "out", "vocabulary=320")
-    run.recipe = merge(run.recipe, (), {"text.source": str(text)})
+    run = make_run(dense, tmp_path / "out", "vocabulary=320", text=text)
     with pytest.raises(DataError, match="too few documents to choose tokens"):
         vocabulary_stage(run)
     text.write_text("\n\n\n".join(map(str, range(40))))
@@ -187,21 +182,18 @@ def test_too_little_text_is_refused(dense, tmp_path, make_run):
         vocabulary_stage(run)
 
 
-def test_the_command_takes_a_share(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
-    settings = [part for setting in tiny_run_settings for part in ("--set", setting)]
-    out = tmp_path / "out"
-    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "vocabulary", *settings)
-    ended = command(*common, "--vocab", "70%")
+def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):
+    common = ("prune", dense, "--text", tiny_text_file, "--out", tmp_path / "out", "--until", "vocabulary")
+    ended = command(*common, *sets(SETTINGS), "--vocab", "70%")
     assert ended.code == 0, ended
     assert re.search(r"320 of 433 tokens kept; held-out text takes [\d.]+% more tokens", ended.out)
     command(*common, "--vocab", "0").refused("vocabulary", "greater than 0")
     command(*common, "--vocab", "5 apples").refused("vocabulary", "50% or 24k")
 
 
-def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_run_settings, tiny_text_file, tmp_path):
-    settings = [part for setting in tiny_run_settings for part in ("--set", setting)]
+def test_sizes_of_a_sweep_share_the_vocabulary(command, dense, tiny_text_file, tmp_path):
     out = tmp_path / "out"
-    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *settings)
+    common = ("prune", dense, "--text", tiny_text_file, "--out", out, "--until", "plan", *sets(SETTINGS))
     ended = command(*common, "--vocab", "320", "--keep", "75%,50%")
     assert ended.code == 0, ended
     assert ended.out.count("tokens kept") == 1

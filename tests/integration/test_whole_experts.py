@@ -121,9 +121,6 @@ def test_a_run_over_whole_experts_keeps_its_budget_and_its_widths(folder, make_r
     assert experts == 4 if config["model_type"].startswith("darwinlm_") else experts < 4
 
 
-# ------------------------------------------------------------------------------------------------------- rankings
-
-
 @torch.no_grad()
 def test_scores_are_those_of_a_loop_over_tokens(built):
     run, texts, reader = built
@@ -158,9 +155,6 @@ def test_the_best_ranked_experts_stay_with_their_own_weights(built):
     for ours, theirs in zip(small.model.layers, dense.model.layers, strict=True):
         assert torch.equal(ours.mlp.experts.gate_up_proj, theirs.mlp.experts.gate_up_proj[[1, 2]])
         assert torch.equal(ours.mlp.gate.weight, theirs.mlp.gate.weight[[1, 2]])
-
-
-# ------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_fewer_experts_than_a_token_is_sent_to_are_refused(folder, make_run, tmp_path):

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.integration.test_without_package import run_elsewhere
 from tests.tiny.masked import logits
+from tests.tiny.vocabulary import byte_level, fast
 from tests.tiny.wholes import WHOLES, tiny_whole
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from darwinlm.errors import CheckpointError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.whole import text_name
 from darwinlm.pipeline import run_stages
 from darwinlm.surgery.stitch import block_parameters
 
@@ -35,8 +39,17 @@ IMAGES = {
     "gemma3": {"pixel_values": (1, 3, 16, 16)},
     "mistral3": {"pixel_values": (1, 3, 16, 16)},
     "qwen3_5": {"pixel_values": (16, 96)},
+    "qwen3_5_moe": {"pixel_values": (16, 96)},
+    "gemma4": {"pixel_values": (1, 16, 48)},
 }
-SIZES = {"mistral3": {"image_sizes": [[16, 16]]}, "qwen3_5": {"image_grid_thw": [[1, 4, 4]]}}
+GRID = {"image_grid_thw": [[1, 4, 4]]}
+PLACES = [[[row, column] for row in range(4) for column in range(4)]]
+SIZES = {
+    "mistral3": {"image_sizes": [[16, 16]]},
+    "qwen3_5": GRID,
+    "qwen3_5_moe": GRID,
+    "gemma4": {"image_position_ids": PLACES},
+}
 
 
 @pytest.fixture(scope="module", params=WHOLES)
@@ -89,7 +102,7 @@ def test_images_are_seen(finished):
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
         pixels = {name: torch.randn(shape, generator=generator) for name, shape in IMAGES[model_type].items()}
-        kinds = {"mm_token_type_ids": (ids == 299).int()} if model_type == "qwen3_5" else {}
+        kinds = {} if model_type in ("gemma3", "mistral3") else {"mm_token_type_ids": (ids == 299).int()}
         kinds |= {"token_type_ids": (ids == 299).int()} if model_type == "gemma3" else {}
         with torch.no_grad():
             seen.append(model(input_ids=ids, **pixels, **sizes, **kinds).logits)
@@ -112,6 +125,49 @@ def test_equal_layers_need_no_custom_code(make_run, tmp_path):
     pruned, dense = loaded(tmp_path / "out" / "model"), loaded(source)
     assert pruned.config.text_config.model_type == "gemma3_text"
     assert pruned.state_dict().keys() == dense.state_dict().keys()
+
+
+@pytest.mark.parametrize("model_type", ["gemma4", "qwen3_5"])
+def test_a_smaller_vocabulary_keeps_the_tokens_of_images(make_run, tmp_path, model_type):
+    """And per-layer embeddings (Gemma 4) are cut with the others."""
+    rows = {"vocab_size_per_layer_input": 512} if model_type == "gemma4" else {}
+    source = tiny_whole(tmp_path / "source", model_type, fast(byte_level()), vocab_size=512, **rows)
+    run_stages(make_run(source, tmp_path / "out", "vocabulary=75%"), "report")
+    dense, pruned = loaded(source), loaded(tmp_path / "out" / "model")
+    config = pruned.config
+    assert config.text_config.vocab_size == pruned.lm_head.out_features == 384
+    if model_type == "gemma4":
+        assert pruned.model.language_model.embed_tokens_per_layer.num_embeddings == 384
+        assert config.text_config.vocab_size_per_layer_input == 384
+    before, after = (AutoTokenizer.from_pretrained(each) for each in (source, tmp_path / "out" / "model"))
+    image, was = config.image_token_id, dense.config.image_token_id
+    assert image != was
+    assert after.convert_ids_to_tokens(image) == before.convert_ids_to_tokens(was)
+    assert torch.equal(pruned.get_input_embeddings().weight[image], dense.get_input_embeddings().weight[was])
+    ids = torch.tensor([[5, *[image] * 4, 6]])
+    sizes = {name: torch.tensor(value) for name, value in SIZES[model_type].items()}
+    pixels = {name: torch.randn(shape) for name, shape in IMAGES[model_type].items()}
+    kinds = {"mm_token_type_ids": (ids == image).int()}
+    with torch.no_grad():
+        assert pruned(input_ids=ids, **pixels, **sizes, **kinds).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("text", [None, {}, {"model_type": 7}])
+def test_a_configuration_without_a_text_part_is_refused(tmp_path, text):
+    folder = tiny_whole(tmp_path / "source", "gemma3")
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(plain | {"text_config": text}))
+    with pytest.raises(CheckpointError, match=r"a gemma3 model has a language model, but text_config doesn't describe"):
+        Checkpoint.open(folder)
+
+
+def test_weights_without_a_text_part_are_refused(tmp_path):
+    folder = tiny_whole(tmp_path / "source", "gemma3")
+    tensors = load_file(folder / "model.safetensors")
+    others = {name: tensor for name, tensor in tensors.items() if text_name(name) is None}
+    save_file(others, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="holds no language model: none of its tensors belongs to the text part"):
+        Checkpoint.open(folder)
 
 
 def test_a_pruned_model_is_pruned_again(finished, make_run, tmp_path):

@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.tiny.checkpoint import WORDS
 
 SPLITS = {
@@ -22,6 +24,13 @@ SPLITS = {
     "mmlu": ("dev", "test"),
 }
 """The files that are written; a suffix and a packed file are among them."""
+
+
+QUIET = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning", "UserWarning", "ResourceWarning")
+]
+"""The harness and what it brings along warn about themselves when they are first imported."""
 
 
 def tiny_benchmarks(folder: Path, items: int = 8) -> Path:

@@ -9,40 +9,11 @@ from typing import Any
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 
-WORDS = [
-    "river",
-    "stone",
-    "light",
-    "winter",
-    "garden",
-    "engine",
-    "paper",
-    "bridge",
-    "music",
-    "silver",
-    "forest",
-    "window",
-    "harbour",
-    "letter",
-    "copper",
-    "morning",
-    "runs",
-    "holds",
-    "turns",
-    "keeps",
-    "under",
-    "over",
-    "beside",
-    "without",
-    "because",
-    "slowly",
-    "quickly",
-    "and",
-    "the",
-    "a",
-    "of",
-    "to",
-]
+SENTENCE = (
+    "river stone light winter garden engine paper bridge music silver forest window harbour letter copper morning "
+    "runs holds turns keeps under over beside without because slowly quickly and the a of to"
+)
+WORDS = SENTENCE.split()
 
 SETTINGS = (
     "text.sequence_length=32",

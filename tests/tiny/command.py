@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Ended:
 
 
 Command = Callable[..., Ended]
+
+
+def sets(assignments: Iterable[str]) -> list[str]:
+    """The options --set of a command for these assignments."""
+    return [word for assignment in assignments for word in ("--set", assignment)]
 
 
 def command_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:

@@ -28,6 +28,7 @@ NAMES: dict[str, Any] = {
     "gemma": ("Gemma", "gemma"),
     "gemma2": ("Gemma2", "gemma2", "", AROUND),
     "gemma3_text": ("Gemma3", "gemma3", "Text", AROUND),
+    "gemma4_text": ("Gemma4", "gemma4", "Text", AROUND),
     "smollm3": ("SmolLM3", "smollm3"),
     "granite": ("Granite", "granite"),
     "phi3": ("Phi3", "phi3"),
@@ -59,6 +60,7 @@ NAMES: dict[str, Any] = {
     "lfm2": ("Lfm2", "lfm2", "", (("operator_norm",), ("ffn_norm",)), ("self_attn", "feed_forward")),
     "granitemoehybrid": ("GraniteMoeHybrid", "granitemoehybrid", "", LLAMA, ("self_attn", "shared_mlp")),
 }
+LFM2, GEMMA4 = {"block_auto_adjust_ff_dim": False}, {"use_double_wide_mlp": False}
 GROUPS, PER_GROUP, WIDTH = 3, 2, 96
 ALL = [(group, head) for group in range(GROUPS) for head in range(PER_GROUP)]
 
@@ -99,8 +101,7 @@ class Kept:
         if self.channels:
             name = experts if hasattr(mlp, "experts") else lone
             sizes[name] = len(self.within(width_of(mlp)))
-            if type(mlp).__name__ == "Lfm2MLP":
-                sizes["block_auto_adjust_ff_dim"] = False
+            sizes |= {"Lfm2MLP": LFM2, "Gemma4TextMLP": GEMMA4}.get(type(mlp).__name__, {})
             if hasattr(mlp, "shared_experts"):
                 sizes["shared_expert_width"] = mlp.shared_experts.intermediate_size
             if self.experts is not None and hasattr(mlp, "experts"):
@@ -139,6 +140,8 @@ GROUPED = ("deepseek_v3",)
 """Families whose routers choose among groups of experts, all of which stay."""
 LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 """Families that compress keys and values, and cache a single head of them."""
+SHARED = {"gemma4_text": (1, 3)}
+"""Layers that share keys and values, and keep their attentions."""
 WHOLE = ("olmoe", "olmo2", "olmo3", "helium", "gpt_oss", *LATENT)
 """Families whose query and key norms span all heads, whose output projection has a fixed size (Helium), whose heads
 have more than rows and columns (gpt-oss), or share a latent: an attention stays whole or goes."""
@@ -149,8 +152,8 @@ def plan_for(model_type: str, name: str) -> list[Kept]:
     plan = PLANS[name]
     if model_type in WHOLE:
         plan = [replace(kept, heads=ALL if kept.heads else [], all_groups=False) for kept in plan]
-    pairs = zip(plan, mixers(model_type), strict=True)
-    plan = [replace(kept, heads=ALL, all_groups=False) if mixer else kept for kept, mixer in pairs]
+    whole = [mixer or block in SHARED.get(model_type, ()) for block, mixer in enumerate(mixers(model_type))]
+    plan = [replace(kept, heads=ALL, all_groups=False) if one else kept for kept, one in zip(plan, whole, strict=True)]
     return [replace(kept, experts=None) for kept in plan] if model_type in GROUPED else plan
 
 
@@ -230,10 +233,11 @@ def cut(dense: Any, plan: list[Kept]) -> Any:
         if ".layers." in name:
             layer = int(name.split(".")[2])
             mixer = getattr(blocks[layer], "self_attn", None) is None
+            size = config.per_layer_config[layer].head_dim
             if config.model_type == "darwinlm_gpt_oss":
-                state[name] = stays_of_gpt_oss(name, state[name], plan[layer], config.head_dim)
+                state[name] = stays_of_gpt_oss(name, state[name], plan[layer], size)
             else:
-                state[name] = stays(name, state[name], plan[layer], config.head_dim, mixer=mixer)
+                state[name] = stays(name, state[name], plan[layer], size, mixer=mixer)
     model.load_state_dict(state)
     return model
 

@@ -70,7 +70,8 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
     else:
         _zero_rows(attention.q_proj, _with_gates(attention, query, head_dim))
         _zero_rows(attention.k_proj, key)
-        _zero_rows(attention.v_proj, key)
+        if attention.v_proj is not None:  # else its values are its keys
+            _zero_rows(attention.v_proj, key)
 
 
 def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | None) -> None:

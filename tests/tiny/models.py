@@ -56,6 +56,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16, "tie_word_embeddings": True},
     "gemma2": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "num_key_value_heads": 3,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 3,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 300,
+        "num_kv_shared_layers": 1,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
     "smollm3": {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
     "granite": {"residual_multiplier": 0.7, "logits_scaling": 2.0, "attention_multiplier": 0.3},
     "phi3": {
@@ -182,7 +195,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     """
     generator = torch.Generator().manual_seed(seed)
     # Decays of linear attention keep their initial values, which are random.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
     with torch.no_grad():
@@ -197,4 +210,6 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1 + torch.randn(buffer.shape, generator=generator) * 0.3)
     return model.eval()

@@ -99,6 +99,8 @@ def pruned_checkpoint(
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
     table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
+    for row in table.values():
+        row.update(family.mlp.with_width if field in row else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)
@@ -112,7 +114,21 @@ def plain_checkpoint(
     return _save(randomised(AutoModelForCausalLM.from_config(config)), folder, dtype, tokenizer)
 
 
+def any_checkpoint(folder: Path, model_type: str, rows: Mapping[int, Row] | None, **overrides: Any) -> Path:
+    """Either of them."""
+    if rows is None:
+        return plain_checkpoint(folder, model_type, **overrides)
+    return pruned_checkpoint(folder, model_type, rows, **overrides)
+
+
 def _save(model: Any, folder: Path, dtype: torch.dtype, tokenizer: Any) -> Path:
     model.to(dtype).save_pretrained(folder)
     (tokenizer or word_tokenizer()).save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def logits_of(folder: Path) -> torch.Tensor:
+    """Logits [1, 9, v] of a saved model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(torch.tensor([[5, 17, 101, 33, 250, 8, 99, 4, 61]])).logits

@@ -40,6 +40,26 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     monkeypatch.setattr("darwinlm.recovery.guard.LossGuard.see", _stopping(step, lambda: error))
 
 
+def losses(summary: Summary) -> list[float]:
+    """The training losses of a recovery."""
+    return [point.loss for point in summary.recovery.log if point.loss is not None]
+
+
+def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
+    """Blocks of tokens that recoveries from now on train on, and those that they hold out."""
+    from darwinlm.recovery import train
+
+    trained, held_out, whole = [], [], train.train
+
+    def watched(student: Any, teacher: Any, blocks: Any, held: Any, *rest: Any, **more: Any) -> Any:
+        trained.extend(blocks[number]["input_ids"] for number in range(len(blocks)))
+        held_out.extend(held)
+        return whole(student, teacher, blocks, held, *rest, **more)
+
+    monkeypatch.setattr(train, "train", watched)
+    return trained, held_out
+
+
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
     """A loss guard that ends the training at a step, counted from 0."""
     from darwinlm.recovery.guard import LossGuard

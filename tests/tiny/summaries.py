@@ -12,6 +12,8 @@ from pathlib import Path
 import yaml
 
 from darwinlm import report
+from darwinlm.report.card import model_card
+from darwinlm.report.page import render_page
 from darwinlm.report.summary import Summary
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
@@ -190,6 +192,23 @@ SUMMARIES = {"searched": searched, "plain": plain, "recovered": recovered, "give
 def made(tree):
     """The summary of a JSON tree, through JSON itself."""
     return Summary.model_validate(json.loads(json.dumps(tree)))
+
+
+def changed(tree, **sections):
+    """The tree with other sections; those that are mappings are changed in some fields only."""
+    for name, value in sections.items():
+        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+    return tree
+
+
+def text_of(tree):
+    """The text of a run's page."""
+    return Page(render_page(made(tree))).text
+
+
+def card_of(tree):
+    """The text of a model's card."""
+    return front_matter(model_card(made(tree)))[1]
 
 
 class Page(HTMLParser):

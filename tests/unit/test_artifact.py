@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from tests.tiny.damage import flip
 
 from darwinlm import artifact
 from darwinlm.artifact import (
@@ -18,6 +19,7 @@ from darwinlm.artifact import (
     StageFolder,
     digest_of,
     file_digest,
+    manifest_files,
     read_json,
     read_tensors,
     write_atomically,
@@ -48,9 +50,6 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-# ------------------------------------------------------------------------------------------------------- manifest
-
-
 def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
     made = stage(tmp_path / "s")
     assert not made.is_complete()
@@ -60,12 +59,6 @@ def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
     made.finish(seconds=2.0, count=3)
     assert made.is_complete()
     assert made.facts() == {"seconds": 2.0, "count": 3}
-
-
-def test_a_folder_whose_manifest_went_missing_is_not_complete(tmp_path):
-    made = finished(tmp_path / "s")
-    (tmp_path / "s" / MANIFEST).unlink()
-    assert not made.is_complete()
 
 
 def test_the_manifest_is_written_last(tmp_path, monkeypatch):
@@ -101,16 +94,20 @@ def test_a_temporary_file_that_a_killed_process_left_is_not_listed(tmp_path):
     assert made.is_complete()
 
 
-# ------------------------------------------------------------------------------------------------------------- keys
-
-
-def test_another_key_is_not_complete_and_starts_afresh(tmp_path):
-    finished(tmp_path / "s", seed=1)
-    changed = stage(tmp_path / "s", seed=2)
-    assert not changed.is_complete()
-    changed.begin()
+@pytest.mark.parametrize("before", ["finished", "finished, with another key", "begun, with another key", "no key"])
+def test_what_cannot_be_continued_is_dropped(tmp_path, before):
+    if before == "no key":
+        (tmp_path / "s").mkdir()
+    elif before.startswith("begun"):
+        stage(tmp_path / "s", seed=1).begin()
+    else:
+        finished(tmp_path / "s", seed=1)
+    write_json(tmp_path / "s" / "more.json", 1)
+    made = stage(tmp_path / "s", seed=1 if before == "finished" else 2)
+    assert made.is_complete() == (before == "finished")
+    made.begin()
     assert names(tmp_path / "s") == {KEY}
-    assert read_json(tmp_path / "s" / KEY) == changed.key
+    assert read_json(tmp_path / "s" / KEY) == made.key
 
 
 def test_an_interrupted_stage_keeps_its_files_for_the_same_key(tmp_path):
@@ -121,25 +118,6 @@ def test_an_interrupted_stage_keeps_its_files_for_the_same_key(tmp_path):
     assert not again.is_complete()
     again.begin()
     assert names(tmp_path / "s") == {KEY, "a.json"}
-
-
-def test_an_interrupted_stage_drops_its_files_for_another_key(tmp_path):
-    stage(tmp_path / "s", seed=1).begin()
-    write_json(tmp_path / "s" / "a.json", 1)
-    stage(tmp_path / "s", seed=2).begin()
-    assert names(tmp_path / "s") == {KEY}
-
-
-def test_a_finished_stage_that_is_begun_again_drops_its_files(tmp_path):
-    finished(tmp_path / "s").begin()
-    assert names(tmp_path / "s") == {KEY}
-
-
-def test_files_without_a_key_are_not_trusted(tmp_path):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "a.json").write_text("1")
-    stage(tmp_path / "s").begin()
-    assert names(tmp_path / "s") == {KEY}
 
 
 def test_a_key_that_is_damaged_is_named(tmp_path):
@@ -165,46 +143,45 @@ def test_digests_depend_on_the_values_and_not_on_their_order(tmp_path):
     assert stage(tmp_path / "x", seed=1).digest == stage(tmp_path / "y", seed=1).digest
 
 
-# --------------------------------------------------------------------------------------------------------- damage
-
-
 @pytest.mark.parametrize("name", [*CONTENT, "c.safetensors"])
-def test_one_flipped_byte_is_found_in_any_file(tmp_path, name):
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_damage_of_any_file_is_found(tmp_path, name, how):
     made = finished(tmp_path / "s")
     path = tmp_path / "s" / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ArtifactError) as caught:
+    flip(path) if how == "flipped" else path.unlink()
+    with pytest.raises(ArtifactError, match=r"damaged.*rerun the same command") as caught:
         made.is_complete()
-    assert str(path) in str(caught.value)
-    assert "damaged" in str(caught.value)
-    assert "rerun the same command" in str(caught.value)
+    for part in (str(path), f"delete the folder {tmp_path / 's'} and", "it is missing" if how == "missing" else ""):
+        assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*CONTENT, "c.safetensors"])
-def test_a_missing_file_is_found(tmp_path, name):
-    made = finished(tmp_path / "s")
-    (tmp_path / "s" / name).unlink()
-    with pytest.raises(ArtifactError, match="it is missing") as caught:
-        made.is_complete()
-    assert str(tmp_path / "s" / name) in str(caught.value)
-
-
-def test_the_folder_that_the_message_says_to_delete_is_the_stages_own(tmp_path):
-    made = finished(tmp_path / "s")
-    (tmp_path / "s" / "below" / "b.json").unlink()
-    with pytest.raises(ArtifactError) as caught:
-        made.is_complete()
-    assert f"delete the folder {tmp_path / 's'} and" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"key": {}}', "\x00"])
-def test_a_damaged_manifest_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "manifest"),
+        ("{", "manifest"),
+        ("\x00", "manifest"),
+        ("[]", "manifest.*it holds a list|its key, facts or list of files are missing"),
+        ("{}", "its key, facts or list of files are missing"),
+        ('{"key": {}}', "its key, facts or list of files are missing"),
+        ('{"files": {}}', "its key, facts or list of files are missing"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, content, said):
     made = finished(tmp_path / "s")
     (tmp_path / "s" / MANIFEST).write_text(content)
-    with pytest.raises(ArtifactError, match="manifest"):
+    with pytest.raises(ArtifactError, match=said):
         made.is_complete()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [({"files": []}, "it lists no files"), ({}, "it lists no files"), ([], "it holds a list")],
+)
+def test_a_manifest_without_files_is_named(tmp_path, manifest, message):
+    write_json(tmp_path / MANIFEST, manifest)
+    with pytest.raises(ArtifactError, match=message):
+        manifest_files(tmp_path)
 
 
 def test_a_manifest_of_another_key_with_damaged_files_is_just_another_key(tmp_path):
@@ -213,36 +190,17 @@ def test_a_manifest_of_another_key_with_damaged_files_is_just_another_key(tmp_pa
     assert not stage(tmp_path / "s", seed=2).is_complete()
 
 
-@pytest.mark.parametrize("content", [b"", b"12345678", b"\xff" * 64])
-def test_damaged_tensors_are_named(tmp_path, content):
-    (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"w\.safetensors is damaged"):
-        read_tensors(tmp_path / "w.safetensors")
-
-
-def test_truncated_tensors_are_named(tmp_path):
-    path = tmp_path / "w.safetensors"
-    write_tensors(path, {"w": torch.zeros(100)})
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ArtifactError, match=r"w\.safetensors is damaged"):
-        read_tensors(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
-def test_damaged_json_is_named(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"a\.json is damaged"):
-        read_json(tmp_path / "a.json")
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ArtifactError, match=r"a\.json is damaged"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(ArtifactError, match=r"w\.safetensors is damaged"):
-        read_tensors(tmp_path / "w.safetensors")
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
+@pytest.mark.parametrize("content", [None, b"", b"{", b"{2345678", b"\xff\xfe", b"\xff" * 64, "cut"])
+@pytest.mark.parametrize(("name", "read"), [("w.safetensors", read_tensors), ("a.json", read_json)])
+def test_damaged_files_are_named(tmp_path, content, name, read):
+    path = tmp_path / name
+    if content == "cut":
+        write_tensors(path, {"w": torch.zeros(100)})
+        path.write_bytes(path.read_bytes()[:-4])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} is damaged"):
+        read(path)
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -271,18 +229,12 @@ def full(to: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path):
-    with pytest.raises(StorageError, match="the disk is full: free some space") as caught:
-        write_atomically(tmp_path / "s" / "a.bin", full)
-    assert str(tmp_path / "s" / "a.bin") in str(caught.value)
-    assert "finished work is kept" in str(caught.value)
-    assert not names(tmp_path)
-
-
 def test_a_full_disk_leaves_the_older_file_as_it_was(tmp_path):
     write_text(tmp_path / "a.bin", "older")
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="the disk is full: free some space") as caught:
         write_atomically(tmp_path / "a.bin", full)
+    assert str(tmp_path / "a.bin") in str(caught.value)
+    assert "finished work is kept" in str(caught.value)
     assert names(tmp_path) == {"a.bin"}
     assert (tmp_path / "a.bin").read_text() == "older"
 
@@ -349,15 +301,7 @@ def test_a_disk_that_fills_up_at_the_end_leaves_a_stage_unfinished(tmp_path, mon
     assert again.is_complete()
 
 
-def test_an_error_that_is_not_about_space_says_what_it_is(tmp_path):
-    def refused(to: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    with pytest.raises(StorageError, match=r"Permission denied.*check the path and its permissions"):
-        write_atomically(tmp_path / "a.bin", refused)
-
-
-def test_a_parent_that_is_a_file(tmp_path):
+def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "s").write_text("a file")
     for write in (
         lambda: write_json(tmp_path / "s" / "a.json", 1),
@@ -366,14 +310,8 @@ def test_a_parent_that_is_a_file(tmp_path):
     ):
         with pytest.raises(StorageError, match="can't write"):
             write()
-    assert names(tmp_path) == {"s"}
+    with pytest.raises(ArtifactError, match="is a file where a folder should be"):
+        stage(tmp_path / "s").begin()
     assert not stage(tmp_path / "s" / "below").is_complete()
-
-
-def test_a_stage_folder_that_is_a_file(tmp_path):
-    (tmp_path / "s").write_text("a file")
-    made = stage(tmp_path / "s")
-    assert not made.is_complete()
-    with pytest.raises((StorageError, ArtifactError)):
-        made.begin()
+    assert not stage(tmp_path / "s").is_complete()
     assert (tmp_path / "s").read_text() == "a file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +26,10 @@ from darwinlm.comparison.allocations import (
 )
 from darwinlm.comparison.hard_concrete import HardConcrete
 from darwinlm.comparison.importance import activation_scores, block_influence, magnitude_scores
-from darwinlm.comparison.ranked import RankedReader, UnitScores, best_columns
+from darwinlm.comparison.ranked import DenseReader, RankedReader, UnitScores, best_columns
 from darwinlm.comparison.sheared import Shearing, shear
 from darwinlm.database.levels import Level
-from darwinlm.errors import BudgetError, FamilyError
+from darwinlm.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import UnitsSettings
@@ -52,16 +53,11 @@ def stream(checkpoint: Checkpoint) -> BlockStream:
     return BlockStream(checkpoint, TOKENS, dtype=torch.float32, device=torch.device("cpu"), batch_tokens=32)
 
 
-def space_of(checkpoint: Checkpoint) -> SearchSpace:
-    return SearchSpace(RankedReader(checkpoint, UNITS, {}).modules)
-
-
-def half(space: SearchSpace) -> Budget:
+def half(checkpoint: Checkpoint) -> Problem:
+    """The problem of keeping half of a model."""
+    space = SearchSpace(DenseReader(checkpoint, UNITS).modules)
     upper = space.params(space.dense) // 2
-    return Budget(int(0.9 * upper), upper)
-
-
-# ------------------------------------------------------------------------------------------------------- scores
+    return Problem(space, parameter_costs(space), Budget(int(0.9 * upper), upper))
 
 
 def test_magnitudes_are_sums_over_the_units_weights(checkpoint: Checkpoint) -> None:
@@ -125,25 +121,19 @@ def test_block_influence_is_the_turn_of_the_residual_stream(checkpoint: Checkpoi
         assert influence[block] == pytest.approx(1 - float(cosine.mean()), abs=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------- what is kept
-
-
 def shape(kind: str, groups: int, heads: int, head_dim: int) -> ModuleShape:
     return ModuleShape(0, kind, {}, groups, heads, head_dim, groups * heads * head_dim, "")  # type: ignore[arg-type]
 
 
-def test_best_heads_of_the_best_groups_stay() -> None:
+def test_best_units_stay() -> None:
     scores = UnitScores(torch.tensor([[1.0, 5.0], [4.0, 3.0], [2.0, 2.5]]), groups=torch.tensor([0.0, 0.0, 9.0]))
     columns = best_columns(shape("attention", 3, 2, 2), Level(2, 1, 4, 0, 2), scores)
     assert columns.tolist() == [2, 3, 10, 11]  # head 1 of group 0, head 1 of group 2
     assert best_columns(shape("attention", 3, 2, 2), Level(0, 0, 0, 0), scores).tolist() == []
     any_heads = best_columns(shape("attention", 3, 2, 2), Level(3, 0, 6, 0, 3), scores)
     assert any_heads.tolist() == [2, 3, 4, 5, 6, 7]  # both heads of group 1, head 1 of group 0
-
-
-def test_best_channels_stay_and_ties_go_to_the_first() -> None:
-    scores = UnitScores(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]))
-    assert best_columns(shape("mlp", 1, 1, 5), Level(1, 1, 2, 0), scores).tolist() == [1, 2]
+    channels = UnitScores(torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0]))  # ties go to the first
+    assert best_columns(shape("mlp", 1, 1, 5), Level(1, 1, 2, 0), channels).tolist() == [1, 2]
 
 
 @torch.no_grad()
@@ -166,52 +156,59 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: b
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_mixture_of_experts_is_refused(tiny_folder: Callable[[str], Path]) -> None:
+def test_mixtures_of_experts_are_refused(tiny_folder: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(tiny_folder("mixtral"))
     with pytest.raises(FamilyError, match="mixture of experts"):
         RankedReader(checkpoint, UNITS, {})
+    with pytest.raises(FamilyError, match="sheared does not support mixtures"):
+        shear(None, checkpoint.family, module_shapes(checkpoint), [], [], Shearing())
+    problem = half(checkpoint)
+    assert any(len(module.levels) == 1 for module in problem.space.modules)
+    with pytest.raises(BudgetError, match="modules that are never cut, so whole blocks can't be removed"):
+        without_blocks(problem, [0.1, 0.2, 0.3, 0.4])
 
 
-# ------------------------------------------------------------------------------------------------------- choices
+def test_masks_whose_loss_is_not_finite_are_refused(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = checkpoint.load(torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    reader = DenseReader(checkpoint, UNITS)
+    shapes = [reader.shape(module.block, module.kind) for module in reader.modules]
+    levels = [module.levels[-1] for module in reader.modules]
+    settings = Shearing(mask_rate=0.1, rate=1e-4, warmup=0.5, seed=0)
+    with pytest.raises(NumericsError, match=r"sheared: the loss isn't finite in step 1: leave it out of --methods"):
+        shear(model, checkpoint.family, shapes, levels, torch.arange(32).view(2, 1, 16), settings)
 
 
 def test_choices_keep_the_budget_and_are_the_best(checkpoint: Checkpoint) -> None:
-    space = space_of(checkpoint)
-    budget = half(space)
+    problem = half(checkpoint)
+    space, budget = problem.space, problem.budget
     weights = [random.Random(f"{index}").random() for index in range(len(space.modules))]
 
     def loss(allocation: tuple[int, ...]) -> float:
         return -sum(weight * level for weight, level in zip(weights, allocation, strict=True))
 
-    uniform = best_uniform(Problem(space, parameter_costs(space), budget), loss)
+    uniform = best_uniform(problem, loss)
     for kind in ("attention", "mlp"):
         levels = {level for module, level in zip(space.modules, uniform, strict=True) if module.kind == kind}
         assert len(levels) == 1
-    chosen, drawn = best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
+    chosen, drawn = best_random(problem, loss, tries=5, seed=3)
     assert drawn == 5
     assert budget.allows(space.params(chosen))
-    assert loss(chosen) <= loss(best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)[0])
-    assert (chosen, 5) == best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3)
-    first = best_random(Problem(space, parameter_costs(space), budget), loss, tries=1, seed=3)
-    assert best_random(Problem(space, parameter_costs(space), budget), loss, tries=5, seed=3, seconds=0) == first
-    for allocation in (uniform, even_uniform(Problem(space, parameter_costs(space), budget))):
-        assert space.params(allocation) <= budget.upper
-
-
-def test_even_uniform_keeps_like_shares(checkpoint: Checkpoint) -> None:
-    space = space_of(checkpoint)
-    levels = space.levels(even_uniform(Problem(space, parameter_costs(space), half(space))))
-    shares = {
-        module.kind: level.params / module.levels[-1].params
-        for module, level in zip(space.modules, levels, strict=True)
-    }
+    assert (chosen, 5) == best_random(problem, loss, tries=5, seed=3)
+    first = best_random(problem, loss, tries=1, seed=3)
+    assert loss(chosen) <= loss(first[0])
+    assert best_random(problem, loss, tries=5, seed=3, seconds=0) == first
+    even = even_uniform(problem)
+    assert max(map(space.params, (uniform, even))) <= budget.upper
+    levels = zip(space.modules, space.levels(even), strict=True)
+    shares = {module.kind: level.params / module.levels[-1].params for module, level in levels}
     assert abs(shares["attention"] - shares["mlp"]) < 0.2
 
 
 def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_llama)
-    whole = space_of(checkpoint)
-    space = SearchSpace(whole.modules[:4])
+    space = SearchSpace(half(Checkpoint.open(tiny_llama)).space.modules[:4])
     budget = Budget(0, space.params(space.dense) // 2)
     table = {
         (module.block, module.kind, level): random.Random(f"{module.name}").random() * (1 - index / len(module.levels))
@@ -226,22 +223,20 @@ def test_local_errors_are_least_by_brute_force(tiny_llama: Path) -> None:
 
     everything = itertools.product(*(range(len(module.levels)) for module in space.modules))
     least = min(total(allocation) for allocation in everything if space.params(allocation) <= budget.upper)
-    assert total(least_local_error(Problem(space, parameter_costs(space), budget), database)) == pytest.approx(
-        least, abs=1e-3
-    )
+    found = least_local_error(Problem(space, parameter_costs(space), budget), database)
+    assert total(found) == pytest.approx(least, abs=1e-3)
 
 
 def test_blocks_of_least_influence_go(checkpoint: Checkpoint) -> None:
-    space = space_of(checkpoint)
-    chosen = without_blocks(Problem(space, parameter_costs(space), half(space)), [0.5, 0.1, 0.9, 0.2])
-    kept = {module.block for module, level in zip(space.modules, chosen, strict=True) if level}
+    problem = half(checkpoint)
+    chosen = without_blocks(problem, [0.5, 0.1, 0.9, 0.2])
+    kept = {module.block for module, level in zip(problem.space.modules, chosen, strict=True) if level}
     assert kept == {0, 2}
-    assert all(level in (0, top) for level, top in zip(chosen, space.dense, strict=True))
+    assert all(level in (0, top) for level, top in zip(chosen, problem.space.dense, strict=True))
     with pytest.raises(BudgetError, match="not even one whole block"):
-        without_blocks(Problem(space, parameter_costs(space), Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
-
-
-# --------------------------------------------------------------------------------------------------------- masks
+        without_blocks(replace(problem, budget=Budget(0, 10)), [0.5, 0.1, 0.9, 0.2])
+    with pytest.raises(BudgetError, match="no uniform model has at most"):
+        best_uniform(replace(problem, budget=Budget(-2, -1)), lambda allocation: 0.0)
 
 
 def test_expected_share_is_that_of_many_draws() -> None:
@@ -282,7 +277,7 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
             idle[one.block, one.kind] = gone
         # Text that the model itself finds likely, so that what it does matters.
         text = torch.randint(3, 259, (1, 1), generator=generator).expand(8, 1)
-        with torch.random.fork_rng():  # it takes no generator
+        with torch.random.fork_rng(devices=[]):  # it takes no generator
             torch.manual_seed(0)
             text = model.generate(text, max_new_tokens=40, do_sample=True, pad_token_id=0)
     batches = [text[torch.randperm(8, generator=generator)] for _ in range(100)]
@@ -294,9 +289,3 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path, rat
         assert len(columns) == level.width
         wrong = columns & set(idle[one.block, one.kind].tolist())
         assert len(wrong) <= 0.25 * level.width, (one.name, len(wrong))
-
-
-def test_masks_refuse_a_mixture(tiny_folder: Callable[[str], Path]) -> None:
-    checkpoint = Checkpoint.open(tiny_folder("mixtral"))
-    with pytest.raises(FamilyError, match="sheared does not support mixtures"):
-        shear(None, checkpoint.family, module_shapes(checkpoint), [], [], Shearing())

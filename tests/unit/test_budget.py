@@ -97,6 +97,16 @@ def test_one_bound_is_one_recipe():
     assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
     with pytest.raises(RecipeError, match="duplicate value"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
+    (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
+    assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
+    longer = merge(small, ["search.generations=3"], {})
+    for second, said in (
+        (large, "a sweep's budgets must differ; these are keep-75, keep-75"),
+        (merge(large, [], {"budget.params": "1M"}), "budgets of one kind; these are keep and params"),
+        (longer, "a sweep's recipes may only differ in their bound"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            darwinlm.prune_sweep([large, second], "nowhere")
 
 
 @pytest.mark.parametrize("given_as", ["75%,50%", ["75%", 0.5]])
@@ -110,20 +120,9 @@ def test_one_recipe_has_one_bound(given_as):
         darwinlm.prune("model", keep=given_as)
 
 
-def test_a_sweep_is_public():
-    (large, small) = darwinlm.load_recipes(None, ["model=MODEL", "budget.keep=75%,50%"])
-    assert (large.budget.keep, small.budget.keep) == (0.75, 0.5)
-    with pytest.raises(RecipeError, match="a sweep's budgets must differ; these are keep-75, keep-75"):
-        darwinlm.prune_sweep([large, large], "nowhere")
-    with pytest.raises(RecipeError, match=r"budget\.keep"):
-        load_recipe(None, (), {"budget.keep": "50%,40%"})
-
-
-# ------------------------------------------------------------------------------------------------------ the preset
-
-
-def test_the_paper_preset_has_the_papers_numbers():
-    search = load_recipe(None, (), {"preset": "paper"}).search
+@pytest.mark.parametrize("recipe", [(None, (), {"preset": "paper"}), ("llama2-7b-2.7b",)])
+def test_the_paper_preset_has_the_papers_numbers(recipe):
+    search = load_recipe(*recipe).search
     assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [stage.survivors for stage in search.stages] == [8, 4, 2, 1]
     assert [stage.tokens for stage in search.stages] == [1024, 2048, 4096, 8192]
@@ -145,8 +144,6 @@ def test_a_tolerance_is_a_small_share():
         with pytest.raises(RecipeError, match=r"budget\.tolerance"):
             parse_recipe({"budget": {"tolerance": tolerance}}, "here")
 
-
-# -------------------------------------------------------------------------------------------------------- the costs
 
 ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
 MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
@@ -209,32 +206,29 @@ def test_what_is_not_pruned_counts_too():
     assert bounds.words == "1,100 and 1,200 parameters"
 
 
+IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
+
+
 @pytest.mark.parametrize(
-    ("budget", "said"),
+    ("cost", "budget", "said"),
     [
         (
+            parameter_costs(SPACE, fixed=1000),
             {"params": 900},
-            ("budget.params: 900 parameters requested, less than", "1,070 parameters; the largest is 1,410"),
+            r"budget\.params: 900 parameters requested, less than .*1,070 parameters; the largest is 1,410",
         ),
-        ({"params": 2000}, ("more than the whole model", "the smallest is 1,070 parameters, the largest 1,410")),
+        (
+            parameter_costs(SPACE, fixed=1000),
+            {"params": 2000},
+            "more than the whole model.*the smallest is 1,070 parameters, the largest 1,410",
+        ),
+        (IN_TIME, {"speedup": 30}, r"30x means 0\.2 ms of 6 ms.*smallest.* 3 ms \(2\.00x\)"),
+        (parameter_costs(SearchSpace(())), {}, "no attention and no MLP"),
     ],
 )
-def test_an_impossible_budget_names_the_smallest_and_the_largest(budget, said):
-    with pytest.raises(BudgetError) as caught:
-        resolve_budget(parameter_costs(SPACE, fixed=1000), BudgetSettings(**budget))
-    for part in said:
-        assert part in str(caught.value)
-
-
-def test_an_impossible_time_names_the_range_in_times():
-    cost = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)
-    with pytest.raises(BudgetError, match=r"30x means 0\.2 ms of 6 ms.*smallest.* 3 ms \(2\.00x\)"):
-        resolve_budget(cost, BudgetSettings(speedup=30))
-
-
-def test_a_model_without_modules_is_refused():
-    with pytest.raises(BudgetError, match="no attention and no MLP"):
-        resolve_budget(parameter_costs(SearchSpace(())), BudgetSettings())
+def test_an_impossible_budget_names_the_smallest_and_the_largest(cost, budget, said):
+    with pytest.raises(BudgetError, match=said):
+        resolve_budget(cost, BudgetSettings(**budget))
 
 
 @given(st.integers(0, 10**13), st.sampled_from(["parameters", "bytes", "nanoseconds"]))
@@ -242,8 +236,5 @@ def test_amounts_have_words(amount, unit):
     words = amount_words(amount, unit)
     assert words.split()[0][0].isdigit()
     assert len(words.split()) >= 2
-
-
-def test_bounds_in_bytes_and_times_have_words_of_their_own():
     assert Budget(0, 1 << 30, "bytes", 1 << 30).words == "1.00 GiB and 2.00 GiB"
     assert Budget(10**6, 2 * 10**6, "nanoseconds").words == "1 ms and 2 ms"

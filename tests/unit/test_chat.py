@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
-from darwinlm.data import read_documents, split_documents
+from darwinlm.data import read_documents
 from darwinlm.data.packing import Document, tokenise
 from darwinlm.errors import DataError
 
@@ -80,15 +80,6 @@ def test_chats_are_packed_with_one_bos(tmp_path):
     assert document.tokens.tolist().count(BOS_ID) == 1
     assert document.tokens[0] == BOS_ID
     assert document.tokens[-1] == EOS_ID
-
-
-def test_chats_are_split_like_any_text(tmp_path, tokenizer):
-    chats = [{"messages": [{"role": "user", "content": f"Say {number}, please."}]} for number in range(60)]
-    documents = read_documents(lines(tmp_path / "a.jsonl", *chats), tokenizer=tokenizer)
-    shares = {"calibration": 64, "evaluation": 64}
-    found = split_documents(documents, shares, tokenizer, 32, 0)
-    assert not set(found["calibration"].document_hashes) & set(found["evaluation"].document_hashes)
-    assert "[user]Say " in tokenizer.decode(found["calibration"].tokens[0])
 
 
 @pytest.mark.parametrize(

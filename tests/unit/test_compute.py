@@ -25,28 +25,21 @@ def processor(monkeypatch):
     return able
 
 
-def test_tiles_make_bfloat16_quick(processor):
-    processor(amx_bf16=True, avx512_bf16=True)
-    assert fast_dtype(CPU) == "bfloat16"
-
-
-def test_so_do_vectors_of_one_maker(processor):
-    processor(amx_bf16=False, avx512_bf16=True, cpu_name="AMD EPYC")
-    assert fast_dtype(CPU) == "bfloat16"
-
-
 @pytest.mark.parametrize(
-    "capabilities",
+    ("capabilities", "dtype"),
     [
-        {"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"},
-        {"avx512_bf16": True},
-        {"avx512_bf16": False, "avx2": True, "cpu_name": "AMD EPYC"},
-        {"bf16": True},
+        ({"amx_bf16": True, "avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bfloat16"),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}, "float32"),
+        ({"avx512_bf16": True}, "float32"),
+        ({"avx512_bf16": False, "avx2": True, "cpu_name": "AMD EPYC"}, "float32"),
+        ({"bf16": True}, "float32"),
     ],
 )
-def test_other_processors_work_in_float32(processor, capabilities):
+def test_processors_work_in_bfloat16_where_it_is_quick(processor, capabilities, dtype):
     processor(**capabilities)
-    assert fast_dtype(CPU) == "float32"
+    assert fast_dtype(CPU) == dtype
+    assert fast_dtype(torch.device("cuda")) == "bfloat16"
 
 
 @pytest.mark.parametrize("tiles", [True, False])
@@ -56,26 +49,14 @@ def test_an_older_pytorch_is_asked_in_its_own_way(monkeypatch, tiles):
     assert fast_dtype(CPU) == ("bfloat16" if tiles else "float32")
 
 
-def test_a_gpu_works_in_bfloat16(processor):
-    processor(amx_bf16=False)
-    assert fast_dtype(torch.device("cuda")) == "bfloat16"
-
-
-def test_a_recipe_that_says_it_is_left_alone(processor):
-    processor(amx_bf16=False)
-    recipe = merge(Recipe(), ["compute.dtype=bfloat16"], {})
-    assert settled(recipe, CPU) == recipe
-
-
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
     processor(amx_bf16=False)
+    said = merge(Recipe(), ["compute.dtype=bfloat16"], {})
+    assert settled(said, CPU) == said, "it is left alone"
     run = Run(merge(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.dtype == torch.float32
     assert run.arithmetic["dtype"] == "torch.float32"
     assert run.recipe.compute.dtype == "float32"
-
-
-# ------------------------------------------------------------------------------------------------------- devices
 
 
 @pytest.fixture
@@ -136,18 +117,18 @@ def test_each_process_has_its_gpu(gpus, processes):
     assert str(resolve_device("cuda")) == "cuda:0"
 
 
-def test_one_gpu_for_several_processes_is_refused(gpus, processes):
-    gpus(4)
-    processes(1, 2)
-    with pytest.raises(RecipeError, match="'cuda:1' is one GPU, but 2 processes were started: use cuda"):
-        resolve_device("cuda:1")
-
-
-def test_more_processes_than_gpus_are_refused(gpus, processes):
-    gpus(2)
-    processes(2, 3)
-    with pytest.raises(ParallelError, match=r"has 2 GPUs, but 3 processes .*torchrun --nproc-per-node 2"):
-        resolve_device("auto")
+@pytest.mark.parametrize(
+    ("count", "process", "name", "error", "message"),
+    [
+        (4, (1, 2), "cuda:1", RecipeError, "'cuda:1' is one GPU, but 2 processes were started: use cuda"),
+        (2, (2, 3), "auto", ParallelError, r"has 2 GPUs, but 3 processes .*torchrun --nproc-per-node 2"),
+    ],
+)
+def test_fewer_gpus_than_processes_are_refused(gpus, processes, count, process, name, error, message):
+    gpus(count)
+    processes(*process)
+    with pytest.raises(error, match=message):
+        resolve_device(name)
 
 
 def test_two_processes_with_one_gpu_are_refused(gpus, monkeypatch):

@@ -74,8 +74,10 @@ def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_ther
     ]
 
 
-def test_a_stage_that_was_interrupted_before_its_first_step_says_nothing(moved: Clock) -> None:
+def test_outside_of_a_stage_and_resumed_before_its_first_step_nothing_is_shown(moved: Clock) -> None:
     reporter, stream = piped()
+    reporter.advance(1, 2)
+    reporter.resumes()
     with reporter.stage("database"):
         reporter.resumes()
         reporter.advance(0, 30)
@@ -121,13 +123,6 @@ def test_a_narrow_terminal_cuts_the_line_instead_of_wrapping_it() -> None:
     drawn = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "calibration" in line]
     assert "…" in drawn[-1]
     assert all(len(line.replace("\x1b[2K", "")) <= 40 for line in drawn)
-
-
-def test_outside_of_a_stage_nothing_is_shown() -> None:
-    reporter, stream = piped()
-    reporter.advance(1, 2)
-    reporter.resumes()
-    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (130, "2:10"), (3599.6, "1:00:00"), (90061, "25:01:01")])

@@ -6,11 +6,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
+from tests.tiny.process import python
 
 from darwinlm.cli import app
 from darwinlm.cli.main import UsageError
@@ -62,15 +62,15 @@ def parse(text: str) -> None:
     group.commands[name].make_context(name, list(rest), resilient_parsing=False)
 
 
-@pytest.mark.parametrize("text", ["darwinlm prune M --kep 50%", "darwinlm evaluate", "darwinlm plan M --out"])
-def test_wrong_lines_are_found(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse(text)
-
-
-def test_unknown_command_is_found() -> None:
+def test_what_is_wrong_is_found(tmp_path: Path) -> None:
+    for text in ("darwinlm prune M --kep 50%", "darwinlm evaluate", "darwinlm plan M --out"):
+        with pytest.raises(UsageError):
+            parse(text)
     with pytest.raises(AssertionError, match="there is no 'darwinlm prunes'"):
         parse("darwinlm prunes M")
+    page = tmp_path / "page.md"
+    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `benchmarks/none.py`.", encoding="utf-8")
+    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "benchmarks/none.py"}
 
 
 @pytest.mark.parametrize("text", sorted({text for _, text in COMMANDS if text.startswith("make ")}))
@@ -102,14 +102,7 @@ def test_script_exists(text: str) -> None:
     assert (ROOT / words[1]).is_file()
 
 
-def test_python_of_the_readme_runs(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tiny_llama: Path,
-    tiny_text_file: Path,
-    finished_llama: Path,
-) -> None:
+def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys, tiny_llama, tiny_text_file, finished_llama):
     """Its own lines, with a tiny model, text and settings in place of the real ones."""
     from tests.tiny.checkpoint import SETTINGS
 
@@ -132,6 +125,22 @@ def test_python_of_the_readme_runs(
         ran += 1
     assert ran >= 2
     assert "report.html" in capsys.readouterr().out
+
+
+def prose(text: str) -> str:
+    """Text without code blocks, tables, headings, pictures, comments and addresses of links."""
+    text = FENCE.sub("", text)
+    text = re.sub(r"^(\||#|!\[|<!--).*$", "", text, flags=re.M)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    outside = re.sub(r"<!-- support table.*?<!-- end -->", "", text, flags=re.S)  # of what a reader looks up
+    assert len(outside.split()) <= 700
+    sentences = [each for each in re.split(r"[.:?!]\*?\s|\n\n|\n- ", prose(text)) if each.strip(" -*\n")]
+    assert len(sentences) > 20
+    assert [each for each in sentences if len(each.split()) > 16] == []
 
 
 def named_paths(path: Path) -> set[str]:
@@ -177,6 +186,16 @@ def test_links_of_the_notebook_hold(path: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_the_site_has_the_page_and_its_links(path: Path) -> None:
+    """What `make docs` refuses: a page outside the navigation, a link out of the documentation, another anchor."""
+    assert f" {path.relative_to(ROOT / 'docs')}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s:]+)\)", FENCE.sub("", path.read_text(encoding="utf-8")))
+    outside = [link for link in links if not (path.parent / link).resolve().is_relative_to(ROOT / "docs")]
+    assert not outside, f"{path.name} links to {outside}, which the site hasn't"
+    assert not [link for link in links if "--" in link], "GitHub's anchor; the site's has one hyphen: change the title"
+
+
 def test_every_entry_of_the_notebook_is_in_its_index() -> None:
     index = (NOTEBOOK[0].parent / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOK:
@@ -189,13 +208,5 @@ def test_every_entry_of_the_notebook_is_in_its_index() -> None:
 
 @pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, script, "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
+    ended = python(script, "--check", cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-
-
-def test_the_check_of_paths_finds_a_missing_one(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("See [this](docs/nowhere.md), `surgery/nothing.py` and `benchmarks/none.py`.", encoding="utf-8")
-    assert named_paths(page) == {"docs/nowhere.md", "src/darwinlm/surgery/nothing.py", "benchmarks/none.py"}

@@ -5,9 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-from tests.conftest import MakeRun
-
 from darwinlm.artifact import read_json
 from darwinlm.pipeline import run_stages
 from darwinlm.stages import evaluate
@@ -20,9 +17,7 @@ def test_pairs_where_there_is_no_room_for_all() -> None:
     assert together(sizes, 20) == [["dense", "uniform"], ["dense", "stitched"]]
 
 
-def test_figures_are_those_of_all_at_once(
-    finished_llama: Path, tiny_llama: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_those_of_all_at_once(finished_llama, tiny_llama, make_run, tmp_path, monkeypatch):
     out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
     shutil.rmtree(out / "stages" / "evaluate")
     monkeypatch.setattr(evaluate, "room_for_models", lambda device: 1.0)

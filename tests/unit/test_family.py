@@ -51,12 +51,11 @@ REFUSED = {
     "deepseek_v4": "multi-head latent attention",
     "minicpm3": "multi-head latent attention",
     "gemma3n_text": "its layers share keys and values or have per-layer embeddings",
-    "gemma4_text": "its layers share keys and values or have per-layer embeddings",
     "ernie4_5_moe": "its mixtures of experts have no description",
     "cohere2": "its attention and MLP run in parallel on the same residual stream",
     "gpt_neox": "its attention and MLP run in parallel on the same residual stream",
     "paligemma": "its text part has the type 'gemma': save this part separately and use it",
-    "gemma4": "its text part has the type 'gemma4_text', and its layers share keys and values",
+    "gemma3n": "its text part has the type 'gemma3n_text', and its layers share keys and values",
     "fuyu": "its text part has the type 'persimmon'. Known are",
     "bart": "it has an encoder, and only models with just a decoder",
     "vit": "transformers has no causal language model for it",
@@ -72,24 +71,41 @@ def test_what_is_not_cut_is_refused_with_the_reason(model_type):
         family_of(config)
 
 
+def test_gemma_4_with_experts_is_refused():
+    config = CONFIG_MAPPING["gemma4_text"](enable_moe_block=True, num_experts=4, top_k_experts=2)
+    with pytest.raises(FamilyError, match="'gemma4_text' can't be pruned: its experts run beside an MLP in the same"):
+        family_of(config)
+
+
+def test_keys_and_values_that_are_shared_keep_their_attentions():
+    kinds = ["sliding_attention", "full_attention"] * 3
+    config = CONFIG_MAPPING["gemma4_text"](num_hidden_layers=6, layer_types=kinds, num_kv_shared_layers=3)
+    family = family_of(config)
+    assert family.attention.sources(config) == {3: 1, 4: 2, 5: 1}
+    assert [block for block in range(6) if "attention" in family.cut_kinds(config, block)] == [0]
+    assert family.linked(config)
+    config = CONFIG_MAPPING["gemma4_text"](hidden_size_per_layer_input=0)
+    assert not family.attention.sources(config)
+    assert not family.linked(config)
+
+
 def test_a_configuration_that_looks_plain_lacks_a_description_alone():
     with pytest.raises(FamilyError, match=r"the model type 'starcoder2' isn't known; .* A new family is one YAML file"):
         family_of(CONFIG_MAPPING["starcoder2"]())
 
 
+SANDWICH = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
+
+
 def test_a_post_norm_goes_with_its_sub_layer():
-    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"]}
-    assert described(mlp=sandwich | {"post_norm": "third"}).mlp.post_norm == "third"
+    assert described(mlp=SANDWICH).mlp.post_norm == "third"
+    assert described(mlp=SANDWICH).mlp.input_norm == described().mlp.input_norm == "second"
+    assert described(mlp=SANDWICH | {"norms": ["third"]}).mlp.input_norm is None, "it reads the residual stream itself"
     for wrong in ("second", "fourth"):
         with pytest.raises(ValidationError, match=f"post_norm is {wrong}, which must be the last of norms"):
-            described(mlp=sandwich | {"post_norm": wrong})
-
-
-def test_a_sub_layer_may_read_the_residual_stream_itself():
-    sandwich = {"name": "mlp", "inputs": ["up"], "output": "down", "norms": ["second", "third"], "post_norm": "third"}
-    assert described(mlp=sandwich).mlp.input_norm == "second"
-    assert described(mlp=sandwich | {"norms": ["third"]}).mlp.input_norm is None
-    assert described().mlp.input_norm == "second"
+            described(mlp=SANDWICH | {"post_norm": wrong})
+    with pytest.raises(ValidationError, match="post_normm"):
+        described(post_normm="x")
 
 
 def test_what_the_configuration_multiplies_sub_layers_by():
@@ -102,11 +118,6 @@ def test_class_names():
     norms = (("before", "after"), ("second",)), ("attn", "mlp")
     assert described().class_names == ("Otter", "otter", "", *norms)
     assert described(package="sea", class_infix="Text").class_names == ("Otter", "sea", "Text", *norms)
-
-
-def test_a_misspelt_field_is_refused():
-    with pytest.raises(ValidationError, match="post_normm"):
-        described(post_normm="x")
 
 
 def test_defaults_without_a_number_of_kv_heads_are_valid():

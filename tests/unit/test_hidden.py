@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -42,36 +43,47 @@ def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stream_lies_where_there_is_room(tmp_path, monkeypatch):
-    def place(device: str, free: int, host: int) -> str:
-        monkeypatch.setattr(hidden, "free_bytes", lambda _: free)
-        monkeypatch.setattr(hidden, "free_host_bytes", lambda: host)
-        return HiddenMemory(tmp_path).choose(torch.device(device), 1024, torch.zeros(2, 128))
+@pytest.fixture
+def room(monkeypatch):
+    """Set the bytes that are free on the device and in main memory."""
 
-    enough = int(4 * 1024 / hidden.SHARE)
-    assert place("cpu", enough, enough) == "device"
-    assert place("cpu", enough - 1, enough) == "file"
-    assert place("cuda", enough, 0) == "device"
-    assert place("cuda", enough - 1, enough) == "host"
-    assert place("cuda", enough - 1, enough - 1) == "file"
+    def make(free: int, host: int) -> None:
+        monkeypatch.setattr(hidden, "free_bytes", lambda _: int(free / hidden.SHARE))
+        monkeypatch.setattr(hidden, "free_host_bytes", lambda: int(host / hidden.SHARE))
+
+    return make
 
 
-def test_pinned_memory_is_counted_as_it_is_handed_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(hidden, "free_bytes", lambda _: 0)
-    monkeypatch.setattr(hidden, "free_host_bytes", lambda: int(2 * 4 * 129 / hidden.SHARE))
+@pytest.mark.parametrize(
+    ("device", "free", "host", "place"),
+    [
+        ("cpu", 4096, 4096, "device"),
+        ("cpu", 4095, 4096, "file"),
+        ("cuda", 4096, 0, "device"),
+        ("cuda", 4095, 4096, "host"),
+        ("cuda", 4095, 4095, "file"),
+    ],
+)
+def test_a_stream_lies_where_there_is_room(tmp_path, room, device, free, host, place):
+    room(free, host)
+    assert HiddenMemory(tmp_path).choose(torch.device(device), 1024, torch.zeros(2, 128)) == place
+    assert HiddenStates(iter(batches(torch.float32)), ELEMENTS).place == "device", "without a choice"
+
+
+def test_pinned_memory_is_counted_as_it_is_handed_out(tmp_path, room):
+    room(0, 2 * 4 * 129)
     choose = HiddenMemory(tmp_path).choose
     assert choose(torch.device("cuda"), 128, torch.zeros(128)) == "host"
     assert choose(torch.device("cuda"), 258, torch.zeros(129)) == "file"
 
 
-def test_without_a_choice_everything_stays_on_the_device():
-    assert HiddenStates(iter(batches(torch.float32)), ELEMENTS).place == "device"
+@pytest.fixture
+def full():
+    """What a full disk raises."""
+    return Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
 
-def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypatch):
-    def full(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypatch, full):
     monkeypatch.setattr(hidden.os, "posix_fallocate", full, raising=False)
     with pytest.raises(StorageError, match="the disk is full"):
         HiddenStates(iter(batches(torch.float32)), ELEMENTS, HiddenMemory(tmp_path, "file"))
@@ -79,31 +91,28 @@ def test_a_disk_without_room_shows_before_anything_is_written(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
-def test_a_spilled_matrix_comes_back_whole_or_in_rows(small, tmp_path, monkeypatch):
+def test_a_spilled_matrix_comes_back_whole_in_rows_or_alone(small, tmp_path, monkeypatch):
     monkeypatch.setattr(spill, "SMALL", small)
-    matrix = torch.randn(600, 600)
-    with Spilled(matrix.clone(), tmp_path) as place, Spilled(matrix.clone() + 1, tmp_path) as other:
+    generator = torch.Generator().manual_seed(0)
+    matrix, three = torch.randn(600, 600, generator=generator), torch.randn(3, 7, 7, generator=generator)
+    with Spilled(matrix.clone(), tmp_path) as place, Spilled(three.clone(), tmp_path) as other:
         assert len(list(tmp_path.iterdir())) == (2 if small == 0 else 0)
         assert torch.equal(place.read(), matrix)
-        assert torch.equal(other.read(), matrix + 1)
+        assert all(torch.equal(other.read(expert), three[expert]) for expert in range(3))
         rows = list(place.rows())
         assert len(rows) == 3
         assert torch.equal(torch.cat(rows), matrix)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("small", [0, 1 << 20])
-def test_one_of_several_spilled_matrices_is_read_alone(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "SMALL", small)
-    matrices = torch.randn(3, 7, 7)
-    with Spilled(matrices.clone(), tmp_path) as place:
-        assert all(torch.equal(place.read(expert), matrices[expert]) for expert in range(3))
-
-
-def test_nothing_stays_spilled_after_a_failure(tmp_path, monkeypatch):
+def test_nothing_stays_spilled_after_a_failure(tmp_path, monkeypatch, full):
     monkeypatch.setattr(spill, "SMALL", 0)
     with pytest.raises(NumericsError), Spilled(torch.ones(2, 2), tmp_path):
         raise NumericsError("not finite")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        Spilled(torch.ones(2, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,17 +123,6 @@ def test_a_spilled_matrix_that_is_gone_is_a_damaged_artifact(tmp_path, monkeypat
         path.unlink()
         with pytest.raises(ArtifactError, match=r"\.spilled-.* is damaged .*No such file"):
             place.read()
-
-
-def test_a_matrix_can_not_be_parked_on_a_full_disk(tmp_path, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(spill, "SMALL", 0)
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(StorageError, match="the disk is full"):
-        Spilled(torch.ones(2, 2), tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_moment_is_handed_over_without_a_copy():

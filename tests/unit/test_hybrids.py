@@ -20,7 +20,7 @@ from darwinlm.recipe import load_recipe
 from darwinlm.search.problem.problem import space_of
 from darwinlm.search.problem.space import kept_whole
 
-HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid")
+HYBRIDS = ("qwen3_5_text", "lfm2", "granitemoehybrid", "gemma4_text")
 
 
 def test_the_rows_of_a_head_are_those_of_its_queries_and_of_its_gate():
@@ -36,6 +36,7 @@ def test_the_rows_of_a_head_are_those_of_its_queries_and_of_its_gate():
         ("mixtral", "attention of 4 blocks is kept"),
         ("qwen3_5_text", "linear attention of 2 blocks is kept"),
         ("qwen3_5_moe_text", "attention of 2 blocks and linear attention of 2 blocks are kept"),
+        ("gemma4_text", "attention of 2 blocks and per-layer input of 4 blocks are kept"),
         ("lfm2", "short convolution of 2 blocks is kept"),
         ("granitemoehybrid", "state space of 2 blocks is kept"),
     ],
@@ -66,6 +67,9 @@ def test_vllm_does_not_run_unequal_hybrids(unequal: Path, tmp_path: Path):
         export_model(unequal, tmp_path / "vllm", to="vllm")
 
 
-def test_hybrids_of_other_tools_are_not_imported(tiny_folder: Callable[[str], Path], tmp_path: Path):
-    with pytest.raises(FamilyError, match=r"has blocks with short convolution \(lfm2\), which can't be imported yet"):
-        import_model(tiny_folder("lfm2"), tmp_path / "out")
+@pytest.mark.parametrize(("model_type", "part"), [("lfm2", "short convolution"), ("gemma4_text", "per-layer input")])
+def test_hybrids_of_other_tools_are_not_imported(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, model_type: str, part: str
+):
+    with pytest.raises(FamilyError, match=rf"has blocks with {part} \({model_type}\), which can't be imported yet"):
+        import_model(tiny_folder(model_type), tmp_path / "out")

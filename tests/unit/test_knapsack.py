@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 
 import numpy as np
 import pytest
 
 from darwinlm.errors import BudgetError
+from darwinlm.search.problem import knapsack
 from darwinlm.search.problem.knapsack import solve_knapsack
 
 
@@ -61,18 +61,6 @@ def test_losses_need_not_fall():
             assert total(losses, solve_knapsack(losses, costs, 30, 50)) <= best + 1e-3
 
 
-def test_modules_may_have_different_numbers_of_levels():
-    losses = [[1.0, 0.0], [5.0, 2.0, 1.0, 0.0], [3.0]]
-    costs = [[0, 10], [0, 4, 8, 12], [1]]
-    assert solve_knapsack(losses, costs, 0, 23) == (1, 3, 0)
-    assert solve_knapsack(losses, costs, 0, 13) == (0, 3, 0)
-    assert solve_knapsack(losses, costs, 0, 1) == (0, 0, 0)
-
-
-def test_the_lower_bound_forces_what_the_losses_would_not():
-    assert solve_knapsack([[0.0, 1.0]], [[0, 10]], 5, 10) == (1,)
-
-
 @pytest.mark.parametrize(("lower", "upper"), [(0, 4), (100, 200), (11, 14)])
 def test_bounds_that_no_choice_keeps(lower, upper):
     costs = [[5, 10], [0, 5]]
@@ -84,27 +72,19 @@ def test_bounds_that_no_choice_keeps(lower, upper):
 def test_a_budget_of_millions_is_kept_to_the_last_parameter(excess):
     """The solver's own tolerance is a millionth of the bound; one parameter too many is still too many."""
     upper = 100_000_000
-    chosen = solve_knapsack([[1.0, 0.5, 0.0]], [[10, upper, upper + excess]], 0, upper)
-    assert chosen == (1,)
-
-
-@pytest.mark.parametrize("excess", [1, 10, 40])
-def test_a_budget_of_millions_that_only_rounding_would_meet(excess):
-    upper = 100_000_000
+    assert solve_knapsack([[1.0, 0.5, 0.0]], [[10, upper, upper + excess]], 0, upper) == (1,)
     with pytest.raises(BudgetError):
         solve_knapsack([[1.0, 0.0]], [[10, upper + excess]], upper // 2, upper)
 
 
-def test_a_budget_that_falls_between_two_sizes_is_refused_at_once():
-    """Every cost is a multiple of 48 and no multiple lies within the bounds: that needs no search."""
+def test_a_budget_that_falls_between_two_sizes_is_refused_without_a_search(monkeypatch):
+    """Every cost is a multiple of 48 and no multiple lies within the bounds."""
+    monkeypatch.setattr(knapsack, "milp", lambda **_: pytest.fail("the solver was asked"))
     attention = [0, 1584, 2352, 3120, 4656, 4656, 6960]
     mlp = [0, *(48 + 1152 * level for level in range(1, 13))]
     costs = [attention, mlp] * 4
-    losses = [[1 - cost / row[-1] for cost in row] for row in costs]
-    begun = time.monotonic()
     with pytest.raises(BudgetError):
-        solve_knapsack(losses, costs, 46_242, 46_247, seconds=5)
-    assert time.monotonic() - begun < 2
+        solve_knapsack([[1 - cost / row[-1] for cost in row] for row in costs], costs, 46_242, 46_247)
 
 
 def test_a_real_models_size_is_solved_within_its_budget():

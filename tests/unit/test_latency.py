@@ -52,7 +52,7 @@ def test_no_more_points_than_allowed_and_none_that_are_known():
 
 def test_modules_take_their_share_of_the_models_time():
     ratios = {(1, 1, 10): 0.6, (1, 1, 20): 0.9, (1, 1, 30): 0.8, ABSENT: 0.5, (1, 2, 20): 1.0}
-    lines = lines_of(ratios, count=4, dense=8.0)
+    lines = lines_of(ratios, {1: 4, 2: 4}, dense=8.0)
     assert dict(lines[1]) == pytest.approx({10: 0.2, 20: 0.8, 30: 0.8}), "a wider module never takes less"
     assert dict(lines[2]) == pytest.approx({20: 1.0})
     table = LatencyTable({"mlp": lines}, 8.0, 1.0)

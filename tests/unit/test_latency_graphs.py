@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,13 +18,6 @@ from darwinlm.latency.timing import ModelTimer, Workload
 from darwinlm.recipe import UnitsSettings
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
-
-
-class Stream:
-    """Does everything at once."""
-
-    def wait_stream(self, other: Stream) -> None:
-        pass
 
 
 class Graph:
@@ -46,7 +40,7 @@ def played(monkeypatch):
             made.append(self)
 
     @contextmanager
-    def recording(graph):
+    def recording(graph, **options):
         step = StaticDecoding.step
 
         # Kernels that are recorded don't run: the counts stay.
@@ -69,9 +63,9 @@ def played(monkeypatch):
     monkeypatch.setattr(GraphedDecoding, "__init__", remembered)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Played)
     monkeypatch.setattr(torch.cuda, "graph", recording)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda place: nullcontext())
     return made
 
 
@@ -120,6 +114,8 @@ def timer_of(folder, **request: int):
 def test_models_are_timed_as_graphs_where_there_are_any(played, tiny_llama):
     """The dense one's is recorded once, those of others go with them; an attention may be gone."""
     timer, dense, cut = timer_of(tiny_llama)
+    timer.compare(dense, cut)
+    assert not played, "on a CPU nothing is recorded"
     timer.graphs = True
     for _ in range(2):
         ratio, seconds = timer.compare(dense, cut)
@@ -127,12 +123,6 @@ def test_models_are_timed_as_graphs_where_there_are_any(played, tiny_llama):
     assert len(played) == 3
     assert list(timer._graphed) == [id(timer._reference)]
     assert timer.graphs
-
-
-def test_on_a_cpu_nothing_is_recorded(played, tiny_llama):
-    timer, dense, cut = timer_of(tiny_llama)
-    timer.compare(dense, cut)
-    assert not played
 
 
 def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(played, tiny_llama, monkeypatch):
@@ -155,10 +145,7 @@ def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(played, tiny_l
 def test_a_full_device_is_told(played, tiny_llama, monkeypatch):
     timer, dense, cut = timer_of(tiny_llama)
     timer.graphs = True
-
-    def full(self, *rest):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(graphs.GraphedDecoding, "__init__", full)
     with pytest.raises(torch.OutOfMemoryError):
         timer.compare(dense, cut)

@@ -1,23 +1,17 @@
-"""Memory that stays with the process while a body runs, and goes back afterwards.
-
-Each in a process of its own: where earlier tests left a hole of that size in the heap, a piece lands in it and stays.
-"""
+"""Memory that stays with the process while a body runs, and goes back afterwards."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
+from tests.tiny.process import python
 
 from darwinlm import malloc
 from darwinlm.malloc import kept_memory
 
-glibc = pytest.mark.skipif(malloc._glibc() is None, reason="only glibc has mallopt")
-
-PRELUDE = """
+SCRIPT = """
 from pathlib import Path
 import torch
 from darwinlm.malloc import kept_memory
@@ -34,63 +28,32 @@ def freed():
     full = resident()
     del large
     return full - resident()
+
+with kept_memory(CPU):
+    with kept_memory(CPU):
+        pass
+    print("behind another", freed())
+    full = resident()
+print("at the end", full - resident())
+print("later", freed())
+try:
+    with kept_memory(CPU):
+        print("again", freed())
+        raise ValueError
+except ValueError:
+    pass
+print("after an error", freed())
 """
 
 
-def in_a_process(body: str) -> dict[str, float]:
-    """Megabytes by name that a script prints."""
-    script = PRELUDE + textwrap.dedent(body)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name: float(value) for name, value in (line.split() for line in done.stdout.splitlines())}
-
-
-@glibc
+@pytest.mark.skipif(malloc._glibc() is None, reason="only glibc has mallopt")
 def test_freed_memory_stays_while_the_body_runs_and_goes_back_after_it():
-    found = in_a_process(
-        """
-        with kept_memory(CPU):
-            print("inside", freed())
-            full = resident()
-        print("behind", full - resident())
-        print("later", freed())
-        """
-    )
-    assert found["inside"] < 32
-    assert found["behind"] > 128
-    assert found["later"] > 128
-
-
-@glibc
-def test_one_inside_another_does_not_end_it():
-    found = in_a_process(
-        """
-        with kept_memory(CPU):
-            with kept_memory(CPU):
-                pass
-            print("inside", freed())
-            full = resident()
-        print("behind", full - resident())
-        """
-    )
-    assert found["inside"] < 32
-    assert found["behind"] > 128
-
-
-@glibc
-def test_it_ends_with_an_error_too():
-    found = in_a_process(
-        """
-        try:
-            with kept_memory(CPU):
-                print("inside", freed())
-                raise ValueError
-        except ValueError:
-            pass
-        print("later", freed())
-        """
-    )
-    assert found["inside"] < 32
-    assert found["later"] > 128
+    """In a process of its own: where earlier tests left a hole in the heap, a piece lands in it and stays."""
+    done = python("-c", SCRIPT)
+    assert done.returncode == 0, done.stderr
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in done.stdout.splitlines())}
+    assert max(found.pop("behind another"), found.pop("again")) < 32
+    assert min(found["at the end"], found["later"], found["after an error"]) > 128
 
 
 @pytest.mark.parametrize(("device", "platform"), [("cuda", "linux"), ("cpu", "darwin")])

@@ -46,6 +46,9 @@ def test_only_our_own_cards_name_the_model_that_was_pruned(tmp_path, card, base)
 
 
 def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
+    write_gguf_origin(tmp_path, {})
+    assert origin_of(tmp_path, "/models/file.gguf") == Origin()
+    assert not (tmp_path / "generation_config.json").exists(), "it says nothing"
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 2}')
     fields = {
         "general.license": "apache-2.0",
@@ -57,12 +60,6 @@ def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
     write_gguf_origin(tmp_path, fields)
     assert origin_of(tmp_path, "/models/file.gguf") == Origin("owner/name", "apache-2.0", languages=("en",))
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"temperature": 0.6, "eos_token_id": [2, 7]}
-
-
-def test_a_gguf_file_that_says_nothing(tmp_path):
-    write_gguf_origin(tmp_path, {})
-    assert origin_of(tmp_path, "/models/file.gguf") == Origin()
-    assert not (tmp_path / "generation_config.json").exists()
 
 
 def test_settings_and_licences_are_carried_as_they_are(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 
@@ -12,7 +13,7 @@ from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
 from darwinlm.artifact import read_json
 from darwinlm.data import packed
 from darwinlm.data.packed import PackedText, pack_documents
-from darwinlm.data.packing import document_hash
+from darwinlm.data.packing import THREADS, document_hash, token_ids
 from darwinlm.errors import ArtifactError, DataError, StorageError
 
 DOCUMENTS = [f"document {number} " + "word " * (number % 7) for number in range(300)]
@@ -41,11 +42,6 @@ def test_it_is_the_sources_tokens_end_to_end(tmp_path, seq_len, vocabulary):
     found = read(tmp_path, seq_len, 3000 // seq_len)
     assert torch.equal(found, tokens_of(DOCUMENTS)[: len(found)])
     assert sum(path.stat().st_size for path in tmp_path.glob("*.bin")) == 3000 * (2 if vocabulary == 300 else 4)
-
-
-def test_blocks_may_begin_later(tmp_path):
-    pack(tmp_path)
-    assert torch.equal(read(tmp_path, 50, 20, skip=1234), tokens_of(DOCUMENTS)[1234:2234])
 
 
 def test_bos_takes_the_place_of_every_first_token(tmp_path):
@@ -91,6 +87,13 @@ def test_text_that_runs_out_is_refused(tmp_path):
         pack(tmp_path, tokens=50_000, source="a.txt")
 
 
+def test_text_that_other_purposes_used_up_is_refused(tmp_path):
+    reserved = {document_hash(text) for text in DOCUMENTS}
+    message = r"needs 50000 tokens, but none are left \(300 documents .*\)\. Give more text \(--text\)\.$"
+    with pytest.raises(DataError, match=message):
+        pack(tmp_path, tokens=50_000, reserved=reserved)
+
+
 def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))
@@ -107,3 +110,20 @@ def test_a_shard_that_is_gone_or_cut_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(ArtifactError, match=r"tokens_00001.bin is damaged"):
         PackedText(tmp_path, 100, 30)
+
+
+@pytest.mark.parametrize("before", [None, "false"])
+def test_tokenizers_use_all_cores_only_while_they_work(monkeypatch, before):
+    if before is None:
+        monkeypatch.delenv(THREADS, raising=False)
+    else:
+        monkeypatch.setenv(THREADS, before)
+    seen = []
+
+    def tokenizer(texts, **_):
+        seen.append(os.environ[THREADS])
+        return {"input_ids": [[1]] * len(texts)}
+
+    assert token_ids(tokenizer, ["a", "b"]) == [[1], [1]]
+    assert seen == ["true"]
+    assert os.environ.get(THREADS) == before

@@ -105,6 +105,9 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(ParallelError, match="not MASTER_ADDR, MASTER_PORT: start several processes with torchrun"):
         parallel.init_from_environment()
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    with pytest.raises(ParallelError, match=r"built without torch.distributed: run a single process"):
+        parallel.init_from_environment()
 
 
 def test_one_process_of_one_meets_nobody(monkeypatch):

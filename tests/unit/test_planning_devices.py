@@ -34,6 +34,16 @@ def test_cpu_is_measured_and_devices_have_sources() -> None:
         find_device("abacus")
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.4, False), (6.0, False), (6.1, True)])
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    source = measure_cpu.__wrapped__().source
+    assert source.startswith("measured here, 1 thread")
+    assert source.endswith("busy, load 6.1 on 4 cores: times are shorter when it is idle") == busy
+
+
 @pytest.mark.parametrize(
     ("card", "memory", "expected"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
-from tests.tiny.command import Command
+from tests.tiny.command import Command, sets
 from tests.tiny.published import published_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -220,23 +220,20 @@ def test_full_disk_names_the_checkpoints(tmp_path: Path) -> None:
     assert "no single setting makes it fit; the largest item is recover" in hopeless
 
 
-def test_too_little_ram_is_a_problem_of_its_own(tmp_path: Path) -> None:
-    sizes = published(tmp_path, "llama2-7b-2.7b-fast")
-    assert not make_plan(sizes, find_device("h200"), ram=256e9).problems
-    problems = make_plan(sizes, find_device("h200"), ram=1e9).problems
-    assert any("of RAM, but the machine has 0.9 GB to spare" in problem for problem in problems)
-
-
 def test_ram_is_that_of_all_processes_on_the_machine(tmp_path: Path) -> None:
     """Each process reads both models, so eight processes need eight times the memory of one."""
     settings = ("llama2-7b-2.7b-fast", "recovery.tokens=1B")
     one, eight = (published(tmp_path, *settings, processes=number) for number in (1, 8))
     device = find_device("h200")
+
+    def problems(sizes: Sizes, ram: float) -> list[str]:
+        return [problem for problem in make_plan(sizes, device, ram=ram).problems if "of RAM" in problem]
+
     needs = [need_of(make_plan(sizes, device), "recover").ram_bytes for sizes in (one, eight)]
     assert needs[1] == 8 * needs[0]
-    found = [[p for p in make_plan(sizes, device, ram=64e9).problems if "of RAM" in p] for sizes in (one, eight)]
-    assert not found[0]
-    (problem,) = [each for each in found[1] if each.startswith("recover")]
+    assert not problems(one, 64e9)
+    assert any("but the machine has 0.9 GB to spare" in problem for problem in problems(one, 1e9))
+    (problem,) = [each for each in problems(eight, 64e9) if each.startswith("recover")]
     assert "of RAM in 8 processes, but the machine has 57.6 GB to spare" in problem
 
 
@@ -258,19 +255,14 @@ def test_weights_that_do_not_fit_are_dealt_out(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_time_of_some_stages(tmp_path: Path) -> None:
-    device = find_device("h100")
-    one, eight = (
-        {
-            need.name: need.seconds
-            for need in make_plan(
-                published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B", processes=n), device
-            ).needs
-        }
-        for n in (1, 8)
-    )
-    for stage, seconds in one.items():
+    def seconds(processes: int) -> dict[str, float]:
+        sizes = published(tmp_path, "llama2-7b-2.7b-fast", "recovery.tokens=1B", processes=processes)
+        return {need.name: need.seconds for need in make_plan(sizes, find_device("h100")).needs}
+
+    one, eight = seconds(1), seconds(8)
+    for stage, alone in one.items():
         shared = stage in ("saliency", "database", "search", "recover")
-        assert (eight[stage] < 0.3 * seconds) if shared else eight[stage] == seconds, stage
+        assert (eight[stage] < 0.3 * alone) if shared else eight[stage] == alone, stage
 
 
 @pytest.mark.parametrize(
@@ -331,9 +323,8 @@ def test_wrong_sizes(options: tuple[str, ...], message: str, command: Command, t
 
 
 def test_command_takes_processes_memory_and_disk(command: Command, tiny_llama: Path) -> None:
-    sets = [word for setting in (*SETTINGS, *TRAINING) for word in ("--set", setting)]
-    ended = command("plan", tiny_llama, "--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB", *sets)
+    machine = ("--device", "h100", "--processes", 2, "--ram", "1GB", "--disk", "1kB")
+    ended = command("plan", tiny_llama, *machine, *sets((*SETTINGS, *TRAINING)))
     assert ended.code == 0, ended.err
-    assert "2 x h100: 80 GB" in ended.out
-    assert "recover" in ended.out
-    assert "doesn't fit: the run takes" in ended.out
+    for words in ("2 x h100: 80 GB", "recover", "doesn't fit: the run takes"):
+        assert words in ended.out

@@ -36,9 +36,6 @@ def test_a_recipe_is_frozen():
         Recipe().budget.keep = 0.3
 
 
-# ------------------------------------------------------------------------------------------------ unknown fields
-
-
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
@@ -72,9 +69,6 @@ def test_every_wrong_field_is_named_at_once():
     assert said.startswith("wrong recipe in here: ")
 
 
-# ---------------------------------------------------------------------------------------------------- wrong values
-
-
 @pytest.mark.parametrize(
     ("tree", "field", "said"),
     [
@@ -87,6 +81,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"search": {"method": "best"}}, "search.method", "'gradient' or 'paper' (it is 'best')"),
         ({"units": {"attention": "head"}}, "units.attention", "'query_head' or 'lattice' (it is 'head')"),
         ({"units": {"mlp_multiple": 0}}, "units.mlp_multiple", "greater than 0"),
+        ({"units": {"levels": ["150%"]}}, "units.levels", "must be all, paper, or shares from 0 to 100 %"),
         ({"recovery": {"learning_rate": 0}}, "recovery.learning_rate", "greater than 0"),
         ({"recovery": {"learning_rate": float("nan")}}, "recovery.learning_rate", "finite"),
         ({"compute": {"dtype": "float8"}}, "compute.dtype", "it is 'float8'"),
@@ -108,9 +103,6 @@ def test_a_wrong_value_is_refused_by_field_and_value(tree, field, said):
     assert said in found
 
 
-# ----------------------------------------------------------------------------------------------------- the budget
-
-
 @pytest.mark.parametrize(
     ("keep", "share"), [("50%", 0.5), ("50 %", 0.5), (" 12.5% ", 0.125), ("0.5", 0.5), (1, 1.0), ("100%", 1.0)]
 )
@@ -118,15 +110,11 @@ def test_a_share_can_be_written_in_several_ways(keep, share):
     assert Recipe.model_validate({"budget": {"keep": keep}}).budget.keep == share
 
 
-@pytest.mark.parametrize("keep", [0, -1, "0%", "-5%", 1.5, 50, "101%", 1000])
+@pytest.mark.parametrize("keep", [0, -1, "0%", "-5%", 1.5, 50, "101%", 101, 1000])
 def test_a_share_outside_its_range_is_refused(keep):
-    assert "budget.keep: must be above 0 and at most 100 %" in message({"budget": {"keep": keep}})
-
-
-def test_a_percentage_without_its_sign_gets_a_hint():
-    assert "did you mean 50%?" in message({"budget": {"keep": 50}})
-    assert "did you mean" not in message({"budget": {"keep": -1}})
-    assert "did you mean" not in message({"budget": {"keep": 101}})
+    said = message({"budget": {"keep": keep}})
+    assert "budget.keep: must be above 0 and at most 100 %" in said
+    assert ("did you mean 50%?" in said) == (keep == 50)
 
 
 @pytest.mark.parametrize("keep", ["half", "%", "5O%", "", [0.5], True, "nan", "inf%", float("nan")])
@@ -140,33 +128,24 @@ def test_parse_share_leaves_alone_what_it_cannot_read():
     assert parse_share(None) is None
 
 
-# ------------------------------------------------------------------------------------- fields that must fit together
-
-
 def stages(*pairs: tuple[int, int]) -> list[dict[str, int]]:
     return [{"tokens": tokens, "survivors": survivors} for tokens, survivors in pairs]
 
 
 @pytest.mark.parametrize(
-    ("offspring", "rounds", "counts"),
+    ("offspring", "rounds", "said"),
     [
-        (3, stages((64, 3), (128, 1)), "[3, 3, 1]"),
-        (8, stages((64, 2), (128, 4), (256, 1)), "[8, 2, 4, 1]"),
-        (1, stages((64, 1)), "[1, 1]"),
+        (3, stages((64, 3), (128, 1)), ["search: stages: survivors must shrink", "[3, 3, 1]"]),
+        (8, stages((64, 2), (128, 4), (256, 1)), ["search: stages: survivors must shrink", "[8, 2, 4, 1]"]),
+        (1, stages((64, 1)), ["search: stages: survivors must shrink", "[1, 1]"]),
+        (8, stages((64, 2)), ["the last one must leave one survivor, but it leaves 2"]),
+        (8, [], ["stages: at least one is needed"]),
     ],
 )
-def test_survivors_must_shrink(offspring, rounds, counts):
-    said = message({"search": {"offspring": offspring, "stages": rounds}})
-    assert "search: stages: survivors must shrink" in said
-    assert counts in said
-
-
-def test_the_last_stage_must_leave_one():
-    assert "the last one must leave one survivor, but it leaves 2" in message({"search": {"stages": stages((64, 2))}})
-
-
-def test_no_stage_is_refused():
-    assert "stages: at least one is needed" in message({"search": {"stages": []}})
+def test_stages_must_shrink_to_one(offspring, rounds, said):
+    found = message({"search": {"offspring": offspring, "stages": rounds}})
+    for part in said:
+        assert part in found
 
 
 def test_a_file_then_assignments_then_overrides(tmp_path):
@@ -189,39 +168,30 @@ def test_an_empty_file_is_the_default(tmp_path, text):
     assert load_recipe(written(tmp_path / "r.yaml", text)) == Recipe()
 
 
-def test_an_error_names_the_file(tmp_path):
-    path = written(tmp_path / "r.yaml", "budgett: {}\n")
-    with pytest.raises(RecipeError, match="did you mean 'budget'") as caught:
-        load_recipe(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tx: 1", "!!python/object/apply:os.getcwd []"])
-def test_a_file_that_is_not_yaml(tmp_path, text):
-    path = written(tmp_path / "r.yaml", text)
-    with pytest.raises(RecipeError, match="isn't YAML") as caught:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("budgett: {}\n", "did you mean 'budget'"),
+        ("a: [", "isn't YAML"),
+        ("a: b: c", "isn't YAML"),
+        ("\tx: 1", "isn't YAML"),
+        ("!!python/object/apply:os.getcwd []", "isn't YAML"),
+        (b"\xff\xfe\x00binary", "isn't YAML"),
+        ("- budget\n", "must be a mapping of sections, but it is a list"),
+        ("budget\n", "must be a mapping of sections, but it is a str"),
+        ("5\n", "must be a mapping of sections, but it is a int"),
+        ("1: 2\n", "strings"),
+        ("on: 3\n", "strings"),
+        ("budget: {1: 2}\n", "strings"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, said):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError, match=said) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_text(tmp_path):
-    path = tmp_path / "r.yaml"
-    path.write_bytes(b"\xff\xfe\x00binary")
-    with pytest.raises(RecipeError, match="isn't YAML"):
-        load_recipe(path)
-
-
-@pytest.mark.parametrize(("text", "kind"), [("- budget\n", "list"), ("budget\n", "str"), ("5\n", "int")])
-def test_a_file_that_is_no_mapping(tmp_path, text, kind):
-    with pytest.raises(RecipeError, match=f"must be a mapping of sections, but it is a {kind}"):
-        load_recipe(written(tmp_path / "r.yaml", text))
-
-
-@pytest.mark.parametrize("text", ["1: 2\n", "on: 3\n", "budget: {1: 2}\n"])
-def test_keys_that_are_no_names(tmp_path, text):
-    with pytest.raises(RecipeError, match="strings"):
-        load_recipe(written(tmp_path / "r.yaml", text))
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -231,13 +201,26 @@ def test_a_file_that_is_not_there(tmp_path):
         load_recipe(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------- assignments
-
-
-@pytest.mark.parametrize("assignment", ["budget.keep", "", "=3", " =3"])
-def test_an_assignment_without_its_parts(assignment):
-    with pytest.raises(RecipeError, match=r"--set takes section\.field=value"):
-        load_recipe(None, [assignment])
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("budget.keep", r"--set takes section\.field=value"),
+        ("", r"--set takes section\.field=value"),
+        ("=3", r"--set takes section\.field=value"),
+        (" =3", r"--set takes section\.field=value"),
+        ("evaluation.prompts=[a", r"--set evaluation\.prompts: '\[a' isn't a YAML value"),
+        ("budget.kep=0.5", "did you mean 'keep'"),
+        ("bugdet.keep=0.5", "did you mean 'budget'"),
+        ("a..b=1", "unknown field 'a'"),
+        ("budget.keep.more=1", r"budget\.keep: "),
+        ("model.name=x", "model: "),
+        ("text=5 text.source=a.txt", r"'text\.source': 'text' isn't a section"),
+    ],
+)
+def test_an_assignment_that_is_none(assignment, said):
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(None, assignment.split() if assignment.startswith("text") else [assignment])
+    assert "\n" not in str(caught.value)
 
 
 def test_values_of_assignments_are_yaml():
@@ -260,40 +243,6 @@ def test_values_of_assignments_are_yaml():
     assert recipe.search.stages == (SearchStage(tokens=64, survivors=1),)
 
 
-def test_an_assignment_whose_value_is_not_yaml():
-    with pytest.raises(RecipeError, match=r"--set evaluation\.prompts: '\[a' isn't a YAML value"):
-        load_recipe(None, ["evaluation.prompts=[a"])
-
-
-def test_the_message_about_an_assignment_is_one_line():
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(None, ["evaluation.prompts=[a"])
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("assignment", "said"),
-    [
-        ("budget.kep=0.5", "did you mean 'keep'"),
-        ("bugdet.keep=0.5", "did you mean 'budget'"),
-        ("a..b=1", "unknown field 'a'"),
-        ("budget.keep.more=1", r"budget\.keep: "),
-        ("model.name=x", "model: "),
-    ],
-)
-def test_an_assignment_to_what_is_no_field(assignment, said):
-    with pytest.raises(RecipeError, match=said):
-        load_recipe(None, [assignment])
-
-
-def test_a_later_assignment_into_what_is_no_section():
-    with pytest.raises(RecipeError, match=r"'text\.source': 'text' isn't a section"):
-        load_recipe(None, ["text=5", "text.source=a.txt"])
-
-
-# --------------------------------------------------------------------------------------------------------- merging
-
-
 def test_merge_changes_what_it_is_told_and_nothing_else():
     recipe = load_recipe(None, ["search.seed=4"])
     merged = merge(recipe, ["search.generations=9"], {"budget.keep": "25%", "model": None})
@@ -308,9 +257,6 @@ def test_merge_checks_what_it_made():
         merge(Recipe(), (), {"budget.keep": 2000})
     with pytest.raises(RecipeError, match="did you mean 'generations'"):
         merge(Recipe(), ["search.generation=3"], {})
-
-
-# ------------------------------------------------------------------------------------------------------- the schema
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:

@@ -85,18 +85,6 @@ def test_every_figure_of_a_recipe_has_its_source(name: str) -> None:
         assert re.search(r"#.*(paper|reference|our choice)", line), line
 
 
-def test_paper_recipe_has_the_papers_schedule() -> None:
-    search = load_recipe("llama2-7b-2.7b").search
-    assert (search.generations, search.offspring) == (200, 16)
-    assert [(stage.tokens, stage.survivors, stage.training_tokens) for stage in search.stages] == [
-        (1024, 8, 10_000),
-        (2048, 4, 50_000),
-        (4096, 2, 100_000),
-        (8192, 1, 200_000),
-    ]
-    assert search.method == "paper"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_trains_on_the_papers_tokens_when_it_is_asked_to(name: str) -> None:
     assert load_recipe(name).recovery.tokens == 0, "what comes out is the one-shot model"

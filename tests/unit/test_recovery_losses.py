@@ -1,4 +1,4 @@
-"""Losses of recovery, compared with plain formulas; losses in chunks, compared with the model's own logits."""
+"""Losses of recovery against plain formulas and the model's own logits; its steps, its rates and what it trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from darwinlm.recipe import RecoverySettings
 from darwinlm.recovery.guard import LossGuard
 from darwinlm.recovery.heads import Objective, batch_loss, held_out_sums, run_dense
 from darwinlm.recovery.losses import forward_kl, next_token_loss, top_k_kl, top_of
-from darwinlm.recovery.schedule import plan_steps
+from darwinlm.recovery.model import prepared
+from darwinlm.recovery.schedule import plan_steps, rate_share, warm_up_steps
 
 GENERATOR = torch.Generator().manual_seed(1)
 OURS, DENSE = (2 * torch.randn(9, 40, generator=GENERATOR) for _ in range(2))
@@ -139,15 +140,44 @@ def test_a_step_that_cannot_be_divided_is_refused():
         plan_steps(RecoverySettings(tokens=10_000, batch_tokens=1000), 32, 256, 2)
 
 
-def test_epochs_share_the_steps():
-    steps = plan_steps(RecoverySettings(tokens=7 * 1024, batch_tokens=1024, epochs=2), 32, 256)
-    assert (steps.count, steps.per_epoch, steps.blocks) == (7, 4, 128)
-
-
 @pytest.mark.parametrize(
-    ("tokens", "processes", "expected"), [(8000, 1, (8, 31)), (8000, 4, (8, 28)), (100, 2, (1, 2))]
+    ("tokens", "batch", "epochs", "processes", "expected"),
+    [
+        (7 * 1024, 1024, 2, 1, (7, 4, 32)),
+        (8000, 32768, 1, 1, (8, 8, 31)),
+        (8000, 32768, 1, 4, (8, 8, 28)),
+        (100, 32768, 1, 2, (1, 1, 2)),
+    ],
 )
-def test_fewer_tokens_than_a_step_are_cut_into_smaller_ones(tokens, processes, expected):
-    steps = plan_steps(RecoverySettings(tokens=tokens, batch_tokens=32768), 32, 256, processes)
-    assert (steps.count, steps.step_rows) == expected
+def test_epochs_share_the_steps_and_fewer_tokens_than_a_step_are_cut(tokens, batch, epochs, processes, expected):
+    steps = plan_steps(RecoverySettings(tokens=tokens, batch_tokens=batch, epochs=epochs), 32, 256, processes)
+    assert (steps.count, steps.per_epoch, steps.step_rows) == expected
     assert steps.count * steps.tokens <= tokens
+    assert steps.blocks == steps.per_epoch * steps.step_rows
+
+
+def shares(steps):
+    return [rate_share(steps, step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1000, 20), (100, 10), (24, 6), (3, 0)])
+def test_a_short_training_warms_up_for_ten_steps_or_a_quarter(steps, expected):
+    assert warm_up_steps(steps) == expected
+    found = shares(steps)
+    assert found[:expected] == pytest.approx([(step + 1) / (expected + 1) for step in range(expected)])
+    assert found[expected] == 1.0
+    assert found[expected:] == sorted(found[expected:], reverse=True)
+
+
+def test_the_cosine_falls_to_a_tenth():
+    found = shares(1000)
+    assert (found[510], found[-1]) == pytest.approx((0.1 + 0.9 * 0.5, 0.1), abs=0.001)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_stay_where_the_recipe_says_so(tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    weights = prepared(model, RecoverySettings(embeddings=False)).named_parameters()
+    frozen = {name for name, weight in weights if not weight.requires_grad}
+    assert frozen == ({"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "lm_head.weight"})
+    assert all(weight.requires_grad for weight in prepared(model, RecoverySettings()).parameters())

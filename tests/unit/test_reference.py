@@ -39,17 +39,13 @@ def test_normalisers_are_log_sums_over_the_whole_vocabulary(monkeypatch, part, b
     torch.testing.assert_close(found.double(), logits(head(bias, scale), x).logsumexp(-1), rtol=1e-5, atol=1e-5)
 
 
-def test_normalisers_stand_logits_that_would_overflow():
+def test_normalisers_stand_logits_that_would_overflow_and_show_those_that_are_not_finite():
     rising = LinearHead(torch.arange(V, dtype=torch.float32)[:, None], None, 1.0)
     for x in (torch.tensor([[100.0]]), torch.tensor([[-100.0]])):
         torch.testing.assert_close(rising.normalisers(x).double(), logits(rising, x).logsumexp(-1))
-
-
-def test_logits_that_are_not_finite_show():
     x = random(2, M)
     x[1, 3] = torch.nan
-    found = head().normalisers(x)
-    assert torch.isfinite(found).tolist() == [True, False]
+    assert torch.isfinite(head().normalisers(x)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("bias", "scale"), [(False, 1.0), (True, 1.0), (True, 0.25)])
@@ -66,9 +62,9 @@ def decoder_of(name, **overrides):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_heads_of_all_families(name):
-    """Gemma 2 and VaultGemma cap their logits; Granite divides them by 2."""
+    """Gemma 2, Gemma 4 and VaultGemma cap their logits; Granite divides them by 2."""
     found = LinearHead.of(decoder_of(name))
-    if name in ("gemma2", "vaultgemma"):
+    if name in ("gemma2", "gemma4_text", "vaultgemma"):
         assert found is None
     else:
         assert found is not None
@@ -79,23 +75,15 @@ def test_heads_of_all_families(name):
 def test_a_scale_that_half_precision_rounds_is_still_found(dtype):
     decoder = decoder_of("granite", logits_scaling=13.0)
     decoder.model.to(dtype)
-    found = LinearHead.of(decoder)
-    assert found is not None
-    assert found.scale == pytest.approx(1 / 13, rel=3e-4)
+    assert LinearHead.of(decoder).scale == pytest.approx(1 / 13, rel=3e-4)
 
 
-def test_a_cap_that_small_logits_hardly_feel_is_seen():
+def test_heads_that_are_no_plain_linear_layer_are_left_alone():
+    """Also where small logits hardly feel their cap."""
     assert LinearHead.of(decoder_of("gemma2", final_logit_softcapping=1e3)) is None
     assert LinearHead.of(decoder_of("gemma2", final_logit_softcapping=None)) is not None
-
-
-def test_a_head_that_is_no_plain_linear_layer_is_left_alone():
     decoder = decoder_of("llama")
-
-    class Odd(nn.Linear):
-        pass
-
-    decoder.model.set_output_embeddings(Odd(48, 300, bias=False))
+    decoder.model.set_output_embeddings(type("Odd", (nn.Linear,), {})(48, 300, bias=False))
     assert LinearHead.of(decoder) is None
 
 

@@ -7,13 +7,24 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from html import unescape
 from itertools import pairwise
 
 import matplotlib as mpl
 import pytest
 from rich.console import Console
-from tests.tiny.summaries import NASTY, SUMMARIES, Page, front_matter, given, made, plain, recovered, searched
+from tests.tiny.summaries import (
+    NASTY,
+    SUMMARIES,
+    Page,
+    card_of,
+    changed,
+    given,
+    made,
+    plain,
+    recovered,
+    searched,
+    text_of,
+)
 
 from darwinlm.artifact import write_json
 from darwinlm.errors import ArtifactError
@@ -44,12 +55,8 @@ def test_page_is_whole_and_loads_nothing(summary):
 def test_page_tells_everything_that_was_made():
     summary = made(searched())
     text = Page(render_page(summary)).text
-    for row in comparison_rows(summary):
-        for cell in row.cells:
-            assert cell in text
     for expected in (
-        "hf:HuggingFaceFW/fineweb-edu",
-        "65,536",
+        *(cell for row in comparison_rows(summary) for cell in row.cells),
         "from an earlier run",
         "6 min 5 s",
         "256 of 1,536",
@@ -66,42 +73,6 @@ def test_page_tells_everything_that_was_made():
         "trust_remote_code=True",
     ):
         assert expected in text, expected
-
-
-@pytest.mark.parametrize(
-    ("record", "words"),
-    [
-        ({"kept": "refit", "strength": 0.75}, "The model took 75% of the way to these weights"),
-        ({"kept": "stitched", "strength": 0.0}, "no better for it on validation text, so the stitched weights stay"),
-    ],
-)
-def test_page_says_how_far_the_refit_was_taken(record, words):
-    summary = searched()
-    summary["refit"] |= record
-    text = Page(render_page(made(summary))).text
-    assert words in text
-    assert "before," not in text.split("Refit")[1].split("Using it")[0]
-    summary["refit"] |= {"kl_before": 0.5, "kl_after": 0.4}
-    assert "on validation text (KL 0.500 before, 0.400 after)" in Page(render_page(made(summary))).text
-
-
-def test_page_without_search_and_refit():
-    html = render_page(made(plain()))
-    text = Page(html).text
-    assert "How the sizes were chosen isn't recorded" in text
-    assert "Refit" not in text
-    assert "Recovery" not in text
-    assert "trust_remote_code" not in html
-    assert "searched, stitched" not in html
-
-
-def test_sublayers_that_a_model_never_had_are_not_called_gone():
-    summary = plain()
-    summary["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
-    text = Page(render_page(made(summary))).text
-    assert "never there" in text
-    assert "No sub-layer is gone" in text
-    assert "gone" not in front_matter(model_card(made(summary)))[1].split("## Sizes")[0]
 
 
 def test_page_survives_missing_figures():
@@ -131,63 +102,120 @@ def test_names_with_html_are_escaped():
     assert page.text.count(NASTY) > 5
 
 
-def test_every_generation_is_told_and_drawn(monkeypatch):
+def test_every_generation_is_drawn(monkeypatch):
     drawn = []
     draw = plots.search_plot
     monkeypatch.setattr(plots, "search_plot", lambda points, uniform: drawn.append(points) or draw(points, uniform))
-    text = render_page(made(searched()))
-    assert "an evolutionary search of 19 generations guided by gradients" in text
+    render_page(made(searched()))
     assert [point.kl for point in drawn[0]] == [each["kl"] for each in searched()["search"]["history"]]
-    text = render_page(made(recovered()))
-    assert "1 generation with the paper&#39;s level switch" in text
-    assert "guided by gradients" not in text
 
 
-# What is said of a run must be what it did: each sentence that depends on that, for runs of either kind.
+def taken_out(fields):
+    """A run that left other fields than these as they were."""
+    tree = searched()
+    for entry in tree["allocation"]:
+        entry.update({field: entry[f"dense_{field}"] for field in {"groups", "heads", "width"} - set(fields)})
+    return tree
+
+
+def never_there():
+    tree = plain()
+    tree["allocation"][3].update(groups=0, heads=0, dense_groups=0, dense_heads=0)
+    return tree
+
+
+DROPPED = {"kept": "stitched", "strength": 0.0}
+LEARNT = "What that text doesn't teach, facts above all, has not come back"
+UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
+SENTENCES = [
+    # Training
+    ([text_of, card_of], searched(), ["wasn't trained after"], ["was trained on", "was then trained", "How its sizes"]),
+    ([text_of, card_of], recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["wasn't trained"]),
+    ([text_of, card_of], recovered(), [], ["without its continued", UNLEARNT]),
+    ([text_of, card_of], given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
+    ([text_of, card_of], given(), [], ["searched", "evaluations", UNLEARNT]),
+    ([text_of, card_of], changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
+    ([text_of, card_of], changed(given(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT]),
+    (
+        [text_of],
+        changed(given(), recovery={"kept": "before"}),
+        ["no better for it, so the weights from before stay"],
+        [],
+    ),
+    ([card_of], searched(), ["refitted by ridge regression", "without its continued training"], []),
+    ([card_of], recovered(), ["was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu"], []),
+    ([text_of], recovered(), ["held-out loss while training"], []),
+    # Refit
+    ([text_of], searched(), ["second moments of the database; the refit", "strength of the refit"], ["while training"]),
+    ([text_of], changed(searched(), refit={"strength": 0.75}), ["took 75% of the way to these weights"], ["(KL 0.5"]),
+    (
+        [text_of],
+        changed(searched(), refit=DROPPED),
+        ["no better for it on validation text, so the stitched"],
+        ["(KL 0.5"],
+    ),
+    (
+        [text_of],
+        changed(searched(), refit={"kl_before": 0.5, "kl_after": 0.4}),
+        ["on validation text (KL 0.500 before, 0.400 after)"],
+        [],
+    ),
+    ([card_of], changed(recovered(), refit=DROPPED), ["on validation text and was dropped"], ["refitted by ridge"]),
+    # Search
+    ([text_of], plain(), ["How the sizes were chosen isn't recorded"], ["Refit", "Recovery", "trust_remote_code"]),
+    ([text_of], plain(), [], ["searched, stitched", "the refit"]),
+    ([card_of], plain(), ["How its sizes were chosen isn't recorded"], ["trust_remote_code", "ridge"]),
+    ([card_of, text_of], searched(), ["an evolutionary search of 19 generations guided by gradients"], []),
+    ([card_of, text_of], recovered(), ["1 generation with the paper's level switch"], ["guided by gradients"]),
+    ([card_of], changed(recovered(), search={"method": "gradient"}), ["1 generation guided by gradients"], []),
+    ([card_of], changed(recovered(), search={"history": []}), ["equal layers", "without a generation of search"], []),
+    # Rounds
+    ([text_of], recovered(), ["to the dense model and ended"], ["this round"]),
+    ([text_of], searched(), ["the KL to the dense model in nats per token that the database predicts"], []),
+    ([text_of], changed(recovered(), from_pruned=True), ["to the model that this round cut"], []),
+    ([text_of], changed(searched(), from_pruned=True), ["the KL to the model that the last round cut in nats"], []),
+    ([card_of], changed(recovered(), from_pruned=True), ["pruned in several rounds"], []),
+    # Sizes
+    (
+        [card_of],
+        taken_out(["groups", "heads", "width"]),
+        ["query heads, key and value heads and MLP channels taken"],
+        [],
+    ),
+    ([card_of], taken_out(["width"]), ["with MLP channels taken out."], []),
+    ([card_of], taken_out(["groups", "heads"]), ["with query heads and key and value heads taken out."], []),
+    ([card_of], taken_out([]), ["with nothing taken out."], []),
+    ([text_of], never_there(), ["never there", "No sub-layer is gone"], []),
+    # Looking back
+    ([text_of, card_of], searched(), [], ["Looking back", "copied"]),
+]
+
+
+@pytest.mark.parametrize(("writers", "tree", "said", "unsaid"), SENTENCES)
+def test_what_is_said_is_what_the_run_did(writers, tree, said, unsaid):
+    for write in writers:
+        text = write(tree)
+        for words in said:
+            assert words in text, words
+        for words in unsaid:
+            assert words not in text, words
+
+
 @pytest.mark.parametrize("write", [render_page, model_card])
-@pytest.mark.parametrize(
-    ("make", "said", "unsaid"),
-    [
-        (searched, ["wasn't trained after pruning"], ["was trained on", "was then trained", "How its sizes"]),
-        (recovered, ["was trained on 24,576 tokens after pruning"], ["wasn't trained", "without its continued"]),
-        (given, ["was trained on 24,576 tokens after pruning"], ["evolution", "refitted", "searched", "evaluations"]),
-    ],
-)
-def test_what_is_said_of_the_training_is_true_of_the_run(write, make, said, unsaid):
-    text = unescape(write(made(make())))
-    for words in said:
-        assert words in text, words
-    for words in unsaid:
-        assert words not in text, words
-
-
-def test_purposes_of_the_text_are_those_of_the_run():
-    def uses(tree):
-        return Page(render_page(made(tree))).text
-
-    assert "second moments of the database; the refit" in uses(searched())
-    assert "strength of the refit" in uses(searched())
-    assert "held-out loss while training" not in uses(searched())
-    assert "held-out loss while training" in uses(recovered())
-    assert "the refit" not in uses(plain()).split("Text and time")[1].split("The recipe")[0]
-
-
-def test_later_rounds_are_said_to_compare_with_what_they_cut():
-    summary = recovered()
-    assert "to the dense model and ended" in Page(render_page(made(summary))).text
-    summary["from_pruned"] = True
-    assert "to the model that this round cut" in Page(render_page(made(summary))).text
-    assert "pruned in several rounds" in model_card(made(summary))
-
-
-def test_no_folder_of_the_machine_is_on_the_page_or_the_card():
-    summary = recovered()
-    summary["model"] = "/home/someone/secret/SmolLM2-135M-Instruct.Q4_1.gguf"
-    summary["text"].update(source="/home/someone/secret/text.txt", training_source="/home/someone/secret/more.txt")
-    summary["recipe"] = {"model": summary["model"], "text": {"source": "/home/someone/secret/text.txt"}}
-    for text in (render_page(made(summary)), model_card(made(summary))):
-        assert "secret" not in text
-        assert "SmolLM2-135M-Instruct with half of its block parameters" in text
+def test_no_folder_of_the_machine_is_on_the_page_or_the_card(write):
+    home = "/home/someone/secret"
+    text = write(
+        made(
+            changed(
+                recovered(),
+                model=f"{home}/SmolLM2-135M-Instruct.Q4_1.gguf",
+                text={"source": f"{home}/text.txt", "training_source": f"{home}/more.txt"},
+                recipe={"model": f"{home}/SmolLM2-135M-Instruct.Q4_1.gguf", "text": {"source": f"{home}/text.txt"}},
+            )
+        )
+    )
+    assert "secret" not in text
+    assert "SmolLM2-135M-Instruct with half of its block parameters" in text
 
 
 @pytest.mark.parametrize("blocks", [1, 30, 80])
@@ -219,14 +247,6 @@ def test_plots_are_svg_and_deterministic(blocks):
     assert "a &lt; b &amp; $c$: 48.4" in first[1]
 
 
-def test_plots_leave_no_figures_behind():
-    import sys
-
-    plots.size_plot([plots.SizePoint("dense", 106.2, 24.9)])
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or pyplot.get_fignums() == []
-
-
 @pytest.mark.parametrize(
     "draw",
     [
@@ -251,41 +271,9 @@ def test_labels_of_points_of_one_size_do_not_overlap():
 
 def test_rows_of_the_comparison():
     rows = comparison_rows(made(searched()))
-    assert [row.cells[0] for row in rows] == ["dense", "uniform, same size", "searched, stitched", "searched + refit"]
     assert [row.final for row in rows] == [False, False, False, True]
     assert rows[0].cells == ("dense", "134.5 M", "106.2 M", "269", "24.9", "0.000", "254", "13.3")
-    assert rows[3].cells == (
-        "searched + refit",
-        "81.3 M",
-        "53.0 M (49.9 %)",
-        "163",
-        "48.4",
-        "0.871",
-        "541 (×2.1)",
-        "24.6 (×1.8)",
-    )
-    assert [row.cells[0] for row in comparison_rows(made(plain()))] == ["dense", "pruned, stitched"]
-
-
-def test_table_of_the_terminal(summary):
-    console = Console(file=io.StringIO(), width=200)
-    console.print(comparison_table(summary))
-    printed = console.file.getvalue()
-    assert len(TERMINAL_COLUMNS) == len(COLUMNS)
-    for column in TERMINAL_COLUMNS:
-        assert column in printed
-    for row in comparison_rows(summary):
-        for cell in row.cells:
-            assert cell in printed
-
-
-def test_table_of_a_narrow_terminal_keeps_every_figure():
-    console = Console(file=io.StringIO(), width=80)
-    console.print(comparison_table(made(searched())))
-    printed = console.file.getvalue()
-    assert "…" not in printed
-    for figure in ("134.5 M", "106.2 M", "24.9", "0.982", "(×2.1)", "(49.9 %)"):
-        assert figure in printed
+    assert rows[3].cells[1:] == ("81.3 M", "53.0 M (49.9 %)", "163", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
 
 
 FULL = "searched + refit + recovery"
@@ -294,17 +282,37 @@ FULL = "searched + refit + recovery"
 @pytest.mark.parametrize(
     ("tree", "rows"),
     [
-        (recovered(), ["dense", "uniform, same size", "searched, stitched", "searched + refit", FULL]),
-        (given(), ["dense", "before recovery", "pruned + recovery"]),
+        (searched(), ["uniform, same size", "searched, stitched", "searched + refit"]),
+        (plain(), ["pruned, stitched"]),
+        (recovered(), ["uniform, same size", "searched, stitched", "searched + refit", FULL]),
+        (given(), ["before recovery", "pruned + recovery"]),
     ],
 )
 def test_models_are_named_after_the_steps_that_made_them(tree, rows):
-    assert [row.cells[0] for row in comparison_rows(made(tree))] == rows
-    if tree["refit"]:
-        tree["refit"] |= {"kept": "stitched", "strength": 0.0}
-        assert comparison_rows(made(tree))[-1].cells[0] == "searched + refit (no gain) + recovery"
-        tree["refit"] = None
-        assert comparison_rows(made(tree))[-1].cells[0] == "searched + recovery"
+    assert [row.cells[0] for row in comparison_rows(made(tree))] == ["dense", *rows]
+    if rows[-1] == FULL:
+        assert comparison_rows(made(changed(tree, refit=DROPPED)))[-1].cells[0] == FULL.replace("t +", "t (no gain) +")
+        assert comparison_rows(made(tree | {"refit": None}))[-1].cells[0] == "searched + recovery"
+
+
+def printed(summary, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(comparison_table(summary))
+    return console.file.getvalue()
+
+
+def test_table_of_the_terminal(summary):
+    assert len(TERMINAL_COLUMNS) == len(COLUMNS)
+    shown = printed(summary, 200)
+    for words in (*TERMINAL_COLUMNS, *(cell for row in comparison_rows(summary) for cell in row.cells)):
+        assert words in shown
+    narrow = printed(summary, 80)
+    assert "…" not in narrow
+    for row in comparison_rows(summary):
+        assert all(part in narrow for cell in row.cells[1:] for part in cell.split())
+
+
+FULL = "searched + refit + recovery"
 
 
 @pytest.mark.parametrize(
@@ -355,10 +363,3 @@ def test_looking_back_is_told_everywhere():
     Console(file=out, width=160).print(looking_back_table(summary))
     assert "30 %" in out.getvalue()
     assert "(4.25)" not in out.getvalue()
-
-
-def test_runs_that_measured_no_looking_back_say_nothing_of_it():
-    summary = made(searched())
-    assert looking_back_table(summary) is None
-    assert "Looking back" not in render_page(summary)
-    assert "copied" not in model_card(summary)

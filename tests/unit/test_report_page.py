@@ -6,22 +6,14 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from tests.tiny.summaries import NASTY, SUMMARIES, Page, given, made, plain, recovered, searched
+from tests.tiny.summaries import NASTY, SUMMARIES, Page, changed, made, recovered, searched, text_of
 from tests.unit.test_docs import parse
 
-from darwinlm.report.card import model_card
 from darwinlm.report.looking_back import looking_back_rows, where_rows, where_words
 from darwinlm.report.next_steps import next_steps
 from darwinlm.report.page import render_page
 from darwinlm.report.strip import FAINTEST, block_rows
 from darwinlm.report.sweep import SweepSummary, sweep_page
-
-
-def text_of(tree) -> str:
-    return Page(render_page(made(tree))).text
-
-
-# ------------------------------------------------------------------------------------------------- what modules mean
 
 
 def test_every_module_is_in_the_picture_and_in_the_table():
@@ -37,20 +29,11 @@ def test_every_module_is_in_the_picture_and_in_the_table():
 
 
 def test_without_estimates_the_picture_shows_what_is_kept_alone():
-    tree = searched()
-    tree["sensitivity"] = []
-    html = render_page(made(tree))
+    html = render_page(made(changed(searched(), sensitivity=[])))
     assert html.count('class="strip') == 2
     assert "the database predicts" not in Page(html).text
     assert "MLP removed" not in Page(html).text
     assert render_page(made(searched())).count('class="strip') == 6
-
-
-def test_predictions_name_the_model_that_was_cut():
-    assert "the KL to the dense model in nats per token that the database predicts" in text_of(searched())
-    tree = searched()
-    tree["from_pruned"] = True
-    assert "the KL to the model that the last round cut in nats per token" in text_of(tree)
 
 
 def test_darker_cells_lose_more():
@@ -69,9 +52,6 @@ def test_losses_of_nothing_are_drawn():
     none = [row.model_copy(update={"removed": 0.0, "halved": -1e-9}) for row in summary.sensitivity]
     for _, svg in block_rows(summary.allocation, none):
         ET.fromstring(svg)
-
-
-# ----------------------------------------------------------------------------------------------- where the loss sits
 
 
 def measured(tree, seen=0.4, new=0.8):
@@ -116,18 +96,14 @@ def test_loss_by_position_is_a_table_of_the_smaller_models():
 
 
 def test_a_dropped_refit_is_one_model_under_two_names():
-    tree = measured(recovered())
-    full = [name for name, _ in where_rows(made(tree))[1]]
-    tree["refit"] |= {"kept": "stitched", "strength": 0.0}
-    short = [name for name, _ in where_rows(made(tree))[1]]
+    dropped = {"kept": "stitched", "strength": 0.0}
+    full = [name for name, _ in where_rows(made(measured(recovered())))[1]]
+    summary = made(changed(measured(recovered()), refit=dropped))
+    short = [name for name, _ in where_rows(summary)[1]]
     assert (len(full), len(short)) == (4, 3)
-    assert [row[0] for row in looking_back_rows(made(tree))[1]] == ["dense", *short]
-    tree = measured(searched())
-    tree["refit"] |= {"kept": "stitched", "strength": 0.0}
-    assert where_rows(made(tree))[1][-1][0] == "searched + refit (no gain)", "the saved model is always there"
-
-
-# ---------------------------------------------------------------------------------------- commands, samples, training
+    assert [row[0] for row in looking_back_rows(summary)[1]] == ["dense", *short]
+    rows = where_rows(made(changed(measured(searched()), refit=dropped)))[1]
+    assert rows[-1][0] == "searched + refit (no gain)", "the saved model is always there"
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -143,17 +119,15 @@ def test_commands_are_ones_that_the_program_takes(name):
 
 def test_a_model_is_named_in_a_command_where_others_know_it():
     assert "darwinlm chat . --against HuggingFaceTB/SmolLM2-135M" in text_of(searched())
-    tree = searched()
-    tree["model"] = "/home/someone/models/mine.gguf"
+    tree = changed(searched(), model="/home/someone/models/mine.gguf")
     text = text_of(tree)
     assert "darwinlm chat ." in text
     assert "--against" not in text
-    summary = made(tree)
-    assert next_steps(summary, "a run", "a run", None)[0][1] == "darwinlm chat 'a run'"
+    assert next_steps(made(tree), "a run", "a run", None)[0][1] == "darwinlm chat 'a run'"
 
 
 def test_samples_are_of_the_dense_and_the_saved_model():
-    text = text_of(recovered()).split("What the models write")[1].split("Block by block")[0]
+    text = text_of(recovered()).split("What the models write")[1].split("How it was made")[0]
     assert text.count("searched") == text.count("dense") == len(recovered()["prompts"])
     assert "Paris." in text
     assert "the the the" not in text, "of the uniform model"
@@ -162,28 +136,11 @@ def test_samples_are_of_the_dense_and_the_saved_model():
     assert "b c … [×20]" in text_of(tree)
 
 
-@pytest.mark.parametrize("make", [recovered, given])
-@pytest.mark.parametrize("write", [text_of, lambda tree: model_card(made(tree))])
-def test_training_that_was_not_kept_is_said_not_to_be(make, write):
-    tree = make()
-    kept = "What that text doesn't teach, facts above all, has not come back"
-    dropped = "after pruning did not help on held-out text, so the weights from before it were kept"
-    assert kept in write(tree)
-    assert dropped not in write(tree)
-    tree["recovery"]["kept"] = "before"
-    assert dropped in write(tree)
-    assert kept not in write(tree)
-    assert "Held-out text was no better for it, so the weights from before stay." in text_of(tree)
-
-
 def test_the_page_is_small_and_folds_the_recipe_in_print_too():
     html = render_page(made(measured(recovered())))
     assert len(html) < 120_000
     assert 'class="folded"' in html
     assert "details:not(.folded)::details-content" in html
-
-
-# ------------------------------------------------------------------------------------------------------ several sizes
 
 
 def swept(second_kl):
@@ -222,7 +179,3 @@ def test_names_in_the_page_of_a_sweep_are_escaped():
     tree["model"] = tree["text"]["source"] = name = NASTY.replace("/", "")
     runs = [("keep-75", made(tree))]
     assert name in Page(sweep_page(SweepSummary.of(runs), runs[0][1])).text
-
-
-def test_plain_runs_have_a_page_too():
-    assert "Block by block" in text_of(plain())

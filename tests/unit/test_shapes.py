@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
-import torch
 from tests.tiny.checkpoint import tiny_checkpoint
 
-from darwinlm.artifact import StageFolder, write_tensors
-from darwinlm.calibration.expert_order import ExpertOrder
-from darwinlm.database.blocks import Curve, block_file, experts_tensors, module_tensors, order_tensors
-from darwinlm.database.factors import nested_factors, pack_lower
-from darwinlm.database.levels import module_levels, variants
+from darwinlm.database.levels import module_levels
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import BudgetError, CheckpointError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import families
 from darwinlm.families.shapes import head_dim, module_parameters, module_shapes
+from darwinlm.pipeline import run_stages
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.search.problem.budget import resolve_budget
 from darwinlm.search.problem.cost import parameter_costs
@@ -28,80 +21,33 @@ from darwinlm.search.problem.space import SearchSpace
 from darwinlm.surgery.stitch import block_parameters, empty_model, smaller_config, stitch
 
 FAMILIES = {
-    "llama": {"num_hidden_layers": 2},
-    "llama with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
-    "llama multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
-    "llama multi-query": {"num_hidden_layers": 2, "num_key_value_heads": 1},
-    "llama of wide heads": {"num_hidden_layers": 2, "head_dim": 16},
-    "qwen2": {"num_hidden_layers": 2},
-    "qwen2 multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
-    "qwen3": {"num_hidden_layers": 2},
-    "qwen3 multi-query": {"num_hidden_layers": 2, "num_key_value_heads": 1},
-    "gemma2": {"num_hidden_layers": 2, "layer_types": None},
-    "gemma3_text": {"num_hidden_layers": 2, "layer_types": None},
-    "granite with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
-    "phi3": {"num_hidden_layers": 2},
-    "phi3 multi-query": {"num_hidden_layers": 2, "num_key_value_heads": 1},
-    "phi3 of wide heads": {"num_hidden_layers": 2, "head_dim": 16},
-    "mixtral": {"num_hidden_layers": 2},
-    "qwen3_moe": {"num_hidden_layers": 2},
-    "olmoe": {"num_hidden_layers": 2},
-    "mistral": {"num_hidden_layers": 2},
-    "mistral multi-head": {"num_hidden_layers": 2, "num_key_value_heads": 6},
-    "olmo2": {"num_hidden_layers": 2},
-    "exaone4": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
-    "glm4 with biases": {"num_hidden_layers": 2, "attention_bias": True},
-    "helium": {"num_hidden_layers": 2},
-    "nemotron with biases": {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
-    "apertus": {"num_hidden_layers": 2},
-    "gpt_oss": {"num_hidden_layers": 2, "layer_types": None},
-    "deepseek_v2": {"num_hidden_layers": 2},
-    "deepseek_v3": {"num_hidden_layers": 2, "first_k_dense_replace": 1},
-    "glm4_moe": {"num_hidden_layers": 2},
-    "glm4_moe_lite": {"num_hidden_layers": 2},
+    "llama with biases": {"attention_bias": True, "mlp_bias": True},
+    "llama multi-head": {"num_key_value_heads": 6},
+    "llama multi-query": {"num_key_value_heads": 1},
+    "llama of wide heads": {"head_dim": 16},
+    "qwen2 multi-head": {"num_key_value_heads": 6},
+    "qwen3 multi-query": {"num_key_value_heads": 1},
+    "granite with biases": {"attention_bias": True, "mlp_bias": True},
+    "phi3 multi-query": {"num_key_value_heads": 1},
+    "phi3 of wide heads": {"head_dim": 16},
+    "mixtral": {},
+    "mistral multi-head": {"num_key_value_heads": 6},
+    "olmo2": {},
+    "glm4 with biases": {"attention_bias": True},
+    "nemotron with biases": {"attention_bias": True, "mlp_bias": True},
+    "deepseek_v3": {"first_k_dense_replace": 1},
 }
+"""What the plain family, which goes through the whole pipeline elsewhere, doesn't have."""
 UNITS = ("kv_group", "group_heads", "query_head", "lattice")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A dense checkpoint, a database with made-up second moments, and the space over it."""
+    """A dense checkpoint, its database, and the space over it."""
 
     checkpoint: Checkpoint
     database: DatabaseReader
     space: SearchSpace
-
-
-def fabricated(checkpoint: Checkpoint, folder: Path, units: UnitsSettings) -> DatabaseReader:
-    """A database that needs no calibration: units go in the order of their index, last first, and H is the identity."""
-    stage = StageFolder(folder, {"made": "up"})
-    stage.begin()
-    by_block: dict[int, dict] = {}
-    for shape in module_shapes(checkpoint):
-        part, stored_as = checkpoint.family.module(shape.kind), checkpoint.read(checkpoint.block_prefix(shape.block))
-        W = by_rows(part, shape.output.removeprefix(f"{part.name}."), stored_as[shape.output]).float()
-        H = torch.eye(shape.width, dtype=torch.float64)
-        if shape.experts:
-            experts = [nested_factors(H, own, torch.arange(shape.width)) for own in W]
-            stored = [(Curve(own.columns, own.errors), pack_lower(own.factor)) for own in experts]
-            by_block.setdefault(shape.block, {}).update(experts_tensors(stored))
-            falling = torch.linspace(1, 0, shape.experts + 1, dtype=torch.float64)
-            order = order_tensors(ExpertOrder(torch.arange(shape.experts), falling, None))
-            by_block[shape.block].update(order)
-            continue
-        everything = torch.arange(shape.width).view(shape.groups, shape.heads, -1)
-        curves = {}
-        for variant in variants(shape, units):
-            columns = everything[:, : variant or shape.heads]
-            columns = columns.transpose(0, 1) if units.attention == "group_heads" else columns
-            last = nested_factors(H, W, columns.reshape(-1))
-            curves[variant] = Curve(last.columns, last.errors)
-        tensors = module_tensors(shape.kind, curves, pack_lower(last.factor))
-        by_block.setdefault(shape.block, {}).update(tensors)
-    for block, tensors in by_block.items():
-        write_tensors(folder / block_file(block), tensors)
-    stage.finish()
-    return DatabaseReader(folder, checkpoint, units)
 
 
 @pytest.fixture(
@@ -109,12 +55,12 @@ def fabricated(checkpoint: Checkpoint, folder: Path, units: UnitsSettings) -> Da
     params=[(family, "lattice") for family in FAMILIES] + [("llama with biases", unit) for unit in UNITS[:3]],
     ids=" ".join,
 )
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, make_run, tmp_path_factory: pytest.TempPathFactory) -> Case:
     root, (family, unit) = tmp_path_factory.mktemp("shapes"), request.param
-    folder = tiny_checkpoint(root / "model", family.split()[0], **FAMILIES[family])
-    checkpoint = Checkpoint.open(folder)
-    database = fabricated(checkpoint, root / "database", UnitsSettings(attention=unit, mlp_multiple=32))
-    return Case(checkpoint, database, SearchSpace(database.modules))
+    folder = tiny_checkpoint(root / "model", family.split()[0], num_hidden_layers=2, **FAMILIES[family])
+    run = make_run(folder, root / "out", f"units.attention={unit}", "units.mlp_multiple=32")
+    database = run_stages(run, "database").database.reader
+    return Case(run.checkpoint, database, SearchSpace(database.modules))
 
 
 def parts_of(model, checkpoint: Checkpoint, block: int, kind: str) -> int:
@@ -183,14 +129,6 @@ def test_every_level_weighs_what_is_built(case):
             assert built == level.params, f"{module.name} at {level}"
 
 
-def test_whole_allocations_weigh_what_is_built(case):
-    rng = random.Random(0)
-    for _ in range(6):
-        allocation = tuple(rng.randrange(len(module.levels)) for module in case.space.modules)
-        model = stitch(case.database, allocation)
-        assert block_parameters(model, case.checkpoint.family.layers) == case.space.params(allocation), allocation
-
-
 def test_what_is_outside_the_blocks_stays(case):
     dense = case.checkpoint.load(case.checkpoint.dtype)
     smallest = stitch(case.database, tuple(0 for _ in case.space.modules))
@@ -227,9 +165,6 @@ def test_equal_layers_keep_the_class_of_their_family(tiny_folder, model_type):
     assert type(model).__name__ == f"{checkpoint.family.class_prefix}ForCausalLM"
     assert type(model).__module__.startswith("transformers.models.")
     assert all(row.items() <= layer.to_dict().items() for layer in config.per_layer_config)
-
-
-# ------------------------------------------------------------------------------------------------ single functions
 
 
 @dataclass
@@ -308,18 +243,18 @@ def test_a_grid_that_is_none(levels):
         UnitsSettings.model_validate({"levels": levels})
 
 
-def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llama, tmp_path):
-    checkpoint = Checkpoint.open(tiny_llama)
-    units = UnitsSettings(attention="query_head", mlp_multiple=32)
-    database = fabricated(checkpoint, tmp_path / "database", units)
+def test_heads_that_are_shared_unevenly_can_only_be_cut_by_query_heads(tiny_llama, make_run, tmp_path):
+    run = make_run(tiny_llama, tmp_path / "out", "units.attention=query_head", "units.mlp_multiple=32")
+    database = run_stages(run, "database").database.reader
     allocation = tuple(4 if module.kind == "attention" else len(module.levels) - 1 for module in database.modules)
     model = stitch(database, allocation)
-    assert model.config.per_layer_config[0].query_groups == [0, 0, 1, 1]
+    kept = model.config.per_layer_config[0].query_groups
+    assert len(kept) == 4
     model.save_pretrained(tmp_path / "model")
     again = Checkpoint.open(tmp_path / "model")
     attention = module_shapes(again)[0]
-    assert (attention.groups, attention.width, attention.query_groups) == (3, 32, (0, 0, 1, 1))
-    levels = module_levels(again.family, attention, units).levels
+    assert (attention.groups, attention.width, attention.query_groups) == (3, 32, tuple(kept))
+    levels = module_levels(again.family, attention, run.recipe.units).levels
     assert [(level.groups, level.query_heads) for level in levels] == [(0, 0), *((3, n) for n in range(1, 5))]
     assert levels[-1].params == database.modules[0].levels[4].params
     with pytest.raises(
@@ -332,24 +267,3 @@ def test_a_unit_wider_than_the_mlp_is_refused(tiny_llama):
     checkpoint = Checkpoint.open(tiny_llama)
     with pytest.raises(RecipeError, match=r"units\.mlp_multiple is 128, but block 0 mlp has only 96 channels"):
         module_levels(checkpoint.family, module_shapes(checkpoint)[1], UnitsSettings(mlp_multiple=128))
-
-
-def test_budgets(tiny_llama):
-    checkpoint = Checkpoint.open(tiny_llama)
-    space = SearchSpace(tuple(module_levels(checkpoint.family, s, UnitsSettings()) for s in module_shapes(checkpoint)))
-    dense = space.params(space.dense)
-
-    def bounds(keep: float):
-        return resolve_budget(parameter_costs(space), BudgetSettings(keep=keep))
-
-    assert bounds(1.0).upper == dense
-    half = bounds(0.5)
-    assert half.upper == dense // 2
-    assert half.allows(half.upper)
-    assert half.allows(half.lower)
-    assert not half.allows(half.upper + 1)
-    assert not half.allows(half.lower - 1)
-    smallest = min(level.params for module in space.modules for level in module.levels[1:])
-    assert bounds((smallest + 0.5) / dense).upper == smallest
-    with pytest.raises(BudgetError, match=f"less than the smallest model that the units allow: {smallest:,}"):
-        bounds((smallest - 1) / dense)

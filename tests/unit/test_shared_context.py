@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny.benchmarks import QUIET
 from tests.tiny.pruned import pruned_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 
 
 def requests(longest: int) -> list[tuple[Any, list[int], list[int]]]:

@@ -38,32 +38,25 @@ def test_a_file_that_fits_is_shuffled_as_a_whole():
     assert max(means) < 700
 
 
-def test_a_longer_file_is_read_only_as_far_as_needed():
+def test_a_longer_file_is_read_only_as_far_as_needed(monkeypatch):
     taken = []
-    drawn = Shuffle(documents=10).draw((taken.append(number) or number for number in NUMBERS), "a")
-    first = [next(drawn) for _ in range(5)]
+
+    def noted(texts):
+        taken.clear()
+        return (taken.append(text) or text for text in texts)
+
+    drawn = Shuffle(documents=10).draw(noted(NUMBERS), "a")
+    first = {next(drawn) for _ in range(5)}
     assert len(taken) == 15
-    assert set(first) <= set(taken)
-    assert len(set(first)) == 5
-
-
-def test_files_share_what_is_held():
-    taken = []
-    next(Shuffle(documents=10).draw((taken.append(number) or number for number in NUMBERS), "a", files=5))
-    assert len(taken) == 3
-
-
-def test_long_documents_are_held_by_their_length(monkeypatch):
+    assert len(first) == 5
+    assert first <= set(taken)
+    next(Shuffle(documents=10).draw(noted(NUMBERS), "a", files=5))
+    assert len(taken) == 3, "files share what is held"
     monkeypatch.setattr(shuffle, "BUFFER_CHARACTERS", 20)
-    taken = []
-    texts = [f"{number:06}" for number in range(100)]
-    drawn = Shuffle(documents=50).draw((taken.append(text) or text for text in texts), "a")
+    drawn = Shuffle(documents=50).draw(noted(f"{number:06}" for number in range(100)), "a")
     next(drawn)
-    assert len(taken) == 4
+    assert len(taken) == 4, "long documents are held by their length"
     assert len(list(drawn)) == 99
-
-
-def test_a_document_longer_than_all_that_may_be_held_comes_through(monkeypatch):
     monkeypatch.setattr(shuffle, "BUFFER_CHARACTERS", 2)
     assert sorted(Shuffle(documents=50).draw(["abc", "a", "defg"], "a")) == ["a", "abc", "defg"]
 

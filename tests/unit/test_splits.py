@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
 from darwinlm.data import (
@@ -52,36 +53,17 @@ def split(texts, shares=SHARES, *, tokenizer, seq_len=32, seed=0, source="", mos
     return split_documents(texts, shares, tokenizer, seq_len, seed, source=source, document_tokens=most)
 
 
-# ------------------------------------------------------------------------------------------------------- dealing
-
-
-def test_every_purpose_gets_whole_blocks_of_its_own_documents(tokenizer):
-    result = split(documents(200), tokenizer=tokenizer, source="novels")
-    assert list(result) == list(SHARES)
-    for purpose, blocks in result.items():
-        assert blocks.tokens.shape == (SHARES[purpose] // 32, 32)
-        assert blocks.tokens.dtype == torch.int64
-        assert blocks.n_tokens == SHARES[purpose]
-        assert blocks.source == "novels"
-        assert blocks.document_hashes
-    assert_disjoint(result)
-
-
-def test_shares_are_rounded_up_to_whole_blocks(tokenizer):
-    assert split(documents(50), {"fitness": 33}, tokenizer=tokenizer)["fitness"].tokens.shape == (2, 32)
-
-
 def test_training_may_be_nothing(tokenizer):
-    result = split(documents(50), {"fitness": 32, "training": 0}, tokenizer=tokenizer)
+    result = split(documents(50), {"fitness": 32, "training": 0}, tokenizer=tokenizer, source="novels")
+    assert result["fitness"].source == "novels"
     assert result["training"].tokens.shape == (0, 32)
     assert result["training"].document_hashes == ()
-
-
-def test_nothing_is_read_for_nothing(tokenizer):
     assert split(iter(()), {"training": 0}, tokenizer=tokenizer)["training"].n_tokens == 0
 
 
-def test_stream_is_read_no_further_than_needed(tokenizer):
+@pytest.mark.parametrize("shares", [{"calibration": 3200, "evaluation": 640}, {"calibration": 32_000, "fitness": 32}])
+def test_stream_is_read_no_further_than_needed(tokenizer, shares):
+    """A small purpose doesn't drain it either."""
     read = []
 
     def endless():
@@ -90,23 +72,11 @@ def test_stream_is_read_no_further_than_needed(tokenizer):
             yield f"document number {index} " * 4
 
     wrapped, tokenised = counting(tokenizer)
-    result = split(endless(), {"calibration": 3200, "evaluation": 640}, tokenizer=wrapped)
+    result = split(endless(), shares, tokenizer=wrapped)
     total = sum(blocks.n_tokens for blocks in result.values())
     assert len(read) * 80 < 3 * total
     assert len(tokenised) <= len(read)
     assert sum(map(len, tokenised)) < 2 * total
-
-
-def test_a_small_purpose_does_not_drain_a_long_stream(tokenizer):
-    read = []
-
-    def endless():
-        for index in range(10**9):
-            read.append(index)
-            yield f"document number {index} " * 4
-
-    split(endless(), {"calibration": 32_000, "fitness": 32}, tokenizer=tokenizer)
-    assert len(read) < 1000
 
 
 def test_repeated_documents_are_dropped_whatever_their_case_and_white_space(tokenizer):
@@ -149,9 +119,6 @@ def test_what_a_full_purpose_left_serves_the_others_when_the_text_ends(tokenizer
     assert len(result["evaluation"].document_hashes) == 7
     assert len(tokenised) == len(set(tokenised)) == 8
     assert split(texts, shares, tokenizer=tokenizer, seq_len=64, seed=seed) == result
-
-
-# ------------------------------------------------------------------------------------------------ from one document
 
 
 def ids(tokenizer, text):
@@ -201,31 +168,13 @@ def test_documents_that_another_purpose_left_come_before_more_of_the_same(tokeni
     assert [len(blocks.document_hashes) for blocks in result.values()] == [1, 11]
 
 
-# ------------------------------------------------------------------------------------------------------- packing
-
-
-def test_documents_end_in_eos_and_the_tail_is_dropped(tokenizer):
-    tokens = split(["abc", "de"], {"fitness": 4}, tokenizer=tokenizer, seq_len=4)["fitness"].tokens
-    a, b, c = tokenizer("abc")["input_ids"]
-    assert tokens.tolist() == [[a, b, c, EOS_ID]]
-
-
-def test_blocks_join_documents(tokenizer):
-    tokens = split(["ab", "cdefgh"], {"fitness": 8}, tokenizer=tokenizer, seq_len=4)["fitness"].tokens
-    assert tokenizer.decode(tokens.flatten()).startswith("ab</s>cdefg")
-
-
-def test_bos_is_kept_where_the_tokenizer_adds_it():
-    tokens = split(["ab", "cd"], {"fitness": 8}, tokenizer=tiny_tokenizer(add_bos=True), seq_len=4)["fitness"].tokens
-    assert tokens[:, 0].tolist() == [BOS_ID, BOS_ID]
-    assert tokens[:, 3].tolist() == [EOS_ID, EOS_ID]
-
-
 def test_bos_begins_every_block_where_the_tokenizer_adds_it():
     adding = tiny_tokenizer(add_bos=True)
     tokens = split(["abcdefghij"], {"fitness": 12}, tokenizer=adding, seq_len=4)["fitness"].tokens
     assert tokens[:, 0].tolist() == [BOS_ID] * 3
     assert adding.decode(tokens[1]) == "<s>efg", "it takes the place of the d"
+    tokens = split(["ab", "cd"], {"fitness": 8}, tokenizer=adding, seq_len=4)["fitness"].tokens
+    assert tokens[:, [0, 3]].tolist() == [[BOS_ID, EOS_ID]] * 2
 
 
 def test_without_eos_nothing_stands_between_documents():
@@ -237,9 +186,6 @@ def test_without_eos_nothing_stands_between_documents():
 def test_documents_without_tokens_leave_no_trace(tokenizer):
     result = split(["", "abcd"], {"fitness": 4}, tokenizer=tokenizer, seq_len=4)
     assert result["fitness"].document_hashes == (document_hash("abcd"),)
-
-
-# -------------------------------------------------------------------------------------------------------- errors
 
 
 def test_too_little_text_says_what_lacks_and_what_to_lower(tokenizer):
@@ -263,14 +209,10 @@ def test_shares_of_a_short_text_keep_their_proportions_and_a_block_each():
     assert shares_within(wanted, 416, 8) == {"calibration": 320, "fitness": 32, "evaluation": 64}
     assert shares_within(wanted, 31, 8) == {"calibration": 8, "fitness": 8, "evaluation": 8}
     assert shares_within(wanted, 23, 8) is None
-
-
-@pytest.mark.parametrize("available", range(24, 832, 40))
-def test_shares_of_a_short_text_fit_it(available):
-    shares = shares_within({"calibration": 640, "fitness": 64, "evaluation": 128}, available, 8)
-    assert shares is not None
-    assert sum(shares.values()) <= available
-    assert all(tokens % 8 == 0 and tokens for tokens in shares.values())
+    for available in range(24, 832, 40):
+        shares = shares_within(wanted, available, 8)
+        assert sum(shares.values()) <= available
+        assert all(tokens % 8 == 0 and tokens for tokens in shares.values())
 
 
 def test_shared_documents_are_named_and_counted():
@@ -282,9 +224,6 @@ def test_shared_documents_are_named_and_counted():
         assert_disjoint({"calibration": blocks("z"), "fitness": blocks("a", "b", "c"), "evaluation": blocks("b", "a")})
     with pytest.raises(DataError, match="share 1 document,"):
         assert_disjoint({"fitness": blocks("a"), "evaluation": blocks("a")})
-
-
-# -------------------------------------------------------------------------------------------------------- storage
 
 
 @pytest.fixture
@@ -309,13 +248,13 @@ def test_digest_depends_on_tokens_and_their_shape(blocks):
     assert blocks.digest != TokenBlocks(torch.arange(1, 13).reshape(3, 4), (), "").digest
 
 
-def test_missing_blocks(tmp_path):
+def test_missing_and_foreign_files(tmp_path, blocks):
     with pytest.raises(ArtifactError, match=r"blocks\.json is damaged"):
         TokenBlocks.load(tmp_path)
-
-
-def test_missing_tokens(tmp_path, blocks):
     blocks.save(tmp_path)
+    save_file({"tokens": torch.zeros(3)}, tmp_path / "tokens.safetensors")
+    with pytest.raises(ArtifactError, match="there are no blocks of tokens in it"):
+        TokenBlocks.load(tmp_path)
     (tmp_path / "tokens.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"tokens\.safetensors is damaged"):
         TokenBlocks.load(tmp_path)
@@ -334,15 +273,6 @@ def test_foreign_descriptions(tmp_path, blocks, change, message):
     path = tmp_path / "blocks.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ArtifactError, match=message):
-        TokenBlocks.load(tmp_path)
-
-
-def test_foreign_tokens(tmp_path, blocks):
-    from safetensors.torch import save_file
-
-    blocks.save(tmp_path)
-    save_file({"tokens": torch.zeros(3)}, tmp_path / "tokens.safetensors")
-    with pytest.raises(ArtifactError, match="there are no blocks of tokens in it"):
         TokenBlocks.load(tmp_path)
 
 

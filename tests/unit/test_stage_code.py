@@ -11,6 +11,7 @@ from tests import stage_code
 
 from darwinlm import artifact
 from darwinlm.artifact import StageFolder, stage_version
+from darwinlm.console import Reporter
 from darwinlm.database.finished import check_fits
 from darwinlm.errors import ArtifactError
 
@@ -96,16 +97,10 @@ def test_a_result_of_another_version_is_told_from_one_of_other_inputs(tmp_path):
     assert not StageFolder(stage.folder, {**newer.key, "input": "b"}).is_of_another_version()
 
 
-def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, tiny_text_file, monkeypatch):
-    from darwinlm.console import Reporter
-    from darwinlm.recipe import load_recipe
-    from darwinlm.run import Run
-
-    recipe = load_recipe(None, (), {"model": str(tiny_llama), "text.source": str(tiny_text_file)})
-
+def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_llama, make_run, monkeypatch):
     def said():
         console = Console(file=io.StringIO(), width=200)
-        run = Run(recipe, tmp_path / "out", Reporter(console))
+        run = make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console))
         with run.stage("stitch", {"input": 1}, "stitch") as (_, work):
             pass
         return work, console.file.getvalue()

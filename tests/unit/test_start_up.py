@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import typer
+from tests.tiny.process import python
 
 import darwinlm
 from darwinlm.cli import app
@@ -40,18 +37,6 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    source = str(Path(darwinlm.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": source, **environment},
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -65,7 +50,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     ],
 )
 def test_nothing_heavy_is_imported_before_there_is_work(arguments: list[str], status: int) -> None:
-    ended = python(COUNT, json.dumps(arguments))
+    ended = python("-c", COUNT, json.dumps(arguments))
     assert ended.returncode == 0, ended.stderr
     code, roots, n_modules = json.loads(ended.stdout.splitlines()[-1])
     assert code == status
@@ -76,7 +61,7 @@ def test_nothing_heavy_is_imported_before_there_is_work(arguments: list[str], st
 
 def test_help_works_where_torch_is_not_installed() -> None:
     for arguments in (["--help"], ["prune", "--help"], ["schema", "budget"], ["version"]):
-        ended = python(WITHOUT_TORCH + COUNT, json.dumps(arguments))
+        ended = python("-c", WITHOUT_TORCH + COUNT, json.dumps(arguments))
         assert ended.returncode == 0, ended.stderr
         assert json.loads(ended.stdout.splitlines()[-1])[0] == 0
 
@@ -113,20 +98,12 @@ def test_help_in_a_terminal_of_forty_columns(command, monkeypatch: pytest.Monkey
 
 def test_modules_run() -> None:
     for module in ("darwinlm", "darwinlm.cli"):
-        ended = subprocess.run(
-            [sys.executable, "-m", module, "--version"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, "PYTHONPATH": str(Path(darwinlm.__file__).parents[1])},
-            check=True,
-        )
-        assert ended.stdout.strip() == darwinlm.__version__
+        assert python("-m", module, "--version").stdout.strip() == darwinlm.__version__
 
 
 def test_the_shell_completes() -> None:
     code = "import sys; sys.argv = ['darwinlm']\nfrom darwinlm.cli import main\nmain()"
-    ended = python(code, _DARWINLM_COMPLETE="complete_bash", COMP_WORDS="darwinlm pru", COMP_CWORD="1")
+    ended = python("-c", code, _DARWINLM_COMPLETE="complete_bash", COMP_WORDS="darwinlm pru", COMP_CWORD="1")
     assert ended.stdout.split() == ["prune"], ended.stderr
 
 
@@ -136,7 +113,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
         "sys.argv = ['darwinlm', *sys.argv[1:]]\nfrom darwinlm.cli import main\nmain()"
     )
     for arguments in (["schema", "all"], ["schema", "all", "--json"]):
-        ended = python(code, *arguments)
+        ended = python("-c", code, *arguments)
         assert ended.returncode == 141, ended
         assert ended.stderr == ""
 

@@ -32,19 +32,10 @@ def children(count, seed=0):
     return [tuple(rng.randrange(3) for _ in LOSSES) for _ in range(count)]
 
 
-# ------------------------------------------------------------------------------------------------------------ curvature
-
-
-def test_around_the_dense_model_curvature_is_the_single_module_loss():
+def test_levels_are_as_far_apart_as_what_only_one_of_them_removes():
     for index, row in enumerate(LOSSES):
-        assert CURVATURE.around(index, 2) == pytest.approx(row)
-
-
-def test_nested_levels_are_as_far_apart_as_their_losses():
-    assert CURVATURE.around(0, 1) == pytest.approx([2.0, 0.0, 1.0])
-
-
-def test_removals_with_nothing_in_common_add_up():
+        assert CURVATURE.around(index, 2) == pytest.approx(row), "around the dense model"
+    assert CURVATURE.around(0, 1) == pytest.approx([2.0, 0.0, 1.0]), "nested levels"
     losses = [[0.3, 0.2, 0.0]]
     apart = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     assert Curvature(losses, [apart]).around(0, 1)[0] == pytest.approx(0.5)
@@ -52,24 +43,13 @@ def test_removals_with_nothing_in_common_add_up():
     assert Curvature(losses, [within]).around(0, 1)[0] == pytest.approx(0.5 - 2 * 0.15)
 
 
-# ------------------------------------------------------------------------------------------------------------ surrogate
-
-
 def test_the_model_is_of_second_order():
-    predicted = Surrogate(CURVATURE, SLOPES).change(PARENT, (2, 0, 1))
-    assert predicted == pytest.approx(-0.4 - 0.1 + CURVATURE.around(0, 1)[2] + CURVATURE.around(1, 1)[0])
-
-
-def test_changes_by_slopes_are_differences_within_modules():
     assert first_order(SLOPES, PARENT, (0, 2, 2)) == pytest.approx(0.5 + 0.2)
     assert first_order(SLOPES, PARENT, PARENT) == 0
-
-
-def test_curvature_has_the_weight_that_is_given():
-    flat = [[0.0] * 3] * 3
-    once, twice = (Surrogate(CURVATURE, flat, curvature_weight=weight) for weight in (1.0, 2.0))
-    assert twice.change(PARENT, (2, 0, 1)) == pytest.approx(2 * once.change(PARENT, (2, 0, 1)))
-    assert once.change(PARENT, (2, 0, 1)) > 0
+    curved = CURVATURE.around(0, 1)[2] + CURVATURE.around(1, 1)[0]
+    for weight in (1.0, 2.0):
+        predicted = Surrogate(CURVATURE, SLOPES, curvature_weight=weight).change(PARENT, (2, 0, 1))
+        assert predicted == pytest.approx(-0.4 - 0.1 + weight * curved)
 
 
 @pytest.mark.parametrize("true", [(0.5, 0.8), (2.0, 0.0), (0.0, 1.0), (3.0, 2.0)])
@@ -91,9 +71,6 @@ def test_a_module_that_matters_more_than_its_loss_says_is_found_out():
     seen = [(PARENT, child, 4 * CURVATURE.around(1, 1)[child[1]], 0.0) for child in children(60, seed=1)]
     learnt = Surrogate(CURVATURE, flat, seen)
     assert learnt.weights[1] > 3 > 1 > max(learnt.weights[0], learnt.weights[2])
-
-
-# --------------------------------------------------------------------------------------------------------------- guided
 
 
 def least(losses):
@@ -119,11 +96,8 @@ def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     assert set(expected) - {PARENT}
 
 
-def test_the_parent_is_no_child_of_its_own():
+def test_the_parent_is_no_child_of_its_own_and_there_may_be_none():
     flat = Surrogate(CURVATURE, [[0.0] * 3] * 3)
     assert PARENT not in solved_children(PARENT, flat, PROBLEM, strengths=STRENGTHS, slope_parts=SLOPE_PARTS)
-
-
-def test_a_budget_that_no_choice_meets_gives_no_children():
-    surrogate = Surrogate(CURVATURE, SLOPES)
-    assert solved_children(PARENT, surrogate, Problem(SPACE, COST, Budget(16, 17)), strengths=(1.0,)) == []
+    impossible = Problem(SPACE, COST, Budget(16, 17))
+    assert solved_children(PARENT, Surrogate(CURVATURE, SLOPES), impossible, strengths=(1.0,)) == []

@@ -145,9 +145,6 @@ def test_it_says_what_it_takes_before_it_is_made(store, tmp_path, vocabulary):
     assert said[1].endswith(": all there")
 
 
-# ------------------------------------------------------------------------------------------------- bad input
-
-
 def shards(folder):
     return sorted(folder.iterdir())
 
@@ -181,6 +178,8 @@ def test_a_file_instead_of_a_folder(store, tmp_path):
     (tmp_path / "cache").write_text("mine")
     with pytest.raises(ArtifactError, match=r"cache is a file, but the teacher cache needs a folder"):
         store()
+    with pytest.raises(StorageError, match=r"can't write .*cache/below"):
+        store(folder=tmp_path / "cache" / "below")
 
 
 def test_no_room(store, monkeypatch):
@@ -188,9 +187,3 @@ def test_no_room(store, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match=r"the teacher cache takes 0.0 GB, but 0.0 GB are free.*folder"):
         store()
-
-
-def test_a_folder_that_cannot_be_made(store, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match=r"can't write .*file/cache"):
-        store(folder=tmp_path / "file" / "cache")

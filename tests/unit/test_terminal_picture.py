@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from tests.tiny.process import python
 
 TOOL = Path(__file__).parents[2] / "tools" / "terminal.py"
 LOG = """Script started on 2026-11-27 05:00:00+00:00
@@ -23,12 +23,15 @@ a line that is longer than the twenty-four columns of this terminal
 """  # noqa: W291
 
 
+def run(folder: Path, *options: str) -> CompletedProcess[str]:
+    return python(TOOL, folder / "demo.log", "--out", folder / "demo.svg", *options)
+
+
 def draw(folder: Path, *options: str, log: str = LOG) -> str:
     (folder / "demo.log").write_text(log, encoding="utf-8")
-    out = folder / "demo.svg"
-    words = [sys.executable, str(TOOL), str(folder / "demo.log"), "--out", str(out), *options]
-    subprocess.run(words, check=True, timeout=60)
-    return out.read_text(encoding="utf-8")
+    done = run(folder, *options)
+    assert done.returncode == 0, done.stderr
+    return (folder / "demo.svg").read_text(encoding="utf-8")
 
 
 def rows(svg: str) -> list[str]:
@@ -78,11 +81,9 @@ def test_colours_are_kept_and_nothing_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
 def test_a_log_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
-    log = tmp_path / "demo.log"
     if content is not None:
-        log.write_bytes(content)
-    words = [sys.executable, str(TOOL), str(log), "--out", str(tmp_path / "demo.svg")]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        (tmp_path / "demo.log").write_bytes(content)
+    ended = run(tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: can't read {log}: ")
+    assert ended.stderr.startswith(f"error: can't read {tmp_path / 'demo.log'}: ")
     assert not (tmp_path / "demo.svg").exists()

@@ -71,22 +71,17 @@ def test_merges_count_for_every_longer_token():
     assert choose_tokens({}, always, paths, 9) == set(paths)
 
 
-def test_the_most_used_tokens_stay():
+def test_bytes_special_tokens_and_those_of_the_chat_template_stay_and_then_the_most_used():
     tokenizer = fast(KINDS["byte-level BPE"]())
     tree = TokenizerTree(tokenizer, "it")
+    always = tree.indispensable(tokenizer)
     (word,) = tokenizer(" stone", add_special_tokens=False)["input_ids"]
     (other,) = tokenizer(" jungle", add_special_tokens=False)["input_ids"]
-    always = tree.indispensable(tokenizer)
+    assert {0, 1, 2, TOKENS, *tokenizer("zebra", add_special_tokens=False)["input_ids"]} <= always
+    assert other not in always
     kept = closed_choice(tree, tokenizer, {word: 5, other: 1}, len(always | set(tree.path(word))))
     assert word in kept
     assert other not in kept
-
-
-def test_bytes_special_tokens_and_those_of_the_chat_template_always_stay():
-    tokenizer = fast(KINDS["byte-level BPE"]())
-    always = TokenizerTree(tokenizer, "it").indispensable(tokenizer)
-    assert {0, 1, 2, TOKENS, *tokenizer("zebra", add_special_tokens=False)["input_ids"]} <= always
-    assert not set(tokenizer(" jungle", add_special_tokens=False)["input_ids"]) <= always
     fallback = fast(KINDS["BPE with bytes"]())
     assert set(fallback.convert_tokens_to_ids(BYTES)) <= TokenizerTree(fallback, "it").indispensable(fallback)
 

@@ -42,8 +42,10 @@ def walked(folder, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("model_type", sorted(families()))
-@pytest.mark.parametrize("memory", [0, 10_000, 1 << 30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("memory", "dtype"),
+    [(0, torch.float32), (10_000, torch.float32), (1 << 30, torch.float32), (10_000, torch.bfloat16)],
+)
 def test_two_halves_are_the_whole_block(tiny_folder, model_type, memory, dtype, room):
     room(memory)
     whole = stream_over(tiny_folder(model_type), dtype)

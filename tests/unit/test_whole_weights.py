@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny.pruned import plain_checkpoint
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from darwinlm.errors import CheckpointError, RemoteCodeError
+from darwinlm.errors import CheckpointError, MissingExtraError, RemoteCodeError, install
 from darwinlm.evaluation.models import open_model
-from darwinlm.export.gguf.export import export_gguf
 from darwinlm.families import checkpoint, loading
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
-
-pytest.importorskip("gguf")
-
-
-@pytest.fixture(scope="module")
-def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A whole GGUF file of a tiny Llama."""
-    folder = tmp_path_factory.mktemp("gguf")
-    export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")
-    return (folder / "m.gguf").read_bytes()
-
-
-def test_a_whole_gguf_file(gguf_bytes, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(gguf_bytes)
-    assert resolve_model(str(tmp_path / "m.gguf"), tmp_path / "work").n_blocks == 3
 
 
 @pytest.mark.parametrize(
@@ -107,3 +92,13 @@ def test_every_load_says_whether_code_may_run():
         for call in source.split("Auto")[1:]:
             if call.startswith(("ModelForCausalLM.from", "Tokenizer.from_pretrained(", "Config.from_pretrained(")):
                 assert "trust_remote_code=" in call[:200], call[:200]
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_a_gguf_file_needs_its_extra(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    message = f"reading model.gguf needs the package '{package}': {install('gguf')}"
+    with pytest.raises(MissingExtraError, match=re.escape(message)):
+        resolve_model(str(tmp_path / "model.gguf"), tmp_path / "source")
+    assert not (tmp_path / "source").exists()

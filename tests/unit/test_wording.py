@@ -6,7 +6,7 @@ import ast
 import math
 
 import pytest
-from tests.tiny.summaries import NASTY, front_matter, made, plain, recovered, searched
+from tests.tiny.summaries import NASTY, front_matter, made, plain, searched
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
@@ -25,9 +25,10 @@ def test_headline():
 def test_a_uniform_model_that_is_smaller_is_not_said_to_be_of_the_same_size():
     summary = searched()
     summary["models"]["uniform"]["block_params"] = 50_000_000
-    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(made(summary))
-    assert comparison_rows(made(summary))[1].cells[0] == "uniform, same budget"
-    assert "same size" not in render_page(made(summary))
+    summary = made(summary)
+    assert "(73.0 for a uniform model that keeps 47.1 %)" in wording.headline(summary)
+    assert comparison_rows(summary)[1].cells[0] == "uniform, same budget"
+    assert "same size" not in render_page(summary)
 
 
 @pytest.mark.parametrize(
@@ -110,56 +111,9 @@ def test_card_of_a_searched_model():
         "trust_remote_code=True",
         "2502.07780",
         "16,384 tokens (17 documents) of hf:HuggingFaceFW/fineweb-edu",
-        "wasn't trained after pruning",
-        "ridge regression",
         "229 evaluations",
-        "an evolutionary search of 19 generations guided by gradients",
     ):
         assert expected in body, expected
-
-
-def test_card_says_what_was_done_to_the_weights():
-    summary = searched()
-    body = front_matter(model_card(made(summary)))[1]
-    assert "refitted by ridge regression" in body
-    assert "without its continued training" in body
-    summary = recovered()
-    summary["refit"] |= {"kept": "stitched", "strength": 0.0}
-    body = front_matter(model_card(made(summary)))[1]
-    assert "refitted by ridge regression" not in body
-    assert "no better on validation text and was dropped" in body
-    assert "was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu" in body
-    assert "without its continued training" not in body
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ((), "query heads, key and value heads and MLP channels taken out"),
-        (("groups", "heads"), "MLP channels taken out"),
-        (("width",), "query heads and key and value heads taken out"),
-        (("groups", "heads", "width"), "nothing taken out"),
-    ],
-)
-def test_card_names_only_what_was_taken_out(fields, words):
-    summary = searched()
-    for entry in summary["allocation"]:
-        entry.update({field: entry[f"dense_{field}"] for field in fields})
-    assert f"with {words}." in model_card(made(summary))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({}, "an evolutionary search of 1 generation with the paper's level switch"),
-        ({"method": "gradient"}, "an evolutionary search of 1 generation guided by gradients"),
-        ({"history": []}, "equal layers brought to the budget, without a generation of search"),
-    ],
-)
-def test_a_search_is_called_what_it_was(change, words):
-    summary = recovered()
-    summary["search"] |= change
-    assert words in model_card(made(summary))
 
 
 @pytest.mark.parametrize(
@@ -190,11 +144,7 @@ def test_models_are_named_plainly(source, name):
 
 
 def test_card_of_a_plain_model():
-    fields, body = front_matter(model_card(made(plain())))
-    assert "custom_code" not in fields["tags"]
-    assert "trust_remote_code" not in body
-    assert "How its sizes were chosen isn't recorded" in body
-    assert "ridge" not in body
+    assert "custom_code" not in front_matter(model_card(made(plain())))[0]["tags"]
 
 
 def test_card_keeps_paths_and_markup_out():

@@ -2,7 +2,8 @@
 
 A forward pass stores the inputs of the blocks. The gradient of the dense model's loss is then propagated back block by
 block: the block's weights are read again, and its forward pass is repeated with gradients. Only one block is in memory
-at a time, besides the residual streams (on the device, in main memory or in files).
+at a time, besides the residual streams (on the device, in main memory or in files). Where later blocks reuse a block's
+keys and values (Gemma 4), the gradient through these isn't included.
 
 Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
 `database/order.py`.
@@ -112,7 +113,7 @@ def _back_through(
         for index in range(len(inputs)):
             with torch.enable_grad():
                 hidden = inputs[index].requires_grad_()
-                after = stream.decoder.run_block(block, hidden, stream.arguments[len(hidden)][block])
+                after = stream.decoder.run_block(block, hidden, stream.arguments(index, block))
                 if after.grad_fn is None:  # an empty block returns its input
                     continue
                 (before,) = torch.autograd.grad(after, hidden, gradients[index])
@@ -129,7 +130,7 @@ def _back_through(
 def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
     """Outputs of the modules of a block with their widths: the output projection, or all experts of a mixture."""
     family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
-    for kind in filter(family.is_cut, family.kinds):
+    for kind in family.cut_kinds(stream.checkpoint.config, block):
         output = output_projection(layer, family, kind)
         if output is not None:
             yield kind, output, output.out_features

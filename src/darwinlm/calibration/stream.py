@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -91,27 +91,64 @@ class BlockStream:
                     module._buffers[key] = buffer.to(device)
         with self._small_embedding(tokens) as places:
             batches = torch.split(places, self.batch_sequences)
-            self.arguments = {len(batch): self.decoder.block_arguments(batch) for batch in batches}
             elements = tokens.numel() * int(checkpoint.config.hidden_size)
             self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
+            self._arguments: list[list[dict[str, Any]]] = []
+            self._slices = self._layer_inputs(batches, tokens.numel(), memory)
+
+    def _layer_inputs(
+        self, batches: Sequence[Tensor], n_tokens: int, memory: HiddenMemory | None
+    ) -> HiddenStates | None:
+        """Collect the arguments of all blocks for each batch; inputs of layers, [b, t, n, size], may go to a file."""
+        tail, config = self.checkpoint.family.tail, self.checkpoint.config
+        if tail is None or not getattr(config, tail.width):
+            self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
+            return None
+
+        def stacked() -> Iterator[Tensor]:
+            for batch in batches:
+                arguments = self.decoder.block_arguments(batch)
+                yield torch.stack([row.pop(tail.argument) for row in arguments], dim=2)
+                self._arguments.append(arguments)
+
+        return HiddenStates(stacked(), n_tokens * len(self.decoder.blocks) * getattr(config, tail.width), memory)
+
+    def arguments(self, index: int, block: int) -> dict[str, Any]:
+        """Arguments of a block's call on a batch."""
+        arguments = self._arguments[index][block]
+        if self._slices is None:
+            return arguments
+        assert self.checkpoint.family.tail is not None
+        return {**arguments, self.checkpoint.family.tail.argument: self._slices[index][:, :, block]}
 
     @contextmanager
     def _small_embedding(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Temporarily reduce the embedding to the rows of these tokens; yields their indices in it, [n, t]."""
-        name = self.checkpoint.family.embedding
-        embedding: Any = self.decoder.model.get_submodule(name)
+        """Temporarily reduce embeddings to the rows of these tokens; yields their indices in them, [n, t]."""
+        family, tail = self.checkpoint.family, self.checkpoint.family.tail
         used, places = torch.unique(tokens, return_inverse=True)
-        rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self.dtype).to(self.device)
-        whole, padding = embedding.weight, embedding.padding_idx
-        embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
+        names = [family.embedding]
+        if tail is not None and getattr(self.checkpoint.config, tail.width):
+            names.append(tail.embedding)
+            large = tuple(f"{name}." for name in (*names, family.head))
+            self._replace_outside(lambda name, old: old if name.startswith(large) else self._outside(name))
+        embeddings: list[Any] = [self.decoder.model.get_submodule(name) for name in names]
+        before = [(embedding.weight, embedding.padding_idx) for embedding in embeddings]
+        for name, embedding in zip(names, embeddings, strict=True):
+            rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self.dtype).to(self.device)
+            embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
         try:
             yield places
         finally:
-            embedding.weight, embedding.padding_idx = whole, padding
+            for embedding, (whole, padding) in zip(embeddings, before, strict=True):
+                embedding.weight, embedding.padding_idx = whole, padding
+
+    def _outside(self, name: str) -> Tensor:
+        """A tensor outside the blocks, in the type and on the device of the pass."""
+        return self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device)
 
     def load_head(self) -> None:
         """Load everything outside the blocks: embedding, last norm and head."""
-        self._replace_outside(lambda name, _: self.checkpoint.read(name, dtype=self.dtype)[""].to(self.device))
+        self._replace_outside(lambda name, _: self._outside(name))
 
     def unload_head(self) -> None:
         """Release everything outside the blocks."""
@@ -155,7 +192,7 @@ class BlockStream:
             NumericsError: The stream is no longer finite.
         """
         for index, hidden in enumerate(self.hidden):
-            after = self.decoder.run_block(block, hidden, self.arguments[len(hidden)][block])
+            after = self.decoder.run_block(block, hidden, self.arguments(index, block))
             if not bool(torch.isfinite(after).all()):
                 raise NumericsError(
                     f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration "
@@ -231,7 +268,7 @@ def _run_watched(
             moments["mlp"] = of_experts = ExpertMoments(count, width, stream.device)
             hooks.callback(watch_experts(mixture, family.mlp.experts, of_experts).remove)
             hooks.callback(watch_routing(mixture, note).remove)
-        for kind in filter(family.is_cut, family.kinds) if watch else ():
+        for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:
                 moment = moments[kind] = SecondMoment(output.weight.shape[1], stream.device)

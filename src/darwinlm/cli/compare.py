@@ -70,7 +70,7 @@ def compare(
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
-    wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit)
+    wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")
     run = Run(chosen, out, terminal.reporter())
     page = out / "comparison.md"
     record = compare_methods(run, wanted)

@@ -66,9 +66,14 @@ def _answers(console: Console, out: Path) -> None:
     from darwinlm.evaluation.models import open_model
 
     settings = AnswerSettings(max_tokens=40, temperature=0)
+    folders = {"dense": out / "stages" / "source", "smaller": out / "model"}
+    models = {
+        name: open_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
+        for name, folder in folders.items()
+    }
     for question in QUESTIONS:
         console.print(f"\n{question}", style="bold", markup=False)
-        for name, folder in (("dense", out / "stages" / "source"), ("smaller", out / "model")):
-            opened = open_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
+        for name, opened in models.items():
             answer = " ".join(Conversation(opened, settings).answer(question).split())
-            console.print(f"  {name}: {answer}", soft_wrap=True)
+            cut = "" if answer.endswith((".", "!", "?")) else " …"
+            console.print(f"  {name}: {answer}{cut}", markup=False, soft_wrap=True)

@@ -143,7 +143,7 @@ def _expect(run: Any) -> None:
     from darwinlm import parallel
     from darwinlm.compute import settled
     from darwinlm.errors import FamilyError, RecipeError
-    from darwinlm.planning.devices import find_device
+    from darwinlm.planning.devices import find_device, present_load
     from darwinlm.planning.model import Sizes
     from darwinlm.planning.plan import gigabytes, hours, make_plan
 
@@ -162,7 +162,9 @@ def _expect(run: Any) -> None:
         return
     memory = max(need.device_bytes for need in plan.needs)
     # With a time limit, the plan of the time follows once the machine's speed was measured.
-    duration = "" if run.recipe.time is not None else f"{hours(plan.seconds)} if nothing else runs, "
+    load = present_load() if device.is_cpu else ""
+    condition = f"at the present {load}" if load else "if nothing else runs"
+    duration = "" if run.recipe.time is not None else f"{hours(plan.seconds)} {condition}, "
     terminal.say(f"planned: {duration}{gigabytes(memory)} of memory")
     for problem in plan.problems:
         terminal.say(f"doesn't fit: {problem}")

@@ -35,7 +35,7 @@ def even_uniform(problem: Problem) -> Allocation:
         for module, level in zip(space.modules, space.levels(allocation), strict=True):
             kept[module.kind] += level.params
             dense[module.kind] += module.levels[-1].params
-        shares = [kept[kind] / dense[kind] for kind in kept if dense[kind] and kind != "mixer"]
+        shares = [kept[kind] / dense[kind] for kind in kept if dense[kind] and kind not in ("mixer", "tail")]
         return max(shares) - min(shares), -space.params(allocation)
 
     return min(uniform_allocations(problem), key=unevenness)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from darwinlm.evaluation.suites import parse_suite
 from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
+from darwinlm.search.problem.space import SearchSpace, kept_whole
 from darwinlm.stages.export import export_stage
 from darwinlm.stages.plan import plan_stage
 from darwinlm.stages.recover import check_recovery, recover_stage
@@ -39,6 +40,7 @@ class ComparisonRequest:
 
     Attributes:
         rows: Methods with their steps, in the order of the table.
+        every: Whether these are all methods; those that the model doesn't allow are then left out.
         domains: Name and source of further evaluation texts, besides the run's held-out part.
         variants: Name and recipe file of further searches; those not among the rows get a row without steps.
     """
@@ -49,6 +51,7 @@ class ComparisonRequest:
     suite: str | None = None
     data_dir: Path | None = None
     limit: int | None = None
+    every: bool = False
 
     @property
     def all_rows(self) -> tuple[MethodRow, ...]:
@@ -70,6 +73,7 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
     for row in comparison.all_rows:
         row.check(runs.get(row.base, run).recipe)
     inputs = MethodInputs(run, text_stage(run), plan_stage(run))
+    comparison = _possible(run, comparison, inputs.plan.space)
     for row in comparison.all_rows:
         if "recovery" in row.steps:
             check_recovery(runs.get(row.base, run))
@@ -98,6 +102,15 @@ def compare_methods(run: Run, comparison: ComparisonRequest) -> ComparisonRecord
         checkpoint, facts = _made(variant_inputs.get(row.base, inputs), row, domains)
         compared = _add(run, compared, row.name, checkpoint, facts, texts, comparison)
     return compared
+
+
+def _possible(run: Run, comparison: ComparisonRequest, space: SearchSpace) -> ComparisonRequest:
+    """The request without methods of `all` that remove whole blocks, if some modules are never cut."""
+    if not comparison.every or all(len(module.levels) > 1 for module in space.modules):
+        return comparison
+    left_out = {row.base for row in comparison.rows if row.base in BASELINES and BASELINES[row.base].blocks}
+    run.reporter.say(f"left out, since {kept_whole(space, run.checkpoint.family)}: {', '.join(sorted(left_out))}")
+    return replace(comparison, rows=tuple(row for row in comparison.rows if row.base not in left_out))
 
 
 def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlocks]) -> tuple[Checkpoint, Row]:

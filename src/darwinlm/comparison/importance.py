@@ -32,7 +32,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     """
     scores: dict[Place, UnitScores] = {}
     for shape in module_shapes(checkpoint):
-        if shape.experts or not checkpoint.family.is_cut(shape.kind):
+        if shape.experts or shape.fixed:
             continue
         part = checkpoint.family.module(shape.kind)
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
@@ -75,7 +75,7 @@ def activation_scores(stream: BlockStream, progress: Progress = lambda done, tot
         stream.load(block)
         sums: dict[Place, Tensor] = {}
         with ExitStack() as hooks:
-            for kind in filter(checkpoint.family.is_cut, checkpoint.family.kinds):
+            for kind in checkpoint.family.cut_kinds(checkpoint.config, block):
                 output = output_projection(stream.decoder.blocks[block], checkpoint.family, kind)
                 if output is not None:
                     place = (block, kind)

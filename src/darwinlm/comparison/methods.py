@@ -171,6 +171,7 @@ class Method:
         database: Whether it uses the pruning database.
         searches: Whether `search.minutes` limits it.
         mixtures: Whether it ranks experts; `all` excludes such methods.
+        blocks: Whether it removes whole blocks; `all` excludes it if some modules are never cut.
     """
 
     title: str
@@ -179,6 +180,7 @@ class Method:
     database: bool = False
     searches: bool = False
     mixtures: bool = False
+    blocks: bool = False
 
 
 BASELINES = {
@@ -186,7 +188,7 @@ BASELINES = {
     "random": Method("Random", "the best of random allocations, same database", _random, True, searches=True),
     "magnitude": Method("Magnitude", "arXiv 1506.02626, arXiv 2305.11627", _magnitude),
     "minitron": Method("Minitron-style width", "arXiv 2407.14679", _minitron),
-    "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt),
+    "shortgpt": Method("ShortGPT", "arXiv 2403.03853", _shortgpt, blocks=True),
     "reap": Method("REAP", "arXiv 2510.13999, whole experts, equally many in every block", _reap, mixtures=True),
     "frequency": Method("Expert frequency", "experts that are used most often", _frequency, mixtures=True),
     "ziplm": Method("ZipLM", "arXiv 2302.04089", _ziplm, database=True),

@@ -124,7 +124,7 @@ def shear(
         raise FamilyError("sheared does not support mixtures of experts: leave it out")
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(model.parameters()).device
-    cut = [pair for pair in zip(shapes, levels, strict=True) if family.is_cut(pair[0].kind)]
+    cut = [pair for pair in zip(shapes, levels, strict=True) if not pair[0].fixed]
     masks = [ModuleMask(shape, level, generator).to(device) for shape, level in cut]
     count = sum(len(mask.parts) for mask in masks)
     multipliers = torch.zeros(2, count, device=device)

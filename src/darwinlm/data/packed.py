@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 INDEX = "packed.json"
 SHARD_TOKENS = 1 << 24
-_BATCH = 64
+_BATCH = 512
+"""Documents that are tokenised at once, on all cores."""
 
 
 class PackedText(Dataset[dict[str, torch.Tensor]]):
@@ -139,10 +140,11 @@ def pack_documents(
     writer.add(waiting, count)
     if writer.lacks > 0:
         named = f"Text source {source!r}" if source else "The text"
+        fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if writer.there else " (--text)"
+        left = f"there are only {writer.there}" if writer.there else "none are left"
         raise DataError(
-            f"{named} is too short: training needs {tokens} tokens, but there are only {writer.there} ({count} "
-            "documents were read; those of other purposes are excluded). Give more text, lower recovery.tokens, or "
-            "allow recovery.epochs above 1."
+            f"{named} is too short: training needs {tokens} tokens, but {left} ({count} documents were read; those "
+            f"of other purposes are excluded). Give more text{fewer}."
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 18
 """Maximum number of characters that a tokenizer gets at once; some libraries abort the process on a line of 50 MB."""
+
+THREADS = "TOKENIZERS_PARALLELISM"
+"""Environment variable that lets the tokenizers library use all cores; it is read at every call."""
 
 
 def document_hash(document: str) -> str:
@@ -56,9 +61,24 @@ def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Tokens of each text without special ones; long texts are tokenised in pieces."""
     pieces = [list(_pieces(text)) for text in texts]
     flat = [piece for parts in pieces for piece in parts]
-    encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    with _all_cores():
+        encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids = iter(encoded["input_ids"])
     return [[token for _ in parts for token in next(ids)] for parts in pieces]
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let tokenizers work on several texts at once."""
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = before
 
 
 def _pieces(text: str) -> Iterator[str]:

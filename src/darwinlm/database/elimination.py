@@ -9,16 +9,23 @@ optimum, adds ``tr(C_gg⁻¹ G_gg)`` to the squared output error. Each step remo
 W is never recomputed, since C and G are enough. Their updates have rank u and 2u. They are collected as lists of rows
 and applied many at a time as matrix products. A step needs only rows g of C and G, rebuilt from the pending terms, and
 the diagonal blocks of all units, which are updated at once.
+
+A step takes 31 kernels, most of which are shorter than their launch. On CUDA the step for single columns is a CUDA
+graph, recorded whenever the size of the arrays changes. It works on tensors of fixed size, and counts on the device.
+Larger units are removed in few steps, by cuSOLVER, which can't be recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
+
+from darwinlm.cuda_graph import can_record, recorded
+from darwinlm.errors import first_line
 
 ROWS: Final = 256
 """Rows of a matrix that are processed at once to save memory."""
@@ -47,22 +54,21 @@ def eliminate(C: Tensor, G: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]
     Returns:
         [n] int64 units, the first one removed first, and [n] float64 costs.
     """
-    d, device = len(C), C.device
+    d = len(C)
     state = _Elimination(C, G, n, max(1, block * n // d))
-    picks = torch.empty(n, dtype=torch.int64, device=device)
-    costs = torch.empty(n, dtype=torch.float64, device=device)
     all_threads = torch.get_num_threads()
     with _threads(all_threads if 6 * block * d * (d // n) > SHORT_STEP else 1):
-        for step in range(n):
-            cheapest, cost = state.cheapest()
-            picks[step] = state.ids[cheapest].squeeze(0)
-            costs[step] = cost.squeeze(0)
-            if step + 1 < n:
-                state.remove(cheapest)
+        for number in range(n):
             if state.pending == state.steps:
                 with _threads(all_threads):
                     state.flush()
-    return picks, costs
+            state.step(last=number + 1 == n)
+    return state.removed()
+
+
+def why_not_recorded() -> str:
+    """Why steps of this process couldn't be recorded as a CUDA graph and are launched kernel by kernel; or empty."""
+    return _Elimination.failure
 
 
 @contextmanager
@@ -80,8 +86,13 @@ class _Elimination:
     """C and G with their pending updates.
 
     Attributes:
+        failure: Reason why steps can't be recorded on this machine; empty until recording fails.
         ids: [m] int64, unit at each index of the arrays.
+        pending: Number of steps since the last flush.
+        slot: [1] int64, the same number on the device.
     """
+
+    failure: ClassVar[str] = ""
 
     def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
         self.C, self.G = C, G
@@ -91,22 +102,50 @@ class _Elimination:
         self.ids = torch.arange(n, device=device)
         self.offsets = torch.arange(self.u, device=device)
         self.eye = torch.eye(self.u, dtype=self.C.dtype, device=device)[None]
+        self.recordable = self.u == 1 and can_record(device)
+        self.slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self.places = torch.zeros(steps, dtype=torch.int64, device=device)
+        self.costs = C.new_zeros(steps)
+        self.pending = 0
+        self._removed: list[tuple[Tensor, Tensor]] = []
         self._reset()
 
     def _reset(self) -> None:
         """Allocate everything that depends on the size of the arrays: diagonal blocks, marks and pending terms."""
         m, u = len(self.ids), self.u
+        self._replay: Callable[[], None] | None = None
         self.C_blocks, self.G_blocks = (
             X.view(m, u, m, u).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() for X in (self.C, self.G)
         )
         self.gone = torch.zeros(m, dtype=torch.bool, device=self.C.device)
         self.gone_count = 0
-        self.pending = 0
-        self.Q = self.C.new_empty(self.steps, u, m * u)
-        self.PA = self.C.new_empty(self.steps, 2, u, m * u)
+        self.Q = self.C.new_zeros(self.steps, u, m * u)
+        self.PA = self.C.new_zeros(self.steps, 2, u, m * u)
 
-    def cheapest(self) -> tuple[Tensor, Tensor]:
-        """Index [1] of the cheapest unit and its cost [1]; no host synchronisation."""
+    def step(self, *, last: bool) -> None:
+        """Remove the cheapest unit; nothing needs to be updated after the last one."""
+        if self._replay is None and self.gone_count and self.recordable and not self.failure:
+            self._record()
+        if self._replay is not None:
+            self._replay()
+        else:
+            place = self._cheapest()
+            if not last:
+                self._remove(place)
+        self.pending += 1
+        self.gone_count += 1
+
+    def _record(self) -> None:
+        """Record a step for arrays of the present size, in which one has run."""
+        try:
+            self._replay = recorded(lambda: self._remove(self._cheapest()), self.C.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _Elimination.failure = first_line(error)
+
+    def _cheapest(self) -> Tensor:
+        """Index [1] of the cheapest unit, which is noted with its cost; no host synchronisation."""
         if self.u == 1:
             costs = self.G_blocks.view(-1) / self.C_blocks.view(-1)
         else:
@@ -114,34 +153,48 @@ class _Elimination:
             costs = torch.cholesky_solve(self.G_blocks, K).diagonal(dim1=1, dim2=2).sum(1)
         costs = costs.clamp_(min=0).masked_fill_(self.gone, torch.inf)
         place = costs.argmin(0, keepdim=True)
-        return place, costs[place]
+        self.places.index_copy_(0, self.slot, place)
+        self.costs.index_copy_(0, self.slot, costs.index_select(0, place))
+        return place
 
-    def remove(self, place: Tensor) -> None:
+    def _remove(self, place: Tensor) -> None:
         """Remove the unit at an index [1]: queue its update, and apply it to the diagonal blocks at once."""
-        g = place * self.u + self.offsets
+        g = place if self.u == 1 else place * self.u + self.offsets
         C_rows, G_rows = self._current_rows(g)
-        K = torch.linalg.cholesky_ex(C_rows.index_select(1, g)).L
-        Q = torch.linalg.solve_triangular(K, C_rows, upper=False)
-        P = torch.linalg.solve_triangular(K.T, Q, upper=True)
+        Q, P = self._solved(C_rows.index_select(1, g), C_rows)
         A = G_rows.addmm_(G_rows.index_select(1, g), P, alpha=-0.5)
-        self.Q[self.pending] = Q
-        self.PA[self.pending, 0] = P
-        self.PA[self.pending, 1] = A
-        self.pending += 1
-
-        q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in (Q, P, A))
-        self.C_blocks.baddbmm_(q.mT, q, alpha=-1)
-        self.G_blocks.baddbmm_(p.mT, a, alpha=-1).baddbmm_(a.mT, p, alpha=-1)
+        self.Q.index_copy_(0, self.slot, Q[None])
+        self.PA[:, 0].index_copy_(0, self.slot, P[None])
+        self.PA[:, 1].index_copy_(0, self.slot, A[None])
+        self.slot += 1
+        if self.u == 1:
+            twice = (P * A).view(-1, 1, 1)
+            self.C_blocks.sub_(Q.square().view(-1, 1, 1))
+            self.G_blocks.sub_(twice).sub_(twice)
+        else:
+            q, p, a = (X.view(self.u, -1, self.u).transpose(0, 1) for X in (Q, P, A))
+            self.C_blocks.baddbmm_(q.mT, q, alpha=-1)
+            self.G_blocks.baddbmm_(p.mT, a, alpha=-1).baddbmm_(a.mT, p, alpha=-1)
         self.C_blocks.index_copy_(0, place, self.eye)
         self.gone.index_fill_(0, place, True)
-        self.gone_count += 1
+
+    def _solved(self, C_gg: Tensor, C_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and P."""
+        if self.recordable:
+            root = C_gg.sqrt()
+            Q = C_rows / root
+            return Q, Q / root
+        K = torch.linalg.cholesky_ex(C_gg).L
+        Q = torch.linalg.solve_triangular(K, C_rows, upper=False)
+        return Q, torch.linalg.solve_triangular(K.T, Q, upper=True)
 
     def _current_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Rows g of C and of G, [u, m * u] each, with the pending terms applied."""
         C_rows, G_rows = self.C.index_select(0, g), self.G.index_select(0, g)
-        if self.pending:
+        count = self.steps if self.recordable else self.pending  # a recorded step takes all; the unused ones are zero
+        if count:
             width = C_rows.shape[1]
-            Q, PA = self.Q[: self.pending], self.PA[: self.pending]
+            Q, PA = self.Q[:count], self.PA[:count]
             C_rows.addmm_(Q.index_select(2, g).view(-1, self.u).T, Q.view(-1, width), alpha=-1)
             AP_at_g = PA.index_select(3, g).flip(1).view(-1, self.u)
             G_rows.addmm_(AP_at_g.T, PA.view(-1, width), alpha=-1)
@@ -154,13 +207,29 @@ class _Elimination:
         PA = self.PA[: self.pending]
         self.C.addmm_(Q.T, Q, alpha=-1)
         self.G.addmm_(PA.flip(1).view(-1, width).T, PA.view(-1, width), alpha=-1)
-        self.pending = 0
+        self._collect()
         if self.gone_count >= COMPACT_SHARE * len(self.ids):
             kept = (~self.gone).nonzero().view(-1)
             columns = (kept[:, None] * self.u + self.offsets).view(-1)
             self.ids = self.ids[kept]
             self.C, self.G = _compacted_(self.C, columns), _compacted_(self.G, columns)
             self._reset()
+        elif self.recordable:
+            self.Q.zero_()
+            self.PA.zero_()
+
+    def _collect(self) -> None:
+        """Take the units and costs of the pending steps, and begin a new group of steps."""
+        costs = self.costs[: self.pending].to(torch.float64, copy=True)
+        self._removed.append((self.ids[self.places[: self.pending]], costs))
+        self.slot.zero_()
+        self.pending = 0
+
+    def removed(self) -> tuple[Tensor, Tensor]:
+        """All units and costs, [n] int64 and [n] float64, the first one removed first."""
+        self._collect()
+        picks, costs = zip(*self._removed, strict=True)
+        return torch.cat(picks), torch.cat(costs)
 
 
 def _compacted_(X: Tensor, columns: Tensor) -> Tensor:

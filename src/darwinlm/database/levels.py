@@ -68,7 +68,7 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
         return _sorted(shape, [Level(0, 0, 0, 0), *levels])
     if shape.kind == "mlp":
         counts = _mlp_counts(shape, units)
-    elif not family.is_cut(shape.kind):
+    elif shape.fixed:
         counts = [(shape.groups, shape.heads, shape.width)]
     else:
         counts = _attention_counts(shape, units)

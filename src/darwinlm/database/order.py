@@ -34,6 +34,9 @@ DEAD_LEVEL: Final = 2.0**-40
 DEAD_FLOOR: Final = 2.0**-80
 """Diagonal of every input after `damp` if all are dead; its root and its inverse are exact in float32."""
 
+BLOCK: Final = 64
+"""Columns removed between two applications of the pending updates."""
+
 FLOAT32_MAX_INFLATION: Final = 500.0
 """Largest variance inflation factor for which the loop runs in float32.
 
@@ -124,7 +127,7 @@ def removal_order(
     units: Tensor,
     *,
     saliency: Tensor | None = None,
-    block: int = 64,
+    block: int = BLOCK,
     dtype: torch.dtype | None = None,
     damping: float = DAMPING,
     name: str = "module",
@@ -170,7 +173,7 @@ class Removal:
         units: Tensor,
         *,
         saliency: Tensor | None = None,
-        block: int = 64,
+        block: int = BLOCK,
         dtype: torch.dtype | None = None,
         damping: float = DAMPING,
         name: str = "module",

@@ -17,7 +17,7 @@ def register() -> None:
     from darwinlm.families.pruned import pruned_classes
 
     for family in families().values():
-        if family.mixer is not None:
+        if family.mixer is not None or family.tail is not None:
             continue
         _, _, causal = pruned_classes(*family.class_names)
         adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"

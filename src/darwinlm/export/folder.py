@@ -107,10 +107,11 @@ def _for_vllm(reshaper: Reshaper, dtype: torch.dtype, tensor_parallel: int, repo
     if not is_custom(checkpoint.config):
         report.notes.append("the layers are equal: vLLM uses its class of this family")
         return checkpoint.load(dtype)
-    if checkpoint.family.mixer is not None:
+    part = checkpoint.family.mixer or checkpoint.family.tail
+    if part is not None:
         raise ExportError(
             f"--to vllm: layers of {checkpoint.family.model_type} differ in size, and vLLM runs no such model with "
-            f"{checkpoint.family.mixer.title}. Use --to hf, or keep all layers equal"
+            f"{part.title}. Use --to hf, or keep all layers equal"
         )
     gone = [str(sizes.block) for sizes in reshaper.sizes if not sizes.heads]
     if gone:

@@ -17,6 +17,7 @@ from darwinlm.artifact import write_text
 from darwinlm.errors import CheckpointError, ModelError, NumericsError, storage_error
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import PREFIX
+from darwinlm.families.loading import without_bars
 from darwinlm.families.origin import carry
 from darwinlm.families.whole import add_modeling_file, is_whole, put_inside
 from darwinlm.lock import ASIDE
@@ -124,7 +125,8 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
         CheckpointError: The logits differ; the message names the first differing layer.
     """
     auto = AutoModelForImageTextToText if is_whole(folder) else AutoModelForCausalLM
-    again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
+    with without_bars():
+        again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     again = again.eval().to(model.device)
     for parameter in (*model.parameters(), *again.parameters()):
         parameter.data = parameter.data.clone()  # rounding depends on the alignment of weights, and files have any

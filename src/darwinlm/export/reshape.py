@@ -23,7 +23,7 @@ from darwinlm.export.sizes import (
 )
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Attention, Mixer, Mlp
+from darwinlm.families.family import Attention, Mixer, Mlp, Tail
 from darwinlm.families.shapes import head_dim, output_name
 from darwinlm.surgery.stitch import fill
 
@@ -37,7 +37,7 @@ class Reshaper:
     def __init__(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> None:
         self.checkpoint = checkpoint
         self.family = checkpoint.family
-        self.columns = head_dim(checkpoint.config)
+        self.columns = head_dim(checkpoint.config)  # of the first block; see `columns_of`
         self.sizes = block_sizes(checkpoint) if sizes is None else sizes
         self.stock = stock_config(checkpoint) if sizes is None else checkpoint.config
 
@@ -59,9 +59,13 @@ class Reshaper:
         count = 0 if names is None else int(getattr(self.stock, names.count))
         return [sizes.block for sizes in self.sizes if 0 < sizes.experts < count]
 
+    def columns_of(self, block: int) -> int:
+        """Columns of a block's heads."""
+        return head_dim(self.checkpoint.config, block)
+
     def full(self, block: int) -> BlockSizes:
         """Sizes of a block before anything was pruned."""
-        stock, template = self.stock, self.template[block]
+        stock, template = self.stock.per_layer_config[block], self.template[block]
         groups = getattr(stock, "num_key_value_heads", None) or stock.num_attention_heads
         output = output_name(self.family.mlp, template)
         assert output is not None
@@ -76,24 +80,25 @@ class Reshaper:
         """
         sizes = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
-        result: Tensors = {}
+        columns, scale = self.columns_of(target.block), self.family.tail.scale if self.family.tail else ""
+        result: Tensors = {scale: inside[scale]} if scale in inside else {}
         for kind in self.family.kinds:
             part = self.family.module(kind)
             if output_name(part, self.template[target.block]) is None:
                 continue
             attention = isinstance(part, Attention)
-            if not (target.heads if attention else target.width) and kind != "mixer":
+            if kind in ("attention", "mlp") and not (target.heads if attention else target.width):
                 continue
             tensors, norms = split_block(inside, part)
-            if not isinstance(part, Mixer) and not (sizes.heads if attention else sizes.width):
-                result |= zero_sublayer(self.template[target.block], part, target, self.columns, self.checkpoint.dtype)
+            if not isinstance(part, Mixer | Tail) and not (sizes.heads if attention else sizes.width):
+                result |= zero_sublayer(self.template[target.block], part, target, columns, self.checkpoint.dtype)
                 continue
             if isinstance(part, Attention):
                 plain = sizes
                 if sizes.owners is not None and target.heads == target.groups == sizes.heads:
-                    tensors, plain = expand_groups(tensors, part, sizes, self.columns)
+                    tensors, plain = expand_groups(tensors, part, sizes, columns)
                 if plain.owners is not None or plain.sizes[:2] != target.sizes[:2]:
-                    tensors = widen_attention(tensors, part, plain, self.columns, target)
+                    tensors = widen_attention(tensors, part, plain, columns, target)
             elif isinstance(part, Mlp) and sizes.width != target.width:
                 tensors = widen_mlp(tensors, part, target.width)
             result |= {f"{part.name}.{name}": tensor for name, tensor in tensors.items()} | norms

@@ -33,6 +33,7 @@ class BlockSizes:
         width: Number of MLP channels; 0 without MLP.
         owners: KV head of each query head; None if they are shared evenly in order.
         experts: Number of experts of a mixture, each of width `width`; 0 if the MLP isn't a mixture.
+        mixer: Whether it has another token mixer instead of an attention.
     """
 
     block: int
@@ -41,11 +42,12 @@ class BlockSizes:
     width: int
     owners: tuple[int, ...] | None = None
     experts: int = 0
+    mixer: bool = False
 
     @property
     def empty(self) -> bool:
-        """Whether the block has neither attention nor MLP and returns its input."""
-        return self.heads == 0 and self.width == 0
+        """Whether the block has no attention, MLP or other token mixer."""
+        return self.heads == 0 and self.width == 0 and not self.mixer
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -65,7 +67,7 @@ def block_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
         groups = attention.groups if attention else 0
         owners = attention.query_groups if attention else None
         width, experts = (mlp.width, mlp.experts) if mlp else (0, 0)
-        blocks.append(BlockSizes(block, heads, groups, width, owners, experts))
+        blocks.append(BlockSizes(block, heads, groups, width, owners, experts, (block, "mixer") in modules))
     return blocks
 
 
@@ -74,9 +76,16 @@ def stock_config(checkpoint: Checkpoint) -> Any:
     tree = checkpoint.config.to_dict()
     for name in ("per_layer_config", "auto_map", "architectures"):
         tree.pop(name, None)
-    config = AutoConfig.for_model(
-        **{**tree, "model_type": checkpoint.family.model_type, "head_dim": head_dim(checkpoint.config)}
-    )
+    columns = [head_dim(checkpoint.config, block) for block in range(checkpoint.n_blocks)]
+    if len(set(columns)) > 1:  # KV heads belong to layers too
+        heads = tree.pop("stock_kv_heads", None) or [
+            layer.num_key_value_heads for layer in checkpoint.config.per_layer_config
+        ]
+        rows = zip(columns, heads, strict=True)
+        tree["per_layer_config"] = {
+            block: {"head_dim": size, "num_key_value_heads": count} for block, (size, count) in enumerate(rows)
+        }
+    config = AutoConfig.for_model(**{**tree, "model_type": checkpoint.family.model_type, "head_dim": columns[0]})
     config.architectures = [f"{checkpoint.family.class_prefix}ForCausalLM"]
     config.dtype = checkpoint.dtype
     return config

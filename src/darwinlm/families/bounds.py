@@ -57,7 +57,10 @@ LIMITS = {
         ),
         UNITS,
     ),
-    "vocab_size": VOCABULARY,
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+    "hidden_size_per_layer_input": WIDTH,
+    "num_kv_shared_layers": BLOCKS,
+    "stock_kv_heads": UNITS,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "context_length"), CONTEXT),
 }
 """Largest value of each number that determines allocations, by its name in config.json or a GGUF header."""
@@ -65,10 +68,11 @@ MAY_BE_ZERO = frozenset(
     {"head_count", "head_count_kv", "feed_forward_length", "expert_count", "expert_used_count", "n_inner"}
     | {"num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"}
     | {"shared_expert_intermediate_size", "num_key_value_heads", "dimension_count", "n_shared_experts"}
+    | {"hidden_size_per_layer_input", "num_kv_shared_layers"}
 )
 BY_LAYER = frozenset(
     {"intermediate_size", "num_attention_heads", "num_key_value_heads", "feed_forward_length", "head_count"}
-    | {"head_count_kv", "hidden_size"}
+    | {"head_count_kv", "hidden_size", "stock_kv_heads"}
 )
 """Numbers that may be a list with an entry for each layer."""
 LARGEST_INTEGER = 1 << 53

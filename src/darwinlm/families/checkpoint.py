@@ -26,7 +26,7 @@ from darwinlm.families.config import open_config, read_config
 from darwinlm.families.family import PREFIX, Family, family_of
 from darwinlm.families.layout import Parts, tensor_parts
 from darwinlm.families.loading import load_model, load_tokenizer
-from darwinlm.families.whole import text_config, text_name, text_type
+from darwinlm.families.whole import check_text_part, text_config, text_name, text_type
 from darwinlm.limits import load_json, shorten
 
 INDEX = "model.safetensors.index.json"
@@ -83,6 +83,7 @@ class Checkpoint:
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
+        check_text_part(plain, path)
         config = open_config(folder, model_type, own_code="auto_map" in plain, allow_remote_code=allow_remote_code)
         whole = config if text_type(plain) is not None else None
         config = config if whole is None else text_config(whole)
@@ -93,6 +94,11 @@ class Checkpoint:
     def _check_tensors(self) -> None:
         """Compare names, types and shapes in the shards' headers with the configuration."""
         stored = self.stored_shapes()
+        if self.whole is not None and not self.tensors:
+            raise CheckpointError(
+                f"{self.folder} holds no language model: none of its tensors belongs to the text part of a "
+                f"{self.whole.model_type} model. Give the whole model's folder"
+            )
         layers = (getattr(self.config, "per_layer_config", None) or ()) if _is_ours(self.config) else ()
         absent = sum(1 for row in layers if len(set(getattr(row, "skip", ()))) > 1)
         check_blocks(self.n_blocks, self.tensors, self.family.layers, self.folder / "config.json", absent=absent)

@@ -10,7 +10,8 @@ Letters: b sequences, t tokens, m residual width, v vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,13 +31,14 @@ class _AllRecorded(Exception):  # noqa: N818
 class _Recorder(nn.Module):
     """Replaces a block and records its arguments."""
 
-    def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], *, last: bool) -> None:
+    def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], names: Sequence[str], *, last: bool) -> None:
         super().__init__()
         self.calls = calls
+        self.names = names  # of the block's arguments after the residual stream
         self.last = last
 
-    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
-        self.calls.append((hidden, arguments))
+    def forward(self, hidden: Tensor, *more: Any, **arguments: Any) -> Tensor:
+        self.calls.append((hidden, {**dict(zip(self.names, more, strict=False)), **arguments}))
         if self.last:
             raise _AllRecorded
         return hidden
@@ -49,7 +51,7 @@ class _Pass(nn.Module):
         super().__init__()
         self.stored = stored
 
-    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden if self.stored is None else self.stored
 
 
@@ -72,6 +74,10 @@ class Decoder:
     Args:
         model: A causal LM of transformers in evaluation mode.
         family: Family of the model.
+
+    Attributes:
+        linked: Whether the arguments of a block depend on the tokens, and hold what earlier blocks computed.
+        restart: The last block from which a pass can begin, since later blocks reuse the keys and values of this one.
     """
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -81,6 +87,9 @@ class Decoder:
         self.model = model
         self.family = family
         self.blocks: nn.ModuleList = model.get_submodule(family.layers)
+        self.linked = family.linked(model.config)
+        sources = family.attention.sources(model.config).values()
+        self.restart = min(sources, default=len(self.blocks))
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     @property
@@ -101,7 +110,12 @@ class Decoder:
         return self._record(tokens)[0][0]
 
     def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
-        """Arguments of each block's call, for unpadded tokens of this shape [b, t]."""
+        """Arguments of each block's call, for unpadded tokens of this shape [b, t].
+
+        If blocks are linked, the arguments belong to these tokens and to one pass through the blocks.
+        """
+        if self.linked:
+            return [arguments for _, arguments in self._record(tokens)]
         shape = (tokens.shape[0], tokens.shape[1])
         if shape not in self._arguments:
             self._arguments[shape] = [arguments for _, arguments in self._record(tokens)]
@@ -111,7 +125,9 @@ class Decoder:
     def _record(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
         calls: list[tuple[Tensor, dict[str, Any]]] = []
         count = len(self.blocks)
-        with self._stand_ins({i: _Recorder(calls, last=i == count - 1) for i in range(count)}):
+        plain = getattr(type(self.blocks[0]), "_parent", type(self.blocks[0]))
+        names = list(inspect.signature(plain.forward).parameters)[2:]  # after self and the residual stream
+        with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
             try:
                 self.model(input_ids=tokens.to(self.device), use_cache=False)
             except _AllRecorded:
@@ -183,6 +199,22 @@ class Decoder:
         finally:
             for i, original in originals.items():
                 self.blocks[i] = original
+
+    @contextmanager
+    def without_tail(self, block: int) -> Iterator[None]:
+        """Let a block end after its MLP."""
+        tail, module = self.family.tail, self.blocks[block]
+        if tail is None:
+            yield
+            return
+        scale, width = getattr(module, tail.scale), getattr(module, tail.width)
+        setattr(module, tail.scale, torch.ones_like(scale))
+        setattr(module, tail.width, 0)
+        try:
+            yield
+        finally:
+            setattr(module, tail.scale, scale)
+            setattr(module, tail.width, width)
 
     def has(self, block: int, kind: ModuleKind) -> bool:
         """Whether a block has a module of this kind, even one that was replaced."""

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from darwinlm.errors import FamilyError
 from darwinlm.families.refusal import why_not
 
-ModuleKind = Literal["attention", "mixer", "mlp"]
+ModuleKind = Literal["attention", "mixer", "mlp", "tail"]
 RowUnit = Literal["query", "gated_query", "key_value", "channel"]
-KINDS: tuple[ModuleKind, ...] = ("attention", "mixer", "mlp")
-"""Kinds in the order in which a block runs them. A block has an attention or a mixer, if any, and an MLP."""
+KINDS: tuple[ModuleKind, ...] = ("attention", "mixer", "mlp", "tail")
+"""Kinds in the order in which a block runs them. A block has an attention or a mixer, if any, an MLP, and in some
+families a tail."""
 PREFIX = "darwinlm_"
 
 
@@ -86,9 +87,22 @@ class Attention(SubLayer):
     attention)."""
     gated: bool = False
     """Whether the rows of each query head are followed by those of a gate on its output (Qwen3.5)."""
+    reused: str | None = None
+    """Configuration field for the number of last blocks whose attentions reuse the keys and values of the last earlier
+    block of the same layer type (Gemma 4). All attentions that take part in this are kept."""
     key_value: tuple[str, ...]
-    """Projections whose rows belong to KV heads. A name that is also in `query`, or that is listed twice, is a fused
-    tensor: its rows are those of each occurrence in order, queries first."""
+    """Projections whose rows belong to KV heads; a block may lack those of values that equal its keys. A name that is
+    also in `query`, or that is listed twice, is a fused tensor: its rows are those of each occurrence in order, queries
+    first."""
+
+    def sources(self, config: Any) -> dict[int, int]:
+        """The blocks that reuse keys and values, each with the block whose keys and values these are."""
+        if self.reused is None:
+            return {}
+        count, kinds = int(config.num_hidden_layers), config.layer_types
+        first = max(count - int(getattr(config, self.reused) or 0), 0)
+        last = {kinds[block]: block for block in range(first)}
+        return {block: last[kinds[block]] for block in range(first, count) if kinds[block] in last}
 
     @property
     def segments(self) -> dict[str, list[RowUnit]]:
@@ -102,6 +116,25 @@ class Mixer(SubLayer):
 
     title: str
     """Name in messages: `linear attention`."""
+
+
+class Tail(SubLayer):
+    """What a block does after its MLP. It is never cut or removed, and runs in blocks without other parts too."""
+
+    title: str
+    """Name in messages: `per-layer input`."""
+    output: str = ""
+    """Empty, since the projection has no module around it."""
+    argument: str
+    """Argument of the block that is a slice of the per-layer embeddings."""
+    embedding: str
+    """Embedding of tokens for all layers."""
+    vocabulary: str
+    """Configuration field for its number of tokens."""
+    width: str
+    """Attribute of a block, and configuration field, for the slice's size; a block skips its tail if it is 0."""
+    scale: str
+    """Buffer of the block: a factor on its result, with or without the other parts of the tail."""
 
 
 class Experts(Closed):
@@ -190,7 +223,7 @@ class Mlp(SubLayer):
         return _by_name((name, "channel") for name in self.inputs)
 
 
-Part = Attention | Mixer | Mlp
+Part = Attention | Mixer | Mlp | Tail
 
 
 class Stored(Closed):
@@ -236,6 +269,8 @@ class Family(Closed):
     """Names of the token mixer that some blocks have instead of an attention."""
     mlp: Mlp
     """Names of the MLP."""
+    tail: Tail | None = None
+    """Names of what follows the MLP."""
 
     stored: Stored = Stored()
     """Differing names in checkpoints."""
@@ -259,18 +294,28 @@ class Family(Closed):
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:
         """Kinds of modules of its blocks."""
-        return tuple(kind for kind in KINDS if kind != "mixer" or self.mixer is not None)
+        return tuple(kind for kind in KINDS if kind in ("attention", "mlp") or getattr(self, kind) is not None)
 
     def is_cut(self, kind: ModuleKind) -> bool:
         """Whether modules of this kind are cut or removed."""
         return kind == "mlp" or (kind == "attention" and self.attention.cut != "never")
 
+    def cut_kinds(self, config: Any, block: int) -> list[ModuleKind]:
+        """Kinds of the modules of a block that are cut or removed."""
+        sources = self.attention.sources(config)
+        shared = block in sources or block in sources.values()
+        return [kind for kind in self.kinds if self.is_cut(kind) and not (kind == "attention" and shared)]
+
+    def linked(self, config: Any) -> bool:
+        """Whether blocks get more than the residual stream from the tokens or from earlier blocks."""
+        per_layer = self.tail is not None and getattr(config, self.tail.width)
+        return bool(per_layer) or bool(self.attention.sources(config))
+
     def module(self, kind: ModuleKind) -> Part:
         """The names of one of `kinds`."""
-        if kind == "mixer":
-            assert self.mixer is not None
-            return self.mixer
-        return self.attention if kind == "attention" else self.mlp
+        part: Part | None = getattr(self, kind)
+        assert part is not None
+        return part
 
 
 @cache

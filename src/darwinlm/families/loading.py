@@ -6,7 +6,8 @@ both are refused with a clear message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from darwinlm.errors import CheckpointError, ModelError, RemoteCodeError, first_line
 from darwinlm.families.sentence_piece import MODEL, check_sentence_piece
@@ -35,6 +37,19 @@ def remote_code(where: Path | str, what: str = "") -> RemoteCodeError:
     )
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Silence the progress bars of transformers, which would appear beside ours or in a notebook."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool, **more: Any) -> Any:
     """A causal language model with all of its weights.
 
@@ -50,15 +65,16 @@ def load_model(model: Path | str, dtype: torch.dtype, *, allow_remote_code: bool
     """
     local = {"local_files_only": True} if isinstance(model, Path) else {}
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=dtype,
-            trust_remote_code=allow_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **local,
-            **more,
-        )
+        with without_bars():
+            loaded, report = AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=dtype,
+                trust_remote_code=allow_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **local,
+                **more,
+            )
     except (
         OSError,
         RuntimeError,

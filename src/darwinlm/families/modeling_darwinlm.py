@@ -14,9 +14,11 @@ import copy
 import importlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
 NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
 COUNTS = ("num_local_experts", "n_routed_experts", "num_experts")
 WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
+NO_LAYERS = {"num_hidden_layers": 0}
 PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 
 
@@ -37,16 +40,40 @@ PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
 def _uniform(config: Any, **values: int) -> Iterator[None]:
     """Temporarily turn this object into the configuration of a uniform model, with `values` if given.
 
-    It must be the same object, because a copy would lose the model's choice of an attention implementation.
+    It must be the same object, because a copy would lose the model's choice of an attention implementation. Head sizes
+    that belong to the type of a layer (Gemma 4) stay.
     """
     fields = config.__dict__
     hidden = {name: fields[name] for name in ("_heterogeneity_spec", *values) if name in fields}
-    fields.pop("_heterogeneity_spec", None)
+    spec = fields.pop("_heterogeneity_spec", None)
+    sizes = {i: row["head_dim"] for i, row in getattr(spec, "per_layer_overrides", {}).items() if "head_dim" in row}
+    if sizes:
+        PreTrainedConfig.per_layer_config.fset(config, {i: {"head_dim": size} for i, size in sizes.items()})
     fields.update(values)
     try:
         yield
     finally:
+        fields.pop("_heterogeneity_spec", None)
         fields.update(hidden)
+
+
+class _Stub(nn.Module):
+    """Replaces a layer while a decoder is built that must know the number of its layers."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.self_attn = SimpleNamespace(is_kv_shared_layer=False)
+
+
+@contextmanager
+def _stubs(layer: type) -> Iterator[None]:
+    """Temporarily replace the class of layers in the family's module."""
+    module = sys.modules[layer.__module__]
+    setattr(module, layer.__name__, _Stub)
+    try:
+        yield
+    finally:
+        setattr(module, layer.__name__, layer)
 
 
 class PrunedConfig:
@@ -55,12 +82,14 @@ class PrunedConfig:
     _definition: tuple[str, str, str, Norms, Sequence[str]]
     query_groups = None  # for layers whose key-value heads serve different numbers of query heads
     stored_kv_heads = None
+    stock_kv_heads = None  # of every layer before pruning, in families whose layers differ anyway
     shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Set the head size first, so that it doesn't depend on a layer's number of heads."""
         per_layer = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.__dict__.pop("_heterogeneity_spec", None)  # of the family's own
         if getattr(self, "head_dim", None) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads  # type: ignore[attr-defined]
         self.per_layer_config = per_layer
@@ -121,9 +150,16 @@ class PrunedConfig:
             chosen = getattr(layer, "num_experts_per_tok", None)
             if experts is not None and chosen is not None and experts < chosen:
                 raise ValueError(f"layer {i}: {experts} experts, but each token is sent to {chosen} of them")
-            for width in (getattr(layer, name, 1) for name in WIDTHS):
-                if width < 1:
+            for width in (getattr(layer, name, None) for name in WIDTHS):
+                if width is not None and width < 1:
                     raise ValueError(f"layer {i}: an MLP of width {width}; skip 'mlp' to leave it out")
+
+    def validate_layer_type(self) -> None:
+        """Run the family's check. Some releases rename layer types in code outside of transformers; undo this."""
+        kinds = getattr(self, "layer_types", None)
+        super().validate_layer_type()  # type: ignore[misc]
+        if kinds is not None and self.layer_types != kinds:  # type: ignore[has-type]
+            self.layer_types = kinds
 
     def validate_rope(self) -> None:
         """Run the family's check of the rotary embedding, which all layers share."""
@@ -233,7 +269,7 @@ class PrunedBlock:
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
-        self.empty = set(config.skip) == set(SUBLAYERS) and not counts
+        self.empty = set(config.skip) == set(SUBLAYERS) and not counts and not self.state_dict()  # type: ignore[attr-defined]
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the family's layer; a layer without sub-layers returns its input."""
@@ -257,9 +293,10 @@ class PrunedModel(FromFamily):
 
     def __init__(self, config: Any) -> None:
         config.validate_architecture()
-        with _uniform(config, num_hidden_layers=0):
-            super().__init__(config)  # type: ignore[call-arg]
         plain, pruned = self._blocks
+        linked = hasattr(config, "num_kv_shared_layers")
+        with _uniform(config, **({} if linked else NO_LAYERS)), _stubs(plain) if linked else nullcontext():
+            super().__init__(config)  # type: ignore[call-arg]
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
         own_code = [
             getattr(own, "skip", ()) or (own.query_groups, own.shared_expert_width) != (None, None) for own in layers
@@ -267,8 +304,8 @@ class PrunedModel(FromFamily):
         blocks = [(pruned if odd else plain)(own, i) for i, (own, odd) in enumerate(zip(layers, own_code, strict=True))]
         self.layers = nn.ModuleList(blocks)
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
-            rotary.config = copy.copy(config)
-            rotary.config.__dict__.pop("_heterogeneity_spec", None)
+            with _uniform(config):
+                rotary.config = copy.copy(config)
         self.post_init()  # type: ignore[attr-defined]
 
 
@@ -278,7 +315,8 @@ class PrunedForCausalLM(FromFamily):
     _decoder: type
 
     def __init__(self, config: Any) -> None:
-        with _uniform(config, num_hidden_layers=0):
+        tail = {"hidden_size_per_layer_input": 0} if hasattr(config, "hidden_size_per_layer_input") else {}
+        with _uniform(config, **NO_LAYERS, **tail):
             super().__init__(config)  # type: ignore[call-arg]
         self.model = None  # release the empty decoder before the real one is built
         self.model = self._decoder(config)
@@ -304,7 +342,7 @@ def define_classes(
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
-        plain = getattr(family, f"{prefix}DecoderLayer")
+        plain = getattr(family, f"{prefix}DecoderLayer", None) or getattr(family, f"{prefix}{infix}DecoderLayer")
         made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms, names)}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
@@ -313,7 +351,7 @@ def define_classes(
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
-        _derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared)
+        _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared))
     return tuple(globals()[name] for name in classes)
 
 
@@ -354,7 +392,7 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
         parts = {**parent.sub_configs_defaults, "text_config": by_type}
         made = {"model_type": f"darwinlm_{parent.model_type}", "_whole": (prefix, module)}
         config = _derive(names[0], WholeConfig, parent, sub_configs_defaults=parts, **made)
-        _derive(names[1], FromFamily, plain, config_class=config)
+        _show_server(_derive(names[1], FromFamily, plain, config_class=config))
     return globals()[names[0]], globals()[names[1]]
 
 
@@ -368,6 +406,13 @@ def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
     }
     globals()[name] = made = type(name, (mixin, parent), {**about, **members})
     return made
+
+
+def _show_server(model: type) -> None:
+    """Let `transformers serve`, if this is its process, find a model class; it looks in `transformers` alone."""
+    server = sys.modules.get("transformers.cli.serving.model_manager")
+    if server is not None:
+        setattr(server.transformers, model.__name__, model)
 
 
 def auto_map(prefix: str) -> dict[str, str]:

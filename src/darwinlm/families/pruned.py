@@ -82,4 +82,9 @@ def pruned_config(
     values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
     values |= changes or {}
     layers = {index: dict(overrides) for index, overrides in per_layer.items()}
+    if "head_dim" in (dense.per_layer_attributes or ()):
+        for index, layer in enumerate(dense.per_layer_config):
+            layers.setdefault(index, {})["head_dim"] = layer.head_dim
+        if not values.get("stock_kv_heads"):
+            values["stock_kv_heads"] = [layer.num_key_value_heads for layer in dense.per_layer_config]
     return config_class(**values, per_layer_config=layers, attn_implementation=dense._attn_implementation)

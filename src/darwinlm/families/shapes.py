@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from darwinlm.errors import CheckpointError, FamilyError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import shape_by_rows
-from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit
+from darwinlm.families.family import Family, Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,6 +36,7 @@ class ModuleShape:
         chosen: Number of experts that a token uses; 0 if it isn't a mixture.
         droppable: Whether single experts of a mixture can be dropped.
         query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
+        fixed: Whether it is never cut or removed.
     """
 
     block: int
@@ -49,6 +51,7 @@ class ModuleShape:
     chosen: int = 0
     droppable: bool = True
     query_groups: tuple[int, ...] | None = None
+    fixed: bool = False
 
     @property
     def name(self) -> str:
@@ -76,25 +79,29 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         uneven = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
         shared = tuple(uneven) if uneven else None
-        for part in map(family.module, family.kinds):
+        cut = family.cut_kinds(checkpoint.config, block)
+        for kind in family.kinds:
+            part = family.module(kind)
             output = output_name(part, inside)
             if output is not None:
-                modules.append(_module_shape(block, checkpoint, part, inside, output, shared))
+                shape = _module_shape(block, checkpoint, part, inside, output, shared)
+                modules.append(replace(shape, fixed=kind not in cut))
     return modules
 
 
 def output_name(part: Part, inside: Container[str]) -> str | None:
     """Name of the output projection's weight among the tensors of a block; None if the sub-layer is absent."""
-    names = [f"{part.name}.{part.output}.weight"]
+    names = [f"{part.name}.{part.output}.weight" if part.output else f"{part.name}.weight"]
     if isinstance(part, Mlp) and part.experts is not None:
         names.append(f"{part.name}.{part.experts.name}.{part.experts.output}")
     return next((name for name in names if name in inside), None)
 
 
-def head_dim(config: object) -> int:
-    """Columns of one head: from the configuration, else the hidden size divided by heads as in transformers."""
+def head_dim(config: Any, block: int = 0) -> int:
+    """Columns of a block's heads: from the configuration, else the hidden size divided by heads as in transformers."""
+    config = config.per_layer_config[block] if getattr(config, "is_heterogeneous", False) else config
     stated = getattr(config, "head_dim", None)
-    return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)  # type: ignore[attr-defined]
+    return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)
 
 
 def _module_shape(
@@ -105,12 +112,12 @@ def _module_shape(
     output: str,
     query_groups: tuple[int, ...] | None,
 ) -> ModuleShape:
-    family, columns = checkpoint.family, head_dim(checkpoint.config)
+    family, columns = checkpoint.family, head_dim(checkpoint.config, block)
     names = [name for name in inside if name.startswith(part.name + ".") or name.partition(".")[0] in part.norms]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.name + "."), inside[name]) for name in names}
     width = tensors[output][-1]
-    if isinstance(part, Mixer):
-        return ModuleShape(block, "mixer", tensors, 1, 1, 1, width, output)
+    if isinstance(part, Mixer | Tail):
+        return ModuleShape(block, "mixer" if isinstance(part, Mixer) else "tail", tensors, 1, 1, 1, width, output)
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
             return ModuleShape(block, "mlp", tensors, 1, 1, 1, width, output)
@@ -127,9 +134,11 @@ def _module_shape(
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.num_attention_heads)
         return ModuleShape(block, "attention", tensors, heads, 1, width // heads, width, output)
-    key = part.segments[part.key_value[0]]
-    rows = tensors[f"{part.name}.{part.key_value[0]}.weight"][0] - key.count("query") * width  # of a fused tensor
-    groups = rows // (key.count("key_value") * columns)
+    key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
+    if stored is None:  # reused keys and values
+        groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
+    else:
+        groups = (stored[0] - key.count("query") * width) // (key.count("key_value") * columns)  # of a fused tensor
     if query_groups is not None:
         return ModuleShape(block, "attention", tensors, groups, 0, columns, width, output, query_groups=query_groups)
     heads = width // (groups * columns)

@@ -43,6 +43,23 @@ def text_type(plain: dict[str, Any]) -> str | None:
     return kind if family is not None and whole in family.inside else None
 
 
+def check_text_part(plain: dict[str, Any], path: Path) -> None:
+    """Refuse a model with further parts whose configuration has no text part. Raises CheckpointError.
+
+    Args:
+        plain: Contents of config.json.
+        path: Its path, for messages.
+    """
+    whole, text = str(plain.get("model_type", "")).removeprefix(PREFIX), plain.get("text_config")
+    family = next((family for family in families().values() if whole in family.inside), None)
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    if family is not None and not isinstance(kind, str):
+        raise CheckpointError(
+            f"{path}: a {whole} model has a language model, but text_config doesn't describe one: it has no "
+            f"model_type, such as {family.model_type}. Fetch the model again"
+        )
+
+
 def text_config(whole: Any) -> Any:
     """Configuration of the text part as a language model of its own."""
     text = whole.get_text_config(decoder=True)

@@ -70,9 +70,9 @@ def open_foreign(
     described = _family(model_type, family, shapes)
     if described.mlp.experts is not None:
         raise FamilyError(f"{folder} is a mixture of experts ({described.model_type}), which can't be imported yet")
-    if described.mixer is not None:
+    if (part := described.mixer or described.tail) is not None:
         raise FamilyError(
-            f"{folder} has blocks with {described.mixer.title} ({described.model_type}), which can't be imported yet"
+            f"{folder} has blocks with {part.title} ({described.model_type}), which can't be imported yet"
         )
     blocks = _count_blocks(described, shapes, raw, folder)
     columns = head_dim or raw.get("head_dim") or _columns(raw, folder)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from darwinlm.cuda_graph import recorded
 
 WARM_UP = 3
 """Warm-up steps before a graph is recorded, for the initialisation of libraries."""
@@ -79,20 +80,17 @@ class GraphedDecoding:
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
         self._decoding = StaticDecoding(model, tokens, max(steps, WARM_UP))
-        stream, present = torch.cuda.Stream(tokens.device), torch.cuda.current_stream(tokens.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(present)
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._decoding.step()
-        present.wait_stream(stream)
+        for _ in range(WARM_UP):
+            self._decoding.step()
         self._decoding.rewind()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self.logits = self._decoding.step()
+        self._replay = recorded(self._record, tokens.device)
+
+    def _record(self) -> None:
+        self.logits = self._decoding.step()
 
     def step(self) -> Tensor:
         """Logits of one more token, [b, 1, v]; the next step overwrites them."""
-        self._graph.replay()
+        self._replay()
         return self.logits
 
     def rewind(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from darwinlm.artifact import damaged, read_json, write_json
+from darwinlm.database.levels import ModuleLevels
 from darwinlm.families.family import KINDS, ModuleKind
 from darwinlm.latency.table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.latency.timing import Choice, ModelTimer
@@ -47,17 +48,17 @@ def measure_table(
         return known[name][0]
 
     ratios: dict[str, dict[Size, float]] = {}
+    cut = [module for module in space.modules if len(module.levels) > 1]
     for kind in KINDS:
-        if kind != "mixer" and any(module.kind == kind for module in space.modules):
+        if any(module.kind == kind for module in cut):
             ratios[kind] = _ratios_of(kind, space, ratio, points)
     rng = random.Random(0)  # noqa: S311
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
     measured = [ratio(f"check:{number}", _choice(space, each)) for number, each in enumerate(checks)]
     seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
-    counts = {kind: sum(module.kind == kind for module in space.modules) for kind in ratios}
-    lines = {kind: lines_of(of_kind, counts[kind], seconds) for kind, of_kind in ratios.items()}
+    lines = {kind: lines_of(of_kind, _counts(kind, cut), seconds) for kind, of_kind in ratios.items()}
     table = LatencyTable(lines, seconds, 0.0)
-    of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in space.modules)
+    of_modules = sum(table.seconds(module.kind, size_of(module.levels[-1])) for module in cut)
     table = LatencyTable(lines, seconds, max(0.0, seconds - of_modules))
     cost = table_costs(table, space)
     comparisons = [
@@ -95,9 +96,22 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     """Costs in nanoseconds of every level."""
     times = {
         (module.block, module.kind): [table.seconds(module.kind, size_of(level)) for level in module.levels]
+        if len(module.levels) > 1
+        else [0.0]
         for module in space.modules
     }
     return time_costs(space, times, table.fixed)
+
+
+def _counts(kind: str, modules: Sequence[ModuleLevels]) -> dict[int, int]:
+    """Number of modules of a kind by query heads per group, or by experts: MLPs and mixtures count apart."""
+    counts: dict[int, int] = {}
+    for module in modules:
+        if module.kind == kind:
+            mixture = bool(module.levels[-1].experts)
+            alike = sum(other.kind == kind and bool(other.levels[-1].experts) == mixture for other in modules)
+            counts |= {size_of(level)[1]: alike for level in module.levels if level.width}
+    return counts
 
 
 def _choice(space: SearchSpace, allocation: Allocation) -> Choice:
@@ -109,14 +123,17 @@ def _ratios_of(
     kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Choice], float], points: int
 ) -> dict[Size, float]:
     """Times of whole models with all modules of a kind at one size, relative to the dense model."""
-    levels = {size_of(level): level for module in space.modules if module.kind == kind for level in module.levels}
-    others = {place: level for place, level in _choice(space, space.dense).items() if place[1] != kind}
-    places = [(module.block, module.kind) for module in space.modules if module.kind == kind]
-    tops = {size_of(module.levels[-1]) for module in space.modules if module.kind == kind}
+    modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
+    levels = {size_of(level): level for module in modules for level in module.levels}
+    places = [(module.block, module.kind) for module in modules]
+    mixtures = {place: bool(module.levels[-1].experts) for place, module in zip(places, modules, strict=True)}
+    others = {place: level for place, level in _choice(space, space.dense).items() if place not in places}
+    tops = {size_of(module.levels[-1]) for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 
     def measure(size: Size) -> float:
-        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(places, levels[size])})
+        alike = [place for place in places if mixtures[place] == bool(levels[size].experts)]
+        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(alike, levels[size])})
 
     gone = ratio(f"{kind}:gone", others)
     return {**refine(measured_lines(list(levels)), measure, points=points, known=known), ABSENT: gone}

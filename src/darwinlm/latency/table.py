@@ -79,7 +79,7 @@ class LatencyTable:
     Attributes:
         lines: Ascending widths and seconds for each number of query heads per group.
         dense: Seconds of the dense model.
-        fixed: Seconds of everything that isn't a module.
+        fixed: Seconds of everything else, including modules that are never cut.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
@@ -87,25 +87,27 @@ class LatencyTable:
     fixed: float
 
     def seconds(self, kind: str, size: Size) -> float:
-        """Time of one module; widths between measured ones are interpolated. Mixers belong to `fixed`."""
-        if not size[2] or kind == "mixer":
+        """Time of one module; widths between measured ones are interpolated."""
+        if not size[2]:
             return 0.0
         pairs = self.lines[kind][size[1]]
         return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))
 
 
-def lines_of(ratios: Mapping[Size, float], count: int, dense: float) -> dict[int, tuple[tuple[int, float], ...]]:
+def lines_of(
+    ratios: Mapping[Size, float], counts: Mapping[int, int], dense: float
+) -> dict[int, tuple[tuple[int, float], ...]]:
     """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
 
     Args:
         ratios: Time of the whole model at each size relative to the dense model, including `ABSENT`.
-        count: Number of modules of the kind.
+        counts: Number of modules of the kind, for each number of query heads per group.
         dense: Seconds of the dense model.
     """
     lines: dict[int, list[tuple[int, float]]] = {}
     for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):
         if size != ABSENT:
-            seconds = max(0.0, (ratio - ratios[ABSENT]) * dense / count)
+            seconds = max(0.0, (ratio - ratios[ABSENT]) * dense / counts[size[1]])
             line = lines.setdefault(size[1], [])
             line.append((size[2], max(seconds, line[-1][1]) if line else seconds))
     return {heads: tuple(line) for heads, line in lines.items()}

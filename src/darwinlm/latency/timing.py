@@ -106,6 +106,9 @@ class ModelTimer:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 module.register_parameter(name, nn.Parameter(self._filled(parameter), requires_grad=False))
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:  # a saved one, such as a factor or a router's correction
+                    module.register_buffer(name, torch.ones_like(buffer, device="cpu"))
         model.tie_weights()
         return model.to(self.device)
 

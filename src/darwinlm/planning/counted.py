@@ -96,7 +96,9 @@ def count_passes(
     for index, block in enumerate(decoder.blocks):
         kinds.setdefault(frozenset(name for name, _ in block.named_parameters()), []).append(index)
     largest = {max(kind, key=sizes.__getitem__): sum(sizes[index] for index in kind) for kind in kinds.values()}
-    left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in largest)
+    sources = {i: source for i, source in family.attention.sources(checkpoint.config).items() if i in largest}
+    needed = {*largest, *sources.values()}
+    left_out = tuple(checkpoint.block_prefix(i) for i in range(len(sizes)) if i not in needed)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
     flops = peak = saved = 0.0
     try:
@@ -113,6 +115,10 @@ def count_passes(
                 for part in (family.attention, family.mlp) if thin else ():
                     if layer._modules.get(part.name) is not None:
                         layer._modules[part.name] = _Thin(part, model.config.hidden_size, dtype)
+                if index in sources:  # whose keys and values it reuses
+                    for hidden, each in inputs:
+                        with torch.no_grad():
+                            decoder.run_block(sources[index], hidden, each[sources[index]])
                 one, two = (_count(layer, hidden, each[index], low, backward=backward) for hidden, each in inputs)
                 flops += (two[0] - one[0]) * size / sizes[index]
                 peak = max(peak, two[1] - one[1])

@@ -33,6 +33,8 @@ class Device:
         efficiency: Share of `rates` that a forward pass reaches, by element type.
         product_efficiency: Share of `rates` that other large matrix products reach.
         block_seconds: Minimum time of a pass through one block, even with few tokens.
+        step_seconds: Minimum time of one step of a removal order.
+        source: Source of the figures.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Device:
     efficiency: dict[str, float]
     product_efficiency: float
     block_seconds: float
+    step_seconds: float
     source: str
 
     @property
@@ -62,6 +65,13 @@ utilisation of well-tuned training (PaLM, arXiv 2204.02311, section 4.1, reached
 GPU_BLOCK_SECONDS = 4e-4
 """Minimum time of a block's pass on a GPU in seconds, for about forty kernel launches; our choice, 2026-11-24."""
 
+GPU_STEP_SECONDS = 1e-4
+"""Minimum time of a step of a removal order on a GPU in seconds: 31 kernels of a CUDA graph, counted on the simulated
+device of the tests, at 3 microseconds each. Our choice, 2026-11-27; `benchmarks/gpu.py` measures it."""
+
+CPU_STEP_SECONDS = 3e-4
+"""The same on a CPU. Set on a run on two cores, 2026-11-24."""
+
 BLOCK_CALLS = 90
 """Number of small operations that take as long as a block's pass over one token; measured on a very narrow Llama,
 2026-11-24."""
@@ -79,6 +89,9 @@ REMEDY = "give the YAML file that benchmarks/gpu.py wrote"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 TRIALS, LONG_ENOUGH = 6, 0.3
 """Maximum number of trials of a measurement, and time limit for starting another one in seconds."""
+
+BUSY = 1.5
+"""Load average per core above which other programs slow a measurement. Our choice, 2026-11-27."""
 
 
 def find_device(name: str) -> Device:
@@ -103,7 +116,7 @@ def find_device(name: str) -> Device:
 
 
 def _measured(path: Path) -> Device:
-    """The device of a file with a row as `devices.yaml` has them, and `efficiency` and `product_efficiency` of it."""
+    """The device of a file with a row as `devices.yaml` has them, and its efficiencies and `step_seconds`."""
     try:
         ((name, row),) = parse_yaml(path.read_text(encoding="utf-8")).items()
         numbers = [float(value) for field, value in row.items() if field != "source"]
@@ -126,6 +139,7 @@ def _from_row(name: str, row: dict[str, Any]) -> Device:
         dict.fromkeys(rates, row.get("efficiency", GPU_EFFICIENCY)),
         row.get("product_efficiency", GPU_EFFICIENCY),
         GPU_BLOCK_SECONDS,
+        row.get("step_seconds", GPU_STEP_SECONDS),
         str(row["source"]),
     )
 
@@ -164,12 +178,24 @@ def measure_cpu(clock: Callable[[], float] = time.perf_counter) -> Device:
     small = torch.ones(1, 64)
     call = best(lambda: [small.mul(1.0) for _ in range(100)]) / 100
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    threads = torch.get_num_threads()
-    source_words = f"measured here, {threads} threads"
     efficiency = dict.fromkeys(rates, CPU_EFFICIENCY)
     if has_matrix_tiles():
         efficiency["bfloat16"] = TILES_EFFICIENCY
-    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, BLOCK_CALLS * call, source_words)
+    calls = (BLOCK_CALLS * call, CPU_STEP_SECONDS)
+    return Device("cpu", memory, rates, bandwidth, efficiency, 1.0, *calls, _circumstances())
+
+
+def present_load() -> str:
+    """Words for the machine's load, if other programs slow it; else an empty string."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load {load:.1f} on {cores} cores" if load > BUSY * cores else ""
+
+
+def _circumstances() -> str:
+    """Number of threads of a measurement, and the load that made it too slow."""
+    threads, load = torch.get_num_threads(), present_load()
+    busy = f"; the machine is busy, {load}: times are shorter when it is idle" if load else ""
+    return f"measured here, {threads} thread{'' if threads == 1 else 's'}{busy}"
 
 
 def _rate(dtype: torch.dtype, best: Callable[[Callable[[], object]], float]) -> float:

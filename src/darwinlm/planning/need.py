@@ -11,9 +11,6 @@ from darwinlm.planning.model import Sizes
 RESERVE = 0.9
 """Share of a device's memory that a run may use; the rest is the runtime's and fragmentation's. Our choice."""
 
-STEP = 3e-4
-"""Seconds that one removal takes at least, for about twenty small calls. Set on a run on two cores, 2026-11-24."""
-
 
 @dataclass
 class StageNeed:
@@ -26,7 +23,7 @@ class StageNeed:
         passes: Operations of forward and backward passes.
         calls: Number of passes through one block, each of which has a minimum duration.
         products: Operations of other matrix products, by arithmetic type.
-        steps: Number of dependent steps, each of which has a minimum duration.
+        steps: Number of steps of removal orders, each of which has a minimum duration.
         moved: Bytes moved through memory besides those of matrix products.
         host: Seconds on one CPU core, independent of the device.
         bound: Time limit of the stage in seconds.
@@ -100,7 +97,7 @@ class StageNeed:
         on = self.device
         passes = self.passes / (on.rates[self.sizes.kind] * on.efficiency[self.sizes.kind])
         products = sum(count / (on.rates[kind] * on.product_efficiency) for kind, count in self.products.items())
-        waits = STEP * self.steps + on.block_seconds * self.calls
+        waits = on.step_seconds * self.steps + on.block_seconds * self.calls
         return (passes + products + self.moved / on.bandwidth + waits) / self.processes + self.host
 
     @property

@@ -6,8 +6,13 @@ stages agree (docs/notebook/speed.md, 2026-11-24).
 
 from __future__ import annotations
 
+import math
+
+from darwinlm.database.elimination import COMPACT_SHARE
+from darwinlm.database.order import BLOCK
 from darwinlm.evaluation import speed
 from darwinlm.evaluation.looking_back import LIST_LENGTHS, PASSAGES, number_of_lists
+from darwinlm.families.shapes import ModuleShape
 from darwinlm.planning import memory
 from darwinlm.planning.need import StageNeed
 from darwinlm.search.evaluate.dense_side import LOGIT_TOKENS
@@ -31,6 +36,9 @@ CONFIRMED = 1.5
 ORDER = 8.0
 """Operations of a removal order in units of d³: an inverse (2), and updates of two shrinking matrices (2 · 3)."""
 
+RECORDING = 30
+"""Steps that take as long as recording one as a CUDA graph. Our estimate, 2026-11-27."""
+
 KL_BYTES = 40
 """Bytes moved per logit of an evaluation: written, read as float32, exponentiated, multiplied with the dense one's."""
 
@@ -47,7 +55,11 @@ MICRO_BYTES = 18
 """Bytes moved per parameter for each accumulation of gradients: its copy in bfloat16, and the sum."""
 
 TOKENISED = 4e5
-"""Tokens that one process reads, tokenises and packs per second. Measured on two cores, 2026-11-24."""
+"""Tokens that one core reads, tokenises and packs per second. Measured 2026-11-24; 94 % of the time is the tokenizer's,
+which uses all cores."""
+
+CORES = 8
+"""Cores that tokenise on a machine with a GPU; our choice, 2026-11-27."""
 
 ROUNDS = 2
 """Passes that time a model: a warm-up and one more. Only short ones are repeated (`SPEED_SECONDS`)."""
@@ -75,9 +87,16 @@ def database(need: StageNeed) -> None:
         d, orders = float(shape.width), memory.orders_of(sizes, shape)
         need.products["float32"] += 2 * need.tokens * d * d + orders * (ORDER * d**3 + 2 * d * d * r)
         need.products["float64"] += orders * (d**3 / 3 + 2 * d * d * r)
-        need.steps += orders * d / shape.head_dim
+        need.steps += orders * (d / shape.head_dim + (0 if need.device.is_cpu else RECORDING * _recordings(shape)))
     # The checkpoint is hashed and read once.
     need.moved += 2.0 * sizes.params * sizes.saved
+
+
+def _recordings(shape: ModuleShape) -> float:
+    """Number of recorded steps of a removal order on a GPU: one whenever its arrays become smaller."""
+    if shape.head_dim > 1:
+        return 0.0
+    return max(math.log(shape.width / BLOCK) / -math.log(1 - COMPACT_SHARE), 0.0) + 1
 
 
 def search(need: StageNeed) -> None:
@@ -192,7 +211,7 @@ def recover(need: StageNeed) -> None:
     need.tokens = tokens
     steps = tokens / min(settings.batch_tokens, settings.tokens)
     need.moved += steps * memory.trained_in_recovery(sizes) * UPDATE_BYTES + tokens / micro * sizes.small * MICRO_BYTES
-    need.host = tokens / settings.epochs / TOKENISED
+    need.host = tokens / settings.epochs / (TOKENISED * (1 if need.device.is_cpu else CORES))
 
 
 def _copied(need: StageNeed) -> int:

@@ -25,7 +25,7 @@ from darwinlm.recipe import SearchSettings
 from darwinlm.search.evaluate.clock import Clock
 from darwinlm.search.evaluate.fitness import Fitness
 from darwinlm.search.evaluate.modules import PlacedModules
-from darwinlm.search.evaluate.training import CandidateTrainer
+from darwinlm.search.evaluate.training import MARGIN, CandidateTrainer
 from darwinlm.search.evolve.evolution import Guide, evolve
 from darwinlm.search.evolve.state import SearchState
 from darwinlm.search.predict.curvature import Curvature, removed_together
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from darwinlm.console import Reporter
 
 STATE = "evolution.json"
+
+PASS = 12
+"""Residual streams that a pass through a block holds at once, with the inside of the MLP. Our estimate, 2026-11-27."""
 
 
 def search(
@@ -82,6 +85,8 @@ def search(
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], settings.training, folder)
         trainer.reserve(max(map(problem.space.params, uniform_allocations(problem))))
+    elif model.device.type != "cpu":
+        placed.reserve(_held(problem, model, fitness.tokens.numel() + batch_tokens, batch_tokens))
 
     uniform = best_uniform(problem, fitness, losses, settings.stages[0].tokens, clock)
     uniform_kl = fitness.kl(uniform, settings.stages[-1].tokens)
@@ -99,6 +104,18 @@ def search(
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
     return {"allocation": state.parent, "uniform": uniform, "record": _record(state, problem, uniform_kl)}
+
+
+def _held(problem: Problem, model: Decoder, streams: int, batch_tokens: int) -> int:
+    """Bytes that a search without training holds besides the dense model and caches.
+
+    These are a candidate's modules, a pass, and the input of every block on `streams` tokens, for the parent and a
+    backward pass.
+    """
+    modules = max(map(problem.space.params, uniform_allocations(problem)))
+    width = int(model.model.config.hidden_size)
+    stream = (streams * len(model.blocks) + PASS * batch_tokens) * width
+    return int(MARGIN * (modules + stream) * model.dtype.itemsize)
 
 
 def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens: int, clock: Clock) -> Allocation:

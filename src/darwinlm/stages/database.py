@@ -15,6 +15,7 @@ from darwinlm.calibration.stream import BlockStream, Saliency
 from darwinlm.data import TokenBlocks
 from darwinlm.database.blocks import block_file
 from darwinlm.database.build import build_database
+from darwinlm.database.elimination import why_not_recorded
 from darwinlm.database.finished import TEXT, calibration_documents, check_fits, find_database
 from darwinlm.database.store import DatabaseReader
 from darwinlm.errors import DataError
@@ -84,6 +85,11 @@ def database_stage(run: Run, texts: Texts) -> PruningDatabase:
             with parallel.agree():
                 stream = _stream(run, tokens, memory)
             build_database(stage, stream, recipe.units, weights, run.reporter.advance)
+            if reason := why_not_recorded():
+                run.reporter.say(
+                    f"removal order: its steps can't be recorded as a CUDA graph ({reason}) and took longer, with the "
+                    "same results"
+                )
             with parallel.agree():
                 if parallel.is_main():
                     about = {"source": text.source, "tokens": text.n_tokens, "documents": list(text.document_hashes)}

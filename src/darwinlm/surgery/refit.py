@@ -153,7 +153,7 @@ def _refit_block(
     choices: list[FitChoice] = []
     for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
-        name = output_name(part, stitched)
+        name = output_name(part, stitched) if kind != "tail" else None
         spreads = []
         for walk in dense:
             with watched_spread(walk, kind) as spread:

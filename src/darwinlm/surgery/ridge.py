@@ -35,7 +35,7 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
     if scale == 0:
         return W0.float()
     strength = ridge * scale
-    damped = H.double()
+    damped = H.to(torch.float64, copy=True)
     damped.diagonal().add_(strength)
     L, info = torch.linalg.cholesky_ex(damped)
     if bool(info != 0):

@@ -72,7 +72,7 @@ def layer_overrides(
 
     `query_groups` is the KV head of each kept query head, if KV heads serve different numbers of them.
     """
-    if shape.kind == "mixer":
+    if shape.kind in ("mixer", "tail"):
         return {}
     if shape.kind == "mlp":
         experts = family.mlp.experts

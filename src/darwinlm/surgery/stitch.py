@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -18,8 +19,8 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import KINDS, PREFIX, Experts, ModuleKind
 from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.families.shapes import head_dim
-from darwinlm.surgery.shrink import QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
+from darwinlm.families.shapes import head_dim, module_shapes
+from darwinlm.surgery.shrink import KV_HEADS, QUERY_GROUPS, SHARED_WIDTH, layer_overrides, shrink_tensors
 
 SKIP = "skip"
 Chosen = dict[tuple[int, ModuleKind], Level]
@@ -44,7 +45,7 @@ def layer_table(
         for kind, level in there.items():
             row |= sizes(block, kind, level)
         standing = {"attention" if kind == "mixer" else kind for kind in there}  # a mixer replaces the attention
-        gone = [kind for kind in KINDS if kind != "mixer" and kind not in standing]
+        gone = [kind for kind in ("attention", "mlp") if kind not in standing]
         table[block] = row | ({SKIP: gone} if gone else {})
     return table
 
@@ -64,12 +65,23 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     `layer_table`.
     """
     family = checkpoint.family
-    sizes = _common_sizes(table, family.mlp.experts)
     tree = checkpoint.config.to_dict()
+    columns = [head_dim(checkpoint.config, block) for block in table]
+    if len(set(columns)) > 1 and _dense_table(checkpoint) == table:
+        return copy.deepcopy(checkpoint.config)
+    per_layer: dict[int, dict[str, Any]] = {}
+    if len(set(columns)) > 1:  # then the family's class takes KV heads by layer too
+        per_layer = {block: {name: row[name] for name in (KV_HEADS,) if name in row} for block, row in table.items()}
+    rest = {block: {k: v for k, v in row.items() if k not in per_layer.get(block, ())} for block, row in table.items()}
+    sizes = _common_sizes(rest, family.mlp.experts)
     if sizes is not None:
         for key in ("per_layer_config", "auto_map", "architectures"):
             tree.pop(key, None)
-        tree |= sizes | {"model_type": family.model_type, "head_dim": head_dim(checkpoint.config)}
+        tree |= sizes | {"model_type": family.model_type}
+        if per_layer:
+            tree["per_layer_config"] = {block: row | {"head_dim": columns[block]} for block, row in per_layer.items()}
+        else:
+            tree["head_dim"] = columns[0]
         # Some families' classes refuse head counts that don't divide the hidden size; our class accepts them.
         with contextlib.suppress(StrictDataclassError):
             config = AutoConfig.for_model(**tree)
@@ -83,6 +95,18 @@ def smaller_config(checkpoint: Checkpoint, table: dict[int, dict[str, Any]]) -> 
     config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]
     return config
+
+
+def _dense_table(checkpoint: Checkpoint) -> dict[int, dict[str, Any]] | None:
+    """The table of a model whose family has layers of different sizes (Gemma 4); None if it was pruned."""
+    if str(checkpoint.config.model_type).startswith(PREFIX):
+        return None
+    table: dict[int, dict[str, Any]] = {block: {} for block in range(checkpoint.n_blocks)}
+    for shape in module_shapes(checkpoint):
+        heads = shape.width // shape.head_dim if shape.kind == "attention" else 0
+        level = Level(shape.groups, shape.heads, shape.width, 0, heads, shape.experts)
+        table[shape.block] |= layer_overrides(checkpoint.family, shape, level)
+    return table
 
 
 def _common_sizes(table: dict[int, dict[str, Any]], experts: Experts | None) -> dict[str, Any] | None:
@@ -125,6 +149,8 @@ def stitched_tensors(database: DatabaseReader, chosen: Chosen) -> Iterator[tuple
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = checkpoint.read(prefix)
+        if family.tail is not None and family.tail.scale in inside:
+            yield prefix + family.tail.scale, inside[family.tail.scale]
         for kind in family.kinds:
             part = family.module(kind)
             level = chosen.get((block, kind))

@@ -59,7 +59,7 @@ class BlockWalk:
         held, room = 0, SHARE * free_bytes(self.stream.device)
         self._kept.clear()
         for index, hidden in enumerate(self.stream.hidden):
-            x = self._reach(kind, hidden)
+            x = self._reach(kind, index, hidden)
             held += x.numel() * x.element_size()
             if held <= room:
                 self._kept[index] = x
@@ -73,16 +73,16 @@ class BlockWalk:
             NumericsError: The stream is no longer finite.
         """
         stream = self.stream
-        if not stream.decoder.has(self.block, kind):
+        if kind != "tail" and not stream.decoder.has(self.block, kind):
             return
         output = output_projection(stream.decoder.blocks[self.block], stream.checkpoint.family, kind)
         for index in range(len(stream.hidden)):
             x = self._kept.pop(index, None)
             if x is None or output is None:
-                result = self._half(kind, stream.hidden[index])
+                result = self._half(kind, index, stream.hidden[index])
             else:
                 with self._standing_in(kind, _Given(stream.checkpoint.family.module(kind), output(x))):
-                    result = self._half(kind, stream.hidden[index])
+                    result = self._half(kind, index, stream.hidden[index])
             if not bool(torch.isfinite(result).all()):
                 raise NumericsError(
                     f"block {self.block} of {stream.checkpoint.folder} gives values that aren't finite on the "
@@ -93,19 +93,21 @@ class BlockWalk:
     @torch.no_grad()
     def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:
         """For each batch the residual stream after a sub-layer, [b, t, m]; the stream itself isn't moved."""
-        for hidden in self.stream.hidden:
-            yield self._half(kind, hidden)
+        for index, hidden in enumerate(self.stream.hidden):
+            yield self._half(kind, index, hidden)
 
-    def _half(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
-        """The residual stream after one sub-layer."""
+    def _half(self, kind: ModuleKind, index: int, hidden: Tensor) -> Tensor:
+        """The residual stream after one sub-layer, for a batch before it."""
         decoder = self.stream.decoder
         with ExitStack() as others:
             for other in decoder.family.kinds:
-                if other != kind and decoder.has(self.block, other):
+                if other not in (kind, "tail") and decoder.has(self.block, other):
                     others.enter_context(self._standing_in(other, Absent(decoder.family.module(other))))
-            return decoder.run_block(self.block, hidden, self.stream.arguments[len(hidden)][self.block])
+            if kind != "tail":
+                others.enter_context(decoder.without_tail(self.block))
+            return decoder.run_block(self.block, hidden, self.stream.arguments(index, self.block))
 
-    def _reach(self, kind: ModuleKind, hidden: Tensor) -> Tensor:
+    def _reach(self, kind: ModuleKind, index: int, hidden: Tensor) -> Tensor:
         output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)
         assert output is not None
         seen: list[Tensor] = []
@@ -116,7 +118,7 @@ class BlockWalk:
 
         handle = output.register_forward_pre_hook(note)
         try:
-            self._half(kind, hidden)
+            self._half(kind, index, hidden)
         except _Reached:
             pass
         finally:

@@ -22,6 +22,9 @@ from darwinlm.limits import load_json
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files that a tokenizer keeps beside tokenizer.json; all others hold the whole vocabulary."""
+NUMBER = ("_token_id", "_token_index")
+"""Ends of the names of settings that are a token's number, such as that of images."""
+PARTS = ("text_config", "vision_config", "audio_config")
 FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens")
 WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias", "forced_decoder_ids")
 
@@ -39,16 +42,22 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         StorageError: The disk is full.
     """
     family, index = checkpoint.family, torch.tensor(rows)
-    names = (f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias")
+    names = [f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias"]
+    sizes = {"vocab_size": len(rows)}
+    if family.tail is not None:
+        names.append(f"{family.tail.embedding}.weight")
+        sizes[family.tail.vocabulary] = len(rows)
     cut = {part for name in names if name in checkpoint.tensors for part in checkpoint.tensors[name].flat()}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     new = {old: number for number, old in enumerate(rows)}
-    config = _settings(checkpoint.folder / "config.json", new)
-    write_json(folder / "config.json", {**config, "vocab_size": len(rows)})
+    path = checkpoint.folder / "config.json"
+    config = _renumbered(load_json(path), new, path)
+    config |= {"text_config": config["text_config"] | sizes} if checkpoint.whole is not None else sizes
+    write_json(folder / "config.json", config)
     carry(checkpoint.folder, folder)
     if (folder / GENERATION).is_file():
-        write_json(folder / GENERATION, _settings(checkpoint.folder / GENERATION, new))
+        write_json(folder / GENERATION, _renumbered(load_json(folder / GENERATION), new, folder / GENERATION))
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
     for shard in sorted(set(checkpoint.shards.values())):
         try:
@@ -75,27 +84,28 @@ def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int]
     write_json(folder / "tokenizer.json", tree)
     path = folder / TOKENIZER_FILES[0]
     new = {old: number for number, old in enumerate(rows)}
-    settings = _settings(path, new)
+    settings = _renumbered(load_json(path), new, path)
     decoder = settings.get("added_tokens_decoder")
     if decoder:
         settings["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in decoder.items()}
     write_json(path, settings)
 
 
-def _settings(path: Path, new: Mapping[int, int]) -> dict[str, Any]:
-    """A file of settings with the new numbers of its tokens.
+def _renumbered(settings: dict[str, Any], new: Mapping[int, int], path: Path) -> dict[str, Any]:
+    """The settings of a file with the new numbers of its tokens.
 
     Numbers without a token are removed.
     """
-    settings: dict[str, Any] = load_json(path)
     for name, value in settings.items():
+        if name in PARTS and isinstance(value, dict):
+            _renumbered(value, new, path)
         if name in WORDS and value:
             raise CheckpointError(
                 f"{path} sets {name}, whose tokens may not be in a smaller vocabulary: remove it, or leave out --vocab"
             )
         if name in FORBIDDEN or (isinstance(value, list) and name.endswith(("_token_id", "_token_ids"))):
             settings[name] = value and [new[old] for old in value if old in new]
-        elif name.endswith("_token_id"):
+        elif name.endswith(NUMBER):
             settings[name] = new.get(value)
     return settings
 
@@ -105,8 +115,10 @@ def special_numbers(checkpoint: Checkpoint) -> set[int]:
     numbers: set[int] = set()
     for name in ("config.json", GENERATION):
         path = checkpoint.folder / name
-        for field, value in (load_json(path) if path.is_file() else {}).items():
-            if field.endswith(("_token_id", "_token_ids")):
+        settings: dict[str, Any] = load_json(path) if path.is_file() else {}
+        parts = [settings, *(settings[part] for part in PARTS if isinstance(settings.get(part), dict))]
+        for field, value in (pair for part in parts for pair in part.items()):
+            if field.endswith((*NUMBER, "_token_ids")):
                 numbers |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
     return numbers
 
@@ -133,9 +145,10 @@ def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[in
 def cut_model(model: Any, rows: Sequence[int]) -> None:
     """Cut embedding and head of a model in memory, [.., m] -> [v, m]."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    of_layers = getattr(model.base_model, "embed_tokens_per_layer", None)
     tied = head.weight is embedding.weight
     index = torch.tensor(rows, device=embedding.weight.device)
-    for module in (embedding, head):
+    for module in filter(None, (embedding, head, of_layers)):
         for name, parameter in list(module.named_parameters(recurse=False)):
             kept = parameter.index_select(0, index.to(parameter.device))
             module.register_parameter(name, torch.nn.Parameter(kept, requires_grad=False))

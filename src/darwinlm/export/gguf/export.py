@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -47,6 +47,9 @@ TYPE_ERROR = {
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 QUANTISED_ERROR = 0.2
+ROUNDED = 1.0
+"""The same between a quantised file and the model itself."""
+MEMORY, WRITTEN = "pruned in memory", "the file's tensors, computed by PyTorch"
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -76,6 +79,8 @@ def export_gguf(
         require_engine(ENGINE, f"quantising to {quantisation}")
     reshaper = Reshaper(checkpoint)
     layout = choose_layout(reshaper, mlp_multiple=mlp_multiple)
+    if not layout.architecture.referenced:
+        require_engine(ENGINE, f"checking a file of the architecture {layout.architecture.name}")
     check_rows(reshaper, layout, quantisation)
     vocabulary = int(checkpoint.config.vocab_size)
     tokenizer = (
@@ -137,25 +142,36 @@ def _check(job: _Job, path: Path) -> None:
     pruned = model_streams(checkpoint.load(torch.float32), checkpoint.family, tokens)
     check_masked(reshaper, pruned, tokens, report)
     file = GgufFile(path)
-    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
-    report.comparisons.append(
-        compare_streams(
-            ("pruned in memory", pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC
-        )
-    )
-    types = _check_types(file, reshaper, layout)
-    written = reference_streams(file.keys, file.get, tokens, blocks)
     report.details |= {
         "architecture": layout.architecture.name,
         "quantisation": job.quantisation,
-        "tensor_types": dict(types),
         "tokenizer": f"{tokenizer.model}{' ' + str(tokenizer.values['pre']) if 'pre' in tokenizer.values else ''}",
         "chat_template": tokenizer.chat_template is not None,
-        "kl_of_rounding": divergence(pruned[LOGITS], written[LOGITS]),
-        "same_top_after_rounding": float((pruned[LOGITS].argmax(-1) == written[LOGITS].argmax(-1)).float().mean()),
     }
+    if not layout.architecture.referenced:
+        types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
+        _note_fallbacks(types, job.quantisation, report)
+        expected = MEMORY, pruned
+        if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+            exact = INTERMEDIATE.get(checkpoint.dtype, "f32")
+            unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
+            write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+            _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
+            unrounded.unlink()
+        logits = _check_engine(job, path, tokens, expected)
+        assert logits is not None
+        _note_rounding(pruned[LOGITS], logits, report)
+        return
+    arranged = reference_streams(file.keys, _meant(reshaper, layout), tokens, blocks)
+    report.comparisons.append(
+        compare_streams((MEMORY, pruned), ("its tensors as arranged for the file", arranged), SAME_ARITHMETIC)
+    )
+    types = _check_types(file, reshaper, layout)
+    written = reference_streams(file.keys, file.get, tokens, blocks)
+    report.details["tensor_types"] = dict(types)
+    _note_rounding(pruned[LOGITS], written[LOGITS], report)
     _note_fallbacks(types, job.quantisation, report)
-    _check_engine(job, path, tokens, written)
+    _check_engine(job, path, tokens, (WRITTEN, written))
 
 
 def _meant(reshaper: Reshaper, layout: Layout) -> Get:
@@ -197,7 +213,14 @@ def _check_types(file: GgufFile, reshaper: Reshaper, layout: Layout) -> Counter[
     return types
 
 
-def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport) -> None:
+def _note_rounding(logits: Tensor, rounded: Tensor, report: ExportReport) -> None:
+    report.details |= {
+        "kl_of_rounding": divergence(logits, rounded),
+        "same_top_after_rounding": float((logits.argmax(-1) == rounded.argmax(-1)).float().mean()),
+    }
+
+
+def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
     if quantisation not in BY_LIBRARY:
         return
     others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
@@ -211,14 +234,14 @@ def _note_fallbacks(types: Counter[str], quantisation: str, report: ExportReport
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
-def _check_engine(job: _Job, path: Path, tokens: Tensor, written: Streams) -> None:
-    """Load the file into llama.cpp, if it is installed."""
+def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: tuple[str, Streams]) -> Tensor | None:
+    """Load the file into llama.cpp, if it is installed; returns its logits [t, v]."""
     report = job.report
     try:
         require_engine(ENGINE, "checking the file in llama.cpp itself")
     except MissingExtraError as missing:
         report.notes.append(f"not loaded into llama.cpp itself: {missing}")
-        return
+        return None
     try:
         with EngineProcess(ENGINE, path, threads=job.threads, context=max(len(tokens), 64), exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
@@ -228,12 +251,13 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, written: Streams) -> No
         raise ExportError(f"the export fails its check: {error}; nothing was written") from error
     report.comparisons.append(
         compare_logits(
-            ("the file's tensors, computed by PyTorch", written[LOGITS]),
+            (expected[0], expected[1][LOGITS]),
             ("the file in llama.cpp", logits),
-            ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR),
+            ENGINE_ERROR.get(job.quantisation, QUANTISED_ERROR if expected[0] == WRITTEN else ROUNDED),
         )
     )
     _check_tokenizer(ids, job.reshaper.checkpoint, job.tokenizer, report)
+    return logits
 
 
 def _check_tokenizer(ids: list[int], checkpoint: Checkpoint, keys: TokenizerKeys, report: ExportReport) -> None:

@@ -10,12 +10,15 @@ from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
 
 TANH_GELU = ("gelu_pytorch_tanh",)
 ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU, "arcee": ("relu2",)}
+ACTIVATIONS["gemma4_text"] = TANH_GELU
 SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
 PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = ("mixtral", "qwen3_moe")
-PARTIAL = ("phi3", "glm4")
+EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
+HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
+"""Families with other token mixers."""
+PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 """Families whose architecture rotates only a part of each head."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
@@ -49,7 +52,7 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
     Raises:
         ExportError: No architecture of stock llama.cpp supports this; the message gives the reason.
     """
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", SILU[0])
     if activation not in ACTIVATIONS.get(model_type, SILU):
         raise refused(model_type, f"its MLPs use {activation}")
     try:
@@ -61,7 +64,9 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
     _check_family(model_type, config)
     notes = []
     context, window = int(config.max_position_embeddings), None
-    if model_type in PERIODS:
+    if model_type == "gemma4_text":
+        window = int(config.sliding_window)
+    elif model_type in PERIODS:
         window = _window_of_some(model_type, config)
     elif (seen := _window_of_all(config)) is not None:
         notes.append(
@@ -117,7 +122,31 @@ def _check_family(model_type: str, config: Any) -> None:
             raise refused(model_type, "it caps scores or logits, which llama.cpp only supports for Gemma 2")
         if getattr(config, "use_bidirectional_attention", False):
             raise refused(model_type, "its attention is bidirectional")
-    if model_type == "qwen3_moe":
+    _check_mixers(model_type, config)
+    _check_experts(model_type, config)
+
+
+def _check_mixers(model_type: str, config: Any) -> None:
+    if model_type in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"):
+        step = config.layer_types.index("full_attention") + 1 if "full_attention" in config.layer_types else 0
+        whole = [kind == "full_attention" for kind in config.layer_types]
+        if not step or whole != [(i + 1) % step == 0 for i in range(len(whole))]:
+            raise refused(model_type, "its attentions don't come at equal distances")
+        if config.linear_key_head_dim != config.linear_value_head_dim:
+            raise refused(model_type, "keys and values of its linear attention differ in size")
+
+
+def _check_experts(model_type: str, config: Any) -> None:
+    if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
+        raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
+    if model_type == "olmoe":
+        if config.norm_topk_prob:
+            raise refused(model_type, "the weights of the chosen experts sum to one, but in llama.cpp they don't")
+        if config.num_key_value_heads != config.num_attention_heads:
+            raise refused(model_type, "it has fewer KV heads than query heads, but in llama.cpp as many")
+        if config.clip_qkv is not None:
+            raise refused(model_type, "it clips queries, keys and values, which the export doesn't support")
+    if model_type in ("qwen3_moe", "qwen3_next"):
         if config.mlp_only_layers or config.decoder_sparse_step != 1:
             raise refused(model_type, "some of its MLPs aren't mixtures of experts, but in llama.cpp all of them are")
         if not config.norm_topk_prob:

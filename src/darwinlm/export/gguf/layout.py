@@ -9,11 +9,12 @@ attention's result).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from darwinlm.export.gguf.features import EXPERTS, PERIODS, Features, read_features, refused
+from darwinlm.export.gguf import places
+from darwinlm.export.gguf.features import EXPERTS, HYBRIDS, PERIODS, Features, read_features, refused
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
 
@@ -35,6 +36,9 @@ class Architecture:
         biases: Whether projections may have biases.
         frequencies: Whether it reads divisors of the rotary frequencies.
         square: Whether query heads must fill the residual width.
+        places: Further names in the file, by names inside a block.
+        referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
+        then be installed.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Architecture:
     biases: bool = False
     frequencies: bool = False
     square: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
+    referenced: bool = True
 
 
 LLAMA = Architecture("llama", permuted=True, biases=True, frequencies=True)
@@ -74,6 +80,21 @@ STOCK = {
     "exaone4": Architecture("exaone4", frequencies=True, square=True),
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
+    "gemma4_text": Architecture("gemma4", per_layer=True, frequencies=True, places=places.GEMMA4, referenced=False),
+    "qwen3_5_text": Architecture("qwen35", whole_heads=False, unit_norms=True, places=places.QWEN3_5, referenced=False),
+    "qwen3_5_moe_text": Architecture(
+        "qwen35moe", whole_heads=False, unit_norms=True, places=places.QWEN3_5_MOE, referenced=False
+    ),
+    "qwen3_next": Architecture(
+        "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
+    ),
+    "olmoe": Architecture("olmoe", square=True, referenced=False),
+    "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
+    "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
+    "granitemoehybrid": Architecture(
+        "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
+    ),
+    "glm4_moe": Architecture("glm4moe", whole_heads=False, biases=True, places=places.GLM4_MOE, referenced=False),
 }
 """Architecture of a model with equal layers, by model type."""
 TIED = ("qwen3",)
@@ -86,19 +107,12 @@ UNKNOWN = {
     "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
     "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
     "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
-    "olmoe": "it norms queries and keys over all heads, which the export doesn't support in mixtures yet",
-    "glm4_moe": "it has shared experts, which the export doesn't write yet",
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
-        "its attention compresses keys and values, which the export doesn't write yet",
+        ("deepseek_v2", "deepseek_v3"),
+        "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",
     ),
-    "gpt_oss": "its attention has sinks and its experts have biases, which the export doesn't write yet",
+    "gpt_oss": "llama.cpp rounds the bounds of its rope scaling (yarn), and transformers doesn't",
     "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
-    "qwen3_5_text": "the export doesn't support linear attention yet",
-    "qwen3_5_moe_text": "the export doesn't support linear attention yet",
-    "qwen3_next": "the export doesn't support linear attention yet",
-    "lfm2": "the export doesn't support short convolutions yet",
-    "granitemoehybrid": "the export doesn't support state spaces yet",
     "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""
@@ -136,8 +150,10 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     family, config = reshaper.family.model_type, reshaper.checkpoint.config
     if family not in STOCK:
         raise refused(family, UNKNOWN[family])
-    features = read_features(family, config, reshaper.columns)
-    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if not sizes.empty]
+    columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
+    features = read_features(family, config, columns)
+    keep = reshaper.family.tail is not None
+    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise refused(family, "all blocks are empty")
     why = _unfit(reshaper, kept, features)
@@ -147,7 +163,7 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         for sizes in reshaper.sizes
         if sizes.owners is not None
     ]
-    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty]
+    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
     if left_out:
         notes.append(f"omitted as empty: {_blocks(left_out)} ({len(kept)} blocks in the file)")
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
@@ -159,20 +175,40 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
     family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
-    if len({(sizes.sizes, sizes.experts) for sizes in kept}) > 1 or 0 in kept[0].sizes:
-        return "its layers differ"
-    if stock.square and kept[0].heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    if stock.per_layer:
+        return None
+    if differ(kept) or _odd_shared(reshaper, kept):
+        return "its layers differ" if differ(kept) else "its shared experts aren't a multiple as wide as the others"
+    if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
-    if (family == "smollm3" or family in PERIODS) and len(kept) < len(reshaper.sizes):
+    if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
     if features.rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {features.rope.kind} has a divisor for every frequency"
     return None
 
 
+def _odd_shared(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> bool:
+    """Whether shared experts don't have the width that follows from that of the other experts."""
+    experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
+    if experts is None or experts.shared_count is None:
+        return False
+    own = {getattr(config.per_layer_config[sizes.block], "shared_expert_width", None) for sizes in kept}
+    return bool(own - {None, kept[-1].width * int(getattr(config, experts.shared_count))})
+
+
+def differ(kept: Sequence[BlockSizes]) -> bool:
+    """Whether blocks differ in size; only attentions, mixtures, and MLPs are compared with each other."""
+    attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
+    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts}
+    dense = {sizes.width for sizes in kept if not sizes.experts}
+    unlike = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
+    return unlike or (0, 0) in attentions or 0 in dense
+
+
 def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
     target = replace(sizes, width=rounded(max(sizes.width, 1), multiple))
-    if sizes.heads == 0 and (first or not architecture.skips_attention):
+    if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
         target = replace(target, heads=1, groups=1)
     return target
 
@@ -218,4 +254,6 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
                 "normed queries and keys reads",
             )
         return OPENELM
+    if family in HYBRIDS:
+        raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
     raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")

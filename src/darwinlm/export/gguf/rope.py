@@ -33,7 +33,7 @@ class Rope:
     """A rotary embedding.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `KINDS`, or `proportional` for full attention beside sliding.
         base: Base of the frequencies.
         turned: Number of rotated columns of a head, from the first on.
         columns: Columns of a head.
@@ -76,12 +76,15 @@ def read_rope(config: Any, columns: int) -> Rope:
     """
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in rope:
-        sliding = rope.get("sliding_attention") or {}
-        if sliding.get("rope_type", "default") != "default" or float(sliding.get("rope_theta", 1e4)) != SLIDING_BASE:
+        sliding, any_base = rope.get("sliding_attention") or {}, rope["full_attention"]["rope_type"] == "proportional"
+        base = float(sliding.get("rope_theta", SLIDING_BASE))
+        if sliding.get("rope_type", "default") != "default" or not (any_base or base == SLIDING_BASE):
             raise UnknownRopeError(
                 f"its sliding layers have a rotary embedding other than the default one of base {SLIDING_BASE:.0f}"
             )
         rope = dict(rope["full_attention"])
+        if rope.get("rope_type") == "proportional":
+            return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
         if rope.get("rope_type", "default") not in ("default", "linear"):
             raise UnknownRopeError(f"its rope scaling is of the type {rope['rope_type']}")
     kind = str(rope.get("rope_type", "default"))
@@ -157,6 +160,11 @@ def rope_tensors(rope: Rope, *, whole_heads: bool) -> dict[str, Tensor]:
             f"rope_factors_{name}.weight": _divisors(rope, torch.tensor(rope.values[f"{name}_factor"]), whole_heads)
             for name in ("long", "short")
         }
+    if rope.kind == "proportional":  # a share of the pairs of a whole head turns (Gemma 4)
+        turned = int(float(rope.values.get("partial_rotary_factor", 1.0)) * rope.columns // 2)
+        divisors = torch.full((rope.columns // 2,), STILL)
+        divisors[:turned] = float(rope.values.get("factor", 1.0))
+        return {"rope_freqs.weight": divisors}
     if rope.per_frequency:
         stretched = _llama3(rope) if rope.kind == "llama3" else _yarn(rope)
         return {"rope_freqs.weight": _divisors(rope, stretched, whole_heads)}

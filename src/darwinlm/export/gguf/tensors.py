@@ -6,11 +6,13 @@ Letters: m residual width, h columns of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError
+from darwinlm.export.gguf import places
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import rope_tensors
 from darwinlm.export.reshape import Reshaper
@@ -70,11 +72,17 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
     tied = bool(getattr(config, "tie_word_embeddings", False))
     embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
     for name, tensor in reshaper.outside():
+        if name in places.OUTSIDE and layout.architecture.places:
+            yield places.OUTSIDE[name], tensor.float()
+            continue
         if name not in names:
             raise _no_place(name, layout)
         place = names[name]
         if place == "output_norm.weight":
-            yield place, _norm(tensor.float(), layout)
+            yield (
+                "token_embd_norm.weight" if layout.architecture.name == "lfm2" else place,
+                _norm(tensor.float(), layout),
+            )
         elif place == "token_embd.weight":
             yield place, tensor.float() * embedding
             if tied and layout.scaled:
@@ -85,14 +93,17 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
 
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
     """One block's tensors under the names that follow `blk.N.`."""
-    places = _places(reshaper)
+    known_places = _places(reshaper)
     tensors: Tensors = {}
     for name, raw in _separate(reshaper, target).items():
+        if (place := layout.architecture.places.get(name)) is not None:
+            tensors[place] = _further(raw.float(), name, reshaper, layout)
+            continue
         owner, _, leaf = name.rpartition(".")
-        known = name in places
-        if (not known and owner not in places) or (leaf == "bias" and not layout.architecture.biases):
+        known = name in known_places
+        if (not known and owner not in known_places) or (leaf == "bias" and not layout.architecture.biases):
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
-        place = places[name if known else owner]
+        place = known_places[name if known else owner]
         tensors[f"{place}.{'weight' if known else leaf}"] = _arranged(raw.float(), place, reshaper, layout, target)
     if layout.architecture.fused:
         tensors = _joined(tensors, PARTS, "attn_qkv", layout)
@@ -131,8 +142,9 @@ def _separate(reshaper: Reshaper, target: BlockSizes) -> Tensors:
     if mlp.experts is not None:
         projections.append((mlp, f"{mlp.name}.{mlp.experts.name}", mlp.experts.inputs, MLP_PARTS))
     sizes: dict[RowUnit, int] = {
-        "query": target.heads * reshaper.columns,
-        "key_value": target.groups * reshaper.columns,
+        "query": target.heads * reshaper.columns_of(target.block),
+        "gated_query": 2 * target.heads * reshaper.columns_of(target.block),
+        "key_value": target.groups * reshaper.columns_of(target.block),
         "channel": target.width,
     }
     tensors = dict(reshaper.block(target))
@@ -171,6 +183,51 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
     if layout.scaled and place in ("attn_output", "ffn_down"):
         tensor = tensor * reshaper.family.residual_scale(config)
     return tensor
+
+
+def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> Tensor:
+    """A tensor of `Architecture.places`, rearranged."""
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    if leaf in ("conv1d", "conv"):
+        tensor = tensor.squeeze(1)
+    if leaf == "A_log":
+        tensor = -tensor.exp()
+    if name in ("mamba.A_log", "mamba.D"):
+        tensor = tensor[:, None]
+    if name == "mamba.norm.weight":
+        tensor = tensor.view(reshaper.checkpoint.config.mamba_n_groups, -1)
+    if leaf == "shared_expert_gate":
+        tensor = tensor[0]
+    if "norm" in leaf and name.count(".") == 1:
+        tensor = _norm(tensor, layout)
+    tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
+    return _tiled(tensor, leaf, reshaper.checkpoint.config) if tiled else tensor
+
+
+def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:
+    """Reorder value heads of linear attention.
+
+    Transformers gives key head k the next r value heads, llama.cpp those with the numbers k, k + n, k + 2n and so on,
+    with n key heads.
+
+    Args:
+        tensor: A tensor of the linear attention.
+        leaf: Its name.
+        config: Configuration of the model.
+    """
+    n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    columns = {"in_proj_a": 1, "in_proj_b": 1, "dt_bias": 1, "A_log": 1}.get(leaf, config.linear_value_head_dim)
+
+    def moved(values: Tensor) -> Tensor:
+        rest = values.shape[1:]
+        return values.reshape(n, share, columns, *rest).transpose(0, 1).reshape(n * share * columns, *rest)
+
+    if leaf == "out_proj":
+        return moved(tensor.T).T
+    if leaf in ("in_proj_qkv", "conv1d"):
+        before = 2 * n * config.linear_key_head_dim
+        return torch.cat([tensor[:before], moved(tensor[before:])])
+    return tensor if leaf == "norm" else moved(tensor)
 
 
 def _score_scale(reshaper: Reshaper, layout: Layout) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.errors import ExportError, MissingExtraError
+from darwinlm.export.gguf.keys import write_further
 from darwinlm.export.gguf.layout import Layout
 from darwinlm.export.gguf.rope import write_rope
 from darwinlm.export.gguf.tensors import gguf_tensors
@@ -24,6 +25,8 @@ QUANTISATIONS = (*PLAIN, *BY_LIBRARY)
 BLOCK = 32
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
+EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
+"""Small tensors that llama.cpp reads in float32 only, or keeps."""
 LARGEST_F16 = 65504.0
 NO_CAP = 1e5
 """A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
@@ -46,10 +49,9 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     """
     if quantisation in ("f32", "f16", "bf16"):
         return
-    columns = reshaper.columns
     lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
     for target in layout.targets:
-        lengths |= {f"block {target.block}'s attention output": target.heads * columns}
+        lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
         lengths |= {f"block {target.block}'s MLP output": target.width}
     for what, length in lengths.items():
         if length % BLOCK:
@@ -91,7 +93,7 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Tokeni
 
 
 def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1 or name.endswith(ROUTER):
+    if tensor.ndim == 1 or name.endswith(ROUTER) or any(part in name for part in EXACT):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -114,6 +116,8 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     config, features, name = reshaper.checkpoint.config, layout.features, layout.architecture.name
     heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
     uniform = not layout.architecture.per_layer
+    full = next(i for i, target in enumerate(layout.targets) if target.heads)
+    reads = name in ("lfm2", "granitehybrid")  # which blocks have an attention
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
     writer.add_file_type(file_types["ALL_F32" if quantisation == "f32" else f"MOSTLY_{PLAIN[quantisation]}"])
@@ -123,13 +127,16 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     writer.add_embedding_length(int(config.hidden_size))
     writer.add_block_count(len(layout.targets))
     writer.add_feed_forward_length(widths[0] if uniform else widths)
-    writer.add_head_count(heads[0] if uniform else heads)
-    writer.add_head_count_kv(groups[0] if uniform else groups)
-    writer.add_key_length(reshaper.columns)
-    writer.add_value_length(reshaper.columns)
-    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
+    writer.add_head_count(heads[full] if uniform else heads)
+    writer.add_head_count_kv(groups[full] if uniform and not reads else groups)
+    columns = max(reshaper.columns_of(target.block) for target in layout.targets)
+    latent = bool(getattr(config, "kv_lora_rank", None))  # then keys and values differ in size
+    writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim if latent else columns)
+    writer.add_value_length(config.v_head_dim if latent else columns)
+    writer.add_layer_norm_rms_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
+    write_further(writer, reshaper, layout)
     write_rope(writer, features.rope, whole_heads=layout.architecture.whole_heads)
-    if name == "granite":
+    if name in ("granite", "granitehybrid"):
         writer.add_attention_scale(float(config.attention_multiplier))
         writer.add_embedding_scale(float(config.embedding_multiplier))
         writer.add_residual_scale(float(config.residual_multiplier))
@@ -139,7 +146,7 @@ def _write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_types: Any
     if name == "gemma2":
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
-    if reshaper.family.mlp.experts is not None:
-        writer.add_expert_count(int(getattr(config, "num_experts", 0) or config.num_local_experts))
+    if (experts := reshaper.family.mlp.experts) is not None:
+        writer.add_expert_count(int(getattr(config, experts.count)))
         writer.add_expert_used_count(int(config.num_experts_per_tok))
-        writer.add_expert_feed_forward_length(widths[0])
+        writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))

@@ -218,9 +218,10 @@ class Fitness:
     def _first_changed(self, allocation: Allocation) -> int:
         if self._base is None:
             return 0
+        last = min(self.decoder.restart, len(self.decoder.blocks) - 1)
         modules = self.placed.space.modules
         changed = [m.block for m, a, b in zip(modules, allocation, self._base, strict=True) if a != b]
-        return min(changed) if changed else len(self.decoder.blocks) - 1
+        return min([*changed, last])
 
 
 def _mean(losses: Sequence[float], sequence_length: int) -> float:

@@ -102,22 +102,21 @@ class Gradients:
         missing = [piece for piece in pieces if piece not in self._dense]
         if missing:
             self.placed.apply(self.placed.space.dense)
-            self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[-1] for piece in missing}
+            self._dense |= {piece: self._inputs(self.tokens[slice(*piece)])[0][-1] for piece in missing}
 
     @torch.no_grad()
-    def _inputs(self, tokens: Tensor) -> list[Tensor]:
-        """The residual stream before every block, and after the last one."""
+    def _inputs(self, tokens: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The residual stream before every block and after the last one, and the blocks' arguments."""
         arguments = self.decoder.block_arguments(tokens)
         inputs = [self.decoder.embed(tokens)]
         for block in range(len(self.decoder.blocks)):
             inputs.append(self.decoder.run_block(block, inputs[-1], arguments[block]))
-        return inputs
+        return inputs, arguments
 
     def _of_piece(self, piece: Window) -> Tensor:
         """Concatenated slopes of all levels of all modules, summed over the tokens of a piece, float64."""
         tokens = self.tokens[slice(*piece)]
-        inputs = self._inputs(tokens)
-        arguments = self.decoder.block_arguments(tokens)
+        inputs, arguments = self._inputs(tokens)
         gradient = self._behind_last_block(inputs.pop(), self._dense[piece])
         slopes = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
         for block in reversed(range(len(self.decoder.blocks))):

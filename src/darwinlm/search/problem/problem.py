@@ -70,12 +70,15 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
     n_blocks = checkpoint.n_blocks
     kinds = layer_kinds(config, n_blocks)
     window = getattr(config, "sliding_window", None) or settings.context
-    columns = dict.fromkeys(range(n_blocks), head_dim(config))
+    columns = {block: head_dim(config, block) for block in range(n_blocks)}
     columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
-    sliding = "sliding_attention"
+    sliding, reusing = "sliding_attention", checkpoint.family.attention.sources(config)
     return KvCache(
         head_dim=[columns[block] for block in range(n_blocks)],
-        tokens=[min(settings.context, window) if kind == sliding else settings.context for kind in kinds],
+        tokens=[
+            0 if block in reusing else min(settings.context, window) if kind == sliding else settings.context
+            for block, kind in enumerate(kinds)
+        ],
         batch=settings.batch,
         latent=latent_columns(config),
         itemsize=dtype.itemsize,

@@ -41,6 +41,7 @@ class SearchSpace:
 def kept_whole(space: SearchSpace, family: Family) -> str:
     """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none."""
     never = Counter(module.kind for module in space.modules if len(module.levels) == 1)
-    names = {"mixer": family.mixer.title if family.mixer else "", "attention": "attention", "mlp": "MLP"}
+    names = {"attention": "attention", "mlp": "MLP"}
+    names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
     parts = [f"{names[kind]} of {count} block{'s' if count > 1 else ''}" for kind, count in sorted(never.items())]
     return f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""

@@ -1,0 +1,36 @@
+"""Kernels of a step, recorded once as a CUDA graph and then launched together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether a device has CUDA graphs."""
+    return device.type == "cuda"
+
+
+def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """Record a step without running it; return a function that runs it.
+
+    The step should have run before with tensors of the same sizes, so that all libraries are initialised. It must not
+    wait for the device, and its numbers, shapes and tensors are those of the recording: what changes from step to step
+    has to be in the values of tensors that are kept.
+
+    Args:
+        step: The step.
+        device: A CUDA device.
+
+    Raises:
+        RuntimeError: The step can't be recorded.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream(device)),  # a failed recording doesn't return to it
+        torch.cuda.graph(graph, capture_error_mode="thread_local"),  # other threads may copy at the same time
+    ):
+        step()
+    return graph.replay

@@ -1,0 +1,90 @@
+"""Keys of a GGUF file that only some architectures have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from darwinlm.export.gguf.layout import Layout
+from darwinlm.export.reshape import Reshaper
+
+
+def write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    """Add the keys of an architecture with other token mixers, shared experts, per-layer inputs or shared KV heads.
+
+    Args:
+        writer: Writer of the package `gguf`.
+        reshaper: The model.
+        layout: Its layout.
+    """
+    write = WRITERS.get(layout.architecture.name)
+    if write is not None:
+        write(writer, reshaper, layout)
+
+
+def _gemma4(writer: Any, reshaper: Reshaper, _: Layout) -> None:
+    config = reshaper.checkpoint.config
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    columns = min(reshaper.columns_of(block) for block in range(len(sliding)))
+    writer.add_sliding_window_pattern(sliding)
+    writer.add_key_length_swa(columns)
+    writer.add_value_length_swa(columns)
+    writer.add_rope_dimension_count_swa(columns)
+    writer.add_rope_freq_base_swa(float(config.rope_parameters["sliding_attention"]["rope_theta"]))
+    writer.add_shared_kv_layers(int(config.num_kv_shared_layers))
+    writer.add_embedding_length_per_layer_input(int(config.hidden_size_per_layer_input or 0))
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(float(config.final_logit_softcapping))
+
+
+def _delta(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    config, name = reshaper.checkpoint.config, layout.architecture.name
+    writer.add_ssm_conv_kernel(int(config.linear_conv_kernel_dim))
+    writer.add_ssm_inner_size(int(config.linear_value_head_dim * config.linear_num_value_heads))
+    writer.add_ssm_state_size(int(config.linear_key_head_dim))
+    writer.add_ssm_time_step_rank(int(config.linear_num_value_heads))
+    writer.add_ssm_group_count(int(config.linear_num_key_heads))
+    writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    if name != "qwen35":
+        writer.add_expert_shared_feed_forward_length(int(config.shared_expert_intermediate_size))
+    if name != "qwen3next":
+        sections = list(config.rope_parameters.get("mrope_section") or [layout.features.rope.turned // 2] * 3)
+        writer.add_rope_dimension_sections([*sections, 0][:4])
+
+
+def _granite_hybrid(writer: Any, reshaper: Reshaper, _: Layout) -> None:
+    config = reshaper.checkpoint.config
+    writer.add_ssm_conv_kernel(int(config.mamba_d_conv))
+    writer.add_ssm_inner_size(int(config.mamba_n_heads * config.mamba_d_head))
+    writer.add_ssm_state_size(int(config.mamba_d_state))
+    writer.add_ssm_time_step_rank(int(config.mamba_n_heads))
+    writer.add_ssm_group_count(int(config.mamba_n_groups))
+    writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")  # llama.cpp: whether there is one
+
+
+def _shared_experts(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
+    from gguf import ExpertGatingFuncType
+
+    config = reshaper.checkpoint.config
+    writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
+    writer.add_expert_shared_count(int(config.n_shared_experts))
+    writer.add_expert_weights_scale(float(config.routed_scaling_factor))
+    writer.add_expert_weights_norm(bool(config.norm_topk_prob))
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    if layout.architecture.name == "deepseek2":
+        writer.add_kv_lora_rank(int(config.kv_lora_rank))
+        if config.q_lora_rank:
+            writer.add_q_lora_rank(int(config.q_lora_rank))
+
+
+def _lfm2(writer: Any, reshaper: Reshaper, _: Layout) -> None:
+    writer.add_shortconv_l_cache(int(reshaper.checkpoint.config.conv_L_cache))
+
+
+WRITERS: dict[str, Callable[[Any, Reshaper, Layout], None]] = {
+    "gemma4": _gemma4,
+    **dict.fromkeys(("qwen35", "qwen35moe", "qwen3next"), _delta),
+    "granitehybrid": _granite_hybrid,
+    **dict.fromkeys(("glm4moe", "deepseek2"), _shared_experts),
+    "lfm2": _lfm2,
+}

@@ -1,0 +1,105 @@
+"""CUDA graphs on the pretend device: what a step asked for while it was recorded is all that a replay runs.
+
+Tensors, numbers and shapes are those of the recording, as in a CUDA graph, and recording changes no values. What CUDA
+refuses while it records is refused: waits of the host, copies from pageable memory, sizes that depend on values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.gpu.device import NAME, PretendTensor, on_cpu
+from tests.gpu.rules import Call
+
+
+@dataclass
+class Recording(TorchDispatchMode):
+    """A recorded step.
+
+    Attributes:
+        calls: Operations with their arguments and results.
+        kernels: Number of those that the device computes.
+        replays: How often it was replayed.
+    """
+
+    calls: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
+    kernels: int = 0
+    replays: int = 0
+    _before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note it."""
+        kwargs = kwargs or {}
+        tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+        target = kwargs.get("device")
+        call = Call(func, args, kwargs, tensors, None if target is None else torch.device(target), NAME)
+        if call.waits or call.goes_up:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {call.name} {call.waits}")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.is_write and isinstance(value, PretendTensor):
+                self._before.append((value.held, value.held.clone()))
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, result))
+        self.kernels += call.is_kernel
+        return result
+
+    def undo(self) -> None:
+        """Give all tensors their values before the recording; its results get senseless ones."""
+        for _, _, _, result in self._new():
+            for one in tree_flatten(result)[0]:
+                one.held.fill_(torch.nan if one.is_floating_point() else 0)
+        for tensor, values in reversed(self._before):
+            tensor.copy_(values)
+
+    def replay(self) -> None:
+        """Run the recorded operations on the recorded tensors."""
+        self.replays += 1
+        new = {id(call) for call in self._new()}
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            for call in self.calls:
+                func, args, kwargs, result = call
+                again = func(*_held(args), **on_cpu(_held(kwargs)))
+                if id(call) in new:
+                    pairs = zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True)
+                    for kept, value in pairs:
+                        kept.held.copy_(value)
+
+    def _new(self) -> list[tuple[Any, Any, Any, Any]]:
+        """Operations whose results are tensors of their own."""
+        return [call for call in self.calls if not (call[0].is_view or call[0]._schema.is_mutable)]
+
+
+def _held(values: Any) -> Any:
+    return tree_map(lambda one: one.held if isinstance(one, PretendTensor) else one, values)
+
+
+class Recorder:
+    """Stands for `darwinlm.cuda_graph.recorded`.
+
+    Attributes:
+        recordings: All recordings, in order.
+    """
+
+    def __init__(self) -> None:
+        self.recordings: list[Recording] = []
+
+    def __call__(self, step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+        """Record a step."""
+        assert device.type == NAME
+        recording = Recording()
+        with recording:
+            step()
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+            recording.undo()
+        self.recordings.append(recording)
+        return recording.replay

@@ -1,0 +1,214 @@
+"""The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
+from tests.tiny.recovering import recover_tiny, watch_text
+from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
+from transformers import AutoTokenizer
+
+from darwinlm.artifact import read_json
+from darwinlm.console import Reporter
+from darwinlm.data import document_hash, split_documents
+from darwinlm.data.looking_back import ordinary_tokens, with_repeats
+from darwinlm.errors import DataError, RecipeError
+from darwinlm.evaluation.text import pack
+from darwinlm.pipeline import run_stages
+from darwinlm.recipe import load_recipe
+from darwinlm.stages import recover
+from darwinlm.stages.text import text_stage
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["adds bos", "adds none"])
+def bos(request, tmp_path_factory):
+    """A tiny model and a text, with a tokenizer that adds bos or doesn't."""
+    home = tmp_path_factory.mktemp("bos")
+    folder = tiny_checkpoint(home / "model")
+    tiny_tokenizer(add_bos=request.param).save_pretrained(folder)
+    return folder, tiny_text(home / "text.txt"), request.param
+
+
+def test_blocks_begin_with_bos_in_the_text_of_a_run(bos, make_run, tmp_path):
+    folder, text, adds = bos
+    texts = text_stage(make_run(folder, tmp_path / "out", text=text))
+    assert {"calibration", "fitness", "validation", "evaluation"} <= set(texts)
+    for purpose, blocks in texts.items():
+        assert bool((blocks.tokens[:, 0] == BOS_ID).all()) == adds, purpose
+    key = read_json(tmp_path / "out" / "stages" / "text" / "key.json")
+    assert (key["blocks_begin_with"] is not None) == adds
+
+
+def test_blocks_begin_with_bos_in_the_text_that_is_trained_on(bos, tmp_path, monkeypatch):
+    folder, text, adds = bos
+    blocks, held_out = watch_text(monkeypatch)
+    recover_tiny(folder, folder, text, tmp_path / "out", "recovery.tokens=1024")
+    assert len(blocks) == 32
+    assert bool((torch.stack(blocks + held_out)[:, 0] == BOS_ID).all()) == adds
+
+
+def test_blocks_begin_with_bos_in_the_text_that_is_measured_on(bos):
+    _, text, adds = bos
+    blocks = pack(str(text), tiny_tokenizer(add_bos=adds), sequence_length=32, max_tokens=512)
+    assert blocks.shape == (16, 32)
+    assert bool((blocks[:, 0] == BOS_ID).all()) == adds
+    plain = pack(str(text), tiny_tokenizer(), sequence_length=32, max_tokens=512)
+    assert torch.equal(blocks[:, 1:], plain[:, 1:])
+
+
+@pytest.fixture
+def texts_of(tiny_llama, make_run, tmp_path):
+    """The text of a run in a folder of this name, with more settings."""
+    source = tiny_text(tmp_path / "text.txt", documents=200)
+    return lambda name, *settings: text_stage(make_run(tiny_llama, tmp_path / name, *settings, text=source))
+
+
+def test_every_purpose_but_evaluation_has_repeats_of_its_own_documents(texts_of, tiny_llama):
+    more = ("search.stages=[{tokens: 64, survivors: 1, training_tokens: 512}]",)
+    plain, mixed = texts_of("plain", "text.looking_back=0", *more), texts_of("mixed", "text.looking_back=25%", *more)
+    ordinary = ordinary_tokens(AutoTokenizer.from_pretrained(tiny_llama))
+    assert set(plain) == {"calibration", "fitness", "validation", "training", "evaluation"}
+    for purpose, blocks in plain.items():
+        found = mixed[purpose]
+        assert found.document_hashes == blocks.document_hashes, "no document changes its purpose"
+        assert found.tokens.shape == blocks.tokens.shape
+        share = 0 if purpose == "evaluation" else 0.25
+        expected = with_repeats(blocks.tokens, share=share, seed=0, ordinary=ordinary)
+        assert torch.equal(found.tokens, expected), purpose
+        assert torch.equal(found.tokens, blocks.tokens) == (purpose == "evaluation")
+
+
+def test_the_share_is_part_of_what_the_text_is_and_off_leaves_no_trace(texts_of, tmp_path):
+    key = tmp_path / "run" / "stages" / "text" / "key.json"
+    some = texts_of("run")["fitness"].digest
+    assert read_json(key)["looking_back"] == 0.2
+    other = texts_of("run", "text.looking_back=0.1")["fitness"].digest
+    assert read_json(key)["looking_back"] == 0.1
+    assert other != some
+    texts_of("run", "text.looking_back=0")
+    assert "looking_back" not in read_json(key), "runs from before there was a share go on"
+    assert texts_of("run")["fitness"].digest == some
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_what_is_trained_on_has_the_share_too(tiny_llama, tmp_path, monkeypatch, share):
+    seen, _ = watch_text(monkeypatch)
+    text = tmp_path / "text.txt"
+    # One byte is one token, and no document has one twice: what repeats is ours.
+    letters = [chr(code) for code in range(33, 127)]
+    order = torch.Generator().manual_seed(0)
+    documents = ["".join(letters[i] for i in torch.randperm(len(letters), generator=order)) for _ in range(400)]
+    text.write_text("\n\n\n".join(documents))
+    settings = ("recovery.tokens=1024", f"text.looking_back={share}")
+    recover_tiny(tiny_llama, tiny_llama, text, tmp_path / "out", *settings)
+    repeated = [32 - len(block.unique()) for block in seen]
+    assert sum(each >= 4 for each in repeated) / len(repeated) == pytest.approx(1 if share else 0, abs=0.35)
+
+
+def test_more_than_half_is_refused(tiny_llama):
+    with pytest.raises(RecipeError, match=r"text.looking_back.* 0\.5"):
+        load_recipe(None, ("text.looking_back=0.6",), {"model": str(tiny_llama), "budget.keep": "60%"})
+
+
+ASKED = ("text.evaluation_tokens=1024",)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A thousand documents, and the place of each in the file by its hash."""
+    texts = [
+        f"The number {number} is followed by {number + 1}, and so on without an end." * 3 for number in range(1000)
+    ]
+    path = tmp_path_factory.mktemp("order") / "text.txt"
+    path.write_text("\n\n\n".join(texts))
+    return path, {document_hash(text): place for place, text in enumerate(texts)}
+
+
+@pytest.fixture
+def short_passages(monkeypatch):
+    monkeypatch.setattr("darwinlm.stages.text.split_documents", partial(split_documents, document_tokens=32))
+
+
+@pytest.fixture
+def places(documents, short_passages, tiny_llama, make_run):
+    """Places of a run's evaluation documents in their file."""
+
+    def found(folder, *settings):
+        run = make_run(tiny_llama, folder, *ASKED, *settings, text=documents[0])
+        return [documents[1][hashed] for hashed in text_stage(run)["evaluation"].document_hashes]
+
+    return found
+
+
+def test_documents_come_from_all_of_a_file(places, tmp_path):
+    drawn = places(tmp_path / "a")
+    assert max(drawn) > 500
+    assert 300 < np.mean(drawn) < 700
+    assert set(places(tmp_path / "c", "search.seed=5")) != set(drawn)
+
+
+def test_training_takes_its_text_from_all_of_a_file(documents, short_passages, inputs, tmp_path, monkeypatch):
+    read = []
+    pack = recover.pack_documents
+
+    def watched(texts, *arguments, **options):
+        def noted():
+            for text in texts:
+                read.append(documents[1][document_hash(text)])
+                yield text
+
+        return pack(noted(), *arguments, **options)
+
+    monkeypatch.setattr(recover, "pack_documents", watched)
+    small, teacher, _ = inputs
+    recover_tiny(small, teacher, documents[0], tmp_path / "out")
+    assert 300 < np.mean(read) < 700
+    assert read != sorted(read)
+
+
+MUCH = ("text.calibration_tokens=65536", "search.stages=[{tokens: 8192, survivors: 1}]", "refit.tokens=65536")
+
+
+@pytest.fixture
+def sixty(tmp_path):
+    return tiny_text(tmp_path / "sixty.txt", documents=60)
+
+
+def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_path):
+    console = Console(record=True, width=200, file=io.StringIO())
+    run = make_run(tiny_llama, tmp_path / "out", *MUCH, text=sixty, reporter=Reporter(console))
+    made = run_stages(run, "report")
+    said = console.export_text()
+    assert made.report.saved.kl > 0
+    tokens = {purpose: part.tokens.numel() for purpose, part in made.text.items()}
+    assert tokens["calibration"] > tokens["fitness"] >= run.recipe.text.sequence_length
+    wanted = sum(getattr(run.recipe.text, f"{name}_tokens") for name in tokens if name != "fitness")
+    wanted += run.recipe.search.fitness_needed
+    assert f"sixty.txt is short. The recipe asks for {wanted:,} tokens" in said
+    assert f"and gets {sum(tokens.values()):,} (calibration {tokens['calibration']:,}, " in said
+    hashes = [hashed for part in made.text.values() for hashed in part.document_hashes]
+    assert len(hashes) == len(set(hashes)), "no document serves two purposes"
+
+
+def test_enough_text_is_not_called_short(make_run, tiny_llama, tmp_path):
+    console = Console(record=True, width=200, file=io.StringIO())
+    text_stage(make_run(tiny_llama, tmp_path / "out", reporter=Reporter(console)))
+    assert "is short" not in console.export_text()
+
+
+def test_less_than_a_block_for_each_purpose_is_refused(tiny_llama, make_run, tmp_path):
+    (tmp_path / "short.txt").write_text("the river runs under the stone")
+    with pytest.raises(DataError, match=r"short\.txt has [\d,]+ tokens, less than a block of \d+ for each"):
+        text_stage(make_run(tiny_llama, tmp_path / "out", text=tmp_path / "short.txt"))
+
+
+def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):
+    stages = "search.stages=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
+    with pytest.raises(DataError, match=r"is too short: .*training has"):
+        text_stage(make_run(tiny_llama, tmp_path / "out", stages, text=sixty))
