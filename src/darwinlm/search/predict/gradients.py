@@ -10,8 +10,8 @@ and one triangular solve gives all widths of a factor (`database/factors.py` exp
 between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
 
 A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
-module would seem free. There g is the gradient behind the norm, and loss(level) - loss(gone) ≈ Σ ⟨g, norm(W_k x)⟩ over
-tokens. The outputs of all widths are partial sums, W_k x = Σ_{j < k} T_j (L⁻¹ x_π)_j.
+module would seem free. There g is the gradient behind the norm, and loss(level) - loss(gone) ≈ Σ ⟨g, norm(W_k x + b)⟩
+over tokens, b the bias. The outputs of all widths are partial sums, W_k x = Σ_{j < k} T_j (L⁻¹ x_π)_j.
 
 First-order (Taylor) importance was proposed for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771).
 Here it applies to whole levels, with the weights of each level.
@@ -176,6 +176,8 @@ class Gradients:
         """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
         module, reader = self.placed.space.modules[index], self.placed.database
         C = (g.T @ x).to(reader.device) if norm is None else None
+        output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
+        bias = 0.0 if output.bias is None else output.bias.float()
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
         by_variant: dict[int, dict[int, int]] = {}
         for at, level in enumerate(module.levels):
@@ -189,7 +191,8 @@ class Gradients:
             else:
                 assert norm is not None
                 at_widths = outputs(factors, x.to(reader.device), widths)
-                sums = torch.stack([(norm(y.to(g.device)) * g).sum(dtype=torch.float64) for y in at_widths])
+                behind = (norm(y.to(g.device) + bias) for y in at_widths)
+                sums = torch.stack([(each * g).sum(dtype=torch.float64) for each in behind])
             slopes[[places[width] for width in widths]] = sums.cpu()
         return slopes
 
