@@ -213,7 +213,8 @@ def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Te
     if checkpoint.family.module(kind).post_norm is None:
         return None
     mean_square = output.float().square().mean(-1, keepdim=True)
-    return (mean_square + checkpoint.config.rms_norm_eps).sqrt()
+    epsilon: float = checkpoint.config.rms_norm_eps
+    return (mean_square + epsilon).sqrt()
 
 
 def stream_moments(

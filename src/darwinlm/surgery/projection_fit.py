@@ -101,10 +101,11 @@ def fit_output(
     Raises:
         NumericsError: Moments aren't finite or can't be factorised.
     """
-    tried = [None, *ridges]
+    tried: list[float | None] = [None]
     V0 = W0 if gain is None else gain[:, None] * W0
     candidates = [W0]
-    for ridge in tried[1:]:
+    for ridge in ridges:
+        tried.append(ridge)
         V = ridge_solution(seen.inputs.mean(), seen.cross.mean(), V0, ridge, name=name)
         if gain is None:
             candidates.append(V)
