@@ -67,7 +67,7 @@ def measure(model: Path, out: Path, options: argparse.Namespace) -> dict[str, ob
         batch_tokens=options.batch_tokens,
         memory=HiddenMemory(out, options.hidden_states),
     )
-    build_database(stage, stream, UnitsSettings(attention=options.units), 0.01)
+    build_database(stage, stream, UnitsSettings(attention=options.units))
     database_peak = peak_bytes()
     place = stream.hidden.place
     if options.gradients:

@@ -126,7 +126,7 @@ def test_an_expert_that_no_token_asked_for_keeps_its_largest_weights(built, tmp_
     (shape,) = (shape for key, shape in reader.shapes.items() if key == (2, "mlp"))
     H = seen[2].moments["mlp"].clone()
     H[1] = 0
-    method = BuildSettings(UnitsSettings(), 0.01, torch.device("cpu"), tmp_path)
+    method = BuildSettings(UnitsSettings(), torch.device("cpu"), tmp_path)
     with Spilled(H, tmp_path) as moment:
         (used, _), (unused, packed), *_ = expert_factors(method, shape, moment, seen[2].weights[shape.output])
     W = reader.dense_weight(2, "mlp")[1]

@@ -77,7 +77,9 @@ def test_all_families_are_registered_once(tmp_path: Path):
 def test_a_configuration_made_by_name_is_of_the_real_class(model_type):
     sizes = tiny_model(model_type).config.to_dict()
     del sizes["model_type"]
-    config = AutoConfig.for_model(f"darwinlm_{model_type}", **sizes, per_layer_config={0: {"skip": ["mlp"]}})
+    layers = {int(layer): values for layer, values in sizes.pop("per_layer_config", {}).items()}  # Gemma 4 has some
+    layers[0] = {"skip": ["mlp"]}
+    config = AutoConfig.for_model(f"darwinlm_{model_type}", **sizes, per_layer_config=layers)
     assert type(config).__name__ == f"Darwin{NAMES[model_type][0]}Config"
     model = AutoModelForCausalLM.from_config(config)
     assert type(model).__name__ == f"Darwin{NAMES[model_type][0]}ForCausalLM"

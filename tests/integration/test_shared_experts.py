@@ -135,5 +135,5 @@ def test_narrower_experts_are_padded_to_stock_shapes_and_refused_as_gguf(tiny_fo
     stock = module_shapes(Checkpoint.open(tiny_folder(model_type)))
     assert [shape.tensors for shape in module_shapes(plain)] == [shape.tensors for shape in stock]
     assert export_model(tmp_path / "out" / "model", tmp_path / "vllm", to="vllm").comparisons
-    with pytest.raises(ExportError, match=f"this {model_type} model: its attention (has sinks|compresses keys)"):
+    with pytest.raises(ExportError, match=f"this {model_type} model: (its layers differ|llama.cpp rounds the bounds)"):
         export_model(tmp_path / "out" / "model", tmp_path / "x.gguf", to="gguf")

@@ -146,6 +146,7 @@ def logits(model: Any, tokens: Tensor) -> Tensor:
 
 
 def assert_equal_logits(model: Any, reference: Any, tokens: Tensor) -> None:
-    """Equal but for the rounding of float32, in units of the largest logit."""
+    """Equal but for the rounding of float32, in units of the largest logit; linear attention amplifies it."""
     expected = logits(reference, tokens)
-    assert (logits(model, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+    tolerance = 1e-4 if "linear_attention" in (getattr(model.config, "layer_types", None) or ()) else 1e-5
+    assert (logits(model, tokens) - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1)
