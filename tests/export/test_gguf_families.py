@@ -41,6 +41,33 @@ PLAIN_GEMMA4 = {
 }
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 64,
+    "truncate": False,
+}
+OSS = {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "intermediate_size": 64}
+LATENT = {"num_key_value_heads": 4, "moe_intermediate_size": 64, "v_head_dim": 16}
+LITE = {
+    "num_hidden_layers": 27,
+    "rope_parameters": YARN | {"truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707},
+}
+MSCALE = {"rope_parameters": YARN | {"truncate": True, "mscale": 1.0, "mscale_all_dim": 0.8}}
+ALPHA = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}}
+OLMO3 = {
+    "num_hidden_layers": 4,
+    "attention_bias": False,
+    "sliding_window": 16,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+    "rope_parameters": {
+        "full_attention": YARN | {"rope_theta": 500.0, "truncate": True},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+
+
 def gemma(blocks, period, **more):
     """A window that is much shorter than the text, and scores scaled by something else than the head size."""
     kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(blocks)]
@@ -103,6 +130,17 @@ EQUAL = {
         DELTA | {"moe_intermediate_size": 64, "mlp_only_layers": []},
     ),
     "lfm2": ("lfm2", "lfm2", SQUARE | {"layer_types": ["conv", "full_attention", "conv"], **WIDTH}),
+    "gpt_oss": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN | {"truncate": True}}),
+    "gpt_oss with exact bounds": ("gpt_oss", "gpt-oss", OSS | {"rope_parameters": YARN}),
+    "deepseek_v2 as Lite": ("deepseek_v2", "deepseek2", LATENT | LITE),
+    "deepseek_v2": ("deepseek_v2", "deepseek2", LATENT | {"q_lora_rank": 32}),
+    "deepseek_v3": ("deepseek_v3", "deepseek2", LATENT | {"attention_bias": False, "head_dim": 8, **MSCALE}),
+    "nemotron": ("nemotron", "nemotron", SQUARE | {"mlp_bias": True}),
+    "hunyuan": ("hunyuan_v1_dense", "hunyuan-dense", {}),
+    "hunyuan with a larger base": ("hunyuan_v1_dense", "hunyuan-dense", ALPHA),
+    "apertus": ("apertus", "apertus", LLAMA3),
+    "olmo3": ("olmo3", "olmo2", SQUARE | OLMO3),
+    "glm": ("glm", "llama", {}),
 }
 BIASES = {"attention_bias": True, "mlp_bias": True}
 UNEQUAL = {
@@ -117,6 +155,7 @@ UNEQUAL = {
     "ernie4_5": ("ernie4_5", "deci", MIXED, {}),
     "seed_oss": ("seed_oss", "deci", MIXED, {}),
     "ministral3": ("ministral3", "deci", MIXED, LONGER),
+    "glm": ("glm", "deci", MIXED, {}),
 }
 CONTINUED = ("llama", "mistral", "qwen2", "qwen2 with fewer heads", "qwen3", "granite", "phi3", "gemma", "smollm3")
 CONTINUED += ("gemma2", "gemma3", "mixtral", "qwen3_moe", "ernie4_5 with biases", "olmo2", "exaone4", "glm4", "arcee")

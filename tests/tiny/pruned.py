@@ -76,8 +76,8 @@ def randomised(model: Any, seed: int = 0) -> Any:
             noise = torch.randn(weight.shape, generator=generator)
             if "embed_tokens" in name or "lm_head" in name:
                 weight.copy_(noise * 0.3)
-            elif weight.ndim == 2:
-                weight.copy_(noise * 1.2 / weight.shape[1] ** 0.5)
+            elif weight.ndim >= 2:
+                weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
             else:
                 weight.copy_((0 if name.endswith("bias") or "gemma" in model.config.model_type else 1) + noise * 0.2)
     return model.eval()

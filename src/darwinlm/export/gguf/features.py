@@ -10,16 +10,17 @@ from darwinlm.export.gguf.rope import Rope, UnknownRopeError, read_rope
 
 TANH_GELU = ("gelu_pytorch_tanh",)
 ACTIVATIONS = {"gemma": ("gelu", *TANH_GELU), "gemma2": TANH_GELU, "gemma3_text": TANH_GELU, "arcee": ("relu2",)}
-ACTIVATIONS["gemma4_text"] = TANH_GELU
+ACTIVATIONS |= {"gemma4_text": TANH_GELU, "nemotron": ("relu2",), "apertus": ("xielu",)}
 SILU = ("silu", "swish")
 NO_ROPE_STEP = 4  # of smollm3 in llama.cpp: every fourth layer has no rotary embedding
-PERIODS = {"gemma2": 2, "gemma3_text": 6}
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Families whose architecture has sliding windows, with the period of the layers without one."""
-EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "qwen3_5_moe_text", "qwen3_next", "glm4_moe", "glm4_moe_lite")
-HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "granitemoehybrid")
-"""Families with other token mixers."""
-PARTIAL = ("phi3", "glm4", "glm4_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+FIXED_PERIODS = ("gemma3_text", "olmo3")
+"""Those whose sliding layers have another rotary embedding, so that this period is required without a window too."""
+PARTIAL = ("phi3", "glm", "glm4", "glm4_moe", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 """Families whose architecture rotates only a part of each head."""
+SWIGLU = 1.702, 7.0
+"""Slope and limit of gpt-oss' activation in llama.cpp."""
 SLIDING_EXAONE = 64
 """Number of blocks by which llama.cpp recognises EXAONE 4 with sliding-window layers."""
 
@@ -56,7 +57,7 @@ def read_features(model_type: str, config: Any, columns: int) -> Features:
     if activation not in ACTIVATIONS.get(model_type, SILU):
         raise refused(model_type, f"its MLPs use {activation}")
     try:
-        rope = read_rope(config, columns)
+        rope = read_rope(config, columns, one_base=model_type == "olmo3")
     except UnknownRopeError as error:
         raise refused(model_type, str(error)) from error
     if rope.turned < columns and model_type not in PARTIAL:
@@ -103,7 +104,7 @@ def _window_of_some(model_type: str, config: Any) -> int:
     period = PERIODS[model_type]
     slide = [kind == "sliding_attention" for kind in config.layer_types]
     as_known = slide == [bool((i + 1) % period) for i in range(len(slide))]
-    if not as_known and (model_type == "gemma3_text" or _window_of_all(config) is not None):
+    if not as_known and (model_type in FIXED_PERIODS or _window_of_all(config) is not None):
         raise refused(model_type, f"in llama.cpp every {period}. layer has no window, this model has another order")
     return int(config.sliding_window) if as_known else int(config.max_position_embeddings)
 
@@ -137,6 +138,12 @@ def _check_mixers(model_type: str, config: Any) -> None:
 
 
 def _check_experts(model_type: str, config: Any) -> None:
+    if model_type == "gpt_oss" and (config.swiglu_alpha, config.swiglu_limit) != SWIGLU:
+        raise refused(model_type, f"in llama.cpp the constants of its activation are {SWIGLU[0]} and {SWIGLU[1]}")
+    if model_type == "deepseek_v2" and config.topk_method != "greedy":
+        raise refused(model_type, "its router rates groups of experts by the best one, llama.cpp by the best two")
+    if not getattr(config, "rope_interleave", True):
+        raise refused(model_type, "its rotary embedding pairs halves of a head, in llama.cpp neighbouring columns")
     if model_type in ("glm4_moe", "glm4_moe_lite") and config.n_group != 1:
         raise refused(model_type, "its router chooses among groups of experts, which the export doesn't support")
     if model_type == "olmoe":

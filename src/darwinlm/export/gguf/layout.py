@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from darwinlm.export.gguf import places
-from darwinlm.export.gguf.features import EXPERTS, HYBRIDS, PERIODS, Features, read_features, refused
+from darwinlm.export.gguf.features import PERIODS, Features, read_features, refused
 from darwinlm.export.reshape import Reshaper, plain_sizes, rounded
 from darwinlm.export.sizes import BlockSizes
+from darwinlm.families.family import Family
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class Architecture:
         per_layer: Whether head counts and widths may differ between layers.
         skips_attention: Whether layers after the first may have no heads.
         unit_norms: Whether norm weights are stored with 1 added (Gemma).
+        layer_norms: Whether its norms are LayerNorms with biases (Nemotron).
         biases: Whether projections may have biases.
         frequencies: Whether it reads divisors of the rotary frequencies.
+        rounds: Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is
+            then compared with the model of rounded bounds, and the difference between both models is reported.
         square: Whether query heads must fill the residual width.
         places: Further names in the file, by names inside a block.
         referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
@@ -49,8 +53,10 @@ class Architecture:
     per_layer: bool = False
     skips_attention: bool = False
     unit_norms: bool = False
+    layer_norms: bool = False
     biases: bool = False
     frequencies: bool = False
+    rounds: bool = False
     square: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     referenced: bool = True
@@ -89,7 +95,18 @@ STOCK = {
         "qwen3next", whole_heads=False, unit_norms=True, places=places.QWEN3_NEXT, referenced=False
     ),
     "olmoe": Architecture("olmoe", square=True, referenced=False),
-    "glm4_moe_lite": Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+        Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
+    ),
+    "gpt_oss": Architecture("gpt-oss", biases=True, rounds=True, places=places.GPT_OSS, referenced=False),
+    "nemotron": Architecture(
+        "nemotron", whole_heads=False, unit_norms=True, layer_norms=True, biases=True, square=True, referenced=False
+    ),
+    "hunyuan_v1_dense": Architecture("hunyuan-dense", frequencies=True, referenced=False),
+    "apertus": Architecture("apertus", frequencies=True, referenced=False),
+    "olmo3": Architecture("olmo2", square=True, referenced=False),
+    "glm": LLAMA,
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
     "granitemoehybrid": Architecture(
         "granitehybrid", permuted=True, biases=True, places=places.GRANITE_HYBRID, referenced=False
@@ -99,21 +116,11 @@ STOCK = {
 """Architecture of a model with equal layers, by model type."""
 TIED = ("qwen3",)
 """Families with an architecture for unequal layers that requires a tied output."""
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss")
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "granite", "phi3", "ministral3", "ernie4_5", "helium", "seed_oss", "glm")
 """Families whose blocks are equivalent to Llama's after rearranging tensors."""
 
 UNKNOWN = {
     "vaultgemma": "llama.cpp has no architecture for this family",
-    "apertus": "its MLPs use xielu, and the export doesn't write its parameters yet",
-    "nemotron": "its norms are LayerNorms, which the export doesn't support yet",
-    "hunyuan_v1_dense": "it norms queries and keys after the rotary embedding, which the export doesn't support yet",
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3"),
-        "its rope scaling (yarn) also scales the scores of its attention, which the export doesn't write yet",
-    ),
-    "gpt_oss": "llama.cpp rounds the bounds of its rope scaling (yarn), and transformers doesn't",
-    "glm": "its fused projections need a separate architecture, which the export doesn't support yet",
-    "olmo3": "llama.cpp scales the rotary embedding of some layers only, which the export doesn't support yet",
 }
 """Reasons for families without an architecture."""
 
@@ -152,12 +159,14 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
         raise refused(family, UNKNOWN[family])
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
     features = read_features(family, config, columns)
+    if STOCK[family].rounds:
+        features = replace(features, rope=features.rope.with_rounded_bounds())
     keep = reshaper.family.tail is not None
     kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
     if not kept:
         raise refused(family, "all blocks are empty")
     why = _unfit(reshaper, kept, features)
-    architecture = STOCK[family] if why is None else _unequal(family, config, features, why)
+    architecture = STOCK[family] if why is None else _unequal(reshaper.family, config, features, why)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
         for sizes in reshaper.sizes
@@ -235,10 +244,11 @@ def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
 
 
-def _unequal(family: str, config: Any, features: Features, why: str) -> Architecture:
+def _unequal(named: Family, config: Any, features: Features, why: str) -> Architecture:
+    family = named.model_type
     if family in LIKE_LLAMA:
         return DECI
-    if family in EXPERTS:
+    if named.mlp.experts is not None:
         raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
     if family in TIED:
         if not config.tie_word_embeddings:
@@ -254,6 +264,6 @@ def _unequal(family: str, config: Any, features: Features, why: str) -> Architec
                 "normed queries and keys reads",
             )
         return OPENELM
-    if family in HYBRIDS:
+    if named.mixer is not None:
         raise refused(family, f"{why}, and in llama.cpp all blocks of this family have the same sizes")
     raise refused(family, f"{why}, and no architecture with sizes per layer supports this family's blocks")
