@@ -99,8 +99,11 @@ def pruned_checkpoint(
     dense = tiny_config(model_type, **{**ENGINE_SIZES, **overrides})
     field = family.mlp.experts.width if family.mlp.experts else family.mlp.width
     table = {block: layer_row(row, (query_groups or {}).get(block), field) for block, row in rows.items()}
+    shared = {}
+    if family.mlp.experts and family.mlp.experts.shared_count:
+        shared["shared_expert_width"] = getattr(dense, family.mlp.experts.shared_count) * getattr(dense, field)
     for row in table.values():
-        row.update(family.mlp.with_width if field in row else {})
+        row.update({**family.mlp.with_width, **shared} if field in row else {})
     config = pruned_config(config_class, dense, table)
     config.architectures = [causal.__name__]
     return _save(randomised(causal(config)), folder, dtype, tokenizer)

@@ -179,7 +179,7 @@ def _check(job: _Job, path: Path) -> None:
 
 
 def _with_rounded_yarn(model: Any, job: _Job, exact: Streams, tokens: Tensor) -> Streams:
-    """Streams of the model with rounded bounds of its rope scaling, whose difference from the exact ones is reported."""
+    """Streams of the model with rounded bounds of its rope scaling; the difference from the exact ones is reported."""
     decoder = model.get_submodule(job.reshaper.family.layers.rpartition(".")[0])
     decoder.rotary_emb.config.rope_parameters["truncate"] = True
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.rotary_emb.config)

@@ -69,7 +69,7 @@ def _shared_experts(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
     config, experts = reshaper.checkpoint.config, reshaper.family.mlp.experts
     assert experts is not None
     writer.add_leading_dense_block_count([bool(target.experts) for target in layout.targets].index(True))
-    writer.add_expert_shared_count(int(config.n_shared_experts))
+    writer.add_expert_shared_count(layout.shared)
     writer.add_expert_weights_scale(experts.weight_scale(config))
     writer.add_expert_weights_norm(experts.sums_to_one(config))
     writer.add_expert_gating_func(ExpertGatingFuncType[experts.scores.upper()])

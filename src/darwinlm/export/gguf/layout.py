@@ -40,6 +40,7 @@ class Architecture:
         rounds: Whether models are exported though llama.cpp rounds the bounds of their rope scaling (yarn). The file is
             then compared with the model of rounded bounds, and the difference between both models is reported.
         square: Whether query heads must fill the residual width.
+        own_head: Whether it reads an output projection even if that of the model is its embedding.
         places: Further names in the file, by names inside a block.
         referenced: Whether `reference.py` computes it. Otherwise the file is checked by llama.cpp alone, which must
         then be installed.
@@ -58,6 +59,7 @@ class Architecture:
     frequencies: bool = False
     rounds: bool = False
     square: bool = False
+    own_head: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     referenced: bool = True
 
@@ -82,7 +84,7 @@ STOCK = {
     "ernie4_5": LLAMA,
     "helium": LLAMA,
     "seed_oss": LLAMA,
-    "olmo2": Architecture("olmo2", square=True),
+    "olmo2": Architecture("olmo2", square=True, own_head=True),
     "exaone4": Architecture("exaone4", frequencies=True, square=True),
     "glm4": Architecture("glm4", whole_heads=False, fused_mlp=True, biases=True),
     "arcee": Architecture("arcee", permuted=True, frequencies=True),
@@ -99,13 +101,22 @@ STOCK = {
         ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
         Architecture("deepseek2", places=places.DEEPSEEK2, referenced=False),
     ),
-    "gpt_oss": Architecture("gpt-oss", biases=True, rounds=True, places=places.GPT_OSS, referenced=False),
-    "nemotron": Architecture(
-        "nemotron", whole_heads=False, unit_norms=True, layer_norms=True, biases=True, square=True, referenced=False
+    "gpt_oss": Architecture(
+        "gpt-oss", biases=True, rounds=True, own_head=True, places=places.GPT_OSS, referenced=False
     ),
-    "hunyuan_v1_dense": Architecture("hunyuan-dense", frequencies=True, referenced=False),
-    "apertus": Architecture("apertus", frequencies=True, referenced=False),
-    "olmo3": Architecture("olmo2", square=True, referenced=False),
+    "nemotron": Architecture(
+        "nemotron",
+        whole_heads=False,
+        unit_norms=True,
+        layer_norms=True,
+        biases=True,
+        square=True,
+        own_head=True,
+        referenced=False,
+    ),
+    "hunyuan_v1_dense": Architecture("hunyuan-dense", referenced=False),
+    "apertus": Architecture("apertus", frequencies=True, own_head=True, referenced=False),
+    "olmo3": Architecture("olmo2", square=True, own_head=True, referenced=False),
     "glm": LLAMA,
     "lfm2": Architecture("lfm2", square=True, places=places.LFM2, referenced=False),
     "granitemoehybrid": Architecture(
@@ -135,6 +146,7 @@ class Layout:
         features: Further features that the keys describe.
         notes: Padded, omitted or expanded parts, for the user.
         scaled: Multipliers of Granite that are folded into the weights.
+        shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
     """
 
     architecture: Architecture
@@ -142,6 +154,7 @@ class Layout:
     features: Features
     notes: tuple[str, ...]
     scaled: bool = False
+    shared: int = 0
 
 
 def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
@@ -178,7 +191,8 @@ def choose_layout(reshaper: Reshaper, *, mlp_multiple: int = 32) -> Layout:
     targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
     notes += _pad_notes(kept, targets)
     scaled = family == "granite" and architecture is DECI
-    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled)
+    shared = max(_shared_multiple(reshaper, target) for target in targets)
+    return Layout(architecture, tuple(targets), features, (*notes, *features.notes), scaled, shared)
 
 
 def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -> str | None:
@@ -186,8 +200,8 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     family, stock = reshaper.family.model_type, STOCK[reshaper.family.model_type]
     if stock.per_layer:
         return None
-    if differ(kept) or _odd_shared(reshaper, kept):
-        return "its layers differ" if differ(kept) else "its shared experts aren't a multiple as wide as the others"
+    if differ(kept):
+        return "its layers differ"
     if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (family == "smollm3" or family in PERIODS or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
@@ -197,13 +211,14 @@ def _unfit(reshaper: Reshaper, kept: Sequence[BlockSizes], features: Features) -
     return None
 
 
-def _odd_shared(reshaper: Reshaper, kept: Sequence[BlockSizes]) -> bool:
-    """Whether shared experts don't have the width that follows from that of the other experts."""
+def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
+    """The smallest multiple of the width of a block's experts that its shared experts fit into; 0 without any."""
     experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
-    if experts is None or experts.shared_count is None:
-        return False
-    own = {getattr(config.per_layer_config[sizes.block], "shared_expert_width", None) for sizes in kept}
-    return bool(own - {None, kept[-1].width * int(getattr(config, experts.shared_count))})
+    if experts is None or experts.shared_count is None or not target.experts:
+        return 0
+    usual = reshaper.sizes[target.block].width * int(getattr(config, experts.shared_count))
+    width = getattr(config.per_layer_config[target.block], "shared_expert_width", None) or usual
+    return -(-int(width) // target.width)
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:
@@ -248,6 +263,12 @@ def _unequal(named: Family, config: Any, features: Features, why: str) -> Archit
     family = named.model_type
     if family in LIKE_LLAMA:
         return DECI
+    if features.rope.per_frequency and family not in TIED and not STOCK[family].frequencies:
+        kind = features.rope.kind
+        raise refused(
+            family,
+            f"its rope scaling of the type {kind} has a divisor for every frequency, which its architecture ignores",
+        )
     if named.mlp.experts is not None:
         raise refused(family, f"{why}, and in llama.cpp all blocks have the same number of experts, of the same width")
     if family in TIED:

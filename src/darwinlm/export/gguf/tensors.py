@@ -91,7 +91,7 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
             yield place, tensor.float()
         elif place == "token_embd.weight":
             yield place, tensor.float() * embedding
-            if tied and layout.scaled:
+            if tied and (layout.scaled or layout.architecture.own_head):
                 yield "output.weight", tensor.float() * head
         elif not tied:
             yield place, tensor.float() * head
@@ -106,6 +106,8 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
             continue
         if (place := layout.architecture.places.get(name)) is not None:
             tensors[place] = _further(raw.float(), name, reshaper, layout)
+            if place.endswith("_shexp.weight") and layout.shared:
+                tensors[place] = _filled(tensors[place], layout.shared * target.width, int("down" in place))
             continue
         owner, _, leaf = name.rpartition(".")
         known = name in known_places
@@ -228,6 +230,13 @@ def _further(tensor: Tensor, name: str, reshaper: Reshaper, layout: Layout) -> T
         tensor = _norm(tensor, layout)
     tiled = name.startswith("linear_attn.") and layout.architecture.name != "qwen3next"
     return _tiled(tensor, leaf, reshaper.checkpoint.config) if tiled else tensor
+
+
+def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The tensor with zeros up to a size along an axis."""
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
 def _tiled(tensor: Tensor, leaf: str, config: Any) -> Tensor:

@@ -50,6 +50,9 @@ def check_rows(reshaper: Reshaper, layout: Layout, quantisation: str) -> None:
     if quantisation in ("f32", "f16", "bf16"):
         return
     lengths = {"every matrix that reads the residual stream": int(reshaper.checkpoint.config.hidden_size)}
+    for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim"):
+        if length := getattr(reshaper.checkpoint.config, name, None):
+            lengths[f"a matrix of its compressed attention ({name})"] = int(length)
     for target in layout.targets:
         lengths |= {f"block {target.block}'s attention output": target.heads * reshaper.columns_of(target.block)}
         lengths |= {f"block {target.block}'s MLP output": target.width}
