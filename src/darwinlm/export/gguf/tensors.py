@@ -183,7 +183,7 @@ def _split_latent(tensors: Tensors, config: Any) -> Tensors:
     if name not in tensors:
         return dict(tensors)
     by_head = tensors[name].view(config.num_attention_heads, -1, config.kv_lora_rank)
-    keys, values = by_head.split([config.qk_nope_head_dim, config.v_head_dim], 1)
+    keys, values = torch.split(by_head, [config.qk_nope_head_dim, config.v_head_dim], 1)
     rest = {other: tensor for other, tensor in tensors.items() if other != name}
     return rest | {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
 
