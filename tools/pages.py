@@ -150,8 +150,8 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  size.",
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
         "  transformers doesn't. In layers with full attention, scores of random queries and keys change by 1 % at a",
-        "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of rounded",
-        "  bounds and reports the KL of the rounding on its own text",
+        "  distance of 128 tokens, 9 % at 1,024 and 34 % at 4,096. The export compares the file with a model of",
+        "  rounded bounds and reports the KL of the rounding on its own text",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
         "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
     ]
