@@ -19,6 +19,7 @@ from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.resolve import resolve_model
+from darwinlm.figures import StageTime
 from darwinlm.lock import Lock, hold_folder, is_ours
 from darwinlm.recipe import Recipe
 
@@ -47,7 +48,7 @@ class Run:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
         self.shared = shared
-        self.timings: list[dict[str, Any]] = []
+        self.timings: list[StageTime] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
         self.skipped_tokens = 0  # training text of earlier rounds
@@ -141,14 +142,8 @@ class Run:
         if not work:
             facts = folder.facts()
             self.reporter.say(f"{title}: done before, reused")
-            self.timings.append(
-                {
-                    "name": name,
-                    "seconds": float(facts.get("seconds", 0.0)),
-                    "reused": True,
-                    "resumed": bool(facts.get("resumed", False)),
-                }
-            )
+            resumed = bool(facts.get("resumed", False))
+            self.timings.append(StageTime(name, float(facts.get("seconds", 0.0)), reused=True, resumed=resumed))
             yield False
             return
         if parallel.is_main() and folder.is_of_another_version():
@@ -166,7 +161,7 @@ class Run:
                 raise DeviceMemoryError(f"{title}: the memory of {self.device} is full", str(name), self) from error
         # For a resumed stage, only the last part is timed.
         seconds = round(time.monotonic() - begun, 2)
-        self.timings.append({"name": name, "seconds": seconds, "reused": False, "resumed": resumed})
+        self.timings.append(StageTime(name, seconds, reused=False, resumed=resumed))
         with together():
             if parallel.is_main():
                 folder.finish(seconds=seconds, resumed=resumed)

@@ -66,7 +66,7 @@ def compare(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {**options(model=model, keep=keep, text=text), "allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, keep=keep, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])

@@ -44,7 +44,7 @@ def database(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.run import Run
 
-    overrides = {**options(model=model, text=text), "allow_remote_code": allow_remote_code or None}
+    overrides = options(model=model, text=text, allow_remote_code=allow_remote_code or None)
     chosen = load_recipe(recipe, assignments or (), overrides)
     run = Run(chosen, out, terminal.reporter())
     stage = run_stages(run, "database").database.stage
@@ -71,9 +71,14 @@ def inspect(
     from darwinlm.database.finished import describe, find_database, read_curves
 
     if page is not None:
-        _write_sizes(folder, page, as_json=as_json)
-        return
+        from darwinlm.runs.sizes import write_sizes
 
+        if as_json:
+            raise typer.BadParameter("give --json or --html, not both")
+        terminal.say("choosing the best levels of each size; up to a minute")
+        count = write_sizes(folder, page)
+        terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
+        return
     stage = find_database(folder)
     about: dict[str, Any] = describe(stage)
     if as_json:
@@ -114,16 +119,6 @@ def inspect(
     if console.width < wide:
         notes.append(f"A terminal of {wide} columns shows more shares; --json prints all of them.")
     console.print("\n".join(notes))
-
-
-def _write_sizes(folder: Path, page: Path, *, as_json: bool) -> None:
-    from darwinlm.runs.sizes import write_sizes
-
-    if as_json:
-        raise typer.BadParameter("give --json or --html, not both")
-    terminal.say("choosing the best levels of each size; up to a minute")
-    count = write_sizes(folder, page)
-    terminal.console().print(f"{page}: {count} sizes", soft_wrap=True)
 
 
 def _points(curves: Any) -> dict[str, Any]:

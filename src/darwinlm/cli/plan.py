@@ -58,8 +58,8 @@ def plan(
     from darwinlm.recipe import load_recipe, options
     from darwinlm.report.wording import count
 
-    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for)
-    overrides |= {"allow_remote_code": allow_remote_code or None}
+    remote_code = allow_remote_code or None
+    overrides = options(model=model, keep=keep, params=params, ready_for=ready_for, allow_remote_code=remote_code)
     chosen = load_recipe(recipe, assignments or (), overrides)
     if chosen.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")

@@ -192,12 +192,12 @@ def _searched(inputs: MethodInputs, name: str) -> tuple[Stitched, Row]:
 
 def _seconds(run: Run, *stages: str) -> float:
     """Total time of stages; a stage that was opened twice counts once."""
-    times = ([float(entry["seconds"]) for entry in run.timings if entry["name"] == stage] for stage in stages)
+    times = ([entry.seconds for entry in run.timings if entry.name == stage] for stage in stages)
     return sum(max(seconds, default=0.0) for seconds in times)
 
 
 def _resumed(run: Run, stage: str) -> bool:
-    return any(entry["resumed"] for entry in run.timings if entry["name"] == stage)
+    return any(entry.resumed for entry in run.timings if entry.name == stage)
 
 
 def _domains(run: Run, inputs: MethodInputs, comparison: ComparisonRequest) -> dict[str, TokenBlocks]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from darwinlm.report.figures import FORMAT, Figures, read_figures
+from darwinlm.figures import FORMAT, Figures, read_figures
 
 
 class TextQuality(BaseModel):

@@ -16,7 +16,6 @@ from darwinlm.errors import ArtifactError, RecipeError
 from darwinlm.evaluation import harness, summary
 from darwinlm.evaluation.looking_back import (
     LIST_LENGTHS,
-    CopyingScore,
     all_copying,
     longest_sequence,
     measure_copying,
@@ -25,6 +24,7 @@ from darwinlm.evaluation.looking_back import (
 from darwinlm.evaluation.models import Opened, open_model
 from darwinlm.evaluation.suites import Wanted, parse_suite
 from darwinlm.evaluation.text import TextScore, measure_text, pack, share_vocabulary
+from darwinlm.figures import CopyingScore
 from darwinlm.lock import hold_target
 from darwinlm.tables import Table
 

@@ -26,6 +26,8 @@ OPTIONS: Mapping[str, str] = {
     "text": "text.source",
     "ready_for": "units.quantisation",
     "vocab": "vocabulary",
+    "database": "database.folder",
+    "allow_remote_code": "allow_remote_code",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 

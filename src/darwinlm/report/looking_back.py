@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from darwinlm import tables
+from darwinlm.figures import CopyingScore, ModelKey
 from darwinlm.report import wording
-from darwinlm.report.models import CopyingFigures, ModelKey
 from darwinlm.report.summary import Summary
 
 COPIED = (
@@ -92,6 +92,6 @@ def _refit_dropped(key: ModelKey, summary: Summary) -> bool:
     return key == "refit" and key != summary.saved_key and summary.refit is not None and summary.refit.kept != "refit"
 
 
-def _copied(score: CopyingFigures, *, losses: bool) -> str:
+def _copied(score: CopyingScore, *, losses: bool) -> str:
     share = f"{100 * score.accuracy:.0f} %"
     return f"{share} ({score.loss:.2f})" if losses else share

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
+from darwinlm.figures import Sensitivity
 from darwinlm.report import wording
-from darwinlm.report.summary import BlockFigures, SensitivityFigures
+from darwinlm.report.summary import BlockFigures
 
 COLUMN, GAP = 20.0, 2.0
 """Room of a block, and of it between two blocks, in units of the picture."""
@@ -21,9 +22,7 @@ DECADES = 5
 KINDS = {"attention": "attention", "mlp": "MLP"}
 
 
-def block_rows(
-    allocation: Sequence[BlockFigures], sensitivity: Sequence[SensitivityFigures] = ()
-) -> list[tuple[str, str]]:
+def block_rows(allocation: Sequence[BlockFigures], sensitivity: Sequence[Sensitivity] = ()) -> list[tuple[str, str]]:
     """Rows of the picture as (label, SVG), the numbers on hover.
 
     Shades of `sensitivity` are of one logarithmic scale.

@@ -7,18 +7,24 @@ figure is a new field with a default; a change of what a field means is a new `F
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from darwinlm.families.origin import origin_of
-from darwinlm.report.figures import FORMAT, Extract, Figures, read_figures
-from darwinlm.report.models import ModelFigures, ModelKey
-
-if TYPE_CHECKING:
-    from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import Origin
+from darwinlm.figures import (
+    FORMAT,
+    Extract,
+    Figures,
+    FitChoice,
+    ModelFigures,
+    ModelKey,
+    Sensitivity,
+    Spelling,
+    StageTime,
+    read_figures,
+)
 
 FILE = "summary.json"
 
@@ -51,23 +57,6 @@ class BudgetFigures(Figures):
     block_params: int
 
 
-class OriginFigures(Figures):
-    """What the dense model's files say about where it comes from; see `families.origin`."""
-
-    base_model: str | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    languages: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, *models: Checkpoint) -> OriginFigures:
-        """Of the first model, and what that doesn't say of the next."""
-        origins = [asdict(origin_of(model.folder, model.source)) for model in models]
-        first = origins[0]
-        return cls(**{name: next((each[name] for each in origins if each[name]), first[name]) for name in first})
-
-
 class BlockFigures(Figures):
     """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
 
@@ -98,22 +87,6 @@ class BlockFigures(Figures):
     def dense_channels(self) -> int:
         """The same of the original model."""
         return self.dense_width * max(self.dense_experts, 1)
-
-
-class SensitivityFigures(Figures):
-    """What one module means to the model: predicted KL to the model that was cut, in nats per token.
-
-    Attributes:
-        block: its block.
-        kind: attention or mlp.
-        removed: with this module alone taken out.
-        halved: with this module alone cut to about half of its parameters; None where it has no such level.
-    """
-
-    block: int
-    kind: str
-    removed: float
-    halved: float | None = None
 
 
 class GenerationFigures(Extract):
@@ -154,16 +127,6 @@ class SearchFigures(Extract):
         return max(0, len(self.history) - 1)
 
 
-class FitFigures(Extract):
-    """The refit of one module: the ridge that was taken, None for the stitched weights, and its error."""
-
-    block: int
-    kind: str
-    ridge: float | None
-    before: float
-    after: float
-
-
 class RefitFigures(Extract):
     """The refit of the whole model.
 
@@ -175,7 +138,7 @@ class RefitFigures(Extract):
         kl_after: the same after.
     """
 
-    choices: tuple[FitFigures, ...]
+    choices: tuple[FitChoice, ...]
     kept: Literal["refit", "stitched"]
     strength: float
     kl_before: float | None = None
@@ -205,15 +168,6 @@ class RecoveryFigures(Extract):
     log: tuple[TrainingPoint, ...] = ()
 
 
-class SpellingFigures(Figures):
-    """Length of held-out text in two vocabularies; `affected` counts dense tokens that the smaller one lacks."""
-
-    bytes: int
-    dense_tokens: int
-    tokens: int
-    affected: int
-
-
 class VocabularyFigures(Figures):
     """The smaller vocabulary; each `dense_` figure is of the whole one.
 
@@ -229,7 +183,7 @@ class VocabularyFigures(Figures):
     dense_tokens: int
     params: int
     dense_params: int
-    domains: dict[str, SpellingFigures]
+    domains: dict[str, Spelling]
     bits_per_byte: float
     dense_bits_per_byte: float
     mass_lost: float
@@ -263,15 +217,6 @@ class TextFigures(Figures):
     sequence_length: int
     purposes: dict[str, PurposeFigures]
     training_source: str | None = None
-
-
-class StageFigures(Figures):
-    """A stage's time; reused from an earlier run, resumed after an interruption."""
-
-    name: str
-    seconds: float
-    reused: bool
-    resumed: bool = False
 
 
 class ExportFigures(Figures):
@@ -348,17 +293,17 @@ class Summary(Figures):
     from_pruned: bool = False
     budget: BudgetFigures | None = None
     models: dict[ModelKey, ModelFigures]
-    origin: OriginFigures = OriginFigures()
+    origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
-    sensitivity: tuple[SensitivityFigures, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
     search: SearchFigures | None = None
     refit: RefitFigures | None = None
     recovery: RecoveryFigures | None = None
     vocabulary: VocabularyFigures | None = None
     text: TextFigures
-    stages: tuple[StageFigures, ...] = ()
+    stages: tuple[StageTime, ...] = ()
     time: TimeFigures | None = None
     export: ExportFigures
     machine: MachineFigures = MachineFigures()
@@ -384,10 +329,6 @@ class Summary(Figures):
         for key in ModelKey.__args__:  # type: ignore[attr-defined]
             if key in self.models:
                 yield key, self.models[key]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values: what summary.json holds."""
-        return self.model_dump(mode="json")
 
 
 def read_summary(path: Path) -> Summary:

@@ -7,8 +7,8 @@ from typing import Literal
 from markupsafe import Markup
 
 from darwinlm import __version__
+from darwinlm.figures import FORMAT, Figures
 from darwinlm.report import plots, wording
-from darwinlm.report.figures import FORMAT, Figures
 from darwinlm.report.render import render
 from darwinlm.report.summary import BudgetFigures, Summary
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from darwinlm import tables
+from darwinlm.figures import ModelFigures
 from darwinlm.report import wording
-from darwinlm.report.models import ModelFigures
 from darwinlm.report.summary import Summary
 
 COLUMNS = (

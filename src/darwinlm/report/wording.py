@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from darwinlm.report.models import ModelKey
+from darwinlm.figures import ModelKey
 from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -13,9 +13,10 @@ from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import Origin, origin_of
+from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, parse_recipe
-from darwinlm.report.models import ModelKey
-from darwinlm.report.summary import FILE, OriginFigures, RecoveryFigures, StageFigures, Summary, read_summary
+from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.runs.prune import resolve
 from darwinlm.stages.dtype import saved_dtype
@@ -113,13 +114,15 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
+    of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
     summary = Summary(
         version=__version__,
         model=run.teacher.source,
         from_pruned=made is not None and made.from_pruned,
         budget=made.budget if made is not None else None,
         models=measured,
-        origin=OriginFigures.of(run.teacher, saved),
+        # What the dense model doesn't say of itself, the smaller one may.
+        origin=Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()}),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, saved),
         search=made.search if made is not None else None,
@@ -127,7 +130,7 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         recovery=RecoveryFigures.model_validate(recovered.record),
         vocabulary=made.vocabulary if made is not None else None,
         text=text_figures(run, texts),
-        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        stages=tuple(run.timings),
         export=export_figures(Exported(target, dtype, is_custom(saved.config), saved.digest)),
         machine=machine_figures(run),
         recipe=run.recipe.model_dump(mode="json"),

@@ -21,11 +21,12 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.figures import FitChoice
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
 from darwinlm.stages.text import Texts
-from darwinlm.surgery.refit import FitChoice, Streams, put_weights, refit, weights_file
+from darwinlm.surgery.refit import Streams, put_weights, refit, weights_file
 
 RECORD = "record.json"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

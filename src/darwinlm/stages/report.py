@@ -12,10 +12,11 @@ from darwinlm import __version__, parallel
 from darwinlm.artifact import write_json, write_text
 from darwinlm.errors import BudgetError
 from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.families.origin import origin_of
 from darwinlm.families.shapes import module_shapes
 from darwinlm.families.whole import is_whole
+from darwinlm.figures import ModelFigures
 from darwinlm.report.card import model_card
-from darwinlm.report.models import ModelFigures
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import (
     FILE,
@@ -23,13 +24,10 @@ from darwinlm.report.summary import (
     BudgetFigures,
     ExportFigures,
     MachineFigures,
-    OriginFigures,
     PurposeFigures,
     RecoveryFigures,
     RefitFigures,
     SearchFigures,
-    SensitivityFigures,
-    StageFigures,
     Summary,
     TextFigures,
 )
@@ -81,19 +79,17 @@ def summarise(run: Run, results: StageResults) -> Summary:
         from_pruned=run.teacher is not run.checkpoint,
         budget=_budget(run, results, models["dense"], final),
         models=models,
-        origin=OriginFigures.of(run.teacher),
+        origin=origin_of(run.teacher.folder, run.teacher.source),
         prompts=run.recipe.evaluation.prompts,
         allocation=allocation_figures(run.teacher, Checkpoint.describe(results.export.folder)),
         kept=kept_whole(results.plan.space, run.checkpoint.family),
-        sensitivity=tuple(
-            SensitivityFigures(**vars(module)) for module in sensitivities(results.plan.space, results.database.reader)
-        ),
+        sensitivity=tuple(sensitivities(results.plan.space, results.database.reader)),
         search=SearchFigures.model_validate({"method": run.recipe.search.method, **results.search.record}),
         refit=RefitFigures.model_validate({"choices": refitted.choices, **refitted.record}) if refitted else None,
         recovery=RecoveryFigures.model_validate(recovered.record) if recovered else None,
         vocabulary=results.vocabulary,
         text=text_figures(run, results.text),
-        stages=tuple(StageFigures.model_validate(entry) for entry in run.timings),
+        stages=tuple(run.timings),
         time=run.time,
         export=export_figures(results.export),
         machine=machine_figures(run),
