@@ -46,7 +46,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file beside `path`, then rename it, so that `path` is always complete.
 
     Raises:
@@ -64,19 +64,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. Raises StorageError."""
     text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda to: _write(to, text + "\n"))
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises StorageError."""
-    write_atomically(path, lambda to: _write(to, text))
+    write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -88,11 +84,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON that a stage wrote.
-
-    Raises:
-        ArtifactError: The file is missing or isn't JSON.
-    """
+    """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
         return load_json(path, ARTIFACT_BYTES)
     except (OSError, ValueError) as error:
@@ -108,11 +100,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors that a stage wrote.
-
-    Raises:
-        ArtifactError: The file is missing or damaged.
-    """
+    """Read safetensors that a stage wrote. Raises ArtifactError if the file is missing or damaged."""
     from safetensors.torch import load_file
 
     try:

@@ -114,3 +114,8 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
     if compute.dtype == "auto":
         compute = compute.model_copy(update={"dtype": fast_dtype(device)})
     return recipe.model_copy(update={"compute": compute})
+
+
+def saved_dtype(recipe: Recipe, dense: torch.dtype) -> torch.dtype:
+    """Element type of the saved model: from the recipe, else that of the dense checkpoint."""
+    return dense if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]

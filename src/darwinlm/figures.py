@@ -36,10 +36,8 @@ class Extract(BaseModel):
 def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
     """Read a file of figures that states its format.
 
-    `words` name the content and what to give, for messages.
-
-    Raises:
-        ArtifactError: The file is missing, has other content, or was written by a version with another format.
+    `words` name the content and what to give, for messages. Raises ArtifactError if the file is missing, has other
+    content, or was written by a version with another format.
     """
     tree = read_json(path)
     if not isinstance(tree, dict) or not tree.keys() & (kind.model_fields.keys() - {"format", "version"}):

@@ -88,11 +88,8 @@ def gpu() -> int:
 def init_from_environment() -> None:
     """Connect to the other processes of torchrun; does nothing in a single process or on repeated calls.
 
-    gloo transfers tensors in main memory, NCCL those on GPUs.
-
-    Raises:
-        ParallelError: Environment variables of torchrun are missing, the other processes don't answer, or two of them
-            have the same GPU.
+    gloo transfers tensors in main memory, NCCL those on GPUs. Raises ParallelError if environment variables of torchrun
+    are missing, the other processes don't answer, or two of them have the same GPU.
     """
     if _initialized() or expected() < 2:
         return
@@ -235,10 +232,7 @@ def main_first() -> Iterator[None]:
     """Let the first process run the body alone, then the others, which reuse its results.
 
     Inside, each process works alone: nothing is shared or gathered, so that functions which share work elsewhere do all
-    of it here while the others wait.
-
-    Raises:
-        DarwinLMError: In all processes, if the first one raised it.
+    of it here while the others wait. A DarwinLMError of the first process is raised in all of them.
     """
     if not _together():
         yield

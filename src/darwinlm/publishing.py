@@ -66,10 +66,8 @@ def prepare_upload(
 def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -> str:
     """Create the repository and upload the folder in one commit, after building and checking the GGUF file.
 
-    Returns the address of the model's page.
-
-    Raises:
-        ExportError: There is no token, the hub refuses the upload or can't be reached, or the repository exists.
+    Returns the address of the model's page. Raises ExportError if there is no token, the hub refuses the upload or
+    can't be reached, or the repository exists.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

@@ -23,10 +23,8 @@ FOLDER = "rounds"
 def last_round(run: Run, run_stages: Callable[[Run, str], Any]) -> Run:
     """Run all rounds but the last, in subfolders, and return the last one.
 
-    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one.
-
-    Raises:
-        DarwinLMError: As in a run without rounds.
+    The last round is written to the run's folder. `run_stages` runs the stages of a round up to a given one. Raises
+    DarwinLMError as in a run without rounds.
     """
     recipe = run.recipe
     original = run.checkpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, StageFolder, read_json, stage_version, write_json
+from darwinlm.artifact import KEY, STAGES, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
@@ -35,7 +35,7 @@ class Run:
     """The state shared by stages. Its constructor checks the output folder; the first stage with work creates it.
 
     The output folder is new, empty, or of an earlier run. `shared` is the output folder of a sweep, whose stages before
-    the search are shared.
+    the search are shared; `elsewhere` are the folders of single stages that another run shares.
 
     Raises:
         ArtifactError: The folder holds something else.
@@ -43,11 +43,21 @@ class Run:
         RecipeError: No model is given, or the device doesn't exist.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, *, shared: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        shared: Path | None = None,
+        elsewhere: Mapping[str, Path] | None = None,
+    ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
         self.folder = folder
-        self.shared = shared
+        self.elsewhere = dict(elsewhere or {})
+        if shared is not None:
+            self.elsewhere |= {stage: shared / STAGES / stage for stage in OF_SWEEP}
         self.timings: list[StageTime] = []
         self.time: TimeFigures | None = None
         self.evaluation_ends: float | None = None
@@ -106,8 +116,7 @@ class Run:
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
-        folder = self.shared if self.shared is not None and stage in OF_SWEEP else self.folder
-        return folder / "stages" / stage
+        return self.elsewhere.get(stage, self.folder / STAGES / stage)
 
     @contextmanager
     def stage(
@@ -116,10 +125,8 @@ class Run:
         """Open a stage: yields its folder and whether there is work; after the body the folder is finished.
 
         Among several processes, the first one runs the body alone, then the others run it without work. All processes
-        work on a shared stage together; only the first one writes into its folder.
-
-        Raises:
-            ArtifactError: An earlier result for the same key is damaged.
+        work on a shared stage together; only the first one writes into its folder. Raises ArtifactError if an earlier
+        result for the same key is damaged.
         """
         folder = StageFolder(self.path(name), {"stage": name, "version": stage_version(name), **key})
         if shared:

@@ -66,16 +66,7 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
 
 
 class _Mixture:
-    """A mixture on some text, with the experts that each token uses and its next choice.
-
-    Args:
-        logits: [n, e] float32, logarithms of the scores that give the weights.
-        choice: [n, e] float32, scores by which experts are chosen.
-        outputs: Outputs of the experts.
-        k: Experts chosen for each token.
-        normalised: As in `chosen_weights`.
-        S: [m, m], second moment of the output gradients; None weights all errors equally.
-    """
+    """A mixture on some text, with the experts that each token uses and its next choice; arguments as in `expert_order`."""
 
     def __init__(
         self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool

@@ -57,10 +57,8 @@ class HiddenMemory:
 class HiddenStates(Sequence[Tensor]):
     """The residual stream in batches: read one with `hidden[i]`, replace it with `hidden[i] = x`.
 
-    Args:
-        batches: Tensors [b, t, m] of one type.
-        elements: Number of elements in all batches together.
-        memory: Allowed places; None keeps the stream where it was computed.
+    Batches are [b, t, m] of one type, with so many `elements` in all. Without a `memory` the stream stays where it was
+    computed.
 
     Attributes:
         place: Place of the stream: the device of the batches, the host's memory, or a file.

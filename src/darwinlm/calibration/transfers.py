@@ -36,12 +36,7 @@ class Arriving:
 
 
 class Mover:
-    """Copies batches between a GPU and pinned memory or a mapped file.
-
-    Args:
-        device: The GPU.
-        through_file: Whether the host memory is a mapped file, which can't be pinned.
-    """
+    """Copies batches between a GPU and pinned memory, or a mapped file (`through_file`), which can't be pinned."""
 
     def __init__(self, device: torch.device, *, through_file: bool) -> None:
         self._device = device
@@ -101,13 +96,10 @@ def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
 
 
 class HostCopy:
-    """What some tensors hold, in main memory, pinned where they lie on a GPU.
+    """What some contiguous tensors hold, in main memory, pinned where they lie on a GPU.
 
     The bytes lie one behind the other in pieces of one size: the allocator of pinned memory rounds each piece up to a
     power of two, and hands out pieces of the same size again.
-
-    Args:
-        tensors: To copy; contiguous.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

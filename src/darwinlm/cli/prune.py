@@ -64,7 +64,7 @@ def prune(
     if until not in STAGES:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STAGES)}")
     budget = {"keep": keep, "params": params, "bytes": size, "speedup": speedup, "latency": latency}
-    others = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
+    others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     others |= {"database": str(database) if database else None, "allow_remote_code": allow_remote_code or None}
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **others))
     if len(recipes) > 1:

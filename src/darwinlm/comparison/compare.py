@@ -9,7 +9,7 @@ from typing import Any
 
 from darwinlm import __version__, parallel
 from darwinlm.artifact import digest_of, read_json, write_json
-from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, StepsRun, variant_run
+from darwinlm.comparison.entries import HELD_OUT, OURS, MethodRow, steps_run, variant_run
 from darwinlm.comparison.methods import BASELINES, MethodInputs
 from darwinlm.comparison.record import ComparedBudget, ComparedMethod, ComparisonRecord, MeasuredText
 from darwinlm.data import Shuffle, TokenBlocks, assert_disjoint, read_documents, split_documents
@@ -118,7 +118,7 @@ def _made(inputs: MethodInputs, row: MethodRow, domains: Mapping[str, TokenBlock
     stitched, facts = _baseline(inputs, row.base) if row.base in BASELINES else _searched(inputs, row.base)
     if not row.steps:
         return stitched.checkpoint, facts
-    run = StepsRun(inputs.run, row)
+    run = steps_run(inputs.run, row)
     refitted = refit_stage(run, inputs.texts, stitched) if "refit" in row.steps else None
     # Evaluation text is never used for training, in any row.
     texts = {**inputs.texts, **domains}

@@ -16,10 +16,8 @@ CHAT_FIELD = "messages"
 def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
     """Render a chat with the model's template, without the bos token, which packing adds.
 
-    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors.
-
-    Raises:
-        DataError: It isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
+    `messages` is a list of records with a `role` and a `content`, both text; `where` names the record in errors. Raises
+    DataError if it isn't a list of messages, the tokenizer has no template, or the template refuses the chat.
     """
     from jinja2 import TemplateError
 

@@ -36,10 +36,7 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
 
     T is `seq_len`, which may differ from the length for which the shards were written, and B is `blocks`. The first
     `skip` tokens are left out. `bos` replaces every block's first token. `repeats` makes blocks with repeated passages,
-    such as `looking_back.with_repeats`.
-
-    Raises:
-        ArtifactError: A shard is missing or was changed.
+    such as `looking_back.with_repeats`. Raises ArtifactError if a shard is missing or was changed.
     """
 
     def __init__(

@@ -102,10 +102,8 @@ class HubSource:
 def parse_source(source: str) -> LocalSource | HubSource:
     """Parse a source string without opening the source.
 
-    An existing local path is used as it is, even if it contains a ``#``.
-
-    Raises:
-        DataError: The string is empty or malformed, or there is no such file or folder.
+    An existing local path is used as it is, even if it contains a ``#``. Raises DataError if the string is empty or
+    malformed, or there is no such file or folder.
     """
     if not source.strip():
         raise DataError("Text source: the name is empty. Give a file, a folder or hf:owner/name.")
@@ -181,9 +179,7 @@ def read_domains(
     """Read documents with the names of their domains: each file is one, and so is a data set of the hub.
 
     Reading ends after `characters`, of which files get equal parts. The other arguments are as in `read_documents`.
-
-    Raises:
-        DataError, MissingExtraError: As in `read_documents`.
+    Raises DataError, MissingExtraError as in `read_documents`.
     """
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):

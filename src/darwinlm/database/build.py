@@ -49,14 +49,9 @@ def build_database(
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
-    Each process runs its part of the text and factorises its part of the blocks.
-
-    Args:
-        stage: Stage folder, opened for writing; its key describes model, text and units.
-        stream: The calibration text before the first block.
-        units: Units of removal.
-        saliency: As in `BuildSettings`.
-        progress: Callback with the numbers of finished and total blocks.
+    Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
+    its key describes model, text and units. The stream is the calibration text before the first block. `saliency` is as
+    in `BuildSettings`; `progress` gets the numbers of finished and of all blocks.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -119,11 +114,8 @@ def _block_factors(method: BuildSettings, shapes: Sequence[ModuleShape], moments
 def module_factors(method: BuildSettings, shape: ModuleShape, moment: Spilled, W: Tensor) -> dict[str, Tensor]:
     """Tensors that the database stores for one module.
 
-    Args:
-        method: Settings of the computation.
-        shape: Shape of the module.
-        moment: [d, d] second moment of the output projection's inputs, [e, d, d] of a mixture's experts.
-        W: [r, d] floating, the output projection, [e, r, d] of a mixture's experts.
+    `moment` is that of the output projection's inputs, [d, d], and W the projection, [r, d] floating; for a mixture
+    [e, d, d] and [e, r, d], of its experts.
 
     Raises:
         NumericsError: Values aren't finite.

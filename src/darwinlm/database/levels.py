@@ -92,10 +92,8 @@ def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """Variants of a module that are factorised: numbers of query heads per KV group; the last one has every column.
 
-    0 stands for any query heads; other modules only have the variant 1.
-
-    Raises:
-        RecipeError: The module's KV groups are used unevenly and the units aren't query heads.
+    0 stands for any query heads; other modules only have the variant 1. Raises RecipeError if the module's KV groups
+    are used unevenly and the units aren't query heads.
     """
     if shape.kind != "attention":
         return [1]

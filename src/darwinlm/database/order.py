@@ -61,26 +61,15 @@ class RemovalOrder:
     costs: Tensor
 
     def columns(self, units: Tensor) -> Tensor:
-        """Columns, last removed first.
+        """Columns, last removed first: [n * u] int64, grouped by unit, with the columns of a unit in the given order.
 
-        Args:
-            units: [n, u] integer, the columns of every unit, as given to `removal_order`.
-
-        Returns:
-            [n * u] int64, grouped by unit, with the columns of a unit in the given order.
+        `units` are [n, u] integer, the columns of every unit, as given to `removal_order`.
         """
         return units.to(self.units)[self.units].reshape(-1)
 
 
 def dead_inputs(H: Tensor) -> Tensor:
-    """Mask of inputs that were zero in every sample.
-
-    Args:
-        H: [d, d] second moment, not damped.
-
-    Returns:
-        [d] bool, true where the diagonal is exactly zero.
-    """
+    """Mask [d] of inputs that were zero in every sample: their diagonal in H, [d, d] not damped, is exactly zero."""
     dead: Tensor = H.diagonal() == 0
     return dead
 
@@ -91,18 +80,11 @@ rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
 
 
 def damp(H: Tensor, relative: float = DAMPING) -> Tensor:
-    """Second moment with ``relative * mean(diag)`` added to its diagonal.
+    """A copy of a second moment [d, d] with ``relative * mean(diag)`` added to its diagonal.
 
     A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
     `DEAD_LEVEL` times the mean diagonal (`DEAD_FLOOR` if every input is dead). The matrix stays invertible. The weights
     of a dead input don't change while it is kept, and removing it costs practically nothing.
-
-    Args:
-        H: [d, d] second moment.
-        relative: Damping as a share of the mean diagonal.
-
-    Returns:
-        [d, d] damped copy.
     """
     return damp_(H.clone(), relative)
 
@@ -213,9 +195,7 @@ class Removal:
 def ordered_moment(H: Tensor | Iterable[Tensor], columns: Tensor) -> Tensor:
     """Second moment in float64 with permuted rows and columns, without another copy.
 
-    Args:
-        H: [d, d] floating, or consecutive groups of its rows.
-        columns: [d] int64, every column once.
+    H is [d, d] floating, or consecutive groups of its rows; columns are [d] int64, every column once.
     """
     ordered = torch.empty(len(columns), len(columns), dtype=torch.float64, device=columns.device)
     place, start = columns.argsort(), 0
@@ -251,11 +231,7 @@ def _check_finite(name: str, tensors: dict[str, Tensor | None]) -> None:
 
 
 def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Inverse of the damped second moment, scaled to a diagonal of one.
-
-    Args:
-        damped: [d, d] float64; overwritten.
-        name: Name of the module, for messages.
+    """Inverse of the damped second moment [d, d], float64, scaled to a diagonal of one; the moment is overwritten.
 
     Returns:
         [d, d] float64 inverse, contiguous, with the variance inflation factors on its diagonal, and [d] float64 scale,
@@ -294,13 +270,9 @@ def cholesky_(A: Tensor) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix rounded to float32 in the first half of its memory, and the free second half.
+    """A [d, d] matrix rounded to float32 in the first half of its memory, and the second half with any values.
 
-    Args:
-        A: [d, d] float64, contiguous; overwritten.
-
-    Returns:
-        [d, d] float32 with the values of A, and [d, d] float32 with any values, both contiguous.
+    A is float64 and contiguous; both results are float32 and contiguous.
     """
     rounded, room = A.view(torch.float32).view(2, *A.shape)
     for rows, place in zip(torch.split(A, ROWS), torch.split(rounded, ROWS), strict=True):

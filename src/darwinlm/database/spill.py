@@ -23,12 +23,8 @@ NUMBERS = itertools.count()
 class Spilled:
     """A matrix, or several of one size, in a file until the end of a `with` block. GPU matrices stay on the GPU.
 
-    Args:
-        matrix: [d, d] or [e, d, d]; the caller should drop it.
-        folder: Folder for the temporary file.
-
-    Raises:
-        StorageError: The disk is full.
+    The matrix is [d, d] or [e, d, d]; the caller should drop it. The temporary file is in `folder`. Raises StorageError
+    if the disk is full.
     """
 
     def __init__(self, matrix: Tensor, folder: Path) -> None:

@@ -25,7 +25,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.expert_tensors import by_rows
 from darwinlm.families.family import ModuleKind
 from darwinlm.families.shapes import ModuleShape, module_shapes
-from darwinlm.memory import Bounded, room_on, room_on_host
+from darwinlm.memory import Bounded, room_on
 from darwinlm.recipe import UnitsSettings
 
 CPU = torch.device("cpu")
@@ -58,14 +58,9 @@ class _Stored:
 class DatabaseReader:
     """Reads any module at any level. Files are compared with their hashes in the manifest before use.
 
-    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device. The inputs of the
-    others stay in main memory, pinned if a GPU reads them.
-
-    Args:
-        folder: Folder of the finished database.
-        checkpoint: Checkpoint of the dense model.
-        units: Units of removal.
-        device: Device on which weights are computed from factors.
+    Searches repeatedly need the factors of all modules in turn. As many as fit stay on the device, on which weights are
+    computed from them. The inputs of the others stay in main memory, pinned if a GPU reads them. The checkpoint is the
+    dense model's.
 
     Attributes:
         reads: Number of factors read from files.
@@ -98,7 +93,7 @@ class DatabaseReader:
             _bytes, room_on(device, DEVICE_SHARE, lambda: self._reserved), scanned=True
         )
         self._stored: Bounded[tuple[int, ModuleKind], _Stored] = Bounded(
-            lambda stored: stored.nbytes, room_on_host(HOST_SHARE), scanned=True
+            lambda stored: stored.nbytes, room_on(CPU, HOST_SHARE), scanned=True
         )
         self._orders: dict[int, ExpertOrder] = {}
 
@@ -135,11 +130,7 @@ class DatabaseReader:
         return factors
 
     def release(self, reserve: int = 0) -> None:
-        """Release the factors on the device; they are recomputed on demand.
-
-        Args:
-            reserve: Bytes of device memory that factors must leave free from now on.
-        """
+        """Release the factors on the device, which are recomputed on demand; from now on they leave `reserve` bytes free."""
         self._reserved = reserve
         self._last = None
         self._factors.clear()
@@ -224,10 +215,8 @@ class DatabaseReader:
     def errors(self, block: int, kind: ModuleKind, variant: int) -> Tensor:
         """[p + 1] float64: squared output error of keeping the first k columns of a variant.
 
-        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output.
-
-        Raises:
-            ArtifactError: The file is damaged.
+        The errors of a mixture's experts are summed; each is weighted by the factors on the expert's output. Raises
+        ArtifactError if the file is damaged.
         """
         key = (block, kind, variant)
         if key not in self._errors:

@@ -26,12 +26,9 @@ def cache_name(model: Any) -> str:
 
 
 class StaticDecoding:
-    """Steps of one token after some text, each with the same tensors.
+    """Steps of one token after some text [b, t], each with the same tensors; at most `steps` before `rewind`.
 
-    Args:
-        model: Causal language model of transformers.
-        tokens: Text [b, t]; the first token of each sequence stands for the generated ones.
-        steps: Largest number of steps before `rewind`.
+    The first token of each sequence stands for the generated ones.
     """
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
@@ -72,10 +69,7 @@ def _states(layer: Any) -> list[Tensor]:
 class GraphedDecoding:
     """The same steps as a CUDA graph.
 
-    Arguments are as above, on a CUDA device.
-
-    Raises:
-        RuntimeError: a step can't be recorded, as one that reads the device's results (a mixture's routing).
+    Raises RuntimeError if a step can't be recorded, as one that reads the device's results (a mixture's routing).
     """
 
     def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:

@@ -59,7 +59,11 @@ class SearchSettings(Section):
     def _survivors_shrink(self) -> SearchSettings:
         if not self.stages:
             raise ValueError("stages: at least one is needed")
-        _shrink("stages", "the offspring", [self.offspring, *(stage.survivors for stage in self.stages)])
+        counts = [self.offspring, *(stage.survivors for stage in self.stages)]
+        if any(later >= earlier for earlier, later in pairwise(counts)):
+            raise ValueError(f"stages: survivors must shrink from the offspring on, but they are {counts}")
+        if counts[-1] != 1:
+            raise ValueError(f"stages: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
 
     @property
@@ -71,13 +75,6 @@ class SearchSettings(Section):
     def fitness_needed(self) -> int:
         """Number of fitness tokens that the search needs."""
         return max(stage.tokens for stage in self.stages)
-
-
-def _shrink(field: str, first: str, counts: list[int]) -> None:
-    if any(later >= earlier for earlier, later in pairwise(counts)):
-        raise ValueError(f"{field}: survivors must shrink from {first} on, but they are {counts}")
-    if counts[-1] != 1:
-        raise ValueError(f"{field}: the last one must leave one survivor, but it leaves {counts[-1]}")
 
 
 PAPER: dict[str, Any] = {

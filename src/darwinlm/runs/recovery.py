@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from darwinlm import __version__
+from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
 from darwinlm.errors import ModelError, RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
@@ -19,8 +20,7 @@ from darwinlm.recipe import Recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
 from darwinlm.run import MARKER, Run
 from darwinlm.runs.prune import resolve
-from darwinlm.stages.dtype import saved_dtype
-from darwinlm.stages.evaluate import FIGURES, Measured, measure_models, read_figures, save_figures
+from darwinlm.stages.evaluate import FIGURES, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
 from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
@@ -96,7 +96,7 @@ def recover(
 
 def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, made: Summary | None) -> Summary:
     """Save the model in its element type, check it, measure it, and write the report."""
-    dtype = saved_dtype(run.recipe, student)
+    dtype = saved_dtype(run.recipe, student.dtype)
     target = run.folder / "model"
     key = {
         "recover": recovered.stage.digest,
@@ -111,7 +111,12 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
             save_model(final, target, tokenizer=student.tokenizer(), source=student.folder)
             check_saved(final, target, texts["validation"].tokens[:2, :128])
         if work:
-            save_figures(stage.folder / FIGURES, _measure(run, texts, student, target, dtype))
+            models: dict[ModelKey, Any] = {
+                "dense": run.teacher.load(run.dtype),
+                "before": student.load(run.dtype),
+                "recovered": Checkpoint.open(target).load(run.dtype),
+            }
+            save_figures(stage.folder / FIGURES, measure_models(run, models, texts, dtype))
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
@@ -137,12 +142,3 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
     )
     write_report(run.folder, target, summary)
     return summary
-
-
-def _measure(run: Run, texts: Texts, student: Checkpoint, target: Path, dtype: torch.dtype) -> Measured:
-    models: dict[ModelKey, Any] = {
-        "dense": run.teacher.load(run.dtype),
-        "before": student.load(run.dtype),
-        "recovered": Checkpoint.open(target).load(run.dtype),
-    }
-    return measure_models(run, models, texts, dtype)

@@ -29,11 +29,7 @@ class Finding:
 
 
 def verify_run(folder: Path) -> list[Finding]:
-    """Check a finished run.
-
-    Raises:
-        ArtifactError: The folder isn't the output folder of a run.
-    """
+    """Check a finished run. Raises ArtifactError if the folder isn't the output folder of a run."""
     if not (folder / MARKER).is_file() or not (folder / STAGES).is_dir():
         raise ArtifactError(f"{folder} isn't the output folder of a run: give the --out folder of darwinlm prune")
     findings = [_stage(stage) for stage in sorted((folder / STAGES).iterdir()) if stage.is_dir()]

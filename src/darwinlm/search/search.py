@@ -123,10 +123,7 @@ def best_uniform(problem: Problem, fitness: Fitness, losses: PerLevel, n_tokens:
 
     All are measured on a quarter of the tokens, in the order of their predicted losses, so that the likely ones come
     first if time runs out. The best three are compared on all `n_tokens` fitness tokens. At least one allocation is
-    measured, whatever the clock says.
-
-    Raises:
-        BudgetError: No uniform allocation fits.
+    measured, whatever the clock says. Raises BudgetError if no uniform allocation fits.
     """
     choices = uniform_allocations(problem)
     choices.sort(key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from darwinlm.artifact import file_digest, write_json
+from darwinlm.artifact import file_digest, read_json, write_json
+from darwinlm.compute import saved_dtype
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.run import Run
-from darwinlm.stages.dtype import saved_dtype
 from darwinlm.stages.recover import Recovered
 from darwinlm.stages.refit import Refitted
 from darwinlm.stages.stitch import Stitched
@@ -39,7 +39,7 @@ def export_stage(
         CheckpointError: The saved model differs from the model in memory.
         StorageError: The disk is full.
     """
-    dtype = saved_dtype(run.recipe, run.checkpoint)
+    dtype = saved_dtype(run.recipe, run.checkpoint.dtype)
     folder = run.folder / "model"
     key = {
         "stitched": stitched.stage.digest,
@@ -75,6 +75,4 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _intact(folder: Path, record: Path) -> bool:
     """Whether the model folder still holds the exported files, since users may move or delete it."""
-    from darwinlm.artifact import read_json
-
     return (folder / "config.json").is_file() and _digests(folder) == read_json(record)["files"]

@@ -100,9 +100,10 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
     with run.stage("refit", key, "refit") as (stage, work):
         if work:
             memory = HiddenMemory(stage.folder)
-            dense = stream_of(run, texts["calibration"], tokens, memory)
+            text = texts["calibration"].tokens
+            dense = stream_of(run, text[: -(-tokens // text.shape[1])], memory)
             fit = Streams(dense, small(texts["calibration"], memory, dense.hidden.sequences))
-            held_out = stream_of(run, texts["validation"], memory=memory)
+            held_out = stream_of(run, texts["validation"].tokens, memory)
             validation = Streams(held_out, small(texts["validation"], memory))
             choices = refit(stage, fit, validation, progress=run.reporter.advance)
             losses = {1.0: stream_divergences(validation.dense, [validation.small])[0]}

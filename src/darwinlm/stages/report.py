@@ -58,10 +58,7 @@ def report_stage(run: Run, results: StageResults) -> Summary:
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
     """Write summary.json and report.html into an output folder, and the card beside the weights.
 
-    Among several processes only the first one writes.
-
-    Raises:
-        StorageError: The disk is full.
+    Among several processes only the first one writes. Raises StorageError if the disk is full.
     """
     if parallel.is_main():
         write_json(folder / FILE, summary.as_json())

@@ -24,9 +24,7 @@ CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assi
 class TokenizerTree:
     """The tokens of a tokenizer, their merges, and the parts of its JSON that hold numbers of tokens.
 
-    Args:
-        tokenizer: Tokenizer of transformers.
-        source: Name of its model for messages.
+    `source` is the name of its model, for messages.
 
     Attributes:
         tokens: Every token by its number.

@@ -74,10 +74,8 @@ class SearchState:
     def load(cls, path: Path, costs: Sequence[Sequence[int]]) -> SearchState:
         """Read what `save` wrote.
 
-        Allocations and slopes must have the shapes of `costs`.
-
-        Raises:
-            ArtifactError: The file can't be read, or holds another search's state.
+        Allocations and slopes must have the shapes of `costs`. Raises ArtifactError if the file can't be read, or holds
+        another search's state.
         """
         try:
             state = TypeAdapter(cls).validate_python(read_json(path))

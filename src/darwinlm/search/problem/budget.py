@@ -47,10 +47,8 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
     """Bounds from the budget of a recipe.
 
     An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
-    model a level can exceed the tolerance, so that no allocation would be within the bounds.
-
-    Raises:
-        BudgetError: The budget is below the smallest or above the largest model.
+    model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
+    budget is below the smallest or above the largest model.
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")

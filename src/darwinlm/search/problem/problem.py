@@ -68,7 +68,8 @@ def _cache(settings: BudgetSettings, checkpoint: Checkpoint, shapes: list[Module
     """Sizes of the saved model's KV cache, including sliding windows."""
     config = checkpoint.config
     n_blocks = checkpoint.n_blocks
-    kinds = layer_kinds(config, n_blocks)
+    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [kind] * n_blocks)
     window = getattr(config, "sliding_window", None) or settings.context
     columns = {block: head_dim(config, block) for block in range(n_blocks)}
     columns |= {shape.block: shape.head_dim for shape in shapes if shape.kind == "attention"}
@@ -90,9 +91,3 @@ def latent_columns(config: Any) -> int:
     """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
     rank = getattr(config, "kv_lora_rank", None)
     return rank + config.qk_rope_head_dim if rank else 0
-
-
-def layer_kinds(config: Any, n_blocks: int) -> list[str]:
-    """Full or sliding attention for each block."""
-    kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    return list(getattr(config, "layer_types", None) or [kind] * n_blocks)

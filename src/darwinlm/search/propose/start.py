@@ -24,11 +24,7 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
 
 
 def uniform_start(problem: Problem, losses: PerLevel, uniform: Allocation, rng: random.Random) -> Allocation:
-    """Equal layers, adjusted to use up the budget.
-
-    Raises:
-        BudgetError: No allocation lies within the budget's bounds.
-    """
+    """Equal layers, adjusted to use up the budget. Raises BudgetError if no allocation lies within the bounds."""
     try:
         return filled(uniform, problem.cost.costs, problem.budget, rng)
     except BudgetError:  # few large levels: single random steps can miss the bounds
@@ -44,10 +40,8 @@ def random_start(problem: Problem, rng: random.Random) -> Allocation:
 def neighbour_start(problem: Problem, losses: PerLevel, neighbour: Allocation) -> Allocation:
     """The result at a neighbouring budget, moved to this budget by a knapsack.
 
-    Every module of `neighbour` keeps its level or moves towards this budget.
-
-    Raises:
-        BudgetError: No such allocation exists.
+    Every module of `neighbour` keeps its level or moves towards this budget. Raises BudgetError if no such allocation
+    exists.
     """
     cost, budget = problem.cost, problem.budget
     shrink = cost.of(neighbour) - cost.fixed > budget.upper
@@ -70,10 +64,7 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
 
     For each attention level, and each number of experts of a mixture, the widest MLP level within the budget is chosen.
     If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep. They
-    respect the budget's upper bound, but not always the lower one.
-
-    Raises:
-        BudgetError: No uniform allocation fits.
+    respect the budget's upper bound, but not always the lower one. Raises BudgetError if no uniform allocation fits.
     """
     space, cost = problem.space, problem.cost
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
