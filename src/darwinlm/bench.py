@@ -115,7 +115,9 @@ def run_bench(
             paths.append(
                 _prepare(name, engine, quantisation, Path(work, str(number)), threads, allow=allow_remote_code)
             )
-        tokens = _tokens(min(_vocabulary(path) for path in paths), prompt_tokens)
+        # An artificial prompt, since speed doesn't depend on the tokens.
+        vocabulary, generator = min(_vocabulary(path) for path in paths), torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocabulary, (prompt_tokens,), generator=generator).tolist()
         say("loading")
         engines = [
             stack.enter_context(EngineProcess(engine, path, allow_remote_code=allow_remote_code, **options))
@@ -187,12 +189,6 @@ def _vocabulary(path: Path) -> int:
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path} is no GGUF file of a language model ({error}): fetch or export it again") from error
     return embedding[0]
-
-
-def _tokens(vocabulary: int, count: int) -> list[int]:
-    """An artificial prompt, since speed doesn't depend on the tokens."""
-    generator = torch.Generator().manual_seed(0)
-    return [int(token) for token in torch.randint(vocabulary, (count,), generator=generator)]
 
 
 def _measured(

@@ -63,13 +63,7 @@ ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered
 
 @dataclass(frozen=True)
 class CopyingScore:
-    """Copying of one kind of sequences by a model.
-
-    Attributes:
-        accuracy: Share of the tokens that can be copied and are ranked first.
-        loss: Their mean cross-entropy, nats.
-        tokens: Number of these tokens.
-    """
+    """Share of the tokens that can be copied and are ranked first, and their mean cross-entropy in nats."""
 
     name: str
     accuracy: float
@@ -81,10 +75,7 @@ class CopyingScore:
 class Sensitivity:
     """Estimated KL to the model that was cut, nats per token, for one module removed or cut to half of its parameters.
 
-    Attributes:
-        kind: attention or mlp.
-        removed: Loss at level 0.
-        halved: Loss at the level nearest to half; None if there is no level between removed and dense.
+    `halved` is at the level nearest to half; None if there is no level between removed and dense.
     """
 
     block: int
@@ -112,14 +103,7 @@ class FitChoice:
 
 @dataclass(frozen=True)
 class Spelling:
-    """Length of a text in two vocabularies.
-
-    Attributes:
-        bytes: Length of its UTF-8 form.
-        dense_tokens: Number of tokens in the whole vocabulary.
-        tokens: Number of tokens in the smaller one.
-        affected: Number of `dense_tokens` that the smaller one lacks.
-    """
+    """Length of a text in UTF-8 and in two vocabularies; the smaller one lacks `affected` of the dense tokens."""
 
     bytes: int = 0
     dense_tokens: int = 0
@@ -157,19 +141,11 @@ class LookingBackFigures(Figures):
 
 
 class ModelFigures(Figures):
-    """One model, measured.
+    """One model, measured on evaluation text.
 
-    Attributes:
-        params: parameters.
-        block_params: parameters inside the blocks.
-        bytes: of its weights in the element type of the saved model.
-        perplexity: on evaluation text.
-        kl: KL(dense ‖ model) in nats per token, on evaluation text.
-        tokens: predictions that both are means of.
-        tokens_per_second: of a prompt, the median of the runs.
-        decode_tokens_per_second: of new text, the median of the runs.
-        continuations: text after each prompt.
-        looking_back: how far it reads its context; None where that wasn't measured.
+    Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
+    means of as many predictions as there are `tokens`. Speeds are medians of the runs, of a prompt and of new text.
+    `looking_back` is None where that wasn't measured.
     """
 
     params: int

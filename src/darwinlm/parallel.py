@@ -58,11 +58,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local_rank() -> int:
-    """Index of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def local_size() -> int:
     """Number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _initialized() else 1
@@ -76,13 +71,13 @@ def gpu() -> int:
     """
     import torch
 
-    count = torch.cuda.device_count()
-    if count > 1 and local_rank() >= count:
+    count, index = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if count > 1 and index >= count:
         raise ParallelError(
-            f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', local_rank() + 1)} processes were "
+            f"this machine has {count} GPUs, but {os.environ.get('LOCAL_WORLD_SIZE', index + 1)} processes were "
             f"started on it: start one for each GPU, torchrun --nproc-per-node {count}"
         )
-    return local_rank() if count > 1 else 0
+    return index if count > 1 else 0
 
 
 def init_from_environment() -> None:

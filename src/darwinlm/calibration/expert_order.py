@@ -66,7 +66,7 @@ def chosen_weights(logits: Tensor, chosen: Tensor, alive: Tensor, *, normalised:
 
 
 class _Mixture:
-    """A mixture on some text, with the experts that each token uses and its next choice; arguments as in `expert_order`."""
+    """A mixture on some text, with the experts of each token and its next choice; arguments as in `expert_order`."""
 
     def __init__(
         self, logits: Tensor, choice: Tensor, outputs: Outputs, k: int, S: Tensor | None, *, normalised: bool

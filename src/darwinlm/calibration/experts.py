@@ -26,13 +26,7 @@ def expert_module(owner: nn.Module | None, experts: Experts | None) -> Any | Non
 
 @dataclass(frozen=True)
 class Routing:
-    """Inputs and routing of a mixture's experts.
-
-    Attributes:
-        hidden: [n, m] input of the mixture.
-        chosen: [n, k] the experts of each token.
-        weights: [n, k], factors on their outputs.
-    """
+    """Input of a mixture [n, m], the chosen experts of each token [n, k], and the factors on their outputs [n, k]."""
 
     hidden: Tensor
     chosen: Tensor
@@ -53,7 +47,7 @@ def watch_routing(module: Any, note: Callable[[Routing], None]) -> RemovableHand
 
 
 def watch_experts(module: Any, experts: Experts, moments: ExpertMoments) -> RemovableHandle:
-    """Add the inputs of every call of the experts, as in `watch_routing`, to the moments until the handle is removed."""
+    """Add the inputs of all calls of the experts, as in `watch_routing`, to the moments until the handle is removed."""
 
     def note(routing: Routing) -> None:
         moments.count += len(routing.hidden)

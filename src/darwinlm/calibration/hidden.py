@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -110,15 +110,7 @@ class HiddenStates(Sequence[Tensor]):
         """The current stream in an allowed place; tensors that don't move aren't copied."""
         return HiddenStates(iter(self), self.elements, memory)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         index = range(len(self))[index]
         if self.place == "device":
             return self._held[index]
@@ -131,12 +123,7 @@ class HiddenStates(Sequence[Tensor]):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
         return arrived_batch
 
-    def __setitem__(self, index: int | slice, batch: Tensor | Sequence[Tensor]) -> None:
-        if isinstance(index, slice):
-            for place, one in zip(range(*index.indices(len(self))), batch, strict=True):
-                self[place] = one
-            return
-        assert isinstance(batch, Tensor)
+    def __setitem__(self, index: int, batch: Tensor) -> None:
         index = range(len(self))[index]
         if self.place == "device":
             self._held[index] = batch

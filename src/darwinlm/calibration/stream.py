@@ -41,7 +41,6 @@ class BlockMoments:
     """Calibration results of one block.
 
     Attributes:
-        block: Index of the block.
         moments: E[x xᵀ] of the output projection's input, [d, d] float32, for each module that exists and may be cut;
             [e, d, d] for the experts of a mixture.
         weights: Weights of the output projections in the checkpoint's type, by name inside the block.

@@ -22,12 +22,7 @@ EVERYWHERE = tuple(name for name, method in BASELINES.items() if not method.mixt
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One row.
-
-    Attributes:
-        base: Name of a method or of a variant of the search.
-        steps: Steps after the method, in the order of `STEPS`.
-    """
+    """One row: a method or a variant of the search, and the steps after it in the order of `STEPS`."""
 
     base: str
     steps: tuple[str, ...] = ()

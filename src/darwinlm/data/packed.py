@@ -125,7 +125,7 @@ def pack_documents(
         if hashed in seen:
             continue
         seen.add(hashed)
-        if count > writer.documents:
+        if count > int(writer.index["documents"]):  # the others are in finished shards
             waiting.append(Document(hashed, text))
         if len(waiting) >= _BATCH:
             tokenise(waiting, tokenizer)
@@ -162,11 +162,6 @@ class _Writer:
             self.index = read_json(folder / INDEX)
         self._pieces: list[NDArray[np.int64]] = [np.asarray(self.index["carry"], dtype=np.int64)]
         self._held = len(self._pieces[0])
-
-    @property
-    def documents(self) -> int:
-        """Number of the source's documents in finished shards."""
-        return int(self.index["documents"])
 
     @property
     def lacks(self) -> int:

@@ -39,7 +39,7 @@ class Curve:
 
 
 def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor) -> dict[str, Tensor]:
-    """Named tensors of one module: its curves by variant, the last of which has every column, and the factor of that one.
+    """Named tensors of one module: its curves by variant, the last of which has every column, and that one's factor.
 
     `packed` is as `pack_lower` writes it.
     """

@@ -27,11 +27,8 @@ from darwinlm.recipe import UnitsSettings
 class BuildSettings:
     """Settings of ordering and factorisation.
 
-    Attributes:
-        units: Units of removal.
-        saliency: Second moments [r, r] of the output gradients of a block's modules; empty for the unweighted order.
-        device: Device of the computation.
-        folder: Folder for matrices that are moved out of memory.
+    `saliency` gives second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order.
+    Matrices are moved out of memory to `folder`.
     """
 
     units: UnitsSettings
@@ -201,18 +198,11 @@ def _narrow_curve(method: BuildSettings, name: str, H: Tensor, W: Tensor, units:
 def _finished(stage: StageFolder, total: int) -> int:
     """Number of blocks finished by an interrupted run."""
     done = 0
-    while done < total and _readable(stage, done):
+    while done < total and (path := stage.folder / block_file(done)).exists():
+        try:
+            read_tensors(path)
+        except ArtifactError:
+            path.unlink()
+            break
         done += 1
     return done
-
-
-def _readable(stage: StageFolder, block: int) -> bool:
-    path = stage.folder / block_file(block)
-    if not path.exists():
-        return False
-    try:
-        read_tensors(path)
-    except ArtifactError:
-        path.unlink()
-        return False
-    return True

@@ -22,8 +22,6 @@ class ModuleCurves:
     """Error curves of one module.
 
     Attributes:
-        block: Index of the block.
-        kind: Attention or mlp.
         variant: Query heads per KV group; 0 stands for any query heads, and an MLP has 1.
         errors: [p + 1], squared output error of keeping the first k columns, relative to the output's energy.
         losses: [p + 1], estimated KL to the dense model in nats per token; None without output gradients.

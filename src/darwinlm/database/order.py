@@ -175,7 +175,8 @@ class Removal:
         dead = dead_inputs(A)
         C, scale = _scaled_inverse_(damp_(A, damping), name)
         del A
-        self.work = dtype or _loop_dtype(float(C.diagonal().max()))
+        exact = exact_products() and float(C.diagonal().max()) <= FLOAT32_MAX_INFLATION
+        self.work = dtype or (torch.float32 if exact else torch.float64)
         self.C, room = halves_(C) if self.work == torch.float32 else (C, torch.empty_like(C))
         self.G, self.gain = _gram_(room, W.to(device), columns, scale.masked_fill_(dead, 0), saliency)
 
@@ -309,11 +310,6 @@ def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | 
     weight = float(S.abs().max()) or 1.0
     torch.mm(V.T, (S / weight).to(room.dtype) @ V, out=room)
     return room, size**2 * weight
-
-
-def _loop_dtype(inflation: float) -> torch.dtype:
-    """Element type of the elimination, by the largest variance inflation factor."""
-    return torch.float32 if exact_products() and inflation <= FLOAT32_MAX_INFLATION else torch.float64
 
 
 def exact_products() -> bool:

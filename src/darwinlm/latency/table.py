@@ -74,12 +74,9 @@ def refine(
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Seconds of one module at each size.
+    """Seconds of one module at each size: ascending widths and seconds for each number of query heads per group.
 
-    Attributes:
-        lines: Ascending widths and seconds for each number of query heads per group.
-        dense: Seconds of the dense model.
-        fixed: Seconds of everything else, including modules that are never cut.
+    `fixed` are those of everything else, including modules that are never cut.
     """
 
     lines: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]

@@ -38,13 +38,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class Workload:
-    """Timed workload: a prompt, and tokens generated after it.
-
-    Attributes:
-        prefill: Number of tokens in the prompt; 0 skips its time.
-        decode: Number of generated tokens; 0 skips their time.
-        batch: Number of parallel sequences.
-    """
+    """Timed workload: tokens of a prompt, and of its continuation, for parallel sequences; 0 tokens skip their time."""
 
     prefill: int
     decode: int

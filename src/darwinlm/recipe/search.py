@@ -98,18 +98,12 @@ PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER}
 
 
-def apply_preset(tree: Any) -> Any:
-    """A recipe's tree, completed by the fields of its preset that the user didn't give."""
-    if not isinstance(tree, dict) or tree.get("preset") not in PRESETS:
-        return tree
-    return _fill(tree, PRESETS[tree["preset"]])
-
-
-def _fill(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+def completed(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's tree with the fields of its preset that the user didn't give."""
     filled = dict(given)
     for name, value in preset.items():
         if name not in filled:
             filled[name] = value
         elif isinstance(value, dict) and isinstance(filled[name], dict):
-            filled[name] = _fill(filled[name], value)
+            filled[name] = completed(filled[name], value)
     return filled

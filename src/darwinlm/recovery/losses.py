@@ -31,9 +31,9 @@ class TopK:
         """The entries of some tokens."""
         return TopK(self.log_p[rows], self.places[rows], self.log_rest[rows])
 
-    def flatten(self) -> TopK:
-        """Reshape [b, t, k] to [b·t, k]."""
-        return TopK(self.log_p.flatten(0, 1), self.places.flatten(0, 1), self.log_rest.flatten())
+    def flatten(self, first: int, last: int) -> TopK:
+        """Join dimensions, as of a tensor."""
+        return TopK(*(part.flatten(first, last) for part in (self.log_p, self.places, self.log_rest)))
 
 
 def top_of(dense: Tensor, k: int) -> TopK:

@@ -206,7 +206,7 @@ class _Training:
         tokens = batch["input_ids"]
         dense: Dense | None = None
         if STORED[0] in batch:
-            dense = Dense(None, top=TopK(*(batch[name] for name in STORED)))
+            dense = TopK(*(batch[name] for name in STORED))
         elif self.losses.objective.needs_teacher:
             dense = run_dense(self.teacher, tokens)
         loss: Tensor = self.call(tokens, dense)

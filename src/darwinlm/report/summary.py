@@ -32,17 +32,9 @@ FILE = "summary.json"
 class BudgetFigures(Figures):
     """The budget, and how much of it the saved model uses.
 
-    Attributes:
-        kind: keep, params, bytes, speedup or latency.
-        bound: as the recipe gives it.
-        keep: share of the original's block parameters, where `kind` is keep.
-        unit: what is counted.
-        dense: of the dense model, in that unit.
-        upper: the bound, in that unit.
-        used: by the saved model, in that unit.
-        unused: share of `upper` that is left.
-        dense_block_params: block parameters of the original model.
-        block_params: block parameters of the saved model.
+    `bound` is as the recipe gives it; `dense`, `upper` and `used` are amounts of `unit`, for the dense model, the bound
+    and the saved model. `keep` is a share of the original's block parameters, None for other kinds. A share of `upper`
+    is unused.
     """
 
     kind: str
@@ -60,12 +52,7 @@ class BudgetFigures(Figures):
 class BlockFigures(Figures):
     """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
 
-    Attributes:
-        block: its index.
-        groups: KV groups.
-        heads: query heads.
-        width: MLP channels, of a mixture those of each expert.
-        experts: experts of a mixture; 0 where the MLP is none.
+    `width` are MLP channels, of a mixture those of each expert; `experts` is 0 where the MLP is no mixture.
     """
 
     block: int
@@ -101,15 +88,9 @@ class GenerationFigures(Extract):
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
-    Attributes:
-        method: gradient, where gradients propose children; paper, where the paper's level switch does.
-        start_kl: of the first parent, which has equal layers.
-        uniform_kl: of the best model with equal layers.
-        kl: of the answer.
-        evaluations: candidates measured.
-        seconds: wall-clock time.
-        ended: why it ended.
-        history: the start, then every generation.
+    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer. With
+    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does. The history is the
+    start, then every generation.
     """
 
     method: Literal["gradient", "paper"]
@@ -128,14 +109,9 @@ class SearchFigures(Extract):
 
 
 class RefitFigures(Extract):
-    """The refit of the whole model.
+    """The refit of the whole model; `stitched` was kept where that was no better for it. KL is on validation text.
 
-    Attributes:
-        choices: of each module.
-        kept: "refit", or "stitched" where the whole model was no better for it.
-        strength: how far the weights go toward the fitted ones, from 0 to 1.
-        kl_before: KL on validation text before.
-        kl_after: the same after.
+    `strength` says how far the weights go toward the fitted ones, from 0 to 1.
     """
 
     choices: tuple[FitChoice, ...]
@@ -169,14 +145,10 @@ class RecoveryFigures(Extract):
 
 
 class VocabularyFigures(Figures):
-    """The smaller vocabulary; each `dense_` figure is of the whole one.
+    """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
-    Attributes:
-        tokens: Number of tokens.
-        params: Parameters of the dense model.
-        domains: Length of held-out text, by file or data set.
-        bits_per_byte: Of the dense model on held-out text.
-        mass_lost: Mean of -log of the probability that the dense model gives to kept tokens, in nats per token.
+    `domains` are lengths of held-out text, by file or data set. `mass_lost` is the mean of -log of the probability that
+    the dense model gives to kept tokens, in nats per token.
     """
 
     tokens: int
@@ -220,13 +192,9 @@ class TextFigures(Figures):
 
 
 class ExportFigures(Figures):
-    """The saved model.
+    """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
 
-    Attributes:
-        folder: its folder.
-        custom_code: whether it needs the modelling file beside it.
-        dtype: its element type.
-        whole: whether it has further parts, such as a vision tower, around the language model.
+    With `custom_code`, it needs the modelling file beside it.
     """
 
     folder: str
@@ -246,13 +214,7 @@ class MachineFigures(Figures):
 
 
 class TimeFigures(Figures):
-    """A time limit.
-
-    Attributes:
-        limit: seconds allowed.
-        seconds: seconds used before the report.
-        shortened: what the limit lowered, in words.
-    """
+    """A time limit, the seconds used before the report, and what the limit lowered, in words."""
 
     limit: float
     seconds: float
@@ -263,28 +225,16 @@ class Summary(Figures):
     """A finished run, or a finished recovery.
 
     Attributes:
-        format: of this file.
-        version: of darwinlm.
         model: the original dense model, as the user named it.
         from_pruned: whether the model that was cut had been pruned before, as in later rounds; what `search` and
             `refit` say is then relative to that model.
         budget: None where the model was pruned elsewhere.
         models: what was measured; the last one is the saved model.
-        origin: of the dense model.
-        prompts: that every model continues.
-        allocation: what is left of each block.
         kept: the modules that are never cut, as a clause; empty where every module may be.
         sensitivity: of the modules that could be cut; empty where the database predicts no losses.
-        search: how sizes were chosen; None where that isn't known.
-        refit: None where there was none, or none is known of.
-        recovery: None where there was none.
+        search, refit, recovery: None where there was none, or none is known of.
         vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
-        text: what served which purpose.
-        stages: in order.
         time: None where no limit was given.
-        export: the saved model.
-        machine: that it was measured on.
-        recipe: the whole recipe.
     """
 
     format: Literal[1] = FORMAT

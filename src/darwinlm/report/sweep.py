@@ -16,16 +16,10 @@ HEADINGS = ("model", "parameters", "weights", "KL", "perplexity", "prompt", "dec
 
 
 class SweepRow(Figures):
-    """One model of a sweep.
+    """One model of a sweep, named after its budget; `folder` is that of its run inside the sweep's.
 
-    Attributes:
-        name: dense, or of the budget.
-        folder: of its run inside the sweep's; None for the dense model.
-        budget: None for the dense model.
-        kl: KL(dense ‖ model) in nats per token.
-        tokens_per_second: of a prompt.
-        decode_tokens_per_second: of new text.
-        on_front: whether no model of its size or smaller has less KL.
+    Both are None for the dense model. It is on the front if no model of its size or smaller has less KL(dense ‖ model),
+    in nats per token.
     """
 
     name: str

@@ -31,12 +31,7 @@ TERMINAL_COLUMNS = tuple(
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One model's figures, as they are shown.
-
-    Attributes:
-        cells: one for each of `COLUMNS`.
-        final: whether this is the model that is saved.
-    """
+    """One model's figures as they are shown, a cell for each of `COLUMNS`; `final` for the model that is saved."""
 
     key: str
     cells: tuple[str, ...]

@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
-
-    Attributes:
-        model: Folder of the smaller model.
-        report: Path of the report.
-        summary: Figures of the report, as in summary.json.
-    """
+    """A finished run: the folder of the smaller model, the path of the report, and its figures as in summary.json."""
 
     folder: Path
     model: Path

@@ -18,11 +18,7 @@ CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Attributes:
-        wrong: Difference from the record; None if there is none.
-    """
+    """Result of one check: the difference from the record, or None."""
 
     what: str
     wrong: str | None = None

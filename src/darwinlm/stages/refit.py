@@ -38,12 +38,10 @@ HEAD_TOKENS = 512
 
 @dataclass(frozen=True)
 class Refitted:
-    """Result of the refit.
+    """Result of the refit: a decision for each module.
 
-    Attributes:
-        choices: Decision for each module.
-        record: KL to the dense model on validation text before, after and by interpolation factor; the chosen factor
-            (`strength`).
+    The record holds the KL to the dense model on validation text before, after and by interpolation factor, and the
+    chosen factor (`strength`).
     """
 
     stage: StageFolder

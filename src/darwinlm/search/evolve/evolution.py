@@ -78,10 +78,8 @@ class Guide:
 class Offspring:
     """The children of one generation.
 
-    Attributes:
-        children: New allocations.
-        slopes: First-order losses around the parent, averaged over windows; empty without a guide.
-        window: Window on which the first stage evaluates children; None takes the beginning of the text.
+    Slopes are first-order losses around the parent, averaged over windows; empty without a guide. The first stage
+    evaluates children on the window; None takes the beginning of the text.
     """
 
     children: list[Allocation]

@@ -11,13 +11,9 @@ from darwinlm.search.problem.cost import CostModel, Unit, amount_words
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds on the total cost of the modules.
+    """Bounds on the total cost of the modules; from the lower one on, the budget counts as used.
 
-    Attributes:
-        lower: Minimum cost that counts as using the budget.
-        upper: Maximum cost.
-        unit: Unit of the cost.
-        fixed: Cost of everything that isn't pruned, not included in the bounds.
+    `fixed` is the cost of everything that isn't pruned, not included in the bounds.
     """
 
     lower: int

@@ -19,12 +19,9 @@ from darwinlm.search.problem.space import SearchSpace
 
 @dataclass(frozen=True)
 class Problem:
-    """The search space, the cost of allocations, and the budget.
+    """The search space, the cost of allocations in the unit of the budget, and the budget.
 
-    Attributes:
-        cost: Cost of every level, in the unit of the budget.
-        budget: Bounds on the cost.
-        outside: Number of parameters that aren't pruned.
+    `outside` is the number of parameters that aren't pruned.
     """
 
     space: SearchSpace
