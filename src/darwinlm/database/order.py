@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -107,21 +107,24 @@ def removal_order(
     H: Tensor,
     W: Tensor,
     units: Tensor,
-    *,
-    saliency: Tensor | None = None,
-    block: int = BLOCK,
-    dtype: torch.dtype | None = None,
-    damping: float = DAMPING,
-    name: str = "module",
+    **settings: Any,
 ) -> RemovalOrder:
+    """The order of `Removal`, whose arguments and errors these are, in one step."""
+    return Removal(H, W, units, **settings).run()
+
+
+class Removal:
     """Backward elimination of units: the cheapest is removed first, and the others compensate for it.
+
+    It has two steps, of which the second, long one doesn't need H and W in memory. It holds one float64 matrix [d, d]
+    besides a few rows (two if the loop runs in float64).
 
     The inverse is computed in float64. The loop runs in float32, or in float64 if the largest variance inflation factor
     exceeds `FLOAT32_MAX_INFLATION` or if float32 matrix products have reduced precision. Ties are broken by the lowest
     index, so dead inputs are removed first, by index, at no cost.
 
     Args:
-        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped.
+        H: [d, d] float32 or float64, E[x xᵀ] of the inputs, symmetric, not damped; or consecutive groups of its rows.
         W: [r, d] floating, output projection.
         units: [n, u] integer, columns of every unit; together each of 0..d-1 exactly once.
         saliency: [r, r] floating, symmetric positive semi-definite weight of the output error; None is the identity.
@@ -130,22 +133,9 @@ def removal_order(
         damping: Relative damping of H, see `damp`.
         name: Name of the module, for messages.
 
-    Returns:
-        The order and the cost of every step, on the device of H.
-
     Raises:
         NumericsError: H, W or the saliency isn't finite, H isn't a second moment, or precision ran out.
         ValueError: Shapes don't agree or units don't cover the columns.
-    """
-    return Removal(H, W, units, saliency=saliency, block=block, dtype=dtype, damping=damping, name=name).run()
-
-
-class Removal:
-    """`removal_order` in two steps; the second, long one doesn't need H and W in memory.
-
-    It holds one float64 matrix [d, d] besides a few rows (two if the loop runs in float64).
-
-    Arguments and errors: see `removal_order`. H may also be an iterable of consecutive groups of its rows.
     """
 
     def __init__(

@@ -21,12 +21,7 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of the runs.
-
-    Attributes:
-        prompt: Tokens per second in one forward pass over a prompt.
-        decode: Tokens per second in greedy decoding of one sequence after it.
-    """
+    """Medians of the runs, in tokens per second: of a prompt in one forward pass, and of greedy decoding after it."""
 
     prompt: float
     decode: float

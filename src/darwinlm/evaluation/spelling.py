@@ -17,10 +17,8 @@ from darwinlm.figures import Spelling
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:
     """Compare two tokenizers on texts.
 
-    `rows` holds the number in `dense` of every token of `small`.
-
-    Raises:
-        CheckpointError: They number other tokens, spell different texts, or kept tokens in different ways.
+    `rows` holds the number in `dense` of every token of `small`. Raises CheckpointError if they number other tokens,
+    spell different texts, or kept tokens in different ways.
     """
     names = small.convert_ids_to_tokens(range(len(rows)))
     if names != dense.convert_ids_to_tokens(rows) or len(small.get_vocab()) != len(rows):

@@ -49,13 +49,7 @@ def pruned_classes(
 def pruned_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
     """Define and register classes with further parts around a language model.
 
-    Args:
-        prefix: Prefix of the class names, "Gemma3".
-        module: Their package in `transformers.models`, "gemma3".
-        text: The language model's classes, from `pruned_classes`.
-
-    Returns:
-        The configuration and the model.
+    Arguments and results are those of `modeling_darwinlm.define_whole`.
     """
     config, model = define_whole(prefix, module, text)
     AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
