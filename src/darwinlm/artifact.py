@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from darwinlm.errors import ArtifactError, StorageError, storage_error
+from darwinlm.errors import ArtifactError, ModelError, StorageError, storage_error
 from darwinlm.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
+MARKER = "darwinlm.json"
 STAGES = "stages"
-"""Folder of the stages in a run's output folder."""
+"""The file that marks a run's output folder, and the folder of the stages in it."""
 ARTIFACT_BYTES = 1 << 30
 """Largest JSON file of a stage: the hashes of thirty million documents."""
 
@@ -135,6 +136,20 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
         f"{path} is damaged ({reason}): delete the folder {folder} and rerun the same command, or the one that "
         "created the folder; that stage is then redone"
     )
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a model, which is `folder` itself unless that is a run's output folder.
+
+    Raises ModelError if the run isn't finished.
+    """
+    if not (folder / MARKER).is_file():
+        return folder
+    if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
+        raise ModelError(
+            f"the run in {folder} isn't finished: it holds no exported model yet. Rerun its command to resume it"
+        )
+    return folder / "model"
 
 
 def manifest_files(folder: Path) -> dict[str, str]:

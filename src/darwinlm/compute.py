@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from darwinlm import parallel
@@ -58,6 +60,13 @@ def _check_other(device: torch.device) -> None:
         raise RecipeError(f"compute.device: '{device}' can't be used here ({first_line(error)}); use auto") from error
     if not usable:
         raise RecipeError(f"compute.device: '{device}' can't compute; use auto, cpu or cuda")
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def fast_dtype(device: torch.device) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from darwinlm.artifact import model_folder
 from darwinlm.errors import ExportError, ModelError, first_line
 
-MARKER = "darwinlm.json"
 CARD = "README.md"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -105,10 +105,9 @@ def publish(upload: Upload, say: Callable[[str], None] = lambda message: None) -
 def _model_folder(source: Path) -> Path:
     if not source.is_dir():
         raise ModelError(f"there is no folder '{source}': give the output folder of a run, or the folder of a model")
-    is_run = (source / MARKER).is_file()
-    if is_run and not ((source / "summary.json").is_file() and (source / "model" / "config.json").is_file()):
+    folder = model_folder(source)
+    if folder != source and not (source / "summary.json").is_file():
         raise ModelError(f"the run in {source} isn't finished: rerun its command, which resumes it")
-    folder = source / "model" if is_run else source
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{source} is no model: it holds no config.json with safetensors beside it")
     return folder

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import write_json
+from darwinlm.artifact import MARKER, write_json
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import Recipe
-from darwinlm.run import MARKER, Run
+from darwinlm.run import Run
 from darwinlm.surgery.stitch import block_parameters
 
 FOLDER = "rounds"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darwinlm import __version__, parallel
-from darwinlm.artifact import KEY, STAGES, StageFolder, read_json, stage_version, write_json
+from darwinlm.artifact import KEY, MARKER, STAGES, StageFolder, read_json, stage_version, write_json
 from darwinlm.compute import DTYPES, resolve_device, settled
 from darwinlm.console import Reporter
 from darwinlm.errors import ArtifactError, DarwinLMError, DeviceMemoryError, RecipeError
@@ -26,7 +26,6 @@ from darwinlm.recipe import Recipe
 if TYPE_CHECKING:
     from darwinlm.report.summary import TimeFigures
 
-MARKER = "darwinlm.json"
 OF_SWEEP = frozenset({"source", "vocabulary", "vocabulary_teacher", "text", "latency", "saliency", "database"})
 """Stages shared by runs with different budgets."""
 

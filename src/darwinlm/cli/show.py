@@ -39,13 +39,15 @@ def show(
 
 def _summary_of(run: Path) -> Path:
     """Path of the run's summary. Raises ArtifactError if there is none."""
+    from darwinlm.artifact import MARKER
+
     path = run / "summary.json"
     if path.is_file():
         return path
     if (run / "sweep.json").is_file():
         each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
-    if (run / "darwinlm.json").is_file():
+    if (run / MARKER).is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
             f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"

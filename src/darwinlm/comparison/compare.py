@@ -229,7 +229,7 @@ def _add(
 ) -> ComparisonRecord:
     """Measure a row's model and write the table so far."""
     measured = _measure(run, name, checkpoint, texts)
-    scores = _suite(run, name, checkpoint, comparison) if comparison.suite else []
+    scores = _suite(run, name, checkpoint, comparison, comparison.suite) if comparison.suite else []
     row = {"method": name, **facts, **measured, "tasks": harness.as_json(scores)}
     compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(row))})
     if parallel.is_main():
@@ -266,39 +266,35 @@ def _measure(run: Run, name: str, checkpoint: Checkpoint, texts: Mapping[str, To
     return measured
 
 
-def _suite(run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest) -> list[harness.TaskScore]:
-    assert comparison.suite is not None
+def _suite(
+    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, suite: str
+) -> list[harness.TaskScore]:
+    """Scores from the file of an earlier run, completed by the missing ones."""
     key = {
         "model": checkpoint.digest,
-        "suite": comparison.suite,
+        "suite": suite,
         "data": None if comparison.data_dir is None else str(comparison.data_dir.absolute()),
         "limit": comparison.limit,
         "arithmetic": run.arithmetic,
     }
     file = run.folder / "suites" / f"{name}_{digest_of(key)[:12]}.json"
+    scores: list[harness.TaskScore] = []
     with parallel.main_first():
-        scores = _scored(run, name, checkpoint, comparison, file) if parallel.is_main() else []
+        if parallel.is_main():
+            before, wanted = harness.from_json(read_json(file)) if file.exists() else {}, parse_suite(suite)
+            if all(one.task in before and not before[one.task].error for one in wanted):
+                scores = [before[one.task] for one in wanted]
+            else:
+                model = checkpoint.load(run.dtype, run.device)
+                with run.reporter.stage(f"suite {name}"):
+                    scores = harness.run_suite(
+                        model,
+                        run.checkpoint.tokenizer(),
+                        wanted,
+                        data_dir=comparison.data_dir,
+                        limit=comparison.limit,
+                        done=before,
+                        save=lambda previous: write_json(file, harness.as_json(previous)),
+                        progress=run.reporter.advance,
+                    )
     return parallel.broadcast(scores)
-
-
-def _scored(
-    run: Run, name: str, checkpoint: Checkpoint, comparison: ComparisonRequest, file: Path
-) -> list[harness.TaskScore]:
-    """Scores from the file of an earlier run, completed by the missing ones."""
-    assert comparison.suite is not None
-    before = harness.from_json(read_json(file)) if file.exists() else {}
-    wanted = parse_suite(comparison.suite)
-    if all(one.task in before and not before[one.task].error for one in wanted):
-        return [before[one.task] for one in wanted]
-    model = checkpoint.load(run.dtype, run.device)
-    with run.reporter.stage(f"suite {name}"):
-        return harness.run_suite(
-            model,
-            run.checkpoint.tokenizer(),
-            wanted,
-            data_dir=comparison.data_dir,
-            limit=comparison.limit,
-            done=before,
-            save=lambda previous: write_json(file, harness.as_json(previous)),
-            progress=run.reporter.advance,
-        )

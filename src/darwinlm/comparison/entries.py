@@ -59,20 +59,20 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
     known = [*BASELINES, OURS, *variants]
     if not items:
         raise RecipeError(f"--methods is empty: give all, or some of {', '.join(known)}")
-    rows = tuple(_parse_row(item, known) for item in items)
+    rows = []
+    for item in items:
+        base, *steps = (part.strip() for part in item.split("+"))
+        if base not in known:
+            hint = suggestion(base, known, f"known are {', '.join(known)}")
+            raise RecipeError(f"--methods: there is no method '{base}': {hint}")
+        if steps != [step for step in STEPS if step in steps]:
+            raise RecipeError(
+                f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'"
+            )
+        rows.append(MethodRow(base, tuple(steps)))
     if len(set(rows)) < len(rows):
         raise RecipeError(f"--methods names one twice: {', '.join(row.name for row in rows)}")
-    return rows
-
-
-def _parse_row(item: str, known: Sequence[str]) -> MethodRow:
-    base, *steps = (part.strip() for part in item.split("+"))
-    if base not in known:
-        hint = suggestion(base, known, f"known are {', '.join(known)}")
-        raise RecipeError(f"--methods: there is no method '{base}': {hint}")
-    if tuple(steps) != tuple(step for step in STEPS if step in steps):
-        raise RecipeError(f"--methods: a method may be followed by +refit, +recovery or +refit+recovery, not '{item}'")
-    return MethodRow(base, tuple(steps))
+    return tuple(rows)
 
 
 def parse_named(option: str, items: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -153,16 +153,14 @@ class DatabaseReader:
                 packed = stream.get_tensor(f"{kind}.factor")
             stored = _Stored(packed, self._dense_weight(block, kind))
             self.reads += 1
-            if self.device.type != "cpu" and not self._factors.has_room(self._device_bytes(block, kind)):
+            shape = self.shape(block, kind)
+            # Bytes of the factor and the target on the device.
+            size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
+            if self.device.type != "cpu" and not self._factors.has_room(size):
                 if self.device.type == "cuda":
                     stored = _Stored(stored.packed.pin_memory(), stored.W.pin_memory())
                 self._stored.put((block, kind), stored)
         return stored
-
-    def _device_bytes(self, block: int, kind: ModuleKind) -> int:
-        """Bytes of a module's factor and target on the device."""
-        shape = self.shape(block, kind)
-        return 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
 
     def _curve(self, block: int, kind: ModuleKind, variant: int) -> tuple[Tensor, Tensor]:
         """Columns [p] int64 and errors [p + 1] float64 of a variant, with a first dimension for experts."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from darwinlm.compute import now
 from darwinlm.database.kept import kept_groups
 from darwinlm.database.levels import Level
 from darwinlm.families.checkpoint import Checkpoint
@@ -99,7 +99,9 @@ class ModelTimer:
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                module.register_parameter(name, nn.Parameter(self._filled(parameter), requires_grad=False))
+                values = self._noise.repeat(-(-parameter.numel() // len(self._noise)))[: parameter.numel()]
+                filled = values.view(parameter.shape).clone()
+                module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.is_meta:  # a saved one, such as a factor or a router's correction
                     module.register_buffer(name, torch.ones_like(buffer, device="cpu"))
@@ -113,17 +115,13 @@ class ModelTimer:
             _, query_groups = kept_groups(shape, level, torch.arange(level.width))
         return layer_overrides(self.checkpoint.family, shape, level, query_groups)
 
-    def _filled(self, parameter: torch.Tensor) -> torch.Tensor:
-        times = -(-parameter.numel() // len(self._noise))
-        return self._noise.repeat(times)[: parameter.numel()].view(parameter.shape).clone()
-
     @torch.inference_mode()
     def seconds(self, model: Any) -> float:
         """Time of one pass: the prompt, and the generated tokens."""
         prompt = max(self.request.prefill, 1)
-        begun = self._now()
+        begun = now(self.device)
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
-        total = self._now() - begun if self.request.prefill else 0.0
+        total = now(self.device) - begun if self.request.prefill else 0.0
         if not self.request.decode:
             return total
         graphed = self._graph_of(model)
@@ -137,9 +135,9 @@ class ModelTimer:
             step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
         steps = []
         for _ in range(min(DECODE_STEPS, self.request.decode)):
-            begun = self._now()
+            begun = now(self.device)
             step()
-            steps.append(self._now() - begun)
+            steps.append(now(self.device) - begun)
         return total + self.request.decode * statistics.median(steps)
 
     def _graph_of(self, model: Any) -> GraphedDecoding | None:
@@ -153,11 +151,6 @@ class ModelTimer:
                 self.graphs = False
                 self._graphed.clear()
         return self._graphed[id(model)] if self.graphs else None
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 def steady(ratios: Sequence[float]) -> bool:

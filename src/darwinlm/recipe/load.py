@@ -58,9 +58,7 @@ def load_recipe(
         RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
             or the budget has several values (see `load_recipes`).
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = read_yaml(find_recipe(path))
+    tree = read_yaml(find_recipe(path)) if path is not None else {}
     return _complete(tree, str(path) if path else "the options", assignments, overrides or {})
 
 

@@ -75,11 +75,6 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-def _head_weights(model: Any) -> list[Tensor]:
-    """The trained weights between the last residual stream and the logits, including a tied embedding."""
-    return [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
-
-
 def decoder_of(model: Any) -> nn.Module:
     """The model without its head."""
     decoder: nn.Module = getattr(model, model.base_model_prefix)
@@ -133,7 +128,9 @@ def batch_loss(model: Any, teacher: Any, tokens: Tensor, dense: Dense | None, ob
         reference = None if flat is None else flat[rows]
         return _chunk_loss(model, teacher, part, reference, following[rows], objective, counts)
 
-    return chunked_loss(loss_of, hidden, _head_weights(model), objective.chunk, again=objective.again)
+    # The trained weights between the last residual stream and the logits, including a tied embedding.
+    head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+    return chunked_loss(loss_of, hidden, head, objective.chunk, again=objective.again)
 
 
 def _chunk_loss(

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 
 from darwinlm import __version__
+from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
-from darwinlm.errors import ModelError, RecipeError
+from darwinlm.errors import RecipeError
 from darwinlm.export.hf import check_saved, is_custom, save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.origin import Origin, origin_of
 from darwinlm.figures import ModelKey
 from darwinlm.recipe import Recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
-from darwinlm.run import MARKER, Run
+from darwinlm.run import Run
 from darwinlm.runs.prune import resolve
 from darwinlm.stages.evaluate import FIGURES, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
@@ -63,10 +64,8 @@ def recover(
         DarwinLMError: The input is wrong; see `darwinlm.errors`.
     """
     folder = Path(model).expanduser()
-    of_a_run = (folder / MARKER).is_file()
-    small = folder / "model" if of_a_run else folder
-    if of_a_run and not small.is_dir():
-        raise ModelError(f"{folder} holds no finished model: rerun the same `darwinlm prune` command to finish it")
+    small = model_folder(folder)
+    of_a_run = small != folder
     summary = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darwinlm.artifact import KEY, MANIFEST, STAGES, StageFolder, digest_of, file_digest, read_json, read_record
+from darwinlm.artifact import KEY, MANIFEST, MARKER, STAGES, StageFolder, digest_of, file_digest, read_json, read_record
 from darwinlm.errors import ArtifactError, DarwinLMError
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.run import MARKER
 
 CHAIN = {"stitched": "stitch", "refit": "refit", "recover": "recover"}
 """Fields of the export's key, and the stages whose digests they hold."""

@@ -21,7 +21,6 @@ from darwinlm.calibration.stream import BlockStream
 from darwinlm.data import TokenBlocks
 from darwinlm.evaluation.divergence import DenseDistribution
 from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.figures import FitChoice
 from darwinlm.run import Run
 from darwinlm.stages.database import stream_of
 from darwinlm.stages.stitch import Stitched
@@ -110,9 +109,16 @@ def refit_stage(run: Run, texts: Texts, stitched: Stitched) -> Refitted | None:
                 run_through(between, partial(_interpolated, stage.folder, stitched.checkpoint, strength=strength))
                 losses[strength] = stream_divergences(validation.dense, [between])[0]
             summed_up = _record(losses)
+            fitted = sum(choice.ridge is not None for choice in choices)
+            improved = summed_up["kept"] == "refit"
+            far = f", interpolation {summed_up['strength']:.0%}" if improved else ""
+            run.reporter.say(
+                f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
+                f"{summed_up['kl_before']:.3f} -> {summed_up['kl_after']:.3f}"
+                + ("" if improved else ": no improvement, so the stitched weights are kept")
+            )
             write_json(stage.folder / "choices.json", [asdict(choice) for choice in choices])
             write_json(stage.folder / RECORD, summed_up)
-            _tell(run, choices, summed_up)
         decisions, record = read_json(stage.folder / "choices.json"), read_json(stage.folder / RECORD)
     return Refitted(stage, decisions, record)
 
@@ -175,13 +181,3 @@ def _record(losses: dict[float, float]) -> dict[str, Any]:
         "kl_after": min(loss for each, loss in losses.items() if each > 0),
         "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
     }
-
-
-def _tell(run: Run, choices: list[FitChoice], record: dict[str, Any]) -> None:
-    fitted = sum(choice.ridge is not None for choice in choices)
-    far = f", interpolation {record['strength']:.0%}" if record["kept"] == "refit" else ""
-    kept = "" if record["kept"] == "refit" else ": no improvement, so the stitched weights are kept"
-    run.reporter.say(
-        f"refit: {fitted} of {len(choices)} modules fitted{far}; KL on validation text "
-        f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}{kept}"
-    )
