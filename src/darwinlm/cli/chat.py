@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, DeviceOption, DtypeOption, RemoteCode, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 from darwinlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def chat(
         float, typer.Option("--repetition-penalty", help="Above 1, the model repeats itself less.")
     ] = 1.1,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    allow_remote_code: RemoteCode = False,
+    device: arguments.Device = "auto",
+    dtype: arguments.Dtype = "auto",
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
     from darwinlm.chat import AnswerSettings, Conversation

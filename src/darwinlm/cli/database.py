@@ -8,19 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from darwinlm import tables
-from darwinlm.cli import terminal
-from darwinlm.cli.app import (
-    LOOK,
-    SHRINK,
-    JsonOption,
-    ModelArgument,
-    OutOption,
-    RecipeOption,
-    RemoteCode,
-    SetOption,
-    TextOption,
-    command,
-)
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, SHRINK, command
 
 SHARES = {92: (0.9, 0.75, 0.5, 0.25, 0.1), 76: (0.75, 0.5, 0.25), 0: (0.5,)}
 """Shares of the columns in the table, by the terminal's minimum width."""
@@ -32,12 +21,12 @@ POINTS = 100
 
 @command(SHRINK, "darwinlm database MODEL --text TEXT --out runs/database")
 def database(
-    model: ModelArgument = None,
-    out: OutOption = Path("runs/database"),
-    text: TextOption = None,
-    recipe: RecipeOption = None,
-    assignments: SetOption = None,
-    allow_remote_code: RemoteCode = False,
+    model: arguments.Model = None,
+    out: arguments.Out = Path("runs/database"),
+    text: arguments.Text = None,
+    recipe: arguments.RecipeFile = None,
+    assignments: arguments.Set = None,
+    allow_remote_code: arguments.RemoteCode = False,
 ) -> None:
     """Build the pruning database alone; `darwinlm prune --database OUT` then reuses it for any budget."""
     from darwinlm.pipeline import run_stages
@@ -61,7 +50,7 @@ def database(
 )
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A database, or the run that built it.", show_default=False)],
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
     page: Annotated[
         Path | None,
         typer.Option("--html", help="Write a page with predicted losses of all sizes.", show_default=False),

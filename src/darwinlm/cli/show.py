@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from darwinlm.cli import terminal
-from darwinlm.cli.app import LOOK, JsonOption, command
+from darwinlm.cli import arguments, terminal
+from darwinlm.cli.app import LOOK, command
 from darwinlm.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LONGEST_BAR, SHORTEST_BAR = 24, 4
 @command(LOOK, "darwinlm show runs/half", "darwinlm show runs/half --json")
 def show(
     run: Annotated[Path, typer.Argument(help="Output folder of prune or recover.", show_default=False)],
-    as_json: JsonOption = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """Show the kept part of every block, the loss, and next steps."""
     from darwinlm.report.summary import read_summary
