@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from darwinlm.calibration.transfers import Arriving, Mover, arrived, pinned_bytes, pinned_like
+from darwinlm.calibration.transfers import Arriving, Mover, pinned_bytes, pinned_like
 from darwinlm.errors import storage_error
 from darwinlm.memory import free_bytes, free_host_bytes
 
@@ -118,10 +118,10 @@ class HiddenStates(Sequence[Tensor]):
             return self._held[index].to(self._device, copy=True)
         ahead, self._ahead = self._ahead, None
         coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
-        arrived_batch = arrived(coming)
+        batch = self._mover.take(coming)
         if index + 1 < len(self):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
-        return arrived_batch
+        return batch
 
     def __setitem__(self, index: int, batch: Tensor) -> None:
         index = range(len(self))[index]

@@ -20,19 +20,8 @@ SLAB = 1 << 28
 """Most bytes of one piece of a `HostCopy`."""
 
 
-class Arriving:
-    """A tensor that is being copied to the device."""
-
-    def __init__(self, tensor: Tensor, copied: torch.cuda.Event) -> None:
-        self._tensor = tensor
-        self._copied = copied
-
-    def take(self) -> Tensor:
-        """The tensor; later work of the current stream waits for the copy."""
-        stream = torch.cuda.current_stream(self._tensor.device)
-        stream.wait_event(self._copied)
-        self._tensor.record_stream(stream)
-        return self._tensor
+Arriving = tuple[Tensor, torch.cuda.Event]
+"""A tensor that is being copied to the device, and the event of its arrival."""
 
 
 class Mover:
@@ -47,6 +36,14 @@ class Mover:
     def fetch(self, host: Tensor) -> Arriving | Future[Arriving]:
         """Begin to copy a batch to the device."""
         return self._up(host) if self._thread is None else self._thread.submit(self._read, host)
+
+    def take(self, coming: Arriving | Future[Arriving]) -> Tensor:
+        """The batch of a copy that `fetch` began; later work of the current stream waits for it."""
+        tensor, copied = coming.result() if isinstance(coming, Future) else coming
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(copied)
+        tensor.record_stream(stream)
+        return tensor
 
     def store(self, batch: Tensor, host: Tensor) -> None:
         """Begin to copy a batch to its place on the host; the caller may release it at once."""
@@ -63,7 +60,7 @@ class Mover:
     def _up(self, host: Tensor) -> Arriving:
         with torch.cuda.stream(self._stream):
             tensor = host.to(self._device, non_blocking=True, copy=True)
-            return Arriving(tensor, self._stream.record_event())
+            return tensor, self._stream.record_event()
 
     def _down(self, batch: Tensor, host: Tensor) -> torch.cuda.Event:
         with torch.cuda.stream(self._stream):
@@ -88,11 +85,6 @@ def pinned_like(tensor: Tensor) -> Tensor:
 def pinned_bytes(size: int) -> int:
     """Bytes that PyTorch's allocator of pinned memory uses for `size` bytes; it rounds up to a power of two."""
     return 1 << (size - 1).bit_length() if size else 0
-
-
-def arrived(coming: Arriving | Future[Arriving]) -> Tensor:
-    """The batch of a copy that `Mover.fetch` began."""
-    return (coming.result() if isinstance(coming, Future) else coming).take()
 
 
 class HostCopy:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from darwinlm import __version__
 from darwinlm.artifact import model_folder
 from darwinlm.compute import saved_dtype
 from darwinlm.console import Reporter
@@ -24,7 +23,7 @@ from darwinlm.runs.prune import resolve
 from darwinlm.stages.evaluate import FIGURES, measure_models, read_figures, save_figures
 from darwinlm.stages.export import Exported
 from darwinlm.stages.recover import Recovered, check_recovery, recover_model
-from darwinlm.stages.report import allocation_figures, export_figures, machine_figures, text_figures, write_report
+from darwinlm.stages.report import summary_of, write_report
 from darwinlm.stages.text import Texts, text_stage
 from darwinlm.stages.vocabulary import with_vocabulary_of
 from darwinlm.surgery.stitch import as_dtype
@@ -119,25 +118,12 @@ def _finish(run: Run, texts: Texts, student: Checkpoint, recovered: Recovered, m
         measured = read_figures(stage.folder / FIGURES)
     saved = Checkpoint.open(target)
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (run.teacher, saved))
-    summary = Summary(
-        version=__version__,
-        model=run.teacher.source,
-        from_pruned=made is not None and made.from_pruned,
-        budget=made.budget if made is not None else None,
-        models=measured,
-        # What the dense model doesn't say of itself, the smaller one may.
-        origin=Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()}),
-        prompts=run.recipe.evaluation.prompts,
-        allocation=allocation_figures(run.teacher, saved),
-        search=made.search if made is not None else None,
-        refit=made.refit if made is not None else None,
-        recovery=RecoveryFigures.model_validate(recovered.record),
-        vocabulary=made.vocabulary if made is not None else None,
-        text=text_figures(run, texts),
-        stages=tuple(run.timings),
-        export=export_figures(Exported(target, dtype, is_custom(saved.config), saved.digest)),
-        machine=machine_figures(run),
-        recipe=run.recipe.model_dump(mode="json"),
-    )
+    # What the dense model doesn't say of itself, the smaller one may.
+    origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
+    recovery = RecoveryFigures.model_validate(recovered.record)
+    of_the_run = ("from_pruned", "budget", "search", "refit", "vocabulary")
+    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
+    exported = Exported(target, dtype, is_custom(saved.config), saved.digest)
+    summary = summary_of(run, texts, exported, measured, origin=origin, recovery=recovery, **pruning)
     write_report(run.folder, target, summary)
     return summary
